@@ -1,0 +1,393 @@
+//! The foreign programs: three generations of containerd, runc, protoc and tools, kept under `target/parts`.
+//!
+//! Each part is made in a folder of its own and moved into place whole, under a lock, so any number of test processes
+//! may ask for the same part at once. Nothing is installed on the machine and nothing of it is changed.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+
+use crate::debian::{self, Archive};
+use crate::{is_root, note, on_path, output_of, workspace};
+
+/// The environment variable that makes a missing containerd a failure instead of something left out.
+pub const REQUIRE_CONTAINERD: &str = "AIRGAPD_REQUIRE_CONTAINERD";
+
+/// The suite whose runc and busybox run on every Debian from its release on.
+const OLDEST_SUITE: &str = "bookworm";
+
+/// A generation of containerd that clusters run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Generation {
+    /// 1.6, Debian bookworm's.
+    V1_6,
+    /// 1.7, Debian trixie's.
+    V1_7,
+    /// 2.x, Debian forky's.
+    V2,
+}
+
+impl Generation {
+    /// All generations, oldest first.
+    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2];
+
+    /// The Debian suite whose containerd is of this generation.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Self::V1_6 => "bookworm",
+            Self::V1_7 => "trixie",
+            Self::V2 => "forky",
+        }
+    }
+
+    /// The generation of a version such as `1.7.24`, if it is one we know.
+    pub fn of_version(version: &str) -> Option<Self> {
+        let mut numbers = version.trim_start_matches('v').split('.');
+        match (numbers.next()?, numbers.next()?) {
+            ("1", "6") => Some(Self::V1_6),
+            ("1", "7") => Some(Self::V1_7),
+            ("2", _) => Some(Self::V2),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_6 => "1.6",
+            Self::V1_7 => "1.7",
+            Self::V2 => "2",
+        })
+    }
+}
+
+impl FromStr for Generation {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|generation| generation.to_string() == text)
+            .with_context(|| format!("`{text}` is no generation of containerd: it is one of 1.6, 1.7 and 2"))
+    }
+}
+
+/// Where the programs of one containerd are.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Which generation this is.
+    pub generation: Generation,
+    /// The version as the program gives it, `2.1.9+unknown` for instance.
+    pub version: String,
+    /// The daemon.
+    pub containerd: PathBuf,
+    /// Its command line client, of the same version.
+    pub ctr: PathBuf,
+    /// The folder with `containerd-shim-runc-v2`.
+    pub shims: PathBuf,
+    /// The container runtime, shared by all generations.
+    pub runc: PathBuf,
+}
+
+/// The generations that tests can run on this machine, oldest first.
+///
+/// All three as root on Debian, or when `AIRGAPD_REQUIRE_CONTAINERD` is set (what is missing then fails where it is
+/// used). Otherwise the one on the `PATH`, if we are root, or none; what is left out is said on standard error.
+pub fn generations() -> Vec<Generation> {
+    if std::env::var_os(REQUIRE_CONTAINERD).is_some() || (is_root() && debian::codename().is_some()) {
+        return Generation::ALL.to_vec();
+    }
+    if !is_root() {
+        note("left out: tests on real containerds, which only root can start");
+        return Vec::new();
+    }
+    let found: Vec<_> = Generation::ALL
+        .into_iter()
+        .filter(|generation| installed(*generation).is_some())
+        .collect();
+    note(&format!(
+        "this is no Debian: of three containerds, only {} on the PATH is tested",
+        found
+            .first()
+            .map_or_else(|| "none".to_owned(), ToString::to_string)
+    ));
+    found
+}
+
+/// The programs of one generation, fetched and unpacked if they are not here yet (some 30 MB, a few seconds).
+///
+/// # Errors
+///
+/// When this machine is neither a Debian nor has a containerd of that generation on its `PATH`, or when the package
+/// cannot be fetched.
+pub fn containerd_parts(generation: Generation) -> Result<Parts> {
+    if debian::codename().is_none() {
+        return installed(generation).with_context(|| {
+            format!("no containerd {generation}: this machine is not a Debian, and its PATH has no such containerd")
+        });
+    }
+    let suite = generation.suite();
+    let folder = provide(&format!("containerd-{suite}"), |folder| {
+        note(&format!("fetching containerd {generation} from Debian {suite}"));
+        Archive::open(suite)?.unpack("containerd", folder)
+    })
+    .with_context(|| format!("cannot provide containerd {generation}"))?;
+    parts_in(&folder.join("usr/bin"), generation)
+}
+
+fn installed(generation: Generation) -> Option<Parts> {
+    let containerd = on_path("containerd")?;
+    let parts = parts_in(containerd.parent()?, generation).ok()?;
+    (Generation::of_version(&parts.version) == Some(generation)).then_some(parts)
+}
+
+fn parts_in(bin: &Path, generation: Generation) -> Result<Parts> {
+    let containerd = bin.join("containerd");
+    let answer = output_of(Command::new(&containerd).arg("--version"))?;
+    let version =
+        version_in(&answer).with_context(|| format!("containerd's version is unreadable: {answer}"))?;
+    Ok(Parts {
+        generation,
+        version: version.to_owned(),
+        ctr: bin.join("ctr"),
+        shims: bin.to_owned(),
+        runc: runc()?,
+        containerd,
+    })
+}
+
+/// The version in what `containerd --version` prints: `containerd <module> <version> <revision>`.
+fn version_in(answer: &str) -> Option<&str> {
+    answer
+        .split_whitespace()
+        .nth(2)
+        .filter(|word| word.starts_with(|first: char| first.is_ascii_digit() || first == 'v'))
+}
+
+/// The machine's own runc, else bookworm's, whose libraries every Debian with apt has.
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn runc() -> Result<PathBuf> {
+    if let Some(runc) = on_path("runc") {
+        return Ok(runc);
+    }
+    let folder = provide("runc", |folder| {
+        note("fetching runc from Debian");
+        Archive::open(OLDEST_SUITE)?.unpack("runc", folder)
+    })?;
+    let runc = folder.join("usr/sbin/runc");
+    output_of(Command::new(&runc).arg("--version"))
+        .context("the unpacked runc does not run on this machine")?;
+    Ok(runc)
+}
+
+/// A statically linked busybox for this machine's architecture, to put into a container image.
+///
+/// # Errors
+///
+/// When it cannot be fetched.
+pub fn busybox() -> Result<PathBuf> {
+    let folder = provide("busybox", |folder| {
+        note("fetching busybox from Debian");
+        Archive::open(OLDEST_SUITE)?.unpack("busybox-static", folder)
+    })
+    .context("cannot provide busybox")?;
+    ["bin/busybox", "usr/bin/busybox"]
+        .map(|path| folder.join(path))
+        .into_iter()
+        .find(|path| path.is_file())
+        .context("the package has no busybox")
+}
+
+/// The protobuf compiler, with the well-known types beside it: `PROTOC`'s, the machine's own, or a private one.
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn protoc() -> Result<PathBuf> {
+    if let Some(protoc) = std::env::var_os("PROTOC") {
+        return Ok(protoc.into());
+    }
+    // Debian has the well-known types in a package of their own; a protoc without them is of no use.
+    let complete = |protoc: &PathBuf| {
+        protoc
+            .ancestors()
+            .nth(2)
+            .is_some_and(|prefix| prefix.join("include/google/protobuf/any.proto").is_file())
+    };
+    if let Some(protoc) = on_path("protoc").filter(complete) {
+        return Ok(protoc);
+    }
+    private_program("protoc", &["protobuf-compiler", "libprotobuf-dev"])
+}
+
+/// A program that some tests use: the one on the `PATH`, or a private one from the Debian package of that name.
+///
+/// A private skopeo finds no policy file: give it `--insecure-policy`.
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    match on_path(name) {
+        Some(program) => Ok(program),
+        None => private_program(name, &[name]),
+    }
+}
+
+/// Unpacks packages and what they need, and puts a script before the program that lets it find its libraries.
+fn private_program(program: &str, packages: &[&str]) -> Result<PathBuf> {
+    let folder = provide(program, |folder| {
+        let codename =
+            debian::codename().context("this machine is not a Debian, so it has to be installed by hand")?;
+        note(&format!("fetching {} from Debian", packages.join(", ")));
+        Archive::open(&codename)?.unpack_with_dependencies(packages, folder)?;
+        write_wrapper(folder, program)
+    })
+    .with_context(|| format!("cannot provide {program}"))?;
+    Ok(folder.join(program))
+}
+
+fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
+    if !folder.join("usr/bin").join(program).is_file() {
+        bail!("the packages have no {program}");
+    }
+    let script = format!(
+        "#!/bin/sh\n\
+         here=$(dirname \"$(readlink -f \"$0\")\")\n\
+         for folder in \"$here\"/usr/lib/*-linux-* \"$here\"/lib/*-linux-* \"$here\"/usr/lib; do\n\
+         \tLD_LIBRARY_PATH=\"${{LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}}$folder\"\n\
+         done\n\
+         export LD_LIBRARY_PATH\n\
+         exec \"$here/usr/bin/{program}\" \"$@\"\n"
+    );
+    let path = folder.join(program);
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// The folder of one part: as it is, or made by `build` in an empty folder and moved into place when whole.
+///
+/// Safe for several processes at once; one that dies leaves nothing that another would take for the part.
+fn provide(name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    provide_in(&workspace().join("target/parts"), name, build)
+}
+
+fn provide_in(home: &Path, name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let folder = home.join(name);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    fs::create_dir_all(home)?;
+    let lock = File::create(home.join(format!(".{name}.lock")))?;
+    lock.lock()
+        .with_context(|| format!("cannot lock {}", home.display()))?;
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let unfinished = home.join(format!(".{name}.unfinished"));
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    fs::create_dir(&unfinished)?;
+    build(&unfinished)?;
+    fs::rename(&unfinished, &folder)?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_third_word_whatever_the_module_path() {
+        let table = [
+            (
+                "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u1",
+                Some("1.6.20~ds1"),
+            ),
+            (
+                "containerd github.com/containerd/containerd/v2 2.1.9+unknown \n",
+                Some("2.1.9+unknown"),
+            ),
+            ("containerd containerd.io v1.7.24 abc", Some("v1.7.24")),
+            ("containerd: unknown flag", None),
+            ("", None),
+        ];
+        for (answer, expected) in table {
+            assert_eq!(version_in(answer), expected, "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_version_belongs_to_the_generation_of_its_first_numbers() {
+        let table = [
+            ("1.6.20~ds1", Some(Generation::V1_6)),
+            ("v1.7.24", Some(Generation::V1_7)),
+            ("2.1.9+unknown", Some(Generation::V2)),
+            ("2.0.0-rc.1", Some(Generation::V2)),
+            ("1.5.9", None),
+            ("1.60.0", None),
+            ("20.1", None),
+            ("2", None),
+            ("", None),
+        ];
+        for (version, expected) in table {
+            assert_eq!(Generation::of_version(version), expected, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_generation_is_read_as_it_is_written() {
+        for generation in Generation::ALL {
+            assert_eq!(generation.to_string().parse::<Generation>().unwrap(), generation);
+        }
+        let error = "3".parse::<Generation>().unwrap_err().to_string();
+        assert!(error.contains("`3`") && error.contains("1.7"), "{error}");
+    }
+
+    #[test]
+    fn a_part_that_many_ask_for_is_made_once() {
+        let home = tempfile::tempdir().unwrap();
+        let made = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let folder = provide_in(home.path(), "part", |folder| {
+                        made.fetch_add(1, Ordering::SeqCst);
+                        Ok(fs::write(folder.join("file"), "x")?)
+                    })
+                    .unwrap();
+                    assert!(folder.join("file").is_file());
+                });
+            }
+        });
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_part_that_could_not_be_made_is_not_there_and_is_made_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let failed = provide_in(home.path(), "part", |folder| {
+            fs::write(folder.join("half"), "x")?;
+            bail!("no network")
+        });
+        assert!(failed.is_err());
+        let folder = provide_in(home.path(), "part", |folder| {
+            Ok(fs::write(folder.join("whole"), "x")?)
+        })
+        .unwrap();
+        assert!(folder.join("whole").is_file() && !folder.join("half").exists());
+    }
+}

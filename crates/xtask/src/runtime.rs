@@ -1,0 +1,471 @@
+//! Private containerds: each with its own root, state and socket in a temporary folder, gone without a trace when dropped.
+//!
+//! Any number run side by side, next to the machine's own, which none of them touches. Everything is asked of
+//! containerd through its `ctr`; the typed client is tested against these, so they must not depend on it.
+
+mod cleanup;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::parts::{Generation, Parts, containerd_parts};
+use crate::{is_root, output_of, tail};
+
+/// The namespace of Kubernetes, in which everything here works unless said otherwise.
+pub const NAMESPACE: &str = "k8s.io";
+
+/// How long containerd may take to answer; a busy machine with cold caches needs some seconds.
+const READY_WITHIN: Duration = Duration::from_secs(90);
+
+/// How long containerd may take to end when asked to.
+const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Socket addresses end at 108 bytes (unix(7)), and containerd appends `.ttrpc` to the name.
+const LONGEST_SOCKET_PATH: usize = 100;
+
+/// How one private containerd differs from the usual one.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether the CRI service runs on the socket.
+    pub cri: bool,
+    /// The image CRI starts every pod with; put one of that name into containerd to start pods.
+    pub sandbox_image: String,
+    /// Where layers are unpacked to.
+    pub snapshotter: Snapshotter,
+    /// Lines appended to `config.toml` (format version 2), for plugins that the file does not configure yet.
+    pub extra_config: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cri: true,
+            sandbox_image: "airgapd.test/pause:latest".to_owned(),
+            snapshotter: Snapshotter::Auto,
+            extra_config: String::new(),
+        }
+    }
+}
+
+/// Where layers are unpacked to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Snapshotter {
+    /// overlayfs, or native where the temporary folder lies on an overlay itself, as inside a container.
+    #[default]
+    Auto,
+    /// overlayfs.
+    Overlayfs,
+    /// Plain copies; slow, works everywhere.
+    Native,
+}
+
+impl Snapshotter {
+    fn name_for(self, folder: &Path) -> &'static str {
+        match self {
+            Self::Overlayfs => "overlayfs",
+            Self::Native => "native",
+            Self::Auto if is_overlay(folder) => "native",
+            Self::Auto => "overlayfs",
+        }
+    }
+}
+
+fn is_overlay(folder: &Path) -> bool {
+    /// `OVERLAYFS_SUPER_MAGIC`, linux/magic.h.
+    const OVERLAYFS: rustix::fs::FsWord = 0x794c_7630;
+    rustix::fs::statfs(folder).is_ok_and(|stat| stat.f_type == OVERLAYFS)
+}
+
+/// A running (or just stopped) private containerd.
+///
+/// Dropping it ends it, its shims and containers, unmounts what they mounted and removes the folder. Only processes
+/// that were started from this folder are ever signalled.
+#[derive(Debug)]
+pub struct Containerd {
+    parts: Parts,
+    snapshotter: &'static str,
+    cri: bool,
+    folder: Folder,
+    child: Option<Child>,
+}
+
+impl Containerd {
+    /// Provides the programs if need be, starts them in a new folder and waits until gRPC (and CRI) answers.
+    ///
+    /// # Errors
+    ///
+    /// Without root, when the programs cannot be had, or when containerd does not come up: with the end of its log.
+    pub fn start(generation: Generation, options: &Options) -> Result<Self> {
+        if !is_root() {
+            bail!("only root can start a containerd");
+        }
+        let parts = containerd_parts(generation)?;
+        let folder = Folder::create(generation)?;
+        let snapshotter = options.snapshotter.name_for(&folder.path);
+        let layout = Layout {
+            folder: &folder.path,
+            runc: &parts.runc,
+            snapshotter,
+        };
+        fs::write(folder.path.join("config.toml"), config(&layout, options))?;
+        let mut containerd = Self {
+            parts,
+            snapshotter,
+            cri: options.cri,
+            folder,
+            child: None,
+        };
+        containerd.spawn()?;
+        Ok(containerd)
+    }
+
+    /// The gRPC socket, for `--address`.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path.join("c.sock")
+    }
+
+    /// The folder with everything this containerd has, its content store at `io.containerd.content.v1.content`.
+    pub fn root(&self) -> PathBuf {
+        self.folder.path.join("root")
+    }
+
+    /// The file with all it has logged, over restarts.
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.path.join("containerd.log")
+    }
+
+    /// The last lines it has logged.
+    pub fn log_tail(&self) -> String {
+        tail(&self.log_from(0), 30)
+    }
+
+    /// The programs it runs with.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Which generation it is.
+    pub fn generation(&self) -> Generation {
+        self.parts.generation
+    }
+
+    /// Its version, `2.1.9+unknown` for instance.
+    pub fn version_text(&self) -> &str {
+        &self.parts.version
+    }
+
+    /// The name of the snapshotter that CRI unpacks with.
+    pub fn snapshotter(&self) -> &'static str {
+        self.snapshotter
+    }
+
+    /// The process id; `None` after [`kill`](Self::kill) or [`stop`](Self::stop).
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Runs `ctr` in the namespace of Kubernetes and gives its standard output.
+    ///
+    /// # Errors
+    ///
+    /// When `ctr` fails, with what it said.
+    pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        output_of(self.ctr_in(NAMESPACE).args(arguments))
+    }
+
+    /// A `ctr` command for this containerd and that namespace, to which its arguments have yet to be added.
+    pub fn ctr_in(&self, namespace: &str) -> Command {
+        let mut command = Command::new(&self.parts.ctr);
+        command
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", namespace]);
+        command
+    }
+
+    /// Runs a command in a new container from an image that is there, to its end, and gives its standard output.
+    ///
+    /// The layers are unpacked first if they are not yet. The container has the host's network and is removed.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be unpacked or the command fails.
+    pub fn run(&self, image: &str, command: &[&str]) -> Result<String> {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let id = format!(
+            "airgapd-{}-{}",
+            std::process::id(),
+            RUNS.fetch_add(1, Ordering::Relaxed)
+        );
+        let mut ctr = self.ctr_in(NAMESPACE);
+        ctr.args(["run", "--rm", "--net-host", "--snapshotter", self.snapshotter])
+            .arg("--runc-binary")
+            .arg(&self.parts.runc)
+            .arg("--runc-root")
+            .arg(self.folder.path.join("runc"))
+            .arg("--fifo-dir")
+            .arg(self.folder.path.join("fifo"))
+            .args(["--cgroup", &format!("/{id}"), image, &id])
+            .args(command)
+            .stdin(Stdio::null());
+        output_of(&mut ctr)
+    }
+
+    /// Makes containerd collect its garbage now, and returns when it has.
+    ///
+    /// # Errors
+    ///
+    /// When containerd does not answer.
+    pub fn force_gc(&self) -> Result<()> {
+        // Deleting a lease synchronously ends with a collection; nobody else uses this one.
+        const LEASE: &str = "airgapd-force-gc";
+        self.ctr(&["leases", "create", "--id", LEASE])?;
+        self.ctr(&["leases", "delete", "--sync", LEASE])?;
+        Ok(())
+    }
+
+    /// Ends containerd as a crash does (SIGKILL); containers and their shims live on.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Ends containerd as its unit does (SIGTERM, and SIGKILL after a while); containers live on.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be waited for.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(child) = &mut self.child {
+            kill_process(pid_of(child), Signal::TERM)?;
+            wait_until(STOPPED_WITHIN, || Ok(child.try_wait()?.is_some()))?;
+        }
+        self.kill()
+    }
+
+    /// Starts it again on what it has, stopping it first if it runs.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        self.spawn()
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let logged = log.metadata()?.len();
+        let child = Command::new(&self.parts.containerd)
+            .arg("--config")
+            .arg(self.folder.path.join("config.toml"))
+            .env("PATH", self.search_path()?)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.parts.containerd.display()))?;
+        self.child = Some(child);
+        self.wait_until_ready(logged).with_context(|| {
+            format!(
+                "containerd {} does not come up; it said:\n{}",
+                self.version_text(),
+                self.log_tail()
+            )
+        })
+    }
+
+    /// containerd looks for its shims on the `PATH`; ours come first.
+    fn search_path(&self) -> Result<std::ffi::OsString> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = [self.parts.shims.clone()]
+            .into_iter()
+            .chain(std::env::split_paths(&path));
+        Ok(std::env::join_paths(
+            folders.chain(["/usr/sbin", "/sbin"].map(PathBuf::from)),
+        )?)
+    }
+
+    fn wait_until_ready(&mut self, logged: u64) -> Result<()> {
+        let socket = self.socket();
+        let answered = wait_until(READY_WITHIN, || {
+            if let Some(status) = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().transpose())
+                .transpose()?
+            {
+                bail!("it ended ({status})");
+            }
+            Ok(socket.exists() && self.ctr(&["version"]).is_ok() && self.cri_is_up(logged))
+        })?;
+        if !answered {
+            bail!("no answer within {} s", READY_WITHIN.as_secs());
+        }
+        Ok(())
+    }
+
+    /// CRI refuses every call until its last part, the streaming server, has started.
+    fn cri_is_up(&self, logged: u64) -> bool {
+        !self.cri || self.log_from(logged).contains("Start streaming server")
+    }
+
+    fn log_from(&self, offset: u64) -> String {
+        let bytes = fs::read(self.log_path()).unwrap_or_default();
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        String::from_utf8_lossy(&bytes[offset..]).into_owned()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // The folder, dropped next, ends whatever outlives this.
+        let _ = self.stop();
+    }
+}
+
+/// The folder of one containerd, locked as long as its owner lives.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    fn create(generation: Generation) -> Result<Self> {
+        cleanup::remove_abandoned();
+        let base = base_folder();
+        let path = tempfile::Builder::new()
+            .prefix(&format!("{}{generation}-", cleanup::PREFIX))
+            .tempdir_in(base)
+            .with_context(|| format!("cannot make a folder below {}", base.display()))?
+            .keep();
+        let lock = cleanup::lock(&path)?;
+        for part in ["cni", "cni-bin", "registries", "opt", "fifo", "runc"] {
+            fs::create_dir(path.join(part))?;
+        }
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        cleanup::remove(&self.path);
+    }
+}
+
+/// The temporary folder, unless its name is so long that a socket in it would have no address.
+fn base_folder() -> &'static Path {
+    use std::sync::OnceLock;
+    static BASE: OnceLock<PathBuf> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let configured = std::env::temp_dir();
+        let longest = configured.as_os_str().len() + "/airgapd-containerd-1.7-XXXXXX/c.sock".len();
+        if longest < LONGEST_SOCKET_PATH {
+            configured
+        } else {
+            PathBuf::from("/tmp")
+        }
+    })
+}
+
+struct Layout<'a> {
+    folder: &'a Path,
+    runc: &'a Path,
+    snapshotter: &'a str,
+}
+
+/// The configuration, in format version 2, which all generations read.
+///
+/// Every path that containerd would otherwise share with the machine's own (NRI socket, CNI, registries, shims' state)
+/// is given one of its own or switched off.
+fn config(layout: &Layout<'_>, options: &Options) -> String {
+    let Layout {
+        folder,
+        runc,
+        snapshotter,
+    } = layout;
+    let (folder, runc) = (folder.display(), runc.display());
+    let disabled = if options.cri {
+        ""
+    } else {
+        r#""io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime""#
+    };
+    let (sandbox_image, extra) = (&options.sandbox_image, &options.extra_config);
+    format!(
+        r#"version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = [{disabled}]
+
+[grpc]
+address = "{folder}/c.sock"
+
+[plugins."io.containerd.internal.v1.opt"]
+path = "{folder}/opt"
+
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
+
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{sandbox_image}"
+stream_server_address = "127.0.0.1"
+stream_server_port = "0"
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{folder}/cni-bin"
+conf_dir = "{folder}/cni"
+
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{folder}/registries"
+
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "{snapshotter}"
+default_runtime_name = "runc"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+BinaryName = "{runc}"
+Root = "{folder}/runc"
+
+{extra}
+"#
+    )
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+/// Asks again and again until the answer is yes (true) or the time is over (false).
+fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if done()? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,148 @@
+//! Every generation of containerd starts in private, does what tests ask of it, and leaves nothing behind.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use xtask::{Containerd, Generation, Options};
+
+fn on_each(test: impl Fn(Generation) + Sync) {
+    std::thread::scope(|scope| {
+        for generation in xtask::generations() {
+            let test = &test;
+            scope.spawn(move || test(generation));
+        }
+    });
+}
+
+/// Puts a blob into the content store that nothing refers to.
+fn ingest(containerd: &Containerd, text: &str) {
+    let mut ctr = containerd
+        .ctr_in(xtask::runtime::NAMESPACE)
+        .args(["content", "ingest", text])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    ctr.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(ctr.wait().unwrap().success());
+}
+
+fn blobs(containerd: &Containerd) -> usize {
+    containerd.ctr(&["content", "ls", "-q"]).unwrap().lines().count()
+}
+
+fn is_mentioned_in_proc(folder: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let name = folder.to_str().unwrap();
+    let processes = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
+    mounts.contains(name)
+        || processes
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .any(|line| line.contains(name))
+}
+
+#[test]
+fn all_generations_run_side_by_side_with_cri() {
+    let running: Vec<_> = xtask::generations()
+        .into_iter()
+        .map(|generation| Containerd::start(generation, &Options::default()).unwrap())
+        .collect();
+    for containerd in &running {
+        assert_eq!(
+            Generation::of_version(containerd.version_text()),
+            Some(containerd.generation())
+        );
+        let plugins = containerd.ctr(&["plugins", "ls"]).unwrap();
+        let cri = plugins
+            .lines()
+            .find(|line| line.contains("io.containerd.grpc.v1") && line.contains(" cri "));
+        assert!(
+            cri.is_some_and(|line| line.trim_end().ends_with("ok")),
+            "{plugins}"
+        );
+    }
+}
+
+#[test]
+fn without_cri_no_cri_plugin_is_loaded() {
+    on_each(|generation| {
+        let containerd = Containerd::start(
+            generation,
+            &Options {
+                cri: false,
+                ..Options::default()
+            },
+        )
+        .unwrap();
+        let plugins = containerd.ctr(&["plugins", "ls"]).unwrap();
+        assert!(
+            !plugins
+                .lines()
+                .any(|line| line.contains("cri") && line.trim_end().ends_with("ok")),
+            "{plugins}"
+        );
+    });
+}
+
+#[test]
+fn a_forced_collection_has_removed_unreferenced_blobs_when_it_returns() {
+    on_each(|generation| {
+        let containerd = Containerd::start(
+            generation,
+            &Options {
+                cri: false,
+                ..Options::default()
+            },
+        )
+        .unwrap();
+        ingest(&containerd, "nobody refers to this");
+        assert_eq!(blobs(&containerd), 1);
+        containerd.force_gc().unwrap();
+        assert_eq!(blobs(&containerd), 0);
+    });
+}
+
+#[test]
+fn state_outlives_a_kill_and_a_restart() {
+    on_each(|generation| {
+        let mut containerd = Containerd::start(generation, &Options::default()).unwrap();
+        containerd.ctr(&["leases", "create", "--id", "a-lease"]).unwrap();
+        containerd.kill().unwrap();
+        assert_eq!(containerd.pid(), None);
+        assert!(containerd.ctr(&["version"]).is_err());
+        containerd.restart().unwrap();
+        assert!(
+            containerd
+                .ctr(&["leases", "ls", "-q"])
+                .unwrap()
+                .contains("a-lease")
+        );
+    });
+}
+
+#[test]
+fn nothing_is_left_of_a_dropped_one() {
+    on_each(|generation| {
+        let containerd = Containerd::start(generation, &Options::default()).unwrap();
+        let folder = containerd.root().parent().unwrap().to_owned();
+        assert!(is_mentioned_in_proc(&folder));
+        drop(containerd);
+        assert!(!is_mentioned_in_proc(&folder));
+        assert!(!folder.exists());
+    });
+}
+
+#[test]
+fn one_that_cannot_start_says_why_with_its_log() {
+    on_each(|generation| {
+        let options = Options {
+            extra_config: "[no such table".to_owned(),
+            ..Options::default()
+        };
+        let error = format!("{:#}", Containerd::start(generation, &options).unwrap_err());
+        assert!(error.contains("it ended") && error.contains("toml"), "{error}");
+    });
+}
