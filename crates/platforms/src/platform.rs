@@ -1,0 +1,195 @@
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::Rules;
+
+/// What an absent `os` means: the system that containerd runs on. Ours is always Linux.
+pub(crate) const RUNNING_OS: &str = "linux";
+
+/// A platform as image indexes, image configs and command lines give it.
+///
+/// The fields are kept as given; compare platforms through a [`Matcher`](crate::Matcher) or after
+/// [`normalized`](Platform::normalized). The JSON form is that of the OCI image-spec ("Image Index",
+/// `platform`; the same keys stand at the top of an image config). Keys that are absent or `null` read
+/// as empty, and an empty variant or version as none, since containerd makes no difference between them.
+///
+/// A descriptor without a platform is *not* the same as one with an empty platform: the former is
+/// always accepted, the latter never matches. Use `Option<Platform>` to keep them apart.
+///
+/// [`Display`](fmt::Display) writes `os/architecture[/variant]` with aliases resolved
+/// (`linux/arm64`, `linux/arm/v7`), safe for terminals and logs whatever the archive says; with `{:#}`
+/// also version and features, as in `windows(10.0.17763+win32k)/amd64`. Both can be parsed again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Platform {
+    /// Operating system, by Go's name (`linux`, `windows`); empty means the running one.
+    #[serde(default, deserialize_with = "text")]
+    pub os: String,
+    /// Instruction set, by Go's name (`amd64`, `arm64`, `arm`) or an alias (`x86_64`, `aarch64`).
+    #[serde(default, deserialize_with = "text")]
+    pub architecture: String,
+    /// Level of the instruction set, such as `v7` for arm or `v3` for amd64.
+    #[serde(
+        default,
+        deserialize_with = "optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub variant: Option<String>,
+    /// Version of the operating system; only Windows images use it.
+    #[serde(
+        rename = "os.version",
+        default,
+        deserialize_with = "optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub os_version: Option<String>,
+    /// Features that the operating system must have, such as `win32k`.
+    #[serde(
+        rename = "os.features",
+        default,
+        deserialize_with = "list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub os_features: Vec<String>,
+}
+
+fn text<'de, D: Deserializer<'de>>(source: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(source)?.unwrap_or_default())
+}
+
+fn optional_text<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(source)?.filter(|text: &String| !text.is_empty()))
+}
+
+fn list<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<String>, D::Error> {
+    Ok(Option::deserialize(source)?.unwrap_or_default())
+}
+
+impl Platform {
+    /// Makes a platform of its three usual parts; an empty variant is none.
+    pub fn new(os: &str, architecture: &str, variant: &str) -> Platform {
+        Platform {
+            os: os.to_owned(),
+            architecture: architecture.to_owned(),
+            variant: filled(variant),
+            ..Platform::default()
+        }
+    }
+
+    /// Resolves aliases and defaults, so that platforms that mean the same become equal.
+    ///
+    /// Doing it twice changes nothing more. Unknown names are only lower-cased.
+    #[must_use]
+    pub fn normalized(&self, rules: Rules) -> Platform {
+        let variant = self.variant.as_deref().unwrap_or_default();
+        let (architecture, variant) = normalized_architecture(&self.architecture, variant, rules);
+        Platform {
+            os: normalized_os(&self.os),
+            architecture,
+            variant: filled(&variant),
+            os_version: self.os_version.as_deref().and_then(filled),
+            os_features: normalized_features(&self.os_features, rules),
+        }
+    }
+}
+
+fn filled(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+pub(crate) fn normalized_os(os: &str) -> String {
+    match os.to_ascii_lowercase().as_str() {
+        "" => RUNNING_OS.to_owned(),
+        "macos" => "darwin".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// Architecture and variant by their canonical names; no variant is an empty one.
+pub(crate) fn normalized_architecture(architecture: &str, variant: &str, rules: Rules) -> (String, String) {
+    let architecture = architecture.to_ascii_lowercase();
+    let variant = variant.to_ascii_lowercase();
+    let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+        ("i386", _) => ("386", ""),
+        ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64", ""),
+        ("x86_64" | "x86-64" | "amd64", other) => ("amd64", other),
+        ("aarch64" | "arm64", "8" | "v8") => ("arm64", ""),
+        ("aarch64" | "arm64", "v8.0") if rules.knows_arm64_levels() => ("arm64", ""),
+        ("aarch64" | "arm64", "9" | "9.0" | "v9.0") if rules.knows_arm64_levels() => ("arm64", "v9"),
+        ("aarch64" | "arm64", other) => ("arm64", other),
+        ("armhf", _) => ("arm", "v7"),
+        ("armel", _) => ("arm", "v6"),
+        ("arm", "" | "7") => ("arm", "v7"),
+        ("arm", "5") => ("arm", "v5"),
+        ("arm", "6") => ("arm", "v6"),
+        ("arm", "8") => ("arm", "v8"),
+        other => other,
+    };
+    (architecture.to_owned(), variant.to_owned())
+}
+
+fn normalized_features(features: &[String], rules: Rules) -> Vec<String> {
+    let mut features = features.to_vec();
+    if rules.compares_features() {
+        features.sort();
+        features.dedup();
+    }
+    features
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The oldest rules resolve the aliases on which all generations agree.
+        let Platform {
+            os,
+            architecture,
+            variant,
+            os_version,
+            os_features,
+        } = self.normalized(Rules::V0_2);
+        write_safely(f, &os)?;
+        if f.alternate() && (os_version.is_some() || !os_features.is_empty()) {
+            write_options(f, os_version.as_deref().unwrap_or_default(), &os_features)?;
+        }
+        f.write_str("/")?;
+        write_safely(
+            f,
+            if architecture.is_empty() {
+                "unknown"
+            } else {
+                &architecture
+            },
+        )?;
+        if let Some(variant) = variant {
+            f.write_str("/")?;
+            write_safely(f, &variant)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes text from an archive without its control characters, which could forge log lines.
+fn write_safely(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.chars().try_for_each(|c| match c.is_ascii_graphic() {
+        true => write!(f, "{c}"),
+        false => write!(f, "{}", c.escape_default()),
+    })
+}
+
+fn write_options(f: &mut fmt::Formatter<'_>, version: &str, features: &[String]) -> fmt::Result {
+    f.write_str("(")?;
+    write_encoded(f, version)?;
+    for feature in features.iter().filter(|feature| !feature.is_empty()) {
+        f.write_str("+")?;
+        write_encoded(f, feature)?;
+    }
+    f.write_str(")")
+}
+
+/// Percent-encodes what would be read as syntax.
+fn write_encoded(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.bytes().try_for_each(|byte| match byte {
+        b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'.' | b'-' | b'_' => write!(f, "{}", char::from(byte)),
+        _ => write!(f, "%{byte:02X}"),
+    })
+}
