@@ -90,14 +90,14 @@ fn without_cri_no_cri_plugin_is_loaded() {
 #[test]
 fn a_forced_collection_has_removed_unreferenced_blobs_when_it_returns() {
     on_each(|generation| {
-        let containerd = Containerd::start(
-            generation,
-            &Options {
-                cri: false,
-                ..Options::default()
-            },
-        )
-        .unwrap();
+        // The collection at start would take the blob before we do.
+        let late = "[plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"1h\"".to_owned();
+        let options = Options {
+            cri: false,
+            extra_config: late,
+            ..Options::default()
+        };
+        let containerd = Containerd::start(generation, &options).unwrap();
         ingest(&containerd, "nobody refers to this");
         assert_eq!(blobs(&containerd), 1);
         containerd.force_gc().unwrap();
