@@ -4,6 +4,7 @@
 //! compiler to build, since it is what provides one, and it speaks to containerd through `ctr` only.
 
 mod debian;
+pub mod demo_bundle;
 pub mod parts;
 pub mod runtime;
 

@@ -204,18 +204,53 @@ impl Containerd {
             std::process::id(),
             RUNS.fetch_add(1, Ordering::Relaxed)
         );
+        output_of(
+            self.ctr_run(&["--rm"])
+                .args([image, &id])
+                .args(command)
+                .stdin(Stdio::null()),
+        )
+    }
+
+    /// Starts a command in a new container of that id and leaves it running, until this containerd is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be unpacked or the container cannot be started.
+    pub fn run_in_background(&self, image: &str, id: &str, command: &[&str]) -> Result<()> {
+        // The shim inherits ctr's output and would keep a pipe open for as long as it lives.
+        let output = self.folder.path.join(format!("{id}.log"));
+        let log = File::create(&output)?;
+        let status = self
+            .ctr_run(&["--detach", "--null-io"])
+            .args([image, id])
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .status()?;
+        if !status.success() {
+            bail!(
+                "cannot start container {id} from {image}:\n{}",
+                tail(&fs::read_to_string(output)?, 12)
+            );
+        }
+        Ok(())
+    }
+
+    fn ctr_run(&self, flags: &[&str]) -> Command {
         let mut ctr = self.ctr_in(NAMESPACE);
-        ctr.args(["run", "--rm", "--net-host", "--snapshotter", self.snapshotter])
-            .arg("--runc-binary")
+        ctr.arg("run")
+            .args(flags)
+            .args(["--net-host", "--snapshotter", self.snapshotter, "--runc-binary"])
             .arg(&self.parts.runc)
             .arg("--runc-root")
             .arg(self.folder.path.join("runc"))
             .arg("--fifo-dir")
             .arg(self.folder.path.join("fifo"))
-            .args(["--cgroup", &format!("/{id}"), image, &id])
-            .args(command)
-            .stdin(Stdio::null());
-        output_of(&mut ctr)
+            // Control groups are the machine's; the default, `/k8s.io/<id>`, would meet other containerds' there.
+            .args(["--cgroup", &format!("/{}", unique_name())]);
+        ctr
     }
 
     /// Makes containerd collect its garbage now, and returns when it has.
@@ -449,6 +484,16 @@ Root = "{folder}/runc"
 
 {extra}
 "#
+    )
+}
+
+/// A name that nothing else on this machine has.
+fn unique_name() -> String {
+    static NAMES: AtomicU32 = AtomicU32::new(0);
+    format!(
+        "airgapd-{}-{}",
+        std::process::id(),
+        NAMES.fetch_add(1, Ordering::Relaxed)
     )
 }
 

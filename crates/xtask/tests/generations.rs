@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use xtask::{Containerd, Generation, Options};
+use xtask::{Containerd, Generation, Options, demo_bundle, parts};
 
 fn on_each(test: impl Fn(Generation) + Sync) {
     std::thread::scope(|scope| {
@@ -144,5 +144,66 @@ fn one_that_cannot_start_says_why_with_its_log() {
         };
         let error = format!("{:#}", Containerd::start(generation, &options).unwrap_err());
         assert!(error.contains("it ended") && error.contains("toml"), "{error}");
+    });
+}
+
+/// A containerd with the demonstration's images, put there by its own client.
+fn with_images(generation: Generation) -> Containerd {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle.tar");
+    demo_bundle::write(&bundle, &parts::busybox().unwrap()).unwrap();
+    let containerd = Containerd::start(generation, &Options::default()).unwrap();
+    containerd
+        .ctr(&[
+            "images",
+            "import",
+            "--no-unpack",
+            "--local",
+            bundle.to_str().unwrap(),
+        ])
+        .or_else(|_| containerd.ctr(&["images", "import", "--no-unpack", bundle.to_str().unwrap()]))
+        .unwrap();
+    containerd
+}
+
+#[test]
+fn a_container_runs_from_an_image_and_its_output_comes_back() {
+    on_each(|generation| {
+        let containerd = with_images(generation);
+        let output = containerd.run(demo_bundle::IMAGES[0], &[]).unwrap();
+        assert!(
+            output.contains("Hello from registry.example/demo/hello:1.0"),
+            "{output}"
+        );
+        let error = containerd
+            .run(demo_bundle::IMAGES[0], &["/bin/sh", "-c", "echo why >&2; exit 3"])
+            .unwrap_err();
+        assert!(error.to_string().contains("why"), "{error}");
+    });
+}
+
+#[test]
+fn a_running_container_does_not_outlive_its_containerd() {
+    on_each(|generation| {
+        let mut containerd = with_images(generation);
+        let folder = containerd.root().parent().unwrap().to_owned();
+        // An argument that no other process has.
+        let mark = format!("8{}", std::process::id() * 10 + containerd.pid().unwrap() % 10);
+        let sleeping = || {
+            fs::read_dir("/proc")
+                .unwrap()
+                .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok())
+                .any(|line| line.starts_with(b"/bin/sleep") && String::from_utf8_lossy(&line).contains(&mark))
+        };
+        containerd
+            .run_in_background(demo_bundle::IMAGES[0], "sleeper", &["/bin/sleep", &mark])
+            .unwrap();
+        assert!(sleeping());
+        containerd.kill().unwrap();
+        assert!(sleeping(), "a container outlives containerd's crash");
+        drop(containerd);
+        assert!(!sleeping());
+        assert!(!is_mentioned_in_proc(&folder));
+        assert!(!folder.exists());
     });
 }
