@@ -1,1 +1,236 @@
-//! Placeholder while the house is being built.
+//! A typed client of containerd, bound to one namespace.
+//!
+//! It knows containerd's services, their traps and their error texts, and nothing of bundles. No gRPC type and
+//! no gRPC code leaves this crate. Everything it writes is either finished or can be found again: blobs under
+//! way are ingests named after their digest, protection is a lease that expires, and so every future here may
+//! be dropped at any await; what a dropped call leaves behind is said where it matters.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), containerd::Error> {
+//! let containerd = containerd::Client::connect("/run/containerd/containerd.sock".as_ref(), "k8s.io").await?;
+//! for image in containerd.images().await? {
+//!     tracing::info!(name = image.name, digest = %image.target.digest());
+//! }
+//! # Ok(()) }
+//! ```
+
+mod connect;
+mod content;
+mod cri;
+mod error;
+mod events;
+mod images;
+mod introspection;
+mod leases;
+mod wire;
+mod write;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use connect::Options;
+pub use content::{BlobInfo, Ingest, ingest_ref};
+pub use cri::{Cri, CriImage, CriVersion, ImageFilesystem};
+pub use error::{Cause, Error, Recovery};
+pub use events::{ImageChange, ImageEvent, ImageEvents};
+pub use images::{Creation, ImageRecord, ImageUpdate, NewImage};
+pub use introspection::{Plugin, Version};
+pub use leases::{Created, Lease, Resource};
+pub use write::{BlobSource, BlobSpec, Held, Written};
+
+use connect::WriteConnections;
+use error::{Cause as ErrorCause, Failure};
+
+/// Header that names the namespace of a call.
+const NAMESPACE_HEADER: &str = "containerd-namespace";
+/// Header that names the lease a call's resources are added to.
+const LEASE_HEADER: &str = "containerd-lease";
+
+/// A connection to one containerd, seeing one namespace of it. Clones share the connection.
+///
+/// A client outlives restarts of containerd: calls fail with [`Error::Unreachable`] while it is down and
+/// connect again when it is back.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    socket: PathBuf,
+    namespace: String,
+    namespace_header: AsciiMetadataValue,
+    options: Options,
+    channel: Channel,
+    writes: WriteConnections,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Shared {
+            socket, namespace, ..
+        } = &*self.shared;
+        f.debug_struct("Client")
+            .field("socket", socket)
+            .field("namespace", namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Connects with default [`Options`] and makes sure that a containerd answers.
+    ///
+    /// The namespace need not exist; the first write creates it.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] when nothing listens, [`Error::Stalled`] when nothing answers, [`Error::Refused`]
+    /// when it is not a containerd, [`Error::Invalid`] for a namespace that cannot be one.
+    pub async fn connect(socket: &Path, namespace: &str) -> Result<Client, Error> {
+        Client::connect_with(socket, namespace, Options::default()).await
+    }
+
+    /// Connects like [`Client::connect`], with chosen limits of patience.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_with(socket: &Path, namespace: &str, options: Options) -> Result<Client, Error> {
+        let endpoint = connect::endpoint(socket)?;
+        let attempt = "connect";
+        let unreachable = |source| Error::Unreachable {
+            socket: socket.to_path_buf(),
+            attempt: attempt.to_owned(),
+            source: ErrorCause::from(source),
+        };
+        let channel = match timeout(options.deadline, endpoint.connect()).await {
+            Ok(connected) => connected.map_err(unreachable)?,
+            Err(_) => return Err(Failure::Deadline(options.deadline).into_error(socket, None, attempt)),
+        };
+        let shared = Shared {
+            socket: socket.to_path_buf(),
+            namespace_header: namespace_header(namespace)?,
+            namespace: namespace.to_owned(),
+            writes: WriteConnections::new(endpoint, options.write_connections),
+            options,
+            channel,
+        };
+        let client = Client {
+            shared: Arc::new(shared),
+        };
+        client.version().await?;
+        Ok(client)
+    }
+
+    /// The socket of this containerd.
+    pub fn socket(&self) -> &Path {
+        &self.shared.socket
+    }
+
+    /// The namespace that every call works in.
+    pub fn namespace(&self) -> &str {
+        &self.shared.namespace
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.shared.channel.clone()
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// Addresses a message to our namespace.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request
+            .metadata_mut()
+            .insert(NAMESPACE_HEADER, self.shared.namespace_header.clone());
+        request
+    }
+
+    /// Addresses a message to our namespace, its effects to be protected by a lease.
+    pub(crate) fn leased_request<T>(&self, lease: &str, message: T) -> Result<Request<T>, Error> {
+        let header = AsciiMetadataValue::try_from(lease)
+            .ok()
+            .filter(|_| !lease.is_empty())
+            .ok_or_else(|| Error::Invalid(format!("{lease:?} cannot be the id of a lease")))?;
+        let mut request = self.request(message);
+        request.metadata_mut().insert(LEASE_HEADER, header);
+        Ok(request)
+    }
+
+    /// Waits for a short call's answer.
+    pub(crate) async fn unary<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        within(self.options().deadline, call)
+            .await
+            .map(Response::into_inner)
+    }
+
+    /// Waits for the answer to a call that containerd may hold back until it has collected garbage.
+    pub(crate) async fn synchronous<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        within(self.options().collection_deadline, call)
+            .await
+            .map(Response::into_inner)
+    }
+
+    /// Waits for the next message of a stream from containerd.
+    pub(crate) async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Failure> {
+        within(self.options().stall, stream.message()).await
+    }
+
+    pub(crate) fn fail(&self, failure: Failure, attempt: impl Into<String>) -> Error {
+        failure.into_error(self.socket(), None, attempt)
+    }
+
+    pub(crate) fn fail_leased(&self, failure: Failure, lease: &str, attempt: impl Into<String>) -> Error {
+        failure.into_error(self.socket(), Some(lease), attempt)
+    }
+}
+
+/// Waits at most `limit` for a call.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Failure> {
+    match timeout(limit, call).await {
+        Ok(answer) => answer.map_err(Failure::from),
+        Err(_) => Err(Failure::Deadline(limit)),
+    }
+}
+
+/// containerd's rule for namespaces: letters, digits, and single `.`, `_`, `-` between them, at most 76 bytes.
+fn namespace_header(namespace: &str) -> Result<AsciiMetadataValue, Error> {
+    let words_are_fine = namespace
+        .split(['.', '_', '-'])
+        .all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    AsciiMetadataValue::try_from(namespace)
+        .ok()
+        .filter(|_| words_are_fine && namespace.len() <= 76)
+        .ok_or_else(|| Error::Invalid(format!("{namespace:?} cannot be a containerd namespace")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_follow_containerds_rule() {
+        for good in ["k8s.io", "default", "moby", "a-b_c.d1"] {
+            assert!(namespace_header(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "a..b", "-a", "a/b", "a b", "ä", "a\n", &"x".repeat(77)] {
+            assert!(namespace_header(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The content store: blobs, their labels, and ingests (blobs being written). Writing has its own module.
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::{
+    AbortRequest, DeleteContentRequest, Info, InfoRequest, ListContentRequest, ListStatusesRequest,
+    ReadContentRequest, Status as IngestStatus, UpdateRequest,
+};
+use jiff::Timestamp;
+use oci_spec::image::Digest;
+use prost_types::FieldMask;
+use tonic::transport::Channel;
+
+use crate::connect::MAX_MESSAGE;
+use crate::error::Error;
+use crate::wire::{self, Labels, check_digest, digest_from_wire, label_path, size_from_wire, time_from_wire};
+use crate::write::Hasher;
+use crate::{Client, within};
+
+/// A committed blob as this namespace sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// The digest it was committed under.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// This namespace's labels on it.
+    pub labels: Labels,
+}
+
+/// A write that was begun and neither committed nor aborted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ingest {
+    /// The ingest's name; see [`ingest_ref`] for ours.
+    pub reference: String,
+    /// Bytes written so far.
+    pub offset: u64,
+    /// Bytes expected in the end, 0 when the writer did not say.
+    pub total: u64,
+    /// When it was begun, where containerd says so.
+    pub started_at: Option<Timestamp>,
+    /// When something was last written, where containerd says so.
+    pub updated_at: Option<Timestamp>,
+}
+
+/// The name of our ingest of a blob. It follows from the digest, so an interrupted write is found again by the
+/// next run, and two of us writing the same blob wait for each other instead of writing it twice.
+pub fn ingest_ref(digest: &Digest) -> String {
+    format!("airgapd-{digest}")
+}
+
+impl Client {
+    /// Asks for one blob. That a blob is there does not keep it there: see [`Client::hold_blob`].
+    ///
+    /// # Errors
+    /// Those of any call; an absent blob is not one.
+    pub async fn blob(&self, digest: &Digest) -> Result<Option<BlobInfo>, Error> {
+        check_digest(digest)?;
+        let request = self.request(InfoRequest {
+            digest: digest.to_string(),
+        });
+        match self.unary(self.content().info(request)).await {
+            Ok(answer) => Ok(answer.info.and_then(info_from_wire)),
+            Err(failure) if failure.is_not_found() => Ok(None),
+            Err(failure) => Err(self.fail(failure, format!("look up blob {digest}"))),
+        }
+    }
+
+    /// Lists all blobs of the namespace.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn blobs(&self) -> Result<Vec<BlobInfo>, Error> {
+        let attempt = "list blobs";
+        let request = self.request(ListContentRequest::default());
+        let mut client = self.content();
+        let opened = within(self.options().stall, client.list(request)).await;
+        let mut stream = opened
+            .map_err(|failure| self.fail(failure, attempt))?
+            .into_inner();
+        let mut blobs = Vec::new();
+        while let Some(page) = self
+            .next(&mut stream)
+            .await
+            .map_err(|failure| self.fail(failure, attempt))?
+        {
+            blobs.extend(page.info.into_iter().filter_map(info_from_wire));
+        }
+        Ok(blobs)
+    }
+
+    /// Sets some labels of a blob and leaves its others alone. An empty value removes the label.
+    ///
+    /// All of it is one call, so either all labels are set or none.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when there is no such blob; [`Error::Refused`] for a label over 4096 bytes (key and value).
+    pub async fn set_blob_labels(&self, digest: &Digest, labels: &Labels) -> Result<BlobInfo, Error> {
+        let attempt = || format!("label blob {digest}");
+        let gone = || Error::gone(format!("blob {digest}"), attempt());
+        if labels.is_empty() {
+            // An empty mask would not mean "change nothing" but "replace all labels".
+            return self.blob(digest).await?.ok_or_else(gone);
+        }
+        check_digest(digest)?;
+        let info = Info {
+            digest: digest.to_string(),
+            labels: wire::labels_to_wire(labels),
+            ..Info::default()
+        };
+        let mask = FieldMask {
+            paths: labels.keys().map(|key| label_path(key)).collect(),
+        };
+        let request = self.request(UpdateRequest {
+            info: Some(info),
+            update_mask: Some(mask),
+        });
+        match self.unary(self.content().update(request)).await {
+            Ok(answer) => answer.info.and_then(info_from_wire).ok_or_else(gone),
+            Err(failure) if failure.is_not_found() => Err(gone()),
+            Err(failure) => Err(self.fail(failure, attempt())),
+        }
+    }
+
+    /// Reads a whole blob of at most `limit` bytes into memory and checks its digest.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when there is no such blob; [`Error::Content`] when its bytes are not the digest's;
+    /// [`Error::Invalid`] when it is larger than `limit`.
+    pub async fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, Error> {
+        check_digest(digest)?;
+        let attempt = || format!("read blob {digest}");
+        let gone = || Error::gone(format!("blob {digest}"), attempt());
+        let request = self.request(ReadContentRequest {
+            digest: digest.to_string(),
+            offset: 0,
+            size: 0,
+        });
+        let mut client = self.content();
+        let mut stream = match within(self.options().stall, client.read(request)).await {
+            Ok(answer) => answer.into_inner(),
+            Err(failure) if failure.is_not_found() => return Err(gone()),
+            Err(failure) => return Err(self.fail(failure, attempt())),
+        };
+        let mut bytes = Vec::new();
+        loop {
+            match self.next(&mut stream).await {
+                Ok(Some(piece)) => bytes.extend_from_slice(&piece.data),
+                Ok(None) => break,
+                Err(failure) if failure.is_not_found() => return Err(gone()),
+                Err(failure) => return Err(self.fail(failure, attempt())),
+            }
+            if bytes.len() as u64 > limit {
+                return Err(Error::Invalid(format!(
+                    "blob {digest} is larger than {limit} bytes"
+                )));
+            }
+        }
+        let found = Hasher::of(digest).digest_of(&bytes);
+        if found != *digest.as_ref() {
+            return Err(Error::content(
+                digest,
+                format!("containerd's copy is rotten, it hashes to {found}"),
+            ));
+        }
+        Ok(bytes)
+    }
+
+    /// Deletes a blob from the namespace; says whether it was there.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn delete_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        check_digest(digest)?;
+        let request = self.request(DeleteContentRequest {
+            digest: digest.to_string(),
+        });
+        match self.unary(self.content().delete(request)).await {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.is_not_found() => Ok(false),
+            Err(failure) => Err(self.fail(failure, format!("delete blob {digest}"))),
+        }
+    }
+
+    /// Lists the ingests of the namespace, everybody's.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn ingests(&self) -> Result<Vec<Ingest>, Error> {
+        let request = self.request(ListStatusesRequest::default());
+        let answer = self.unary(self.content().list_statuses(request)).await;
+        let statuses = answer
+            .map_err(|failure| self.fail(failure, "list ingests"))?
+            .statuses;
+        Ok(statuses.into_iter().map(ingest_from_wire).collect())
+    }
+
+    /// Throws an ingest away, with the space it takes; says whether it was there.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn abort_ingest(&self, reference: &str) -> Result<bool, Error> {
+        let request = self.request(AbortRequest {
+            r#ref: reference.to_owned(),
+        });
+        match self.unary(self.content().abort(request)).await {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.is_not_found() => Ok(false),
+            Err(failure) => Err(self.fail(failure, format!("abort ingest {reference}"))),
+        }
+    }
+
+    fn content(&self) -> ContentClient<Channel> {
+        content_client(self.channel())
+    }
+}
+
+pub(crate) fn content_client(channel: Channel) -> ContentClient<Channel> {
+    ContentClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
+
+/// Blobs under a digest we do not know are none of ours, and left out.
+fn info_from_wire(info: Info) -> Option<BlobInfo> {
+    let Some(digest) = digest_from_wire(&info.digest) else {
+        tracing::debug!(
+            digest = info.digest,
+            "left out a blob with a digest of an unknown kind"
+        );
+        return None;
+    };
+    Some(BlobInfo {
+        digest,
+        size: size_from_wire(info.size),
+        labels: wire::labels_from_wire(info.labels),
+    })
+}
+
+fn ingest_from_wire(status: IngestStatus) -> Ingest {
+    Ingest {
+        reference: status.r#ref,
+        offset: size_from_wire(status.offset),
+        total: size_from_wire(status.total),
+        started_at: time_from_wire(status.started_at),
+        updated_at: time_from_wire(status.updated_at),
+    }
+}

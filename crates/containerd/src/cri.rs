@@ -1,0 +1,185 @@
+//! The container runtime interface on the same socket: how kubelet sees the images.
+
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{ImageFsInfoRequest, ImageSpec, ImageStatusRequest, VersionRequest};
+use tonic::Request;
+use tonic::transport::Channel;
+
+use crate::Client;
+use crate::connect::MAX_MESSAGE;
+use crate::error::Error;
+use crate::introspection::Plugin;
+
+/// containerd's CRI service, which works in the namespace `k8s.io` whatever the client's is.
+#[derive(Clone, Debug)]
+pub struct Cri {
+    client: Client,
+}
+
+/// An image as kubelet sees it. That kubelet sees it does not prove that its layers are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CriImage {
+    /// The config's digest.
+    pub id: String,
+    /// Names with a tag.
+    pub repo_tags: Vec<String>,
+    /// Names with a digest.
+    pub repo_digests: Vec<String>,
+    /// Whether kubelet's garbage collector leaves it alone.
+    pub pinned: bool,
+}
+
+/// Where CRI keeps images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFilesystem {
+    /// The snapshotter's directory.
+    pub mountpoint: String,
+    /// The snapshotter's name, where the directory tells it.
+    pub snapshotter: Option<String>,
+    /// Bytes used by it.
+    pub used_bytes: u64,
+}
+
+/// What CRI says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CriVersion {
+    /// The runtime's name, `containerd`.
+    pub runtime: String,
+    /// The runtime's version.
+    pub runtime_version: String,
+}
+
+impl Client {
+    /// The CRI service on this socket; see [`Client::has_cri`] for whether there is one.
+    pub fn cri(&self) -> Cri {
+        Cri { client: self.clone() }
+    }
+
+    /// Whether this containerd offers CRI, and so may be a kubelet's.
+    ///
+    /// Its plugin must have come up, and the service must answer or be about to.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn has_cri(&self) -> Result<bool, Error> {
+        let plugin_is_up = self
+            .plugins()
+            .await?
+            .iter()
+            .any(|plugin| plugin.healthy && is_cri(plugin));
+        let request = Request::new(VersionRequest::default());
+        match self.unary(self.cri().runtime_client().version(request)).await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.is_unimplemented() => Ok(false),
+            // The service is refused with UNAVAILABLE or UNKNOWN until it is initialised.
+            Err(failure) if !failure.is_transport() => Ok(plugin_is_up),
+            Err(failure) => Err(self.fail(failure, "ask for CRI's version")),
+        }
+    }
+}
+
+fn is_cri(plugin: &Plugin) -> bool {
+    plugin.is("io.containerd.grpc.v1", "cri") || plugin.is("io.containerd.cri.v1", "images")
+}
+
+impl Cri {
+    /// Asks for CRI's version.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no CRI on the socket.
+    pub async fn version(&self) -> Result<CriVersion, Error> {
+        let answer = self
+            .client
+            .unary(self.runtime_client().version(VersionRequest::default()))
+            .await;
+        let version = answer.map_err(|failure| self.client.fail(failure, "ask for CRI's version"))?;
+        Ok(CriVersion {
+            runtime: version.runtime_name,
+            runtime_version: version.runtime_version,
+        })
+    }
+
+    /// Asks for an image by name, name and digest, or id, as kubelet does before it decides to pull.
+    ///
+    /// # Errors
+    /// Those of any call; an unknown image is not one.
+    pub async fn image_status(&self, reference: &str) -> Result<Option<CriImage>, Error> {
+        let image = ImageSpec {
+            image: reference.to_owned(),
+            ..ImageSpec::default()
+        };
+        let request = ImageStatusRequest {
+            image: Some(image),
+            verbose: false,
+        };
+        let answer = self.client.unary(self.image_client().image_status(request)).await;
+        let status = answer.map_err(|failure| {
+            self.client
+                .fail(failure, format!("ask CRI for image {reference}"))
+        })?;
+        Ok(status.image.map(|image| CriImage {
+            id: image.id,
+            repo_tags: image.repo_tags,
+            repo_digests: image.repo_digests,
+            pinned: image.pinned,
+        }))
+    }
+
+    /// Asks where images are kept; `None` when CRI does not say.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn image_filesystem(&self) -> Result<Option<ImageFilesystem>, Error> {
+        let answer = self
+            .client
+            .unary(self.image_client().image_fs_info(ImageFsInfoRequest::default()))
+            .await;
+        let info = answer.map_err(|failure| self.client.fail(failure, "ask CRI where images are kept"))?;
+        let first = info.image_filesystems.into_iter().next();
+        Ok(first.and_then(|usage| {
+            let mountpoint = usage.fs_id?.mountpoint;
+            Some(ImageFilesystem {
+                snapshotter: snapshotter_of(&mountpoint).map(str::to_owned),
+                used_bytes: usage.used_bytes.map_or(0, |bytes| bytes.value),
+                mountpoint,
+            })
+        }))
+    }
+
+    fn runtime_client(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.client.channel()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn image_client(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.client.channel()).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+/// Snapshotters keep their data in a directory named after the plugin.
+fn snapshotter_of(mountpoint: &str) -> Option<&str> {
+    let (_, directory) = mountpoint.rsplit_once('/')?;
+    directory
+        .strip_prefix("io.containerd.snapshotter.v1.")
+        .filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_snapshotter_is_told_by_its_directory() {
+        for (mountpoint, snapshotter) in [
+            (
+                "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs",
+                Some("overlayfs"),
+            ),
+            ("/var/lib/containerd/io.containerd.snapshotter.v1.", None),
+            ("/var/lib/containerd", None),
+            ("", None),
+        ] {
+            assert_eq!(snapshotter_of(mountpoint), snapshotter, "{mountpoint}");
+        }
+    }
+}

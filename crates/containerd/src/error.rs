@@ -1,0 +1,413 @@
+//! What can go wrong between us and containerd, and what to do about it.
+//!
+//! This is the only place that reads gRPC codes and containerd's error texts. A reply that is not a success
+//! becomes a [`Failure`] first; the call that got it may give it a meaning of its own (an absent blob is an
+//! answer, not an error), and what is left becomes an [`Error`].
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, io};
+
+use oci_spec::image::Digest;
+use tonic::{Code, Status};
+
+/// A call to containerd that did not do what it was asked to.
+///
+/// Variants name the thing and what was being attempted; causes are in the source chain. Ask
+/// [`Error::recovery`] what to do next instead of matching on variants.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing answers on the socket, or the connection broke during the call.
+    #[error("cannot {attempt}: no connection to containerd on {}", socket.display())]
+    #[non_exhaustive]
+    Unreachable {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// What was being attempted.
+        attempt: String,
+        /// Why the connection could not be made or broke.
+        source: Cause,
+    },
+    /// containerd holds the connection but does not answer.
+    #[error("cannot {attempt}: containerd on {} has not moved for {} s", socket.display(), waited.as_secs())]
+    #[non_exhaustive]
+    Stalled {
+        /// The socket that went quiet.
+        socket: PathBuf,
+        /// What was being attempted.
+        attempt: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// Somebody else is writing this very blob, and was not done within the time we wait for that.
+    #[error("blob {digest} is being written by another client of containerd, waited {} s", waited.as_secs())]
+    #[non_exhaustive]
+    Locked {
+        /// The blob.
+        digest: Digest,
+        /// How long it was waited for.
+        waited: Duration,
+        /// containerd's answer to the last try.
+        source: Cause,
+    },
+    /// containerd's disk, or its inodes, or a quota are used up.
+    #[error("cannot {attempt}: no space left for containerd")]
+    #[non_exhaustive]
+    Space {
+        /// What was being attempted.
+        attempt: String,
+        /// containerd's answer.
+        source: Cause,
+    },
+    /// The lease is gone: expired and collected, or deleted by somebody.
+    #[error("cannot {attempt}: lease {lease} is gone")]
+    #[non_exhaustive]
+    LeaseLost {
+        /// The lease's id.
+        lease: String,
+        /// What was being attempted.
+        attempt: String,
+        /// containerd's answer.
+        source: Cause,
+    },
+    /// Something that was there a moment ago is not, for instance collected as garbage.
+    #[error("cannot {attempt}: {what} is not in containerd")]
+    #[non_exhaustive]
+    Gone {
+        /// The missing thing.
+        what: String,
+        /// What was being attempted.
+        attempt: String,
+    },
+    /// The bytes are not what the digest or the declared size promises.
+    #[error("blob {digest}: {reason}")]
+    #[non_exhaustive]
+    Content {
+        /// The blob.
+        digest: Digest,
+        /// What differs, with both values where they are known.
+        reason: String,
+    },
+    /// The source of a blob could not be read.
+    #[error("cannot read blob {digest} from its source")]
+    #[non_exhaustive]
+    Source {
+        /// The blob.
+        digest: Digest,
+        /// The source's error.
+        source: io::Error,
+    },
+    /// A name, digest or value that containerd could never take, or an answer we could never use.
+    #[error("{0}")]
+    #[non_exhaustive]
+    Invalid(String),
+    /// containerd understood and said no.
+    #[error("cannot {attempt}: containerd refused")]
+    #[non_exhaustive]
+    Refused {
+        /// What was being attempted.
+        attempt: String,
+        /// containerd's answer.
+        source: Cause,
+    },
+    /// containerd failed at it; trying again later may help.
+    #[error("cannot {attempt}: containerd failed")]
+    #[non_exhaustive]
+    Failed {
+        /// What was being attempted.
+        attempt: String,
+        /// containerd's answer.
+        source: Cause,
+    },
+}
+
+/// What to do after an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// Try again with a backoff: containerd is restarting, busy, or changed under us.
+    Transient,
+    /// Try again when there is more space; what was half written has been taken back.
+    Space,
+    /// Make a new lease and start the bundle again.
+    LeaseLost,
+    /// The bundle is bad; trying again is pointless until the file changes.
+    Content,
+    /// Somebody has to change something: permission, configuration, version.
+    Permanent,
+}
+
+impl Error {
+    /// Says what to do about this error.
+    pub fn recovery(&self) -> Recovery {
+        match self {
+            Error::Unreachable { .. }
+            | Error::Stalled { .. }
+            | Error::Locked { .. }
+            | Error::Gone { .. }
+            | Error::Failed { .. } => Recovery::Transient,
+            Error::Space { .. } => Recovery::Space,
+            Error::LeaseLost { .. } => Recovery::LeaseLost,
+            Error::Content { .. } => Recovery::Content,
+            Error::Source { source, .. } => match source.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Recovery::Content,
+                _ => Recovery::Transient,
+            },
+            Error::Invalid(_) | Error::Refused { .. } => Recovery::Permanent,
+        }
+    }
+
+    pub(crate) fn content(digest: &Digest, reason: impl Into<String>) -> Error {
+        Error::Content {
+            digest: digest.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn source(digest: &Digest, source: io::Error) -> Error {
+        Error::Source {
+            digest: digest.clone(),
+            source,
+        }
+    }
+
+    pub(crate) fn gone(what: impl Into<String>, attempt: impl Into<String>) -> Error {
+        Error::Gone {
+            what: what.into(),
+            attempt: attempt.into(),
+        }
+    }
+}
+
+/// containerd's own words, or the transport's, as the source of an [`Error`].
+#[derive(Debug)]
+pub struct Cause {
+    text: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Cause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source
+            .as_ref()
+            .map(|source| &**source as &(dyn std::error::Error + 'static))
+    }
+}
+
+impl From<tonic::transport::Error> for Cause {
+    fn from(error: tonic::transport::Error) -> Cause {
+        Cause {
+            text: error.to_string(),
+            source: deeper(&error),
+        }
+    }
+}
+
+impl From<Status> for Cause {
+    fn from(status: Status) -> Cause {
+        let text = match status.message() {
+            "" => code_name(status.code()).to_owned(),
+            message => message.to_owned(),
+        };
+        Cause {
+            source: deeper(&status),
+            text,
+        }
+    }
+}
+
+/// The errors below `error` as one chain of texts, so that no foreign type leaves this crate. Links that only
+/// repeat the one above are left out.
+fn deeper(error: &dyn std::error::Error) -> Option<Box<dyn std::error::Error + Send + Sync>> {
+    let above = error.to_string();
+    let mut next = error.source();
+    while let Some(link) = next {
+        let text = link.to_string();
+        if !above.contains(&text) {
+            return Some(Box::new(Cause {
+                text,
+                source: deeper(link),
+            }));
+        }
+        next = link.source();
+    }
+    None
+}
+
+/// An RPC without success, before the caller has given it a meaning.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// An answer of containerd, or an error of the transport dressed up as one.
+    Status(Box<Status>),
+    /// No answer in time.
+    Deadline(Duration),
+    /// The server ended a stream before its last answer.
+    Ended,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Failure {
+        Failure::Status(Box::new(status))
+    }
+}
+
+impl Failure {
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.code() == Some(Code::NotFound) && !self.is_lease_lost()
+    }
+
+    pub(crate) fn is_already_exists(&self) -> bool {
+        self.code() == Some(Code::AlreadyExists)
+    }
+
+    pub(crate) fn is_unimplemented(&self) -> bool {
+        self.code() == Some(Code::Unimplemented)
+    }
+
+    pub(crate) fn is_failed_precondition(&self) -> bool {
+        self.code() == Some(Code::FailedPrecondition)
+    }
+
+    /// A write at another place than the ingest's end.
+    pub(crate) fn is_out_of_range(&self) -> bool {
+        self.code() == Some(Code::OutOfRange)
+    }
+
+    /// UNAVAILABLE means a locked ingest or a dead daemon; only the text tells them apart.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.code() == Some(Code::Unavailable) && self.message().contains("locked")
+    }
+
+    /// The digest of what was written is not the expected one. The size would have been another text.
+    pub(crate) fn is_digest_mismatch(&self) -> bool {
+        self.is_failed_precondition() && self.message().contains("unexpected commit digest")
+    }
+
+    pub(crate) fn is_space(&self) -> bool {
+        // ENOSPC comes as UNKNOWN with the system's text; the codes for it are not used by containerd.
+        const TEXTS: [&str; 3] = ["no space left on device", "disk quota exceeded", "file too large"];
+        !self.is_transport() && TEXTS.iter().any(|text| self.message().contains(text))
+    }
+
+    pub(crate) fn is_lease_lost(&self) -> bool {
+        self.code() == Some(Code::NotFound) && self.message().contains("lease")
+    }
+
+    /// The connection failed, rather than containerd answering. Only then has the status a local source.
+    pub(crate) fn is_transport(&self) -> bool {
+        matches!(self, Failure::Status(status) if std::error::Error::source(status.as_ref()).is_some())
+    }
+
+    /// containerd's text, or nothing.
+    pub(crate) fn message(&self) -> &str {
+        match self {
+            Failure::Status(status) => status.message(),
+            Failure::Deadline(_) | Failure::Ended => "",
+        }
+    }
+
+    fn code(&self) -> Option<Code> {
+        match self {
+            Failure::Status(status) if !self.is_transport() => Some(status.code()),
+            _ => None,
+        }
+    }
+
+    /// A locked ingest that was waited for in vain.
+    pub(crate) fn into_locked(self, digest: &Digest, waited: Duration) -> Error {
+        let source = match self {
+            Failure::Status(status) => Cause::from(*status),
+            Failure::Deadline(_) | Failure::Ended => Cause {
+                text: "no answer".to_owned(),
+                source: None,
+            },
+        };
+        Error::Locked {
+            digest: digest.clone(),
+            waited,
+            source,
+        }
+    }
+
+    /// Gives the failure its general meaning. `lease` is the one the call was made under.
+    pub(crate) fn into_error(self, socket: &Path, lease: Option<&str>, attempt: impl Into<String>) -> Error {
+        let attempt = attempt.into();
+        let socket = socket.to_path_buf();
+        let lost_lease = lease.filter(|_| self.is_lease_lost()).map(str::to_owned);
+        let (space, transport) = (self.is_space(), self.is_transport());
+        let status = match self {
+            Failure::Status(status) => *status,
+            Failure::Deadline(waited) => {
+                return Error::Stalled {
+                    socket,
+                    attempt,
+                    waited,
+                };
+            }
+            Failure::Ended => {
+                let text = "the stream ended before its last answer".to_owned();
+                return Error::Failed {
+                    attempt,
+                    source: Cause { text, source: None },
+                };
+            }
+        };
+        let permanent = is_permanent(status.code());
+        let source = Cause::from(status);
+        match lost_lease {
+            Some(lease) => Error::LeaseLost {
+                lease,
+                attempt,
+                source,
+            },
+            None if transport => Error::Unreachable {
+                socket,
+                attempt,
+                source,
+            },
+            None if space => Error::Space { attempt, source },
+            None if permanent => Error::Refused { attempt, source },
+            None => Error::Failed { attempt, source },
+        }
+    }
+}
+
+/// Answers that stay the same however often one asks. UNKNOWN is not among them: containerd passes most of its
+/// own trouble (a database closing at shutdown, an input/output error) on under it.
+fn is_permanent(code: Code) -> bool {
+    match code {
+        Code::InvalidArgument
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::Unimplemented
+        | Code::ResourceExhausted => true,
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => false,
+    }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Unavailable => "unavailable",
+        Code::Unimplemented => "not implemented",
+        Code::PermissionDenied => "permission denied",
+        Code::Cancelled => "cancelled",
+        Code::DeadlineExceeded => "deadline exceeded",
+        _ => "no reason given",
+    }
+}

@@ -1,0 +1,779 @@
+//! Writing blobs: containerd's `Content.Write` protocol, pass by pass.
+//!
+//! A pass opens the blob's ingest and sees what it finds ([`Standing`]): nothing, the beginning of the blob from
+//! an interrupted write, all of it, or something unusable. A usable beginning is kept after our source has been
+//! hashed that far; the rest is streamed without waiting for acknowledgements, which are drained as they come;
+//! and COMMIT, with the digest, has containerd check what it got. Whatever ends a pass badly is judged by
+//! [`verdict`]: sometimes it is worth another pass from a clean slate, never more than [`PASSES`] in all.
+//!
+//! Nothing is committed unless the source had exactly the declared length, and nothing stays behind after a
+//! commit that failed or on a full disk; after a broken connection the ingest stays, to be resumed.
+
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher as _};
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
+use oci_spec::image::{Digest, DigestAlgorithm};
+use sha2::{Digest as _, Sha256, Sha512};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::Client;
+use crate::content::{content_client, ingest_ref};
+use crate::error::{Error, Failure};
+use crate::wire::{Labels, check_digest, labels_to_wire, size_from_wire, size_to_wire};
+
+/// Bytes per message. Larger ones cost memory and gain no speed.
+const CHUNK: usize = 512 << 10;
+/// Messages read ahead of the connection, each of a chunk.
+const READ_AHEAD: usize = 4;
+/// Passes of one `write_blob`; two would do, the third is for a race with another client.
+const PASSES: usize = 3;
+/// For containerd to finish a stream that has nothing left to do.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// First and longest pause between tries to open a locked ingest.
+const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(16), Duration::from_secs(2));
+
+/// Where the bytes of a blob come from.
+///
+/// Reading may block: it happens on a thread of its own, in pieces. A source is opened again for another pass.
+pub trait BlobSource: Send + Sync {
+    /// Opens the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// Those of the medium. They end up in [`Error::Source`].
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>>;
+}
+
+/// A blob to be written.
+#[derive(Clone, Debug)]
+pub struct BlobSpec {
+    /// The digest that containerd shall check.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Labels of the committed blob; set as well when the blob turns out to be there.
+    pub labels: Labels,
+    /// Grows by the bytes that containerd acknowledges, as it does. Several blobs may share one.
+    pub progress: Option<Arc<AtomicU64>>,
+}
+
+impl BlobSpec {
+    /// A blob without labels, its progress not followed.
+    pub fn new(digest: Digest, size: u64) -> BlobSpec {
+        BlobSpec {
+            digest,
+            size,
+            labels: Labels::new(),
+            progress: None,
+        }
+    }
+
+    /// The same blob with these labels.
+    pub fn with_labels(self, labels: Labels) -> BlobSpec {
+        BlobSpec { labels, ..self }
+    }
+
+    /// The same blob with its progress counted in `acknowledged`.
+    pub fn with_progress(self, acknowledged: Arc<AtomicU64>) -> BlobSpec {
+        BlobSpec {
+            progress: Some(acknowledged),
+            ..self
+        }
+    }
+}
+
+/// How a blob came to be in the namespace and on the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Bytes were sent, and committed.
+    Committed {
+        /// How many; less than the blob's size when an interrupted write was resumed.
+        sent_bytes: u64,
+    },
+    /// The namespace had it already; now it is on the lease.
+    Present,
+    /// containerd had all bytes already, from another namespace or a write that lacked only its commit; none
+    /// was sent.
+    Adopted,
+}
+
+/// Whether a blob is there to be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It is, and the lease now protects it.
+    Held,
+    /// The namespace has no such blob.
+    Absent,
+}
+
+impl Client {
+    /// Puts a blob that is already there under a lease, in one call that finds and protects it at once.
+    ///
+    /// Looking first and adding to the lease afterwards would leave a gap for the garbage collector.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] when there is no such lease, otherwise those of any call.
+    pub async fn hold_blob(&self, lease: &str, digest: &Digest, size: u64) -> Result<Held, Error> {
+        check_digest(digest)?;
+        let attempt = || format!("hold blob {digest}");
+        let opening = stat(digest, size)?;
+        match self.open(self.channel(), lease, &opening).await? {
+            Ok(stream) => {
+                let is_empty = size_from_wire(stream.standing.offset) == 0;
+                stream.finish().await;
+                if is_empty {
+                    self.clean_up(digest).await;
+                }
+                Ok(Held::Absent)
+            }
+            Err(failure) if failure.is_already_exists() => Ok(Held::Held),
+            // Somebody writes it, so it is not there yet.
+            Err(failure) if failure.is_locked() => Ok(Held::Absent),
+            Err(failure) => Err(self.fail_leased(failure, lease, attempt())),
+        }
+    }
+
+    /// Writes a blob under a lease, sending only what containerd lacks of it.
+    ///
+    /// At most [`crate::Options::write_connections`] blobs are under way at a time, each on its own connection;
+    /// further calls wait their turn.
+    ///
+    /// # Errors
+    /// [`Error::Content`] when the source is shorter or longer than declared or its bytes have another digest,
+    /// [`Error::Source`] when it cannot be read, [`Error::Space`] when containerd's disk is full: in these cases
+    /// nothing is left behind. [`Error::Locked`], [`Error::Stalled`] and [`Error::Unreachable`] leave an ingest
+    /// that the next call resumes. [`Error::LeaseLost`] when there is no such lease.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await. The thread that reads the source stops at its next chunk, an unfinished
+    /// ingest stays to be resumed, and what was committed stays under the lease.
+    pub async fn write_blob(
+        &self,
+        lease: &str,
+        spec: &BlobSpec,
+        source: Arc<dyn BlobSource>,
+    ) -> Result<Written, Error> {
+        check_digest(&spec.digest)?;
+        let connection = self.shared.writes.take().await;
+        let mut writer = Writer {
+            client: self,
+            channel: connection.channel(),
+            lease,
+            spec,
+            source,
+            sent: 0,
+        };
+        for pass in 1..=PASSES {
+            match writer.pass(pass == PASSES).await? {
+                Pass::Done(written) => return Ok(written),
+                Pass::Again(reason) => tracing::debug!(digest = %spec.digest, pass, reason, "writing again"),
+            }
+        }
+        let attempt = format!("write blob {}", spec.digest);
+        Err(self.fail(Failure::Ended, attempt))
+    }
+
+    /// Opens a stream of `Content.Write`. The outer error is ours, the inner one containerd's answer.
+    ///
+    /// The first message has to be queued before the call is awaited: containerd sends no headers before it has
+    /// answered a message.
+    async fn open(
+        &self,
+        channel: Channel,
+        lease: &str,
+        opening: &WriteContentRequest,
+    ) -> Result<Result<WriteStream, Failure>, Error> {
+        let (requests, queue) = mpsc::channel(READ_AHEAD);
+        requests
+            .try_send(opening.clone())
+            .expect("an empty queue has room");
+        let request = self.leased_request(lease, ReceiverStream::new(queue))?;
+        let mut client = content_client(channel);
+        // Opening a large partial ingest takes as long as hashing it does.
+        let answered = async {
+            let mut responses = client.write(request).await?.into_inner();
+            let standing = responses.message().await?;
+            Ok(standing.map(|standing| (responses, standing)))
+        };
+        Ok(match self.patiently(answered).await {
+            Ok(Some((responses, standing))) => Ok(WriteStream {
+                requests,
+                responses,
+                standing,
+            }),
+            Ok(None) => Err(Failure::Ended),
+            Err(failure) => Err(failure),
+        })
+    }
+
+    /// Waits without a limit, as long as containerd answers other calls meanwhile.
+    async fn patiently<T>(&self, work: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Failure> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match timeout(self.options().stall, work.as_mut()).await {
+                Ok(answer) => return answer.map_err(Failure::from),
+                Err(_) if self.version().await.is_ok() => {}
+                Err(_) => return Err(Failure::Deadline(self.options().stall)),
+            }
+        }
+    }
+
+    /// Throws our ingest of a blob away. Failing at that is no reason to fail: it expires with the lease.
+    async fn clean_up(&self, digest: &Digest) {
+        if let Err(error) = self.abort_ingest(&ingest_ref(digest)).await {
+            tracing::debug!(%digest, %error, "an unusable ingest stays behind");
+        }
+    }
+}
+
+/// The message that opens an ingest, or finds its blob committed already.
+fn stat(digest: &Digest, size: u64) -> Result<WriteContentRequest, Error> {
+    Ok(WriteContentRequest {
+        action: WriteAction::Stat.into(),
+        r#ref: ingest_ref(digest),
+        total: size_to_wire(size)?,
+        expected: digest.to_string(),
+        ..WriteContentRequest::default()
+    })
+}
+
+/// An open ingest. Dropping it drops the lock on it and keeps its bytes.
+struct WriteStream {
+    requests: mpsc::Sender<WriteContentRequest>,
+    responses: Streaming<WriteContentResponse>,
+    standing: WriteContentResponse,
+}
+
+impl WriteStream {
+    /// Hangs up in order, so that the lock is free when this returns.
+    async fn finish(self) {
+        drop(self.requests);
+        say_goodbye(self.responses).await;
+    }
+}
+
+/// Waits for the server to end a stream. Some repeat their last answer first.
+async fn say_goodbye(mut responses: Streaming<WriteContentResponse>) {
+    let _ = timeout(GOODBYE, async {
+        while let Ok(Some(_)) = responses.message().await {}
+    })
+    .await;
+}
+
+/// What an opened ingest has of its blob.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nothing.
+    Empty,
+    /// As many bytes as the blob has; whether the right ones, COMMIT will tell.
+    Whole,
+    /// A beginning. Nobody has compared it with our source yet.
+    Beginning { offset: u64, digest: String },
+    /// More than the blob has.
+    TooMuch { offset: u64 },
+}
+
+impl Standing {
+    fn of(answer: &WriteContentResponse, size: u64) -> Standing {
+        let offset = size_from_wire(answer.offset);
+        match offset {
+            _ if offset > size => Standing::TooMuch { offset },
+            _ if offset == size && size > 0 => Standing::Whole,
+            0 => Standing::Empty,
+            _ => Standing::Beginning {
+                offset,
+                digest: answer.digest.clone(),
+            },
+        }
+    }
+}
+
+/// One call of `write_blob`.
+struct Writer<'a> {
+    client: &'a Client,
+    channel: Channel,
+    lease: &'a str,
+    spec: &'a BlobSpec,
+    source: Arc<dyn BlobSource>,
+    /// Bytes sent so far, over all passes.
+    sent: u64,
+}
+
+enum Pass {
+    Done(Written),
+    Again(&'static str),
+}
+
+impl Writer<'_> {
+    async fn pass(&mut self, last: bool) -> Result<Pass, Error> {
+        let Some(stream) = self.open().await? else {
+            return self.take_present().await;
+        };
+        match Standing::of(&stream.standing, self.spec.size) {
+            Standing::Empty => self.transfer(stream, 0, last).await,
+            Standing::Whole => self.commit(stream, last).await,
+            Standing::Beginning { offset, digest } => match self.begins_with(offset, digest).await? {
+                true => self.transfer(stream, offset, last).await,
+                false => {
+                    self.restart(stream, "the ingest does not begin like the blob")
+                        .await
+                }
+            },
+            Standing::TooMuch { offset } if last => {
+                stream.finish().await;
+                Err(self.wrong_size(&format!("containerd has {offset} bytes of it")))
+            }
+            Standing::TooMuch { .. } => self.restart(stream, "the ingest is longer than the blob").await,
+        }
+    }
+
+    /// Opens the ingest, waiting a while for somebody else to let go of it. `None` means that the blob is there,
+    /// and on the lease.
+    async fn open(&self) -> Result<Option<WriteStream>, Error> {
+        let Writer {
+            client, lease, spec, ..
+        } = self;
+        let opening = stat(&spec.digest, spec.size)?;
+        let (began, limit) = (Instant::now(), client.options().lock_wait);
+        let mut pause = LOCK_PAUSE.0;
+        loop {
+            match client.open(self.channel.clone(), lease, &opening).await? {
+                Ok(stream) => return Ok(Some(stream)),
+                Err(failure) if failure.is_already_exists() => return Ok(None),
+                Err(failure) if failure.is_locked() && began.elapsed() >= limit => {
+                    return Err(failure.into_locked(&spec.digest, began.elapsed()));
+                }
+                Err(failure) if failure.is_locked() => sleep(jittered(pause)).await,
+                Err(failure) => return Err(self.fail(failure)),
+            }
+            pause = (pause * 2).min(LOCK_PAUSE.1);
+        }
+    }
+
+    /// The blob was there, and opening its ingest has put it on the lease. Its labels are still somebody else's.
+    async fn take_present(&self) -> Result<Pass, Error> {
+        let BlobSpec {
+            digest, size, labels, ..
+        } = self.spec;
+        match self.client.set_blob_labels(digest, labels).await {
+            Ok(info) if info.size != *size => {
+                Err(self.wrong_size(&format!("containerd has it with {} bytes", info.size)))
+            }
+            Ok(_) => Ok(Pass::Done(Written::Present)),
+            Err(Error::Gone { .. }) => Ok(Pass::Again("the blob was there and is gone")),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the source begins with the bytes of the ingest.
+    async fn begins_with(&self, length: u64, found: String) -> Result<bool, Error> {
+        let Some(hasher) = Hasher::of_text(&found) else {
+            return Ok(false);
+        };
+        let source = Arc::clone(&self.source);
+        let stop = CancellationToken::new();
+        let _stop_when_dropped = stop.clone().drop_guard();
+        let hashed =
+            tokio::task::spawn_blocking(move || hasher.digest_of_reader(source.open(0)?.take(length), &stop));
+        let digest = join(hashed)
+            .await
+            .map_err(|error| Error::source(&self.spec.digest, error))?;
+        Ok(digest == found)
+    }
+
+    /// Sends the blob from `offset` on and commits it.
+    async fn transfer(&mut self, stream: WriteStream, offset: u64, last: bool) -> Result<Pass, Error> {
+        let WriteStream {
+            requests,
+            mut responses,
+            ..
+        } = stream;
+        let queued = Arc::new(AtomicU64::new(offset));
+        let stop = CancellationToken::new();
+        let _stop_when_dropped = stop.clone().drop_guard();
+        let feed = Feed {
+            spec: self.spec.clone(),
+            source: Arc::clone(&self.source),
+            requests,
+            queued: Arc::clone(&queued),
+            stop,
+            commit: self.commit_message()?,
+        };
+        let feeding = tokio::task::spawn_blocking(move || feed.run(offset));
+        let committed = self.drain(&mut responses, offset, &queued).await;
+        self.sent += queued.load(Ordering::Relaxed) - offset;
+        match committed {
+            Ok(()) => {
+                say_goodbye(responses).await;
+                Ok(Pass::Done(Written::Committed {
+                    sent_bytes: self.sent,
+                }))
+            }
+            // Our side hung up without COMMIT, and knows why.
+            Err(Failure::Ended) => match join(feeding).await {
+                Fed::Whole | Fed::HungUp => Err(self.fail(Failure::Ended)),
+                Fed::Unfit(error) => {
+                    drop(responses);
+                    self.client.clean_up(&self.spec.digest).await;
+                    Err(error)
+                }
+            },
+            Err(failure) => {
+                drop(responses);
+                self.settle(failure, Proof::Ours, last).await
+            }
+        }
+    }
+
+    /// Commits an ingest that has all bytes without our having sent one in this pass.
+    async fn commit(&mut self, stream: WriteStream, last: bool) -> Result<Pass, Error> {
+        let WriteStream {
+            requests,
+            mut responses,
+            ..
+        } = stream;
+        // A full or closed queue is impossible with an answered STAT in it, or told by the answer.
+        let _ = requests.send(self.commit_message()?).await;
+        drop(requests);
+        let size = self.spec.size;
+        match self.drain(&mut responses, size, &AtomicU64::new(size)).await {
+            Ok(()) => {
+                say_goodbye(responses).await;
+                let sent_bytes = self.sent;
+                let written = if sent_bytes == 0 {
+                    Written::Adopted
+                } else {
+                    Written::Committed { sent_bytes }
+                };
+                Ok(Pass::Done(written))
+            }
+            Err(failure) => {
+                drop(responses);
+                self.settle(failure, Proof::Foreign, last).await
+            }
+        }
+    }
+
+    fn commit_message(&self) -> Result<WriteContentRequest, Error> {
+        let BlobSpec {
+            digest, size, labels, ..
+        } = self.spec;
+        Ok(WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            total: size_to_wire(*size)?,
+            expected: digest.to_string(),
+            // COMMIT is placed like a write: the default of 0 would truncate everything written.
+            offset: size_to_wire(*size)?,
+            labels: labels_to_wire(labels),
+            ..WriteContentRequest::default()
+        })
+    }
+
+    /// Drains acknowledgements until COMMIT is answered.
+    ///
+    /// As long as bytes are under way, acknowledgements have to keep coming. While none are (the source is slow,
+    /// or containerd syncs its disk for COMMIT, which may take minutes), containerd only has to answer other calls.
+    async fn drain(
+        &self,
+        responses: &mut Streaming<WriteContentResponse>,
+        offset: u64,
+        queued: &AtomicU64,
+    ) -> Result<(), Failure> {
+        let limit = self.client.options().stall;
+        let mut acknowledged = offset;
+        loop {
+            match timeout(limit, responses.message()).await {
+                Ok(Ok(Some(answer))) => {
+                    let reached = size_from_wire(answer.offset);
+                    self.count(reached.saturating_sub(acknowledged));
+                    acknowledged = acknowledged.max(reached);
+                    if answer.action() == WriteAction::Commit {
+                        return Ok(());
+                    }
+                }
+                Ok(Ok(None)) => return Err(Failure::Ended),
+                Ok(Err(status)) => return Err(Failure::from(status)),
+                Err(_) if queued.load(Ordering::Relaxed) > acknowledged => {
+                    return Err(Failure::Deadline(limit));
+                }
+                Err(_) if self.client.version().await.is_ok() => {}
+                Err(_) => return Err(Failure::Deadline(limit)),
+            }
+        }
+    }
+
+    fn count(&self, acknowledged: u64) {
+        if let Some(progress) = &self.spec.progress {
+            progress.fetch_add(acknowledged, Ordering::Relaxed);
+        }
+    }
+
+    /// Does what [`verdict`] says about a transfer or commit that failed.
+    async fn settle(&self, failure: Failure, proof: Proof, last: bool) -> Result<Pass, Error> {
+        let digest = &self.spec.digest;
+        match verdict(&failure, proof, last) {
+            Verdict::Present => self.hold_present().await,
+            Verdict::CleanAndRetry(reason) => {
+                self.client.clean_up(digest).await;
+                Ok(Pass::Again(reason))
+            }
+            Verdict::BadContent => {
+                self.client.clean_up(digest).await;
+                Err(Error::content(
+                    digest,
+                    format!("containerd did not accept its bytes: {}", failure.message()),
+                ))
+            }
+            Verdict::CleanAndFail => {
+                self.client.clean_up(digest).await;
+                Err(self.fail(failure))
+            }
+            Verdict::KeepAndFail => Err(self.fail(failure)),
+        }
+    }
+
+    /// The blob appeared while we wrote it; COMMIT said so without putting it on the lease.
+    async fn hold_present(&self) -> Result<Pass, Error> {
+        match self
+            .client
+            .hold_blob(self.lease, &self.spec.digest, self.spec.size)
+            .await?
+        {
+            Held::Held => self.take_present().await,
+            Held::Absent => Ok(Pass::Again("the blob appeared and is gone")),
+        }
+    }
+
+    /// Throws the ingest away for another pass. Truncating it in place is what containerd 1.6 gets wrong.
+    async fn restart(&self, stream: WriteStream, reason: &'static str) -> Result<Pass, Error> {
+        stream.finish().await;
+        self.client.clean_up(&self.spec.digest).await;
+        Ok(Pass::Again(reason))
+    }
+
+    fn wrong_size(&self, found: &str) -> Error {
+        Error::content(
+            &self.spec.digest,
+            format!("declared with {} bytes, but {found}", self.spec.size),
+        )
+    }
+
+    fn fail(&self, failure: Failure) -> Error {
+        self.client
+            .fail_leased(failure, self.lease, format!("write blob {}", self.spec.digest))
+    }
+}
+
+/// Whose bytes an ingest had when its commit failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// All were read from our source in this pass, sent or compared.
+    Ours,
+    /// Nobody knows.
+    Foreign,
+}
+
+/// What a transfer or commit that failed calls for.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Present,
+    CleanAndRetry(&'static str),
+    BadContent,
+    CleanAndFail,
+    /// The ingest may be resumed.
+    KeepAndFail,
+}
+
+fn verdict(failure: &Failure, proof: Proof, last: bool) -> Verdict {
+    if failure.is_already_exists() {
+        return Verdict::Present;
+    }
+    if failure.is_space() {
+        return Verdict::CleanAndFail;
+    }
+    if failure.is_failed_precondition() {
+        // All bytes were ours, and they are the wrong ones: sending them again changes nothing. A wrong size
+        // with bytes of ours is the tail of an earlier ingest that was declared with another size.
+        let hopeless = last || (proof == Proof::Ours && failure.is_digest_mismatch());
+        return if hopeless {
+            Verdict::BadContent
+        } else {
+            Verdict::CleanAndRetry("the ingest had bad bytes")
+        };
+    }
+    if failure.is_out_of_range() {
+        // containerd 1.6 loses count of an ingest whose blob was deleted and not collected yet.
+        return if last {
+            Verdict::CleanAndFail
+        } else {
+            Verdict::CleanAndRetry("the ingest lost its place")
+        };
+    }
+    Verdict::KeepAndFail
+}
+
+/// Half the pause for certain, the other half by chance, so that two clients do not keep meeting.
+fn jittered(pause: Duration) -> Duration {
+    // A hasher's random keys are the only randomness the standard library offers; it is enough here.
+    let chance = std::hash::RandomState::new().build_hasher().finish() % 1024;
+    let half = pause / 2;
+    half + half * u32::try_from(chance).expect("below 1024") / 1024
+}
+
+/// Waits for a thread; its panic becomes ours.
+async fn join<T>(thread: JoinHandle<T>) -> T {
+    match thread.await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => unreachable!("a blocking thread that has begun is not cancelled"),
+        },
+    }
+}
+
+/// The blocking half of a transfer: reads the source and queues messages.
+struct Feed {
+    spec: BlobSpec,
+    source: Arc<dyn BlobSource>,
+    requests: mpsc::Sender<WriteContentRequest>,
+    /// The offset reached by queued messages.
+    queued: Arc<AtomicU64>,
+    stop: CancellationToken,
+    commit: WriteContentRequest,
+}
+
+enum Fed {
+    /// Everything was queued, COMMIT too.
+    Whole,
+    /// Nobody takes messages any more.
+    HungUp,
+    /// The source is not what was declared. Nothing was committed.
+    Unfit(Error),
+}
+
+impl Feed {
+    fn run(self, offset: u64) -> Fed {
+        match self.send_data(offset) {
+            Ok(true) if self.requests.blocking_send(self.commit).is_ok() => Fed::Whole,
+            Ok(_) => Fed::HungUp,
+            Err(error) => Fed::Unfit(error),
+        }
+    }
+
+    /// Queues the bytes from `offset` on; says whether all were. Errs unless they were exactly as many as declared.
+    fn send_data(&self, mut offset: u64) -> Result<bool, Error> {
+        let BlobSpec { digest, size, .. } = &self.spec;
+        let failed = |error| Error::source(digest, error);
+        let mut reader = self.source.open(offset).map_err(failed)?;
+        while offset < *size {
+            if self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            let data = read_chunk(&mut *reader, size - offset).map_err(failed)?;
+            if data.is_empty() {
+                return Err(Error::content(
+                    digest,
+                    format!("declared with {size} bytes, but ends after {offset}"),
+                ));
+            }
+            let length = data.len() as u64;
+            let message = WriteContentRequest {
+                action: WriteAction::Write.into(),
+                offset: size_to_wire(offset)?,
+                data,
+                ..WriteContentRequest::default()
+            };
+            if self.requests.blocking_send(message).is_err() {
+                return Ok(false);
+            }
+            offset += length;
+            self.queued.store(offset, Ordering::Relaxed);
+        }
+        match read_chunk(&mut *reader, 1).map_err(failed)?.len() {
+            0 => Ok(true),
+            _ => Err(Error::content(
+                digest,
+                format!("declared with {size} bytes, but has at least {}", size + 1),
+            )),
+        }
+    }
+}
+
+/// Reads a chunk, less only at the end of the source or of what `remains`.
+fn read_chunk(reader: &mut dyn Read, remains: u64) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(remains).map_or(CHUNK, |remains| remains.min(CHUNK));
+    let mut chunk = Vec::with_capacity(length);
+    reader.take(length as u64).read_to_end(&mut chunk)?;
+    Ok(chunk)
+}
+
+/// Hashes by the algorithm of a digest.
+pub(crate) enum Hasher {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    /// The hasher for a digest that was checked to be of a supported kind.
+    pub(crate) fn of(digest: &Digest) -> Hasher {
+        match digest.algorithm() {
+            DigestAlgorithm::Sha512 => Hasher::Sha512(Sha512::new()),
+            _ => Hasher::Sha256(Sha256::new()),
+        }
+    }
+
+    fn of_text(digest: &str) -> Option<Hasher> {
+        match digest.split_once(':')?.0 {
+            "sha256" => Some(Hasher::Sha256(Sha256::new())),
+            "sha512" => Some(Hasher::Sha512(Sha512::new())),
+            _ => None,
+        }
+    }
+
+    /// The digest of all of `bytes`.
+    pub(crate) fn digest_of(mut self, bytes: &[u8]) -> String {
+        self.update(bytes);
+        self.finish()
+    }
+
+    fn digest_of_reader(mut self, mut reader: impl Read, stop: &CancellationToken) -> io::Result<String> {
+        loop {
+            let chunk = read_chunk(&mut reader, CHUNK as u64)?;
+            if chunk.is_empty() {
+                return Ok(self.finish());
+            }
+            if stop.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            self.update(&chunk);
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hasher::Sha256(hash) => hash.update(bytes),
+            Hasher::Sha512(hash) => hash.update(bytes),
+        }
+    }
+
+    fn finish(self) -> String {
+        match self {
+            Hasher::Sha256(hash) => format!("sha256:{}", hex(&hash.finalize())),
+            Hasher::Sha512(hash) => format!("sha512:{}", hex(&hash.finalize())),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
