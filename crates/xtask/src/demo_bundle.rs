@@ -34,8 +34,6 @@ pub const IMAGES: [&str; 3] = [
 pub struct Summary {
     /// The bundle's size in bytes.
     pub size: u64,
-    /// How many blobs it holds.
-    pub blobs: usize,
     /// The digests of those blobs.
     pub digests: Vec<String>,
 }
@@ -61,7 +59,6 @@ pub fn write(path: &Path, busybox: &Path) -> Result<Summary> {
     let file = layout.write_tar(file, &index)?;
     Ok(Summary {
         size: file.metadata()?.len(),
-        blobs: layout.blobs.len(),
         digests: layout.blobs.into_iter().map(|(digest, _)| digest).collect(),
     })
 }
@@ -127,7 +124,7 @@ fn base_layer(architecture: &str, busybox: &[u8]) -> Vec<u8> {
             0o755,
         );
     }
-    layer.file("usr-share-filler", &filler(architecture, BASE_FILLER), 0o644);
+    layer.file("filler", &filler(architecture, BASE_FILLER), 0o644);
     layer.finish()
 }
 

@@ -1,2 +1,58 @@
-//! x
-fn main() {}
+//! `cargo xtask`: everything that is done to this project rather than by it, on a machine with nothing set up.
+
+// A task runner's output is what it is for.
+#![allow(clippy::print_stdout)]
+
+mod checks;
+mod demo;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::{Generation, parts};
+
+/// The project's own tasks. Whatever they need and this machine lacks is fetched into target/.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Show the main job on a private containerd: a bundle is dropped, its images appear, a container runs.
+    Demo {
+        /// Which containerd: 2, 1.7 or 1.6.
+        #[arg(long, default_value_t = Generation::V2)]
+        generation: Generation,
+    },
+    /// Run all tests, on three generations of containerd as root on Debian.
+    Test {
+        /// Passed on to `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check formatting, lints, documentation, licences and sources, then run all tests.
+    Ci {
+        /// Everything but the tests.
+        #[arg(long)]
+        without_tests: bool,
+    },
+    /// Check the dependencies for known vulnerabilities (needs the network).
+    Advisories,
+    /// Only fetch what the other tasks need: protoc, containerds, runc, busybox, tools.
+    Setup,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Demo { generation } => demo::run(generation),
+        Task::Test { arguments } => checks::test(&arguments),
+        Task::Ci { without_tests } => {
+            checks::static_checks()?;
+            if without_tests { Ok(()) } else { checks::test(&[]) }
+        }
+        Task::Advisories => checks::advisories(),
+        Task::Setup => parts::provide_all(),
+    }
+}

@@ -243,6 +243,36 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// Tools that tests make real bundles with.
+const TEST_TOOLS: [&str; 2] = ["skopeo", "umoci"];
+
+/// Everything that builds, tests and the demonstration may ask for, so that they need not wait for it later.
+///
+/// # Errors
+///
+/// When one of them cannot be had.
+pub fn provide_all() -> Result<()> {
+    protoc()?;
+    for generation in generations() {
+        let parts = containerd_parts(generation)?;
+        note(&format!(
+            "containerd {} is at {}",
+            parts.version,
+            parts.shims.display()
+        ));
+    }
+    if debian::codename().is_some() {
+        busybox()?;
+        TEST_TOOLS.iter().try_for_each(|name| tool(name).map(drop))?;
+    }
+    Ok(())
+}
+
+/// Whether this machine is one on which nothing may be left out: root on Debian, or anywhere in CI.
+pub fn is_complete_machine() -> bool {
+    (is_root() && debian::codename().is_some()) || std::env::var_os("CI").is_some()
+}
+
 /// Unpacks packages and what they need, and puts a script before the program that lets it find its libraries.
 fn private_program(program: &str, packages: &[&str]) -> Result<PathBuf> {
     let folder = provide(program, |folder| {
