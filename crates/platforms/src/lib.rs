@@ -22,7 +22,8 @@
 //!
 //! Differences from containerd, all beyond what real images contain: letters outside ASCII are not
 //! lower-cased; a wanted `amd64` or `arm` variant above `v99` is not expanded (containerd would build a
-//! list of that length); a feature `win32k` given twice is ignored twice.
+//! list of that length); a feature `win32k` given twice is ignored twice; Windows versions are compared
+//! by the list of releases that containerd has since 2.1.9; 2.0.0's own arm64 arithmetic (see [`Rules`]).
 
 mod detection;
 mod expansion;
