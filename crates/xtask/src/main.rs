@@ -1,10 +1,12 @@
 //! `cargo xtask`: everything that is done to this project rather than by it, on a machine with nothing set up.
 
 // A task runner's output is what it is for.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod checks;
 mod demo;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -44,8 +46,18 @@ enum Task {
     Setup,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    match task {
         Task::Demo { generation } => demo::run(generation),
         Task::Test { arguments } => checks::test(&arguments),
         Task::Ci { without_tests } => {
