@@ -1,0 +1,242 @@
+//! A bundle that is open for reading.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci_spec::image::Digest;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::places::{Place, Places};
+use crate::{Catalog, Error, Fault, Limits, read};
+
+/// An open bundle: its [`Catalog`] and access to its blobs.
+///
+/// All reading goes through the one descriptor that was opened, so a file that is renamed, replaced or deleted
+/// meanwhile stays the same bundle. `Send` and `Sync`; share it in an `Arc`.
+#[derive(Debug)]
+pub struct Bundle {
+    path: PathBuf,
+    file: Arc<File>,
+    identity: Identity,
+    catalog: Catalog,
+    places: Places,
+}
+
+impl Bundle {
+    /// Opens a file, reads its headers and documents, and draws up the catalog.
+    ///
+    /// Blobs that are not documents are not read, except compressed layers of Docker archives, whose digest is
+    /// nowhere else. Blocking; memory is bounded by `limits` and not by the file.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be said about the file's images, or a limit on the whole is exceeded. Anything about a
+    /// single image is in the catalog instead.
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        // O_NONBLOCK: opening a named pipe would wait for a writer for ever.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|source| {
+            Fault::Io {
+                action: "open the file",
+                source: source.into(),
+            }
+            .in_file(path)
+        })?;
+        Self::from_file(File::from(file), path, limits)
+    }
+
+    /// Like [`Bundle::open`] for a file that is open already; `path` only tells what to call it.
+    pub fn from_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let stat = |file: &File| {
+            file.metadata().map_err(|source| {
+                Fault::Io {
+                    action: "stat the file",
+                    source,
+                }
+                .in_file(path)
+            })
+        };
+        let metadata = stat(&file)?;
+        if !metadata.is_file() {
+            return Err(Fault::NotAFile(kind_of(&metadata)).in_file(path));
+        }
+        let file = Arc::new(file);
+        let read = read::read(&file, metadata.len(), limits).map_err(|fault| fault.in_file(path));
+        let bundle = |(catalog, places)| Self {
+            path: path.to_owned(),
+            file: Arc::clone(&file),
+            identity: Identity::of(&metadata),
+            catalog,
+            places,
+        };
+        // A writer explains any error, and a catalog of two half files would be worse than none.
+        if Identity::of(&stat(&file)?) != Identity::of(&metadata) {
+            return Err(Fault::Changed.in_file(path));
+        }
+        read.map(bundle)
+    }
+
+    /// The name that the bundle was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the bundle holds.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Which file this is, as it was when it was opened.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether the open file is still what it was when the catalog was drawn up.
+    ///
+    /// # Errors
+    ///
+    /// If the open file cannot be examined.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        Ok(Identity::of(&self.file.metadata()?) == self.identity)
+    }
+
+    /// A blob that the catalog mentions and that is there, manifests made up for Docker archives included.
+    pub fn blob(&self, digest: &Digest) -> Option<Blob> {
+        Some(match self.places.get(digest)? {
+            Place::Extent { offset, size } => Blob(Bytes::InFile {
+                file: Arc::clone(&self.file),
+                offset: *offset,
+                size: *size,
+            }),
+            Place::Memory(bytes) => Blob(Bytes::InMemory(Arc::clone(bytes))),
+        })
+    }
+}
+
+fn kind_of(metadata: &Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt as _;
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a named pipe",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_block_device() => "a block device",
+        () if kind.is_char_device() => "a character device",
+        () => "something else",
+    }
+}
+
+/// Which file it is and whether it was written to since.
+///
+/// Compare for equality only: clocks jump, and copying tools set times backwards.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    /// Number of the file system's device.
+    pub device: u64,
+    /// Number of the inode.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of the last change of content, in nanoseconds since 1970. Beyond the years 1677 to 2262 it stays
+    /// at the bound.
+    pub mtime_ns: i64,
+    /// Time of the last change of content or inode, likewise.
+    pub ctime_ns: i64,
+}
+
+impl Identity {
+    /// Reads the identity from a file's metadata.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// The bytes of a blob; independent of the [`Bundle`] it came from. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Blob(Bytes);
+
+#[derive(Clone, Debug)]
+enum Bytes {
+    InFile { file: Arc<File>, offset: u64, size: u64 },
+    InMemory(Arc<[u8]>),
+}
+
+impl Blob {
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        match &self.0 {
+            Bytes::InFile { size, .. } => *size,
+            Bytes::InMemory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking.
+    ///
+    /// The reader gives [`io::ErrorKind::UnexpectedEof`] if the file was cut short after it was opened.
+    ///
+    /// # Errors
+    ///
+    /// If `offset` lies behind the end.
+    pub fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        if offset > self.size() {
+            let message = format!("offset {offset} in a blob of {} bytes", self.size());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        Ok(match &self.0 {
+            Bytes::InFile {
+                file,
+                offset: start,
+                size,
+            } => Box::new(Extent {
+                file: Arc::clone(file),
+                position: start + offset,
+                left: size - offset,
+            }),
+            Bytes::InMemory(bytes) => {
+                let mut cursor = io::Cursor::new(Arc::clone(bytes));
+                cursor.set_position(offset);
+                Box::new(cursor)
+            }
+        })
+    }
+}
+
+/// Reads a part of a file without touching its position.
+struct Extent {
+    file: Arc<File>,
+    position: u64,
+    left: u64,
+}
+
+impl Read for Extent {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let n = self.file.read_at(&mut buffer[..wanted], self.position)?;
+        if n == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the bundle was cut short while being read",
+            ));
+        }
+        self.position += n as u64;
+        self.left -= n as u64;
+        Ok(n)
+    }
+}

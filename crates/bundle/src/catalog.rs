@@ -1,0 +1,236 @@
+//! What a bundle holds, as plain values.
+//!
+//! The catalog says what is there and what is not; whether a node wants it is somebody else's question.
+//! Names, media types and annotations are the archive's own words: whoever prints them escapes them
+//! ([`RawName`] and the reasons in here do so themselves).
+
+use std::fmt;
+
+use oci_spec::image::{Descriptor, Digest};
+use platforms::Platform;
+
+use crate::{Compression, Warning};
+
+/// Everything [`Bundle::open`](crate::Bundle::open) found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalog {
+    /// How the archive is laid out.
+    pub format: Format,
+    /// How the archive as a whole is compressed.
+    pub compression: Compression,
+    /// Identity of the content: two bundles with the same digest offer the same images.
+    ///
+    /// It is the sha256 of `index.json` where everything comes from there. `manifest.json` does not pin the
+    /// bytes of its layers, so once an image comes from it, the digest covers the document's bytes followed
+    /// by the digest of every image's root.
+    pub digest: Digest,
+    /// One per entry of `index.json` or element of `manifest.json`, in the document's order.
+    pub images: Vec<Image>,
+    /// What an operator should hear about although it stops nothing.
+    pub warnings: Vec<Warning>,
+    /// How the archive ends.
+    pub ending: Ending,
+}
+
+/// The layout of a bundle, recognised by content and never by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// An OCI image layout: `oci-layout`, `index.json`, `blobs/`.
+    OciLayout,
+    /// What `docker save` wrote up to version 24, and many tools still do: `manifest.json`.
+    DockerArchive,
+    /// Both in one: Docker 25 and later, `ctr images export`. The OCI side counts where it is sound.
+    Hybrid,
+}
+
+impl Format {
+    /// The name used in reports: `oci-layout`, `docker-archive`, `oci-layout+docker-archive`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OciLayout => "oci-layout",
+            Self::DockerArchive => "docker-archive",
+            Self::Hybrid => "oci-layout+docker-archive",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How an archive ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With the two zero blocks that mark the end of an archive.
+    Marker,
+    /// At the end of an entry, without the mark: a sloppy writer, or a file that is still growing.
+    NoMarker,
+    /// In the middle of a header or of an entry's bytes. Blobs before the cut are usable, the entry that is
+    /// cut counts as broken.
+    Truncated(Truncation),
+}
+
+/// Where an archive stops short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Truncation {
+    /// Offset in bytes at which the incomplete header or entry data starts.
+    pub offset: u64,
+    /// The entry whose bytes are cut, escaped for printing; none when the cut is in a header.
+    pub entry: Option<String>,
+    /// Bytes that should follow `offset`.
+    pub expected: u64,
+    /// Bytes that do.
+    pub present: u64,
+}
+
+impl fmt::Display for Truncation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            offset,
+            entry,
+            expected,
+            present,
+        } = self;
+        match entry {
+            Some(entry) => write!(
+                f,
+                "cut off inside entry {entry}: {present} of its {expected} bytes are there, from offset {offset}"
+            ),
+            None => write!(
+                f,
+                "cut off inside a header: {present} of its {expected} bytes are there, from offset {offset}"
+            ),
+        }
+    }
+}
+
+/// One entry of the bundle's list of images: names for a piece of content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its names as the archive gives them: at most one from an OCI layout, any number from a Docker
+    /// archive. Neither normalised nor checked.
+    pub names: Vec<RawName>,
+    /// What the names stand for.
+    pub root: Node,
+}
+
+/// A name as the archive gives it. Prints escaped, so that no control byte reaches a terminal or a log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RawName {
+    /// Annotation `io.containerd.image.name`; takes precedence over the next.
+    ContainerdName(String),
+    /// Annotation `org.opencontainers.image.ref.name`: a full reference, a plain tag, or anything.
+    RefName(String),
+    /// An element of `RepoTags` in a Docker archive.
+    RepoTag(String),
+}
+
+impl RawName {
+    /// The name itself, unescaped.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::ContainerdName(name) | Self::RefName(name) | Self::RepoTag(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for RawName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", crate::escape::text(self.as_str()))
+    }
+}
+
+/// A descriptor and what was found behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The descriptor with its annotations. Its platform is left out, since the type at hand would lose
+    /// `os.version`: see `platform`. Embedded `data` is left out too, its bytes are a blob like any other.
+    ///
+    /// Where the archive gives no usable descriptor (an invalid digest, a Docker image with a layer
+    /// missing) a stand-in is made up from the bytes of the archive's own entry; `content` is then
+    /// [`Content::Broken`] and says so.
+    pub descriptor: Descriptor,
+    /// The descriptor's own platform, as given. `None` means that it has none, which is not the same as an
+    /// empty one. A Docker archive's images have the platform of their config, as containerd 2.x does it.
+    pub platform: Option<Platform>,
+    /// What is behind it.
+    pub content: Content,
+}
+
+/// What is behind a descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// An image index; the document is there and verified.
+    Index(Vec<Node>),
+    /// An image manifest; the document is there and verified.
+    Manifest(Manifest),
+    /// Present, of a type that is not walked.
+    Other,
+    /// Not in the archive.
+    Absent,
+    /// Unusable; the reason names the blob.
+    Broken(String),
+}
+
+/// An image manifest and the state of its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The image config.
+    pub config: Part,
+    /// The layers in order, lowest first. The same layer may occur twice.
+    pub layers: Vec<Part>,
+    /// The platform that the config names: os, architecture, variant and os.version as given. `None` if
+    /// the config is not there, is no image config or names neither os nor architecture.
+    pub config_platform: Option<Platform>,
+    /// Whether this can be a container image at all.
+    pub kind: Kind,
+    /// The manifest that this one refers to, if any.
+    pub subject: Option<Digest>,
+    /// Why this image cannot run although its parts may be there.
+    pub problems: Vec<String>,
+}
+
+impl Manifest {
+    /// The config and the layers.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.config).chain(&self.layers)
+    }
+}
+
+/// What a manifest describes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A container image.
+    Image,
+    /// Something else in the shape of an image: a chart, a signature, an attestation.
+    ///
+    /// containerd would happily record one, and CRI would merge all artifacts with an empty config into a
+    /// single image.
+    Artifact {
+        /// The artifact type, or what comes closest: the config's media type, or the first layer's.
+        artifact_type: String,
+    },
+}
+
+/// A blob that a manifest refers to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The descriptor with its annotations.
+    pub descriptor: Descriptor,
+    /// What is there.
+    pub state: PartState,
+}
+
+/// What is there of a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartState {
+    /// In the archive, with the right size. Configs of images are also verified by digest; layers are not
+    /// read, whoever moves them verifies them.
+    Present,
+    /// Not in the archive.
+    Absent,
+    /// Unusable; the reason names the blob.
+    Broken(String),
+}

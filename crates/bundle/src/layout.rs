@@ -1,0 +1,287 @@
+//! Images of an OCI image layout: `index.json` and what can be reached from it.
+//! Source: OCI image-spec 1.1, "Image Layout", "Image Index", "Image Manifest".
+
+use std::collections::HashMap;
+
+use oci_spec::image::{Descriptor, Digest};
+use serde_json::value::RawValue;
+
+use crate::documents::{self, Config, Index, RawDescriptor};
+use crate::reader::{Located, Reader, stand_in};
+use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName, escape};
+
+/// Makes images of the entries of an `index.json`.
+pub(crate) struct Layout<'r, 'a> {
+    reader: &'r mut Reader<'a>,
+    /// Indexes that were walked, by digest and depth: a sub-tree that is shared is read once and charged
+    /// each time.
+    walked: HashMap<(Digest, u32), Walked>,
+}
+
+struct Walked {
+    content: Content,
+    descriptors: usize,
+    kept: u64,
+}
+
+impl<'r, 'a> Layout<'r, 'a> {
+    pub(crate) fn new(reader: &'r mut Reader<'a>) -> Self {
+        Self {
+            reader,
+            walked: HashMap::new(),
+        }
+    }
+
+    /// Makes the image of one entry.
+    pub(crate) fn image(&mut self, entry: &RawValue) -> Result<Image, Fault> {
+        let names = match serde_json::from_str::<RawDescriptor>(entry.get()) {
+            Ok(given) => names(&given),
+            Err(_) => Vec::new(),
+        };
+        Ok(Image {
+            names,
+            root: self.node(entry, 0)?,
+        })
+    }
+
+    fn node(&mut self, entry: &RawValue, depth: u32) -> Result<Node, Fault> {
+        let broken = |platform, reason| Ok(stand_in(entry.get().as_bytes(), platform, reason));
+        let given: RawDescriptor = match serde_json::from_str(entry.get()) {
+            Ok(given) => given,
+            Err(error) => return broken(None, format!("its descriptor is not valid: {error}")),
+        };
+        self.reader.charge(1, given.kept_bytes())?;
+        let descriptor = match given.to_descriptor() {
+            Ok(descriptor) => descriptor,
+            Err(reason) => return broken(given.platform, reason),
+        };
+        self.reader.take_embedded(&given, &descriptor);
+        let content = self.content(&descriptor, depth)?;
+        Ok(Node {
+            descriptor,
+            platform: given.platform,
+            content,
+        })
+    }
+
+    fn content(&mut self, descriptor: &Descriptor, depth: u32) -> Result<Content, Fault> {
+        let digest = descriptor.digest();
+        let media_type = descriptor.media_type().as_ref();
+        let place = match self.reader.locate(descriptor) {
+            Located::Present(place) => place,
+            Located::Absent => return Ok(Content::Absent),
+            Located::Broken(reason) => return Ok(Content::Broken(reason)),
+        };
+        if documents::is_schema_1(media_type) {
+            return Ok(Content::Broken(format!(
+                "{digest} is a Docker schema 1 manifest, which is not supported"
+            )));
+        }
+        let is_index = documents::is_index(media_type);
+        if !is_index && !documents::is_manifest(media_type) {
+            return Ok(Content::Other);
+        }
+        if is_index && depth >= self.reader.limits.index_depth {
+            let limit = self.reader.limits.index_depth;
+            return Ok(Content::Broken(format!(
+                "index {digest} is nested deeper than {limit} levels"
+            )));
+        }
+        if is_index && let Some(walked) = self.walked.get(&(digest.clone(), depth)) {
+            self.reader.charge(walked.descriptors, walked.kept)?;
+            return Ok(walked.content.clone());
+        }
+        let bytes = match self.reader.document(&place, digest)? {
+            Ok(bytes) => bytes,
+            Err(reason) => return Ok(Content::Broken(reason)),
+        };
+        if is_index {
+            self.index(digest, &bytes, depth)
+        } else {
+            self.manifest(digest, &bytes)
+        }
+    }
+
+    fn index(&mut self, digest: &Digest, bytes: &[u8], depth: u32) -> Result<Content, Fault> {
+        let index: Index<'_> = match serde_json::from_slice(bytes) {
+            Ok(index) => index,
+            Err(error) => return Ok(Content::Broken(format!("index {digest} is not valid: {error}"))),
+        };
+        if let Some(contradiction) = index.contradiction() {
+            return Ok(Content::Broken(format!("{digest} {contradiction}")));
+        }
+        let before = self.reader.spent();
+        let children: Result<Vec<_>, _> = index
+            .manifests
+            .iter()
+            .map(|entry| self.node(entry, depth + 1))
+            .collect();
+        let after = self.reader.spent();
+        let walked = Walked {
+            content: Content::Index(children?),
+            descriptors: after.descriptors - before.descriptors,
+            kept: after.kept - before.kept,
+        };
+        let content = walked.content.clone();
+        self.walked.insert((digest.clone(), depth), walked);
+        Ok(content)
+    }
+
+    fn manifest(&mut self, digest: &Digest, bytes: &[u8]) -> Result<Content, Fault> {
+        let given: documents::Manifest = match serde_json::from_slice(bytes) {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                return Ok(Content::Broken(format!(
+                    "manifest {digest} is not valid: {error}"
+                )));
+            }
+        };
+        if let Some(contradiction) = given.contradiction() {
+            return Ok(Content::Broken(format!("{digest} {contradiction}")));
+        }
+        let Some(config) = &given.config else {
+            return Ok(Content::Broken(format!("manifest {digest} names no config")));
+        };
+        let kept = given
+            .layers
+            .iter()
+            .chain([config])
+            .map(RawDescriptor::kept_bytes)
+            .sum();
+        self.reader.charge(1 + given.layers.len(), kept)?;
+        let layers: Result<Vec<_>, _> = given.layers.iter().map(|layer| self.part(layer)).collect();
+        let (config, layers) = match (self.part(config), layers) {
+            (Ok(config), Ok(layers)) => (config, layers),
+            (Err(reason), _) | (_, Err(reason)) => {
+                return Ok(Content::Broken(format!("manifest {digest}: {reason}")));
+            }
+        };
+        let manifest = Manifest {
+            kind: kind(&given.artifact_type, &config, &layers),
+            config,
+            layers,
+            config_platform: None,
+            subject: given
+                .subject
+                .and_then(|subject| Some(subject.to_descriptor().ok()?.digest().clone())),
+            problems: Vec::new(),
+        };
+        self.with_config(manifest).map(Content::Manifest)
+    }
+
+    fn part(&mut self, given: &RawDescriptor) -> Result<Part, String> {
+        let descriptor = given.to_descriptor()?;
+        self.reader.take_embedded(given, &descriptor);
+        let state = self.reader.locate(&descriptor).into();
+        Ok(Part { descriptor, state })
+    }
+
+    /// Adds what the config says, if this is an image and the config is there.
+    fn with_config(&mut self, mut manifest: Manifest) -> Result<Manifest, Fault> {
+        if manifest.kind != Kind::Image {
+            return Ok(manifest);
+        }
+        let Located::Present(place) = self.reader.locate(&manifest.config.descriptor) else {
+            return Ok(manifest);
+        };
+        match self
+            .reader
+            .document(&place, manifest.config.descriptor.digest())?
+        {
+            Err(reason) => manifest.config.state = PartState::Broken(reason),
+            Ok(bytes) => match serde_json::from_slice::<Config>(&bytes) {
+                Ok(config) => {
+                    manifest.problems = problems(&config, &manifest.layers);
+                    manifest.config_platform = config.platform();
+                }
+                Err(error) => {
+                    let digest = manifest.config.descriptor.digest();
+                    manifest
+                        .problems
+                        .push(format!("config {digest} is not valid: {error}"));
+                }
+            },
+        }
+        Ok(manifest)
+    }
+}
+
+/// The name of an entry: containerd's own annotation counts more than the standard one, and one at most
+/// counts.
+fn names(given: &RawDescriptor) -> Vec<RawName> {
+    let annotation = |key| {
+        given
+            .annotations
+            .get(key)
+            .filter(|name: &&String| !name.is_empty())
+            .cloned()
+    };
+    annotation("io.containerd.image.name")
+        .map(RawName::ContainerdName)
+        .or_else(|| annotation("org.opencontainers.image.ref.name").map(RawName::RefName))
+        .into_iter()
+        .collect()
+}
+
+/// What a manifest describes.
+///
+/// An image has an image config and file system layers, or none. Signatures and attestations often come
+/// with an image config too; it is their layers that give them away.
+fn kind(artifact_type: &str, config: &Part, layers: &[Part]) -> Kind {
+    let media_type = |part: &Part| part.descriptor.media_type().to_string();
+    let config_type = media_type(config);
+    let first_layer = layers.first().map(media_type);
+    let no_file_system =
+        !layers.is_empty() && !layers.iter().any(|part| documents::is_layer(&media_type(part)));
+    if documents::is_config(&config_type) && !no_file_system {
+        return Kind::Image;
+    }
+    let says_nothing =
+        documents::is_config(&config_type) || config_type == "application/vnd.oci.empty.v1+json";
+    let artifact_type = match (artifact_type, first_layer) {
+        ("", Some(layer)) if says_nothing => layer,
+        ("", _) => config_type,
+        (artifact_type, _) => artifact_type.to_owned(),
+    };
+    Kind::Artifact { artifact_type }
+}
+
+/// Why containerd would not be able to unpack these layers with this config.
+fn problems(config: &Config, layers: &[Part]) -> Vec<String> {
+    let layers: Vec<_> = layers
+        .iter()
+        .filter(|part| documents::is_layer(part.descriptor.media_type().as_ref()))
+        .collect();
+    let diff_ids = config.diff_ids();
+    if layers.len() != diff_ids.len() {
+        return vec![format!(
+            "the manifest has {} layers, but the config has {} diff_ids",
+            layers.len(),
+            diff_ids.len()
+        )];
+    }
+    let differs = |(part, diff_id): &(&&Part, &String)| {
+        documents::is_plain_layer(part.descriptor.media_type().as_ref())
+            && part.descriptor.digest().as_ref() != diff_id.as_str()
+    };
+    let wrong = layers.iter().zip(diff_ids).find(differs);
+    wrong
+        .map(|(part, diff_id)| {
+            let diff_id = escape::text(diff_id);
+            format!(
+                "layer {} should be {diff_id} by the config's diff_ids",
+                part.descriptor.digest()
+            )
+        })
+        .into_iter()
+        .collect()
+}
+
+/// Config digests of all image manifests below a node.
+pub(crate) fn configs<'n>(node: &'n Node, found: &mut Vec<&'n Digest>) {
+    match &node.content {
+        Content::Index(children) => children.iter().for_each(|child| configs(child, found)),
+        Content::Manifest(manifest) => found.push(manifest.config.descriptor.digest()),
+        Content::Other | Content::Absent | Content::Broken(_) => {}
+    }
+}

@@ -1,0 +1,41 @@
+//! How much a bundle may ask of its reader.
+
+/// Bounds that keep hostile or damaged archives from costing memory or time.
+///
+/// A bundle beyond one of them is refused on purpose, with an error of its own, even where containerd would
+/// take it. The defaults are far above what real bundles hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one JSON document (index, manifest, config). containerd's importer stops at 20 MiB for some
+    /// of them and has no limit for others.
+    pub json_document: u64,
+    /// How deep indexes may nest below an entry of `index.json`; containerd has no limit.
+    pub index_depth: u32,
+    /// Entries of the archive, extended headers included.
+    pub entries: u64,
+    /// Descriptors met on the walk through all images, a shared sub-tree each time it is met.
+    pub descriptors: usize,
+    /// Entries of `index.json`, or elements of `manifest.json`.
+    pub images: usize,
+    /// Bytes of one PAX or GNU extended header.
+    pub extended_header: u64,
+    /// Binary logarithm of the largest zstd window. Not used until compressed bundles are read.
+    pub zstd_window_log: u32,
+    /// How many bytes one compressed byte may become. Not used until compressed bundles are read.
+    pub expansion: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            json_document: 8 << 20,
+            index_depth: 8,
+            entries: 1_000_000,
+            descriptors: 10_000,
+            images: 1_000,
+            extended_header: 64 << 10,
+            zstd_window_log: 27,
+            expansion: 1_000,
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Where blobs are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use oci_spec::image::Digest;
+
+/// Where the bytes of a blob or an entry are.
+///
+/// Everything above the archive speaks of places only, so that another kind of bundle (compressed, or a
+/// folder) adds a place and not a second reader.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// A part of the bundle's file, in bytes.
+    Extent { offset: u64, size: u64 },
+    /// Made up or embedded in a descriptor.
+    Memory(Arc<[u8]>),
+}
+
+impl Place {
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::Extent { size, .. } => *size,
+            Self::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+/// The blobs that the catalog mentions and that are there.
+pub(crate) type Places = HashMap<Digest, Place>;

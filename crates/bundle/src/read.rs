@@ -1,0 +1,368 @@
+//! From a file to a catalog: which format it is, and which side of a hybrid counts.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use oci_spec::image::Digest;
+use serde::Deserialize as _;
+use serde_json::value::RawValue;
+
+use crate::docker::Docker;
+use crate::documents::{DockerImage, Index, LayoutFile, RawList};
+use crate::layout::{self, Layout};
+use crate::places::Places;
+use crate::reader::Reader;
+use crate::table::{Archive, Found};
+use crate::{
+    Catalog, Compression, Content, Ending, Fault, Format, Image, Limits, Manifest, PartState, Truncation,
+    Warning, digests, tar,
+};
+
+const LAYOUT_FILE: &str = "oci-layout";
+const INDEX: &str = "index.json";
+const DOCKER: &str = "manifest.json";
+
+/// Draws up the catalog of a file of this length.
+pub(crate) fn read(file: &Arc<File>, length: u64, limits: &Limits) -> Result<(Catalog, Places), Fault> {
+    recognise_tar(file, length)?;
+    let archive = Archive::scan(file, length, limits)?;
+    let documents = Documents::read(&archive, limits)?;
+    let mut reader = Reader::new(&archive, length, limits);
+    let found = documents.images(&mut reader)?;
+    let mut warnings = archive.warnings.clone();
+    warnings.extend(found.warnings);
+    let catalog = Catalog {
+        format: found.format,
+        compression: Compression::None,
+        digest: found.digest,
+        images: found.images,
+        warnings,
+        ending: archive.ending.clone(),
+    };
+    Ok((catalog, reader.places))
+}
+
+/// Makes sure that this is a plain tar archive, or says what else it is.
+fn recognise_tar(file: &File, length: u64) -> Result<(), Fault> {
+    if length == 0 {
+        return Err(Fault::Empty);
+    }
+    let mut start = vec![0; usize::try_from(length.min(tar::BLOCK)).expect("at most a block")];
+    file.read_exact_at(&mut start, 0).map_err(tar::read_error)?;
+    if tar::is_header(&start) {
+        return Ok(());
+    }
+    match Compression::detect(&start) {
+        Compression::None => {}
+        codec => return Err(Fault::Compressed(codec)),
+    }
+    // Every header has zero bytes, no text has.
+    let has_zeros = start.contains(&0);
+    if length < tar::BLOCK && has_zeros {
+        let truncation = Truncation {
+            offset: 0,
+            entry: None,
+            expected: tar::BLOCK,
+            present: length,
+        };
+        return Err(Fault::Truncated(truncation));
+    }
+    if start.iter().all(|byte| *byte == 0) {
+        return Err(Fault::Unrecognised("the archive is empty".to_owned()));
+    }
+    Err(Fault::Unrecognised("this is no tar archive".to_owned()))
+}
+
+/// The documents that say what an archive holds.
+struct Documents {
+    index: Option<Vec<u8>>,
+    docker: Option<Vec<u8>>,
+    /// Whether there is a valid `oci-layout`.
+    is_layout: bool,
+}
+
+/// What the documents led to.
+struct Images {
+    format: Format,
+    digest: Digest,
+    images: Vec<Image>,
+    warnings: Vec<Warning>,
+}
+
+impl Documents {
+    fn read(archive: &Archive, limits: &Limits) -> Result<Self, Fault> {
+        let is_layout = match document(archive, LAYOUT_FILE, limits)? {
+            Some(bytes) => check_version(&bytes)?,
+            None => false,
+        };
+        let documents = Self {
+            index: document(archive, INDEX, limits)?,
+            docker: document(archive, DOCKER, limits)?,
+            is_layout,
+        };
+        match (&documents.index, &documents.docker) {
+            (None, None) => Err(unrecognised(archive, is_layout)),
+            // With both and without oci-layout it is a Docker archive; unless oci-layout was still to come.
+            (Some(_), Some(_)) if !is_layout => match &archive.ending {
+                Ending::Truncated(truncation) => Err(Fault::Truncated(truncation.clone())),
+                Ending::Marker | Ending::NoMarker => Ok(documents),
+            },
+            _ => Ok(documents),
+        }
+    }
+
+    fn images(&self, reader: &mut Reader<'_>) -> Result<Images, Fault> {
+        match (&self.index, &self.docker) {
+            (Some(index), None) => {
+                let mut images = from_layout(reader, index, None)?;
+                if !self.is_layout {
+                    images.warnings.push(Warning::NoLayoutFile);
+                }
+                if images.images.is_empty() {
+                    return Err(Fault::Document {
+                        entry: INDEX,
+                        reason: "it lists no images".to_owned(),
+                    });
+                }
+                Ok(images)
+            }
+            (Some(index), Some(docker)) if self.is_layout => {
+                let images = from_layout(reader, index, Some(docker))?;
+                if !images.images.is_empty() {
+                    return Ok(images);
+                }
+                // Docker 25.0 before 25.0.3 wrote "manifests": null for images saved by digest (moby#47210).
+                let images = from_docker(reader, docker)?;
+                let warning = Warning::IndexUnusable("lists no images");
+                Ok(Images {
+                    format: Format::Hybrid,
+                    warnings: vec![warning],
+                    ..images
+                })
+            }
+            (_, Some(docker)) => {
+                let mut images = from_docker(reader, docker)?;
+                if self.is_layout {
+                    images.warnings.push(Warning::IndexUnusable("is absent"));
+                }
+                Ok(images)
+            }
+            (None, None) => unreachable!("one of the documents is there"),
+        }
+    }
+}
+
+/// Reads a document that lists images; none if there is no such entry.
+fn document(archive: &Archive, entry: &'static str, limits: &Limits) -> Result<Option<Vec<u8>>, Fault> {
+    match (archive.find(entry), &archive.ending) {
+        (Found::Nothing, _) => Ok(None),
+        (Found::Unusable(_), Ending::Truncated(truncation)) => Err(Fault::Truncated(truncation.clone())),
+        (Found::Unusable(reason), _) => Err(Fault::Document {
+            entry,
+            reason: format!("it is {reason}"),
+        }),
+        (Found::File(place), _) if place.size() > limits.json_document => Err(Fault::Limit {
+            what: format!("bytes in {entry}"),
+            limit: limits.json_document,
+        }),
+        (Found::File(place), _) => archive.read(&place).map(Some),
+    }
+}
+
+/// Whether this makes the archive an OCI layout; containerd takes an empty version for none at all.
+fn check_version(bytes: &[u8]) -> Result<bool, Fault> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let file = LayoutFile::deserialize(&mut json).map_err(|error| invalid(LAYOUT_FILE, &error))?;
+    match file.image_layout_version.as_str() {
+        "" => Ok(false),
+        "1.0.0" => Ok(true),
+        version => Err(Fault::UnsupportedLayout(format!("{version:?}"))),
+    }
+}
+
+fn invalid(entry: &'static str, error: &serde_json::Error) -> Fault {
+    Fault::Document {
+        entry,
+        reason: format!("not valid: {error}"),
+    }
+}
+
+fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
+    if let Ending::Truncated(truncation) = &archive.ending {
+        return Fault::Truncated(truncation.clone());
+    }
+    let reason = if is_layout {
+        "there is an oci-layout file but neither index.json nor manifest.json".to_owned()
+    } else if let Some(folder) = &archive.nested_in {
+        format!(
+            "the image layout is in folder {folder}/ of the archive; pack what is in that folder, not the folder"
+        )
+    } else if matches!(archive.find("repositories"), Found::File(_)) {
+        "it is a Docker archive from before version 1.10, without manifest.json".to_owned()
+    } else {
+        "the archive has neither index.json nor manifest.json".to_owned()
+    };
+    Fault::Unrecognised(reason)
+}
+
+fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>>) -> Result<Images, Fault> {
+    let index: Index<'_> = serde_json::from_slice(document).map_err(|error| invalid(INDEX, &error))?;
+    if let Some(contradiction) = index.contradiction() {
+        return Err(Fault::Document {
+            entry: INDEX,
+            reason: format!("it {contradiction}"),
+        });
+    }
+    check_count(index.manifests.len(), INDEX, reader.limits)?;
+    let mut layout = Layout::new(reader);
+    let images: Result<Vec<_>, _> = index.manifests.iter().map(|entry| layout.image(entry)).collect();
+    let mut images = Images {
+        format: if docker.is_some() {
+            Format::Hybrid
+        } else {
+            Format::OciLayout
+        },
+        digest: digests::sha256(document),
+        images: images?,
+        warnings: Vec::new(),
+    };
+    if let Some(docker) = docker {
+        compare_sides(reader, &mut images, document, docker)?;
+    }
+    Ok(images)
+}
+
+fn from_docker(reader: &mut Reader<'_>, document: &[u8]) -> Result<Images, Fault> {
+    let elements = elements(document)?;
+    if elements.is_empty() {
+        return Err(Fault::Document {
+            entry: DOCKER,
+            reason: "it lists no images".to_owned(),
+        });
+    }
+    check_count(elements.len(), DOCKER, reader.limits)?;
+    let mut docker = Docker::new(reader);
+    let images: Result<Vec<_>, _> = elements.iter().map(|element| docker.image(element)).collect();
+    let images = images?;
+    let digest = content_digest(document, &images);
+    Ok(Images {
+        format: Format::DockerArchive,
+        digest,
+        images,
+        warnings: Vec::new(),
+    })
+}
+
+/// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not matter.
+fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
+    let mut json = serde_json::Deserializer::from_slice(document);
+    RawList::deserialize(&mut json)
+        .map(|list| list.0)
+        .map_err(|error| invalid(DOCKER, &error))
+}
+
+fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<(), Fault> {
+    if count > limits.images {
+        return Err(Fault::Limit {
+            what: format!("images in {entry}"),
+            limit: limits.images as u64,
+        });
+    }
+    Ok(())
+}
+
+/// Identity of content that no document pins by itself.
+fn content_digest(document: &[u8], images: &[Image]) -> Digest {
+    let mut hasher = digests::Hasher::sha256();
+    hasher.update(document);
+    for image in images {
+        hasher.update(image.root.descriptor.digest().as_ref().as_bytes());
+    }
+    hasher.finish()
+}
+
+/// Lets `manifest.json` stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
+/// empty list of layers (moby#47065) or with layers in the wrong order (moby#47150).
+fn compare_sides(
+    reader: &mut Reader<'_>,
+    images: &mut Images,
+    index: &[u8],
+    docker: &[u8],
+) -> Result<(), Fault> {
+    // The OCI side counts. An unusable manifest.json beside it is nobody's trouble.
+    let Ok(elements) = elements(docker) else {
+        return Ok(());
+    };
+    images.warnings.extend(images_left_out(&images.images, &elements));
+    if !images.images.iter().any(|image| broken_manifest(image).is_some()) {
+        return Ok(());
+    }
+    check_count(elements.len(), DOCKER, reader.limits)?;
+    let mut docker = Docker::new(reader);
+    let others: Result<Vec<_>, _> = elements.iter().map(|element| docker.image(element)).collect();
+    let others = others?;
+    for image in &mut images.images {
+        if let Some(warning) = replace(image, &others) {
+            images.warnings.push(warning);
+            images.digest = content_digest(index, &others);
+        }
+    }
+    Ok(())
+}
+
+/// The manifest of an image that is one and cannot run.
+fn broken_manifest(image: &Image) -> Option<&Manifest> {
+    match &image.root.content {
+        Content::Manifest(manifest) if !manifest.problems.is_empty() => Some(manifest),
+        _ => None,
+    }
+}
+
+/// Replaces the root of a broken image by a sound one with the same config, if there is one.
+fn replace(image: &mut Image, others: &[Image]) -> Option<Warning> {
+    let broken = broken_manifest(image)?;
+    let is_sound = |other: &&Image| match &other.root.content {
+        Content::Manifest(manifest) => {
+            manifest.config.descriptor.digest() == broken.config.descriptor.digest()
+                && manifest.problems.is_empty()
+                && manifest.parts().all(|part| part.state == PartState::Present)
+        }
+        _ => false,
+    };
+    let other = others.iter().find(is_sound)?;
+    let name = image
+        .names
+        .first()
+        .map_or_else(|| image.root.descriptor.digest().to_string(), ToString::to_string);
+    let warning = Warning::OciSideBroken {
+        image: name,
+        reason: broken.problems.join("; "),
+    };
+    let annotations = image.root.descriptor.annotations().clone();
+    let platform = image.root.platform.take();
+    image.root = other.root.clone();
+    image.root.descriptor.set_annotations(annotations);
+    image.root.platform = platform.or(image.root.platform.take());
+    Some(warning)
+}
+
+/// Warns about images that only `manifest.json` lists. Where it stands beside an OCI layout, its configs are
+/// named by their digest.
+fn images_left_out(images: &[Image], elements: &[&RawValue]) -> Option<Warning> {
+    let mut configs = Vec::new();
+    images
+        .iter()
+        .for_each(|image| layout::configs(&image.root, &mut configs));
+    let known: HashSet<_> = configs.into_iter().map(Digest::digest).collect();
+    let is_left_out = |element: &&&RawValue| {
+        let config = serde_json::from_str::<DockerImage>(element.get()).map(|image| image.config);
+        let config = config.unwrap_or_default();
+        let file = config.rsplit('/').next().unwrap_or_default();
+        let hex = file.strip_suffix(".json").unwrap_or(file);
+        hex.len() == 64 && !known.contains(hex)
+    };
+    let count = elements.iter().filter(is_left_out).count();
+    (count > 0).then_some(Warning::NotInIndex { count })
+}

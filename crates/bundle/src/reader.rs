@@ -1,0 +1,174 @@
+//! What both formats need while images are made of an archive: blobs found, documents read and verified,
+//! and an account of how much was asked for.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use oci_spec::image::{Descriptor, Digest, MediaType};
+use platforms::Platform;
+
+use crate::documents::RawDescriptor;
+use crate::places::{Place, Places};
+use crate::table::{Archive, Found};
+use crate::{Content, Fault, Limits, Node, PartState, digests};
+
+/// Media type of the manifests that Docker archives get.
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// An archive that is being made into a catalog.
+pub(crate) struct Reader<'a> {
+    pub(crate) archive: &'a Archive,
+    pub(crate) limits: &'a Limits,
+    /// The blobs met so far that are there.
+    pub(crate) places: Places,
+    spent: Account,
+    /// How many bytes of documents may be read in all: the archive once, and some over.
+    readable: u64,
+}
+
+/// How much the catalog has cost.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Account {
+    pub(crate) descriptors: usize,
+    /// Bytes of annotations and the like that the catalog keeps.
+    pub(crate) kept: u64,
+    read: u64,
+}
+
+/// A blob that a descriptor names.
+pub(crate) enum Located {
+    Present(Place),
+    Absent,
+    Broken(String),
+}
+
+impl From<Located> for PartState {
+    fn from(located: Located) -> Self {
+        match located {
+            Located::Present(_) => Self::Present,
+            Located::Absent => Self::Absent,
+            Located::Broken(reason) => Self::Broken(reason),
+        }
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(archive: &'a Archive, length: u64, limits: &'a Limits) -> Self {
+        // Documents that are shared between images are read once for each: 64 of the largest are enough.
+        let readable = length.saturating_add(limits.json_document.saturating_mul(64));
+        Self {
+            archive,
+            limits,
+            places: Places::new(),
+            spent: Account::default(),
+            readable,
+        }
+    }
+
+    pub(crate) fn spent(&self) -> Account {
+        self.spent
+    }
+
+    /// Puts descriptors, and the bytes they keep, on the account.
+    pub(crate) fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
+        self.spent.descriptors += descriptors;
+        self.spent.kept += kept;
+        if self.spent.descriptors > self.limits.descriptors {
+            let limit = self.limits.descriptors as u64;
+            return Err(Fault::Limit {
+                what: "descriptors in all images together".to_owned(),
+                limit,
+            });
+        }
+        if self.spent.kept > self.limits.json_document {
+            let what = "bytes of annotations and embedded data in all images together".to_owned();
+            return Err(Fault::Limit {
+                what,
+                limit: self.limits.json_document,
+            });
+        }
+        Ok(())
+    }
+
+    /// Finds the blob of a descriptor, and remembers it if its size is right.
+    pub(crate) fn locate(&mut self, descriptor: &Descriptor) -> Located {
+        let digest = descriptor.digest();
+        let place = match self.places.get(digest) {
+            Some(place) => place.clone(),
+            None => match self.archive.find(&digests::blob_name(digest)) {
+                Found::File(place) => place,
+                Found::Nothing => return Located::Absent,
+                Found::Unusable(reason) => return Located::Broken(format!("blob {digest} is {reason}")),
+            },
+        };
+        if place.size() != descriptor.size() {
+            return Located::Broken(format!(
+                "blob {digest} has {} bytes, but its descriptor says {}",
+                place.size(),
+                descriptor.size()
+            ));
+        }
+        self.places.insert(digest.clone(), place.clone());
+        Located::Present(place)
+    }
+
+    /// Takes the bytes that a descriptor embeds, if they are right and the archive has no such blob.
+    pub(crate) fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor) {
+        if given.data.is_empty() || matches!(self.locate(descriptor), Located::Present(_)) {
+            return;
+        }
+        let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(&given.data) else {
+            return;
+        };
+        if bytes.len() as u64 == descriptor.size() && digests::fits(&bytes, descriptor.digest()) {
+            self.places
+                .insert(descriptor.digest().clone(), Place::Memory(Arc::from(bytes)));
+        }
+    }
+
+    /// Reads a document and verifies it; the inner error says why it is unusable.
+    pub(crate) fn document(
+        &mut self,
+        place: &Place,
+        digest: &Digest,
+    ) -> Result<Result<Vec<u8>, String>, Fault> {
+        let limit = self.limits.json_document;
+        if place.size() > limit {
+            return Ok(Err(format!(
+                "document {digest} has {} bytes, more than {limit}",
+                place.size()
+            )));
+        }
+        let bytes = self.read(place)?;
+        if !digests::fits(&bytes, digest) {
+            self.places.remove(digest);
+            return Ok(Err(format!(
+                "blob {digest} is corrupt: its bytes do not have that digest"
+            )));
+        }
+        Ok(Ok(bytes))
+    }
+
+    /// Reads a place whole; its size must have been checked.
+    pub(crate) fn read(&mut self, place: &Place) -> Result<Vec<u8>, Fault> {
+        self.spent.read = self.spent.read.saturating_add(place.size());
+        if self.spent.read > self.readable {
+            let what = "bytes of documents in all images together".to_owned();
+            return Err(Fault::Limit {
+                what,
+                limit: self.readable,
+            });
+        }
+        self.archive.read(place)
+    }
+}
+
+/// A node for something that has no usable descriptor: one made up from the entry's own bytes.
+pub(crate) fn stand_in(entry: &[u8], platform: Option<Platform>, reason: String) -> Node {
+    let size = entry.len() as u64;
+    Node {
+        descriptor: Descriptor::new(MediaType::from(DOCKER_MANIFEST), size, digests::sha256(entry)),
+        platform,
+        content: Content::Broken(reason),
+    }
+}

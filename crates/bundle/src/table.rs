@@ -1,0 +1,311 @@
+//! The entries of an archive by name, with links resolved.
+//!
+//! Nothing of an archive ever becomes a path of this machine. Names are cleaned as Go's `path.Clean` does it
+//! and looked up here; one that leads out of the archive is no name at all.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use oci_spec::image::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::digests::Hasher;
+use crate::places::Place;
+use crate::tar::{Entry, EntryKind, FileInput, Step, Walk, read_error};
+use crate::{Compression, Ending, Fault, Limits, Warning, escape};
+
+/// How many links may lead from one to the next; Linux allows 40.
+const LONGEST_CHAIN: usize = 40;
+
+/// Pieces in which blobs are read when only their digest is wanted.
+const PIECE: usize = 256 << 10;
+
+/// An archive whose headers were read.
+pub(crate) struct Archive {
+    file: Arc<File>,
+    entries: BTreeMap<Fingerprint, Item>,
+    /// How it ends.
+    pub(crate) ending: Ending,
+    /// What was odd about its headers.
+    pub(crate) warnings: Vec<Warning>,
+    /// A folder that has an `index.json` or a `manifest.json`, escaped: a frequent packing mistake.
+    pub(crate) nested_in: Option<String>,
+}
+
+/// Sixteen bytes of sha256 stand for a name: a million entries would need several times the memory by name.
+type Fingerprint = [u8; 16];
+
+enum Item {
+    File {
+        offset: u64,
+        size: u64,
+    },
+    /// A file of which only this much is in the archive.
+    Cut {
+        size: u64,
+        present: u64,
+    },
+    /// A link to another name.
+    Link(Fingerprint),
+    /// A link out of the archive.
+    LinkOutside,
+    Sparse,
+}
+
+/// What a name stands for.
+pub(crate) enum Found {
+    File(Place),
+    /// No such entry.
+    Nothing,
+    /// There is one, but its bytes cannot be had, for this reason.
+    Unusable(String),
+}
+
+impl Archive {
+    /// Reads all headers of a tar archive in a file.
+    pub(crate) fn scan(file: &Arc<File>, length: u64, limits: &Limits) -> Result<Self, Fault> {
+        let mut archive = Self {
+            file: Arc::clone(file),
+            entries: BTreeMap::new(),
+            ending: Ending::NoMarker,
+            warnings: Vec::new(),
+            nested_in: None,
+        };
+        let mut duplicates = 0;
+        let mut first_duplicate = None;
+        let mut walk = Walk::new(FileInput::new(file, length), limits);
+        loop {
+            match walk.next()? {
+                Step::Entry(entry) => {
+                    if let Some(name) = archive.add(entry) {
+                        duplicates += 1;
+                        first_duplicate.get_or_insert(name);
+                    }
+                }
+                Step::End { ending, trailing } => {
+                    archive.ending = ending;
+                    archive
+                        .warnings
+                        .extend(first_duplicate.map(|first| Warning::DuplicateEntries {
+                            count: duplicates,
+                            first,
+                        }));
+                    archive
+                        .warnings
+                        .extend(trailing.map(|(offset, bytes)| Warning::TrailingData { offset, bytes }));
+                    return Ok(archive);
+                }
+            }
+        }
+    }
+
+    /// Adds an entry, and tells its name if there was one of that name already.
+    fn add(&mut self, entry: Entry) -> Option<String> {
+        let name = clean(&entry.name)?;
+        let Entry {
+            kind,
+            offset,
+            size,
+            present,
+            ..
+        } = entry;
+        let item = match kind {
+            EntryKind::File if present < size => Item::Cut { size, present },
+            EntryKind::File => Item::File { offset, size },
+            EntryKind::Sparse => Item::Sparse,
+            EntryKind::SymbolicLink(target) => link(clean(&target_from(&name, &target))),
+            EntryKind::HardLink(target) => self.hard_link(clean(&target)),
+        };
+        self.note_nesting(&name);
+        let replaced = self.entries.insert(fingerprint(&name), item);
+        replaced.map(|_| escape::bytes(&name).to_string())
+    }
+
+    /// A hard link is the file that its target is at that moment, whatever comes later under that name.
+    fn hard_link(&self, target: Option<Vec<u8>>) -> Item {
+        match target
+            .as_deref()
+            .and_then(|target| self.entries.get(&fingerprint(target)))
+        {
+            Some(&Item::File { offset, size }) => Item::File { offset, size },
+            _ => link(target),
+        }
+    }
+
+    fn note_nesting(&mut self, name: &[u8]) {
+        let folder = name
+            .strip_suffix(b"/index.json")
+            .or_else(|| name.strip_suffix(b"/manifest.json"));
+        if self.nested_in.is_none() {
+            self.nested_in = folder.map(|folder| escape::bytes(folder).to_string());
+        }
+    }
+
+    /// Looks a name up, following links inside the archive.
+    pub(crate) fn find(&self, name: &str) -> Found {
+        let Some(name) = clean(name.as_bytes()) else {
+            return Found::Nothing;
+        };
+        let Some(mut item) = self.entries.get(&fingerprint(&name)) else {
+            return Found::Nothing;
+        };
+        for _ in 0..LONGEST_CHAIN {
+            item = match item {
+                Item::File { offset, size } => {
+                    return Found::File(Place::Extent {
+                        offset: *offset,
+                        size: *size,
+                    });
+                }
+                Item::Cut { size, present } => {
+                    return Found::Unusable(format!(
+                        "cut off: {present} of its {size} bytes are in the archive"
+                    ));
+                }
+                Item::Sparse => {
+                    return Found::Unusable("stored as a sparse file, which is not read".to_owned());
+                }
+                Item::LinkOutside => {
+                    return Found::Unusable("a link that leads out of the archive".to_owned());
+                }
+                Item::Link(target) => match self.entries.get(target) {
+                    Some(item) => item,
+                    None => return Found::Unusable("a link to something that is not there".to_owned()),
+                },
+            };
+        }
+        Found::Unusable("a link that leads back to itself".to_owned())
+    }
+
+    /// Reads a place whole. The caller has checked its size against a limit.
+    pub(crate) fn read(&self, place: &Place) -> Result<Vec<u8>, Fault> {
+        let mut bytes = Vec::new();
+        self.read_pieces(place, u64::MAX, |piece| bytes.extend_from_slice(piece))?;
+        Ok(bytes)
+    }
+
+    /// Recognises how the bytes at a place are compressed.
+    pub(crate) fn compression(&self, place: &Place) -> Result<Compression, Fault> {
+        let mut start = Vec::new();
+        self.read_pieces(place, Compression::PEEK as u64, |piece| {
+            start.extend_from_slice(piece)
+        })?;
+        Ok(Compression::detect(&start))
+    }
+
+    /// Reads all of a place for its sha256.
+    pub(crate) fn sha256(&self, place: &Place) -> Result<Digest, Fault> {
+        let mut hasher = Hasher::sha256();
+        self.read_pieces(place, u64::MAX, |piece| hasher.update(piece))?;
+        Ok(hasher.finish())
+    }
+
+    fn read_pieces(&self, place: &Place, at_most: u64, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+        let (mut position, size) = match place {
+            Place::Memory(bytes) => {
+                let end = bytes.len().min(usize::try_from(at_most).unwrap_or(usize::MAX));
+                take(&bytes[..end]);
+                return Ok(());
+            }
+            Place::Extent { offset, size } => (*offset, *size),
+        };
+        let end = position + size.min(at_most);
+        let longest = usize::try_from(end - position).unwrap_or(PIECE).min(PIECE);
+        let mut buffer = vec![0; longest];
+        while position < end {
+            let piece = usize::try_from(end - position).unwrap_or(PIECE).min(PIECE);
+            self.file
+                .read_exact_at(&mut buffer[..piece], position)
+                .map_err(read_error)?;
+            take(&buffer[..piece]);
+            position += piece as u64;
+        }
+        Ok(())
+    }
+}
+
+fn link(target: Option<Vec<u8>>) -> Item {
+    target.map_or(Item::LinkOutside, |target| Item::Link(fingerprint(&target)))
+}
+
+/// The name that a symbolic link leads to. An absolute target lies outside.
+fn target_from(link: &[u8], target: &[u8]) -> Vec<u8> {
+    if target.starts_with(b"/") {
+        return b"..".to_vec();
+    }
+    let folder = link
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(&link[..0], |slash| &link[..slash]);
+    [folder, b"/", target].concat()
+}
+
+/// Cleans a name: no `.`, no `..`, no empty parts, no slash at either end. None if nothing is left of it or
+/// it leads out of the archive.
+fn clean(name: &[u8]) -> Option<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop()?;
+            }
+            _ => parts.push(part),
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join(&b'/'))
+}
+
+fn fingerprint(name: &[u8]) -> Fingerprint {
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(&Sha256::digest(name)[..16]);
+    fingerprint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cleaned_and_never_lead_outside() {
+        let rows: [(&str, Option<&str>); 12] = [
+            ("index.json", Some("index.json")),
+            ("./index.json", Some("index.json")),
+            ("/index.json", Some("index.json")),
+            ("blobs//sha256/./ab", Some("blobs/sha256/ab")),
+            ("a/../index.json", Some("index.json")),
+            ("blobs/", Some("blobs")),
+            ("../index.json", None),
+            ("a/../../index.json", None),
+            ("..", None),
+            (".", None),
+            ("/", None),
+            ("", None),
+        ];
+        for (name, cleaned) in rows {
+            assert_eq!(
+                clean(name.as_bytes()).as_deref(),
+                cleaned.map(str::as_bytes),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn symbolic_links_lead_from_their_own_folder() {
+        let rows: [(&str, &str, Option<&str>); 6] = [
+            ("a/layer.tar", "../b/layer.tar", Some("b/layer.tar")),
+            ("layer.tar", "b.tar", Some("b.tar")),
+            ("a/b/c", "./d", Some("a/b/d")),
+            ("a/b", "../../x", None),
+            ("a/b", "/etc/passwd", None),
+            ("a", "../x", None),
+        ];
+        for (link, target, leads_to) in rows {
+            let target = target_from(link.as_bytes(), target.as_bytes());
+            assert_eq!(clean(&target).as_deref(), leads_to.map(str::as_bytes), "{link}");
+        }
+    }
+}

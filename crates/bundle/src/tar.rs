@@ -1,0 +1,582 @@
+//! A strict walk over the headers of a tar archive.
+//!
+//! Decoding a header is the `tar` crate's work; walking from one to the next is ours, because the usual
+//! readers are lenient where that hurts: they take a cut archive for a whole one, hold extended headers of
+//! any size in memory, and read an absurd size as zero. Sources: POSIX.1-2017 `pax` (ustar and extended
+//! headers), the GNU tar manual (long names, base-256 numbers, sparse files).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use ::tar::Header;
+
+use crate::{Ending, Fault, Limits, Truncation, escape};
+
+/// Bytes of a header, and the unit that entry data is padded to.
+pub(crate) const BLOCK: u64 = 512;
+const BLOCK_BYTES: usize = 512;
+
+/// Padding behind the end-of-archive mark is at most one record; no tar writes larger ones than this.
+const LONGEST_PADDING: u64 = 1 << 20;
+
+/// Where an archive's bytes come from: a file that is skipped through by seeking, or a stream.
+pub(crate) trait Input {
+    /// Fills the buffer; fewer bytes only at the end.
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Passes over bytes and tells how many there were; fewer only at the end.
+    fn skip(&mut self, bytes: u64) -> io::Result<u64>;
+    /// Offset of the next byte.
+    fn position(&self) -> u64;
+    /// How many bytes are left, where that is known.
+    fn remaining(&self) -> Option<u64>;
+}
+
+/// An archive in a file, read at offsets.
+pub(crate) struct FileInput<'a> {
+    file: &'a File,
+    length: u64,
+    position: u64,
+}
+
+impl<'a> FileInput<'a> {
+    pub(crate) fn new(file: &'a File, length: u64) -> Self {
+        Self {
+            file,
+            length,
+            position: 0,
+        }
+    }
+}
+
+impl Input for FileInput<'_> {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = buffer
+            .len()
+            .min(usize::try_from(self.length - self.position).unwrap_or(usize::MAX));
+        self.file.read_exact_at(&mut buffer[..n], self.position)?;
+        self.position += n as u64;
+        Ok(n)
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
+        let n = bytes.min(self.length - self.position);
+        self.position += n;
+        Ok(n)
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        Some(self.length - self.position)
+    }
+}
+
+/// An entry that could matter.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Its name, as given.
+    pub(crate) name: Vec<u8>,
+    pub(crate) kind: EntryKind,
+    /// Offset of its bytes.
+    pub(crate) offset: u64,
+    /// How many bytes it has.
+    pub(crate) size: u64,
+    /// How many of them are in the archive, where that is known in advance: fewer if it is cut.
+    pub(crate) present: u64,
+}
+
+/// What kind of entry it is; folders, devices and the like are passed over.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    File,
+    HardLink(Vec<u8>),
+    SymbolicLink(Vec<u8>),
+    /// A file with holes, in one of the encodings that are not read.
+    Sparse,
+}
+
+/// One step of the walk.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Entry(Entry),
+    End {
+        ending: Ending,
+        /// Offset and length of what follows the end-of-archive mark, if it is more than padding.
+        trailing: Option<(u64, u64)>,
+    },
+}
+
+/// Whether these bytes are a header with a right checksum.
+pub(crate) fn is_header(block: &[u8]) -> bool {
+    block.len() == BLOCK_BYTES && !is_zero(block) && checksum_fits(Header::from_byte_slice(block))
+}
+
+/// The walk. Memory: one header, and what `limits` allow for its extension.
+pub(crate) struct Walk<'a, I> {
+    input: I,
+    limits: &'a Limits,
+    entries: u64,
+    /// The last entry, whose bytes are still to be passed over.
+    last: Option<Pending>,
+}
+
+struct Pending {
+    name: Vec<u8>,
+    size: u64,
+}
+
+/// What extended headers say about the entry that follows them.
+#[derive(Default)]
+struct Extension {
+    offset: Option<u64>,
+    name: Option<Vec<u8>>,
+    long_name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    size: Option<u64>,
+    sparse: bool,
+}
+
+impl<'a, I: Input> Walk<'a, I> {
+    pub(crate) fn new(input: I, limits: &'a Limits) -> Self {
+        Self {
+            input,
+            limits,
+            entries: 0,
+            last: None,
+        }
+    }
+
+    /// Goes to the next entry that could matter. Not to be called again after the end.
+    pub(crate) fn next(&mut self) -> Result<Step, Fault> {
+        let mut extension = Extension::default();
+        loop {
+            if let Some(ending) = self.pass_over_data()? {
+                return Ok(Step::End {
+                    ending,
+                    trailing: None,
+                });
+            }
+            let offset = self.input.position();
+            let mut block = [0; BLOCK_BYTES];
+            let n = self.input.fill(&mut block).map_err(read_error)?;
+            if n < BLOCK_BYTES {
+                return Ok(Step::End {
+                    ending: cut_in_header(offset, n, &extension),
+                    trailing: None,
+                });
+            }
+            if is_zero(&block) {
+                return self.end_mark(offset, &extension);
+            }
+            self.count()?;
+            let header = Header::from_byte_slice(&block);
+            if !checksum_fits(header) {
+                return Err(self.damaged(offset, "the header's checksum is wrong"));
+            }
+            let size = number(&header.as_old().size).map_err(|why| self.damaged(offset, why))?;
+            match header.as_old().linkflag[0] {
+                kind @ (b'x' | b'X' | b'g' | b'L' | b'K') => {
+                    let Some(payload) = self.payload(size)? else {
+                        return Ok(Step::End {
+                            ending: cut_in_header(offset, n, &extension),
+                            trailing: None,
+                        });
+                    };
+                    extension.offset.get_or_insert(offset);
+                    extension
+                        .take(kind, &payload)
+                        .map_err(|why| self.damaged(offset, why))?;
+                }
+                _ => {
+                    if let Some(entry) = self.entry(header, size, std::mem::take(&mut extension), offset)? {
+                        return Ok(Step::Entry(entry));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes over the bytes of the entry before, and tells the ending if they are not all there.
+    fn pass_over_data(&mut self) -> Result<Option<Ending>, Fault> {
+        let Some(Pending { name, size }) = self.last.as_ref() else {
+            return Ok(None);
+        };
+        let offset = self.input.position();
+        let padded = size.div_ceil(BLOCK).saturating_mul(BLOCK);
+        let skipped = self.input.skip(padded).map_err(read_error)?;
+        if skipped < *size {
+            let entry = Some(escape::bytes(name).to_string());
+            return Ok(Some(Ending::Truncated(Truncation {
+                offset,
+                entry,
+                expected: *size,
+                present: skipped,
+            })));
+        }
+        // The bytes are all there and only the padding is not: no more and no less than a missing mark.
+        let ending = (skipped < padded).then_some(Ending::NoMarker);
+        if let Some(last) = self.last.as_mut() {
+            last.size = 0;
+        }
+        Ok(ending)
+    }
+
+    /// Counts a header, so that an archive of nothing but headers comes to an end.
+    fn count(&mut self) -> Result<(), Fault> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(Fault::Limit {
+                what: "entries".to_owned(),
+                limit: self.limits.entries,
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads the payload of an extended header; none if the archive ends before it does.
+    fn payload(&mut self, size: u64) -> Result<Option<Vec<u8>>, Fault> {
+        let limit = self.limits.extended_header;
+        if size > limit {
+            let place = self
+                .last_name()
+                .map(|name| format!(", after entry {name}"))
+                .unwrap_or_default();
+            return Err(Fault::Limit {
+                what: format!("bytes in an extended header{place}"),
+                limit,
+            });
+        }
+        let padded = usize::try_from(size.next_multiple_of(BLOCK)).expect("limited above");
+        let mut payload = vec![0; padded];
+        if self.input.fill(&mut payload).map_err(read_error)? < padded {
+            return Ok(None);
+        }
+        payload.truncate(usize::try_from(size).expect("limited above"));
+        Ok(Some(payload))
+    }
+
+    /// Makes an entry of a header and its extension; none if it is of no interest.
+    fn entry(
+        &mut self,
+        header: &Header,
+        ustar_size: u64,
+        extension: Extension,
+        offset: u64,
+    ) -> Result<Option<Entry>, Fault> {
+        let Extension {
+            name,
+            long_name,
+            link,
+            long_link,
+            size: pax_size,
+            sparse,
+            ..
+        } = extension;
+        let name = long_name
+            .or(name)
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = || {
+            long_link
+                .or(link)
+                .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
+        };
+        // A folder of the oldest format is a file whose name ends in a slash.
+        let kind = match header.as_old().linkflag[0] {
+            b'0' | 0 | b'7' if sparse => Some(EntryKind::Sparse),
+            0 if name.ends_with(b"/") => None,
+            b'0' | 0 | b'7' => Some(EntryKind::File),
+            b'S' => Some(EntryKind::Sparse),
+            b'1' => Some(EntryKind::HardLink(link())),
+            b'2' => Some(EntryKind::SymbolicLink(link())),
+            _ => None,
+        };
+        let damaged = |reason: &str| Fault::Damaged {
+            offset,
+            entry: Some(escape::bytes(&name).to_string()),
+            reason: reason.to_owned(),
+        };
+        if name.contains(&0) {
+            return Err(damaged("its name contains a zero byte"));
+        }
+        let size = match pax_size {
+            // Two readers that believe different ones see different archives (CVE-2025-62518).
+            Some(size) if ustar_size != 0 && ustar_size != size => {
+                return Err(damaged(
+                    "its header and its extended header disagree about its size",
+                ));
+            }
+            Some(size) => size,
+            None => ustar_size,
+        };
+        // These have no data, whatever their size says (POSIX.1-2017 pax, "typeflag").
+        let has_data = !matches!(header.as_old().linkflag[0], b'1'..=b'6')
+            && (kind.is_some() || header.as_old().linkflag[0] != 0);
+        let size = if has_data { size } else { 0 };
+        if header.as_old().linkflag[0] == b'S' {
+            self.pass_over_sparse_map(header)?;
+        }
+        let present = self
+            .input
+            .remaining()
+            .map_or(size, |remaining| remaining.min(size));
+        let data = self.input.position();
+        self.last = Some(Pending {
+            name: name.clone(),
+            size,
+        });
+        Ok(kind.map(|kind| Entry {
+            name,
+            kind,
+            offset: data,
+            size,
+            present,
+        }))
+    }
+
+    /// An old GNU sparse header may go on in further blocks.
+    fn pass_over_sparse_map(&mut self, header: &Header) -> Result<(), Fault> {
+        // Byte 482 of the header and byte 504 of each further block tell whether another one follows.
+        let mut more = header.as_bytes()[482] != 0;
+        let mut block = [0; BLOCK_BYTES];
+        while more && self.input.fill(&mut block).map_err(read_error)? == BLOCK_BYTES {
+            self.count()?;
+            more = block[504] != 0;
+        }
+        Ok(())
+    }
+
+    /// Two zero blocks end an archive; one and then nothing is what some old writers do.
+    fn end_mark(&mut self, offset: u64, extension: &Extension) -> Result<Step, Fault> {
+        if let Some(offset) = extension.offset {
+            return Err(self.damaged(offset, "no entry follows an extended header"));
+        }
+        let mut block = [0; BLOCK_BYTES];
+        let n = self.input.fill(&mut block).map_err(read_error)?;
+        if !is_zero(&block[..n]) {
+            return Err(self.damaged(offset, "a single block of zeros where a header should be"));
+        }
+        if n < BLOCK_BYTES {
+            return Ok(Step::End {
+                ending: Ending::NoMarker,
+                trailing: None,
+            });
+        }
+        let end = self.input.position();
+        Ok(Step::End {
+            ending: Ending::Marker,
+            trailing: self.trailing_data(end)?,
+        })
+    }
+
+    /// Looks behind the end-of-archive mark: zeros up to a record's length are padding, all else is data.
+    fn trailing_data(&mut self, end: u64) -> Result<Option<(u64, u64)>, Fault> {
+        let mut buffer = vec![0; 64 << 10];
+        let mut only_zeros = true;
+        let mut bytes = 0;
+        while bytes <= LONGEST_PADDING && only_zeros {
+            let n = self.input.fill(&mut buffer).map_err(read_error)?;
+            if n == 0 {
+                return Ok(None);
+            }
+            only_zeros = is_zero(&buffer[..n]);
+            bytes += n as u64;
+        }
+        bytes += self.input.skip(u64::MAX).map_err(read_error)?;
+        Ok(Some((end, bytes)))
+    }
+
+    fn last_name(&self) -> Option<String> {
+        self.last
+            .as_ref()
+            .map(|last| escape::bytes(&last.name).to_string())
+    }
+
+    fn damaged(&self, offset: u64, reason: &str) -> Fault {
+        let reason = match self.last_name() {
+            Some(name) => format!("{reason} (the entry before is {name})"),
+            None => reason.to_owned(),
+        };
+        Fault::Damaged {
+            offset,
+            entry: None,
+            reason,
+        }
+    }
+}
+
+/// A cut between entries leaves nothing behind; anything else was cut in a header.
+fn cut_in_header(offset: u64, n: usize, extension: &Extension) -> Ending {
+    if n == 0 && extension.offset.is_none() {
+        return Ending::NoMarker;
+    }
+    let offset = extension.offset.unwrap_or(offset);
+    Ending::Truncated(Truncation {
+        offset,
+        entry: None,
+        expected: BLOCK,
+        present: n as u64,
+    })
+}
+
+pub(crate) fn read_error(source: io::Error) -> Fault {
+    match source.kind() {
+        // The length was known, so somebody has cut the file since.
+        io::ErrorKind::UnexpectedEof => Fault::Changed,
+        _ => Fault::Io {
+            action: "read the file",
+            source,
+        },
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// The sum of all bytes, those of the checksum itself taken as spaces. Some old writers summed signed bytes.
+fn checksum_fits(header: &Header) -> bool {
+    let Ok(expected) = number(&header.as_old().cksum) else {
+        return false;
+    };
+    let mut bytes = *header.as_bytes();
+    bytes[148..156].fill(b' ');
+    let unsigned: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
+    let signed: i64 = bytes.iter().map(|byte| i64::from(byte.cast_signed())).sum();
+    expected == unsigned || i64::try_from(expected) == Ok(signed)
+}
+
+/// Reads a number of a header: octal digits between spaces and zeros, or base-256 (GNU, star).
+fn number(field: &[u8]) -> Result<u64, &'static str> {
+    match field {
+        [0x80, rest @ ..] => base_256(rest),
+        [0xff, ..] => Err("a number in the header is negative"),
+        [first, ..] if first & 0x80 != 0 => Err("a number in the header is too large"),
+        _ => octal(field),
+    }
+}
+
+fn base_256(digits: &[u8]) -> Result<u64, &'static str> {
+    const TOO_LARGE: &str = "a number in the header is too large";
+    let (high, low) = digits.split_at(digits.len().saturating_sub(8));
+    if !is_zero(high) {
+        return Err(TOO_LARGE);
+    }
+    let value = low.iter().fold(0, |value, digit| value << 8 | u64::from(*digit));
+    // Offsets in files are signed.
+    i64::try_from(value).map(|_| value).map_err(|_| TOO_LARGE)
+}
+
+fn octal(field: &[u8]) -> Result<u64, &'static str> {
+    let blank = |byte: &u8| matches!(byte, 0 | b' ');
+    let start = field.iter().position(|byte| !blank(byte)).unwrap_or(field.len());
+    let digits = &field[start..];
+    let end = digits.iter().position(blank).unwrap_or(digits.len());
+    let (digits, rest) = digits.split_at(end);
+    if !rest.iter().all(blank) {
+        return Err("a number in the header has trailing text");
+    }
+    digits.iter().try_fold(0, |value: u64, digit| match digit {
+        // Twelve octal digits at most: no overflow.
+        b'0'..=b'7' => Ok(value << 3 | u64::from(digit - b'0')),
+        _ => Err("a number in the header is not octal"),
+    })
+}
+
+impl Extension {
+    fn take(&mut self, kind: u8, payload: &[u8]) -> Result<(), &'static str> {
+        let text = || {
+            payload
+                .split(|byte| *byte == 0)
+                .next()
+                .unwrap_or_default()
+                .to_vec()
+        };
+        match kind {
+            b'L' => self.long_name = Some(text()),
+            b'K' => self.long_link = Some(text()),
+            b'g' => return check_global(payload),
+            _ => {
+                for record in Records(payload) {
+                    self.take_record(record?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_record(&mut self, (key, value): (&[u8], &[u8])) -> Result<(), &'static str> {
+        // An empty value takes the record back (POSIX.1-2017 pax, "Extended Header").
+        let given = (!value.is_empty()).then(|| value.to_vec());
+        match key {
+            b"path" => self.name = given,
+            b"linkpath" => self.link = given,
+            b"size" => {
+                self.size = if value.is_empty() {
+                    None
+                } else {
+                    Some(decimal(value)?)
+                }
+            }
+            key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Global records apply to all later entries. Ours are comments (git archive) or times; one that renames or
+/// resizes everything is nothing that a tool writes, and readers differ on it.
+fn check_global(payload: &[u8]) -> Result<(), &'static str> {
+    for record in Records(payload) {
+        if matches!(record?.0, b"path" | b"linkpath" | b"size") {
+            return Err("a global extended header sets names or sizes");
+        }
+    }
+    Ok(())
+}
+
+fn decimal(value: &[u8]) -> Result<u64, &'static str> {
+    const BAD: &str = "the size in an extended header is no number or too large";
+    let text = std::str::from_utf8(value).map_err(|_| BAD)?;
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let value: i64 = text.parse().map_err(|_| BAD)?;
+    if digits {
+        u64::try_from(value).map_err(|_| BAD)
+    } else {
+        Err(BAD)
+    }
+}
+
+/// The records of a PAX header: `<length> <key>=<value>\n`, the length counting all of it in decimal.
+struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<(&'a [u8], &'a [u8]), &'static str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let record = split_record(self.0);
+        self.0 = record.map_or(&[], |(_, rest)| rest);
+        Some(
+            record
+                .map(|(record, _)| record)
+                .ok_or("an extended header's records are malformed"),
+        )
+    }
+}
+
+type Record<'a> = (&'a [u8], &'a [u8]);
+
+fn split_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
+    let space = bytes.iter().take(8).position(|byte| *byte == b' ')?;
+    let length: usize = std::str::from_utf8(&bytes[..space]).ok()?.parse().ok()?;
+    let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some(((&record[..equals], &record[equals + 1..]), &bytes[length..]))
+}
