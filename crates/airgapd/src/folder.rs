@@ -1,0 +1,932 @@
+//! The images folder: what lies in it, what of that may be a bundle, and when a file is finished.
+//!
+//! Listing and opening touch the disk and never block on anything odd that somebody may have put
+//! there. What the facts mean ([`classify`], [`settle`], [`judge_folder`]) is decided by pure
+//! functions, so that every way of placing a file is a row of a table. Nothing here reads a bundle
+//! beyond its first and last kilobyte.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bundle::Identity;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+use crate::sys::{self, Probe};
+
+fn identity_of(stat: &Stat) -> Identity {
+    Identity {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
+        ctime_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
+    }
+}
+
+/// 64 bits of nanoseconds last from 1677 to 2262; beyond, time stands still.
+fn nanoseconds(seconds: i64, part: impl TryInto<i64>) -> i64 {
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(part.try_into().unwrap_or(0))
+}
+
+/// What an entry of the folder is, before anything is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// It may be a bundle; its content will tell.
+    Candidate,
+    /// It is none, or not yet.
+    Ignored(Reason),
+}
+
+/// Why an entry of the folder is not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Reason {
+    Hidden,
+    /// A name that an upload in progress, an editor or a browser gives.
+    TemporaryName,
+    /// `<bundle>.sha256`, which belongs to the bundle beside it.
+    Checksum,
+    Directory,
+    Fifo,
+    Socket,
+    Device,
+    Unknown,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Hidden => "its name begins with a dot",
+            Reason::TemporaryName => "its name is that of an unfinished upload",
+            Reason::Checksum => "it is the checksum of a bundle",
+            Reason::Directory => "it is a folder",
+            Reason::Fifo => "it is a FIFO",
+            Reason::Socket => "it is a socket",
+            Reason::Device => "it is a device",
+            Reason::Unknown => "it is no regular file",
+        })
+    }
+}
+
+/// Judges an entry by its name and type. Symbolic links are candidates: whether their target may be
+/// followed is decided when it is opened ([`Folder::open`]).
+pub(crate) fn classify(name: &OsStr, file_type: FileType) -> Class {
+    match file_type {
+        FileType::RegularFile | FileType::Symlink => classify_name(name.as_bytes()),
+        FileType::Directory if name.as_bytes().starts_with(b".") => Class::Ignored(Reason::Hidden),
+        FileType::Directory => Class::Ignored(Reason::Directory),
+        FileType::Fifo => Class::Ignored(Reason::Fifo),
+        FileType::Socket => Class::Ignored(Reason::Socket),
+        FileType::CharacterDevice | FileType::BlockDevice => Class::Ignored(Reason::Device),
+        _ => Class::Ignored(Reason::Unknown),
+    }
+}
+
+/// Endings of files that are still being written: vim and emacs, downloaders, WinSCP and FileZilla,
+/// Firefox and Chromium. rsync, k0sctl and k0s's own updater use names that begin with a dot.
+const UNFINISHED: [&[u8]; 6] = [b"~", b".tmp", b".part", b".partial", b".filepart", b".crdownload"];
+
+fn classify_name(name: &[u8]) -> Class {
+    if name.starts_with(b".") {
+        Class::Ignored(Reason::Hidden)
+    } else if name.starts_with(b"#") || UNFINISHED.iter().any(|ending| name.ends_with(ending)) {
+        // A leading # is an editor's autosave, or a file that has no name yet (O_TMPFILE).
+        Class::Ignored(Reason::TemporaryName)
+    } else if name.ends_with(b".sha256") {
+        Class::Ignored(Reason::Checksum)
+    } else {
+        Class::Candidate
+    }
+}
+
+/// One entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) name: OsString,
+    pub(crate) class: Class,
+    /// For a symbolic link, of what it points to, where that can be told.
+    pub(crate) identity: Identity,
+}
+
+/// The open images folder. What it gives belongs to the folder that was opened, even if another one
+/// has taken its place meanwhile.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    fd: OwnedFd,
+    stat: Stat,
+}
+
+impl Folder {
+    /// Opens the folder; the path itself may be a symbolic link.
+    ///
+    /// # Errors
+    ///
+    /// As open(2): not found, not a folder, no permission.
+    pub(crate) fn open_dir(path: &Path) -> io::Result<Folder> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Folder {
+            path: path.to_owned(),
+            fd,
+            stat,
+        })
+    }
+
+    /// Its path, as it was opened.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode. Another device at the same path is another file system (an empty
+    /// mountpoint, say), whose emptiness says nothing about the bundles.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.stat.st_dev, self.stat.st_ino)
+    }
+
+    /// Whether its permissions may be trusted.
+    pub(crate) fn judge(&self, allow_insecure: bool) -> FolderTrust {
+        let us = rustix::process::geteuid().as_raw();
+        judge_folder(self.stat.st_mode, self.stat.st_uid, us, allow_insecure)
+    }
+
+    /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out.
+    ///
+    /// # Errors
+    ///
+    /// Only when the folder itself cannot be read. A listing that failed half way is no listing:
+    /// nothing may be concluded from a name that is missing in it.
+    pub(crate) fn list(&self) -> io::Result<Vec<Listed>> {
+        let mut entries = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." {
+                entries.extend(self.stat_entry(name));
+            }
+        }
+        entries.sort_by(|a: &Listed, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    fn stat_entry(&self, name: &OsStr) -> Option<Listed> {
+        let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let target = match file_type {
+            // A dangling link keeps its own identity; opening it tells what is wrong.
+            FileType::Symlink => rustix::fs::statat(&self.fd, name, AtFlags::empty()).ok(),
+            _ => None,
+        };
+        Some(Listed {
+            name: name.to_owned(),
+            class: classify(name, file_type),
+            identity: identity_of(&target.unwrap_or(stat)),
+        })
+    }
+
+    /// Opens a candidate for reading, without ever blocking and without following a link to where
+    /// its owner is not trusted.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], which says why in the operator's words.
+    pub(crate) fn open(&self, name: &OsStr) -> Result<File, Refused> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        match rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(fd) => regular(File::from(fd)),
+            Err(Errno::LOOP) => self.open_link(name, flags),
+            Err(Errno::NOENT) => Err(Refused::Gone),
+            // open(2) of a socket, or of a device that does not exist
+            Err(Errno::NXIO | Errno::NODEV) => Err(Refused::NotRegular),
+            Err(error) => Err(Refused::Unreadable(error.into())),
+        }
+    }
+
+    fn open_link(&self, name: &OsStr, flags: OFlags) -> Result<File, Refused> {
+        let opened = rustix::fs::openat2(&self.fd, name, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+        let file = match opened {
+            Ok(fd) => regular(File::from(fd))?,
+            Err(Errno::NOENT) => return Err(Refused::DanglingLink),
+            Err(Errno::LOOP) => return Err(Refused::LinkLoop),
+            Err(Errno::NXIO | Errno::NODEV) => return Err(Refused::NotRegular),
+            Err(error) => return Err(Refused::Unreadable(error.into())),
+        };
+        let metadata = file.metadata().map_err(Refused::Unreadable)?;
+        let us = rustix::process::geteuid().as_raw();
+        match is_trusted_target(metadata.mode(), metadata.uid(), us) {
+            true => Ok(file),
+            false => Err(Refused::UntrustedTarget),
+        }
+    }
+}
+
+fn regular(file: File) -> Result<File, Refused> {
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(file),
+        Ok(_) => Err(Refused::NotRegular),
+        Err(error) => Err(Refused::Unreadable(error)),
+    }
+}
+
+/// Whoever can write the target of a link can put images on the node, so it has to be as safe as the
+/// folder: owned by root (or us) and writable by nobody else.
+fn is_trusted_target(mode: u32, owner: u32, us: u32) -> bool {
+    (owner == 0 || owner == us) && mode & 0o022 == 0
+}
+
+/// Why a candidate was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("it is gone")]
+    Gone,
+    #[error("it is no regular file")]
+    NotRegular,
+    #[error("it is a symbolic link to nothing")]
+    DanglingLink,
+    #[error("it is a symbolic link that leads back to itself")]
+    LinkLoop,
+    #[error("it is a symbolic link to a file that others than root can write")]
+    UntrustedTarget,
+    #[error("it cannot be opened: {0}")]
+    Unreadable(#[source] io::Error),
+}
+
+/// How the bytes of a file end, as far as that can be told without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// A plain tar with its two blocks of zeros (POSIX pax: "end-of-archive").
+    Marker,
+    /// A plain tar without them: cut off, still growing, or made by a careless program.
+    NoMarker,
+    /// Compressed; only decompressing tells.
+    Compressed,
+    /// No archive of any kind; waiting will not make it one.
+    Foreign,
+}
+
+/// Size of a tar block in bytes.
+const BLOCK: usize = 512;
+
+impl Ending {
+    /// Looks at the first and the last blocks of an open file of this size.
+    pub(crate) fn of(file: &File, size: u64) -> io::Result<Ending> {
+        let mut head = [0; BLOCK];
+        let read = read_some_at(file, &mut head, 0)?;
+        let mut tail = [0xff; 2 * BLOCK];
+        if let Some(offset) = size.checked_sub(tail.len() as u64) {
+            read_some_at(file, &mut tail, offset)?;
+        }
+        Ok(Self::from_blocks(&head[..read], &tail, size))
+    }
+
+    fn from_blocks(head: &[u8], tail: &[u8], size: u64) -> Ending {
+        if MAGICS.iter().any(|magic| head.starts_with(magic)) || is_skippable_zstd(head) {
+            return Ending::Compressed;
+        }
+        // A file shorter than a header may grow into one, and zeros at the start are what fallocate(1)
+        // leaves before the data comes.
+        if head.len() < BLOCK || is_zero(head) {
+            return Ending::NoMarker;
+        }
+        let blocks = size / BLOCK as u64;
+        let ends_in_marker = size.is_multiple_of(BLOCK as u64) && blocks >= 3 && is_zero(tail);
+        match (is_tar_header(head), ends_in_marker) {
+            (false, _) => Ending::Foreign,
+            (true, true) => Ending::Marker,
+            (true, false) => Ending::NoMarker,
+        }
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// gzip (RFC 1952), zstd (RFC 8878), xz, lz4 frame, bzip2.
+const MAGICS: [&[u8]; 5] = [
+    &[0x1f, 0x8b],
+    &[0x28, 0xb5, 0x2f, 0xfd],
+    &[0xfd, b'7', b'z', b'X', b'Z', 0],
+    &[4, 0x22, 0x4d, 0x18],
+    b"BZh",
+];
+
+/// A skippable frame, which may precede the data (RFC 8878, section 3.1.2).
+fn is_skippable_zstd(head: &[u8]) -> bool {
+    matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// Whether a block's checksum field is right: the sum of all bytes with the field itself taken as
+/// spaces (POSIX ustar).
+fn is_tar_header(block: &[u8]) -> bool {
+    let Some(field) = block.get(148..156) else {
+        return false;
+    };
+    let digits: Vec<u8> = field
+        .iter()
+        .copied()
+        .filter(|byte| !matches!(byte, 0 | b' '))
+        .collect();
+    let stated = std::str::from_utf8(&digits)
+        .ok()
+        .and_then(|text| u32::from_str_radix(text, 8).ok());
+    let sum = |signed: bool| -> i64 {
+        let value = |byte: u8| {
+            if signed {
+                i64::from(byte.cast_signed())
+            } else {
+                i64::from(byte)
+            }
+        };
+        let outside = block
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| !(148..156).contains(at));
+        outside.map(|(_, byte)| value(*byte)).sum::<i64>() + 8 * i64::from(b' ')
+    };
+    // Old Sun tars sum signed bytes.
+    stated.is_some_and(|stated| i64::from(stated) == sum(false) || i64::from(stated) == sum(true))
+}
+
+fn read_some_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Whether somebody may still be writing a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// Nobody is.
+    None,
+    /// Somebody is.
+    Present,
+    /// This file system, or our privileges, cannot tell.
+    Unknown,
+}
+
+/// Everything [`settle`] goes by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observation {
+    /// In bytes.
+    pub(crate) size: u64,
+    pub(crate) writer: Writer,
+    pub(crate) ending: Ending,
+    /// When the last change was noticed: an event on the name, or another identity than before.
+    pub(crate) changed: Instant,
+}
+
+impl Observation {
+    /// Looks at an open file. `changed` is the caller's, who sees events and earlier identities.
+    pub(crate) fn of(file: &File, changed: Instant) -> io::Result<Observation> {
+        let size = file.metadata()?.len();
+        let writer = match sys::probe_writers(file.as_fd()) {
+            Probe::NoWriter => Writer::None,
+            Probe::Busy => Writer::Present,
+            Probe::Unsupported(_) => Writer::Unknown,
+        };
+        Ok(Observation {
+            size,
+            writer,
+            ending: Ending::of(file, size)?,
+            changed,
+        })
+    }
+}
+
+/// Whether a file is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settle {
+    /// It may be read now.
+    Settled,
+    /// Look again then, or when something changes.
+    Wait { until: Instant, why: Why },
+    /// Nothing has happened for [`STALLED`]: tell the operator, once, and look again then.
+    Stalled { until: Instant, why: Why },
+}
+
+/// What an unfinished file waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Why {
+    Changing,
+    Empty,
+    Written,
+    NoEndMarker,
+    QuietTime,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Why::Changing => "it has just changed",
+            Why::Empty => "it is empty",
+            Why::Written => "a program still has it open for writing",
+            Why::NoEndMarker => "it has no end-of-archive marker, so the upload may have been cut off",
+            Why::QuietTime => {
+                "this file system cannot tell whether it is being written, so quiet time decides"
+            }
+        })
+    }
+}
+
+/// How long a finished file must have been still: enough for programs that write in several goes
+/// (open, write, close, open again), and longer than any kernel's time stamps are coarse.
+const STILL: Duration = Duration::from_millis(500);
+/// The same for an archive whose end has been seen and that nobody writes.
+const STILL_WHOLE: Duration = Duration::from_millis(200);
+/// How soon to ask again whether the writer is gone. Its close(2) is an event too; this is for file
+/// systems without events.
+const AGAIN: Duration = Duration::from_secs(1);
+/// When an upload without progress is reported.
+const STALLED: Duration = Duration::from_secs(30);
+/// When a tar without end marker is taken all the same; its graph then tells whether it is whole.
+const WITHOUT_MARKER: Duration = Duration::from_secs(60);
+/// Quiet time where writers cannot be seen.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Decides whether a file may be read. A wrong "settled" costs a failed try and never makes a wrong
+/// image, since every blob is checked; a wrong "wait" costs time.
+pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
+    let quiet = now.saturating_duration_since(seen.changed);
+    let until_quiet_for = |wanted: Duration, why| Settle::Wait {
+        until: seen.changed + wanted,
+        why,
+    };
+    let unfinished = |why, again: Duration| match quiet < STALLED {
+        true => Settle::Wait {
+            until: (now + again).min(seen.changed + STALLED),
+            why,
+        },
+        false => Settle::Stalled {
+            until: now + again,
+            why,
+        },
+    };
+    match (seen.writer, seen.ending) {
+        (Writer::Present, _) => unfinished(Why::Written, AGAIN),
+        _ if seen.size == 0 => unfinished(Why::Empty, STALLED),
+        (_, Ending::NoMarker) if quiet >= WITHOUT_MARKER => Settle::Settled,
+        (_, Ending::NoMarker) if quiet >= STALLED => Settle::Stalled {
+            until: seen.changed + WITHOUT_MARKER,
+            why: Why::NoEndMarker,
+        },
+        (_, Ending::NoMarker) => until_quiet_for(STALLED, Why::NoEndMarker),
+        (Writer::Unknown, _) if quiet < QUIET => until_quiet_for(QUIET, Why::QuietTime),
+        (Writer::None, Ending::Marker) if quiet < STILL_WHOLE => until_quiet_for(STILL_WHOLE, Why::Changing),
+        (Writer::None, Ending::Compressed | Ending::Foreign) if quiet < STILL => {
+            until_quiet_for(STILL, Why::Changing)
+        }
+        (Writer::None | Writer::Unknown, Ending::Marker | Ending::Compressed | Ending::Foreign) => {
+            Settle::Settled
+        }
+    }
+}
+
+/// Whether the images folder's permissions may be trusted. Who can write it can give any image any
+/// name on the node, which is as good as root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FolderTrust {
+    Trusted,
+    /// Good enough to go on, but the operator should know.
+    Warning(String),
+    /// Nothing is imported from it.
+    Refused(String),
+}
+
+/// Judges a folder by its mode and owner; `us` is the effective user id of the daemon.
+pub(crate) fn judge_folder(mode: u32, owner: u32, us: u32, allow_insecure: bool) -> FolderTrust {
+    let mode = mode & 0o7777;
+    if mode & 0o002 != 0 {
+        let what = format!("everybody can write it (mode {mode:04o}), and with it give any image any name");
+        return match allow_insecure {
+            true => FolderTrust::Warning(what),
+            false => FolderTrust::Refused(format!(
+                "{what}; run chmod o-w on it, or set `allowInsecureDir: true`"
+            )),
+        };
+    }
+    if owner != 0 && owner != us {
+        return FolderTrust::Warning(format!("it belongs to user {owner} and not to root"));
+    }
+    if mode & 0o020 != 0 {
+        return FolderTrust::Warning(format!("its group can write it (mode {mode:04o})"));
+    }
+    FolderTrust::Trusted
+}
+
+/// Makes sure that the folder is there, creating it and what is missing above it with mode 0755
+/// whatever the umask says. Tells whether anything was created.
+///
+/// # Errors
+///
+/// As mkdir(2); the folder is then waited for.
+pub(crate) fn ensure(path: &Path) -> io::Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        ensure(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o755).create(path) {
+        Ok(()) => {
+            // mkdir(2) takes the umask off, and the unit's is 0077.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn names_of_unfinished_uploads_are_ignored_and_no_other_names_are() {
+        use Reason::{Checksum, Hidden, TemporaryName};
+        let table: [(&[u8], Option<Reason>); 26] = [
+            (b"bundle.tar", None),
+            (b"k0s-airgap-bundle-v1.31.14+k0s.0-amd64", None),
+            (b"bundle.tar.zst", None),
+            (b"-rf", None),
+            (b"\xff\xfe.tar", None),
+            (b"new\nline", None),
+            (b"tmp", None),
+            (b"a.tmp.tar", None),
+            (b"part", None),
+            (b"sha256", None),
+            (b"a~b", None),
+            (b".hidden.tar", Some(Hidden)),
+            (b".upload-Xy12Zq", Some(Hidden)),
+            (b".bundle.tar.a8Fh2k", Some(Hidden)),
+            (b".bundle.tar.123.tmp", Some(Hidden)),
+            (b"...", Some(Hidden)),
+            (b"bundle.tar~", Some(TemporaryName)),
+            (b"bundle.tar.tmp", Some(TemporaryName)),
+            (b"bundle.tar.part", Some(TemporaryName)),
+            (b"bundle.tar.partial", Some(TemporaryName)),
+            (b"bundle.tar.filepart", Some(TemporaryName)),
+            (b"bundle.tar.crdownload", Some(TemporaryName)),
+            (b"#bundle.tar#", Some(TemporaryName)),
+            (b"#12345", Some(TemporaryName)),
+            (b"bundle.tar.sha256", Some(Checksum)),
+            (b".sha256", Some(Hidden)),
+        ];
+        for (name, reason) in table {
+            let expected = reason.map_or(Class::Candidate, Class::Ignored);
+            let name = OsStr::from_bytes(name);
+            assert_eq!(classify(name, FileType::RegularFile), expected, "{name:?}");
+            assert_eq!(classify(name, FileType::Symlink), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn only_files_and_links_can_be_bundles() {
+        let table = [
+            (FileType::Directory, Reason::Directory),
+            (FileType::Fifo, Reason::Fifo),
+            (FileType::Socket, Reason::Socket),
+            (FileType::CharacterDevice, Reason::Device),
+            (FileType::BlockDevice, Reason::Device),
+            (FileType::Unknown, Reason::Unknown),
+        ];
+        for (file_type, reason) in table {
+            assert_eq!(
+                classify(OsStr::new("bundle.tar"), file_type),
+                Class::Ignored(reason),
+                "{file_type:?}"
+            );
+        }
+    }
+
+    fn listed(folder: &Folder) -> Vec<(String, Class)> {
+        let entries = folder.list().unwrap().into_iter();
+        entries
+            .map(|entry| (entry.name.to_string_lossy().into_owned(), entry.class))
+            .collect()
+    }
+
+    #[test]
+    fn a_listing_is_sorted_and_classed_and_survives_odd_things() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = |name: &str| temporary.path().join(name);
+        fs::write(path("b.tar"), "12345").unwrap();
+        fs::write(path("a.tar.part"), "").unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        std::os::unix::fs::symlink("nowhere", path("dangling")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let folder = Folder::open_dir(temporary.path()).unwrap();
+        let expected = [
+            ("a.tar.part", Class::Ignored(Reason::TemporaryName)),
+            ("b.tar", Class::Candidate),
+            ("dangling", Class::Candidate),
+            ("fifo", Class::Ignored(Reason::Fifo)),
+            ("folder", Class::Ignored(Reason::Directory)),
+        ];
+        assert_eq!(
+            listed(&folder),
+            expected.map(|(name, class)| (name.to_owned(), class))
+        );
+        let metadata = fs::metadata(path("b.tar")).unwrap();
+        assert_eq!(folder.list().unwrap()[1].identity, Identity::of(&metadata));
+        assert_eq!(
+            folder.list().unwrap().len(),
+            5,
+            "a second listing starts from the beginning"
+        );
+    }
+
+    #[test]
+    fn any_rewrite_or_replacement_changes_the_identity_even_with_the_times_put_back() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("b.tar");
+        fs::write(&path, "old").unwrap();
+        let before = Identity::of(&fs::metadata(&path).unwrap());
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+
+        let replacement = temporary.path().join("new");
+        fs::write(&replacement, "new").unwrap();
+        File::options()
+            .write(true)
+            .open(&replacement)
+            .unwrap()
+            .set_modified(modified)
+            .unwrap();
+        fs::rename(&replacement, &path).unwrap();
+        let after = Identity::of(&fs::metadata(&path).unwrap());
+        assert_eq!((before.size, before.mtime_ns), (after.size, after.mtime_ns));
+        assert_ne!(before, after);
+    }
+
+    #[test]
+    fn opening_never_blocks_and_says_why_it_refuses() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = |name: &str| temporary.path().join(name);
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, path(name)).unwrap();
+        fs::write(path("b.tar"), "x").unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        fs::write(path("open"), "x").unwrap();
+        fs::set_permissions(path("open"), fs::Permissions::from_mode(0o666)).unwrap();
+        link("b.tar", "good-link");
+        link("nowhere", "dangling");
+        link("loop", "loop");
+        link("fifo", "fifo-link");
+        link("open", "open-link");
+        link("/proc/self/fd/0", "magic");
+        let folder = Folder::open_dir(temporary.path()).unwrap();
+        let outcome = |name: &str| {
+            folder
+                .open(OsStr::new(name))
+                .map(drop)
+                .map_err(|error| error.to_string())
+        };
+
+        assert_eq!(outcome("b.tar"), Ok(()));
+        assert_eq!(outcome("good-link"), Ok(()));
+        let table = [
+            ("missing", "gone"),
+            ("folder", "no regular file"),
+            ("fifo", "no regular file"),
+            ("socket", "no regular file"),
+            ("dangling", "to nothing"),
+            ("loop", "back to itself"),
+            ("fifo-link", "no regular file"),
+            ("open-link", "others than root"),
+            ("magic", "back to itself"),
+        ];
+        for (name, reason) in table {
+            let error = outcome(name).unwrap_err();
+            assert!(error.contains(reason), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_link_is_followed_only_to_what_nobody_else_can_write() {
+        let table = [
+            (0o600, 0, 0, true),
+            (0o644, 0, 1000, true),
+            (0o600, 1000, 1000, true),
+            (0o600, 1000, 0, false),
+            (0o664, 0, 0, false),
+            (0o646, 0, 0, false),
+        ];
+        for (mode, owner, us, trusted) in table {
+            assert_eq!(
+                is_trusted_target(mode, owner, us),
+                trusted,
+                "{mode:o} {owner} {us}"
+            );
+        }
+    }
+
+    fn header() -> [u8; 512] {
+        let mut block = [0; 512];
+        block[..5].copy_from_slice(b"index");
+        block[148..156].copy_from_slice(b"        ");
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        block
+    }
+
+    #[test]
+    fn the_ending_tells_whole_cut_compressed_and_foreign_files_apart() {
+        let mut whole = header().to_vec();
+        whole.extend([0; 1024]);
+        let cut = [header(), header(), header()].concat();
+        let text = "x".repeat(4096);
+        let table: [(&str, &[u8], Ending); 14] = [
+            ("whole", &whole, Ending::Marker),
+            ("cut between entries", &cut, Ending::NoMarker),
+            ("cut in a block", &whole[..1500], Ending::NoMarker),
+            ("one block of zeros", &whole[..1024], Ending::NoMarker),
+            ("half a header", &whole[..100], Ending::NoMarker),
+            ("reserved, nothing written", &[0; 512], Ending::NoMarker),
+            ("gzip", &[0x1f, 0x8b, 8, 0], Ending::Compressed),
+            ("zstd", &[0x28, 0xb5, 0x2f, 0xfd, 0], Ending::Compressed),
+            (
+                "zstd after a skippable frame",
+                &[0x5a, 0x2a, 0x4d, 0x18, 0],
+                Ending::Compressed,
+            ),
+            ("xz", b"\xfd7zXZ\0", Ending::Compressed),
+            ("lz4", &[4, 0x22, 0x4d, 0x18], Ending::Compressed),
+            ("bzip2", b"BZh9", Ending::Compressed),
+            ("text", text.as_bytes(), Ending::Foreign),
+            ("reserved in full", &[0; 4096], Ending::NoMarker),
+        ];
+        let temporary = tempfile::tempdir().unwrap();
+        for (case, bytes, expected) in table {
+            let path = temporary.path().join("file");
+            File::create(&path).unwrap().write_all(bytes).unwrap();
+            let ending = Ending::of(&File::open(&path).unwrap(), bytes.len() as u64).unwrap();
+            assert_eq!(ending, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_settled_when_nobody_writes_it_and_its_end_is_there() {
+        use Ending::{Compressed, Foreign, Marker, NoMarker};
+        use Writer::{None, Present, Unknown};
+        #[derive(Debug, PartialEq)]
+        enum Expected {
+            Settled,
+            /// Milliseconds after the last change.
+            Wait(u64, Why),
+            Stalled(u64, Why),
+        }
+        use Expected::{Settled, Stalled, Wait};
+        // size, writer, ending, milliseconds since the last change
+        let table = [
+            (9, None, Marker, 0, Wait(200, Why::Changing)),
+            (9, None, Marker, 199, Wait(200, Why::Changing)),
+            (9, None, Marker, 200, Settled),
+            (9, None, Compressed, 200, Wait(500, Why::Changing)),
+            (9, None, Compressed, 500, Settled),
+            (9, None, Foreign, 499, Wait(500, Why::Changing)),
+            (9, None, Foreign, 500, Settled),
+            (9, None, NoMarker, 500, Wait(30_000, Why::NoEndMarker)),
+            (9, None, NoMarker, 29_999, Wait(30_000, Why::NoEndMarker)),
+            (9, None, NoMarker, 30_000, Stalled(60_000, Why::NoEndMarker)),
+            (9, None, NoMarker, 60_000, Settled),
+            (9, Present, Marker, 0, Wait(1_000, Why::Written)),
+            (9, Present, Marker, 29_500, Wait(30_000, Why::Written)),
+            (9, Present, Marker, 30_000, Stalled(31_000, Why::Written)),
+            (9, Present, Marker, 9_000_000, Stalled(9_001_000, Why::Written)),
+            (0, Present, NoMarker, 10, Wait(1_010, Why::Written)),
+            (0, None, NoMarker, 10, Wait(30_000, Why::Empty)),
+            (0, None, NoMarker, 30_000, Stalled(60_000, Why::Empty)),
+            (0, None, NoMarker, 90_000, Stalled(120_000, Why::Empty)),
+            (9, Unknown, Marker, 500, Wait(10_000, Why::QuietTime)),
+            (9, Unknown, Marker, 10_000, Settled),
+            (9, Unknown, Compressed, 9_999, Wait(10_000, Why::QuietTime)),
+            (9, Unknown, Compressed, 10_000, Settled),
+            (9, Unknown, NoMarker, 10_000, Wait(30_000, Why::NoEndMarker)),
+            (9, Unknown, NoMarker, 60_000, Settled),
+        ];
+        let changed = Instant::now();
+        for (size, writer, ending, quiet, expected) in table {
+            let seen = Observation {
+                size,
+                writer,
+                ending,
+                changed,
+            };
+            let after = |until: Instant| u64::try_from((until - changed).as_millis()).unwrap();
+            let got = match settle(&seen, changed + Duration::from_millis(quiet)) {
+                Settle::Settled => Settled,
+                Settle::Wait { until, why } => Wait(after(until), why),
+                Settle::Stalled { until, why } => Stalled(after(until), why),
+            };
+            assert_eq!(got, expected, "{size} {writer:?} {ending:?} {quiet}");
+        }
+    }
+
+    #[test]
+    fn a_wait_always_ends_later_than_now() {
+        let changed = Instant::now();
+        for writer in [Writer::None, Writer::Present, Writer::Unknown] {
+            for ending in [
+                Ending::Marker,
+                Ending::NoMarker,
+                Ending::Compressed,
+                Ending::Foreign,
+            ] {
+                for (size, quiet) in (0..100_000)
+                    .step_by(250)
+                    .flat_map(|quiet| [(0, quiet), (9, quiet)])
+                {
+                    let now = changed + Duration::from_millis(quiet);
+                    match settle(
+                        &Observation {
+                            size,
+                            writer,
+                            ending,
+                            changed,
+                        },
+                        now,
+                    ) {
+                        Settle::Settled => {}
+                        Settle::Wait { until, .. } | Settle::Stalled { until, .. } => {
+                            assert!(until > now, "{writer:?} {ending:?} {size} {quiet}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_writer_is_observed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("b.tar");
+        let writer = File::create(&path).unwrap();
+        let file = File::open(&path).unwrap();
+        let observe = || Observation::of(&file, Instant::now()).unwrap().writer;
+        assert_eq!(observe(), Writer::Present);
+        drop(writer);
+        assert_eq!(observe(), Writer::None);
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_is_refused_or_warned_about() {
+        let trusted = |trust: &FolderTrust| matches!(trust, FolderTrust::Trusted);
+        let warning = |trust: &FolderTrust| matches!(trust, FolderTrust::Warning(_));
+        let refused = |trust: &FolderTrust| matches!(trust, FolderTrust::Refused(_));
+        type Is = fn(&FolderTrust) -> bool;
+        let table: [(u32, u32, u32, bool, Is); 10] = [
+            (0o40755, 0, 0, false, trusted),
+            (0o40700, 0, 0, false, trusted),
+            (0o40755, 1000, 1000, false, trusted),
+            (0o40775, 0, 0, false, warning),
+            (0o40755, 1000, 0, false, warning),
+            (0o40777, 0, 0, false, refused),
+            (0o41777, 0, 0, false, refused),
+            (0o40757, 0, 0, false, refused),
+            (0o40777, 0, 0, true, warning),
+            (0o40775, 1000, 0, true, warning),
+        ];
+        for (mode, owner, us, allow_insecure, expected) in table {
+            let trust = judge_folder(mode, owner, us, allow_insecure);
+            assert!(
+                expected(&trust),
+                "{mode:o} {owner} {us} {allow_insecure}: {trust:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_folder_is_created_with_its_parents_and_0755() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("data/images");
+        assert!(ensure(&path).unwrap());
+        assert!(!ensure(&path).unwrap());
+        for folder in [path.parent().unwrap(), &path] {
+            assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o7777, 0o755);
+        }
+        fs::write(temporary.path().join("file"), "").unwrap();
+        assert!(ensure(&temporary.path().join("file/images")).is_err());
+    }
+}

@@ -1,0 +1,962 @@
+//! The ledger: what the daemon did, so that a restart with unchanged bundles opens none of them.
+//!
+//! `state.json` is a cache of the truth, which lies in the bundles and in containerd. Losing it costs
+//! time and nothing else; it never decides that a pin goes. The first half of this module is the
+//! value, the second ([`Store`]) keeps it on disk: replaced atomically, locked against a second
+//! daemon, set aside when it is broken and left alone when a newer version wrote it.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bundle::Identity;
+use import::{Closure, RecordName, Taken};
+use jiff::Timestamp;
+use oci_spec::image::Digest;
+use serde::{Deserialize, Serialize};
+
+/// The version of `state.json` that this program reads and writes.
+pub(crate) const VERSION: u32 = 1;
+
+/// A ledger of a thousand bundles is a few MiB; anything beyond this is not ours.
+const LARGEST: u64 = 64 << 20;
+
+/// `<id>` in the labels on image records: the first 16 hex digits of the sha256 of a bundle's file
+/// name in the images folder.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct BundleId(String);
+
+impl BundleId {
+    /// The id of the bundle with this file name.
+    pub(crate) fn of(file: &OsStr) -> BundleId {
+        BundleId(import::short_hash(file.as_bytes()))
+    }
+
+    /// The sixteen hex digits.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BundleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is remembered between runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ledger {
+    version: u32,
+    /// Under which circumstances the rest is true.
+    #[serde(default)]
+    pub(crate) context: Context,
+    /// The arrival number that the next new bundle gets; never given out twice.
+    next_arrival: u64,
+    #[serde(default)]
+    bundles: BTreeMap<BundleId, Entry>,
+    /// Every blob that a target needs on this node, by the target's digest: once per target, however
+    /// many names and bundles share it.
+    #[serde(default)]
+    closures: BTreeMap<String, Closure>,
+}
+
+/// The circumstances in which a ledger was written. When one differs, what the ledger says must be
+/// checked again before it is believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Context {
+    /// containerd's own uuid: a wiped or another containerd has another one.
+    pub(crate) containerd: Option<String>,
+    /// The kernel's boot id: after a power cut, blobs may be gone.
+    pub(crate) boot: Option<String>,
+    /// The settings that decide what an import yields (platforms, aliases, names, …), in any form
+    /// that is equal when they are equal.
+    pub(crate) selection: Option<String>,
+}
+
+/// What is known of one file in the images folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// The file's name in the folder. Names are bytes; one that is not UTF-8 is kept as hex.
+    #[serde(with = "file_name")]
+    pub(crate) file: OsString,
+    /// Position in the order in which bundles arrived; a file that was replaced arrives anew.
+    pub(crate) arrival: u64,
+    /// The file as it was when it was last tried.
+    pub(crate) identity: Identity,
+    /// How that try ended.
+    pub(crate) outcome: Outcome,
+    /// How often this very file was tried without success; 0 after one.
+    #[serde(default)]
+    pub(crate) attempts: u32,
+    #[serde(default)]
+    pub(crate) last_error: Option<LastError>,
+    /// What the bundle last put into containerd. It outlives a failed try with a newer file, since a
+    /// bundle that was replaced by a broken file unpins nothing.
+    #[serde(default)]
+    pub(crate) imported: Option<Imported>,
+}
+
+/// How the last try with a bundle ended, in the words of `airgapd import -o json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    Imported,
+    Unchanged,
+    /// Some images landed, others could not.
+    Partial,
+    /// Sound, but nothing in it is for this node.
+    Skipped,
+    Failed,
+}
+
+/// Why the last try failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastError {
+    pub(crate) text: String,
+    pub(crate) class: ErrorClass,
+    pub(crate) at: Timestamp,
+}
+
+/// What has to happen before another try makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ErrorClass {
+    /// Time: containerd was away, a lock was held.
+    Transient,
+    /// Space on containerd's disk.
+    Space,
+    /// Another file: this one is bad.
+    Bundle,
+    /// Somebody who changes the configuration or the permissions.
+    Permanent,
+}
+
+impl From<import::Outcome> for Outcome {
+    fn from(outcome: import::Outcome) -> Outcome {
+        match outcome {
+            import::Outcome::Imported => Outcome::Imported,
+            import::Outcome::Unchanged => Outcome::Unchanged,
+            import::Outcome::Partial => Outcome::Partial,
+            import::Outcome::Skipped => Outcome::Skipped,
+            import::Outcome::Failed => Outcome::Failed,
+        }
+    }
+}
+
+/// The circumstances of an import that put something into containerd, or found everything there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Import {
+    /// The file as it was read.
+    pub(crate) identity: Identity,
+    /// Digest of the catalog (`index.json` or `manifest.json`): the identity of the content.
+    pub(crate) catalog: Digest,
+    pub(crate) at: Timestamp,
+    pub(crate) duration_ms: u64,
+    /// Bytes that were sent to containerd.
+    pub(crate) sent_bytes: u64,
+}
+
+/// A successful import, whole or in part, and what it left in containerd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Imported {
+    #[serde(flatten)]
+    pub(crate) import: Import,
+    pub(crate) images: Vec<ImageEntry>,
+}
+
+/// An image that a bundle vouches for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageEntry {
+    /// The index or manifest whose closure was imported.
+    pub(crate) target: Digest,
+    /// Its image records.
+    pub(crate) records: Vec<RecordName>,
+}
+
+impl Default for Ledger {
+    fn default() -> Ledger {
+        Ledger {
+            version: VERSION,
+            context: Context::default(),
+            next_arrival: 1,
+            bundles: BTreeMap::new(),
+            closures: BTreeMap::new(),
+        }
+    }
+}
+
+impl Ledger {
+    /// The entry of a file, by its name in the folder.
+    pub(crate) fn get(&self, file: &OsStr) -> Option<&Entry> {
+        self.bundles
+            .get(&BundleId::of(file))
+            .filter(|entry| entry.file == file)
+    }
+
+    /// All entries, in the order in which the bundles arrived.
+    pub(crate) fn entries(&self) -> Vec<&Entry> {
+        let mut entries: Vec<_> = self.bundles.values().collect();
+        entries.sort_by_key(|entry| entry.arrival);
+        entries
+    }
+
+    /// Writes down a try that left `images` in containerd.
+    pub(crate) fn record_import(&mut self, file: &OsStr, outcome: Outcome, import: Import, images: &[Taken]) {
+        let arrival = self.arrival(file, &import.identity);
+        let mut entries = Vec::new();
+        for Taken { records, closure } in images {
+            // Children come before parents, so the last blob is the target.
+            let Some(target) = closure.blobs.last().map(|blob| blob.digest.clone()) else {
+                continue;
+            };
+            self.closures.insert(target.to_string(), closure.clone());
+            entries.push(ImageEntry {
+                target,
+                records: records.clone(),
+            });
+        }
+        let entry = Entry {
+            file: file.to_owned(),
+            arrival,
+            identity: import.identity.clone(),
+            outcome,
+            attempts: 0,
+            last_error: None,
+            imported: Some(Imported {
+                import,
+                images: entries,
+            }),
+        };
+        self.bundles.insert(BundleId::of(file), entry);
+        self.drop_unused_closures();
+    }
+
+    /// Writes down an error beside the last outcome: the reason of a failed try, or what kept a
+    /// partial one from being whole. What was imported before stays remembered.
+    pub(crate) fn record_failure(
+        &mut self,
+        file: &OsStr,
+        identity: Identity,
+        outcome: Outcome,
+        error: LastError,
+    ) {
+        let arrival = self.arrival(file, &identity);
+        let before = self.get(file);
+        let attempts = before
+            .filter(|entry| entry.identity == identity)
+            .map_or(0, |entry| entry.attempts);
+        let entry = Entry {
+            file: file.to_owned(),
+            arrival,
+            identity,
+            outcome,
+            attempts: attempts.saturating_add(1),
+            last_error: Some(error),
+            imported: before.and_then(|entry| entry.imported.clone()),
+        };
+        self.bundles.insert(BundleId::of(file), entry);
+    }
+
+    /// Takes over a new identity of the same content (after touch, chmod or a rename over itself).
+    pub(crate) fn refresh_identity(&mut self, file: &OsStr, identity: Identity) {
+        if let Some(entry) = self.bundles.get_mut(&BundleId::of(file)) {
+            if let Some(imported) = &mut entry.imported {
+                imported.import.identity = identity.clone();
+            }
+            entry.identity = identity;
+        }
+    }
+
+    /// Forgets a file and every closure that only it needed; tells what was known of it.
+    pub(crate) fn forget(&mut self, file: &OsStr) -> Option<Entry> {
+        let entry = self.bundles.remove(&BundleId::of(file))?;
+        self.drop_unused_closures();
+        Some(entry)
+    }
+
+    /// What the bundle of an entry imported, as the planner takes it: to be compared with what
+    /// containerd has, without opening the bundle. `None` where the ledger does not know all of it,
+    /// and the bundle has to be read.
+    pub(crate) fn taken(&self, entry: &Entry) -> Option<Vec<Taken>> {
+        let images = &entry.imported.as_ref()?.images;
+        let taken = |image: &ImageEntry| {
+            let closure = self.closures.get(image.target.as_ref())?.clone();
+            Some(Taken {
+                records: image.records.clone(),
+                closure,
+            })
+        };
+        images.iter().map(taken).collect()
+    }
+
+    /// Which images the bundles vouch for, by name. Where two disagree, the one that arrived last
+    /// counts.
+    pub(crate) fn desired_records(&self) -> BTreeMap<&str, (&RecordName, &Entry)> {
+        let mut desired = BTreeMap::new();
+        for entry in self.entries() {
+            let images = entry.imported.iter().flat_map(|imported| &imported.images);
+            for record in images.flat_map(|image| &image.records) {
+                desired.insert(record.name.as_str(), (record, entry));
+            }
+        }
+        desired
+    }
+
+    fn arrival(&mut self, file: &OsStr, identity: &Identity) -> u64 {
+        match self.get(file) {
+            Some(entry) if entry.identity == *identity => entry.arrival,
+            _ => {
+                let arrival = self.next_arrival;
+                self.next_arrival += 1;
+                arrival
+            }
+        }
+    }
+
+    fn drop_unused_closures(&mut self) {
+        let used: std::collections::HashSet<&str> = self
+            .bundles
+            .values()
+            .flat_map(|entry| &entry.imported)
+            .flat_map(|imported| &imported.images)
+            .map(|image| image.target.as_ref())
+            .collect();
+        self.closures.retain(|target, _| used.contains(target.as_str()));
+    }
+}
+
+/// File names as text where they are UTF-8, as `{"hex": "…"}` where they are not.
+mod file_name {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        Bytes { hex: String },
+    }
+
+    pub(super) fn serialize<S: Serializer>(name: &OsStr, serializer: S) -> Result<S::Ok, S::Error> {
+        let written = match name.to_str() {
+            Some(text) => Written::Text(text.to_owned()),
+            None => {
+                let hex = name.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                Written::Bytes { hex }
+            }
+        };
+        written.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OsString, D::Error> {
+        match Written::deserialize(deserializer)? {
+            Written::Text(text) => Ok(text.into()),
+            Written::Bytes { hex } => {
+                let pairs = hex.as_bytes().chunks(2);
+                let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+                let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
+                bytes
+                    .map(OsString::from_vec)
+                    .ok_or_else(|| D::Error::custom("a file name with broken hex"))
+            }
+        }
+    }
+}
+
+/// The kernel's id of this boot, where /proc tells it.
+pub(crate) fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
+const FILE: &str = "state.json";
+const ASIDE: &str = "state.json.bad";
+const LOCK: &str = "lock";
+/// One fixed name rather than a random one: it is written under the lock only, and a kill in the
+/// middle of a save cannot leave more than one behind.
+const TEMPORARY: &str = ".state.json.new";
+
+/// Why a state folder cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LockError {
+    /// Another daemon has it.
+    #[error("another airgapd{} already uses the state folder {}", owner(*pid), folder.display())]
+    Taken { folder: PathBuf, pid: Option<u32> },
+}
+
+fn owner(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
+}
+
+/// Something about the state that the operator should know. None of it keeps the daemon from working.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// The file was broken; it is kept under another name and the ledger starts empty.
+    SetAside { reason: String, kept_as: PathBuf },
+    /// The file was broken and could not even be moved; the ledger starts empty and replaces it.
+    Broken { reason: String },
+    /// A newer airgapd wrote the file. It is left alone, and this run saves nothing.
+    Newer { version: u64 },
+    /// Nothing can be remembered: the folder or the file cannot be read or written.
+    CannotRemember { path: PathBuf, error: io::Error },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::SetAside { reason, kept_as } => write!(
+                f,
+                "the state file was unreadable ({reason}); it is kept as {} and built anew from the bundles",
+                kept_as.display()
+            ),
+            Notice::Broken { reason } => {
+                write!(
+                    f,
+                    "the state file was unreadable ({reason}); it is built anew from the bundles"
+                )
+            }
+            Notice::Newer { version } => write!(
+                f,
+                "the state file has version {version} of a newer airgapd (this one knows {VERSION}); \
+                 it is left alone and nothing is remembered in this run"
+            ),
+            Notice::CannotRemember { path, error } => {
+                write!(
+                    f,
+                    "cannot keep the state in {}: {error}; going on without memory",
+                    path.display()
+                )
+            }
+        }
+    }
+}
+
+/// What a call to [`Store::save`] came to.
+#[derive(Debug)]
+pub(crate) enum Saved {
+    Written,
+    /// The file already says the same.
+    Unchanged,
+    /// It could not be written; the notice comes the first time only, until a save succeeds again.
+    Failed(Option<Notice>),
+}
+
+/// The ledger's place on disk. It holds the lock until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Store {
+    folder: PathBuf,
+    lock: Option<File>,
+    /// Cleared where a newer version owns the file.
+    may_save: bool,
+    told: bool,
+    on_disk: Option<Vec<u8>>,
+}
+
+impl Store {
+    /// Takes over the state folder, creating it (0700) where needed, and reads the ledger.
+    ///
+    /// # Errors
+    ///
+    /// Only [`LockError::Taken`]. Everything else gives an empty ledger and a notice.
+    pub(crate) fn open(folder: &Path) -> Result<(Store, Ledger, Vec<Notice>), LockError> {
+        let mut notices = Vec::new();
+        let lock = match lock(folder) {
+            Ok(Some(lock)) => Some(lock),
+            Ok(None) => {
+                return Err(LockError::Taken {
+                    folder: folder.to_owned(),
+                    pid: owner_pid(folder),
+                });
+            }
+            Err(error) => {
+                notices.push(Notice::CannotRemember {
+                    path: folder.to_owned(),
+                    error,
+                });
+                None
+            }
+        };
+        let told = !notices.is_empty();
+        let mut store = Store {
+            folder: folder.to_owned(),
+            lock,
+            may_save: true,
+            told,
+            on_disk: None,
+        };
+        let ledger = store.load(&mut notices);
+        Ok((store, ledger, notices))
+    }
+
+    fn load(&mut self, notices: &mut Vec<Notice>) -> Ledger {
+        let path = self.folder.join(FILE);
+        match load(&path) {
+            Loaded::Nothing => Ledger::default(),
+            Loaded::Ledger(ledger, bytes) => {
+                self.on_disk = Some(bytes);
+                *ledger
+            }
+            Loaded::Newer(version) => {
+                self.may_save = false;
+                notices.push(Notice::Newer { version });
+                Ledger::default()
+            }
+            Loaded::Broken(reason) => {
+                let kept_as = self.folder.join(ASIDE);
+                notices.push(match std::fs::rename(&path, &kept_as) {
+                    Ok(()) => Notice::SetAside { reason, kept_as },
+                    Err(_) => Notice::Broken { reason },
+                });
+                Ledger::default()
+            }
+            Loaded::Unreadable(error) => {
+                notices.push(Notice::CannotRemember { path, error });
+                self.told = true;
+                Ledger::default()
+            }
+        }
+    }
+
+    /// Replaces the file by this ledger: temporary file, fsync, rename, fsync of the folder. It
+    /// blocks for as long as the disk takes, and a crash at any instant leaves the old file or the
+    /// new one.
+    pub(crate) fn save(&mut self, ledger: &Ledger) -> Saved {
+        if !self.may_save {
+            return Saved::Failed(None);
+        }
+        let bytes = serde_json::to_vec(ledger).expect("a ledger is plain data with text keys");
+        if self.on_disk.as_deref() == Some(&bytes) {
+            return Saved::Unchanged;
+        }
+        match self.replace(&bytes) {
+            Ok(()) => {
+                self.on_disk = Some(bytes);
+                self.told = false;
+                Saved::Written
+            }
+            Err(error) => {
+                // After a failed fsync nobody knows what the disk has.
+                self.on_disk = None;
+                let first = !std::mem::replace(&mut self.told, true);
+                let path = self.folder.join(FILE);
+                Saved::Failed(first.then_some(Notice::CannotRemember { path, error }))
+            }
+        }
+    }
+
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.lock.is_none() {
+            // The folder was not writable at start; without the lock a second daemon may be at work.
+            self.lock =
+                Some(lock(&self.folder)?.ok_or_else(|| io::Error::other("another airgapd has the lock"))?);
+        }
+        let temporary = self.folder.join(TEMPORARY);
+        let written = write_synced(&temporary, bytes)
+            .and_then(|()| std::fs::rename(&temporary, self.folder.join(FILE)))
+            .and_then(|()| File::open(&self.folder)?.sync_all());
+        if written.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        written
+    }
+}
+
+/// Reads the ledger without taking the lock, as `airgapd status` does beside a running daemon.
+///
+/// # Errors
+///
+/// A sentence saying why the file tells nothing; `None` where there is no file.
+pub(crate) fn read(folder: &Path) -> Result<Option<Ledger>, String> {
+    let path = folder.join(FILE);
+    match load(&path) {
+        Loaded::Nothing => Ok(None),
+        Loaded::Ledger(ledger, _) => Ok(Some(*ledger)),
+        Loaded::Newer(version) => Err(Notice::Newer { version }.to_string()),
+        Loaded::Broken(reason) => Err(format!("{} is unreadable: {reason}", path.display())),
+        Loaded::Unreadable(error) => Err(format!("cannot read {}: {error}", path.display())),
+    }
+}
+
+enum Loaded {
+    Nothing,
+    Ledger(Box<Ledger>, Vec<u8>),
+    Newer(u64),
+    Broken(String),
+    Unreadable(io::Error),
+}
+
+fn load(path: &Path) -> Loaded {
+    // Should somebody have put a FIFO there, a blocking open would hang for ever.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::Nothing,
+        Err(error) => return Loaded::Unreadable(error),
+    };
+    match file.metadata() {
+        Ok(metadata) if !metadata.is_file() => return Loaded::Broken("it is not a regular file".into()),
+        Ok(_) => {}
+        Err(error) => return Loaded::Unreadable(error),
+    }
+    let mut bytes = Vec::new();
+    match file.take(LARGEST + 1).read_to_end(&mut bytes) {
+        Ok(_) if bytes.len() as u64 > LARGEST => {
+            Loaded::Broken(format!("it is larger than {} MiB", LARGEST >> 20))
+        }
+        Ok(_) => parse(bytes),
+        Err(error) => Loaded::Unreadable(error),
+    }
+}
+
+fn parse(bytes: Vec<u8>) -> Loaded {
+    #[derive(Deserialize)]
+    struct Header {
+        version: u64,
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(Header { version }) if version > u64::from(VERSION) => return Loaded::Newer(version),
+        Ok(Header { version: 0 }) => return Loaded::Broken("there is no version 0".into()),
+        Ok(_) => {}
+        Err(error) => return Loaded::Broken(error.to_string()),
+    }
+    match serde_json::from_slice::<Ledger>(&bytes) {
+        Ok(mut ledger) => {
+            // A ledger edited by hand must not give the same arrival twice.
+            let last = ledger
+                .bundles
+                .values()
+                .map(|entry| entry.arrival)
+                .max()
+                .unwrap_or(0);
+            ledger.next_arrival = ledger.next_arrival.max(last.saturating_add(1));
+            Loaded::Ledger(Box::new(ledger), bytes)
+        }
+        Err(error) => Loaded::Broken(error.to_string()),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Takes the folder's lock; `None` where somebody else has it. The kernel frees it when its owner
+/// dies, so a left-over file means nothing.
+fn lock(folder: &Path) -> io::Result<Option<File>> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(folder.join(LOCK))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(Some(file))
+}
+
+fn owner_pid(folder: &Path) -> Option<u32> {
+    std::fs::read_to_string(folder.join(LOCK))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use import::Member;
+    use oci_spec::image::{Descriptor, MediaType};
+
+    use super::*;
+
+    fn digest(fill: char) -> Digest {
+        format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
+    }
+
+    fn identity(size: u64) -> Identity {
+        Identity {
+            device: 1,
+            inode: 2,
+            size,
+            mtime_ns: 3,
+            ctime_ns: -4,
+        }
+    }
+
+    fn import(size: u64) -> Import {
+        Import {
+            identity: identity(size),
+            catalog: digest('c'),
+            at: Timestamp::UNIX_EPOCH,
+            duration_ms: 12,
+            sent_bytes: 34,
+        }
+    }
+
+    /// An image with one record and a closure of a layer and the target.
+    fn image(name: &str, target: char) -> Taken {
+        let descriptor = Descriptor::new(MediaType::ImageManifest, 5, digest(target));
+        let member = |fill| Member {
+            digest: digest(fill),
+            size: 5,
+            children: Vec::new(),
+        };
+        Taken {
+            records: vec![RecordName {
+                name: name.to_owned(),
+                target: descriptor,
+            }],
+            closure: Closure {
+                blobs: vec![member('f'), member(target)],
+                platforms: vec!["linux/amd64".into()],
+            },
+        }
+    }
+
+    fn failure(text: &str) -> LastError {
+        LastError {
+            text: text.to_owned(),
+            class: ErrorClass::Bundle,
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn name(text: &str) -> &OsStr {
+        OsStr::new(text)
+    }
+
+    fn sample() -> Ledger {
+        let mut ledger = Ledger::default();
+        let images = [image("docker.io/library/x:1", '1')];
+        ledger.record_import(name("a.tar"), Outcome::Imported, import(1), &images);
+        ledger
+    }
+
+    fn knows_closure(ledger: &Ledger, target: char) -> bool {
+        ledger.closures.contains_key(digest(target).as_ref())
+    }
+
+    #[test]
+    fn a_bundle_id_is_the_start_of_the_hash_of_its_file_name() {
+        // printf %s bundle.tar | sha256sum
+        assert_eq!(BundleId::of(name("bundle.tar")).as_str().len(), 16);
+        assert_eq!(BundleId::of(name("")).as_str(), "e3b0c44298fc1c14");
+        assert_ne!(BundleId::of(name("a")), BundleId::of(name("b")));
+    }
+
+    #[test]
+    fn an_import_is_remembered_in_the_form_the_planner_takes() {
+        let ledger = sample();
+        let entry = ledger.get(name("a.tar")).unwrap();
+        assert_eq!(
+            (entry.outcome, entry.attempts, entry.arrival),
+            (Outcome::Imported, 0, 1)
+        );
+        assert_eq!(
+            ledger.taken(entry),
+            Some(vec![image("docker.io/library/x:1", '1')])
+        );
+    }
+
+    #[test]
+    fn an_entry_whose_closure_is_lost_has_to_be_read_again() {
+        let mut ledger = sample();
+        ledger.closures.clear();
+        assert_eq!(ledger.taken(ledger.get(name("a.tar")).unwrap()), None);
+    }
+
+    #[test]
+    fn a_failed_try_keeps_what_was_imported_and_counts_per_file() {
+        let mut ledger = sample();
+        ledger.record_failure(name("a.tar"), identity(2), Outcome::Failed, failure("bad"));
+        ledger.record_failure(name("a.tar"), identity(2), Outcome::Failed, failure("still bad"));
+        let entry = ledger.get(name("a.tar")).unwrap();
+        assert_eq!((entry.attempts, entry.outcome), (2, Outcome::Failed));
+        assert_eq!(entry.last_error.as_ref().unwrap().text, "still bad");
+        assert_eq!(entry.imported.as_ref().unwrap().images.len(), 1);
+        assert!(knows_closure(&ledger, '1'));
+
+        ledger.record_failure(
+            name("a.tar"),
+            identity(3),
+            Outcome::Failed,
+            failure("another file"),
+        );
+        assert_eq!(ledger.get(name("a.tar")).unwrap().attempts, 1);
+    }
+
+    #[test]
+    fn a_replaced_file_arrives_anew_and_an_unchanged_one_does_not() {
+        let mut ledger = sample();
+        ledger.record_import(name("b.tar"), Outcome::Imported, import(1), &[]);
+        ledger.record_import(name("a.tar"), Outcome::Imported, import(1), &[]);
+        assert_eq!(ledger.get(name("a.tar")).unwrap().arrival, 1);
+        ledger.record_import(name("a.tar"), Outcome::Imported, import(9), &[]);
+        assert_eq!(ledger.get(name("a.tar")).unwrap().arrival, 3);
+        let order: Vec<_> = ledger.entries().iter().map(|entry| entry.file.clone()).collect();
+        assert_eq!(order, ["b.tar", "a.tar"]);
+    }
+
+    #[test]
+    fn the_bundle_that_arrived_last_decides_about_a_name() {
+        let mut ledger = Ledger::default();
+        for (file, target) in [("z.tar", '1'), ("a.tar", '2')] {
+            ledger.record_import(name(file), Outcome::Imported, import(1), &[image("x", target)]);
+        }
+        assert_eq!(ledger.desired_records()["x"].0.target.digest(), &digest('2'));
+        ledger.forget(name("a.tar"));
+        assert_eq!(ledger.desired_records()["x"].0.target.digest(), &digest('1'));
+    }
+
+    #[test]
+    fn closures_go_with_the_last_bundle_that_needs_them() {
+        let mut ledger = sample();
+        ledger.record_import(name("b.tar"), Outcome::Imported, import(1), &[image("y", '1')]);
+        ledger.forget(name("a.tar"));
+        assert!(knows_closure(&ledger, '1'));
+        ledger.forget(name("b.tar"));
+        assert!(!knows_closure(&ledger, '1'));
+        assert_eq!(ledger.forget(name("b.tar")), None);
+    }
+
+    #[test]
+    fn a_touched_file_only_gets_its_new_identity() {
+        let mut ledger = sample();
+        ledger.refresh_identity(name("a.tar"), identity(7));
+        let entry = ledger.get(name("a.tar")).unwrap();
+        assert_eq!((&entry.identity, entry.arrival), (&identity(7), 1));
+        assert_eq!(entry.imported.as_ref().unwrap().import.identity, identity(7));
+    }
+
+    #[test]
+    fn what_is_saved_is_read_back_equal_odd_file_names_included() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _, notices) = Store::open(folder.path()).unwrap();
+        assert!(notices.is_empty());
+        let mut ledger = sample();
+        let odd = OsStr::from_bytes(b"\xff\xfe\n.tar");
+        ledger.record_import(odd, Outcome::Partial, import(1), &[]);
+        ledger.context.boot = boot_id();
+        assert!(matches!(store.save(&ledger), Saved::Written));
+        assert!(matches!(store.save(&ledger), Saved::Unchanged));
+        drop(store);
+
+        let (_, again, notices) = Store::open(folder.path()).unwrap();
+        assert!(notices.is_empty());
+        assert_eq!(again, ledger);
+        assert_eq!(read(folder.path()).unwrap(), Some(ledger));
+        assert!(!folder.path().join(TEMPORARY).exists());
+        let mode = std::fs::metadata(folder.path().join(FILE))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused_with_the_pid_of_the_first_until_that_one_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Store::open(folder.path()).unwrap();
+        let error = Store::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(first);
+        assert!(Store::open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn broken_files_are_set_aside_and_the_ledger_starts_empty() {
+        let whole = serde_json::to_vec(&sample()).unwrap();
+        let cut = &whole[..whole.len() / 2];
+        let bad_digest = String::from_utf8(whole.clone())
+            .unwrap()
+            .replace(&"1".repeat(64), "../etc");
+        let table: [(&str, &[u8]); 7] = [
+            ("empty", b""),
+            ("no JSON", b"\0\0\0"),
+            ("cut", cut),
+            ("no version", b"{}"),
+            ("foreign", b"[1, 2]"),
+            ("version 0", br#"{"version": 0}"#),
+            ("a digest that is none", bad_digest.as_bytes()),
+        ];
+        for (case, bytes) in table {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join(FILE), bytes).unwrap();
+            let (mut store, ledger, notices) = Store::open(folder.path()).unwrap();
+            assert_eq!(ledger, Ledger::default(), "{case}");
+            assert!(
+                matches!(notices.as_slice(), [Notice::SetAside { .. }]),
+                "{case}: {notices:?}"
+            );
+            assert_eq!(std::fs::read(folder.path().join(ASIDE)).unwrap(), bytes, "{case}");
+            assert!(matches!(store.save(&sample()), Saved::Written), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let newer = br#"{"version": 2, "bundles": "in a form yet unknown"}"#;
+        std::fs::write(folder.path().join(FILE), newer).unwrap();
+        let (mut store, ledger, notices) = Store::open(folder.path()).unwrap();
+        assert_eq!(ledger, Ledger::default());
+        assert!(matches!(notices.as_slice(), [Notice::Newer { version: 2 }]));
+        assert!(matches!(store.save(&sample()), Saved::Failed(None)));
+        assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), newer);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_told_once_and_again_after_it_healed() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let (mut store, _, _) = Store::open(&state).unwrap();
+        assert!(matches!(store.save(&Ledger::default()), Saved::Written));
+        // A folder in the way makes the save fail for root too.
+        let obstacle = state.join(TEMPORARY);
+        std::fs::create_dir(&obstacle).unwrap();
+        assert!(matches!(store.save(&sample()), Saved::Failed(Some(_))));
+        assert!(matches!(store.save(&sample()), Saved::Failed(None)));
+        std::fs::remove_dir(&obstacle).unwrap();
+        assert!(matches!(store.save(&sample()), Saved::Written));
+        std::fs::create_dir(&obstacle).unwrap();
+        assert!(matches!(store.save(&Ledger::default()), Saved::Failed(Some(_))));
+    }
+
+    #[test]
+    fn a_state_folder_that_cannot_exist_gives_a_notice_and_an_empty_ledger() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let (mut store, ledger, notices) = Store::open(&folder.path().join("file/state")).unwrap();
+        assert_eq!(ledger, Ledger::default());
+        assert!(!notices.is_empty());
+        assert!(matches!(store.save(&sample()), Saved::Failed(None)));
+    }
+}
