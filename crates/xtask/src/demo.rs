@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::demo_bundle::{self, IMAGES, Summary};
+use xtask::demo_bundle::{self, HELLO, IMAGES, Summary};
 use xtask::{Containerd, Generation, Options, is_root, parts, workspace};
 
 use crate::checks;
@@ -88,8 +88,8 @@ fn show_import(
     story.show(&containerd.ctr(&["images", "ls"])?);
     story.tell_content(containerd, summary)?;
 
-    story.step(&format!("Running a container from {}", IMAGES[0]));
-    let output = containerd.run(IMAGES[0], &[])?;
+    story.step(&format!("Running a container from {HELLO}"));
+    let output = containerd.run(HELLO, &[])?;
     story.show(&output);
     Ok(())
 }

@@ -22,12 +22,14 @@ const OWN_FILLER: usize = 128 << 10;
 pub const PLATFORMS: [(&str, Option<&str>); 3] =
     [("amd64", None), ("arm64", Some("v8")), ("arm", Some("v7"))];
 
+/// The image that says hello and ends.
+pub const HELLO: &str = "registry.example/demo/hello:1.0";
+
+/// The image that waits until it is stopped; it can be the sandbox image that CRI starts pods with.
+pub const PAUSE: &str = "registry.example/demo/pause:1.0";
+
 /// The names of the images.
-pub const IMAGES: [&str; 3] = [
-    "registry.example/demo/hello:1.0",
-    "registry.example/demo/clock:1.0",
-    "registry.example/demo/web:2.1",
-];
+pub const IMAGES: [&str; 3] = [HELLO, "registry.example/demo/clock:1.0", PAUSE];
 
 /// What was written.
 #[derive(Clone, Debug)]
@@ -93,7 +95,7 @@ fn manifest(layout: &mut Layout, name: &str, platform: (&str, Option<&str>), bas
     }
     let mut config = platform.clone();
     config["config"] = json!({
-        "Entrypoint": ["/bin/sh", "-c", format!("cat /etc/hello; echo \"I run on $(uname -m), kernel $(uname -r).\"")],
+        "Entrypoint": ["/bin/sh", "-c", script(name)],
         "Env": ["PATH=/bin"],
     });
     config["rootfs"] = json!({"type": "layers", "diff_ids": [digest_of(base), digest_of(&own)]});
@@ -108,13 +110,22 @@ fn manifest(layout: &mut Layout, name: &str, platform: (&str, Option<&str>), bas
     descriptor
 }
 
+/// What the container does.
+fn script(name: &str) -> &'static str {
+    match name {
+        HELLO => "cat /etc/hello; echo \"I run on $(uname -m), kernel $(uname -r).\"",
+        PAUSE => "trap exit TERM INT; while true; do sleep 3600 & wait; done",
+        _ => "cat /etc/hello; date",
+    }
+}
+
 /// busybox with its usual names where it runs, a stand-in for it elsewhere; and filler.
 fn base_layer(architecture: &str, busybox: &[u8]) -> Vec<u8> {
     let mut layer = LayerTar::new();
     layer.folder("bin/");
     if architecture == native_architecture() {
         layer.file("bin/busybox", busybox, 0o755);
-        for applet in ["sh", "cat", "uname", "echo", "ls", "sleep"] {
+        for applet in ["sh", "cat", "date", "uname", "echo", "ls", "sleep"] {
             layer.link(&format!("bin/{applet}"), "busybox");
         }
     } else {
