@@ -1,0 +1,313 @@
+//! `containerd.services.content.v1`: blobs, and the calls about them that are not the write stream.
+
+use futures_util::Stream;
+use futures_util::stream;
+use prost_types::FieldMask;
+use std::pin::Pin;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::digest;
+use crate::filters::Filters;
+use crate::service::{Service, missing};
+use crate::state::{Blob, Ingest, Labels, State, check_labels, timestamp, without_empty};
+use crate::wire;
+use crate::wire::generated::content_server::Content;
+
+/// containerd reads and lists in pieces of this size.
+const READ_CHUNK: usize = 1 << 20;
+const LIST_CHUNK: usize = 100;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Content for Service {
+    async fn info(
+        &self,
+        request: Request<wire::InfoRequest>,
+    ) -> Result<Response<wire::InfoResponse>, Status> {
+        self.unary("Content.Info", request, |state, call, request| {
+            validated(&request.digest)?;
+            let blob = state
+                .blob(&call.namespace, &request.digest)
+                .ok_or_else(|| absent(&request.digest))?;
+            Ok(wire::InfoResponse {
+                info: Some(info(&request.digest, blob)),
+            })
+        })
+        .await
+    }
+
+    async fn update(
+        &self,
+        request: Request<wire::UpdateRequest>,
+    ) -> Result<Response<wire::UpdateResponse>, Status> {
+        self.unary("Content.Update", request, |state, call, request| {
+            let Some(wanted) = request.info else {
+                return Err(missing(state, call.rpc, "info"));
+            };
+            validated(&wanted.digest)?;
+            let now = state.now();
+            let paths = mask_paths(state, call.rpc, request.update_mask);
+            let blob = state
+                .namespace_mut(&call.namespace)
+                .blobs
+                .get_mut(&wanted.digest)
+                .ok_or_else(|| absent(&wanted.digest))?;
+            let labels = relabelled(&blob.labels, &wanted.labels.into_iter().collect(), &paths)?;
+            blob.labels = labels;
+            blob.updated = now;
+            let answer = info(&wanted.digest, blob);
+            state.changed(call.rpc, &call.namespace, &wanted.digest, call.lease.as_deref());
+            Ok(wire::UpdateResponse { info: Some(answer) })
+        })
+        .await
+    }
+
+    type ListStream = Answers<wire::ListContentResponse>;
+
+    async fn list(
+        &self,
+        request: Request<wire::ListContentRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        self.unary("Content.List", request, |state, call, request| {
+            let filters = Filters::parse(&request.filters)?;
+            let found: Vec<wire::Info> = state
+                .namespace_mut(&call.namespace)
+                .blobs
+                .iter()
+                .filter(|(digest, blob)| {
+                    let size = blob.size.to_string();
+                    filters.accept(|path| match path {
+                        ["digest"] => Some(digest.as_str()),
+                        ["size"] => Some(&size),
+                        ["labels", key @ ..] => blob.labels.get(&key.join(".")).map(String::as_str),
+                        _ => None,
+                    })
+                })
+                .map(|(digest, blob)| info(digest, blob))
+                .collect();
+            let answers: Vec<_> = found
+                .chunks(LIST_CHUNK)
+                .map(|infos| Ok(wire::ListContentResponse { info: infos.to_vec() }))
+                .collect();
+            Ok(Box::pin(stream::iter(answers)) as Self::ListStream)
+        })
+        .await
+    }
+
+    async fn delete(&self, request: Request<wire::DeleteContentRequest>) -> Result<Response<()>, Status> {
+        self.unary("Content.Delete", request, |state, call, request| {
+            validated(&request.digest)?;
+            let namespace = state.namespace_mut(&call.namespace);
+            namespace
+                .blobs
+                .remove(&request.digest)
+                .ok_or_else(|| absent(&request.digest))?;
+            if let Some(lease) = call.lease.as_ref().and_then(|id| namespace.leases.get_mut(id)) {
+                lease
+                    .resources
+                    .remove(&("content".to_owned(), request.digest.clone()));
+            }
+            state.dirty = true;
+            state.changed(call.rpc, &call.namespace, &request.digest, call.lease.as_deref());
+            if state.version.content_events() {
+                let event = containerd_client::events::ContentDelete {
+                    digest: request.digest.clone(),
+                };
+                state.publish(&call.namespace, "/content/delete", &request.digest, &event);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    type ReadStream = Answers<wire::ReadContentResponse>;
+
+    async fn read(
+        &self,
+        request: Request<wire::ReadContentRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        self.unary("Content.Read", request, |state, call, request| {
+            validated(&request.digest)?;
+            state
+                .blob(&call.namespace, &request.digest)
+                .ok_or_else(|| absent(&request.digest))?;
+            let bytes = state
+                .blob_bytes(&call.namespace, &request.digest)
+                .ok_or_else(|| {
+                    Status::data_loss(format!("the stand-in was told not to keep {}", request.digest))
+                })?;
+            let (start, end) = range(&request, bytes.len())?;
+            let pieces: Vec<_> = bytes[start..end]
+                .chunks(READ_CHUNK)
+                .scan(start, |offset, piece| {
+                    let answer = wire::ReadContentResponse {
+                        offset: signed(*offset),
+                        data: piece.to_vec(),
+                    };
+                    *offset += piece.len();
+                    Some(Ok(answer))
+                })
+                .collect();
+            Ok(Box::pin(stream::iter(pieces)) as Self::ReadStream)
+        })
+        .await
+    }
+
+    async fn status(
+        &self,
+        request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
+        self.unary("Content.Status", request, |state, call, request| {
+            let ingest = state.namespace_mut(&call.namespace).ingests.get(&request.r#ref);
+            let ingest = ingest.ok_or_else(|| unknown_ref(&request.r#ref))?;
+            Ok(wire::StatusResponse {
+                status: Some(status(&request.r#ref, ingest)),
+            })
+        })
+        .await
+    }
+
+    async fn list_statuses(
+        &self,
+        request: Request<wire::ListStatusesRequest>,
+    ) -> Result<Response<wire::ListStatusesResponse>, Status> {
+        self.unary("Content.ListStatuses", request, |state, call, request| {
+            let filters = Filters::parse(&request.filters)?;
+            let statuses = state
+                .namespace_mut(&call.namespace)
+                .ingests
+                .iter()
+                .filter(|(reference, _)| {
+                    filters.accept(|path| (path == ["ref"]).then_some(reference.as_str()))
+                })
+                .map(|(reference, ingest)| status(reference, ingest))
+                .collect();
+            Ok(wire::ListStatusesResponse { statuses })
+        })
+        .await
+    }
+
+    type WriteStream = Answers<wire::WriteContentResponse>;
+
+    async fn write(
+        &self,
+        request: Request<Streaming<wire::WriteContentRequest>>,
+    ) -> Result<Response<Self::WriteStream>, Status> {
+        let call = self.enter("Content.Write", request.metadata()).await?;
+        let (first, session) = crate::write::begin(self, call, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(session.answers(first))))
+    }
+
+    async fn abort(&self, request: Request<wire::AbortRequest>) -> Result<Response<()>, Status> {
+        self.unary("Content.Abort", request, |state, call, request| {
+            if !state.drop_ingest(&call.namespace, &request.r#ref) {
+                return Err(unknown_ref(&request.r#ref));
+            }
+            state.changed(call.rpc, &call.namespace, &request.r#ref, call.lease.as_deref());
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// The paths of a mask; none, or a path for all labels at once, also wipes what others wrote.
+pub(crate) fn mask_paths(state: &mut State, rpc: &str, mask: Option<FieldMask>) -> Vec<String> {
+    let paths = mask.unwrap_or_default().paths;
+    if paths.is_empty() {
+        state.violation(format!(
+            "{rpc} was called without a field mask, which replaces everything"
+        ));
+    }
+    if paths.iter().any(|path| path == "labels") {
+        state.violation(format!(
+            "{rpc} was called with the mask \"labels\", which replaces the labels of others"
+        ));
+    }
+    paths
+}
+
+/// Labels after an update by field mask: `labels.<key>` sets one, `labels` or no mask at all replaces them.
+fn relabelled(old: &Labels, wanted: &Labels, paths: &[String]) -> Result<Labels, Status> {
+    let mut labels = old.clone();
+    if paths.is_empty() {
+        labels.clone_from(wanted);
+    }
+    for path in paths {
+        if let Some(key) = path.strip_prefix("labels.") {
+            labels.insert(key.to_owned(), wanted.get(key).cloned().unwrap_or_default());
+        } else if path == "labels" {
+            labels.clone_from(wanted);
+        } else {
+            let text = format!("cannot update {path:?} field on content info: invalid argument");
+            return Err(Status::invalid_argument(text));
+        }
+    }
+    check_labels(&labels)?;
+    Ok(without_empty(labels))
+}
+
+fn range(request: &wire::ReadContentRequest, length: usize) -> Result<(usize, usize), Status> {
+    let beyond = || Status::out_of_range(format!("read past object length {length} bytes"));
+    let start = usize::try_from(request.offset)
+        .map_err(|_| Status::invalid_argument("offset must be non-negative: invalid argument"))?;
+    if start > length {
+        return Err(beyond());
+    }
+    let size = usize::try_from(request.size)
+        .ok()
+        .filter(|size| *size > 0)
+        .unwrap_or(length - start);
+    let end = start
+        .checked_add(size)
+        .filter(|end| *end <= length)
+        .ok_or_else(beyond)?;
+    Ok((start, end))
+}
+
+fn info(digest: &str, blob: &Blob) -> wire::Info {
+    wire::Info {
+        digest: digest.to_owned(),
+        size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+        created_at: Some(timestamp(blob.created)),
+        updated_at: Some(timestamp(blob.updated)),
+        labels: blob.labels.clone().into_iter().collect(),
+    }
+}
+
+fn status(reference: &str, ingest: &Ingest) -> wire::Status {
+    let offset = ingest
+        .partial
+        .lock()
+        .expect("no holder of this lock panics")
+        .offset;
+    wire::Status {
+        started_at: Some(timestamp(ingest.started)),
+        updated_at: Some(timestamp(ingest.updated)),
+        r#ref: reference.to_owned(),
+        offset: i64::try_from(offset).unwrap_or(i64::MAX),
+        total: ingest.total,
+        expected: ingest.expected.clone().unwrap_or_default(),
+    }
+}
+
+fn signed(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
+fn validated(digest: &str) -> Result<(), Status> {
+    if digest::is_valid(digest) {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "{digest:?} failed validation: invalid checksum digest format"
+    )))
+}
+
+fn absent(digest: &str) -> Status {
+    Status::not_found(format!("content digest {digest}: not found"))
+}
+
+fn unknown_ref(reference: &str) -> Status {
+    Status::not_found(format!("ingest ref {reference:?}: not found"))
+}

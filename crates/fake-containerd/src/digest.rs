@@ -1,0 +1,112 @@
+//! Digests as texts, `algorithm:hex`, and the running hash of an ingest.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+/// A hash that can tell its digest at any moment.
+#[derive(Clone)]
+pub(crate) enum Hasher {
+    Sha256(Sha256),
+    Sha512(Box<Sha512>),
+}
+
+impl Hasher {
+    /// sha512 if asked for by an expected digest that the emulated version understands, else sha256.
+    pub(crate) fn for_expected(expected: &str, sha512: bool) -> Self {
+        if sha512 && expected.starts_with("sha512:") {
+            Hasher::Sha512(Box::default())
+        } else {
+            Hasher::Sha256(Sha256::default())
+        }
+    }
+
+    pub(crate) fn update(&mut self, data: &[u8]) {
+        match self {
+            Hasher::Sha256(hash) => hash.update(data),
+            Hasher::Sha512(hash) => hash.update(data),
+        }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        match self {
+            Hasher::Sha256(hash) => *hash = Sha256::default(),
+            Hasher::Sha512(hash) => **hash = Sha512::default(),
+        }
+    }
+
+    pub(crate) fn digest(&self) -> String {
+        match self {
+            Hasher::Sha256(hash) => text("sha256", &hash.clone().finalize()),
+            Hasher::Sha512(hash) => text("sha512", &hash.as_ref().clone().finalize()),
+        }
+    }
+}
+
+fn text(algorithm: &str, hash: &[u8]) -> String {
+    let mut text = format!("{algorithm}:");
+    for byte in hash {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+    }
+    text
+}
+
+/// The sha256 digest of `bytes`, as containerd spells it.
+pub fn sha256(bytes: &[u8]) -> String {
+    text("sha256", &Sha256::digest(bytes))
+}
+
+/// Whether a text is a digest that containerd's parser accepts.
+pub(crate) fn is_valid(text: &str) -> bool {
+    let Some((algorithm, hex)) = text.split_once(':') else {
+        return false;
+    };
+    let length = match algorithm {
+        "sha256" => 64,
+        "sha384" => 96,
+        "sha512" => 128,
+        _ => return false,
+    };
+    hex.len() == length && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The first digest that occurs in an ingest ref.
+pub(crate) fn within(reference: &str) -> Option<&str> {
+    ["sha256:", "sha512:"].iter().find_map(|algorithm| {
+        let start = reference.find(algorithm)?;
+        let rest = &reference[start + algorithm.len()..];
+        let hex = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
+        let digest = &reference[start..start + algorithm.len() + hex];
+        is_valid(digest).then_some(digest)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_found_inside_an_ingest_ref() {
+        let digest = sha256(b"layer");
+        assert_eq!(within(&format!("airgapd-{digest}")), Some(digest.as_str()));
+        assert_eq!(within(&digest), Some(digest.as_str()));
+        for reference in ["", "tar-blobs/sha256/abc", "airgapd-sha256:abc", "sha256:"] {
+            assert_eq!(within(reference), None, "{reference}");
+        }
+    }
+
+    #[test]
+    fn only_complete_lower_case_digests_are_valid() {
+        assert!(is_valid(&sha256(b"")));
+        for text in [
+            "",
+            "sha256",
+            "sha256:",
+            "md5:00",
+            &sha256(b"").to_uppercase(),
+            &sha256(b"")[..70],
+        ] {
+            assert!(!is_valid(text), "{text}");
+        }
+    }
+}

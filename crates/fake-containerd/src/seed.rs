@@ -1,0 +1,186 @@
+//! Putting things into the store behind the protocol's back, as if another program had done so before the test began.
+//! Nothing here counts as a call, an event or a violation.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use crate::cri;
+use crate::digest::{self, Hasher};
+use crate::fake::Fake;
+use crate::state::{Blob, File, Image, Ingest, Labels, Lease, Partial, State};
+use crate::wire::Descriptor;
+
+/// An image record to be put into the store.
+#[derive(Clone, Debug, Default)]
+pub struct SeedImage {
+    /// Name of the record.
+    pub name: String,
+    /// Media type of the target.
+    pub media_type: String,
+    /// Digest of the target, which need not be there.
+    pub digest: String,
+    /// Bytes of the target.
+    pub size: u64,
+    /// Labels of the record.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Fake {
+    /// Puts a blob into a namespace and returns its digest. A blob that is there already gets exactly these labels.
+    pub fn put_blob(&self, namespace: &str, bytes: &[u8], labels: &[(&str, &str)]) -> String {
+        let digest = digest::sha256(bytes);
+        self.with(|state| {
+            let size = bytes.len() as u64;
+            state.files.entry(digest.clone()).or_insert_with(|| File {
+                size,
+                bytes: Some(Arc::new(bytes.to_vec())),
+            });
+            let now = state.now();
+            let blob = Blob {
+                size,
+                labels: owned(labels),
+                created: now,
+                updated: now,
+            };
+            state.namespace_mut(namespace).blobs.insert(digest.clone(), blob);
+        });
+        digest
+    }
+
+    /// Puts an image record into a namespace, replacing one of the same name. CRI takes notice of it.
+    pub fn put_image(&self, namespace: &str, image: SeedImage) {
+        self.with(|state| {
+            let now = state.now();
+            let target = Descriptor {
+                media_type: image.media_type,
+                digest: image.digest,
+                size: i64::try_from(image.size).expect("a blob is smaller than 2^63 bytes"),
+                annotations: Default::default(),
+            };
+            let record = Image {
+                labels: image.labels,
+                target,
+                created: now,
+                updated: now,
+            };
+            state
+                .namespace_mut(namespace)
+                .images
+                .insert(image.name.clone(), record);
+            unlogged(state, |state| cri::observe(state, namespace, &image.name));
+        });
+    }
+
+    /// Leaves a partial ingest under a ref, as a writer that died does. `total` 0 means that nobody said.
+    pub fn put_ingest(&self, namespace: &str, reference: &str, bytes: &[u8], total: i64) {
+        self.with(|state| {
+            let mut partial = Partial::empty(true, Hasher::for_expected("", false));
+            partial.write(bytes);
+            let (now, expires, id) = (state.now(), Some(state.ingest_expiry()), state.next_number());
+            let partial = Arc::new(Mutex::new(partial));
+            let ingest = Ingest {
+                id,
+                started: now,
+                updated: now,
+                total,
+                expected: None,
+                expires,
+                locked: None,
+                partial,
+                seeded: true,
+            };
+            state
+                .namespace_mut(namespace)
+                .ingests
+                .insert(reference.to_owned(), ingest);
+        });
+    }
+
+    /// Puts a lease with resources, given as (type, id), into a namespace.
+    pub fn put_lease(&self, namespace: &str, id: &str, labels: &[(&str, &str)], resources: &[(&str, &str)]) {
+        self.with(|state| {
+            let resources = resources
+                .iter()
+                .map(|&(kind, id)| (kind.to_owned(), id.to_owned()))
+                .collect();
+            let lease = Lease {
+                labels: owned(labels),
+                created: state.now(),
+                resources,
+                seeded: true,
+            };
+            state.namespace_mut(namespace).leases.insert(id.to_owned(), lease);
+        });
+    }
+
+    /// Takes an image record away, with the event and the garbage collection that follow, as `ctr images rm` does.
+    /// Says whether it was there.
+    pub fn remove_image(&self, namespace: &str, name: &str) -> bool {
+        self.with(|state| {
+            let there = state.image(namespace, name).is_some();
+            if there {
+                crate::images::remove(state, namespace, name);
+                state.settle();
+            }
+            there
+        })
+    }
+
+    /// Sets one label of an image record, or removes it with an empty value, with the event, as another client would.
+    /// Says whether the record was there.
+    pub fn set_image_label(&self, namespace: &str, name: &str, key: &str, value: &str) -> bool {
+        self.with(|state| {
+            let Some(mut image) = state.image(namespace, name).cloned() else {
+                return false;
+            };
+            image.labels.insert(key.to_owned(), value.to_owned());
+            image.updated = state.now();
+            crate::images::store(state, namespace, name, image, "/images/update");
+            cri::observe(state, namespace, name);
+            true
+        })
+    }
+
+    /// Takes a blob out of a namespace and off the disk, as damage does. Says whether it was there.
+    pub fn remove_blob(&self, namespace: &str, digest: &str) -> bool {
+        self.with(|state| {
+            let there = state.namespace_mut(namespace).blobs.remove(digest).is_some();
+            if !state
+                .namespaces
+                .values()
+                .any(|namespace| namespace.blobs.contains_key(digest))
+            {
+                state.files.remove(digest);
+            }
+            there
+        })
+    }
+
+    /// Replaces the bytes of a blob on the disk, as bit rot does: its digest and labels stay. Says whether it was there.
+    pub fn corrupt_blob(&self, digest: &str, bytes: &[u8]) -> bool {
+        self.with(|state| match state.files.get_mut(digest) {
+            Some(file) => {
+                file.bytes = Some(Arc::new(bytes.to_vec()));
+                true
+            }
+            None => false,
+        })
+    }
+}
+
+fn owned(labels: &[(&str, &str)]) -> Labels {
+    labels
+        .iter()
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// Runs something without its events going into the log or to subscribers.
+fn unlogged(state: &mut State, act: impl FnOnce(&mut State)) {
+    let logged = state.log.events.len();
+    let events = std::mem::replace(&mut state.events, tokio::sync::broadcast::channel(1).0);
+    act(state);
+    state.events = events;
+    state.log.events.truncate(logged);
+    (state.dirty, state.mutated) = (false, false);
+}

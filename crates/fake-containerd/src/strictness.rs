@@ -1,0 +1,157 @@
+//! Where the stand-in is stricter than containerd: things that containerd accepts and that leave a node with images that
+//! cannot run, content that vanishes, or leftovers. Each finding is a sentence in [`Fake::violations`](crate::Fake::violations).
+
+use serde_json::Value;
+
+use crate::digest;
+use crate::gc::referred;
+use crate::state::{Labels, State};
+
+/// Documents larger than this are not looked into.
+const DOCUMENT_LIMIT: usize = 8 << 20;
+
+/// What a blob refers to, as far as it is a manifest or an index.
+pub(crate) enum Children {
+    /// Config and layers: all are needed.
+    Manifest(Vec<String>),
+    /// Manifests for several platforms: what is labelled is needed.
+    Index(Vec<String>),
+    None,
+}
+
+/// Reads the children out of a document; anything else has none.
+pub(crate) fn children(bytes: &[u8]) -> Children {
+    if bytes.len() > DOCUMENT_LIMIT || bytes.first() != Some(&b'{') {
+        return Children::None;
+    }
+    let Ok(document) = serde_json::from_slice::<Value>(bytes) else {
+        return Children::None;
+    };
+    if let Some(manifests) = document["manifests"].as_array() {
+        return Children::Index(digests(manifests));
+    }
+    let (Some(config), Some(layers)) = (
+        document["config"]["digest"].as_str(),
+        document["layers"].as_array(),
+    ) else {
+        return Children::None;
+    };
+    let mut parts = vec![config.to_owned()];
+    parts.extend(digests(layers));
+    Children::Manifest(parts)
+}
+
+fn digests(descriptors: &[Value]) -> Vec<String> {
+    descriptors
+        .iter()
+        .filter_map(|descriptor| descriptor["digest"].as_str())
+        .map(str::to_owned)
+        .collect()
+}
+
+impl State {
+    /// A record vouches for its closure: everything its target needs must be in the store and held by gc labels.
+    pub(crate) fn check_record(&mut self, namespace: &str, name: &str, target: &str) {
+        let mut findings = Vec::new();
+        self.check_closure(namespace, target, &mut Vec::new(), &mut findings);
+        for finding in findings {
+            self.violation(format!("the record {name} was written although {finding}"));
+        }
+    }
+
+    fn check_closure(
+        &self,
+        namespace: &str,
+        parent: &str,
+        above: &mut Vec<String>,
+        findings: &mut Vec<String>,
+    ) {
+        let Some(blob) = self.blob(namespace, parent) else {
+            findings.push(format!("{parent} is not in the store"));
+            return;
+        };
+        if above.iter().any(|digest| digest == parent) {
+            return;
+        }
+        let Some(bytes) = self.blob_bytes(namespace, parent) else {
+            return;
+        };
+        let labelled = referred(&blob.labels);
+        above.push(parent.to_owned());
+        match children(&bytes) {
+            Children::None => {}
+            Children::Manifest(parts) => {
+                for part in parts {
+                    if !labelled.contains(&part) {
+                        findings.push(format!("the manifest {parent} has no gc label for {part}"));
+                    }
+                    if self.blob(namespace, &part).is_none() {
+                        findings.push(format!("{part} of the manifest {parent} is not in the store"));
+                    }
+                }
+            }
+            Children::Index(manifests) => {
+                let held: Vec<&String> = manifests
+                    .iter()
+                    .filter(|child| labelled.contains(child))
+                    .collect();
+                if held.is_empty() && !manifests.is_empty() {
+                    findings.push(format!(
+                        "the index {parent} has no gc label for any of its manifests"
+                    ));
+                }
+                for child in held {
+                    self.check_closure(namespace, child, above, findings);
+                }
+            }
+        }
+        above.pop();
+    }
+
+    /// A parent carries its gc labels from the moment it is committed.
+    pub(crate) fn check_committed_parent(&mut self, digest: &str, bytes: &[u8], labels: &Labels) {
+        let labelled = referred(labels);
+        let missing = match children(bytes) {
+            Children::None => None,
+            Children::Manifest(parts) => parts.into_iter().find(|part| !labelled.contains(part)),
+            Children::Index(manifests) if manifests.iter().any(|child| labelled.contains(child)) => None,
+            Children::Index(manifests) => manifests.into_iter().next(),
+        };
+        if let Some(child) = missing {
+            self.violation(format!(
+                "{digest} was committed without a gc label for its child {child}"
+            ));
+        }
+    }
+
+    /// An ingest ref is derived from a digest, so that a stale one can only hold the same content.
+    pub(crate) fn check_ref(&mut self, reference: &str, expected: &str) {
+        match digest::within(reference) {
+            None => self.violation(format!(
+                "the ingest ref {reference:?} is not derived from a digest"
+            )),
+            Some(named) if !expected.is_empty() && named != expected => {
+                self.violation(format!(
+                    "the ingest ref {reference:?} was opened for another blob, {expected}"
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Leases and ingests that a finished caller should have given back.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (name, namespace) in &self.namespaces {
+            for (id, _) in namespace.leases.iter().filter(|(_, lease)| !lease.seeded) {
+                found.push(format!("the lease {id} is still there in namespace {name}"));
+            }
+            for (reference, _) in namespace.ingests.iter().filter(|(_, ingest)| !ingest.seeded) {
+                found.push(format!(
+                    "the ingest {reference} is still there in namespace {name}"
+                ));
+            }
+        }
+        found
+    }
+}
