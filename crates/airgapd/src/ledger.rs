@@ -15,7 +15,6 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bundle::Identity;
-use import::{Closure, RecordName, Taken};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
@@ -61,10 +60,10 @@ pub(crate) struct Ledger {
     next_arrival: u64,
     #[serde(default)]
     bundles: BTreeMap<BundleId, Entry>,
-    /// Every blob that a target needs on this node, by the target's digest: once per target, however
-    /// many names and bundles share it.
-    #[serde(default)]
-    closures: BTreeMap<String, Closure>,
+    /// Every digest that a target needs on this node, target included: once per target, however many
+    /// names and bundles share it.
+    #[serde(default, with = "closures")]
+    closures: BTreeMap<String, Vec<Digest>>,
 }
 
 /// The circumstances in which a ledger was written. When one differs, what the ledger says must be
@@ -150,34 +149,25 @@ impl From<import::Outcome> for Outcome {
     }
 }
 
-/// The circumstances of an import that put something into containerd, or found everything there.
+/// A successful import, whole or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Import {
+pub(crate) struct Imported {
     /// The file as it was read.
     pub(crate) identity: Identity,
     /// Digest of the catalog (`index.json` or `manifest.json`): the identity of the content.
     pub(crate) catalog: Digest,
+    pub(crate) images: Vec<ImageEntry>,
     pub(crate) at: Timestamp,
     pub(crate) duration_ms: u64,
     /// Bytes that were sent to containerd.
     pub(crate) sent_bytes: u64,
 }
 
-/// A successful import, whole or in part, and what it left in containerd.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Imported {
-    #[serde(flatten)]
-    pub(crate) import: Import,
-    pub(crate) images: Vec<ImageEntry>,
-}
-
-/// An image that a bundle vouches for.
+/// An image record that a bundle vouches for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageEntry {
-    /// The index or manifest whose closure was imported.
+    pub(crate) name: String,
     pub(crate) target: Digest,
-    /// Its image records.
-    pub(crate) records: Vec<RecordName>,
 }
 
 impl Default for Ledger {
@@ -207,32 +197,28 @@ impl Ledger {
         entries
     }
 
-    /// Writes down a try that left `images` in containerd.
-    pub(crate) fn record_import(&mut self, file: &OsStr, outcome: Outcome, import: Import, images: &[Taken]) {
-        let arrival = self.arrival(file, &import.identity);
-        let mut entries = Vec::new();
-        for Taken { records, closure } in images {
-            // Children come before parents, so the last blob is the target.
-            let Some(target) = closure.blobs.last().map(|blob| blob.digest.clone()) else {
-                continue;
-            };
-            self.closures.insert(target.to_string(), closure.clone());
-            entries.push(ImageEntry {
-                target,
-                records: records.clone(),
-            });
+    /// Writes down a try that put images into containerd, with the closure of each target.
+    pub(crate) fn record_import(
+        &mut self,
+        file: &OsStr,
+        outcome: Outcome,
+        imported: Imported,
+        closures: impl IntoIterator<Item = (Digest, Vec<Digest>)>,
+    ) {
+        let arrival = self.arrival(file, &imported.identity);
+        for (target, mut needed) in closures {
+            needed.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
+            needed.dedup();
+            self.closures.insert(target.to_string(), needed);
         }
         let entry = Entry {
             file: file.to_owned(),
             arrival,
-            identity: import.identity.clone(),
+            identity: imported.identity.clone(),
             outcome,
             attempts: 0,
             last_error: None,
-            imported: Some(Imported {
-                import,
-                images: entries,
-            }),
+            imported: Some(imported),
         };
         self.bundles.insert(BundleId::of(file), entry);
         self.drop_unused_closures();
@@ -268,7 +254,7 @@ impl Ledger {
     pub(crate) fn refresh_identity(&mut self, file: &OsStr, identity: Identity) {
         if let Some(entry) = self.bundles.get_mut(&BundleId::of(file)) {
             if let Some(imported) = &mut entry.imported {
-                imported.import.identity = identity.clone();
+                imported.identity = identity.clone();
             }
             entry.identity = identity;
         }
@@ -281,29 +267,18 @@ impl Ledger {
         Some(entry)
     }
 
-    /// What the bundle of an entry imported, as the planner takes it: to be compared with what
-    /// containerd has, without opening the bundle. `None` where the ledger does not know all of it,
-    /// and the bundle has to be read.
-    pub(crate) fn taken(&self, entry: &Entry) -> Option<Vec<Taken>> {
-        let images = &entry.imported.as_ref()?.images;
-        let taken = |image: &ImageEntry| {
-            let closure = self.closures.get(image.target.as_ref())?.clone();
-            Some(Taken {
-                records: image.records.clone(),
-                closure,
-            })
-        };
-        images.iter().map(taken).collect()
+    /// What a target needs on this node, the target itself included.
+    pub(crate) fn closure(&self, target: &Digest) -> Option<&[Digest]> {
+        self.closures.get(target.as_ref()).map(Vec::as_slice)
     }
 
     /// Which images the bundles vouch for, by name. Where two disagree, the one that arrived last
     /// counts.
-    pub(crate) fn desired_records(&self) -> BTreeMap<&str, (&RecordName, &Entry)> {
+    pub(crate) fn desired_images(&self) -> BTreeMap<&str, (&Digest, &Entry)> {
         let mut desired = BTreeMap::new();
         for entry in self.entries() {
-            let images = entry.imported.iter().flat_map(|imported| &imported.images);
-            for record in images.flat_map(|image| &image.records) {
-                desired.insert(record.name.as_str(), (record, entry));
+            for image in entry.imported.iter().flat_map(|imported| &imported.images) {
+                desired.insert(image.name.as_str(), (&image.target, entry));
             }
         }
         desired
@@ -370,6 +345,32 @@ mod file_name {
                     .ok_or_else(|| D::Error::custom("a file name with broken hex"))
             }
         }
+    }
+}
+
+/// Closures by target. `Digest` has no order and a file should always look the same, so the key is
+/// its text; both are checked as digests when they are read.
+mod closures {
+    use std::collections::{BTreeMap, HashMap};
+
+    use oci_spec::image::Digest;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        closures: &BTreeMap<String, Vec<Digest>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        closures.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, Vec<Digest>>, D::Error> {
+        let closures = HashMap::<Digest, Vec<Digest>>::deserialize(deserializer)?;
+        Ok(closures
+            .into_iter()
+            .map(|(target, needed)| (target.to_string(), needed))
+            .collect())
     }
 }
 
@@ -443,12 +444,13 @@ impl fmt::Display for Notice {
 
 /// What a call to [`Store::save`] came to.
 #[derive(Debug)]
+#[expect(clippy::enum_variant_names, reason = "the opposite of saved is not saved")]
 pub(crate) enum Saved {
     Written,
     /// The file already says the same.
     Unchanged,
     /// It could not be written; the notice comes the first time only, until a save succeeds again.
-    Failed(Option<Notice>),
+    NotSaved(Option<Notice>),
 }
 
 /// The ledger's place on disk. It holds the lock until it is dropped.
@@ -532,7 +534,7 @@ impl Store {
     /// new one.
     pub(crate) fn save(&mut self, ledger: &Ledger) -> Saved {
         if !self.may_save {
-            return Saved::Failed(None);
+            return Saved::NotSaved(None);
         }
         let bytes = serde_json::to_vec(ledger).expect("a ledger is plain data with text keys");
         if self.on_disk.as_deref() == Some(&bytes) {
@@ -549,7 +551,7 @@ impl Store {
                 self.on_disk = None;
                 let first = !std::mem::replace(&mut self.told, true);
                 let path = self.folder.join(FILE);
-                Saved::Failed(first.then_some(Notice::CannotRemember { path, error }))
+                Saved::NotSaved(first.then_some(Notice::CannotRemember { path, error }))
             }
         }
     }
@@ -692,9 +694,6 @@ fn owner_pid(folder: &Path) -> Option<u32> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use import::Member;
-    use oci_spec::image::{Descriptor, MediaType};
-
     use super::*;
 
     fn digest(fill: char) -> Digest {
@@ -711,33 +710,18 @@ mod tests {
         }
     }
 
-    fn import(size: u64) -> Import {
-        Import {
+    fn imported(size: u64, images: &[(&str, char)]) -> Imported {
+        let image = |(name, target): &(&str, char)| ImageEntry {
+            name: (*name).to_owned(),
+            target: digest(*target),
+        };
+        Imported {
             identity: identity(size),
             catalog: digest('c'),
+            images: images.iter().map(image).collect(),
             at: Timestamp::UNIX_EPOCH,
             duration_ms: 12,
             sent_bytes: 34,
-        }
-    }
-
-    /// An image with one record and a closure of a layer and the target.
-    fn image(name: &str, target: char) -> Taken {
-        let descriptor = Descriptor::new(MediaType::ImageManifest, 5, digest(target));
-        let member = |fill| Member {
-            digest: digest(fill),
-            size: 5,
-            children: Vec::new(),
-        };
-        Taken {
-            records: vec![RecordName {
-                name: name.to_owned(),
-                target: descriptor,
-            }],
-            closure: Closure {
-                blobs: vec![member('f'), member(target)],
-                platforms: vec!["linux/amd64".into()],
-            },
         }
     }
 
@@ -755,13 +739,17 @@ mod tests {
 
     fn sample() -> Ledger {
         let mut ledger = Ledger::default();
-        let images = [image("docker.io/library/x:1", '1')];
-        ledger.record_import(name("a.tar"), Outcome::Imported, import(1), &images);
+        ledger.record_import(
+            name("a.tar"),
+            Outcome::Imported,
+            imported(1, &[("docker.io/library/x:1", '1')]),
+            [(digest('1'), vec![digest('2'), digest('1'), digest('2')])],
+        );
         ledger
     }
 
     fn knows_closure(ledger: &Ledger, target: char) -> bool {
-        ledger.closures.contains_key(digest(target).as_ref())
+        ledger.closure(&digest(target)).is_some()
     }
 
     #[test]
@@ -773,7 +761,7 @@ mod tests {
     }
 
     #[test]
-    fn an_import_is_remembered_in_the_form_the_planner_takes() {
+    fn an_import_is_remembered_with_closures_sorted_and_once() {
         let ledger = sample();
         let entry = ledger.get(name("a.tar")).unwrap();
         assert_eq!(
@@ -781,16 +769,10 @@ mod tests {
             (Outcome::Imported, 0, 1)
         );
         assert_eq!(
-            ledger.taken(entry),
-            Some(vec![image("docker.io/library/x:1", '1')])
+            ledger.closure(&digest('1')),
+            Some(&[digest('1'), digest('2')][..])
         );
-    }
-
-    #[test]
-    fn an_entry_whose_closure_is_lost_has_to_be_read_again() {
-        let mut ledger = sample();
-        ledger.closures.clear();
-        assert_eq!(ledger.taken(ledger.get(name("a.tar")).unwrap()), None);
+        assert_eq!(ledger.closure(&digest('2')), None);
     }
 
     #[test]
@@ -816,10 +798,10 @@ mod tests {
     #[test]
     fn a_replaced_file_arrives_anew_and_an_unchanged_one_does_not() {
         let mut ledger = sample();
-        ledger.record_import(name("b.tar"), Outcome::Imported, import(1), &[]);
-        ledger.record_import(name("a.tar"), Outcome::Imported, import(1), &[]);
+        ledger.record_import(name("b.tar"), Outcome::Imported, imported(1, &[]), []);
+        ledger.record_import(name("a.tar"), Outcome::Imported, imported(1, &[]), []);
         assert_eq!(ledger.get(name("a.tar")).unwrap().arrival, 1);
-        ledger.record_import(name("a.tar"), Outcome::Imported, import(9), &[]);
+        ledger.record_import(name("a.tar"), Outcome::Imported, imported(9, &[]), []);
         assert_eq!(ledger.get(name("a.tar")).unwrap().arrival, 3);
         let order: Vec<_> = ledger.entries().iter().map(|entry| entry.file.clone()).collect();
         assert_eq!(order, ["b.tar", "a.tar"]);
@@ -829,17 +811,17 @@ mod tests {
     fn the_bundle_that_arrived_last_decides_about_a_name() {
         let mut ledger = Ledger::default();
         for (file, target) in [("z.tar", '1'), ("a.tar", '2')] {
-            ledger.record_import(name(file), Outcome::Imported, import(1), &[image("x", target)]);
+            ledger.record_import(name(file), Outcome::Imported, imported(1, &[("x", target)]), []);
         }
-        assert_eq!(ledger.desired_records()["x"].0.target.digest(), &digest('2'));
+        assert_eq!(ledger.desired_images()["x"].0, &digest('2'));
         ledger.forget(name("a.tar"));
-        assert_eq!(ledger.desired_records()["x"].0.target.digest(), &digest('1'));
+        assert_eq!(ledger.desired_images()["x"].0, &digest('1'));
     }
 
     #[test]
     fn closures_go_with_the_last_bundle_that_needs_them() {
         let mut ledger = sample();
-        ledger.record_import(name("b.tar"), Outcome::Imported, import(1), &[image("y", '1')]);
+        ledger.record_import(name("b.tar"), Outcome::Imported, imported(1, &[("y", '1')]), []);
         ledger.forget(name("a.tar"));
         assert!(knows_closure(&ledger, '1'));
         ledger.forget(name("b.tar"));
@@ -853,7 +835,7 @@ mod tests {
         ledger.refresh_identity(name("a.tar"), identity(7));
         let entry = ledger.get(name("a.tar")).unwrap();
         assert_eq!((&entry.identity, entry.arrival), (&identity(7), 1));
-        assert_eq!(entry.imported.as_ref().unwrap().import.identity, identity(7));
+        assert_eq!(entry.imported.as_ref().unwrap().identity, identity(7));
     }
 
     #[test]
@@ -863,7 +845,7 @@ mod tests {
         assert!(notices.is_empty());
         let mut ledger = sample();
         let odd = OsStr::from_bytes(b"\xff\xfe\n.tar");
-        ledger.record_import(odd, Outcome::Partial, import(1), &[]);
+        ledger.record_import(odd, Outcome::Partial, imported(1, &[]), []);
         ledger.context.boot = boot_id();
         assert!(matches!(store.save(&ledger), Saved::Written));
         assert!(matches!(store.save(&ledger), Saved::Unchanged));
@@ -929,7 +911,7 @@ mod tests {
         let (mut store, ledger, notices) = Store::open(folder.path()).unwrap();
         assert_eq!(ledger, Ledger::default());
         assert!(matches!(notices.as_slice(), [Notice::Newer { version: 2 }]));
-        assert!(matches!(store.save(&sample()), Saved::Failed(None)));
+        assert!(matches!(store.save(&sample()), Saved::NotSaved(None)));
         assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), newer);
     }
 
@@ -942,12 +924,12 @@ mod tests {
         // A folder in the way makes the save fail for root too.
         let obstacle = state.join(TEMPORARY);
         std::fs::create_dir(&obstacle).unwrap();
-        assert!(matches!(store.save(&sample()), Saved::Failed(Some(_))));
-        assert!(matches!(store.save(&sample()), Saved::Failed(None)));
+        assert!(matches!(store.save(&sample()), Saved::NotSaved(Some(_))));
+        assert!(matches!(store.save(&sample()), Saved::NotSaved(None)));
         std::fs::remove_dir(&obstacle).unwrap();
         assert!(matches!(store.save(&sample()), Saved::Written));
         std::fs::create_dir(&obstacle).unwrap();
-        assert!(matches!(store.save(&Ledger::default()), Saved::Failed(Some(_))));
+        assert!(matches!(store.save(&Ledger::default()), Saved::NotSaved(Some(_))));
     }
 
     #[test]
@@ -957,6 +939,6 @@ mod tests {
         let (mut store, ledger, notices) = Store::open(&folder.path().join("file/state")).unwrap();
         assert_eq!(ledger, Ledger::default());
         assert!(!notices.is_empty());
-        assert!(matches!(store.save(&sample()), Saved::Failed(None)));
+        assert!(matches!(store.save(&sample()), Saved::NotSaved(None)));
     }
 }

@@ -1,0 +1,85 @@
+//! The command line: what an operator can type.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Common, PlatformFlag};
+
+/// Imports image bundles into containerd on nodes without a registry.
+#[derive(Debug, Parser)]
+#[command(
+    name = "airgapd",
+    version,
+    about,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit status: 0 done, 1 something failed or nothing landed, 2 usage or configuration, \
+                        3 containerd cannot be reached, 5 the bundle is bad and nothing landed."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch the images folder and import every bundle in it (systemd starts this)
+    Run(PlatformFlag),
+    /// Import bundles now
+    Import(ImportArgs),
+    /// Show what is inside a bundle, what this node would take of it, and whether it is whole
+    Inspect(InspectArgs),
+    /// Take back our labels and pins; image records stay
+    Release(ReleaseArgs),
+    /// Show the effective configuration and where each value comes from
+    Config(ConfigArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportArgs {
+    /// Bundles: files anywhere, also in the images folder
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Name an image that the bundle leaves without one
+    #[arg(long = "name", value_name = "DIGEST=REFERENCE")]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) platform: PlatformFlag,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// The bundle
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) platform: PlatformFlag,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReleaseArgs {
+    /// Bundles by file name, or images by name
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) names: Vec<String>,
+    /// Everything that airgapd ever labelled or pinned
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Print what would be taken back, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfigArgs {
+    /// Only say whether the configuration is usable
+    #[arg(long)]
+    pub(crate) check: bool,
+}

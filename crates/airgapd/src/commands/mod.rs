@@ -1,0 +1,34 @@
+//! One module for each command.
+
+pub(crate) mod config;
+pub(crate) mod import;
+pub(crate) mod inspect;
+pub(crate) mod release;
+// run
+
+/// How the program ends. The numbers are promised to scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done: everything asked for is in place.
+    Done,
+    /// Something failed, or nothing landed although the bundle is sound.
+    Failed,
+    /// The command line or the configuration is wrong.
+    Usage,
+    /// containerd cannot be reached.
+    Unreachable,
+    /// The bundle is bad and nothing landed.
+    BadBundle,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        std::process::ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 3,
+            Exit::BadBundle => 5,
+        })
+    }
+}

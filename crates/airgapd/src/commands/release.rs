@@ -1,0 +1,76 @@
+//! `airgapd release`: takes back what is ours.
+
+use std::fmt::Write as _;
+
+use import::{Release, Released, release};
+use serde::Serialize;
+
+use super::Exit;
+use crate::cli::ReleaseArgs;
+use crate::config::{OutputFormat, Settings};
+use crate::node::Runtime as Node;
+use crate::output;
+use crate::runtime;
+
+/// The document of `airgapd release -o json`.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    dry_run: bool,
+    released: &'a [Released],
+}
+
+/// Takes labels and pins back. Exit status 1 when a name is known to nothing.
+pub(crate) async fn run(
+    args: &ReleaseArgs,
+    settings: &Settings,
+    node: &Node,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let runtime = match runtime::connect(&node.socket, settings).await {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("{} (tried {})", import::chain(&error), node.socket.display());
+            return Ok(if error.is_unreachable() {
+                Exit::Unreachable
+            } else {
+                Exit::Failed
+            });
+        }
+    };
+    let what = if args.all {
+        Release::All
+    } else {
+        Release::Names(args.names.clone())
+    };
+    let released = release(&runtime.client, &what, args.dry_run).await?;
+    match format {
+        OutputFormat::Json => output::json(&Document {
+            dry_run: args.dry_run,
+            released: &released,
+        })?,
+        OutputFormat::Text => output::text(&text(&released, args.dry_run))?,
+    }
+    Ok(if released.is_empty() && !args.all {
+        Exit::Failed
+    } else {
+        Exit::Done
+    })
+}
+
+fn text(released: &[Released], dry_run: bool) -> String {
+    let mut text = String::new();
+    for record in released {
+        let pin = if record.unpinned { "label and pin" } else { "label" };
+        let _ = writeln!(
+            text,
+            "{}  {}: {}",
+            if dry_run { "would release" } else { "released" },
+            record.name,
+            pin
+        );
+    }
+    if released.is_empty() {
+        text.push_str("nothing of ours is there\n");
+    }
+    text
+}

@@ -1,0 +1,607 @@
+//! The daemon: one loop that owns the work list.
+//!
+//! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same:
+//! list the folder if something hints at a change, connect to containerd if there is none, compare what the ledger
+//! knows with what containerd has if that is due, and take on at most one file. Whatever happens meanwhile waits its
+//! turn in a channel. Dropping the loop's future at any await loses nothing: what matters is in containerd under a lease
+//! and in the ledger.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bundle::{Bundle, Ending, Identity};
+use containerd::ImageEvents;
+use import::{BundleReport, Intent, LEASE_PREFIX, Outcome, Policy, Selection, Source, Survey, Verdict, bundle_id, labels};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::config::Settings;
+use crate::desired::{self, Moved, Standing};
+use crate::folder::{self, Folder, FolderTrust, Observation, Refused};
+use crate::ledger::{self, Context, ErrorClass, Imported, LastError, Ledger, Saved, Store};
+use crate::progress::Progress;
+use crate::roster::{Phase, Roster};
+use crate::runtime::{self, Runtime, Unusable};
+use crate::systemd::Systemd;
+use crate::watch::Watch;
+
+/// The first wait for a containerd that is not there, doubled up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
+const BURST: Duration = Duration::from_millis(200);
+/// How long the loop sleeps at most when nothing is due.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// Runs until `stop` is cancelled.
+///
+/// # Errors
+///
+/// What keeps the daemon from starting: another daemon has the state folder, the folder cannot be watched at all.
+/// Everything that comes later is logged and waited out.
+pub(crate) async fn run(settings: Settings, node: crate::node::Runtime, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut daemon = Daemon::start(settings, node)?;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        never = daemon.work() => match never {},
+    }
+    daemon.systemd.stopping();
+    daemon.save();
+    info!("stopped");
+    Ok(())
+}
+
+enum Never {}
+
+struct Daemon {
+    settings: Settings,
+    images_dir: PathBuf,
+    socket: PathBuf,
+    watch: Watch,
+    store: Store,
+    ledger: Ledger,
+    roster: Roster,
+    /// Why nothing can be imported from the folder at the moment, when that is so; said once for each reason.
+    trouble: Option<String>,
+    /// What was said about the folder's permissions.
+    warned: Option<String>,
+    relist: bool,
+    connection: Connection,
+    systemd: Systemd,
+}
+
+enum Connection {
+    /// Nothing was heard of it yet, or it went away.
+    Down { next: Instant, wait: Duration, said: Option<String> },
+    Up(Box<Up>),
+}
+
+struct Up {
+    runtime: Runtime,
+    events: ImageEvents,
+    policy: Policy,
+    /// When the ledger is to be compared with containerd.
+    compare: Instant,
+    /// Leases of bundles that are done or gone are given back after the first comparison.
+    leases_swept: bool,
+}
+
+impl Daemon {
+    fn start(settings: Settings, node: crate::node::Runtime) -> anyhow::Result<Daemon> {
+        let (store, ledger, notices) = Store::open(&settings.state_dir)?;
+        for notice in notices {
+            warn!("{notice}");
+        }
+        let watch = Watch::start(&node.images_dir).context("cannot watch the images folder")?;
+        let now = Instant::now();
+        Ok(Daemon {
+            images_dir: node.images_dir,
+            socket: node.socket,
+            watch,
+            store,
+            ledger,
+            roster: Roster::default(),
+            trouble: None,
+            warned: None,
+            relist: false,
+            connection: Connection::Down { next: now, wait: FIRST_WAIT, said: None },
+            systemd: Systemd::from_environment(),
+            settings,
+        })
+    }
+
+    async fn work(&mut self) -> Never {
+        self.list();
+        self.systemd.ready();
+        loop {
+            if std::mem::take(&mut self.relist) {
+                self.list();
+            }
+            self.connect_if_due().await;
+            self.compare_if_due().await;
+            let worked = self.work_on_one().await;
+            self.systemd.status(&self.status());
+            if !worked {
+                self.wait().await;
+            }
+        }
+    }
+
+    /// Sleeps until something is due or something happens.
+    async fn wait(&mut self) {
+        let now = Instant::now();
+        let connected = matches!(self.connection, Connection::Up(_));
+        let mut wake = self.roster.next_due(connected).unwrap_or(now + IDLE);
+        wake = wake.min(match &self.connection {
+            Connection::Down { next, .. } => *next,
+            Connection::Up(up) => up.compare,
+        });
+        tokio::select! {
+            () = self.watch.changed() => self.relist = true,
+            () = tokio::time::sleep_until(wake.into()) => {}
+            change = next_event(&mut self.connection) => self.on_event(change),
+        }
+    }
+
+    fn on_event(&mut self, event: Option<containerd::ImageEvent>) {
+        let Connection::Up(up) = &mut self.connection else { return };
+        let Some(event) = event else {
+            warn!("containerd went away");
+            self.connection = Connection::Down { next: Instant::now(), wait: FIRST_WAIT, said: None };
+            return;
+        };
+        if self.ledger.desired_images().contains_key(event.name.as_str()) {
+            debug!(image = event.name, "a managed record changed");
+            up.compare = up.compare.min(Instant::now() + BURST);
+        }
+    }
+}
+
+/// Waits for ever while there is no connection: nothing happens on it.
+async fn next_event(connection: &mut Connection) -> Option<containerd::ImageEvent> {
+    match connection {
+        Connection::Up(up) => up.events.next().await,
+        Connection::Down { .. } => std::future::pending().await,
+    }
+}
+
+/// The folder.
+impl Daemon {
+    fn list(&mut self) {
+        match self.listing() {
+            Ok(listed) => {
+                self.trouble = None;
+                self.take_over(listed);
+            }
+            Err(reason) => {
+                if self.trouble.as_ref() != Some(&reason) {
+                    warn!("{}: {reason}", self.images_dir.display());
+                }
+                self.trouble = Some(reason);
+            }
+        }
+    }
+
+    fn listing(&mut self) -> Result<Vec<folder::Listed>, String> {
+        match folder::ensure(&self.images_dir) {
+            Ok(true) => info!("created the images folder {}", self.images_dir.display()),
+            Ok(false) => {}
+            Err(error) => return Err(format!("cannot create the images folder: {error}; waiting for it")),
+        }
+        let folder = self.folder().map_err(|error| format!("cannot open the images folder: {error}"))?;
+        match folder.judge(self.settings.allow_insecure_dir) {
+            FolderTrust::Trusted => {}
+            FolderTrust::Warning(why) => {
+                if self.warned.as_ref() != Some(&why) {
+                    warn!("{}: {why}", self.images_dir.display());
+                }
+                self.warned = Some(why);
+            }
+            FolderTrust::Refused(why) => return Err(format!("nothing is imported: {why}")),
+        }
+        folder.list().map_err(|error| format!("cannot list the images folder: {error}"))
+    }
+}
+
+impl Daemon {
+    fn folder(&self) -> std::io::Result<Folder> {
+        Folder::open_dir(&self.images_dir)
+    }
+
+    fn take_over(&mut self, listed: Vec<folder::Listed>) {
+        let ledger = &self.ledger;
+        let known = |name: &OsStr, identity: &Identity| ledger.get(name).is_some_and(|entry| is_import_of(entry, identity));
+        let changes = self.roster.list(listed, Instant::now(), known);
+        for (name, reason) in changes.ignored {
+            info!(file = %shown(&name), "ignored: {reason}");
+        }
+        for name in changes.gone {
+            info!(bundle = %shown(&name), "the bundle is gone; its images stay");
+            self.ledger.forget(&name);
+        }
+        if !self.roster.names(|phase| phase == Phase::Known).is_empty() {
+            self.compare_soon();
+        }
+    }
+
+    fn compare_soon(&mut self) {
+        if let Connection::Up(up) = &mut self.connection {
+            up.compare = Instant::now();
+        }
+    }
+
+    fn save(&mut self) {
+        match self.store.save(&self.ledger) {
+            Saved::Written | Saved::Unchanged | Saved::NotSaved(None) => {}
+            Saved::NotSaved(Some(notice)) => warn!("{notice}"),
+        }
+    }
+
+    fn status(&self) -> String {
+        let count = |is: fn(Phase) -> bool| self.roster.names(is).len();
+        let containerd = match &self.connection {
+            Connection::Up(up) => format!("containerd {}", up.runtime.version.text),
+            Connection::Down { .. } => format!("waiting for containerd on {}", self.socket.display()),
+        };
+        let done = count(|phase| phase == Phase::Done);
+        let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
+        let waiting = count(|phase| matches!(phase, Phase::Settling { .. } | Phase::Ready | Phase::Known));
+        let trouble = self.trouble.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+        format!("{done} bundles in place, {waiting} waiting, {failed} failed; {containerd}{trouble}")
+    }
+}
+
+/// Whether the ledger's last import is of this very file, and nothing was left to try again.
+fn is_import_of(entry: &ledger::Entry, identity: &Identity) -> bool {
+    let imported = entry.imported.as_ref().is_some_and(|imported| imported.identity == *identity);
+    imported && entry.identity == *identity && entry.last_error.is_none()
+}
+
+/// A file name for people and logs: control bytes escaped.
+fn shown(name: &OsStr) -> String {
+    import::printable(&name.to_string_lossy()).trim_matches('"').to_owned()
+}
+
+/// containerd.
+impl Daemon {
+    async fn connect_if_due(&mut self) {
+        let Connection::Down { next, .. } = &self.connection else { return };
+        if *next > Instant::now() {
+            return;
+        }
+        match self.connect().await {
+            Ok(up) => {
+                let Runtime { version, platform, .. } = &up.runtime;
+                info!("connected to containerd {} on {}; this node is {platform}", version.text, self.socket.display());
+                self.check_context(&up);
+                self.connection = Connection::Up(Box::new(up));
+                self.roster.doubt();
+            }
+            Err(error) => self.wait_for_containerd(&error),
+        }
+    }
+
+    async fn connect(&self) -> Result<Up, Unusable> {
+        let runtime = runtime::connect(&self.socket, &self.settings).await?;
+        // First the subscription, then the comparison: what happens in between is then not lost.
+        let events = runtime.client.image_events().await?;
+        let policy = runtime::policy(&self.settings, Some(&runtime));
+        Ok(Up { runtime, events, policy, compare: Instant::now(), leases_swept: false })
+    }
+
+    fn wait_for_containerd(&mut self, error: &Unusable) {
+        let Connection::Down { next, wait, said } = &mut self.connection else { return };
+        let text = match error.is_unreachable() {
+            true => format!("no containerd on {}", self.socket.display()),
+            false => import::chain(error),
+        };
+        if said.as_ref() != Some(&text) {
+            warn!("{text}; waiting for it ({})", import::chain(error));
+        }
+        *said = Some(text);
+        *next = Instant::now() + *wait;
+        *wait = (*wait * 2).min(LONGEST_WAIT);
+    }
+
+    /// What the ledger says holds for one containerd, one boot and one set of rules.
+    fn check_context(&mut self, up: &Up) {
+        let context = Context {
+            containerd: Some(up.runtime.uuid.clone()),
+            boot: ledger::boot_id(),
+            selection: Some(runtime::fingerprint(&self.settings, &up.runtime)),
+        };
+        if self.ledger.context.selection.is_some() && self.ledger.context.selection != context.selection {
+            info!("the node's platform or the configuration changed: every bundle is looked at again");
+            for name in self.roster.names(|phase| matches!(phase, Phase::Known | Phase::Done)) {
+                self.roster.set(&name, Phase::Ready);
+            }
+        }
+        self.ledger.context = context;
+    }
+
+    /// Drops a connection that failed.
+    fn lost(&mut self, error: &dyn std::error::Error) {
+        warn!("containerd went away: {}", import::chain(error));
+        self.connection = Connection::Down { next: Instant::now() + FIRST_WAIT, wait: FIRST_WAIT, said: None };
+        self.roster.doubt();
+    }
+
+    /// Compares what the ledger knows with what is there: one listing of records, one of blobs, no bundle opened.
+    async fn compare_if_due(&mut self) {
+        let Connection::Up(up) = &mut self.connection else { return };
+        if up.compare > Instant::now() {
+            return;
+        }
+        up.compare = Instant::now() + self.settings.resync;
+        match Survey::of(&up.runtime.client, &desired::digests(&self.ledger)).await {
+            Ok(survey) => self.compare(&survey),
+            Err(error) => return self.lost(&error),
+        }
+        self.sweep_leases().await;
+        self.save();
+    }
+
+    fn compare(&mut self, survey: &Survey) {
+        let desired = self.ledger.desired_images();
+        let mut findings: Vec<(OsString, Standing, Vec<Moved>)> = Vec::new();
+        for name in self.roster.names(|phase| matches!(phase, Phase::Known | Phase::Done)) {
+            if let Some(entry) = self.ledger.get(&name) {
+                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey);
+                findings.push((name, standing, moved));
+            }
+        }
+        for (name, standing, moved) in findings {
+            for Moved { name: image, from, to } in moved {
+                debug!(bundle = %shown(&name), image, "somebody else moved the record from {from} to {to}; left alone");
+            }
+            match standing {
+                Standing::InPlace => self.roster.set(&name, Phase::Done),
+                Standing::Missing(what) => {
+                    info!(bundle = %shown(&name), "{what} is missing in containerd: restoring it");
+                    self.roster.set(&name, Phase::Ready);
+                }
+            }
+        }
+    }
+
+    /// Gives leases back that an earlier run left behind for bundles that are done or gone.
+    async fn sweep_leases(&mut self) {
+        let Connection::Up(up) = &mut self.connection else { return };
+        if std::mem::replace(&mut up.leases_swept, true) {
+            return;
+        }
+        let client = up.runtime.client.clone();
+        let pending = self.roster.names(|phase| !matches!(phase, Phase::Done));
+        let kept: Vec<String> = pending.iter().map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&name.to_string_lossy()))).collect();
+        let swept = async {
+            for lease in client.leases().await?.into_iter().filter(|lease| lease.id.starts_with(LEASE_PREFIX)) {
+                let mark = lease.labels.get(labels::LEASE_MARK);
+                if mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE)) && !kept.iter().any(|id| lease.id.starts_with(id.as_str())) {
+                    debug!(lease = lease.id, "giving back a lease that was left behind");
+                    client.delete_lease(&lease.id, false).await?;
+                }
+            }
+            Ok::<(), containerd::Error>(())
+        };
+        if let Err(error) = swept.await {
+            self.lost(&error);
+        }
+    }
+}
+
+/// One file at a time.
+impl Daemon {
+    /// Takes on the file that is due, if any.
+    async fn work_on_one(&mut self) -> bool {
+        let connected = matches!(self.connection, Connection::Up(_));
+        let Some(name) = self.roster.due(Instant::now(), connected) else { return false };
+        let file = match self.folder().map(|folder| folder.open(&name)) {
+            Ok(Ok(file)) => file,
+            Ok(Err(Refused::Gone)) | Err(_) => {
+                self.relist = true;
+                self.roster.set(&name, Phase::Done);
+                return true;
+            }
+            Ok(Err(refused)) => {
+                warn!(bundle = %shown(&name), "not imported: {refused}");
+                self.roster.set(&name, Phase::Failed { attempts: 1, retry: None });
+                return true;
+            }
+        };
+        match self.roster.phase(&name) {
+            Some(Phase::Settling { .. }) => self.settle(&name, &file),
+            _ => self.import(&name, file).await,
+        }
+        true
+    }
+
+    fn settle(&mut self, name: &OsStr, file: &File) {
+        let Some(since) = self.roster.still_since(name) else { return };
+        // The listing may be older than the file: what is about to be judged is what is open.
+        match file.metadata() {
+            Ok(metadata) if Some(Identity::of(&metadata)) == self.roster.identity(name) => {}
+            _ => {
+                self.relist = true;
+                return self.roster.set(name, Phase::Settling { look: Instant::now() + AGAIN });
+            }
+        }
+        match Observation::of(file, since) {
+            Ok(seen) => {
+                if let Some(why) = self.roster.settle(name, folder::settle(&seen, Instant::now())) {
+                    warn!(bundle = %shown(name), "not imported, and nothing has happened for a while: {why}");
+                }
+            }
+            Err(error) => {
+                warn!(bundle = %shown(name), "cannot be read: {error}");
+                self.roster.fail(name, Instant::now(), true);
+            }
+        }
+    }
+
+    async fn import(&mut self, name: &OsStr, file: File) {
+        let Connection::Up(up) = &self.connection else { return };
+        let (client, policy) = (up.runtime.client.clone(), up.policy.clone());
+        let path = self.images_dir.join(name);
+        let started = Instant::now();
+        info!(bundle = %shown(name), "importing");
+        let bundle = match self.open_bundle(file, path.clone()).await {
+            Ok(bundle) => Arc::new(bundle),
+            Err(error) => return self.unreadable(name, &path, &error, started),
+        };
+        if let Some(reason) = unfinished(&bundle, &policy) {
+            return self.failed(name, *bundle.identity(), &reason, ErrorClass::Bundle, false);
+        }
+        let text_name = name.to_string_lossy().into_owned();
+        let intent = Intent { source: Source::Bundle(text_name.clone()), on_conflict: self.settings.on_conflict };
+        let progress = Progress::start(shown(name));
+        let result = import::import(&client, &bundle, &policy, &intent, &bundle_id(&text_name), false, &progress).await;
+        match result {
+            Ok(imported) => self.imported(name, &bundle, imported),
+            Err(error) => {
+                let report = BundleReport::untried(&path, &error, started.elapsed());
+                self.stopped(name, *bundle.identity(), &report, &error);
+            }
+        }
+        self.save();
+    }
+
+    async fn open_bundle(&self, file: File, path: PathBuf) -> Result<Bundle, bundle::Error> {
+        let limits = self.settings.limits.clone();
+        let opened = tokio::task::spawn_blocking(move || Bundle::from_file(file, &path, &limits)).await;
+        opened.expect("reading a bundle never panics")
+    }
+
+    fn unreadable(&mut self, name: &OsStr, path: &std::path::Path, error: &bundle::Error, started: Instant) {
+        let identity = self.roster.identity(name);
+        let report = BundleReport::unreadable(path, error, started.elapsed());
+        let text = report.error.unwrap_or_default();
+        let transient = matches!(error.fault, bundle::Fault::Changed | bundle::Fault::Io { .. });
+        let class = if transient { ErrorClass::Transient } else { ErrorClass::Bundle };
+        if let Some(identity) = identity {
+            self.failed(name, identity, &text, class, transient);
+        }
+        self.save();
+    }
+
+    fn failed(&mut self, name: &OsStr, identity: Identity, text: &str, class: ErrorClass, retry: bool) {
+        error!(bundle = %shown(name), outcome = "failed", "not imported: {text}");
+        let error = LastError { text: text.to_owned(), class, at: Timestamp::now() };
+        self.ledger.record_failure(name, identity, ledger::Outcome::Failed, error);
+        self.roster.fail(name, Instant::now(), retry);
+    }
+
+    fn stopped(&mut self, name: &OsStr, identity: Identity, report: &BundleReport, error: &import::Error) {
+        let text = report.error.clone().unwrap_or_default();
+        let (class, retry) = match error {
+            import::Error::Containerd(inner) => match inner.recovery() {
+                containerd::Recovery::Space => (ErrorClass::Space, true),
+                containerd::Recovery::Permanent => (ErrorClass::Permanent, true),
+                _ => (ErrorClass::Transient, true),
+            },
+            _ => (ErrorClass::Transient, error.is_transient()),
+        };
+        self.failed(name, identity, &text, class, retry);
+        if report.cause == Some(import::Cause::Unreachable) {
+            self.lost(error);
+        }
+    }
+
+    fn imported(&mut self, name: &OsStr, bundle: &Bundle, imported: import::Imported) {
+        let import::Imported { report, selection, stopped, .. } = imported;
+        log_report(name, &report);
+        if report.landed() || report.outcome == Outcome::Skipped {
+            self.write_down(name, bundle, &report, &selection);
+        }
+        let identity = *bundle.identity();
+        match stopped {
+            Some(error) => self.stopped(name, identity, &report, &error),
+            None if matches!(report.outcome, Outcome::Failed | Outcome::Partial) => self.incomplete(name, identity, &report),
+            None => self.roster.set(name, Phase::Done),
+        }
+    }
+
+    /// Writes down what is wrong with a bundle of which not everything landed. It is tried again when the file changes.
+    fn incomplete(&mut self, name: &OsStr, identity: Identity, report: &BundleReport) {
+        let mut failed = report.images.iter().filter(|image| image.outcome == import::ImageOutcome::Failed);
+        let reason = |image: &import::ImageReport| format!("{}: {}", image.name, image.reason.as_deref().unwrap_or("failed"));
+        let text = failed.next().map(reason).unwrap_or_default();
+        let class = if report.cause == Some(import::Cause::Bundle) { ErrorClass::Bundle } else { ErrorClass::Permanent };
+        let error = LastError { text, class, at: Timestamp::now() };
+        self.ledger.record_failure(name, identity, ledger_outcome(report.outcome), error);
+        self.roster.fail(name, Instant::now(), false);
+    }
+
+    fn write_down(&mut self, name: &OsStr, bundle: &Bundle, report: &BundleReport, selection: &Selection) {
+        let in_place: Vec<_> = report.images.iter().filter(|image| image.outcome.is_in_place()).collect();
+        let images = in_place.iter().filter_map(|image| {
+            Some(ledger::ImageEntry { name: image.name.clone(), target: image.digest.parse().ok()? })
+        });
+        let closures = selection.taken().flat_map(|taken| {
+            let digests: Vec<_> = taken.closure.blobs.iter().map(|blob| blob.digest.clone()).collect();
+            taken.records.iter().map(move |record| (record.target.digest().clone(), digests.clone()))
+        });
+        let imported = Imported {
+            identity: *bundle.identity(),
+            catalog: bundle.catalog().digest.clone(),
+            images: images.collect(),
+            at: Timestamp::now(),
+            duration_ms: report.duration_ms,
+            sent_bytes: report.blobs.sent_bytes,
+        };
+        self.ledger.record_import(name, ledger_outcome(report.outcome), imported, closures);
+    }
+}
+
+fn ledger_outcome(outcome: Outcome) -> ledger::Outcome {
+    match outcome {
+        Outcome::Imported => ledger::Outcome::Imported,
+        Outcome::Unchanged => ledger::Outcome::Unchanged,
+        Outcome::Partial => ledger::Outcome::Partial,
+        Outcome::Skipped => ledger::Outcome::Skipped,
+        Outcome::Failed => ledger::Outcome::Failed,
+    }
+}
+
+/// How soon a file is looked at again that changed while it was looked at.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why an archive without a proper end is taken for an upload that was cut off. Without the mark at its end it has to
+/// hold every blob that its images refer to.
+fn unfinished(bundle: &Bundle, policy: &Policy) -> Option<String> {
+    match &bundle.catalog().ending {
+        Ending::Marker => None,
+        Ending::Truncated(cut) => Some(format!("{cut}: finish the upload")),
+        Ending::NoMarker => {
+            let selection = import::select(bundle.catalog(), policy);
+            let broken = selection.choices.iter().find_map(|choice| match &choice.verdict {
+                Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, problems.join("; "))),
+                Verdict::Take(_) | Verdict::Skip(_) => None,
+            });
+            broken.map(|problem| format!("the archive has no end marker and is not whole, finish the upload: {problem}"))
+        }
+    }
+}
+
+fn log_report(name: &OsStr, report: &BundleReport) {
+    let bundle = shown(name);
+    for warning in &report.warnings {
+        warn!(bundle, "{warning}");
+    }
+    for image in &report.images {
+        let reason = image.reason.as_deref().unwrap_or_default();
+        let (digest, outcome) = (&image.digest, image.outcome.as_str());
+        match image.outcome {
+            import::ImageOutcome::Failed => error!(bundle, image = image.name, digest, outcome, "not imported: {reason}"),
+            import::ImageOutcome::Unchanged => debug!(bundle, image = image.name, digest, outcome, "in place"),
+            import::ImageOutcome::Skipped => info!(bundle, image = image.name, digest, outcome, "skipped: {reason}"),
+            _ => info!(bundle, image = image.name, digest, outcome, "{outcome}"),
+        }
+    }
+    let (outcome, bytes, milliseconds) = (report.outcome.as_str(), report.blobs.sent_bytes, report.duration_ms);
+    info!(bundle, outcome, bytes, milliseconds, "{outcome}: {} sent in {milliseconds} ms", crate::output::bytes(bytes));
+}

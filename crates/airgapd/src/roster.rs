@@ -1,0 +1,316 @@
+//! The files in the images folder and how far each has come: the daemon's work list.
+//!
+//! Pure: listings, clock readings and results go in, the next thing to do comes out. Nothing here touches a file or
+//! containerd, and nothing but the daemon's one loop owns it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::time::{Duration, Instant};
+
+use bundle::Identity;
+
+use crate::folder::{Class, Listed, Reason, Settle, Why};
+
+/// The first wait after a try that may go better later, doubled up to [`LONGEST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
+
+/// Every file of the folder that may be a bundle.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    files: BTreeMap<OsString, Tracked>,
+    /// What was said about a name already, so that it is said once.
+    told: HashSet<(OsString, Told)>,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    identity: Identity,
+    /// When this identity was first seen: the file has been still since then.
+    since: Instant,
+    phase: Phase,
+}
+
+/// How far a file has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It may still be written to: looked at again then.
+    Settling { look: Instant },
+    /// Finished; imported as soon as there is a containerd.
+    Ready,
+    /// The ledger knows this very file: compared with containerd before it is opened.
+    Known,
+    /// Its images are in place, as far as they can be.
+    Done,
+    /// It could not be imported; tried again then, or when it changes.
+    Failed { attempts: u32, retry: Option<Instant> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Told {
+    Ignored(Reason),
+    Waiting(Why),
+}
+
+/// What a listing changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    /// Entries that are no bundles, told of for the first time.
+    pub(crate) ignored: Vec<(OsString, Reason)>,
+    /// Files that were there before and are not any more.
+    pub(crate) gone: Vec<OsString>,
+}
+
+impl Roster {
+    /// Takes over a listing. `known` says whether the ledger has an import of this very file.
+    pub(crate) fn list(
+        &mut self,
+        listed: Vec<Listed>,
+        now: Instant,
+        known: impl Fn(&OsStr, &Identity) -> bool,
+    ) -> Changes {
+        let mut changes = Changes::default();
+        let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
+        self.told.retain(|(name, _)| names.contains(name));
+        let candidates: HashSet<&OsString> =
+            listed.iter().filter(|entry| entry.class == Class::Candidate).map(|entry| &entry.name).collect();
+        changes.gone.extend(self.files.keys().filter(|name| !candidates.contains(name)).cloned());
+        self.files.retain(|name, _| candidates.contains(name));
+        for entry in listed {
+            match entry.class {
+                Class::Ignored(reason) => {
+                    if self.told.insert((entry.name.clone(), Told::Ignored(reason))) {
+                        changes.ignored.push((entry.name, reason));
+                    }
+                }
+                Class::Candidate => self.see(entry, now, &known),
+            }
+        }
+        changes
+    }
+
+    fn see(&mut self, entry: Listed, now: Instant, known: impl Fn(&OsStr, &Identity) -> bool) {
+        match self.files.get_mut(&entry.name) {
+            Some(tracked) if tracked.identity == entry.identity => {}
+            Some(tracked) => {
+                let name = &entry.name;
+                self.told.retain(|(told, what)| told != name || !matches!(what, Told::Waiting(_)));
+                *tracked = Tracked { identity: entry.identity, since: now, phase: Phase::Settling { look: now } };
+            }
+            None => {
+                let phase = if known(&entry.name, &entry.identity) { Phase::Known } else { Phase::Settling { look: now } };
+                self.files.insert(entry.name, Tracked { identity: entry.identity, since: now, phase });
+            }
+        }
+    }
+
+    /// The file that is due to be looked at, or, where `connected`, imported. Those that wait longest go first.
+    pub(crate) fn due(&self, now: Instant, connected: bool) -> Option<OsString> {
+        let due = self.files.iter().filter(|(_, file)| file.is_due(now, connected));
+        due.min_by_key(|(_, file)| file.since).map(|(name, _)| name.clone())
+    }
+
+    /// When the next file is due that is not due now.
+    pub(crate) fn next_due(&self, connected: bool) -> Option<Instant> {
+        self.files.values().filter_map(|file| file.wakes(connected)).min()
+    }
+
+    /// How long the file has been as it is; `None` when it is not in the list any more.
+    pub(crate) fn still_since(&self, name: &OsStr) -> Option<Instant> {
+        self.files.get(name).map(|file| file.since)
+    }
+
+    /// How far a file has come.
+    pub(crate) fn phase(&self, name: &OsStr) -> Option<Phase> {
+        self.files.get(name).map(|file| file.phase)
+    }
+
+    /// The identity a file was listed with.
+    pub(crate) fn identity(&self, name: &OsStr) -> Option<Identity> {
+        self.files.get(name).map(|file| file.identity)
+    }
+
+    /// Sets how far a file has come.
+    pub(crate) fn set(&mut self, name: &OsStr, phase: Phase) {
+        if let Some(file) = self.files.get_mut(name) {
+            file.phase = phase;
+        }
+    }
+
+    /// Writes down that a file failed. With `retry` it is tried again, later each time.
+    pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: bool) {
+        let attempts = match self.phase(name) {
+            Some(Phase::Failed { attempts, .. }) => attempts.saturating_add(1),
+            _ => 1,
+        };
+        let wait = FIRST_RETRY.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST_RETRY);
+        self.set(name, Phase::Failed { attempts, retry: retry.then(|| now + wait) });
+    }
+
+    /// Takes over whether a file is finished. What should be said about it, the first time only.
+    pub(crate) fn settle(&mut self, name: &OsStr, settle: Settle) -> Option<Why> {
+        match settle {
+            Settle::Settled => {
+                self.set(name, Phase::Ready);
+                None
+            }
+            Settle::Wait { until, .. } => {
+                self.set(name, Phase::Settling { look: until });
+                None
+            }
+            Settle::Stalled { until, why } => {
+                self.set(name, Phase::Settling { look: until });
+                self.told.insert((name.to_owned(), Told::Waiting(why))).then_some(why)
+            }
+        }
+    }
+
+    /// The names in one phase, told by `is`.
+    pub(crate) fn names(&self, is: impl Fn(Phase) -> bool) -> Vec<OsString> {
+        self.files.iter().filter(|(_, file)| is(file.phase)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Everything is to be compared with containerd again: it was away, or is another one.
+    pub(crate) fn doubt(&mut self) {
+        for file in self.files.values_mut().filter(|file| file.phase == Phase::Done) {
+            file.phase = Phase::Known;
+        }
+    }
+}
+
+impl Tracked {
+    fn is_due(&self, now: Instant, connected: bool) -> bool {
+        match self.phase {
+            Phase::Settling { look } => look <= now,
+            Phase::Ready => connected,
+            Phase::Failed { retry: Some(retry), .. } => connected && retry <= now,
+            Phase::Failed { retry: None, .. } | Phase::Known | Phase::Done => false,
+        }
+    }
+
+    fn wakes(&self, connected: bool) -> Option<Instant> {
+        match self.phase {
+            Phase::Settling { look } => Some(look),
+            Phase::Failed { retry, .. } if connected => retry,
+            Phase::Failed { .. } | Phase::Ready | Phase::Known | Phase::Done => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(inode: u64) -> Identity {
+        Identity { device: 1, inode, size: 10, mtime_ns: 0, ctime_ns: 0 }
+    }
+
+    fn file(name: &str, inode: u64) -> Listed {
+        Listed { name: name.into(), class: Class::Candidate, identity: identity(inode) }
+    }
+
+    fn new_only(_: &OsStr, _: &Identity) -> bool {
+        false
+    }
+
+    #[test]
+    fn a_new_file_is_due_at_once_and_ready_only_with_a_containerd() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, new_only);
+        assert_eq!(roster.due(now, false), Some("a.tar".into()));
+        roster.settle("a.tar".as_ref(), Settle::Settled);
+        assert_eq!(roster.due(now, false), None);
+        assert_eq!(roster.due(now, true), Some("a.tar".into()));
+    }
+
+    #[test]
+    fn a_file_the_ledger_knows_waits_for_the_comparison() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, |_, _| true);
+        assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Known));
+        assert_eq!(roster.due(now, true), None);
+    }
+
+    #[test]
+    fn a_changed_file_settles_anew_and_an_unchanged_one_stays_done() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1), file("b.tar", 2)], now, new_only);
+        roster.set("a.tar".as_ref(), Phase::Done);
+        roster.set("b.tar".as_ref(), Phase::Done);
+        let later = now + Duration::from_secs(1);
+        roster.list(vec![file("a.tar", 1), file("b.tar", 3)], later, new_only);
+        assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Done));
+        assert_eq!(roster.phase("b.tar".as_ref()), Some(Phase::Settling { look: later }));
+        assert_eq!(roster.still_since("b.tar".as_ref()), Some(later));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_reported_once() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, new_only);
+        assert_eq!(roster.list(Vec::new(), now, new_only).gone, [OsString::from("a.tar")]);
+        assert!(roster.list(Vec::new(), now, new_only).gone.is_empty());
+    }
+
+    #[test]
+    fn an_ignored_entry_is_told_once_until_it_goes() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        let hidden = || Listed { class: Class::Ignored(Reason::Hidden), ..file(".x", 1) };
+        assert_eq!(roster.list(vec![hidden()], now, new_only).ignored.len(), 1);
+        assert!(roster.list(vec![hidden()], now, new_only).ignored.is_empty());
+        roster.list(Vec::new(), now, new_only);
+        assert_eq!(roster.list(vec![hidden()], now, new_only).ignored.len(), 1);
+    }
+
+    #[test]
+    fn a_stalled_upload_is_told_once_for_each_change_of_the_file() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, new_only);
+        let stalled = Settle::Stalled { until: now, why: Why::Empty };
+        assert_eq!(roster.settle("a.tar".as_ref(), stalled), Some(Why::Empty));
+        assert_eq!(roster.settle("a.tar".as_ref(), stalled), None);
+        roster.list(vec![file("a.tar", 2)], now, new_only);
+        assert_eq!(roster.settle("a.tar".as_ref(), stalled), Some(Why::Empty));
+    }
+
+    #[test]
+    fn retries_come_later_each_time_up_to_a_limit() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, new_only);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            roster.fail("a.tar".as_ref(), now, true);
+            waits.push(roster.next_due(true).unwrap() - now);
+        }
+        assert_eq!(waits[..3], [1, 2, 4].map(Duration::from_secs));
+        assert_eq!(waits[11], LONGEST_RETRY);
+        roster.fail("a.tar".as_ref(), now, false);
+        assert_eq!(roster.next_due(true), None);
+    }
+
+    #[test]
+    fn the_file_that_waits_longest_goes_first() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("z.tar", 1)], now, new_only);
+        roster.list(vec![file("a.tar", 2), file("z.tar", 1)], now + Duration::from_millis(1), new_only);
+        assert_eq!(roster.due(now + Duration::from_secs(1), true), Some("z.tar".into()));
+    }
+
+    #[test]
+    fn after_a_doubt_everything_done_is_compared_again() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, new_only);
+        roster.set("a.tar".as_ref(), Phase::Done);
+        roster.doubt();
+        assert_eq!(roster.names(|phase| phase == Phase::Known), [OsString::from("a.tar")]);
+    }
+}

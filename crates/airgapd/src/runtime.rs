@@ -1,0 +1,117 @@
+//! The containerd this node's images go to: connecting to it, asking it what it is, and refusing it where it cannot be
+//! the one that kubelet uses.
+
+use std::path::Path;
+
+use containerd::{Client, Version};
+use import::{Policy, Wanted};
+use platforms::{Matcher, Platform, Rules};
+
+use crate::config::{PlatformChoice, Settings};
+
+/// The namespace that kubelet's images live in.
+const KUBERNETES: &str = "k8s.io";
+
+/// A containerd that answers and is the right one.
+#[derive(Clone, Debug)]
+pub(crate) struct Runtime {
+    pub(crate) client: Client,
+    pub(crate) version: Version,
+    /// What containerd says this node is; detected from the machine where it does not say.
+    pub(crate) platform: Platform,
+    /// Another one means another containerd, or one that was wiped.
+    pub(crate) uuid: String,
+}
+
+/// Why a socket is not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    /// It does not answer as it should.
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
+    /// It answers, and it is not what kubelet talks to.
+    #[error(
+        "the containerd on {socket} has no CRI service, so it is not the one kubelet uses (`cri: false` takes it all the same)"
+    )]
+    NoCri { socket: String },
+}
+
+impl Unusable {
+    /// Whether nothing answers at all.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Unusable::Containerd(containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. })
+        )
+    }
+}
+
+/// Connects to containerd and makes sure that it is the right one. Safe to cancel.
+///
+/// # Errors
+///
+/// [`Unusable`]; whether to wait for it is the caller's business.
+pub(crate) async fn connect(socket: &Path, settings: &Settings) -> Result<Runtime, Unusable> {
+    let client = Client::connect(socket, &settings.namespace).await?;
+    let version = client.version().await?;
+    if settings.cri && settings.namespace == KUBERNETES && !client.has_cri().await? {
+        return Err(Unusable::NoCri {
+            socket: socket.display().to_string(),
+        });
+    }
+    let platform = client.node_platform().await?.unwrap_or_else(platforms::host);
+    let uuid = client.server_uuid().await?;
+    Ok(Runtime {
+        client,
+        version,
+        platform,
+        uuid,
+    })
+}
+
+/// What decides over a catalog on this node: its platforms, by containerd's rules, and the naming rules.
+///
+/// Without a containerd the node's platform is detected, and judged by the newest rules.
+pub(crate) fn policy(settings: &Settings, runtime: Option<&Runtime>) -> Policy {
+    let rules = runtime.map_or(Rules::Rc3, |runtime| runtime.version.rules());
+    let only = |platform: &Platform| Matcher::only(platform, rules);
+    let wanted = match &settings.platforms {
+        PlatformChoice::All => Wanted::All,
+        PlatformChoice::These(platforms) => Wanted::Platforms(platforms.iter().map(only).collect()),
+        PlatformChoice::Node => {
+            let node = runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());
+            Wanted::Platforms(vec![only(&node)])
+        }
+    };
+    Policy {
+        wanted,
+        naming: settings.naming(),
+    }
+}
+
+/// Everything that decides what an import yields, in a form that is equal when it is equal.
+pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
+    let Settings {
+        platforms,
+        aliases,
+        names,
+        base_name,
+        digest_references,
+        on_conflict,
+        namespace,
+        ..
+    } = settings;
+    let rules = runtime.version.rules();
+    let decisive = (
+        platforms,
+        &runtime.platform,
+        rules,
+        aliases,
+        names,
+        base_name,
+        digest_references,
+        on_conflict,
+        namespace,
+    );
+    import::short_hash(format!("{decisive:?}").as_bytes())
+}

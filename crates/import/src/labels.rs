@@ -1,0 +1,218 @@
+//! The labels airgapd writes on image records, and what they mean to it.
+//!
+//! Labels are only ever changed one key at a time: kubelet's runtime, k0s and k3s keep theirs on the same records.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+
+/// CRI's pin: kubelet's image garbage collector leaves pinned images alone.
+pub const PINNED: &str = "io.cri-containerd.pinned";
+/// The value CRI looks for under [`PINNED`].
+pub const PINNED_VALUE: &str = "pinned";
+/// Says that the pin is ours; a pin without it is somebody else's and is never removed.
+pub const OUR_PIN: &str = "io.airgapd.pinned";
+/// Prefix of one label for each bundle that vouches for the image; its value is the bundle's file name.
+pub const BUNDLE_PREFIX: &str = "io.airgapd.bundle.";
+/// The image was imported by hand; its value is the file name. Only `airgapd release` takes it back.
+pub const IMPORTED: &str = "io.airgapd.import";
+/// CRI's mark on records it knows. Cleared when a record changes its target, so that CRI looks at it again.
+pub const CRI_MANAGED: &str = "io.cri-containerd.image";
+
+/// On a lease: whose it is.
+pub const LEASE_MARK: &str = "io.airgapd.lease";
+/// How the mark of a lease begins that belongs to a bundle in the images folder.
+pub const LEASE_OF_BUNDLE: &str = "bundle ";
+
+/// The labels of an image record.
+pub type Labels = BTreeMap<String, String>;
+/// Changes to labels by key; `None` takes the key away.
+pub type LabelChanges = BTreeMap<String, Option<String>>;
+
+/// Who vouches for an image: a bundle in the folder, or a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A bundle in the images folder, by file name.
+    Bundle(String),
+    /// A file imported by hand from elsewhere, by file name.
+    Hand(String),
+}
+
+impl Source {
+    /// The label that says it: key and value.
+    #[must_use]
+    pub fn label(&self) -> (String, String) {
+        match self {
+            Source::Bundle(name) => (format!("{BUNDLE_PREFIX}{}", bundle_id(name)), name.clone()),
+            Source::Hand(name) => (IMPORTED.to_owned(), name.clone()),
+        }
+    }
+
+    /// Whose a lease is, as its mark says it.
+    #[must_use]
+    pub fn lease_mark(&self) -> String {
+        match self {
+            Source::Bundle(name) => format!("{LEASE_OF_BUNDLE}{name}"),
+            Source::Hand(name) => format!("import {name}"),
+        }
+    }
+}
+
+/// Names a bundle in labels and leases: the first 16 hexadecimal digits of the sha256 of its file name.
+#[must_use]
+pub fn bundle_id(file_name: &str) -> String {
+    short_hash(file_name.as_bytes())
+}
+
+/// The first 16 hexadecimal digits of a sha256.
+#[must_use]
+pub fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Whether one of our source labels is on the record.
+#[must_use]
+pub fn is_vouched_for(labels: &Labels) -> bool {
+    labels.keys().any(|key| is_source(key))
+}
+
+/// Whether `key` is one of our source labels.
+#[must_use]
+pub fn is_source(key: &str) -> bool {
+    key.starts_with(BUNDLE_PREFIX) || key == IMPORTED
+}
+
+/// What has to change on a record with `labels` so that `source` vouches for it and it is pinned.
+///
+/// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed.
+#[must_use]
+pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
+    let (key, value) = source.label();
+    let mut wanted = vec![(key, value)];
+    if !labels.contains_key(PINNED) || labels.contains_key(OUR_PIN) {
+        wanted.push((PINNED.to_owned(), PINNED_VALUE.to_owned()));
+        wanted.push((OUR_PIN.to_owned(), "true".to_owned()));
+    }
+    wanted
+        .into_iter()
+        .filter(|(key, value)| labels.get(key) != Some(value))
+        .map(|(k, v)| (k, Some(v)))
+        .collect()
+}
+
+/// What has to change on a record with `labels` when the sources that `gone` names no longer vouch for it: their
+/// labels go, and with the last of ours our pin.
+#[must_use]
+pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChanges {
+    let mut changes: LabelChanges = BTreeMap::new();
+    let mut left = 0;
+    for (key, value) in labels.iter().filter(|(key, _)| is_source(key)) {
+        if gone(key, value) {
+            changes.insert(key.clone(), None);
+        } else {
+            left += 1;
+        }
+    }
+    if left == 0 && labels.contains_key(OUR_PIN) && (!changes.is_empty() || !is_vouched_for(labels)) {
+        changes.insert(PINNED.to_owned(), None);
+        changes.insert(OUR_PIN.to_owned(), None);
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    fn keys(changes: &LabelChanges) -> Vec<(&str, bool)> {
+        changes.iter().map(|(k, v)| (k.as_str(), v.is_some())).collect()
+    }
+
+    #[test]
+    fn the_bundle_label_is_short_however_long_the_file_name() {
+        let (key, value) = Source::Bundle("x".repeat(255)).label();
+        assert_eq!(key.len(), BUNDLE_PREFIX.len() + 16);
+        assert!(key.len() + value.len() < 4096);
+        assert_eq!(bundle_id("a.tar"), bundle_id("a.tar"));
+        assert_ne!(bundle_id("a.tar"), bundle_id("b.tar"));
+    }
+
+    #[test]
+    fn a_new_record_gets_source_and_our_pin() {
+        let changes = vouch(&Labels::new(), &Source::Hand("a.tar".into()));
+        assert_eq!(
+            keys(&changes),
+            [(IMPORTED, true), (OUR_PIN, true), (PINNED, true)]
+        );
+    }
+
+    #[test]
+    fn a_pin_of_somebody_else_is_not_claimed() {
+        let changes = vouch(&labels(&[(PINNED, "pinned")]), &Source::Hand("a.tar".into()));
+        assert_eq!(keys(&changes), [(IMPORTED, true)]);
+    }
+
+    #[test]
+    fn nothing_changes_when_all_is_said_already() {
+        let there = labels(&[
+            (PINNED, "pinned"),
+            (OUR_PIN, "true"),
+            (IMPORTED, "a.tar"),
+            ("other", "x"),
+        ]);
+        assert!(vouch(&there, &Source::Hand("a.tar".into())).is_empty());
+    }
+
+    #[test]
+    fn a_lost_pin_comes_back() {
+        let there = labels(&[(OUR_PIN, "true"), (IMPORTED, "a.tar")]);
+        assert_eq!(
+            keys(&vouch(&there, &Source::Hand("a.tar".into()))),
+            [(PINNED, true)]
+        );
+    }
+
+    #[test]
+    fn our_pin_goes_with_our_last_source_only() {
+        let one = Source::Bundle("a.tar".into()).label();
+        let two = Source::Bundle("b.tar".into()).label();
+        let mut there = labels(&[
+            (PINNED, "pinned"),
+            (OUR_PIN, "true"),
+            (&one.0, &one.1),
+            (&two.0, &two.1),
+        ]);
+        let changes = disown(&there, |_, value| value == "a.tar");
+        assert_eq!(keys(&changes), [(one.0.as_str(), false)]);
+        there.remove(&one.0);
+        let changes = disown(&there, |_, value| value == "b.tar");
+        let wanted = [
+            (two.0.clone(), None),
+            (PINNED.to_owned(), None),
+            (OUR_PIN.to_owned(), None),
+        ];
+        assert_eq!(changes, LabelChanges::from(wanted));
+    }
+
+    #[test]
+    fn a_pin_of_somebody_else_survives_our_leaving() {
+        let one = Source::Bundle("a.tar".into()).label();
+        let there = labels(&[
+            (PINNED, "pinned"),
+            (&one.0, &one.1),
+            ("io.k0sproject.ocibundle-paths", "{}"),
+        ]);
+        assert_eq!(keys(&disown(&there, |_, _| true)), [(one.0.as_str(), false)]);
+    }
+}

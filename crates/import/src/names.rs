@@ -1,0 +1,495 @@
+//! Image names: from what an archive calls an image to the names of its records in containerd.
+//!
+//! CRI looks a pod's image up under its normalised reference and under nothing else, so a record that is not named
+//! that way is invisible to kubelet and cannot be removed through CRI. containerd's own importer writes the names of
+//! an OCI layout down as they are; this module normalises them, and never invents a repository: a plain tag needs a
+//! base name, an image without a name needs one from the operator, and both are reported otherwise.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
+use bundle::RawName;
+use oci_spec::image::Digest;
+use serde::{Deserialize, Serialize};
+
+/// The most characters a repository (host and path) may have: the limit of the distribution reference grammar.
+const REPOSITORY_LENGTH: usize = 255;
+
+/// A normalised image reference: host and path, with a tag, a digest, or both.
+///
+/// Follows the distribution reference grammar as containerd and CRI apply it: `busybox` is
+/// `docker.io/library/busybox:latest`, `index.docker.io` is `docker.io`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    repository: String,
+    tag: Option<String>,
+    digest: Option<String>,
+}
+
+/// Why a text is no image reference.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} is not an image reference: {reason}", printable(.text))]
+pub struct InvalidReference {
+    text: String,
+    reason: String,
+}
+
+impl Reference {
+    /// Host and path, such as `docker.io/library/busybox`.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag, absent when the reference is by digest alone.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest as text, when there is one.
+    #[must_use]
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
+    /// The same repository, by digest alone.
+    #[must_use]
+    pub fn by_digest(&self, digest: &Digest) -> Reference {
+        Reference {
+            repository: self.repository.clone(),
+            tag: None,
+            digest: Some(digest.to_string()),
+        }
+    }
+
+    fn by_tag(&self) -> Option<Reference> {
+        self.tag.is_some().then(|| Reference {
+            digest: None,
+            ..self.clone()
+        })
+    }
+
+    fn only_digest(&self) -> Option<Reference> {
+        self.digest.is_some().then(|| Reference {
+            tag: None,
+            ..self.clone()
+        })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Reference {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = |reason: &str| InvalidReference {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
+        // The library's tag pattern takes any letter of any script; the grammar knows ASCII alone.
+        if !text.is_ascii() {
+            return Err(invalid("only ASCII characters are allowed"));
+        }
+        if is_bare_hex(text) {
+            return Err(invalid("64 hexadecimal digits are an image ID, not a name"));
+        }
+        let (text_without_v6, v6) =
+            hide_ipv6_host(text).ok_or_else(|| invalid("not an IPv6 address in the brackets"))?;
+        let parsed = oci_spec::distribution::Reference::from_str(&text_without_v6)
+            .map_err(|e| invalid(&e.to_string()))?;
+        let host = v6.map_or_else(
+            || parsed.registry().to_owned(),
+            |v6| parsed.registry().replacen(IPV6_STAND_IN, &v6, 1),
+        );
+        let repository = format!("{host}/{}", parsed.repository());
+        if repository.len() > REPOSITORY_LENGTH {
+            return Err(invalid("the repository has more than 255 characters"));
+        }
+        let digest = parsed.digest().map(ToOwned::to_owned);
+        if digest.as_deref().is_some_and(|d| Digest::from_str(d).is_err()) {
+            return Err(invalid("its digest is malformed"));
+        }
+        Ok(Reference {
+            repository,
+            tag: parsed.tag().map(ToOwned::to_owned),
+            digest,
+        })
+    }
+}
+
+fn is_bare_hex(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A host the grammar accepts, in place of one it does not know: the library has no IPv6 literals.
+const IPV6_STAND_IN: &str = "ipv6.invalid";
+
+/// Replaces a leading `[address]` by the stand-in. `None`: there are brackets, but no address in them.
+fn hide_ipv6_host(text: &str) -> Option<(String, Option<String>)> {
+    let Some(rest) = text.strip_prefix('[') else {
+        return Some((text.to_owned(), None));
+    };
+    let (address, rest) = rest.split_once(']')?;
+    Ipv6Addr::from_str(address).ok()?;
+    Some((format!("{IPV6_STAND_IN}{rest}"), Some(format!("[{address}]"))))
+}
+
+/// `text` with every control character escaped and at most 200 characters long, for messages and terminals.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let shown: String = text.chars().take(200).flat_map(char::escape_debug).collect();
+    let dots = if text.chars().nth(200).is_some() {
+        "..."
+    } else {
+        ""
+    };
+    format!("\"{shown}{dots}\"")
+}
+
+/// Which `name@digest` records are added to a named image, so that pods pinned by digest find it offline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DigestReferences {
+    /// None.
+    None,
+    /// The digest of the record's target, which is what most pods are pinned to.
+    #[default]
+    Target,
+    /// Also the digest of each imported manifest below an index.
+    All,
+}
+
+/// A prefix of names and what it is also known as on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// The prefix of names in bundles, such as `quay.io/k0sproject`.
+    pub from: String,
+    /// What stands in its place in the second name.
+    pub to: String,
+}
+
+impl Alias {
+    /// The second name of `reference`, when the prefix ends at a boundary of it.
+    fn apply(&self, reference: &Reference) -> Option<Result<Reference, InvalidReference>> {
+        let text = reference.to_string();
+        let rest = text.strip_prefix(&self.from)?;
+        let at_boundary = self.from.ends_with('/') || rest.is_empty() || rest.starts_with(['/', ':', '@']);
+        at_boundary.then(|| format!("{}{rest}", self.to).parse())
+    }
+}
+
+/// How images are named on import.
+#[derive(Clone, Debug, Default)]
+pub struct Naming {
+    /// Second names by prefix.
+    pub aliases: Vec<Alias>,
+    /// References for images (by target digest) that the archive leaves without a name.
+    pub names: BTreeMap<String, Reference>,
+    /// The repository that plain tags belong to.
+    pub base_name: Option<String>,
+    /// Which `name@digest` records are added.
+    pub digest_references: DigestReferences,
+}
+
+/// The names of one image, and what was wrong with the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// References the target itself answers to, in order, without repetition.
+    pub references: Vec<Reference>,
+    /// Names that were not used, each with the reason.
+    pub refused: Vec<String>,
+}
+
+impl Naming {
+    /// The names of an image that the archive calls `raw` and whose record would point at `target`.
+    ///
+    /// `manifests` are the digests of the imported manifests below an index; references to those come back separately
+    /// from [`Naming::manifest_references`].
+    #[must_use]
+    pub fn names_of(&self, raw: &[RawName], target: &Digest) -> Names {
+        let mut names = Names::default();
+        for name in raw {
+            match self.reference_of(name, target) {
+                Ok(references) => names.references.extend(references),
+                Err(reason) => names.refused.push(reason),
+            }
+        }
+        if let Some(given) = self.names.get(target.as_ref()) {
+            names.references.push(given.clone());
+        }
+        self.add_digest_names(&mut names.references, target);
+        self.add_aliases(&mut names);
+        keep_first_of_each(&mut names.references);
+        names
+    }
+
+    /// The `name@digest` references of a manifest below the index `names` were given to.
+    #[must_use]
+    pub fn manifest_references(&self, names: &[Reference], manifest: &Digest) -> Vec<Reference> {
+        if self.digest_references != DigestReferences::All {
+            return Vec::new();
+        }
+        let mut references: Vec<_> = names.iter().map(|name| name.by_digest(manifest)).collect();
+        keep_first_of_each(&mut references);
+        references
+    }
+
+    fn reference_of(&self, name: &RawName, target: &Digest) -> Result<Vec<Reference>, String> {
+        let text = match name {
+            RawName::RefName(tag) if is_plain_tag(tag) => self.with_base_name(tag)?,
+            RawName::RefName(text) | RawName::ContainerdName(text) | RawName::RepoTag(text) => text.clone(),
+        };
+        let reference: Reference = text.parse().map_err(|e: InvalidReference| e.to_string())?;
+        if reference.digest().is_some_and(|digest| digest != target.as_ref()) {
+            return Err(format!(
+                "{} names a digest that is not the image's, which is {target}",
+                printable(&text)
+            ));
+        }
+        Ok(reference
+            .by_tag()
+            .into_iter()
+            .chain(reference.only_digest())
+            .collect())
+    }
+
+    fn with_base_name(&self, tag: &str) -> Result<String, String> {
+        match &self.base_name {
+            Some(base) => Ok(format!("{base}:{tag}")),
+            None => Err(format!(
+                "{} is a plain tag without a repository: set baseName, or name the image with --name DIGEST=REFERENCE",
+                printable(tag)
+            )),
+        }
+    }
+
+    fn add_digest_names(&self, references: &mut Vec<Reference>, target: &Digest) {
+        if self.digest_references == DigestReferences::None {
+            return;
+        }
+        let by_digest: Vec<_> = references.iter().map(|name| name.by_digest(target)).collect();
+        references.extend(by_digest);
+    }
+
+    fn add_aliases(&self, names: &mut Names) {
+        let mut second = Vec::new();
+        for alias in &self.aliases {
+            for result in names.references.iter().filter_map(|name| alias.apply(name)) {
+                match result {
+                    Ok(name) => second.push(name),
+                    Err(error) => names
+                        .refused
+                        .push(format!("alias {}={}: {error}", alias.from, alias.to)),
+                }
+            }
+        }
+        names.references.extend(second);
+    }
+}
+
+/// `latest`, `v1.2`: an annotation value that says a tag and no repository.
+fn is_plain_tag(text: &str) -> bool {
+    !text.contains(['/', ':', '@'])
+}
+
+fn keep_first_of_each(references: &mut Vec<Reference>) {
+    let mut seen = std::collections::HashSet::new();
+    references.retain(|reference| seen.insert(reference.clone()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const OTHER: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn target() -> Digest {
+        TARGET.parse().unwrap()
+    }
+
+    fn names(naming: &Naming, raw: RawName) -> Vec<String> {
+        naming
+            .names_of(&[raw], &target())
+            .references
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn references_are_normalised_as_cri_does() {
+        let by_digest = format!("foo/bar@{TARGET}");
+        let rows = [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("busybox:1", "docker.io/library/busybox:1"),
+            ("index.docker.io/library/x:1", "docker.io/library/x:1"),
+            ("localhost:5000/x/y:2", "localhost:5000/x/y:2"),
+            ("localhost/x", "localhost/x:latest"),
+            ("localhost", "docker.io/library/localhost:latest"),
+            ("example.com", "docker.io/library/example.com:latest"),
+            ("foo/bar", "docker.io/foo/bar:latest"),
+            ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
+            ("[::1]:5000/x:1", "[::1]:5000/x:1"),
+            (by_digest.as_str(), &*format!("docker.io/foo/bar@{TARGET}")),
+        ]
+        .map(|(given, wanted)| (given, wanted.to_owned()));
+        for (given, wanted) in rows {
+            assert_eq!(given.parse::<Reference>().unwrap().to_string(), wanted, "{given}");
+        }
+    }
+
+    #[test]
+    fn texts_outside_the_grammar_are_refused_by_name() {
+        let long = format!("r.test/{}:1", "a/".repeat(130).trim_end_matches('/'));
+        let rows = [
+            "",
+            "UPPER/Case:1",
+            "a b",
+            "x:\u{1b}[31m",
+            "x:\u{fc}",
+            &"a".repeat(64),
+            &long,
+            "[zz]/x",
+            "x@sha256:abc",
+            "../../evil:1",
+        ];
+        for text in rows {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.contains("is not an image reference"), "{text}: {error}");
+            assert!(!error.contains('\u{1b}'), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_named_image_also_gets_its_digest_name() {
+        let wanted = vec!["r.test/a:1".to_owned(), format!("r.test/a@{TARGET}")];
+        assert_eq!(
+            names(&Naming::default(), RawName::ContainerdName("r.test/a:1".into())),
+            wanted
+        );
+    }
+
+    #[test]
+    fn tag_and_digest_give_both_names() {
+        let raw = RawName::RefName(format!("x:1@{TARGET}"));
+        let naming = Naming {
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        assert_eq!(
+            names(&naming, raw),
+            [
+                "docker.io/library/x:1".to_owned(),
+                format!("docker.io/library/x@{TARGET}")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_digest_name_that_is_not_the_targets_is_refused() {
+        let refused = Naming::default().names_of(&[RawName::RepoTag(format!("x@{OTHER}"))], &target());
+        assert!(refused.references.is_empty());
+        assert!(
+            refused.refused[0].contains("is not the image's"),
+            "{:?}",
+            refused.refused
+        );
+    }
+
+    #[test]
+    fn a_plain_tag_needs_a_base_name() {
+        let bare = Naming::default().names_of(&[RawName::RefName("latest".into())], &target());
+        assert!(bare.references.is_empty());
+        assert!(bare.refused[0].contains("baseName"), "{:?}", bare.refused);
+        let based = Naming {
+            base_name: Some("r.test/app".into()),
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        assert_eq!(
+            names(&based, RawName::RefName("latest".into())),
+            ["r.test/app:latest"]
+        );
+    }
+
+    #[test]
+    fn a_repo_tag_without_tag_is_latest() {
+        let naming = Naming {
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        assert_eq!(
+            names(&naming, RawName::RepoTag("busybox".into())),
+            ["docker.io/library/busybox:latest"]
+        );
+    }
+
+    #[test]
+    fn one_bad_name_spares_the_others() {
+        let raw = [
+            RawName::RepoTag("UPPER/Case:1".into()),
+            RawName::RepoTag("ok:1".into()),
+        ];
+        let names = Naming::default().names_of(&raw, &target());
+        assert_eq!(names.references[0].to_string(), "docker.io/library/ok:1");
+        assert_eq!(names.refused.len(), 1);
+    }
+
+    #[test]
+    fn an_alias_adds_a_second_name_at_a_boundary_only() {
+        let alias = |from: &str, to: &str| Alias {
+            from: from.into(),
+            to: to.into(),
+        };
+        let naming = Naming {
+            aliases: vec![
+                alias("quay.io/k0s", "r.local/k0s"),
+                alias("quay.io/k0sproject", "r.local/kp"),
+            ],
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        assert_eq!(
+            names(&naming, RawName::RepoTag("quay.io/k0sproject/x:1".into())),
+            ["quay.io/k0sproject/x:1", "r.local/kp/x:1"]
+        );
+    }
+
+    #[test]
+    fn an_unnamed_image_takes_the_name_the_operator_gives() {
+        let naming = Naming {
+            names: BTreeMap::from([(TARGET.to_owned(), "r.test/given:1".parse().unwrap())]),
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        let named = naming.names_of(&[], &target());
+        assert_eq!(named.references[0].to_string(), "r.test/given:1");
+    }
+
+    #[test]
+    fn manifests_below_an_index_are_named_only_when_asked() {
+        let base: Vec<Reference> = vec!["r.test/a:1".parse().unwrap(), "r.test/a:2".parse().unwrap()];
+        assert!(Naming::default().manifest_references(&base, &target()).is_empty());
+        let all = Naming {
+            digest_references: DigestReferences::All,
+            ..Naming::default()
+        };
+        assert_eq!(all.manifest_references(&base, &target()).len(), 1);
+    }
+}

@@ -1,0 +1,703 @@
+//! The plan: every step of an import, decided before the first one is taken.
+//!
+//! Pure: what is selected and what is there go in, a printable value comes out, and whoever carries it out has nothing
+//! left to decide. The same function serves the daemon, `import`, `import --dry-run`, and the comparison of an
+//! unchanged bundle with containerd at a restart.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use containerd::{BlobInfo, ImageRecord};
+use oci_spec::image::{Descriptor, Digest};
+
+use crate::labels::{self, CRI_MANAGED, LabelChanges, Labels, Source};
+use crate::select::{Child, ChildKind, Member, RecordName, Taken};
+use crate::survey::Survey;
+
+/// What to do about a record that has our name and another target, and is not ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnConflict {
+    /// The record moves to our target.
+    #[default]
+    Replace,
+    /// The record stays as it is, and that is said.
+    Keep,
+    /// The record stays as it is, and the image counts as failed.
+    Refuse,
+}
+
+/// Under whose name and by which rules images are recorded.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    /// Who vouches for the images.
+    pub source: Source,
+    /// What to do about names that are taken.
+    pub on_conflict: OnConflict,
+}
+
+/// Every step of an import, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The images, those with the fewest bytes to send first.
+    pub images: Vec<ImagePlan>,
+}
+
+/// The steps for one image.
+#[derive(Clone, Debug)]
+pub struct ImagePlan {
+    /// Where the image stands in the list that was planned.
+    pub index: usize,
+    /// Its blobs, children before parents.
+    pub blobs: Vec<BlobStep>,
+    /// Its records, after all blobs.
+    pub records: Vec<RecordStep>,
+    /// Its platforms, best first.
+    pub platforms: Vec<String>,
+}
+
+/// What happens to one blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobStep {
+    /// The blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Whether it is sent.
+    pub action: BlobAction,
+    /// The gc labels it lacks; given with the commit when it is sent.
+    pub labels: Labels,
+    /// The blobs it refers to.
+    pub children: Vec<Digest>,
+}
+
+/// Whether and how a blob is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobAction {
+    /// It is missing: its bytes are sent.
+    Send,
+    /// It is there, but its image is not complete yet: the lease keeps it.
+    Hold,
+    /// It is there and safe.
+    Leave,
+}
+
+/// What happens to one image record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordStep {
+    /// Its name.
+    pub name: String,
+    /// What it points at afterwards.
+    pub target: Descriptor,
+    /// What is done.
+    pub action: RecordAction,
+}
+
+/// What is done to a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordAction {
+    /// It does not exist: it is created with target, pin and source.
+    Create(Labels),
+    /// It points elsewhere: it is moved, with its labels, in one call.
+    Retarget {
+        /// What it points at now.
+        from: Digest,
+        /// The labels that change with it.
+        labels: LabelChanges,
+    },
+    /// Only its labels lack something.
+    Relabel(LabelChanges),
+    /// Nothing.
+    Unchanged,
+    /// The name is taken by something else, and stays.
+    Conflict {
+        /// What it points at.
+        with: Digest,
+        /// Whether that makes the image a failed one.
+        refuse: bool,
+    },
+}
+
+impl RecordAction {
+    /// Whether the record is written.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        matches!(
+            self,
+            RecordAction::Create(_) | RecordAction::Retarget { .. } | RecordAction::Relabel(_)
+        )
+    }
+}
+
+impl Plan {
+    /// Whether everything is in place: nothing is leased and nothing is written.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.images.iter().all(ImagePlan::is_done)
+    }
+
+    /// How many bytes have to be sent, each blob counted once.
+    #[must_use]
+    pub fn bytes_to_send(&self) -> u64 {
+        let mut seen = HashSet::new();
+        let steps = self.images.iter().flat_map(|image| &image.blobs);
+        steps
+            .filter(|step| step.action == BlobAction::Send && seen.insert(&step.digest))
+            .map(|step| step.size)
+            .sum()
+    }
+}
+
+impl ImagePlan {
+    /// Whether its blobs, their labels and its records are all as they should be.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.blobs.iter().all(BlobStep::is_done) && !self.records.iter().any(|record| record.action.writes())
+    }
+
+    fn bytes_to_send(&self) -> u64 {
+        self.blobs
+            .iter()
+            .filter(|step| step.action == BlobAction::Send)
+            .map(|step| step.size)
+            .sum()
+    }
+}
+
+impl BlobStep {
+    fn is_done(&self) -> bool {
+        self.action != BlobAction::Send && self.labels.is_empty()
+    }
+}
+
+/// Decides every step for `images`, given what is there.
+#[must_use]
+pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
+    let mut images: Vec<_> = images
+        .iter()
+        .enumerate()
+        .map(|(at, image)| plan_image(at, image, survey, intent))
+        .collect();
+    images.sort_by_key(ImagePlan::bytes_to_send);
+    Plan { images }
+}
+
+fn plan_image(index: usize, image: &Taken, survey: &Survey, intent: &Intent) -> ImagePlan {
+    let blobs = image
+        .closure
+        .blobs
+        .iter()
+        .map(|member| plan_blob(member, survey.blobs.get(&member.digest)))
+        .collect();
+    let records = image
+        .records
+        .iter()
+        .map(|record| plan_record(record, survey.records.get(&record.name), intent))
+        .collect();
+    let mut plan = ImagePlan {
+        index,
+        blobs,
+        records,
+        platforms: image.closure.platforms.clone(),
+    };
+    if plan.is_done() {
+        // The record and the labels keep the blobs: there is nothing to protect them from.
+        for step in &mut plan.blobs {
+            step.action = BlobAction::Leave;
+        }
+    }
+    plan
+}
+
+fn plan_blob(member: &Member, there: Option<&BlobInfo>) -> BlobStep {
+    let none = Labels::new();
+    let labels = missing_gc_labels(&member.children, there.map_or(&none, |blob| &blob.labels));
+    // A blob of another size under this digest is not the blob: sending it makes containerd say so.
+    let action = if there.is_some() {
+        BlobAction::Hold
+    } else {
+        BlobAction::Send
+    };
+    let children = member.children.iter().map(|child| child.digest.clone()).collect();
+    BlobStep {
+        digest: member.digest.clone(),
+        size: member.size,
+        action,
+        labels,
+        children,
+    }
+}
+
+const GC_REF: &str = "containerd.io/gc.ref.content";
+
+/// The labels that tell containerd's garbage collector of `children`, as far as `there` does not say it yet.
+///
+/// Keys are numbered per kind as containerd numbers them. A key that is taken for another blob is left alone and the
+/// next free number is used: somebody else may rely on it, for another platform of the same index.
+#[must_use]
+pub fn missing_gc_labels(children: &[Child], there: &Labels) -> Labels {
+    let mut missing = Labels::new();
+    let mut next: HashMap<ChildKind, usize> = HashMap::new();
+    for child in children {
+        let number = next.entry(child.kind).or_default();
+        let digest = child.digest.to_string();
+        if refers_to(there, &digest) || refers_to(&missing, &digest) {
+            *number += 1;
+            continue;
+        }
+        let key = loop {
+            let key = gc_key(child.kind, *number);
+            *number += 1;
+            if !there.contains_key(&key) {
+                break key;
+            }
+        };
+        missing.insert(key, digest);
+    }
+    missing
+}
+
+fn refers_to(labels: &Labels, digest: &str) -> bool {
+    labels
+        .iter()
+        .any(|(key, value)| value == digest && key.strip_prefix(GC_REF).is_some_and(is_gc_suffix))
+}
+
+fn is_gc_suffix(suffix: &str) -> bool {
+    suffix.is_empty() || suffix.starts_with(['.', '/'])
+}
+
+fn gc_key(kind: ChildKind, number: usize) -> String {
+    match kind {
+        ChildKind::Manifest => format!("{GC_REF}.m.{number}"),
+        ChildKind::Layer => format!("{GC_REF}.l.{number}"),
+        ChildKind::Config if number == 0 => format!("{GC_REF}.config"),
+        ChildKind::Config => format!("{GC_REF}.config{number}"),
+        ChildKind::Other => format!("{GC_REF}.{number}"),
+    }
+}
+
+/// Decides what happens to one record, given the record of that name.
+#[must_use]
+pub fn plan_record(wanted: &RecordName, there: Option<&ImageRecord>, intent: &Intent) -> RecordStep {
+    let action = match there {
+        None => RecordAction::Create(created_labels(&intent.source)),
+        Some(record) if is_same_target(&record.target, &wanted.target) => relabel(record, &intent.source),
+        Some(record) => move_or_leave(record, intent),
+    };
+    RecordStep {
+        name: wanted.name.clone(),
+        target: wanted.target.clone(),
+        action,
+    }
+}
+
+fn created_labels(source: &Source) -> Labels {
+    labels::vouch(&Labels::new(), source)
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
+        .collect()
+}
+
+fn is_same_target(there: &Descriptor, wanted: &Descriptor) -> bool {
+    there.digest() == wanted.digest()
+        && there.media_type() == wanted.media_type()
+        && there.size() == wanted.size()
+}
+
+fn relabel(record: &ImageRecord, source: &Source) -> RecordAction {
+    let changes = labels::vouch(&record.labels, source);
+    if changes.is_empty() {
+        RecordAction::Unchanged
+    } else {
+        RecordAction::Relabel(changes)
+    }
+}
+
+fn move_or_leave(record: &ImageRecord, intent: &Intent) -> RecordAction {
+    let ours = labels::is_vouched_for(&record.labels);
+    if !ours && intent.on_conflict != OnConflict::Replace {
+        let refuse = intent.on_conflict == OnConflict::Refuse;
+        return RecordAction::Conflict {
+            with: record.target.digest().clone(),
+            refuse,
+        };
+    }
+    let mut labels = labels::vouch(&record.labels, &intent.source);
+    if record.labels.contains_key(CRI_MANAGED) {
+        // Otherwise CRI takes the record for known and never learns of the new image's ID.
+        labels.insert(CRI_MANAGED.to_owned(), None);
+    }
+    RecordAction::Retarget {
+        from: record.target.digest().clone(),
+        labels,
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut seen = HashSet::new();
+        for image in &self.images {
+            write!(f, "{image}")?;
+            for step in &image.blobs {
+                let again = !seen.insert(&step.digest);
+                writeln!(f, "  {}", BlobLine { step, again })?;
+            }
+            for record in &image.records {
+                writeln!(f, "  {record}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ImagePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self
+            .records
+            .first()
+            .map_or("(no record)", |record| record.name.as_str());
+        writeln!(f, "{name} ({})", self.platforms.join(", "))
+    }
+}
+
+struct BlobLine<'a> {
+    step: &'a BlobStep,
+    again: bool,
+}
+
+impl fmt::Display for BlobLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.step.action {
+            BlobAction::Send if self.again => "shared ",
+            BlobAction::Send => "send   ",
+            BlobAction::Hold | BlobAction::Leave => "present",
+        };
+        write!(f, "{verb} {} {} bytes", self.step.digest, self.step.size)?;
+        match self.step.labels.len() {
+            0 => Ok(()),
+            labels => write!(f, ", {labels} gc labels"),
+        }
+    }
+}
+
+impl fmt::Display for RecordStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, target, action } = self;
+        let digest = target.digest();
+        match action {
+            RecordAction::Create(_) => write!(f, "create  {name} -> {digest}"),
+            RecordAction::Retarget { from, .. } => write!(f, "move    {name} from {from} -> {digest}"),
+            RecordAction::Relabel(changes) => write!(f, "label   {name}: {}", changed_keys(changes)),
+            RecordAction::Unchanged => write!(f, "keep    {name} -> {digest}"),
+            RecordAction::Conflict { with, .. } => {
+                write!(f, "leave   {name}: it belongs to somebody else, {with}")
+            }
+        }
+    }
+}
+
+fn changed_keys(changes: &LabelChanges) -> String {
+    let sign = |(key, value): (&String, &Option<String>)| {
+        format!("{}{key}", if value.is_some() { '+' } else { '-' })
+    };
+    changes.iter().map(sign).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::select::Closure;
+    use oci_spec::image::MediaType;
+
+    fn digest(fill: char) -> Digest {
+        format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
+    }
+
+    fn descriptor(fill: char) -> Descriptor {
+        Descriptor::new(MediaType::ImageManifest, 7, digest(fill))
+    }
+
+    fn leaf(fill: char, size: u64) -> Member {
+        Member {
+            digest: digest(fill),
+            size,
+            children: Vec::new(),
+        }
+    }
+
+    fn child(kind: ChildKind, fill: char) -> Child {
+        Child {
+            kind,
+            digest: digest(fill),
+        }
+    }
+
+    /// A manifest `m` over config `c` and layer `1`.
+    fn image(name: &str) -> Taken {
+        let children = vec![child(ChildKind::Layer, '1'), child(ChildKind::Config, 'c')];
+        let manifest = Member {
+            digest: digest('a'),
+            size: 7,
+            children,
+        };
+        let closure = Closure {
+            blobs: vec![leaf('1', 100), leaf('c', 10), manifest],
+            platforms: vec!["linux/amd64".into()],
+        };
+        Taken {
+            records: vec![RecordName {
+                name: name.into(),
+                target: descriptor('a'),
+            }],
+            closure,
+        }
+    }
+
+    fn intent() -> Intent {
+        Intent {
+            source: Source::Bundle("b.tar".into()),
+            on_conflict: OnConflict::Replace,
+        }
+    }
+
+    fn blob(fill: char, labels: &[(&str, char)]) -> BlobInfo {
+        let labels = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), digest(*value).to_string()))
+            .collect();
+        BlobInfo {
+            digest: digest(fill),
+            size: 1,
+            labels,
+        }
+    }
+
+    fn survey(records: Vec<ImageRecord>, blobs: Vec<BlobInfo>) -> Survey {
+        let blobs = blobs
+            .into_iter()
+            .map(|blob| (blob.digest.clone(), blob))
+            .collect();
+        Survey {
+            records: records
+                .into_iter()
+                .map(|record| (record.name.clone(), record))
+                .collect(),
+            blobs,
+        }
+    }
+
+    fn record(name: &str, target: char, labels: Labels) -> ImageRecord {
+        ImageRecord {
+            name: name.into(),
+            target: descriptor(target),
+            labels,
+        }
+    }
+
+    fn ours() -> Labels {
+        created_labels(&intent().source)
+    }
+
+    const L0: &str = "containerd.io/gc.ref.content.l.0";
+    const CONFIG: &str = "containerd.io/gc.ref.content.config";
+
+    fn whole() -> Vec<BlobInfo> {
+        vec![
+            blob('1', &[]),
+            blob('c', &[]),
+            blob('a', &[(L0, '1'), (CONFIG, 'c')]),
+        ]
+    }
+
+    #[test]
+    fn an_empty_containerd_gets_every_blob_and_the_record() {
+        let image = image("r.test/a:1");
+        let plan = plan(&[&image], &Survey::default(), &intent());
+        let steps = &plan.images[0];
+        assert!(steps.blobs.iter().all(|step| step.action == BlobAction::Send));
+        assert_eq!(steps.blobs[2].labels.keys().collect::<Vec<_>>(), [CONFIG, L0]);
+        assert!(matches!(&steps.records[0].action, RecordAction::Create(labels) if *labels == ours()));
+        assert_eq!(plan.bytes_to_send(), 117);
+        assert!(!plan.is_done());
+    }
+
+    #[test]
+    fn an_image_in_place_needs_nothing() {
+        let image = image("r.test/a:1");
+        let plan = plan(
+            &[&image],
+            &survey(vec![record("r.test/a:1", 'a', ours())], whole()),
+            &intent(),
+        );
+        assert!(plan.is_done());
+        assert!(
+            plan.images[0]
+                .blobs
+                .iter()
+                .all(|step| step.action == BlobAction::Leave)
+        );
+        assert_eq!(plan.images[0].records[0].action, RecordAction::Unchanged);
+    }
+
+    #[test]
+    fn blobs_that_are_there_are_held_while_the_rest_comes() {
+        let image = image("r.test/a:1");
+        let plan = plan(&[&image], &survey(Vec::new(), vec![blob('1', &[])]), &intent());
+        let actions: Vec<_> = plan.images[0].blobs.iter().map(|step| step.action).collect();
+        assert_eq!(actions, [BlobAction::Hold, BlobAction::Send, BlobAction::Send]);
+        assert_eq!(plan.bytes_to_send(), 17);
+    }
+
+    #[test]
+    fn a_parent_that_is_there_without_labels_gets_them() {
+        let image = image("r.test/a:1");
+        let bare = vec![blob('1', &[]), blob('c', &[]), blob('a', &[(L0, '1')])];
+        let plan = plan(
+            &[&image],
+            &survey(vec![record("r.test/a:1", 'a', ours())], bare),
+            &intent(),
+        );
+        assert_eq!(
+            plan.images[0].blobs[2].labels.keys().collect::<Vec<_>>(),
+            [CONFIG]
+        );
+        assert_eq!(plan.images[0].records[0].action, RecordAction::Unchanged);
+        assert!(!plan.is_done());
+    }
+
+    #[test]
+    fn a_label_key_that_keeps_another_blob_alive_is_left_alone() {
+        let there = Labels::from([(
+            "containerd.io/gc.ref.content.m.0".to_owned(),
+            digest('f').to_string(),
+        )]);
+        let missing = missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &there);
+        assert_eq!(
+            missing.keys().collect::<Vec<_>>(),
+            ["containerd.io/gc.ref.content.m.1"]
+        );
+    }
+
+    #[test]
+    fn any_gc_label_that_refers_to_the_child_is_enough() {
+        let there = Labels::from([(
+            "containerd.io/gc.ref.content.7".to_owned(),
+            digest('a').to_string(),
+        )]);
+        assert!(missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &there).is_empty());
+        let other = Labels::from([(
+            "containerd.io/gc.ref.contents".to_owned(),
+            digest('a').to_string(),
+        )]);
+        assert_eq!(
+            missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &other).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn the_same_layer_twice_is_labelled_once() {
+        let twice = [
+            child(ChildKind::Layer, '1'),
+            child(ChildKind::Layer, '1'),
+            child(ChildKind::Layer, '2'),
+        ];
+        let missing = missing_gc_labels(&twice, &Labels::new());
+        assert_eq!(
+            missing.keys().collect::<Vec<_>>(),
+            [L0, "containerd.io/gc.ref.content.l.2"]
+        );
+    }
+
+    #[test]
+    fn a_record_that_moves_is_shown_to_cri_again() {
+        let mut labels = ours();
+        labels.insert(CRI_MANAGED.into(), "managed".into());
+        let step = plan_record(
+            &image("r.test/a:1").records[0],
+            Some(&record("r.test/a:1", 'b', labels)),
+            &intent(),
+        );
+        let RecordAction::Retarget { from, labels } = step.action else {
+            panic!("{step:?}")
+        };
+        assert_eq!(from, digest('b'));
+        assert_eq!(labels, LabelChanges::from([(CRI_MANAGED.to_owned(), None)]));
+    }
+
+    #[test]
+    fn a_name_of_somebody_else_follows_the_rule() {
+        let taken = record(
+            "r.test/a:1",
+            'b',
+            Labels::from([("theirs".to_owned(), "x".to_owned())]),
+        );
+        let action = |on_conflict| {
+            let intent = Intent {
+                on_conflict,
+                ..intent()
+            };
+            plan_record(&image("r.test/a:1").records[0], Some(&taken), &intent).action
+        };
+        assert!(matches!(
+            action(OnConflict::Replace),
+            RecordAction::Retarget { .. }
+        ));
+        assert_eq!(
+            action(OnConflict::Keep),
+            RecordAction::Conflict {
+                with: digest('b'),
+                refuse: false
+            }
+        );
+        assert_eq!(
+            action(OnConflict::Refuse),
+            RecordAction::Conflict {
+                with: digest('b'),
+                refuse: true
+            }
+        );
+    }
+
+    #[test]
+    fn annotations_alone_do_not_move_a_record() {
+        let mut there = record("r.test/a:1", 'a', ours());
+        there
+            .target
+            .set_annotations(Some([("k".to_owned(), "v".to_owned())].into()));
+        assert_eq!(
+            plan_record(&image("r.test/a:1").records[0], Some(&there), &intent()).action,
+            RecordAction::Unchanged
+        );
+    }
+
+    #[test]
+    fn small_images_go_first() {
+        let small = image("r.test/small:1");
+        let mut large = image("r.test/large:1");
+        large.closure.blobs.insert(0, leaf('9', 1_000_000));
+        let plan = plan(&[&large, &small], &Survey::default(), &intent());
+        assert_eq!(
+            plan.images.iter().map(|image| image.index).collect::<Vec<_>>(),
+            [1, 0]
+        );
+        assert_eq!(plan.bytes_to_send(), 1_000_117);
+    }
+
+    #[test]
+    fn the_plan_prints_every_step() {
+        let image = image("r.test/a:1");
+        let text = plan(&[&image], &survey(Vec::new(), vec![blob('1', &[])]), &intent()).to_string();
+        let one = digest('1');
+        for wanted in [
+            "r.test/a:1 (linux/amd64)",
+            &format!("present {one}"),
+            "send    ",
+            "2 gc labels",
+            "create  r.test/a:1",
+        ] {
+            assert!(text.contains(wanted), "{wanted} in {text}");
+        }
+    }
+}

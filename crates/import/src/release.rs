@@ -1,0 +1,93 @@
+//! Takes back what is ours: source labels, and with the last of them our pin. Records stay; kubelet decides about them.
+
+use containerd::{Client, Error, ImageRecord, ImageUpdate};
+use serde::Serialize;
+
+use crate::labels::{self, LabelChanges, OUR_PIN};
+use crate::lease;
+
+/// What is taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Everything that is ours.
+    All,
+    /// What these bundles (by file name) or image records (by name) hold.
+    Names(Vec<String>),
+}
+
+/// A record that loses labels of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Released {
+    /// The record.
+    pub name: String,
+    /// Whether our pin goes.
+    pub unpinned: bool,
+    /// The labels that go.
+    pub labels: Vec<String>,
+    #[serde(skip)]
+    changes: LabelChanges,
+}
+
+/// Decides what is taken back from `records`.
+#[must_use]
+pub fn release_plan(records: &[ImageRecord], what: &Release) -> Vec<Released> {
+    records
+        .iter()
+        .filter_map(|record| release_of(record, what))
+        .collect()
+}
+
+fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
+    let all_of_it = match what {
+        Release::All => true,
+        Release::Names(names) => names.contains(&record.name),
+    };
+    let gone = |_: &str, value: &str| match what {
+        Release::All => true,
+        Release::Names(names) => all_of_it || names.iter().any(|name| name == value),
+    };
+    let changes = match labels::disown(&record.labels, gone) {
+        changes if !all_of_it && changes.keys().all(|key| !labels::is_source(key)) => LabelChanges::new(),
+        changes => changes,
+    };
+    let labels: Vec<String> = changes.keys().cloned().collect();
+    let unpinned = changes.contains_key(OUR_PIN);
+    (!labels.is_empty()).then(|| Released {
+        name: record.name.clone(),
+        unpinned,
+        labels,
+        changes,
+    })
+}
+
+/// Takes back what `what` names, and with [`Release::All`] our leases, too. With `dry_run` nothing is written.
+///
+/// Labels are changed one key at a time; those of others stay. Safe to cancel: what is left is taken back next time.
+///
+/// # Errors
+///
+/// What the client reports, unchanged; records before it are released by then.
+pub async fn release(client: &Client, what: &Release, dry_run: bool) -> Result<Vec<Released>, Error> {
+    let released = release_plan(&client.images().await?, what);
+    if dry_run {
+        return Ok(released);
+    }
+    for record in &released {
+        let update = ImageUpdate {
+            target: None,
+            labels: record.changes.clone(),
+        };
+        client.update_image(&record.name, &update).await?;
+    }
+    if *what == Release::All {
+        for ours in client
+            .leases()
+            .await?
+            .into_iter()
+            .filter(|found| found.id.starts_with(lease::PREFIX))
+        {
+            client.delete_lease(&ours.id, false).await?;
+        }
+    }
+    Ok(released)
+}

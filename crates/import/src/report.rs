@@ -1,0 +1,486 @@
+//! What became of a bundle, image by image: the document that `airgapd import -o json` prints.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bundle::{Bundle, Catalog, Content, Node, PartState};
+use oci_spec::image::{Descriptor, Digest};
+use serde::Serialize;
+
+use crate::Error;
+use crate::ingest::{ImageResult, Ingested, RecordOutcome, chain};
+use crate::plan::{Plan, RecordAction, RecordStep};
+use crate::select::{Choice, Selection, Taken, Verdict};
+
+/// What became of a bundle as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Everything this node can run is in place, and something was written for it.
+    Imported,
+    /// Everything was in place already.
+    Unchanged,
+    /// Some images are in place, others failed.
+    Partial,
+    /// Nothing is wrong with it, and nothing of it is for this node.
+    Skipped,
+    /// Nothing landed.
+    Failed,
+}
+
+/// Why something failed, as far as it matters to whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The bundle itself is bad.
+    Bundle,
+    /// The file could not be read, or changed while it was.
+    File,
+    /// containerd could not be reached.
+    Unreachable,
+    /// Something else: a refused name, no space, an error inside containerd.
+    Other,
+}
+
+/// What became of a bundle.
+#[derive(Clone, Debug, Serialize)]
+pub struct BundleReport {
+    /// The file.
+    pub path: PathBuf,
+    /// How the archive is laid out; absent when it could not be read.
+    pub format: Option<String>,
+    /// How it is compressed; absent when it could not be read.
+    pub compression: Option<String>,
+    /// The result as a whole.
+    pub outcome: Outcome,
+    /// What stopped it, in one line.
+    pub error: Option<String>,
+    /// One entry for each record, and one for each image that has none.
+    pub images: Vec<ImageReport>,
+    /// What was moved.
+    pub blobs: BlobCounts,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+    /// What the operator should know of the archive although it stops nothing.
+    pub warnings: Vec<String>,
+    /// Why it failed.
+    #[serde(skip)]
+    pub cause: Option<Cause>,
+    /// Whether trying again without a change of the file may help.
+    #[serde(skip)]
+    pub retry: bool,
+}
+
+/// What became of a record, or of an image without one.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImageReport {
+    /// The record's name; what the archive calls the image when there is no record.
+    pub name: String,
+    /// The digest of its target.
+    pub digest: String,
+    /// The media type of its target.
+    pub media_type: String,
+    /// The platforms that are in place, best first.
+    pub platforms: Vec<String>,
+    /// What was done.
+    pub outcome: ImageOutcome,
+    /// Why, where that needs saying.
+    pub reason: Option<String>,
+    /// What a moved record pointed at before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_digest: Option<String>,
+}
+
+/// What was done for a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageOutcome {
+    /// It is new.
+    Created,
+    /// It points at the image now, and at something else before.
+    Retargeted,
+    /// Its pin or source label was missing.
+    Relabelled,
+    /// It was in place.
+    Unchanged,
+    /// It is sound and not recorded; the reason says why.
+    Skipped,
+    /// It could not be recorded; the reason says why.
+    Failed,
+}
+
+impl ImageOutcome {
+    /// The word for it in documents and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ImageOutcome::Created => "created",
+            ImageOutcome::Retargeted => "retargeted",
+            ImageOutcome::Relabelled => "relabelled",
+            ImageOutcome::Unchanged => "unchanged",
+            ImageOutcome::Skipped => "skipped",
+            ImageOutcome::Failed => "failed",
+        }
+    }
+
+    /// Whether the image can be used under this name.
+    #[must_use]
+    pub fn is_in_place(self) -> bool {
+        !matches!(self, ImageOutcome::Skipped | ImageOutcome::Failed)
+    }
+}
+
+/// Blobs of a bundle, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BlobCounts {
+    /// Sent to containerd.
+    pub sent: u64,
+    /// Bytes that went over the wire.
+    pub sent_bytes: u64,
+    /// Needed and there already.
+    pub present: u64,
+    /// Their bytes.
+    pub present_bytes: u64,
+    /// In the bundle and not needed on this node.
+    pub not_needed: u64,
+    /// Their bytes.
+    pub not_needed_bytes: u64,
+}
+
+impl Outcome {
+    /// The word for it in documents and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Imported => "imported",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Partial => "partial",
+            Outcome::Skipped => "skipped",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+impl BundleReport {
+    /// The report of a file that is no readable bundle.
+    #[must_use]
+    pub fn unreadable(path: &Path, error: &bundle::Error, took: Duration) -> BundleReport {
+        let cause = if matches!(
+            error.fault,
+            bundle::Fault::Io { .. } | bundle::Fault::NotAFile(_) | bundle::Fault::Changed
+        ) {
+            Cause::File
+        } else {
+            Cause::Bundle
+        };
+        BundleReport {
+            error: Some(chain(error)),
+            cause: Some(cause),
+            ..BundleReport::empty(path, Outcome::Failed, took)
+        }
+    }
+
+    /// The report of a bundle that was not tried, because of `error`.
+    #[must_use]
+    pub fn untried(path: &Path, error: &Error, took: Duration) -> BundleReport {
+        let cause = Some(cause_of(error));
+        BundleReport {
+            error: Some(chain(error)),
+            cause,
+            retry: error.is_transient(),
+            ..BundleReport::empty(path, Outcome::Failed, took)
+        }
+    }
+
+    fn empty(path: &Path, outcome: Outcome, took: Duration) -> BundleReport {
+        BundleReport {
+            path: path.to_owned(),
+            format: None,
+            compression: None,
+            outcome,
+            error: None,
+            images: Vec::new(),
+            blobs: BlobCounts::default(),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            warnings: Vec::new(),
+            cause: None,
+            retry: false,
+        }
+    }
+
+    /// Whether at least one image is in place.
+    #[must_use]
+    pub fn landed(&self) -> bool {
+        self.images.iter().any(|image| image.outcome.is_in_place())
+    }
+
+    /// The report of a plan that is not carried out: every record as it would become.
+    #[must_use]
+    pub fn of_plan(bundle: &Bundle, selection: &Selection, plan: &Plan, took: Duration) -> BundleReport {
+        let results = plan.images.iter().map(|image| ImageResult {
+            index: image.index,
+            records: Ok(image
+                .records
+                .iter()
+                .map(|step| (step.clone(), planned(&step.action)))
+                .collect()),
+        });
+        let sent = plan
+            .images
+            .iter()
+            .flat_map(|image| &image.blobs)
+            .filter(|s| s.action == crate::plan::BlobAction::Send);
+        let ingested = Ingested {
+            images: results.collect(),
+            sent: sent.map(|step| (step.digest.clone(), step.size)).collect(),
+            stopped: None,
+        };
+        BundleReport::of(bundle, selection, &ingested, took)
+    }
+
+    /// The report of a plan that was carried out.
+    #[must_use]
+    pub fn of(bundle: &Bundle, selection: &Selection, ingested: &Ingested, took: Duration) -> BundleReport {
+        let images = image_reports(selection, ingested);
+        let stopped = ingested.stopped.as_ref();
+        let failed = images.iter().any(|image| image.outcome == ImageOutcome::Failed);
+        let mut report = BundleReport {
+            format: Some(bundle.catalog().format.to_string()),
+            compression: Some(bundle.catalog().compression.to_string()),
+            outcome: outcome_of(&images),
+            error: stopped.map(|error| chain(error)),
+            blobs: count_blobs(bundle.catalog(), selection, &ingested.sent),
+            warnings: bundle
+                .catalog()
+                .warnings
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            cause: stopped
+                .map(cause_of)
+                .or_else(|| failed.then(|| failure_cause(selection, ingested))),
+            retry: stopped.is_some_and(Error::is_transient),
+            images,
+            ..BundleReport::empty(bundle.path(), Outcome::Failed, took)
+        };
+        if report.error.is_none() && matches!(report.outcome, Outcome::Failed) {
+            report.error = report.images.iter().find_map(|image| image.reason.clone());
+        }
+        report
+    }
+}
+
+/// The bundle is to blame unless every failure has another reason: a name that is taken, a refusal of containerd.
+fn failure_cause(selection: &Selection, ingested: &Ingested) -> Cause {
+    let broken = selection
+        .choices
+        .iter()
+        .any(|choice| matches!(choice.verdict, Verdict::Broken(_)));
+    let damaged = ingested
+        .images
+        .iter()
+        .any(|image| image.records.as_ref().is_err_and(|failure| failure.is_content));
+    if broken || damaged {
+        Cause::Bundle
+    } else {
+        Cause::Other
+    }
+}
+
+fn cause_of(error: &Error) -> Cause {
+    match error {
+        Error::Containerd(containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }) => {
+            Cause::Unreachable
+        }
+        Error::Changed { .. } | Error::Read { .. } => Cause::File,
+        Error::Containerd(_) | Error::Task(_) | Error::LeaseKeepsVanishing => Cause::Other,
+    }
+}
+
+fn outcome_of(images: &[ImageReport]) -> Outcome {
+    let any = |wanted: fn(&ImageOutcome) -> bool| images.iter().any(|image| wanted(&image.outcome));
+    let landed = any(|outcome| outcome.is_in_place());
+    let failed = any(|outcome| *outcome == ImageOutcome::Failed);
+    match (landed, failed) {
+        (true, true) => Outcome::Partial,
+        (false, true) => Outcome::Failed,
+        (false, false) => Outcome::Skipped,
+        (true, false) if any(|o| o.is_in_place() && *o != ImageOutcome::Unchanged) => Outcome::Imported,
+        (true, false) => Outcome::Unchanged,
+    }
+}
+
+fn image_reports(selection: &Selection, ingested: &Ingested) -> Vec<ImageReport> {
+    let by_index: HashMap<usize, &ImageResult> =
+        ingested.images.iter().map(|image| (image.index, image)).collect();
+    let mut taken_index = 0..;
+    let mut reports = Vec::new();
+    for choice in &selection.choices {
+        match &choice.verdict {
+            Verdict::Skip(skip) => {
+                reports.push(without_record(choice, ImageOutcome::Skipped, skip.to_string()))
+            }
+            Verdict::Broken(problems) => {
+                reports.push(without_record(choice, ImageOutcome::Failed, problems.join("; ")))
+            }
+            Verdict::Take(taken) => {
+                let index = taken_index.next().expect("there are fewer images than numbers");
+                reports.extend(taken_reports(taken, by_index.get(&index).copied(), ingested));
+            }
+        }
+    }
+    reports
+}
+
+fn without_record(choice: &Choice, outcome: ImageOutcome, reason: String) -> ImageReport {
+    let notes = choice
+        .notes
+        .iter()
+        .map(|note| format!("; {note}"))
+        .collect::<String>();
+    entry(
+        &choice.label,
+        &choice.target,
+        &[],
+        outcome,
+        Some(format!("{reason}{notes}")),
+    )
+}
+
+fn taken_reports(taken: &Taken, result: Option<&ImageResult>, ingested: &Ingested) -> Vec<ImageReport> {
+    let failed = |reason: &str| {
+        let all = taken.records.iter();
+        all.map(|r| {
+            entry(
+                &r.name,
+                &r.target,
+                &[],
+                ImageOutcome::Failed,
+                Some(reason.to_owned()),
+            )
+        })
+        .collect()
+    };
+    match result.map(|result| &result.records) {
+        Some(Ok(records)) => records
+            .iter()
+            .map(|(step, outcome)| record_report(step, *outcome, taken))
+            .collect(),
+        Some(Err(failure)) => failed(&failure.reason),
+        None => failed(
+            &ingested
+                .stopped
+                .as_ref()
+                .map_or_else(|| "not reached".to_owned(), |error| chain(error)),
+        ),
+    }
+}
+
+fn record_report(step: &RecordStep, outcome: RecordOutcome, taken: &Taken) -> ImageReport {
+    let (outcome, reason) = match (outcome, &step.action) {
+        (RecordOutcome::Created, _) => (ImageOutcome::Created, None),
+        (RecordOutcome::Retargeted, _) => (ImageOutcome::Retargeted, None),
+        (RecordOutcome::Relabelled, _) => (ImageOutcome::Relabelled, None),
+        (RecordOutcome::Unchanged, _) => (ImageOutcome::Unchanged, None),
+        (RecordOutcome::Left { refused }, RecordAction::Conflict { with, .. }) => {
+            let outcome = if refused {
+                ImageOutcome::Failed
+            } else {
+                ImageOutcome::Skipped
+            };
+            (
+                outcome,
+                Some(format!(
+                    "the name is taken by {with}, which is not ours (onConflict decides)"
+                )),
+            )
+        }
+        (RecordOutcome::Left { .. }, _) => (ImageOutcome::Skipped, None),
+    };
+    let mut report = entry(
+        &step.name,
+        &step.target,
+        &taken.closure.platforms,
+        outcome,
+        reason,
+    );
+    if let RecordAction::Retarget { from, .. } = &step.action {
+        report.previous_digest = Some(from.to_string());
+    }
+    report
+}
+
+fn planned(action: &RecordAction) -> RecordOutcome {
+    match action {
+        RecordAction::Create(_) => RecordOutcome::Created,
+        RecordAction::Retarget { .. } => RecordOutcome::Retargeted,
+        RecordAction::Relabel(_) => RecordOutcome::Relabelled,
+        RecordAction::Unchanged => RecordOutcome::Unchanged,
+        RecordAction::Conflict { refuse, .. } => RecordOutcome::Left { refused: *refuse },
+    }
+}
+
+fn entry(
+    name: &str,
+    target: &Descriptor,
+    platforms: &[String],
+    outcome: ImageOutcome,
+    reason: Option<String>,
+) -> ImageReport {
+    ImageReport {
+        name: name.to_owned(),
+        digest: target.digest().to_string(),
+        media_type: target.media_type().to_string(),
+        platforms: platforms.to_vec(),
+        outcome,
+        reason,
+        previous_digest: None,
+    }
+}
+
+fn count_blobs(catalog: &Catalog, selection: &Selection, sent: &HashMap<Digest, u64>) -> BlobCounts {
+    let mut counts = BlobCounts::default();
+    let mut needed: HashSet<&Digest> = HashSet::new();
+    for blob in selection.taken().flat_map(|taken| &taken.closure.blobs) {
+        if !needed.insert(&blob.digest) {
+            continue;
+        }
+        if let Some(bytes) = sent.get(&blob.digest) {
+            counts.sent += 1;
+            counts.sent_bytes += bytes;
+        } else {
+            counts.present += 1;
+            counts.present_bytes += blob.size;
+        }
+    }
+    let mut held = HashMap::new();
+    catalog
+        .images
+        .iter()
+        .for_each(|image| blobs_below(&image.root, &mut held));
+    for (_, size) in held.into_iter().filter(|(digest, _)| !needed.contains(digest)) {
+        counts.not_needed += 1;
+        counts.not_needed_bytes += size;
+    }
+    counts
+}
+
+/// Every blob of the bundle that the tree of an image names.
+fn blobs_below<'n>(node: &'n Node, held: &mut HashMap<&'n Digest, u64>) {
+    let mut add = |descriptor: &'n Descriptor| held.insert(descriptor.digest(), descriptor.size());
+    match &node.content {
+        Content::Absent | Content::Broken(_) => {}
+        Content::Other => drop(add(&node.descriptor)),
+        Content::Manifest(manifest) => {
+            add(&node.descriptor);
+            let parts = manifest.layers.iter().chain([&manifest.config]);
+            for part in parts.filter(|part| matches!(part.state, PartState::Present)) {
+                add(&part.descriptor);
+            }
+        }
+        Content::Index(children) => {
+            add(&node.descriptor);
+            children.iter().for_each(|child| blobs_below(child, held));
+        }
+    }
+}

@@ -1,0 +1,729 @@
+//! Which images of a bundle this node takes, under which names, and every blob that each of them needs.
+//!
+//! Pure: a catalog and a policy in, a [`Selection`] out. It follows what containerd does when it later runs an image
+//! (one manifest is chosen, best match first, and there is no second try), so that whatever is selected can run.
+
+use std::collections::{HashMap, HashSet};
+
+use bundle::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState};
+use oci_spec::image::{Descriptor, Digest};
+use platforms::{Matcher, Platform};
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Naming, Reference, printable};
+
+/// The platforms that are taken from a bundle.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// Those that each matcher accepts. What an image offers for each of them must be whole.
+    Platforms(Vec<Matcher>),
+    /// Everything the bundle holds, and all of it must be whole.
+    All,
+}
+
+/// What decides over a catalog: the node's platforms and the naming rules.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The platforms that are taken.
+    pub wanted: Wanted,
+    /// How images are named.
+    pub naming: Naming,
+}
+
+/// What becomes of every image of a bundle, in the order of the bundle.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// One entry for each image; entries of the bundle with the same target are one image.
+    pub choices: Vec<Choice>,
+}
+
+/// One image of the bundle and the decision about it.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// What to call it in messages: its first name as the archive gives it, or its digest.
+    pub label: String,
+    /// The descriptor that a record of it would point at.
+    pub target: Descriptor,
+    /// The decision.
+    pub verdict: Verdict,
+    /// What the operator should know although it stops nothing: names not used, manifests left out, guesses made.
+    pub notes: Vec<String>,
+}
+
+/// The decision about one image.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It is whole for this node and has at least one name.
+    Take(Taken),
+    /// Nothing is wrong with it, but it gets no record.
+    Skip(Skip),
+    /// It cannot be run as the bundle holds it: each problem names the platform and the blob.
+    Broken(Vec<String>),
+}
+
+/// An image that is imported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Its records: name and target.
+    pub records: Vec<RecordName>,
+    /// Every blob it needs.
+    pub closure: Closure,
+}
+
+/// A record's name and what it points at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordName {
+    /// The normalised reference.
+    pub name: String,
+    /// The index or manifest, with the annotations of the bundle's entry.
+    pub target: Descriptor,
+}
+
+/// Why a sound image gets no record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// Nothing in it runs here; the platforms it has.
+    Foreign {
+        /// The platforms that are in the bundle, as text.
+        offered: Vec<String>,
+    },
+    /// The archive gives it no usable name.
+    Unnamed,
+    /// It is not a container image (a chart, a signature, a module); its type.
+    Artifact(String),
+    /// All its names went to an image of the same bundle that suits this node better.
+    Outranked,
+}
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Skip::Foreign { offered } if offered.is_empty() => f.write_str("nothing in it is for this node"),
+            Skip::Foreign { offered } => {
+                write!(
+                    f,
+                    "not for this node: it has {} (--platform takes others)",
+                    offered.join(", ")
+                )
+            }
+            Skip::Unnamed => f.write_str("it has no usable name: give it one with --name DIGEST=REFERENCE"),
+            Skip::Artifact(kind) => write!(f, "not a container image but {kind}"),
+            Skip::Outranked => {
+                f.write_str("another image of the bundle has the same name and suits this node better")
+            }
+        }
+    }
+}
+
+/// The blobs an image needs on this node, children before parents, each once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closure {
+    /// The blobs.
+    pub blobs: Vec<Member>,
+    /// The platforms of the manifests among them, best first.
+    pub platforms: Vec<String>,
+}
+
+impl Closure {
+    /// The bytes of all its blobs.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.blobs.iter().map(|blob| blob.size).sum()
+    }
+}
+
+/// One blob of a closure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What it refers to and containerd's garbage collector must know of; empty for layers and configs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Child>,
+}
+
+/// A reference from a manifest or index to a blob that must live as long as it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Child {
+    /// The kind of child as containerd's label keys say it.
+    pub kind: ChildKind,
+    /// The child.
+    pub digest: Digest,
+}
+
+/// The kinds of children that containerd's gc labels tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChildKind {
+    /// An image manifest: `containerd.io/gc.ref.content.m.<n>`.
+    Manifest,
+    /// A layer: `containerd.io/gc.ref.content.l.<n>`.
+    Layer,
+    /// An image config: `containerd.io/gc.ref.content.config`.
+    Config,
+    /// Anything else, nested indexes among them: `containerd.io/gc.ref.content.<n>`.
+    Other,
+}
+
+/// Decides about every image of `catalog`.
+#[must_use]
+pub fn select(catalog: &Catalog, policy: &Policy) -> Selection {
+    let groups = group_by_target(&catalog.images);
+    let mut choices: Vec<_> = groups
+        .iter()
+        .map(|group| choose(group, catalog.format, policy))
+        .collect();
+    settle_names(&mut choices);
+    Selection {
+        choices: choices.into_iter().map(|(choice, _)| choice).collect(),
+    }
+}
+
+/// Entries of the archive for the same target: bundlers list an image once for each of its names.
+fn group_by_target(images: &[Image]) -> Vec<Vec<&Image>> {
+    let mut groups: Vec<Vec<&Image>> = Vec::new();
+    let mut by_target: HashMap<(&Digest, Option<&Platform>), usize> = HashMap::new();
+    for image in images {
+        let key = (image.root.descriptor.digest(), image.root.platform.as_ref());
+        let at = *by_target.entry(key).or_insert(groups.len());
+        match groups.get_mut(at) {
+            Some(group) => group.push(image),
+            None => groups.push(vec![image]),
+        }
+    }
+    groups
+}
+
+/// How well an image suits the node: its place in the list of acceptable platforms, `MAX` where it is not known.
+type Rank = usize;
+
+fn choose(group: &[&Image], format: Format, policy: &Policy) -> (Choice, Rank) {
+    let root = &group[0].root;
+    let mut notes = Vec::new();
+    let walk = Walk {
+        wanted: &policy.wanted,
+        judge_by_config: format == Format::DockerArchive,
+    };
+    let (verdict, rank) = match walk.root(root, &mut notes) {
+        Ok((closure, rank)) => (named(group, closure, policy, &mut notes), rank),
+        Err(Unfit::Foreign(offered)) => (Verdict::Skip(Skip::Foreign { offered }), Rank::MAX),
+        Err(Unfit::Artifact(kind)) => (Verdict::Skip(Skip::Artifact(kind)), Rank::MAX),
+        Err(Unfit::Broken(problems)) => (Verdict::Broken(problems), Rank::MAX),
+    };
+    (
+        Choice {
+            label: label(group),
+            target: root.descriptor.clone(),
+            verdict,
+            notes,
+        },
+        rank,
+    )
+}
+
+fn label(group: &[&Image]) -> String {
+    let name = group.iter().flat_map(|image| &image.names).next();
+    name.map_or_else(
+        || group[0].root.descriptor.digest().to_string(),
+        |name| printable(name.as_str()).trim_matches('"').to_owned(),
+    )
+}
+
+fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<String>) -> Verdict {
+    let mut records: Vec<RecordName> = Vec::new();
+    let mut all: Vec<Reference> = Vec::new();
+    for image in group {
+        let names = policy
+            .naming
+            .names_of(&image.names, image.root.descriptor.digest());
+        notes.extend(names.refused);
+        for reference in names.references {
+            if !all.contains(&reference) {
+                records.push(RecordName {
+                    name: reference.to_string(),
+                    target: image.root.descriptor.clone(),
+                });
+                all.push(reference);
+            }
+        }
+    }
+    if records.is_empty() {
+        return Verdict::Skip(Skip::Unnamed);
+    }
+    records.extend(manifest_records(&group[0].root, &closure, &all, &policy.naming));
+    Verdict::Take(Taken { records, closure })
+}
+
+/// The `name@digest` records of the manifests below an index, where the naming rules ask for them.
+fn manifest_records(root: &Node, closure: &Closure, names: &[Reference], naming: &Naming) -> Vec<RecordName> {
+    let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
+    let mut records = Vec::new();
+    for node in manifests_below(root)
+        .into_iter()
+        .filter(|node| taken.contains(node.descriptor.digest()))
+    {
+        for reference in naming.manifest_references(names, node.descriptor.digest()) {
+            let mut target = node.descriptor.clone();
+            target.set_annotations(None);
+            records.push(RecordName {
+                name: reference.to_string(),
+                target,
+            });
+        }
+    }
+    records
+}
+
+fn manifests_below(node: &Node) -> Vec<&Node> {
+    let Content::Index(children) = &node.content else {
+        return Vec::new();
+    };
+    let is_image = |child: &&Node| matches!(&child.content, Content::Manifest(m) if m.kind == Kind::Image);
+    let mut found: Vec<&Node> = children.iter().filter(is_image).collect();
+    found.extend(children.iter().flat_map(manifests_below));
+    found
+}
+
+/// A name that several images claim goes to the one that suits the node best, and among equals to the last.
+fn settle_names(choices: &mut [(Choice, Rank)]) {
+    let mut winners: HashMap<String, (usize, Rank)> = HashMap::new();
+    for (at, (choice, rank)) in choices.iter().enumerate() {
+        for record in choice.records() {
+            if winners.get(&record.name).is_none_or(|(_, held)| rank <= held) {
+                winners.insert(record.name.clone(), (at, *rank));
+            }
+        }
+    }
+    for (at, (choice, _)) in choices.iter_mut().enumerate() {
+        choice.give_up_names(|name| winners.get(name).is_some_and(|(winner, _)| *winner != at));
+    }
+}
+
+impl Choice {
+    fn records(&self) -> &[RecordName] {
+        match &self.verdict {
+            Verdict::Take(taken) => &taken.records,
+            Verdict::Skip(_) | Verdict::Broken(_) => &[],
+        }
+    }
+
+    /// Takes away the names that another image of the bundle won; without a tag left, the image is not taken.
+    fn give_up_names(&mut self, is_lost: impl Fn(&str) -> bool) {
+        let Verdict::Take(taken) = &mut self.verdict else {
+            return;
+        };
+        let (lost, kept): (Vec<_>, Vec<_>) =
+            taken.records.drain(..).partition(|record| is_lost(&record.name));
+        taken.records = kept;
+        if lost.is_empty() {
+            return;
+        }
+        self.notes.extend(
+            lost.iter()
+                .map(|record| format!("the name {} goes to another image of the bundle", record.name)),
+        );
+        if taken.records.iter().all(|record| record.name.contains('@')) {
+            self.verdict = Verdict::Skip(Skip::Outranked);
+        }
+    }
+}
+
+enum Unfit {
+    Foreign(Vec<String>),
+    Artifact(String),
+    Broken(Vec<String>),
+}
+
+struct Walk<'a> {
+    wanted: &'a Wanted,
+    /// A Docker archive has no descriptors: what stands for one was made from the config.
+    judge_by_config: bool,
+}
+
+impl Walk<'_> {
+    fn root(&self, node: &Node, notes: &mut Vec<String>) -> Result<(Closure, Rank), Unfit> {
+        match &node.content {
+            Content::Manifest(manifest) => self.single(node, manifest, notes),
+            Content::Index(children) => self.index(node, children, notes),
+            Content::Other => Err(Unfit::Artifact(node.descriptor.media_type().to_string())),
+            Content::Absent => Err(Unfit::Broken(vec![format!(
+                "{} is not in the bundle",
+                node.descriptor.digest()
+            )])),
+            Content::Broken(reason) => Err(Unfit::Broken(vec![reason.clone()])),
+        }
+    }
+
+    fn single(
+        &self,
+        node: &Node,
+        manifest: &Manifest,
+        notes: &mut Vec<String>,
+    ) -> Result<(Closure, Rank), Unfit> {
+        if let Kind::Artifact { artifact_type } = &manifest.kind {
+            return Err(Unfit::Artifact(artifact_type.clone()));
+        }
+        let Some(rank) = self.rank(node) else {
+            return Err(Unfit::Foreign(vec![platform_text(node)]));
+        };
+        if stated_platform(node).is_none() {
+            notes.push(
+                "neither its descriptor nor its config says a platform: taken to be for this node".to_owned(),
+            );
+        }
+        let problems = problems(node, manifest);
+        if !problems.is_empty() {
+            return Err(Unfit::Broken(problems));
+        }
+        Ok((
+            Builder::default()
+                .manifest(node, manifest)
+                .finish(vec![platform_text(node)]),
+            rank,
+        ))
+    }
+
+    fn index(
+        &self,
+        root: &Node,
+        children: &[Node],
+        notes: &mut Vec<String>,
+    ) -> Result<(Closure, Rank), Unfit> {
+        let (best, rank) = self.required(children)?;
+        let mut problems = Vec::new();
+        for node in &best {
+            match &node.content {
+                Content::Manifest(manifest) => problems.extend(self::problems(node, manifest)),
+                Content::Absent => {
+                    problems.push(format!("{}: {}", platform_text(node), absent(&node.descriptor)))
+                }
+                Content::Broken(reason) => problems.push(format!("{}: {reason}", platform_text(node))),
+                Content::Index(_) | Content::Other => {}
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Unfit::Broken(problems));
+        }
+        let mut builder = Builder::default();
+        let keep = |node: &Node| self.keeps(node, &best);
+        builder.index(root, children, &keep, notes);
+        let platforms = builder.platforms(&best);
+        Ok((builder.finish(platforms), rank))
+    }
+
+    /// The manifests that must be whole: what containerd will choose for each platform asked for, or everything.
+    fn required<'n>(&self, children: &'n [Node]) -> Result<(Vec<&'n Node>, Rank), Unfit> {
+        let mut best: Vec<&Node> = Vec::new();
+        match self.wanted {
+            Wanted::All => best.extend(
+                leaves(children)
+                    .into_iter()
+                    .filter(|n| !matches!(n.content, Content::Absent)),
+            ),
+            Wanted::Platforms(matchers) => {
+                for node in matchers.iter().filter_map(|matcher| best_of(children, matcher)) {
+                    if !best
+                        .iter()
+                        .any(|seen| seen.descriptor.digest() == node.descriptor.digest())
+                    {
+                        best.push(node);
+                    }
+                }
+            }
+        }
+        if !best.iter().any(|node| is_runnable(node)) {
+            return Err(Unfit::Foreign(offered(children)));
+        }
+        let rank = best
+            .iter()
+            .filter_map(|node| self.rank(node))
+            .min()
+            .unwrap_or(Rank::MAX);
+        Ok((best, rank))
+    }
+
+    /// Whether a child of an index is taken: it is one of the required, or it suits and is whole.
+    fn keeps(&self, node: &Node, best: &[&Node]) -> bool {
+        if best
+            .iter()
+            .any(|required| required.descriptor.digest() == node.descriptor.digest())
+        {
+            return true;
+        }
+        let suits = match (self.wanted, &node.platform) {
+            (Wanted::All, _) => !matches!(node.content, Content::Absent),
+            (Wanted::Platforms(matchers), Some(platform)) => matchers.iter().any(|m| m.accepts(platform)),
+            (Wanted::Platforms(_), None) => true,
+        };
+        suits
+            && match &node.content {
+                Content::Manifest(manifest) => {
+                    self.rank(node).is_some() && problems(node, manifest).is_empty()
+                }
+                Content::Index(children) => children.iter().any(|child| self.keeps(child, best)),
+                Content::Other => true,
+                Content::Absent | Content::Broken(_) => false,
+            }
+    }
+
+    /// The place of a manifest among the acceptable platforms, `None` where it does not suit.
+    fn rank(&self, node: &Node) -> Option<Rank> {
+        let Wanted::Platforms(matchers) = self.wanted else {
+            return Some(Rank::MAX);
+        };
+        if let Some(platform) = node.platform.as_ref().filter(|_| !self.judge_by_config) {
+            return matchers.iter().filter_map(|matcher| matcher.rank(platform)).min();
+        }
+        let Some(platform) = stated_platform(node) else {
+            return Some(Rank::MAX);
+        };
+        let exact = matchers.iter().filter_map(|matcher| matcher.rank(platform)).min();
+        // Configs lie about variants, and containerd does not check a single manifest when it runs it.
+        let loose = matchers
+            .iter()
+            .any(|matcher| matcher.accepts_loosely(&platform.os, &platform.architecture));
+        exact.or(loose.then_some(Rank::MAX))
+    }
+}
+
+/// What containerd chooses among the children of an index: matching or platform-less ones, the best first, exactly
+/// one, and the same again where that one is an index.
+fn best_of<'n>(children: &'n [Node], matcher: &Matcher) -> Option<&'n Node> {
+    let suits =
+        |node: &&Node| is_image_like(node) && node.platform.as_ref().is_none_or(|p| matcher.accepts(p));
+    let first = children.iter().filter(suits).min_by_key(|node| {
+        node.platform
+            .as_ref()
+            .and_then(|p| matcher.rank(p))
+            .unwrap_or(Rank::MAX)
+    })?;
+    match &first.content {
+        Content::Index(below) => best_of(below, matcher),
+        Content::Manifest(_) if first.platform.is_none() => config_suits(first, matcher).then_some(first),
+        _ => Some(first),
+    }
+}
+
+fn config_suits(node: &Node, matcher: &Matcher) -> bool {
+    stated_platform(node).is_none_or(|p| matcher.accepts_loosely(&p.os, &p.architecture))
+}
+
+fn is_image_like(node: &Node) -> bool {
+    match &node.content {
+        Content::Manifest(manifest) => manifest.kind == Kind::Image,
+        Content::Other => false,
+        // What is not there is taken for an image when it says for which platform.
+        Content::Absent | Content::Broken(_) => node.platform.is_some(),
+        Content::Index(_) => true,
+    }
+}
+
+fn is_runnable(node: &Node) -> bool {
+    is_image_like(node) && !matches!(node.content, Content::Index(_))
+}
+
+fn leaves(children: &[Node]) -> Vec<&Node> {
+    children
+        .iter()
+        .flat_map(|child| match &child.content {
+            Content::Index(below) => leaves(below),
+            _ => vec![child],
+        })
+        .collect()
+}
+
+/// The platforms below an index that the bundle has something for, without repetition.
+fn offered(children: &[Node]) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    for node in leaves(children)
+        .into_iter()
+        .filter(|node| !matches!(node.content, Content::Absent))
+    {
+        let text = platform_text(node);
+        if is_runnable(node) && text != "unknown/unknown" && !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts
+}
+
+/// The platform a manifest says it is for: in its descriptor, else in its config.
+fn stated_platform(node: &Node) -> Option<&Platform> {
+    let config = match &node.content {
+        Content::Manifest(manifest) => manifest.config_platform.as_ref(),
+        _ => None,
+    };
+    node.platform.as_ref().or(config)
+}
+
+/// `linux/arm64/v8`, or `unknown platform`.
+#[must_use]
+pub fn platform_text(node: &Node) -> String {
+    stated_platform(node).map_or_else(|| "unknown platform".to_owned(), ToString::to_string)
+}
+
+/// Everything that keeps a manifest from running: absent or damaged parts, each named.
+#[must_use]
+pub fn problems(node: &Node, manifest: &Manifest) -> Vec<String> {
+    let platform = platform_text(node);
+    let count = manifest.layers.len();
+    let config = part_problem(&manifest.config).map(|problem| format!("{platform}: config {problem}"));
+    let layers = manifest.layers.iter().enumerate().filter_map(|(at, layer)| {
+        let problem = part_problem(layer)?;
+        Some(format!("{platform}: layer {} of {count} {problem}", at + 1))
+    });
+    let others = manifest
+        .problems
+        .iter()
+        .map(|problem| format!("{platform}: {problem}"));
+    config.into_iter().chain(layers).chain(others).collect()
+}
+
+fn part_problem(part: &Part) -> Option<String> {
+    match &part.state {
+        PartState::Present => None,
+        PartState::Absent => Some(absent(&part.descriptor)),
+        PartState::Broken(reason) => Some(format!("{}: {reason}", part.descriptor.digest())),
+    }
+}
+
+fn absent(descriptor: &Descriptor) -> String {
+    format!("{} is not in the bundle", descriptor.digest())
+}
+
+/// Collects a closure: children before parents, each blob once.
+#[derive(Default)]
+struct Builder {
+    closure: Closure,
+    seen: HashSet<Digest>,
+    extra_platforms: Vec<String>,
+}
+
+impl Builder {
+    fn manifest(mut self, node: &Node, manifest: &Manifest) -> Self {
+        self.add_manifest(node, manifest);
+        self
+    }
+
+    fn finish(mut self, platforms: Vec<String>) -> Closure {
+        self.closure.platforms = platforms;
+        self.closure
+    }
+
+    /// The required platforms first, in order of preference, then the others that came along.
+    fn platforms(&mut self, best: &[&Node]) -> Vec<String> {
+        let mut platforms: Vec<String> = best
+            .iter()
+            .filter(|n| is_runnable(n))
+            .map(|n| platform_text(n))
+            .collect();
+        for platform in std::mem::take(&mut self.extra_platforms) {
+            if !platforms.contains(&platform) {
+                platforms.push(platform);
+            }
+        }
+        platforms
+    }
+
+    fn index(
+        &mut self,
+        node: &Node,
+        children: &[Node],
+        keep: &dyn Fn(&Node) -> bool,
+        notes: &mut Vec<String>,
+    ) {
+        let mut edges = Vec::new();
+        for child in children {
+            if !keep(child) {
+                note_left_out(child, notes);
+                continue;
+            }
+            edges.push(Child {
+                kind: child_kind(child),
+                digest: child.descriptor.digest().clone(),
+            });
+            match &child.content {
+                Content::Index(below) => self.index(child, below, keep, notes),
+                Content::Manifest(manifest) => {
+                    if manifest.kind == Kind::Image {
+                        self.extra_platforms.push(platform_text(child));
+                    }
+                    self.add_manifest(child, manifest);
+                }
+                Content::Other => self.add(&child.descriptor, Vec::new()),
+                Content::Absent | Content::Broken(_) => {}
+            }
+        }
+        self.add(&node.descriptor, edges);
+    }
+
+    fn add_manifest(&mut self, node: &Node, manifest: &Manifest) {
+        let mut edges = Vec::new();
+        for layer in &manifest.layers {
+            self.add(&layer.descriptor, Vec::new());
+            let kind = if is_layer(&layer.descriptor) {
+                ChildKind::Layer
+            } else {
+                ChildKind::Other
+            };
+            edges.push(Child {
+                kind,
+                digest: layer.descriptor.digest().clone(),
+            });
+        }
+        self.add(&manifest.config.descriptor, Vec::new());
+        let kind = if is_config(&manifest.config.descriptor) {
+            ChildKind::Config
+        } else {
+            ChildKind::Other
+        };
+        edges.push(Child {
+            kind,
+            digest: manifest.config.descriptor.digest().clone(),
+        });
+        self.add(&node.descriptor, edges);
+    }
+
+    fn add(&mut self, descriptor: &Descriptor, children: Vec<Child>) {
+        if self.seen.insert(descriptor.digest().clone()) {
+            let member = Member {
+                digest: descriptor.digest().clone(),
+                size: descriptor.size(),
+                children,
+            };
+            self.closure.blobs.push(member);
+        }
+    }
+}
+
+/// Says which suitable part of an index was left behind because it is not whole.
+fn note_left_out(child: &Node, notes: &mut Vec<String>) {
+    if let Content::Broken(reason) = &child.content {
+        notes.push(format!("{} left out: {reason}", platform_text(child)));
+    }
+}
+
+fn child_kind(node: &Node) -> ChildKind {
+    match &node.content {
+        Content::Manifest(_) => ChildKind::Manifest,
+        _ => ChildKind::Other,
+    }
+}
+
+/// The media types containerd files under `l.<n>`.
+fn is_layer(descriptor: &Descriptor) -> bool {
+    let media_type = descriptor.media_type().to_string();
+    media_type.starts_with("application/vnd.oci.image.layer.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.")
+        || media_type == "application/vnd.erofs.layer.v1"
+}
+
+/// The media types containerd files under `config`.
+fn is_config(descriptor: &Descriptor) -> bool {
+    matches!(
+        descriptor.media_type().as_ref(),
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+    )
+}
