@@ -1,0 +1,376 @@
+//! Which images of a bundle a node takes: bundles made in the test, no containerd.
+
+use airgapd_import::{Choice, DigestReferences, Naming, Policy, Skip, Taken, Verdict, Wanted, select};
+use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
+use bundle::{Bundle, Limits};
+use oci_spec::image::Digest;
+use platforms::{Matcher, Platform, Rules};
+
+fn open(archive: &Archive) -> Bundle {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("b.tar");
+    archive.write_to(&path);
+    Bundle::open(&path, &Limits::default()).unwrap()
+}
+
+fn node(platform: &str) -> Policy {
+    nodes(&[platform])
+}
+
+fn nodes(platforms: &[&str]) -> Policy {
+    let only = |text: &&str| Matcher::only(&text.parse::<Platform>().unwrap(), Rules::Rc1);
+    let naming = Naming {
+        digest_references: DigestReferences::None,
+        ..Naming::default()
+    };
+    Policy {
+        wanted: Wanted::Platforms(platforms.iter().map(only).collect()),
+        naming,
+    }
+}
+
+fn choices(archive: &Archive, policy: &Policy) -> Vec<Choice> {
+    select(open(archive).catalog(), policy).choices
+}
+
+fn only_choice(archive: &Archive, policy: &Policy) -> Choice {
+    let mut choices = choices(archive, policy);
+    assert_eq!(choices.len(), 1);
+    choices.remove(0)
+}
+
+fn taken(choice: &Choice) -> &Taken {
+    match &choice.verdict {
+        Verdict::Take(taken) => taken,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn problems(choice: &Choice) -> String {
+    match &choice.verdict {
+        Verdict::Broken(problems) => problems.join("; "),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names(choice: &Choice) -> Vec<&str> {
+    taken(choice)
+        .records
+        .iter()
+        .map(|record| record.name.as_str())
+        .collect()
+}
+
+fn needs(choice: &Choice, digest: &Digest) -> bool {
+    taken(choice)
+        .closure
+        .blobs
+        .iter()
+        .any(|blob| blob.digest == *digest)
+}
+
+fn index_of(platforms: &[&str]) -> Archive {
+    let image = platforms
+        .iter()
+        .fold(Image::new("r.test/a:1"), |image, platform| {
+            image.platform(platform).layer(platform.as_bytes())
+        });
+    Layout::new().image(image.in_an_index()).build()
+}
+
+#[test]
+fn the_platforms_a_node_can_run_are_taken_and_no_others() {
+    let seven = [
+        "linux/amd64",
+        "linux/arm64/v8",
+        "linux/arm/v7",
+        "linux/arm/v6",
+        "linux/arm/v5",
+        "linux/386",
+        "linux/s390x",
+    ];
+    let rows = [
+        (
+            "linux/arm64",
+            vec!["linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/arm/v5"],
+        ),
+        ("linux/amd64", vec!["linux/amd64", "linux/386"]),
+        ("linux/arm/v6", vec!["linux/arm/v6", "linux/arm/v5"]),
+        ("linux/s390x", vec!["linux/s390x"]),
+    ];
+    let archive = index_of(&seven);
+    for (host, wanted) in rows {
+        let choice = only_choice(&archive, &node(host));
+        assert_eq!(taken(&choice).closure.platforms, wanted, "{host}");
+        assert_eq!(
+            taken(&choice).records[0].target.digest(),
+            &archive.images[0].root,
+            "{host}"
+        );
+        // Three blobs for each platform (manifest, config, layer), and the index.
+        assert_eq!(taken(&choice).closure.blobs.len(), wanted.len() * 3 + 1, "{host}");
+    }
+}
+
+#[test]
+fn an_image_without_anything_for_this_node_is_skipped_and_says_what_it_has() {
+    let choice = only_choice(&index_of(&["linux/arm64", "linux/s390x"]), &node("linux/riscv64"));
+    let Verdict::Skip(Skip::Foreign { offered }) = &choice.verdict else {
+        panic!("{choice:?}")
+    };
+    assert_eq!(offered, &["linux/arm64", "linux/s390x"]);
+}
+
+/// Statement 23: an amd64 node never claims v2.
+#[test]
+fn an_index_with_only_amd64_v2_matches_nothing_on_amd64() {
+    let choice = only_choice(&index_of(&["linux/amd64/v2"]), &node("linux/amd64"));
+    assert!(
+        matches!(choice.verdict, Verdict::Skip(Skip::Foreign { .. })),
+        "{choice:?}"
+    );
+}
+
+/// Statement 22.
+#[test]
+fn without_amd64_the_386_variant_is_taken() {
+    let choice = only_choice(&index_of(&["linux/386"]), &node("linux/amd64"));
+    assert_eq!(taken(&choice).closure.platforms, ["linux/386"]);
+}
+
+#[test]
+fn the_best_match_must_be_whole_since_containerd_has_no_second_try() {
+    let mut archive = index_of(&["linux/arm64", "linux/arm/v7"]);
+    let layer = archive.images[0].manifests[0].layers[0].clone();
+    archive.remove_blob(&layer);
+    let problem = problems(&only_choice(&archive, &node("linux/arm64")));
+    assert!(
+        problem.contains("linux/arm64: layer 1 of 1") && problem.contains(layer.as_ref()),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_best_match_that_the_index_lists_and_the_bundle_lacks_is_a_broken_image() {
+    let mut archive = index_of(&["linux/arm64", "linux/arm/v7"]);
+    let manifest = archive.images[0].manifests[0].digest.clone();
+    archive.remove_blob(&manifest);
+    let problem = problems(&only_choice(&archive, &node("linux/arm64")));
+    assert!(
+        problem.contains("linux/arm64") && problem.contains(manifest.as_ref()),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_second_choice_that_is_not_whole_is_left_out() {
+    let mut archive = index_of(&["linux/arm64", "linux/arm/v7"]);
+    let second = archive.images[0].manifests[1].clone();
+    archive.remove_blob(&second.layers[0]);
+    let choice = only_choice(&archive, &node("linux/arm64"));
+    assert_eq!(taken(&choice).closure.platforms, ["linux/arm64"]);
+    assert!(!needs(&choice, &second.digest));
+}
+
+/// Statement 30.
+#[test]
+fn platforms_that_are_absent_and_not_wanted_do_not_matter() {
+    let mut archive = index_of(&["linux/amd64", "linux/arm64"]);
+    let other = archive.images[0].manifests[1].clone();
+    for blob in other.layers.iter().chain([&other.config, &other.digest]) {
+        archive.remove_blob(blob);
+    }
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    assert_eq!(taken(&choice).records[0].target.digest(), &archive.images[0].root);
+}
+
+#[test]
+fn two_platforms_asked_for_must_both_be_whole() {
+    let archive = index_of(&["linux/amd64", "linux/s390x", "linux/arm64"]);
+    let both = only_choice(&archive, &nodes(&["linux/amd64", "linux/s390x"]));
+    assert_eq!(taken(&both).closure.platforms, ["linux/amd64", "linux/s390x"]);
+    let mut cut = archive.clone();
+    cut.remove_blob(&archive.images[0].manifests[1].layers[0]);
+    assert!(problems(&only_choice(&cut, &nodes(&["linux/amd64", "linux/s390x"]))).contains("linux/s390x"));
+    assert_eq!(
+        taken(&only_choice(&cut, &node("linux/amd64"))).closure.platforms,
+        ["linux/amd64"]
+    );
+}
+
+#[test]
+fn all_takes_what_the_bundle_holds_and_wants_it_whole() {
+    let all = Policy {
+        wanted: Wanted::All,
+        ..node("linux/amd64")
+    };
+    let mut archive = index_of(&["linux/amd64", "linux/arm64", "linux/s390x"]);
+    let absent = archive.images[0].manifests[2].clone();
+    archive.remove_blob(&absent.digest);
+    assert_eq!(
+        taken(&only_choice(&archive, &all)).closure.platforms,
+        ["linux/amd64", "linux/arm64"]
+    );
+    archive.remove_blob(&archive.images[0].manifests[1].layers[0].clone());
+    assert!(problems(&only_choice(&archive, &all)).contains("linux/arm64"));
+}
+
+/// Statement 29.
+#[test]
+fn a_nested_index_is_walked_and_one_of_foreign_platforms_is_skipped() {
+    let nested = |platform: &str| {
+        let manifest = Manifest::new(platform).layer(platform.as_bytes().to_vec());
+        Layout::new()
+            .image(Image::new("r.test/a:1").root(Node::Index(vec![Node::Index(vec![manifest.into()])])))
+            .build()
+    };
+    let archive = nested("linux/amd64");
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    assert_eq!(taken(&choice).closure.blobs.len(), 5);
+    let foreign = only_choice(&nested("linux/s390x"), &node("linux/amd64"));
+    assert!(
+        matches!(&foreign.verdict, Verdict::Skip(Skip::Foreign { offered }) if offered == &["linux/s390x"])
+    );
+}
+
+/// Statement 28: containerd would record it, and it would fail with an exec format error.
+#[test]
+fn a_single_manifest_is_judged_by_its_config_when_its_descriptor_says_nothing() {
+    let image = |platform: &str| {
+        let manifest = Manifest::new(platform)
+            .layer(b"x".to_vec())
+            .platform_in_config_only();
+        Layout::new()
+            .image(Image::new("r.test/a:1").manifest(manifest))
+            .build()
+    };
+    let foreign = only_choice(&image("linux/arm64"), &node("linux/amd64"));
+    assert!(
+        matches!(&foreign.verdict, Verdict::Skip(Skip::Foreign { .. })),
+        "{foreign:?}"
+    );
+    taken(&only_choice(&image("linux/amd64"), &node("linux/amd64")));
+    // Configs lie about variants: os and architecture decide.
+    taken(&only_choice(&image("linux/arm/v7"), &node("linux/arm/v6")));
+}
+
+#[test]
+fn a_manifest_that_names_no_platform_at_all_is_taken_with_a_note() {
+    let manifest = Manifest::new("linux/amd64").layer(b"x".to_vec()).no_platform();
+    let choice = only_choice(
+        &Layout::new()
+            .image(Image::new("r.test/a:1").manifest(manifest))
+            .build(),
+        &node("linux/amd64"),
+    );
+    taken(&choice);
+    assert!(
+        choice.notes.iter().any(|note| note.contains("platform")),
+        "{:?}",
+        choice.notes
+    );
+}
+
+/// Statement 21.
+#[test]
+fn a_name_for_two_platforms_goes_to_the_one_that_suits_the_node_whatever_the_order() {
+    let amd64 = || Image::new("r.test/a:1").platform("linux/amd64").layer(b"amd64");
+    let i386 = || Image::new("r.test/a:1").platform("linux/386").layer(b"386");
+    for archive in [
+        Layout::new().image(amd64()).image(i386()).build(),
+        Layout::new().image(i386()).image(amd64()).build(),
+    ] {
+        let choices = choices(&archive, &node("linux/amd64"));
+        let winners: Vec<_> = choices
+            .iter()
+            .filter(|choice| matches!(choice.verdict, Verdict::Take(_)))
+            .collect();
+        assert_eq!(winners.len(), 1);
+        assert_eq!(taken(winners[0]).closure.platforms, ["linux/amd64"]);
+        assert!(
+            choices
+                .iter()
+                .any(|choice| matches!(choice.verdict, Verdict::Skip(Skip::Outranked)))
+        );
+    }
+}
+
+#[test]
+fn among_equals_the_last_one_gets_the_name() {
+    let image = |layer: &[u8]| Image::new("r.test/a:1").platform("linux/amd64").layer(layer);
+    let archive = Layout::new()
+        .image(image(b"first"))
+        .image(image(b"second"))
+        .build();
+    let choices = choices(&archive, &node("linux/amd64"));
+    assert!(matches!(choices[0].verdict, Verdict::Skip(Skip::Outranked)));
+    assert_eq!(names(&choices[1]), ["r.test/a:1"]);
+}
+
+#[test]
+fn entries_for_the_same_image_are_one_image_with_all_the_names() {
+    let image = |name: &str| Image::new(name).platform("linux/amd64").layer(b"x");
+    let archive = Layout::new()
+        .image(image("r.test/a:1"))
+        .image(image("r.test/a:2"))
+        .build();
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    assert_eq!(names(&choice), ["r.test/a:1", "r.test/a:2"]);
+}
+
+#[test]
+fn an_image_without_a_name_is_skipped_as_unnamed() {
+    let archive = Layout::new()
+        .image(Image::unnamed().platform("linux/amd64").layer(b"x"))
+        .build();
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    assert!(matches!(choice.verdict, Verdict::Skip(Skip::Unnamed)));
+}
+
+#[test]
+fn an_artifact_gets_no_record() {
+    let chart = Manifest::new("linux/amd64")
+        .layer(b"x".to_vec())
+        .config_media_type("application/vnd.cncf.helm.config.v1+json");
+    let archive = Layout::new()
+        .image(Image::new("r.test/chart:1").manifest(chart))
+        .build();
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    assert!(
+        matches!(&choice.verdict, Verdict::Skip(Skip::Artifact(kind)) if kind.contains("helm")),
+        "{choice:?}"
+    );
+}
+
+#[test]
+fn children_come_before_parents_and_each_blob_once() {
+    let archive = index_of(&["linux/amd64", "linux/386"]);
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    let mut seen = std::collections::HashSet::new();
+    for blob in &taken(&choice).closure.blobs {
+        assert!(
+            blob.children.iter().all(|child| seen.contains(&child.digest)),
+            "{blob:?}"
+        );
+        assert!(seen.insert(blob.digest.clone()), "{blob:?}");
+    }
+}
+
+#[test]
+fn every_manifest_taken_gets_its_digest_name_where_all_are_asked_for() {
+    let archive = index_of(&["linux/amd64", "linux/s390x"]);
+    let mut policy = node("linux/amd64");
+    policy.naming.digest_references = DigestReferences::All;
+    let choice = only_choice(&archive, &policy);
+    let image = &archive.images[0];
+    let wanted = [
+        "r.test/a:1".to_owned(),
+        format!("r.test/a@{}", image.root),
+        format!("r.test/a@{}", image.manifests[0].digest),
+    ];
+    assert_eq!(names(&choice), wanted);
+    assert_eq!(
+        taken(&choice).records[2].target.digest(),
+        &image.manifests[0].digest
+    );
+}
