@@ -100,6 +100,7 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub async fn connect_with(socket: &Path, namespace: &str, options: Options) -> Result<Client, Error> {
+        let namespace_header = namespace_header(namespace)?;
         let endpoint = connect::endpoint(socket)?;
         let attempt = "connect";
         let unreachable = |source| Error::Unreachable {
@@ -113,7 +114,7 @@ impl Client {
         };
         let shared = Shared {
             socket: socket.to_path_buf(),
-            namespace_header: namespace_header(namespace)?,
+            namespace_header,
             namespace: namespace.to_owned(),
             writes: WriteConnections::new(endpoint, options.write_connections),
             options,

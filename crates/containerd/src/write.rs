@@ -664,7 +664,10 @@ enum Fed {
 impl Feed {
     fn run(self, offset: u64) -> Fed {
         match self.send_data(offset) {
-            Ok(true) if self.requests.blocking_send(self.commit).is_ok() => Fed::Whole,
+            // A blob whose writer has given up is left to be resumed, even if it is only the commit that lacks.
+            Ok(true) if !self.stop.is_cancelled() && self.requests.blocking_send(self.commit).is_ok() => {
+                Fed::Whole
+            }
             Ok(_) => Fed::HungUp,
             Err(error) => Fed::Unfit(error),
         }
