@@ -46,7 +46,7 @@ pub(crate) fn run(generation: Generation) -> Result<()> {
 
     story.step("Making a bundle, as somebody with network access would");
     let node = Node::create()?;
-    let bundle = node.path("demo-bundle.tar");
+    let bundle = node.bundle();
     let blobs = demo_bundle::write(&bundle, &parts::busybox()?)?;
     story.tell_bundle(&bundle, blobs.len())?;
 
@@ -54,7 +54,7 @@ pub(crate) fn run(generation: Generation) -> Result<()> {
     let mut daemon = Daemon::start(&program, &node, &containerd)?;
     story.say(&format!("It is ready and watches {}", node.images().display()));
 
-    let shown = show_import(&mut story, &node, &containerd, &bundle, &blobs);
+    let shown = show_import(&mut story, &node, &containerd, &mut daemon, &blobs);
     story.step("Stopping the daemon and containerd, removing everything");
     let stopped = daemon.stop();
     if shown.is_err() {
@@ -62,7 +62,7 @@ pub(crate) fn run(generation: Generation) -> Result<()> {
         story.show(&containerd.log_tail());
     }
     shown.and(stopped)?;
-    drop(containerd);
+    drop((containerd, node));
     story.say("Done. Nothing is left of it but target/, where the next run finds what this one fetched.");
     Ok(())
 }
@@ -71,12 +71,12 @@ fn show_import(
     story: &mut Story,
     node: &Node,
     containerd: &Containerd,
-    bundle: &Path,
+    daemon: &mut Daemon,
     blobs: &[String],
 ) -> Result<()> {
     story.step("Dropping the bundle into the images folder, with a plain copy");
-    let written = copy(bundle, &node.images().join("demo-bundle.tar"))?;
-    let names = wait_for_images(containerd)?;
+    let written = copy(&node.bundle(), &node.images().join("demo-bundle.tar"))?;
+    let names = wait_for_images(containerd, daemon)?;
     story.say(&format!(
         "{} ms after the file was closed, containerd has these {} image records:",
         written.elapsed().as_millis(),
@@ -96,9 +96,8 @@ fn show_import(
 
 fn build() -> Result<PathBuf> {
     checks::run(checks::cargo()?.args(["build", "--locked", "--package", "airgapd"]))?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    Ok(target.join("debug/airgapd"))
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    Ok(workspace().join(target).join("debug/airgapd"))
 }
 
 /// Copies as `cp` does and gives the moment at which the copy was closed.
@@ -110,7 +109,7 @@ fn copy(from: &Path, to: &Path) -> Result<Instant> {
 }
 
 /// Waits until every image has its record, and one more under its digest.
-fn wait_for_images(containerd: &Containerd) -> Result<Vec<String>> {
+fn wait_for_images(containerd: &Containerd, daemon: &mut Daemon) -> Result<Vec<String>> {
     let deadline = Instant::now() + IMAGES_WITHIN;
     loop {
         let names: Vec<_> = containerd
@@ -121,6 +120,7 @@ fn wait_for_images(containerd: &Containerd) -> Result<Vec<String>> {
         if is_complete(&names) {
             return Ok(names);
         }
+        daemon.check_it_runs()?;
         if Instant::now() > deadline {
             bail!(
                 "after {} s containerd has only these images: {names:?}",
@@ -158,6 +158,10 @@ impl Node {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.path("demo-bundle.tar")
     }
 
     fn images(&self) -> PathBuf {
@@ -223,11 +227,16 @@ impl Daemon {
             {
                 return Ok(());
             }
-            if let Some(status) = self.0.try_wait()? {
-                bail!("the daemon ended before it was ready ({status})");
-            }
+            self.check_it_runs()?;
         }
         bail!("the daemon was not ready within {} s", DAEMON_WITHIN.as_secs())
+    }
+
+    fn check_it_runs(&mut self) -> Result<()> {
+        match self.0.try_wait()? {
+            Some(status) => bail!("the daemon ended by itself ({status})"),
+            None => Ok(()),
+        }
     }
 
     fn stop(&mut self) -> Result<()> {
