@@ -247,22 +247,17 @@ fn relabelled(old: &Labels, wanted: &Labels, paths: &[String]) -> Result<Labels,
     Ok(without_empty(labels))
 }
 
+/// A start beyond the end is refused, an end beyond it is not.
 fn range(request: &wire::ReadContentRequest, length: usize) -> Result<(usize, usize), Status> {
-    let beyond = || Status::out_of_range(format!("read past object length {length} bytes"));
     let start = usize::try_from(request.offset)
         .map_err(|_| Status::invalid_argument("offset must be non-negative: invalid argument"))?;
-    if start > length {
-        return Err(beyond());
-    }
+    let left = length
+        .checked_sub(start)
+        .ok_or_else(|| Status::out_of_range(format!("read past object length {length} bytes")))?;
     let size = usize::try_from(request.size)
         .ok()
-        .filter(|size| *size > 0)
-        .unwrap_or(length - start);
-    let end = start
-        .checked_add(size)
-        .filter(|end| *end <= length)
-        .ok_or_else(beyond)?;
-    Ok((start, end))
+        .filter(|size| (1..=left).contains(size));
+    Ok((start, start + size.unwrap_or(left)))
 }
 
 fn info(digest: &str, blob: &Blob) -> wire::Info {

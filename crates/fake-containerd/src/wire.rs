@@ -25,7 +25,8 @@ pub(crate) const MESSAGE_LIMIT: usize = 16 << 20;
     unreachable_pub,
     unused_qualifications,
     clippy::all,
-    clippy::pedantic
+    clippy::pedantic,
+    clippy::clone_on_ref_ptr
 )]
 pub(crate) mod generated {
     include!(concat!(

@@ -110,9 +110,9 @@ pub(crate) async fn a_digest_mismatch_keeps_the_ingest_until_it_is_aborted(raw: 
     );
     assert_refused(answer, Code::FailedPrecondition, &text);
     drop(stream);
-    let (stream, opened) = reopened(&raw, &bytes).await;
+    let (mut stream, opened) = reopened(&raw, &bytes).await;
     assert_eq!((opened.offset, opened.digest), (length(&bytes), sha256(&bad)));
-    drop(stream);
+    stream.finish().await.unwrap();
     let reference = ref_of(&sha256(&bytes));
     raw.abort(&reference).await.unwrap();
     assert_refused(raw.abort(&reference).await, Code::NotFound, "");
@@ -323,8 +323,7 @@ pub(crate) async fn a_commit_fails_when_its_lease_is_gone(raw: Raw) {
     stream.send(write(0, &bytes)).await.unwrap();
     raw.delete_lease("lease").await;
     let answer = stream.send(commit(bytes.len(), &bytes)).await;
-    println!("commit without lease: {answer:?}");
-    assert!(answer.is_err());
+    assert_refused(answer, Code::Unknown, "no such file or directory");
     assert!(!raw.has(&sha256(&bytes)).await);
 }
 
@@ -744,11 +743,7 @@ pub(crate) async fn blobs_are_read_in_ranges_and_pieces(raw: Raw) {
         Code::OutOfRange,
         "read past object length",
     );
-    assert_refused(
-        read(5, length(&bytes)).await,
-        Code::OutOfRange,
-        "read past object length",
-    );
+    assert!(read(5, length(&bytes)).await.unwrap() == bytes[5..]);
 }
 
 pub(crate) async fn blobs_are_listed_whole(raw: Raw) {
@@ -800,8 +795,7 @@ pub(crate) async fn malformed_digests_are_refused(raw: Raw) {
         ..whole(&bytes)
     };
     let answer = raw.open("lease", message).await.map(drop);
-    println!("malformed expected: {answer:?}");
-    assert!(answer.is_err());
+    assert_refused(answer, Code::FailedPrecondition, "unexpected commit digest");
 }
 
 pub(crate) async fn sha512_is_a_mismatch_before_2_3(raw: Raw) {
@@ -824,13 +818,21 @@ pub(crate) async fn the_first_write_makes_the_namespace(raw: Raw) {
     let request = GetNamespaceRequest {
         name: raw.namespace.clone(),
     };
-    assert_refused(
-        raw.namespaces().get(request.clone()).await,
-        Code::NotFound,
-        "not found",
-    );
-    raw.lease("lease").await;
+    let listed = async || {
+        let answer = raw.namespaces().list(ListNamespacesRequest::default()).await;
+        answer
+            .unwrap()
+            .into_inner()
+            .namespaces
+            .into_iter()
+            .any(|namespace| namespace.name == raw.namespace)
+    };
+    assert!(!listed().await);
+    // Asking for a namespace by name is no way to learn whether it exists.
     raw.namespaces().get(request).await.unwrap();
+    assert!(!listed().await);
+    raw.lease("lease").await;
+    assert!(listed().await);
     let namespace = Namespace {
         name: raw.namespace.clone(),
         ..Default::default()
