@@ -161,6 +161,10 @@ pub struct Node {
 
 /// What is behind a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most nodes are manifests, and there are 10,000 at most"
+)]
 pub enum Content {
     /// An image index; the document is there and verified.
     Index(Vec<Node>),

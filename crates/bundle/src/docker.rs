@@ -11,7 +11,7 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::documents::{Config, DockerImage};
+use crate::documents::{self, Config, DockerImage};
 use crate::places::Place;
 use crate::reader::{DOCKER_MANIFEST, Reader, stand_in};
 use crate::table::Found;
@@ -54,7 +54,7 @@ impl<'r, 'a> Docker<'r, 'a> {
     /// Makes the image of one element.
     pub(crate) fn image(&mut self, element: &RawValue) -> Result<Image, Fault> {
         let bytes = element.get().as_bytes();
-        let given: DockerImage = match serde_json::from_str(element.get()) {
+        let given: DockerImage = match documents::parse(element.get().as_bytes()) {
             Ok(given) => given,
             Err(error) => {
                 let reason = format!("its element of manifest.json is not valid: {error}");
@@ -87,7 +87,7 @@ impl<'r, 'a> Docker<'r, 'a> {
             )));
         }
         let bytes = self.reader.read(&config_place)?;
-        let (config, mut problems) = match serde_json::from_slice::<Config>(&bytes) {
+        let (config, mut problems) = match documents::parse::<Config>(&bytes) {
             Ok(config) => (config, Vec::new()),
             Err(error) => {
                 let name = escape::text(&given.config);

@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 
 use oci_spec::image::{Descriptor, MediaType};
 use platforms::Platform;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -61,11 +62,13 @@ impl Index<'_> {
 pub(crate) struct Manifest {
     #[serde(default, deserialize_with = "nullable")]
     pub(crate) media_type: String,
+    #[serde(default, deserialize_with = "object")]
     pub(crate) config: Option<RawDescriptor>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "objects")]
     pub(crate) layers: Vec<RawDescriptor>,
     #[serde(default, deserialize_with = "nullable")]
     pub(crate) artifact_type: String,
+    #[serde(default, deserialize_with = "object")]
     pub(crate) subject: Option<RawDescriptor>,
     manifests: Option<IgnoredAny>,
     fs_layers: Option<IgnoredAny>,
@@ -103,6 +106,7 @@ pub(crate) struct RawDescriptor {
     urls: Vec<String>,
     #[serde(default, deserialize_with = "map")]
     pub(crate) annotations: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "object")]
     pub(crate) platform: Option<Platform>,
     #[serde(default, deserialize_with = "nullable")]
     artifact_type: String,
@@ -146,6 +150,13 @@ impl RawDescriptor {
     }
 }
 
+/// The annotations of a descriptor, whatever the rest of it is like.
+#[derive(Deserialize)]
+pub(crate) struct Annotated {
+    #[serde(default, deserialize_with = "map")]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
 /// An image config; only what says where it runs and what its layers are.
 #[derive(Default, Deserialize)]
 pub(crate) struct Config {
@@ -156,11 +167,11 @@ pub(crate) struct Config {
     variant: Option<String>,
     #[serde(rename = "os.version")]
     os_version: Option<String>,
-    #[serde(default, deserialize_with = "nullable")]
-    rootfs: RootFs,
+    #[serde(default, deserialize_with = "object")]
+    rootfs: Option<RootFs>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct RootFs {
     #[serde(default, deserialize_with = "list")]
     diff_ids: Vec<String>,
@@ -181,25 +192,70 @@ impl Config {
     }
 
     pub(crate) fn diff_ids(&self) -> &[String] {
-        &self.rootfs.diff_ids
+        self.rootfs.as_ref().map_or(&[], |rootfs| &rootfs.diff_ids)
     }
 }
 
-/// An element of a Docker archive's `manifest.json`.
+/// An element of a Docker archive's `manifest.json`. Old versions of jib write the keys in camel case, and Go does
+/// not mind.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct DockerImage {
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, alias = "config", deserialize_with = "nullable")]
     pub(crate) config: String,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, alias = "repoTags", deserialize_with = "list")]
     pub(crate) repo_tags: Vec<String>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, alias = "layers", deserialize_with = "list")]
     pub(crate) layers: Vec<String>,
 }
 
 /// The elements of a list of documents; raw, like an index's entries.
 #[derive(Deserialize)]
 pub(crate) struct RawList<'a>(#[serde(borrow, deserialize_with = "list")] pub(crate) Vec<&'a RawValue>);
+
+/// Parses a document that is a JSON object and nothing else.
+pub(crate) fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(bytes).map(|Object(document)| document)
+}
+
+/// Parses the first JSON value of a document, which must be an object, and does not mind what follows it.
+pub(crate) fn parse_first<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_json::Result<T> {
+    Object::deserialize(&mut serde_json::Deserializer::from_slice(bytes)).map(|Object(document)| document)
+}
+
+/// A struct that is written as an object. By itself `serde` also takes a list of the members' values, which
+/// nobody else does: two readers would see two documents.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members))
+            }
+        }
+
+        source.deserialize_map(Members(PhantomData)).map(Object)
+    }
+}
+
+/// An object, or `null` for none.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::deserialize(source)?.map(|Object(value)| value))
+}
+
+/// A list of objects, or `null` for an empty one.
+fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Vec<T>, D::Error> {
+    Ok(list(source)?.into_iter().map(|Object(value)| value).collect())
+}
 
 /// How many elements a list or a map may have. In memory an element takes up to a hundred times the bytes
 /// that it takes in the document, so that a limit on the document alone would not do.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use oci_spec::image::{Descriptor, Digest};
 use serde_json::value::RawValue;
 
-use crate::documents::{self, Config, Index, RawDescriptor};
+use crate::documents::{self, Annotated, Config, Index, RawDescriptor};
 use crate::reader::{Located, Reader, stand_in};
 use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName, escape};
 
@@ -34,19 +34,15 @@ impl<'r, 'a> Layout<'r, 'a> {
 
     /// Makes the image of one entry.
     pub(crate) fn image(&mut self, entry: &RawValue) -> Result<Image, Fault> {
-        let names = match serde_json::from_str::<RawDescriptor>(entry.get()) {
-            Ok(given) => names(&given),
-            Err(_) => Vec::new(),
-        };
         Ok(Image {
-            names,
+            names: names(entry),
             root: self.node(entry, 0)?,
         })
     }
 
     fn node(&mut self, entry: &RawValue, depth: u32) -> Result<Node, Fault> {
         let broken = |platform, reason| Ok(stand_in(entry.get().as_bytes(), platform, reason));
-        let given: RawDescriptor = match serde_json::from_str(entry.get()) {
+        let given: RawDescriptor = match documents::parse(entry.get().as_bytes()) {
             Ok(given) => given,
             Err(error) => return broken(None, format!("its descriptor is not valid: {error}")),
         };
@@ -103,7 +99,7 @@ impl<'r, 'a> Layout<'r, 'a> {
     }
 
     fn index(&mut self, digest: &Digest, bytes: &[u8], depth: u32) -> Result<Content, Fault> {
-        let index: Index<'_> = match serde_json::from_slice(bytes) {
+        let index: Index<'_> = match documents::parse(bytes) {
             Ok(index) => index,
             Err(error) => return Ok(Content::Broken(format!("index {digest} is not valid: {error}"))),
         };
@@ -128,7 +124,7 @@ impl<'r, 'a> Layout<'r, 'a> {
     }
 
     fn manifest(&mut self, digest: &Digest, bytes: &[u8]) -> Result<Content, Fault> {
-        let given: documents::Manifest = match serde_json::from_slice(bytes) {
+        let given: documents::Manifest = match documents::parse(bytes) {
             Ok(manifest) => manifest,
             Err(error) => {
                 return Ok(Content::Broken(format!(
@@ -189,7 +185,7 @@ impl<'r, 'a> Layout<'r, 'a> {
             .document(&place, manifest.config.descriptor.digest())?
         {
             Err(reason) => manifest.config.state = PartState::Broken(reason),
-            Ok(bytes) => match serde_json::from_slice::<Config>(&bytes) {
+            Ok(bytes) => match documents::parse::<Config>(&bytes) {
                 Ok(config) => {
                     manifest.problems = problems(&config, &manifest.layers);
                     manifest.config_platform = config.platform();
@@ -206,21 +202,16 @@ impl<'r, 'a> Layout<'r, 'a> {
     }
 }
 
-/// The name of an entry: containerd's own annotation counts more than the standard one, and one at most
-/// counts.
-fn names(given: &RawDescriptor) -> Vec<RawName> {
-    let annotation = |key| {
-        given
-            .annotations
-            .get(key)
-            .filter(|name: &&String| !name.is_empty())
-            .cloned()
+/// The name of an entry, even of one that is otherwise unusable: containerd's own annotation counts more than
+/// the standard one, and one at most counts.
+fn names(entry: &RawValue) -> Vec<RawName> {
+    let Ok(Annotated { mut annotations }) = documents::parse(entry.get().as_bytes()) else {
+        return Vec::new();
     };
-    annotation("io.containerd.image.name")
-        .map(RawName::ContainerdName)
-        .or_else(|| annotation("org.opencontainers.image.ref.name").map(RawName::RefName))
-        .into_iter()
-        .collect()
+    let mut annotation = |key| annotations.remove(key).filter(|name: &String| !name.is_empty());
+    let containerd = annotation("io.containerd.image.name").map(RawName::ContainerdName);
+    let standard = annotation("org.opencontainers.image.ref.name").map(RawName::RefName);
+    containerd.or(standard).into_iter().collect()
 }
 
 /// What a manifest describes.

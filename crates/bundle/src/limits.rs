@@ -9,7 +9,7 @@ pub struct Limits {
     /// Bytes of one JSON document (index, manifest, config). containerd's importer stops at 20 MiB for some
     /// of them and has no limit for others.
     pub json_document: u64,
-    /// How deep indexes may nest below an entry of `index.json`; containerd has no limit.
+    /// Levels of indexes below `index.json`, whose own entries are the first; containerd has no limit.
     pub index_depth: u32,
     /// Entries of the archive, extended headers included.
     pub entries: u64,

@@ -10,7 +10,7 @@ use serde::Deserialize as _;
 use serde_json::value::RawValue;
 
 use crate::docker::Docker;
-use crate::documents::{DockerImage, Index, LayoutFile, RawList};
+use crate::documents::{self, DockerImage, Index, LayoutFile, RawList};
 use crate::layout::{self, Layout};
 use crate::places::Places;
 use crate::reader::Reader;
@@ -173,8 +173,7 @@ fn document(archive: &Archive, entry: &'static str, limits: &Limits) -> Result<O
 
 /// Whether this makes the archive an OCI layout; containerd takes an empty version for none at all.
 fn check_version(bytes: &[u8]) -> Result<bool, Fault> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let file = LayoutFile::deserialize(&mut json).map_err(|error| invalid(LAYOUT_FILE, &error))?;
+    let file: LayoutFile = documents::parse_first(bytes).map_err(|error| invalid(LAYOUT_FILE, &error))?;
     match file.image_layout_version.as_str() {
         "" => Ok(false),
         "1.0.0" => Ok(true),
@@ -208,7 +207,7 @@ fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
 }
 
 fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>>) -> Result<Images, Fault> {
-    let index: Index<'_> = serde_json::from_slice(document).map_err(|error| invalid(INDEX, &error))?;
+    let index: Index<'_> = documents::parse(document).map_err(|error| invalid(INDEX, &error))?;
     if let Some(contradiction) = index.contradiction() {
         return Err(Fault::Document {
             entry: INDEX,
@@ -357,7 +356,7 @@ fn images_left_out(images: &[Image], elements: &[&RawValue]) -> Option<Warning> 
         .for_each(|image| layout::configs(&image.root, &mut configs));
     let known: HashSet<_> = configs.into_iter().map(Digest::digest).collect();
     let is_left_out = |element: &&&RawValue| {
-        let config = serde_json::from_str::<DockerImage>(element.get()).map(|image| image.config);
+        let config = documents::parse::<DockerImage>(element.get().as_bytes()).map(|image| image.config);
         let config = config.unwrap_or_default();
         let file = config.rsplit('/').next().unwrap_or_default();
         let hex = file.strip_suffix(".json").unwrap_or(file);

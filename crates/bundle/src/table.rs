@@ -190,7 +190,7 @@ impl Archive {
     pub(crate) fn compression(&self, place: &Place) -> Result<Compression, Fault> {
         let mut start = Vec::new();
         self.read_pieces(place, Compression::PEEK as u64, |piece| {
-            start.extend_from_slice(piece)
+            start.extend_from_slice(piece);
         })?;
         Ok(Compression::detect(&start))
     }

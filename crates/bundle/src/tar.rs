@@ -131,6 +131,7 @@ struct Pending {
 /// What extended headers say about the entry that follows them.
 #[derive(Default)]
 struct Extension {
+    /// Where the first of them begins; global ones need no entry to follow and do not count.
     offset: Option<u64>,
     name: Option<Vec<u8>>,
     long_name: Option<Vec<u8>>,
@@ -138,6 +139,7 @@ struct Extension {
     long_link: Option<Vec<u8>>,
     size: Option<u64>,
     sparse: bool,
+    sparse_name: Option<Vec<u8>>,
 }
 
 impl<'a, I: Input> Walk<'a, I> {
@@ -186,7 +188,9 @@ impl<'a, I: Input> Walk<'a, I> {
                             trailing: None,
                         });
                     };
-                    extension.offset.get_or_insert(offset);
+                    if kind != b'g' {
+                        extension.offset.get_or_insert(offset);
+                    }
                     extension
                         .take(kind, &payload)
                         .map_err(|why| self.damaged(offset, why))?;
@@ -274,9 +278,11 @@ impl<'a, I: Input> Walk<'a, I> {
             long_link,
             size: pax_size,
             sparse,
+            sparse_name,
             ..
         } = extension;
-        let name = long_name
+        let name = sparse_name
+            .or(long_name)
             .or(name)
             .unwrap_or_else(|| header.path_bytes().into_owned());
         let link = || {
@@ -521,6 +527,7 @@ impl Extension {
                     Some(decimal(value)?)
                 }
             }
+            b"GNU.sparse.name" => (self.sparse, self.sparse_name) = (true, given),
             key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
             _ => {}
         }
