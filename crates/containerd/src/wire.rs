@@ -10,8 +10,12 @@ use crate::error::Error;
 
 pub(crate) type Labels = BTreeMap<String, String>;
 
+/// An empty label is containerd's word for none.
 pub(crate) fn labels_from_wire(labels: HashMap<String, String>) -> Labels {
-    labels.into_iter().collect()
+    labels
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .collect()
 }
 
 pub(crate) fn labels_to_wire(labels: &Labels) -> HashMap<String, String> {

@@ -1,0 +1,321 @@
+//! A containerd that is absent, dies, hangs, or has no space: each scenario has one of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd::{Client, Error, Options, Recovery, Written};
+use tokio::net::UnixListener;
+use xtask::Generation;
+
+use crate::content::{arrived, assert_nothing_of, interrupted};
+use crate::leased;
+use crate::support::{Blob, CHUNK, PATIENCE, Paused, Place, Stage, eventually, raw_write, unique};
+
+/// Runs each scenario on a containerd of its own of each generation.
+macro_rules! on_containerds {
+    ($($scenario:ident)*) => {
+        on_containerds!(@one on_containerd_1_6 V1_6 $($scenario)*);
+        on_containerds!(@one on_containerd_1_7 V1_7 $($scenario)*);
+        on_containerds!(@one on_containerd_2 V2 $($scenario)*);
+    };
+    (@one $place:ident $generation:ident $($scenario:ident)*) => {
+        mod $place { $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $scenario() { super::on_own(super::Generation::$generation, super::$scenario).await; })* }
+    };
+}
+
+on_containerds! {
+    a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return
+    a_hanging_containerd_is_noticed
+    a_full_disk_is_told_and_nothing_stays
+    an_ingest_of_a_deleted_blob_is_no_obstacle
+}
+
+async fn on_own(generation: Generation, scenario: impl AsyncFnOnce(&mut Stage)) {
+    let Some(mut stage) = Stage::own(Place::Real(generation), false).await else {
+        return;
+    };
+    scenario(&mut stage).await;
+}
+
+async fn a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return(stage: &mut Stage) {
+    let (client, lease) = leased(stage).await;
+    let mut events = client.image_events().await.expect("subscribed");
+    let blob = Blob::sized(8 * CHUNK);
+    let source = Paused::new(&blob, 5 * CHUNK);
+    let spec = blob.spec();
+    let writing = client.write_blob(&lease, &spec, Arc::clone(&source) as _);
+    let killing = async {
+        arrived(&client, &blob, 5 * CHUNK).await;
+        tokio::task::block_in_place(|| stage.containerd().kill()).expect("killed");
+    };
+    let (error, ()) = tokio::join!(writing, killing);
+    let error = error.expect_err("it was killed");
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert_eq!(error.recovery(), Recovery::Transient);
+    source.release();
+    let ended = tokio::time::timeout(PATIENCE, events.next()).await;
+    assert_eq!(ended.expect("the end is told"), None);
+    assert!(matches!(client.images().await, Err(Error::Unreachable { .. })));
+
+    tokio::task::block_in_place(|| stage.containerd().restart()).expect("restarted");
+    let written = client
+        .write_blob(&lease, &spec, blob.source())
+        .await
+        .expect("written");
+    assert!(
+        matches!(written, Written::Committed { sent_bytes } if sent_bytes < blob.size()),
+        "{written:?}"
+    );
+    assert_eq!(
+        client
+            .read_blob(&blob.digest, blob.size())
+            .await
+            .expect("readable"),
+        *blob.bytes
+    );
+}
+
+async fn a_hanging_containerd_is_noticed(stage: &mut Stage) {
+    let soon = Duration::from_millis(500);
+    let options = Options {
+        deadline: soon,
+        stall: soon,
+        ..Options::default()
+    };
+    let client = stage.client_in(stage.namespace(), options).await;
+    let (_, lease) = leased(stage).await;
+    let blob = Blob::sized(40 * CHUNK);
+    let source = Paused::new(&blob, 2 * CHUNK);
+    let spec = blob.spec();
+    let writing = client.write_blob(&lease, &spec, Arc::clone(&source) as _);
+    let pid = stage.containerd().pid().expect("it runs");
+    let freezing = async {
+        arrived(&client, &blob, 2 * CHUNK).await;
+        signal(pid, "STOP");
+        source.release();
+    };
+    let (error, ()) = tokio::join!(writing, freezing);
+    let errors = [
+        error.expect_err("containerd hangs"),
+        client.images().await.expect_err("containerd hangs"),
+        client.blobs().await.expect_err("containerd hangs"),
+        client
+            .write_blob(&lease, &spec, blob.source())
+            .await
+            .expect_err("containerd hangs"),
+    ];
+    signal(pid, "CONT");
+    for error in errors {
+        assert!(matches!(error, Error::Stalled { .. }), "{error:?}");
+        assert_eq!(error.recovery(), Recovery::Transient);
+    }
+    eventually("the reader is dropped", async || source.readers() == 0).await;
+    let client = stage.client().await;
+    let written = client
+        .write_blob(&lease, &spec, blob.source())
+        .await
+        .expect("written");
+    assert!(matches!(written, Written::Committed { .. }), "{written:?}");
+}
+
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
+    assert!(status.expect("kill runs").success());
+}
+
+async fn a_full_disk_is_told_and_nothing_stays(stage: &mut Stage) {
+    let (client, lease) = leased(stage).await;
+    let store = stage.containerd().root().join("io.containerd.content.v1.content");
+    let small = SmallDisk::mount(&store.join("ingest"));
+    let blob = Blob::sized(16 * CHUNK);
+    let error = client
+        .write_blob(&lease, &blob.spec(), blob.source())
+        .await
+        .expect_err("the disk is full");
+    assert_eq!(error.recovery(), Recovery::Space, "{error:?}");
+    assert!(error.to_string().contains(blob.digest.as_ref()), "{error}");
+    assert_nothing_of(&client, &blob).await;
+    drop(small);
+    let written = client
+        .write_blob(&lease, &blob.spec(), blob.source())
+        .await
+        .expect("written");
+    assert_eq!(
+        written,
+        Written::Committed {
+            sent_bytes: blob.size()
+        }
+    );
+}
+
+/// A file system of 4 MiB over a folder.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(folder: &Path) -> SmallDisk {
+        std::fs::create_dir_all(folder).expect("a folder");
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+            .arg(folder)
+            .status();
+        assert!(status.expect("mount runs").success());
+        SmallDisk(folder.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: containerd may still have a file of the aborted ingest open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// A blob that was deleted and not collected yet, and an older ingest of it: containerd 1.6 loses count of that.
+async fn an_ingest_of_a_deleted_blob_is_no_obstacle(stage: &mut Stage) {
+    let (client, lease) = leased(stage).await;
+    let blob = Blob::sized(4 * CHUNK);
+    interrupted(&client, &lease, &blob.corrupted(), 2 * CHUNK).await;
+    raw_write(
+        stage,
+        &lease,
+        &format!("another-tool-{}", blob.digest),
+        &blob,
+        blob.size(),
+        true,
+    )
+    .await;
+    assert!(client.delete_blob(&blob.digest).await.expect("deleted"));
+    client
+        .write_blob(&lease, &blob.spec(), blob.source())
+        .await
+        .expect("written");
+    assert_eq!(
+        client
+            .read_blob(&blob.digest, blob.size())
+            .await
+            .expect("readable"),
+        *blob.bytes
+    );
+}
+
+#[tokio::test]
+async fn a_socket_without_a_listener_is_unreachable_and_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (absent, stale) = (
+        folder.path().join("absent.sock"),
+        folder.path().join("stale.sock"),
+    );
+    drop(std::os::unix::net::UnixListener::bind(&stale).expect("a socket"));
+    for (socket, reason) in [
+        (absent, "No such file or directory"),
+        (stale, "Connection refused"),
+    ] {
+        let error = Client::connect(&socket, "k8s.io")
+            .await
+            .expect_err("nobody listens");
+        assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+        assert!(
+            error.to_string().contains(socket.to_str().expect("utf-8")),
+            "{error}"
+        );
+        let causes = causes_of(&error);
+        assert!(causes.contains(reason), "{causes}");
+    }
+}
+
+fn causes_of(error: &Error) -> String {
+    let mut causes = Vec::new();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    causes.join(": ")
+}
+
+#[tokio::test]
+async fn a_socket_that_never_answers_is_a_stall() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("mute.sock");
+    let _listener = UnixListener::bind(&socket).expect("a socket");
+    let options = Options {
+        deadline: Duration::from_millis(200),
+        ..Options::default()
+    };
+    let error = Client::connect_with(&socket, "k8s.io", options)
+        .await
+        .expect_err("nobody answers");
+    assert!(matches!(error, Error::Stalled { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_socket_that_hangs_up_is_unreachable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("rude.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let rude = tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            drop(connection);
+        }
+    });
+    let error = Client::connect(&socket, "k8s.io").await.expect_err("it hangs up");
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    rude.abort();
+}
+
+#[tokio::test]
+async fn names_that_cannot_be_headers_are_refused_before_a_call() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for namespace in ["", "a b", "a\nb", "../x"] {
+        let error = Client::connect(&folder.path().join("s"), namespace)
+            .await
+            .expect_err("a bad name");
+        assert_eq!(error.recovery(), Recovery::Permanent, "{namespace:?}: {error:?}");
+    }
+}
+
+mod cri {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_service_is_found_where_it_is_on_containerd_1_6() {
+        the_service_is_found(Generation::V1_6).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_service_is_found_where_it_is_on_containerd_1_7() {
+        the_service_is_found(Generation::V1_7).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_service_is_found_where_it_is_on_containerd_2() {
+        the_service_is_found(Generation::V2).await;
+    }
+
+    async fn the_service_is_found(generation: Generation) {
+        let Some(stage) = Stage::own(Place::Real(generation), true).await else {
+            return;
+        };
+        let client = stage.client().await;
+        assert!(client.has_cri().await.expect("an answer"));
+        let version = client.cri().version().await.expect("an answer");
+        assert_eq!(version.runtime, "containerd");
+        let image = client
+            .cri()
+            .image_status(&format!("example.org/{}:1", unique()))
+            .await;
+        assert_eq!(image.expect("an answer"), None);
+        let filesystem = client
+            .cri()
+            .image_filesystem()
+            .await
+            .expect("an answer")
+            .expect("one");
+        assert!(filesystem.snapshotter.is_some(), "{filesystem:?}");
+    }
+}

@@ -1,0 +1,471 @@
+//! What scenarios need: a containerd, a namespace of their own in it, blobs with bytes of their own, sources that
+//! can be stopped half-way, and a raw client that plays another tool.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use containerd::{BlobSource, BlobSpec, Client, Options};
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
+use oci_spec::image::Digest;
+use sha2::{Digest as _, Sha256};
+use xtask::{Containerd, Generation};
+
+/// Whatever is waited for comes within this time, or never.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The piece in which the client sends blobs.
+pub(crate) const CHUNK: usize = 512 << 10;
+
+/// Where a scenario runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Fake,
+    Real(Generation),
+}
+
+/// A containerd with a namespace for one scenario.
+pub(crate) struct Stage {
+    place: Place,
+    server: Server,
+    socket: PathBuf,
+    namespace: String,
+}
+
+enum Server {
+    Fake(Box<fake_containerd::Fake>),
+    /// Held so that it keeps running.
+    Shared(#[expect(dead_code)] Arc<Containerd>),
+    Own(Box<Containerd>),
+}
+
+impl Stage {
+    /// A containerd that other scenarios use as well. `None` when there is none here and none is demanded.
+    pub(crate) async fn shared(place: Place) -> Option<Stage> {
+        match place {
+            Place::Fake => Some(Stage::fake().await),
+            Place::Real(generation) => {
+                let server = tokio::task::spawn_blocking(move || shared_containerd(generation));
+                let server = server.await.expect("starting does not panic")?;
+                Some(Stage::new(place, server.socket(), Server::Shared(server)))
+            }
+        }
+    }
+
+    /// A containerd to be stopped and started at will.
+    pub(crate) async fn own(place: Place, cri: bool) -> Option<Stage> {
+        match place {
+            Place::Fake => Some(Stage::fake().await),
+            Place::Real(generation) => {
+                let options = xtask::Options {
+                    cri,
+                    ..xtask::Options::default()
+                };
+                let started = tokio::task::spawn_blocking(move || Containerd::start(generation, &options));
+                let server = demanded(generation, started.await.expect("starting does not panic"))?;
+                Some(Stage::new(place, server.socket(), Server::Own(Box::new(server))))
+            }
+        }
+    }
+
+    async fn fake() -> Stage {
+        let fake = fake_containerd::Fake::start(fake_containerd::FakeConfig::default()).await;
+        Stage::new(
+            Place::Fake,
+            fake.socket().to_owned(),
+            Server::Fake(Box::new(fake)),
+        )
+    }
+
+    fn new(place: Place, socket: PathBuf, server: Server) -> Stage {
+        Stage {
+            place,
+            server,
+            socket,
+            namespace: format!("scenario-{}", unique()),
+        }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        self.client_in(&self.namespace, Options::default()).await
+    }
+
+    pub(crate) async fn client_in(&self, namespace: &str, options: Options) -> Client {
+        Client::connect_with(&self.socket, namespace, options)
+            .await
+            .expect("containerd is there")
+    }
+
+    /// The real, private containerd of this stage.
+    pub(crate) fn containerd(&mut self) -> &mut Containerd {
+        match &mut self.server {
+            Server::Own(containerd) => containerd,
+            Server::Fake(_) | Server::Shared(_) => panic!("this stage has no containerd of its own"),
+        }
+    }
+
+    /// Whether the server has not been brought down by what was asked of it.
+    pub(crate) async fn is_alive(&self) -> bool {
+        let client = Client::connect(&self.socket, &self.namespace).await;
+        client.is_ok()
+    }
+
+    /// What the stand-in minds about what was done to it.
+    pub(crate) fn assert_no_violations(&self) {}
+}
+
+/// One containerd per generation for all scenarios that run at the same time; the last one out stops it.
+fn shared_containerd(generation: Generation) -> Option<Arc<Containerd>> {
+    static RUNNING: Mutex<Vec<(Generation, Weak<Containerd>)>> = Mutex::new(Vec::new());
+    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = running
+        .iter()
+        .find(|(of, _)| *of == generation)
+        .and_then(|(_, server)| server.upgrade());
+    if found.is_some() {
+        return found;
+    }
+    let options = xtask::Options {
+        cri: false,
+        ..xtask::Options::default()
+    };
+    let server = Arc::new(demanded(generation, Containerd::start(generation, &options))?);
+    running.retain(|(of, _)| *of != generation);
+    running.push((generation, Arc::downgrade(&server)));
+    Some(server)
+}
+
+/// Where containerd cannot be had, scenarios are left out, unless that would hide them where they must run.
+#[allow(
+    clippy::print_stderr,
+    reason = "a test run has no other place to say what it leaves out"
+)]
+fn demanded<E: std::fmt::Display>(
+    generation: Generation,
+    started: Result<Containerd, E>,
+) -> Option<Containerd> {
+    match started {
+        Ok(containerd) => Some(containerd),
+        Err(error) if std::env::var_os("AIRGAPD_REQUIRE_CONTAINERD").is_some_and(|value| value == "1") => {
+            panic!("containerd {generation} is required: {error:#}")
+        }
+        Err(error) => {
+            eprintln!("skipped, no containerd {generation}: {error:#}");
+            None
+        }
+    }
+}
+
+/// Text that no other test of any process uses: containerd shares content between namespaces.
+pub(crate) fn unique() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let nanos = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .expect("now is after 1970")
+        .as_nanos();
+    format!(
+        "{}-{nanos}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// A lease's expiry that no test outlives.
+pub(crate) fn tomorrow() -> jiff::Timestamp {
+    jiff::Timestamp::now() + jiff::Span::new().hours(24)
+}
+
+/// Waits for a condition, checked again and again.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Bytes with their digest.
+#[derive(Clone)]
+pub(crate) struct Blob {
+    pub(crate) bytes: Arc<Vec<u8>>,
+    pub(crate) digest: Digest,
+}
+
+impl Blob {
+    pub(crate) fn of(bytes: Vec<u8>) -> Blob {
+        let hex: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let digest = format!("sha256:{hex}").parse().expect("a digest");
+        Blob {
+            bytes: Arc::new(bytes),
+            digest,
+        }
+    }
+
+    /// Bytes nobody else has.
+    pub(crate) fn sized(size: usize) -> Blob {
+        let mut seed = Sha256::digest(unique());
+        let mut bytes = Vec::with_capacity(size + seed.len());
+        while bytes.len() < size {
+            bytes.extend_from_slice(&seed);
+            seed = Sha256::digest(seed);
+        }
+        bytes.truncate(size);
+        Blob::of(bytes)
+    }
+
+    /// The same bytes but for the first, still under the digest of the right ones.
+    pub(crate) fn corrupted(&self) -> Blob {
+        let mut bytes = self.bytes.to_vec();
+        bytes[0] ^= 1;
+        Blob {
+            bytes: Arc::new(bytes),
+            digest: self.digest.clone(),
+        }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    pub(crate) fn spec(&self) -> BlobSpec {
+        BlobSpec::new(self.digest.clone(), self.size())
+    }
+
+    pub(crate) fn source(&self) -> Arc<Counted> {
+        Arc::new(Counted {
+            bytes: Arc::clone(&self.bytes),
+            read: Arc::default(),
+            opened: AtomicU64::new(0),
+        })
+    }
+}
+
+/// A source that counts what is read of it.
+pub(crate) struct Counted {
+    bytes: Arc<Vec<u8>>,
+    read: Arc<AtomicU64>,
+    opened: AtomicU64,
+}
+
+impl Counted {
+    pub(crate) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+}
+
+impl BlobSource for Counted {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(Gated::new(
+            Arc::clone(&self.bytes),
+            offset,
+            Arc::clone(&self.read),
+            None,
+        )))
+    }
+}
+
+/// A source that pauses before the byte at `pause_at`, once, until released.
+pub(crate) struct Paused {
+    bytes: Arc<Vec<u8>>,
+    gate: Arc<Gate>,
+}
+
+impl Paused {
+    pub(crate) fn new(blob: &Blob, pause_at: usize) -> Arc<Paused> {
+        let gate = Gate {
+            pause_at,
+            ..Gate::default()
+        };
+        Arc::new(Paused {
+            bytes: Arc::clone(&blob.bytes),
+            gate: Arc::new(gate),
+        })
+    }
+
+    pub(crate) fn release(&self) {
+        self.gate.state().released = true;
+        self.gate.changed.notify_all();
+    }
+
+    /// Readers that have been opened and not dropped yet.
+    pub(crate) fn readers(&self) -> usize {
+        self.gate.state().readers
+    }
+}
+
+impl BlobSource for Paused {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        let gate = Some(Arc::clone(&self.gate));
+        Ok(Box::new(Gated::new(
+            Arc::clone(&self.bytes),
+            offset,
+            Arc::default(),
+            gate,
+        )))
+    }
+}
+
+#[derive(Default)]
+struct Gate {
+    pause_at: usize,
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    released: bool,
+    readers: usize,
+}
+
+impl Gate {
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self) {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.state(), 2 * PATIENCE, |state| !state.released);
+        assert!(
+            !waited.expect("no reader panics").1.timed_out(),
+            "the source was never released"
+        );
+    }
+}
+
+struct Gated {
+    bytes: Arc<Vec<u8>>,
+    offset: usize,
+    read: Arc<AtomicU64>,
+    gate: Option<Arc<Gate>>,
+}
+
+impl Gated {
+    fn new(bytes: Arc<Vec<u8>>, offset: u64, read: Arc<AtomicU64>, gate: Option<Arc<Gate>>) -> Gated {
+        if let Some(gate) = &gate {
+            gate.state().readers += 1;
+        }
+        Gated {
+            bytes,
+            offset: usize::try_from(offset).expect("fits"),
+            read,
+            gate,
+        }
+    }
+}
+
+impl Drop for Gated {
+    fn drop(&mut self) {
+        if let Some(gate) = &self.gate {
+            gate.state().readers -= 1;
+        }
+    }
+}
+
+impl Read for Gated {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut end = self.bytes.len();
+        if let Some(gate) = &self.gate {
+            if self.offset < gate.pause_at {
+                end = end.min(gate.pause_at);
+            } else {
+                gate.wait();
+            }
+        }
+        let rest = &self.bytes[self.offset.min(end)..end];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.offset += length;
+        self.read.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
+    }
+}
+
+/// A source that fails instead of giving the byte at `fail_at`.
+pub(crate) struct Failing {
+    good: Vec<u8>,
+}
+
+impl Failing {
+    pub(crate) fn new(blob: &Blob, fail_at: usize) -> Failing {
+        Failing {
+            good: blob.bytes[..fail_at].to_vec(),
+        }
+    }
+}
+
+impl BlobSource for Failing {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("the medium is gone"))
+            }
+        }
+        let rest = self.good[usize::try_from(offset).expect("fits")..].to_vec();
+        Ok(Box::new(io::Cursor::new(rest).chain(Broken)))
+    }
+}
+
+/// Writes a blob in one message under a ref of our choice, as another tool would. Without `commit` the bytes stay an
+/// ingest declared with `total` bytes.
+pub(crate) async fn raw_write(
+    stage: &Stage,
+    lease: &str,
+    reference: &str,
+    blob: &Blob,
+    total: u64,
+    commit: bool,
+) {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", stage.socket().display()));
+    let channel = endpoint.expect("a socket path").connect_lazy();
+    let action = if commit {
+        WriteAction::Commit
+    } else {
+        WriteAction::Write
+    };
+    let message = WriteContentRequest {
+        action: action.into(),
+        r#ref: reference.to_owned(),
+        total: i64::try_from(total).expect("fits"),
+        expected: blob.digest.to_string(),
+        data: blob.bytes.to_vec(),
+        ..WriteContentRequest::default()
+    };
+    let mut request = tonic::Request::new(tokio_stream::iter([message]));
+    let headers = request.metadata_mut();
+    headers.insert("containerd-namespace", stage.namespace().parse().expect("ascii"));
+    headers.insert("containerd-lease", lease.parse().expect("ascii"));
+    let answer = ContentClient::new(channel)
+        .write(request)
+        .await
+        .expect("the write is taken");
+    let mut stream = answer.into_inner();
+    let mut last: Option<WriteContentResponse> = None;
+    while let Some(answer) = stream.message().await.expect("the write goes on") {
+        last = Some(answer);
+    }
+    assert_eq!(
+        last.expect("an answer").offset,
+        i64::try_from(blob.size()).expect("fits")
+    );
+}
