@@ -42,6 +42,8 @@ enum Task {
     },
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
+    /// Print the path of a protobuf compiler, for `PROTOC` of one's own cargo.
+    Protoc,
     /// Only fetch what the other tasks need: protoc, containerds, runc, busybox, tools.
     Setup,
 }
@@ -65,6 +67,10 @@ fn perform(task: Task) -> Result<()> {
             if without_tests { Ok(()) } else { checks::test(&[]) }
         }
         Task::Advisories => checks::advisories(),
+        Task::Protoc => {
+            println!("{}", parts::protoc()?.display());
+            Ok(())
+        }
         Task::Setup => parts::provide_all(),
     }
 }

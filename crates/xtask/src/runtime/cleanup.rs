@@ -58,6 +58,17 @@ pub(super) fn remove(folder: &Path) {
     remove_shim_sockets(folder);
     kill_processes(folder);
     unmount_below(folder);
+    remove_files(folder);
+}
+
+/// The lock goes last: whoever dies before leaves a folder that is still known as abandoned.
+fn remove_files(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_name() != LOCK {
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+    }
     let _ = fs::remove_dir_all(folder);
 }
 
@@ -173,6 +184,27 @@ fn subfolders(folder: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_abandoned_once_its_lock_is_free_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_abandoned(folder.path()), "one that is just being made");
+        let held = lock(folder.path()).unwrap();
+        assert!(!is_abandoned(folder.path()));
+        drop(held);
+        assert!(is_abandoned(folder.path()));
+    }
+
+    #[test]
+    fn all_files_of_a_folder_are_removed() {
+        let folder = tempfile::tempdir().unwrap().keep();
+        drop(lock(&folder).unwrap());
+        fs::create_dir_all(folder.join("root/deep")).unwrap();
+        fs::write(folder.join("root/deep/file"), "x").unwrap();
+        fs::write(folder.join("config.toml"), "x").unwrap();
+        remove_files(&folder);
+        assert!(!folder.exists());
+    }
 
     #[test]
     fn only_containerd_and_shims_started_from_the_folder_belong_to_it() {
