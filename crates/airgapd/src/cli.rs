@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Common, PlatformFlag};
+use crate::config::{Common, Given, PlatformFlag};
 
 /// Imports image bundles into containerd on nodes without a registry.
 #[derive(Debug, Parser)]
@@ -82,4 +82,22 @@ pub(crate) struct ConfigArgs {
     /// Only say whether the configuration is usable
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+impl ImportArgs {
+    /// What was typed, for the configuration.
+    pub(crate) fn given(&self) -> Vec<Given> {
+        let mut given = self.platform.given();
+        if !self.names.is_empty() {
+            let names: serde_yaml::Mapping = self.names.iter().map(|name| pair(name)).collect();
+            given.push(Given::flag("--name", "names", names));
+        }
+        given
+    }
+}
+
+/// `DIGEST=REFERENCE`; without an equals sign the configuration says what is wrong with it.
+fn pair(text: &str) -> (serde_yaml::Value, serde_yaml::Value) {
+    let (digest, reference) = text.split_once('=').unwrap_or((text, ""));
+    (digest.into(), reference.into())
 }

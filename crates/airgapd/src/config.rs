@@ -403,7 +403,7 @@ pub(crate) struct Given {
 }
 
 impl Given {
-    fn flag(flag: &'static str, key: &str, value: impl Into<Value>) -> Given {
+    pub(crate) fn flag(flag: &'static str, key: &str, value: impl Into<Value>) -> Given {
         Given {
             key: key.to_owned(),
             value: value.into(),

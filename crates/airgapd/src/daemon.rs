@@ -15,7 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bundle::{Bundle, Ending, Identity};
 use containerd::ImageEvents;
-use import::{BundleReport, Intent, LEASE_PREFIX, Outcome, Policy, Selection, Source, Survey, Verdict, bundle_id, labels};
+use import::{
+    BundleReport, ImageOutcome, ImageReport, Intent, LEASE_PREFIX, Outcome, Policy, Selection, Source,
+    Survey, Verdict, bundle_id, labels,
+};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -44,7 +47,11 @@ const IDLE: Duration = Duration::from_secs(3600);
 ///
 /// What keeps the daemon from starting: another daemon has the state folder, the folder cannot be watched at all.
 /// Everything that comes later is logged and waited out.
-pub(crate) async fn run(settings: Settings, node: crate::node::Runtime, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    settings: Settings,
+    node: crate::node::Runtime,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let mut daemon = Daemon::start(settings, node)?;
     tokio::select! {
         () = stop.cancelled() => {}
@@ -77,7 +84,11 @@ struct Daemon {
 
 enum Connection {
     /// Nothing was heard of it yet, or it went away.
-    Down { next: Instant, wait: Duration, said: Option<String> },
+    Down {
+        next: Instant,
+        wait: Duration,
+        said: Option<String>,
+    },
     Up(Box<Up>),
 }
 
@@ -109,7 +120,11 @@ impl Daemon {
             trouble: None,
             warned: None,
             relist: false,
-            connection: Connection::Down { next: now, wait: FIRST_WAIT, said: None },
+            connection: Connection::Down {
+                next: now,
+                wait: FIRST_WAIT,
+                said: None,
+            },
             systemd: Systemd::from_environment(),
             settings,
         })
@@ -149,10 +164,16 @@ impl Daemon {
     }
 
     fn on_event(&mut self, event: Option<containerd::ImageEvent>) {
-        let Connection::Up(up) = &mut self.connection else { return };
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
         let Some(event) = event else {
             warn!("containerd went away");
-            self.connection = Connection::Down { next: Instant::now(), wait: FIRST_WAIT, said: None };
+            self.connection = Connection::Down {
+                next: Instant::now(),
+                wait: FIRST_WAIT,
+                said: None,
+            };
             return;
         };
         if self.ledger.desired_images().contains_key(event.name.as_str()) {
@@ -191,9 +212,15 @@ impl Daemon {
         match folder::ensure(&self.images_dir) {
             Ok(true) => info!("created the images folder {}", self.images_dir.display()),
             Ok(false) => {}
-            Err(error) => return Err(format!("cannot create the images folder: {error}; waiting for it")),
+            Err(error) => {
+                return Err(format!(
+                    "cannot create the images folder: {error}; waiting for it"
+                ));
+            }
         }
-        let folder = self.folder().map_err(|error| format!("cannot open the images folder: {error}"))?;
+        let folder = self
+            .folder()
+            .map_err(|error| format!("cannot open the images folder: {error}"))?;
         match folder.judge(self.settings.allow_insecure_dir) {
             FolderTrust::Trusted => {}
             FolderTrust::Warning(why) => {
@@ -204,7 +231,9 @@ impl Daemon {
             }
             FolderTrust::Refused(why) => return Err(format!("nothing is imported: {why}")),
         }
-        folder.list().map_err(|error| format!("cannot list the images folder: {error}"))
+        folder
+            .list()
+            .map_err(|error| format!("cannot list the images folder: {error}"))
     }
 }
 
@@ -215,13 +244,17 @@ impl Daemon {
 
     fn take_over(&mut self, listed: Vec<folder::Listed>) {
         let ledger = &self.ledger;
-        let known = |name: &OsStr, identity: &Identity| ledger.get(name).is_some_and(|entry| is_import_of(entry, identity));
+        let known = |name: &OsStr, identity: &Identity| {
+            ledger
+                .get(name)
+                .is_some_and(|entry| is_import_of(entry, identity))
+        };
         let changes = self.roster.list(listed, Instant::now(), known);
         for (name, reason) in changes.ignored {
             info!(file = %shown(&name), "ignored: {reason}");
         }
         for name in changes.gone {
-            info!(bundle = %shown(&name), "the bundle is gone; its images stay");
+            info!(bundle = %shown(&name), "the bundle is gone; its images stay as they are");
             self.ledger.forget(&name);
         }
         if !self.roster.names(|phase| phase == Phase::Known).is_empty() {
@@ -251,33 +284,50 @@ impl Daemon {
         let done = count(|phase| phase == Phase::Done);
         let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
         let waiting = count(|phase| matches!(phase, Phase::Settling { .. } | Phase::Ready | Phase::Known));
-        let trouble = self.trouble.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+        let trouble = self
+            .trouble
+            .as_ref()
+            .map(|why| format!("; {why}"))
+            .unwrap_or_default();
         format!("{done} bundles in place, {waiting} waiting, {failed} failed; {containerd}{trouble}")
     }
 }
 
 /// Whether the ledger's last import is of this very file, and nothing was left to try again.
 fn is_import_of(entry: &ledger::Entry, identity: &Identity) -> bool {
-    let imported = entry.imported.as_ref().is_some_and(|imported| imported.identity == *identity);
+    let imported = entry
+        .imported
+        .as_ref()
+        .is_some_and(|imported| imported.identity == *identity);
     imported && entry.identity == *identity && entry.last_error.is_none()
 }
 
 /// A file name for people and logs: control bytes escaped.
 fn shown(name: &OsStr) -> String {
-    import::printable(&name.to_string_lossy()).trim_matches('"').to_owned()
+    import::printable(&name.to_string_lossy())
+        .trim_matches('"')
+        .to_owned()
 }
 
 /// containerd.
 impl Daemon {
     async fn connect_if_due(&mut self) {
-        let Connection::Down { next, .. } = &self.connection else { return };
+        let Connection::Down { next, .. } = &self.connection else {
+            return;
+        };
         if *next > Instant::now() {
             return;
         }
         match self.connect().await {
             Ok(up) => {
-                let Runtime { version, platform, .. } = &up.runtime;
-                info!("connected to containerd {} on {}; this node is {platform}", version.text, self.socket.display());
+                let Runtime {
+                    version, platform, ..
+                } = &up.runtime;
+                info!(
+                    "connected to containerd {} on {}; this node is {platform}",
+                    version.text,
+                    self.socket.display()
+                );
                 self.check_context(&up);
                 self.connection = Connection::Up(Box::new(up));
                 self.roster.doubt();
@@ -291,11 +341,19 @@ impl Daemon {
         // First the subscription, then the comparison: what happens in between is then not lost.
         let events = runtime.client.image_events().await?;
         let policy = runtime::policy(&self.settings, Some(&runtime));
-        Ok(Up { runtime, events, policy, compare: Instant::now(), leases_swept: false })
+        Ok(Up {
+            runtime,
+            events,
+            policy,
+            compare: Instant::now(),
+            leases_swept: false,
+        })
     }
 
     fn wait_for_containerd(&mut self, error: &Unusable) {
-        let Connection::Down { next, wait, said } = &mut self.connection else { return };
+        let Connection::Down { next, wait, said } = &mut self.connection else {
+            return;
+        };
         let text = match error.is_unreachable() {
             true => format!("no containerd on {}", self.socket.display()),
             false => import::chain(error),
@@ -317,7 +375,10 @@ impl Daemon {
         };
         if self.ledger.context.selection.is_some() && self.ledger.context.selection != context.selection {
             info!("the node's platform or the configuration changed: every bundle is looked at again");
-            for name in self.roster.names(|phase| matches!(phase, Phase::Known | Phase::Done)) {
+            for name in self
+                .roster
+                .names(|phase| matches!(phase, Phase::Known | Phase::Done))
+            {
                 self.roster.set(&name, Phase::Ready);
             }
         }
@@ -327,13 +388,19 @@ impl Daemon {
     /// Drops a connection that failed.
     fn lost(&mut self, error: &dyn std::error::Error) {
         warn!("containerd went away: {}", import::chain(error));
-        self.connection = Connection::Down { next: Instant::now() + FIRST_WAIT, wait: FIRST_WAIT, said: None };
+        self.connection = Connection::Down {
+            next: Instant::now() + FIRST_WAIT,
+            wait: FIRST_WAIT,
+            said: None,
+        };
         self.roster.doubt();
     }
 
     /// Compares what the ledger knows with what is there: one listing of records, one of blobs, no bundle opened.
     async fn compare_if_due(&mut self) {
-        let Connection::Up(up) = &mut self.connection else { return };
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
         if up.compare > Instant::now() {
             return;
         }
@@ -349,14 +416,22 @@ impl Daemon {
     fn compare(&mut self, survey: &Survey) {
         let desired = self.ledger.desired_images();
         let mut findings: Vec<(OsString, Standing, Vec<Moved>)> = Vec::new();
-        for name in self.roster.names(|phase| matches!(phase, Phase::Known | Phase::Done)) {
+        for name in self
+            .roster
+            .names(|phase| matches!(phase, Phase::Known | Phase::Done))
+        {
             if let Some(entry) = self.ledger.get(&name) {
                 let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey);
                 findings.push((name, standing, moved));
             }
         }
         for (name, standing, moved) in findings {
-            for Moved { name: image, from, to } in moved {
+            for Moved {
+                name: image,
+                from,
+                to,
+            } in moved
+            {
                 debug!(bundle = %shown(&name), image, "somebody else moved the record from {from} to {to}; left alone");
             }
             match standing {
@@ -371,17 +446,29 @@ impl Daemon {
 
     /// Gives leases back that an earlier run left behind for bundles that are done or gone.
     async fn sweep_leases(&mut self) {
-        let Connection::Up(up) = &mut self.connection else { return };
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
         if std::mem::replace(&mut up.leases_swept, true) {
             return;
         }
         let client = up.runtime.client.clone();
         let pending = self.roster.names(|phase| !matches!(phase, Phase::Done));
-        let kept: Vec<String> = pending.iter().map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&name.to_string_lossy()))).collect();
+        let kept: Vec<String> = pending
+            .iter()
+            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&name.to_string_lossy())))
+            .collect();
         let swept = async {
-            for lease in client.leases().await?.into_iter().filter(|lease| lease.id.starts_with(LEASE_PREFIX)) {
+            for lease in client
+                .leases()
+                .await?
+                .into_iter()
+                .filter(|lease| lease.id.starts_with(LEASE_PREFIX))
+            {
                 let mark = lease.labels.get(labels::LEASE_MARK);
-                if mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE)) && !kept.iter().any(|id| lease.id.starts_with(id.as_str())) {
+                if mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE))
+                    && !kept.iter().any(|id| lease.id.starts_with(id.as_str()))
+                {
                     debug!(lease = lease.id, "giving back a lease that was left behind");
                     client.delete_lease(&lease.id, false).await?;
                 }
@@ -399,7 +486,9 @@ impl Daemon {
     /// Takes on the file that is due, if any.
     async fn work_on_one(&mut self) -> bool {
         let connected = matches!(self.connection, Connection::Up(_));
-        let Some(name) = self.roster.due(Instant::now(), connected) else { return false };
+        let Some(name) = self.roster.due(Instant::now(), connected) else {
+            return false;
+        };
         let file = match self.folder().map(|folder| folder.open(&name)) {
             Ok(Ok(file)) => file,
             Ok(Err(Refused::Gone)) | Err(_) => {
@@ -409,7 +498,13 @@ impl Daemon {
             }
             Ok(Err(refused)) => {
                 warn!(bundle = %shown(&name), "not imported: {refused}");
-                self.roster.set(&name, Phase::Failed { attempts: 1, retry: None });
+                self.roster.set(
+                    &name,
+                    Phase::Failed {
+                        attempts: 1,
+                        retry: None,
+                    },
+                );
                 return true;
             }
         };
@@ -421,13 +516,20 @@ impl Daemon {
     }
 
     fn settle(&mut self, name: &OsStr, file: &File) {
-        let Some(since) = self.roster.still_since(name) else { return };
+        let Some(since) = self.roster.still_since(name) else {
+            return;
+        };
         // The listing may be older than the file: what is about to be judged is what is open.
         match file.metadata() {
             Ok(metadata) if Some(Identity::of(&metadata)) == self.roster.identity(name) => {}
             _ => {
                 self.relist = true;
-                return self.roster.set(name, Phase::Settling { look: Instant::now() + AGAIN });
+                return self.roster.set(
+                    name,
+                    Phase::Settling {
+                        look: Instant::now() + AGAIN,
+                    },
+                );
             }
         }
         match Observation::of(file, since) {
@@ -444,7 +546,9 @@ impl Daemon {
     }
 
     async fn import(&mut self, name: &OsStr, file: File) {
-        let Connection::Up(up) = &self.connection else { return };
+        let Connection::Up(up) = &self.connection else {
+            return;
+        };
         let (client, policy) = (up.runtime.client.clone(), up.policy.clone());
         let path = self.images_dir.join(name);
         let started = Instant::now();
@@ -454,17 +558,35 @@ impl Daemon {
             Err(error) => return self.unreadable(name, &path, &error, started),
         };
         if let Some(reason) = unfinished(&bundle, &policy) {
-            return self.failed(name, *bundle.identity(), &reason, ErrorClass::Bundle, false);
+            return self.failed(
+                name,
+                bundle.identity().clone(),
+                &reason,
+                ErrorClass::Bundle,
+                false,
+            );
         }
         let text_name = name.to_string_lossy().into_owned();
-        let intent = Intent { source: Source::Bundle(text_name.clone()), on_conflict: self.settings.on_conflict };
+        let intent = Intent {
+            source: Source::Bundle(text_name.clone()),
+            on_conflict: self.settings.on_conflict,
+        };
         let progress = Progress::start(shown(name));
-        let result = import::import(&client, &bundle, &policy, &intent, &bundle_id(&text_name), false, &progress).await;
+        let result = import::import(
+            &client,
+            &bundle,
+            &policy,
+            &intent,
+            &bundle_id(&text_name),
+            false,
+            &progress,
+        )
+        .await;
         match result {
             Ok(imported) => self.imported(name, &bundle, imported),
             Err(error) => {
                 let report = BundleReport::untried(&path, &error, started.elapsed());
-                self.stopped(name, *bundle.identity(), &report, &error);
+                self.stopped(name, bundle.identity().clone(), &report, &error);
             }
         }
         self.save();
@@ -481,7 +603,11 @@ impl Daemon {
         let report = BundleReport::unreadable(path, error, started.elapsed());
         let text = report.error.unwrap_or_default();
         let transient = matches!(error.fault, bundle::Fault::Changed | bundle::Fault::Io { .. });
-        let class = if transient { ErrorClass::Transient } else { ErrorClass::Bundle };
+        let class = if transient {
+            ErrorClass::Transient
+        } else {
+            ErrorClass::Bundle
+        };
         if let Some(identity) = identity {
             self.failed(name, identity, &text, class, transient);
         }
@@ -490,8 +616,13 @@ impl Daemon {
 
     fn failed(&mut self, name: &OsStr, identity: Identity, text: &str, class: ErrorClass, retry: bool) {
         error!(bundle = %shown(name), outcome = "failed", "not imported: {text}");
-        let error = LastError { text: text.to_owned(), class, at: Timestamp::now() };
-        self.ledger.record_failure(name, identity, ledger::Outcome::Failed, error);
+        let error = LastError {
+            text: text.to_owned(),
+            class,
+            at: Timestamp::now(),
+        };
+        self.ledger
+            .record_failure(name, identity, ledger::Outcome::Failed, error);
         self.roster.fail(name, Instant::now(), retry);
     }
 
@@ -512,48 +643,84 @@ impl Daemon {
     }
 
     fn imported(&mut self, name: &OsStr, bundle: &Bundle, imported: import::Imported) {
-        let import::Imported { report, selection, stopped, .. } = imported;
+        let import::Imported {
+            report,
+            selection,
+            stopped,
+            ..
+        } = imported;
         log_report(name, &report);
         if report.landed() || report.outcome == Outcome::Skipped {
             self.write_down(name, bundle, &report, &selection);
         }
-        let identity = *bundle.identity();
+        let identity = bundle.identity().clone();
         match stopped {
             Some(error) => self.stopped(name, identity, &report, &error),
-            None if matches!(report.outcome, Outcome::Failed | Outcome::Partial) => self.incomplete(name, identity, &report),
+            None if matches!(report.outcome, Outcome::Failed | Outcome::Partial) => {
+                self.incomplete(name, identity, &report)
+            }
             None => self.roster.set(name, Phase::Done),
         }
     }
 
     /// Writes down what is wrong with a bundle of which not everything landed. It is tried again when the file changes.
     fn incomplete(&mut self, name: &OsStr, identity: Identity, report: &BundleReport) {
-        let mut failed = report.images.iter().filter(|image| image.outcome == import::ImageOutcome::Failed);
-        let reason = |image: &import::ImageReport| format!("{}: {}", image.name, image.reason.as_deref().unwrap_or("failed"));
+        let mut failed = report
+            .images
+            .iter()
+            .filter(|image| image.outcome == ImageOutcome::Failed);
+        let reason =
+            |image: &ImageReport| format!("{}: {}", image.name, image.reason.as_deref().unwrap_or("failed"));
         let text = failed.next().map(reason).unwrap_or_default();
-        let class = if report.cause == Some(import::Cause::Bundle) { ErrorClass::Bundle } else { ErrorClass::Permanent };
-        let error = LastError { text, class, at: Timestamp::now() };
-        self.ledger.record_failure(name, identity, ledger_outcome(report.outcome), error);
+        let class = if report.cause == Some(import::Cause::Bundle) {
+            ErrorClass::Bundle
+        } else {
+            ErrorClass::Permanent
+        };
+        let error = LastError {
+            text,
+            class,
+            at: Timestamp::now(),
+        };
+        self.ledger
+            .record_failure(name, identity, ledger_outcome(report.outcome), error);
         self.roster.fail(name, Instant::now(), false);
     }
 
     fn write_down(&mut self, name: &OsStr, bundle: &Bundle, report: &BundleReport, selection: &Selection) {
-        let in_place: Vec<_> = report.images.iter().filter(|image| image.outcome.is_in_place()).collect();
+        let in_place: Vec<_> = report
+            .images
+            .iter()
+            .filter(|image| image.outcome.is_in_place())
+            .collect();
         let images = in_place.iter().filter_map(|image| {
-            Some(ledger::ImageEntry { name: image.name.clone(), target: image.digest.parse().ok()? })
+            Some(ledger::ImageEntry {
+                name: image.name.clone(),
+                target: image.digest.parse().ok()?,
+            })
         });
         let closures = selection.taken().flat_map(|taken| {
-            let digests: Vec<_> = taken.closure.blobs.iter().map(|blob| blob.digest.clone()).collect();
-            taken.records.iter().map(move |record| (record.target.digest().clone(), digests.clone()))
+            let digests: Vec<_> = taken
+                .closure
+                .blobs
+                .iter()
+                .map(|blob| blob.digest.clone())
+                .collect();
+            taken
+                .records
+                .iter()
+                .map(move |record| (record.target.digest().clone(), digests.clone()))
         });
         let imported = Imported {
-            identity: *bundle.identity(),
+            identity: bundle.identity().clone(),
             catalog: bundle.catalog().digest.clone(),
             images: images.collect(),
             at: Timestamp::now(),
             duration_ms: report.duration_ms,
             sent_bytes: report.blobs.sent_bytes,
         };
-        self.ledger.record_import(name, ledger_outcome(report.outcome), imported, closures);
+        self.ledger
+            .record_import(name, ledger_outcome(report.outcome), imported, closures);
     }
 }
 
@@ -582,7 +749,9 @@ fn unfinished(bundle: &Bundle, policy: &Policy) -> Option<String> {
                 Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, problems.join("; "))),
                 Verdict::Take(_) | Verdict::Skip(_) => None,
             });
-            broken.map(|problem| format!("the archive has no end marker and is not whole, finish the upload: {problem}"))
+            broken.map(|problem| {
+                format!("the archive has no end marker and is not whole, finish the upload: {problem}")
+            })
         }
     }
 }
@@ -593,15 +762,40 @@ fn log_report(name: &OsStr, report: &BundleReport) {
         warn!(bundle, "{warning}");
     }
     for image in &report.images {
-        let reason = image.reason.as_deref().unwrap_or_default();
-        let (digest, outcome) = (&image.digest, image.outcome.as_str());
-        match image.outcome {
-            import::ImageOutcome::Failed => error!(bundle, image = image.name, digest, outcome, "not imported: {reason}"),
-            import::ImageOutcome::Unchanged => debug!(bundle, image = image.name, digest, outcome, "in place"),
-            import::ImageOutcome::Skipped => info!(bundle, image = image.name, digest, outcome, "skipped: {reason}"),
-            _ => info!(bundle, image = image.name, digest, outcome, "{outcome}"),
+        log_image(&bundle, image);
+    }
+    let (outcome, bytes, milliseconds) = (
+        report.outcome.as_str(),
+        report.blobs.sent_bytes,
+        report.duration_ms,
+    );
+    info!(
+        bundle,
+        outcome,
+        bytes,
+        milliseconds,
+        "bundle {outcome}: {} sent in {milliseconds} ms",
+        crate::output::bytes(bytes)
+    );
+}
+
+/// One line for each image. Its `name@digest` record goes without saying.
+fn log_image(bundle: &str, image: &ImageReport) {
+    let reason = image.reason.as_deref().unwrap_or_default();
+    let (name, digest, outcome) = (&image.name, &image.digest, image.outcome.as_str());
+    match image.outcome {
+        ImageOutcome::Failed => error!(
+            bundle,
+            image = name,
+            digest,
+            outcome,
+            "image not imported: {reason}"
+        ),
+        ImageOutcome::Skipped => info!(bundle, image = name, digest, outcome, "image skipped: {reason}"),
+        _ if name.contains('@') => debug!(bundle, image = name, digest, outcome, "image {outcome}"),
+        ImageOutcome::Unchanged => debug!(bundle, image = name, digest, outcome, "image in place"),
+        ImageOutcome::Created | ImageOutcome::Retargeted | ImageOutcome::Relabelled => {
+            info!(bundle, image = name, digest, outcome, "image {outcome}");
         }
     }
-    let (outcome, bytes, milliseconds) = (report.outcome.as_str(), report.blobs.sent_bytes, report.duration_ms);
-    info!(bundle, outcome, bytes, milliseconds, "{outcome}: {} sent in {milliseconds} ms", crate::output::bytes(bytes));
 }

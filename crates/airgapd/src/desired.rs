@@ -26,9 +26,18 @@ pub(crate) struct Moved {
 
 /// Every blob that the ledger's images need.
 pub(crate) fn digests(ledger: &Ledger) -> HashSet<Digest> {
-    let imported = ledger.entries().into_iter().filter_map(|entry| entry.imported.as_ref());
-    let targets = imported.flat_map(|imported| &imported.images).map(|image| &image.target);
-    targets.filter_map(|target| ledger.closure(target)).flatten().cloned().collect()
+    let imported = ledger
+        .entries()
+        .into_iter()
+        .filter_map(|entry| entry.imported.as_ref());
+    let targets = imported
+        .flat_map(|imported| &imported.images)
+        .map(|image| &image.target);
+    targets
+        .filter_map(|target| ledger.closure(target))
+        .flatten()
+        .cloned()
+        .collect()
 }
 
 /// Compares one bundle. Names that a later bundle took over are not its business any more.
@@ -41,7 +50,9 @@ pub(crate) fn standing(
     let source = Source::Bundle(entry.file.to_string_lossy().into_owned());
     let mut moved = Vec::new();
     for image in entry.imported.iter().flat_map(|imported| &imported.images) {
-        let is_ours = desired.get(image.name.as_str()).is_none_or(|(target, _)| **target == image.target);
+        let is_ours = desired
+            .get(image.name.as_str())
+            .is_none_or(|(target, _)| **target == image.target);
         let Some(record) = survey.records.get(&image.name).filter(|_| is_ours) else {
             if is_ours {
                 return (Standing::Missing(format!("the record {}", image.name)), moved);
@@ -50,7 +61,11 @@ pub(crate) fn standing(
         };
         if *record.target.digest() != image.target {
             let to = record.target.digest().clone();
-            moved.push(Moved { name: image.name.clone(), from: image.target.clone(), to });
+            moved.push(Moved {
+                name: image.name.clone(),
+                from: image.target.clone(),
+                to,
+            });
             continue;
         }
         if !labels::vouch(&record.labels, &source).is_empty() {
@@ -58,9 +73,17 @@ pub(crate) fn standing(
         }
         let closure = ledger.closure(&image.target).unwrap_or_default();
         match closure.iter().find(|digest| !survey.blobs.contains_key(*digest)) {
-            Some(digest) => return (Standing::Missing(format!("blob {digest} of {}", image.name)), moved),
+            Some(digest) => {
+                return (
+                    Standing::Missing(format!("blob {digest} of {}", image.name)),
+                    moved,
+                );
+            }
             None if closure.is_empty() => {
-                return (Standing::Missing(format!("the list of blobs of {}", image.name)), moved);
+                return (
+                    Standing::Missing(format!("the list of blobs of {}", image.name)),
+                    moved,
+                );
             }
             None => {}
         }

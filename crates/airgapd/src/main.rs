@@ -1,15 +1,24 @@
 //! airgapd: imports image bundles into containerd on airgapped Kubernetes nodes.
+//!
+//! This is the program around the libraries: command line and configuration ([`cli`], [`config`]), which containerd it
+//! is ([`node`], [`runtime`]), the commands, and the daemon with what it watches, remembers and says.
 
 mod cli;
 mod commands;
 mod config;
+mod daemon;
+mod desired;
 mod folder;
 mod ledger;
+mod log;
 mod node;
 mod output;
 mod progress;
+mod roster;
 mod runtime;
 mod sys;
+mod systemd;
+mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,19 +27,19 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::commands::Exit;
-use crate::config::{Config, Given};
+use crate::config::{Config, Given, OutputFormat, Settings};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = match config::load(&cli.common, more_flags(&cli.command), std::env::vars_os()) {
+    let config = match config::load(&cli.common, flags_of(&cli.command), std::env::vars_os()) {
         Ok(config) => config,
         Err(mistakes) => {
             let _ = output::complain(&mistakes.to_string());
             return Exit::Usage.into();
         }
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    match run(cli, config) {
+    log::init(config.settings.log);
+    match execute(cli, config) {
         Ok(exit) => exit.into(),
         Err(error) => {
             tracing::error!("{error:#}");
@@ -40,47 +49,45 @@ fn main() -> ExitCode {
 }
 
 /// Flags of single commands that stand for configuration.
-fn more_flags(command: &Command) -> Vec<Given> {
+fn flags_of(command: &Command) -> Vec<Given> {
     match command {
         Command::Run(platform) => platform.given(),
-        Command::Import(args) => args.platform.given(),
+        Command::Import(args) => args.given(),
         Command::Inspect(args) => args.platform.given(),
         Command::Release(_) | Command::Config(_) => Vec::new(),
     }
 }
 
-fn run(cli: Cli, config: Config) -> anyhow::Result<Exit> {
+fn execute(cli: Cli, config: Config) -> anyhow::Result<Exit> {
     let format = cli.common.output;
-    if let Command::Config(args) = &cli.command {
-        return commands::config::run(args, &config, format);
+    match cli.command {
+        Command::Config(args) => commands::config::run(&args, &config, format),
+        command => block_on(command, config.settings, format),
     }
-    let settings = config.settings;
+}
+
+/// Two threads are enough: the bytes are moved by containerd and hashed there.
+fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        match cli.command {
+        match command {
             Command::Inspect(args) => commands::inspect::run(&args, &settings, format).await,
             Command::Import(args) => {
-                commands::import::run(
-                    &args,
-                    &settings,
-                    &node::decide(&node::probe(Path::new("/")), &settings)?,
-                    format,
-                )
-                .await
+                commands::import::run(&args, &settings, &this_node(&settings)?, format).await
             }
             Command::Release(args) => {
-                commands::release::run(
-                    &args,
-                    &settings,
-                    &node::decide(&node::probe(Path::new("/")), &settings)?,
-                    format,
-                )
-                .await
+                commands::release::run(&args, &settings, &this_node(&settings)?, format).await
             }
-            Command::Run(_) | Command::Config(_) => unreachable!(),
+            Command::Run(_) => commands::run::run(settings).await,
+            Command::Config(_) => unreachable!("it needs no runtime"),
         }
     })
+}
+
+/// Which containerd this node's images go to, by what is installed on it.
+fn this_node(settings: &Settings) -> anyhow::Result<node::Runtime> {
+    Ok(node::decide(&node::probe(Path::new("/")), settings)?)
 }

@@ -72,9 +72,17 @@ impl Roster {
         let mut changes = Changes::default();
         let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
         self.told.retain(|(name, _)| names.contains(name));
-        let candidates: HashSet<&OsString> =
-            listed.iter().filter(|entry| entry.class == Class::Candidate).map(|entry| &entry.name).collect();
-        changes.gone.extend(self.files.keys().filter(|name| !candidates.contains(name)).cloned());
+        let candidates: HashSet<&OsString> = listed
+            .iter()
+            .filter(|entry| entry.class == Class::Candidate)
+            .map(|entry| &entry.name)
+            .collect();
+        changes.gone.extend(
+            self.files
+                .keys()
+                .filter(|name| !candidates.contains(name))
+                .cloned(),
+        );
         self.files.retain(|name, _| candidates.contains(name));
         for entry in listed {
             match entry.class {
@@ -94,12 +102,28 @@ impl Roster {
             Some(tracked) if tracked.identity == entry.identity => {}
             Some(tracked) => {
                 let name = &entry.name;
-                self.told.retain(|(told, what)| told != name || !matches!(what, Told::Waiting(_)));
-                *tracked = Tracked { identity: entry.identity, since: now, phase: Phase::Settling { look: now } };
+                self.told
+                    .retain(|(told, what)| told != name || !matches!(what, Told::Waiting(_)));
+                *tracked = Tracked {
+                    identity: entry.identity,
+                    since: now,
+                    phase: Phase::Settling { look: now },
+                };
             }
             None => {
-                let phase = if known(&entry.name, &entry.identity) { Phase::Known } else { Phase::Settling { look: now } };
-                self.files.insert(entry.name, Tracked { identity: entry.identity, since: now, phase });
+                let phase = if known(&entry.name, &entry.identity) {
+                    Phase::Known
+                } else {
+                    Phase::Settling { look: now }
+                };
+                self.files.insert(
+                    entry.name,
+                    Tracked {
+                        identity: entry.identity,
+                        since: now,
+                        phase,
+                    },
+                );
             }
         }
     }
@@ -107,7 +131,8 @@ impl Roster {
     /// The file that is due to be looked at, or, where `connected`, imported. Those that wait longest go first.
     pub(crate) fn due(&self, now: Instant, connected: bool) -> Option<OsString> {
         let due = self.files.iter().filter(|(_, file)| file.is_due(now, connected));
-        due.min_by_key(|(_, file)| file.since).map(|(name, _)| name.clone())
+        due.min_by_key(|(_, file)| file.since)
+            .map(|(name, _)| name.clone())
     }
 
     /// When the next file is due that is not due now.
@@ -127,7 +152,7 @@ impl Roster {
 
     /// The identity a file was listed with.
     pub(crate) fn identity(&self, name: &OsStr) -> Option<Identity> {
-        self.files.get(name).map(|file| file.identity)
+        self.files.get(name).map(|file| file.identity.clone())
     }
 
     /// Sets how far a file has come.
@@ -143,8 +168,16 @@ impl Roster {
             Some(Phase::Failed { attempts, .. }) => attempts.saturating_add(1),
             _ => 1,
         };
-        let wait = FIRST_RETRY.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST_RETRY);
-        self.set(name, Phase::Failed { attempts, retry: retry.then(|| now + wait) });
+        let wait = FIRST_RETRY
+            .saturating_mul(1 << (attempts - 1).min(16))
+            .min(LONGEST_RETRY);
+        self.set(
+            name,
+            Phase::Failed {
+                attempts,
+                retry: retry.then(|| now + wait),
+            },
+        );
     }
 
     /// Takes over whether a file is finished. What should be said about it, the first time only.
@@ -160,14 +193,20 @@ impl Roster {
             }
             Settle::Stalled { until, why } => {
                 self.set(name, Phase::Settling { look: until });
-                self.told.insert((name.to_owned(), Told::Waiting(why))).then_some(why)
+                self.told
+                    .insert((name.to_owned(), Told::Waiting(why)))
+                    .then_some(why)
             }
         }
     }
 
     /// The names in one phase, told by `is`.
     pub(crate) fn names(&self, is: impl Fn(Phase) -> bool) -> Vec<OsString> {
-        self.files.iter().filter(|(_, file)| is(file.phase)).map(|(name, _)| name.clone()).collect()
+        self.files
+            .iter()
+            .filter(|(_, file)| is(file.phase))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Everything is to be compared with containerd again: it was away, or is another one.
@@ -183,7 +222,9 @@ impl Tracked {
         match self.phase {
             Phase::Settling { look } => look <= now,
             Phase::Ready => connected,
-            Phase::Failed { retry: Some(retry), .. } => connected && retry <= now,
+            Phase::Failed {
+                retry: Some(retry), ..
+            } => connected && retry <= now,
             Phase::Failed { retry: None, .. } | Phase::Known | Phase::Done => false,
         }
     }
@@ -202,11 +243,21 @@ mod tests {
     use super::*;
 
     fn identity(inode: u64) -> Identity {
-        Identity { device: 1, inode, size: 10, mtime_ns: 0, ctime_ns: 0 }
+        Identity {
+            device: 1,
+            inode,
+            size: 10,
+            mtime_ns: 0,
+            ctime_ns: 0,
+        }
     }
 
     fn file(name: &str, inode: u64) -> Listed {
-        Listed { name: name.into(), class: Class::Candidate, identity: identity(inode) }
+        Listed {
+            name: name.into(),
+            class: Class::Candidate,
+            identity: identity(inode),
+        }
     }
 
     fn new_only(_: &OsStr, _: &Identity) -> bool {
@@ -243,7 +294,10 @@ mod tests {
         let later = now + Duration::from_secs(1);
         roster.list(vec![file("a.tar", 1), file("b.tar", 3)], later, new_only);
         assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Done));
-        assert_eq!(roster.phase("b.tar".as_ref()), Some(Phase::Settling { look: later }));
+        assert_eq!(
+            roster.phase("b.tar".as_ref()),
+            Some(Phase::Settling { look: later })
+        );
         assert_eq!(roster.still_since("b.tar".as_ref()), Some(later));
     }
 
@@ -252,7 +306,10 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
-        assert_eq!(roster.list(Vec::new(), now, new_only).gone, [OsString::from("a.tar")]);
+        assert_eq!(
+            roster.list(Vec::new(), now, new_only).gone,
+            [OsString::from("a.tar")]
+        );
         assert!(roster.list(Vec::new(), now, new_only).gone.is_empty());
     }
 
@@ -260,7 +317,10 @@ mod tests {
     fn an_ignored_entry_is_told_once_until_it_goes() {
         let now = Instant::now();
         let mut roster = Roster::default();
-        let hidden = || Listed { class: Class::Ignored(Reason::Hidden), ..file(".x", 1) };
+        let hidden = || Listed {
+            class: Class::Ignored(Reason::Hidden),
+            ..file(".x", 1)
+        };
         assert_eq!(roster.list(vec![hidden()], now, new_only).ignored.len(), 1);
         assert!(roster.list(vec![hidden()], now, new_only).ignored.is_empty());
         roster.list(Vec::new(), now, new_only);
@@ -272,7 +332,10 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
-        let stalled = Settle::Stalled { until: now, why: Why::Empty };
+        let stalled = Settle::Stalled {
+            until: now,
+            why: Why::Empty,
+        };
         assert_eq!(roster.settle("a.tar".as_ref(), stalled), Some(Why::Empty));
         assert_eq!(roster.settle("a.tar".as_ref(), stalled), None);
         roster.list(vec![file("a.tar", 2)], now, new_only);
@@ -300,8 +363,15 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("z.tar", 1)], now, new_only);
-        roster.list(vec![file("a.tar", 2), file("z.tar", 1)], now + Duration::from_millis(1), new_only);
-        assert_eq!(roster.due(now + Duration::from_secs(1), true), Some("z.tar".into()));
+        roster.list(
+            vec![file("a.tar", 2), file("z.tar", 1)],
+            now + Duration::from_millis(1),
+            new_only,
+        );
+        assert_eq!(
+            roster.due(now + Duration::from_secs(1), true),
+            Some("z.tar".into())
+        );
     }
 
     #[test]
@@ -311,6 +381,9 @@ mod tests {
         roster.list(vec![file("a.tar", 1)], now, new_only);
         roster.set("a.tar".as_ref(), Phase::Done);
         roster.doubt();
-        assert_eq!(roster.names(|phase| phase == Phase::Known), [OsString::from("a.tar")]);
+        assert_eq!(
+            roster.names(|phase| phase == Phase::Known),
+            [OsString::from("a.tar")]
+        );
     }
 }

@@ -1,11 +1,19 @@
-//! The system calls that no safe wrapper offers: `fcntl(F_SETLEASE)` and what it needs of signals.
+//! What no safe wrapper offers: `fcntl(F_SETLEASE)` with what it needs of signals, and waiting for urgent
+//! data on a descriptor.
 //!
 //! This is the only module of the workspace that may contain `unsafe`. It decides nothing.
-#![allow(unsafe_code, reason = "F_SETLEASE has no safe wrapper in rustix")]
+#![allow(
+    unsafe_code,
+    reason = "F_SETLEASE and registering a descriptor have no safe wrapper"
+)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Once;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// What the kernel says about writers of an open file.
 #[derive(Debug)]
@@ -58,9 +66,17 @@ fn ignore_lease_breaks() {
     });
 }
 
+/// Registers a file with tokio for what poll(2) calls POLLPRI. Must be called inside a runtime.
+pub(crate) fn watch_urgent(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: the descriptor is the file's own, open until the file is dropped; the AsyncFd owns the
+    // file, nobody else can close or replace it, and a File always gives the same descriptor.
+    let registered = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
+    registered.map_err(|error| error.into_parts().1)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs::{File, OpenOptions};
+    use std::fs::OpenOptions;
     use std::os::fd::AsFd;
 
     use super::*;

@@ -4,7 +4,7 @@ pub(crate) mod config;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod release;
-// run
+pub(crate) mod run;
 
 /// How the program ends. The numbers are promised to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,147 @@
+//! What systemd is told (sd_notify(3)): ready, status, stopping, alive.
+//!
+//! Without systemd every call does nothing. A service manager that cannot be reached is no reason to stop
+//! importing, so failures are only noted.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tracing::debug;
+
+/// The service manager, if one started us.
+#[derive(Debug)]
+pub(crate) struct Systemd {
+    watchdog: Option<Duration>,
+    /// What `systemctl status` shows, so that the same is not sent over and over.
+    status: RefCell<String>,
+}
+
+impl Systemd {
+    /// Finds the service manager by `NOTIFY_SOCKET` and `WATCHDOG_USEC`.
+    pub(crate) fn from_environment() -> Systemd {
+        Systemd {
+            watchdog: sd_notify::watchdog_enabled(),
+            status: RefCell::default(),
+        }
+    }
+
+    /// The watch is set and the first listing is taken: units that are ordered after us may start.
+    pub(crate) fn ready(&self) {
+        send(&[NotifyState::Ready]);
+    }
+
+    /// The one line that `systemctl status` shows. Sent only when it differs from the last.
+    pub(crate) fn status(&self, status: &str) {
+        // A line break would begin another assignment.
+        let line = status.replace(['\n', '\r'], " ");
+        if *self.status.borrow() != line {
+            send(&[NotifyState::Status(&line)]);
+            self.status.replace(line);
+        }
+    }
+
+    /// A stop has begun; systemd then waits for the end of the process.
+    pub(crate) fn stopping(&self) {
+        send(&[NotifyState::Stopping]);
+    }
+
+    /// How often [`Systemd::alive`] has to be called at least, halved for safety; `None` where nobody
+    /// waits for it.
+    pub(crate) fn watchdog(&self) -> Option<Duration> {
+        self.watchdog.map(|limit| limit / 2)
+    }
+
+    /// Work is making progress. To be called by what does the work: a timer of its own would prove
+    /// nothing.
+    pub(crate) fn alive(&self) {
+        if self.watchdog.is_some() {
+            send(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn send(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!("cannot tell systemd: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Runs in a process of its own, where the environment is the test's.
+    #[test]
+    #[ignore = "the other tests run it with a notify socket"]
+    fn a_service() {
+        let systemd = Systemd::from_environment();
+        systemd.ready();
+        systemd.status("3 bundles");
+        systemd.status("3 bundles");
+        systemd.status("4 bundles\nREADY=0");
+        systemd.alive();
+        systemd.stopping();
+        if let Some(every) = systemd.watchdog() {
+            systemd.status(&format!("watchdog {every:?}"));
+        }
+    }
+
+    /// What systemd hears from [`a_service`] that is started with these variables.
+    fn heard(variables: &[(&str, &str)]) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "systemd::tests::a_service", "--ignored"])
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
+            .env("NOTIFY_SOCKET", &path)
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        assert!(
+            child.status.success(),
+            "{}",
+            String::from_utf8_lossy(&child.stdout)
+        );
+        socket.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 4096];
+        let next = || {
+            let length = socket.recv(&mut buffer).ok()?;
+            Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
+        };
+        std::iter::from_fn(next)
+            .map(|message| message.trim_end().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn systemd_hears_ready_each_new_status_once_and_stopping() {
+        let expected = [
+            "READY=1",
+            "STATUS=3 bundles",
+            "STATUS=4 bundles READY=0",
+            "STOPPING=1",
+        ];
+        assert_eq!(heard(&[]), expected);
+    }
+
+    #[test]
+    fn with_a_watchdog_systemd_hears_that_we_are_alive() {
+        let heard = heard(&[("WATCHDOG_USEC", "6000000")]);
+        assert!(heard.contains(&"WATCHDOG=1".to_owned()), "{heard:?}");
+        assert!(heard.contains(&"STATUS=watchdog 3s".to_owned()), "{heard:?}");
+    }
+
+    #[test]
+    fn a_service_manager_that_is_gone_stops_nothing() {
+        assert_eq!(
+            heard(&[("NOTIFY_SOCKET", "/nonexistent/notify")]),
+            Vec::<String>::new()
+        );
+    }
+}

@@ -1,0 +1,579 @@
+//! Tells when the images folder may have changed.
+//!
+//! An event is only a hint to list the folder again, so a [`Watch`] says nothing but "look": no names, no
+//! kinds, no queue that could fill. That is why a lost event, an overflow of the kernel's queue and an
+//! error are all the same thing here, and why a flood of events costs no memory.
+//!
+//! inotify watches an inode and not a path, and says nothing when something is mounted over it. So the
+//! nearest folder above is watched too, the mount table is polled, and a timer compares what the path
+//! leads to with what is watched; it also covers file systems without events.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::event::{Event, EventKindMask};
+use notify::{ErrorKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::sys;
+
+/// How often the folder is listed although nothing has happened.
+const RESCAN: Duration = Duration::from_secs(30);
+/// The same where the kernel gives us no watch (its limits are reached).
+const RESCAN_BLIND: Duration = Duration::from_secs(5);
+/// Hints come at most this often, so that ten thousand new files do not mean ten thousand listings. The
+/// first one after a quiet time comes at once.
+const PACE: Duration = Duration::from_millis(50);
+
+/// Everything but MODIFY and OPEN: one comes with every write(2) and floods the kernel's queue, the other
+/// with every look of our own.
+fn wanted_events() -> EventKindMask {
+    EventKindMask::CREATE
+        | EventKindMask::REMOVE
+        | EventKindMask::MODIFY_META
+        | EventKindMask::MODIFY_NAME
+        | EventKindMask::ACCESS_CLOSE
+}
+
+/// A watch over one folder, which may come and go. It ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    hint: Arc<Notify>,
+    earliest: Instant,
+    keeper: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Begins to watch; the folder need not exist. What changes after this call is hinted at. Must be
+    /// called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When `folder` is relative and the working directory is gone. Where the kernel gives no watch, the
+    /// folder is looked at every few seconds instead, with a warning.
+    pub(crate) fn start(folder: &Path) -> io::Result<Watch> {
+        let hint = Arc::new(Notify::new());
+        let mut ground = Ground::new(std::path::absolute(folder)?, Arc::clone(&hint));
+        ground.establish();
+        let keeper = tokio::spawn(ground.keep());
+        Ok(Watch {
+            hint,
+            earliest: Instant::now(),
+            keeper,
+        })
+    }
+
+    /// Waits until the folder may have changed since the last time. Cancelling it loses nothing.
+    pub(crate) async fn changed(&mut self) {
+        tokio::time::sleep_until(self.earliest).await;
+        self.hint.notified().await;
+        self.earliest = Instant::now() + PACE;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+/// Device and inode: what a path leads to.
+type Place = (u64, u64);
+
+fn place(path: &Path) -> Option<Place> {
+    let metadata = std::fs::metadata(path).ok()?;
+    metadata.is_dir().then(|| (metadata.dev(), metadata.ino()))
+}
+
+/// What is watched, and whether that is still what the path leads to.
+struct Ground {
+    folder: PathBuf,
+    hint: Arc<Notify>,
+    /// The ground itself may have moved: something happened to the folder and not in it.
+    moved: Arc<Notify>,
+    watcher: Option<RecommendedWatcher>,
+    /// What is watched now: the folder where it exists, and the nearest folder above it.
+    watched: Vec<(PathBuf, Place)>,
+    /// Why there is no watch, once it was said.
+    blind: Option<String>,
+}
+
+impl Ground {
+    fn new(folder: PathBuf, hint: Arc<Notify>) -> Ground {
+        let moved = Arc::new(Notify::new());
+        Ground {
+            folder,
+            hint,
+            moved,
+            watcher: None,
+            watched: Vec::new(),
+            blind: None,
+        }
+    }
+
+    /// Keeps the watch on the path for ever.
+    async fn keep(mut self) {
+        let mounts = Mounts::open();
+        let moved = Arc::clone(&self.moved);
+        loop {
+            let rescan = if self.blind.is_some() {
+                RESCAN_BLIND
+            } else {
+                RESCAN
+            };
+            tokio::select! {
+                () = moved.notified() => self.establish(),
+                () = mounts.changed() => self.check(),
+                () = tokio::time::sleep(rescan) => {
+                    self.check();
+                    self.hint.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Establishes the watch anew if the path leads somewhere else by now.
+    fn check(&mut self) {
+        if self.blind.is_some() || self.watched != self.wanted() {
+            self.establish();
+        }
+    }
+
+    /// The folders to watch, as they are at this moment.
+    fn wanted(&self) -> Vec<(PathBuf, Place)> {
+        let above = self.folder.ancestors().skip(1);
+        let nearest = above
+            .filter_map(|path| Some((path.to_owned(), place(path)?)))
+            .next();
+        place(&self.folder)
+            .map(|place| (self.folder.clone(), place))
+            .into_iter()
+            .chain(nearest)
+            .collect()
+    }
+
+    /// Watches what the path leads to now, and hints, since anything may have happened before.
+    fn establish(&mut self) {
+        // Between looking and watching the ground may move again; the kernel tells us only after.
+        for _ in 0..3 {
+            let wanted = self.wanted();
+            self.watch(&wanted);
+            if wanted == self.wanted() {
+                break;
+            }
+        }
+        self.hint.notify_one();
+    }
+
+    fn watch(&mut self, wanted: &[(PathBuf, Place)]) {
+        let mut failure = None;
+        match self.watcher() {
+            Ok(mut watcher) => {
+                // Always anew: a watch of the same path may be on an inode that is elsewhere by now.
+                for (path, _) in &self.watched {
+                    let _ = watcher.unwatch(path);
+                }
+                for (path, _) in wanted {
+                    match watcher.watch(path, RecursiveMode::NonRecursive) {
+                        Err(error) if !matches!(error.kind, ErrorKind::PathNotFound) => {
+                            failure = Some(format!("{}: {}", path.display(), describe(&error)));
+                        }
+                        Ok(()) | Err(_) => {}
+                    }
+                }
+                self.watcher = Some(watcher);
+            }
+            Err(error) => failure = Some(describe(&error)),
+        }
+        self.watched = wanted.to_vec();
+        self.tell(failure);
+    }
+
+    /// The watcher at hand, or a new one where its thread has died.
+    fn watcher(&mut self) -> notify::Result<RecommendedWatcher> {
+        if let Some(watcher) = self.watcher.take() {
+            if watcher.watched_paths().is_ok() {
+                return Ok(watcher);
+            }
+            // Dropping it would panic, since nobody is left to tell to stop.
+            std::mem::forget(watcher);
+        }
+        let (folder, hint, moved) = (
+            self.folder.clone(),
+            Arc::clone(&self.hint),
+            Arc::clone(&self.moved),
+        );
+        let config = notify::Config::default().with_event_kinds(wanted_events());
+        let on_event = move |event: notify::Result<Event>| match concerns(&folder, &event) {
+            Concern::Nothing => {}
+            Concern::Content => hint.notify_one(),
+            Concern::Ground => {
+                moved.notify_one();
+                hint.notify_one();
+            }
+        };
+        RecommendedWatcher::new(on_event, config)
+    }
+
+    fn tell(&mut self, failure: Option<String>) {
+        match (&failure, &self.blind) {
+            (Some(why), None) => {
+                warn!(
+                    "cannot watch the images folder ({why}); it is looked at every {RESCAN_BLIND:?} instead"
+                );
+            }
+            (None, Some(_)) => info!("the images folder is watched again"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        self.blind = failure;
+    }
+}
+
+fn describe(error: &notify::Error) -> String {
+    match &error.kind {
+        ErrorKind::MaxFilesWatch => "the kernel's limit fs.inotify.max_user_watches is reached".to_owned(),
+        ErrorKind::Io(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+            "the kernel's limit fs.inotify.max_user_instances, or that of open files, is reached".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Concern {
+    /// Something beside the folder.
+    Nothing,
+    /// Something in the folder.
+    Content,
+    /// The folder itself, a folder above it, or nobody knows what.
+    Ground,
+}
+
+fn concerns(folder: &Path, event: &notify::Result<Event>) -> Concern {
+    let Ok(event) = event else { return Concern::Ground };
+    if event.need_rescan() || event.paths.is_empty() {
+        return Concern::Ground;
+    }
+    let concern = |path: &PathBuf| match () {
+        () if folder.starts_with(path) => Concern::Ground,
+        () if path.starts_with(folder) => Concern::Content,
+        () => Concern::Nothing,
+    };
+    let concerns: Vec<_> = event.paths.iter().map(concern).collect();
+    let first = [Concern::Ground, Concern::Content]
+        .into_iter()
+        .find(|concern| concerns.contains(concern));
+    first.unwrap_or(Concern::Nothing)
+}
+
+/// The mount table of this process, which becomes "urgent" when it changes (proc(5), mountinfo).
+struct Mounts(Option<AsyncFd<std::fs::File>>);
+
+impl Mounts {
+    fn open() -> Mounts {
+        let file = std::fs::File::open("/proc/self/mountinfo").ok();
+        Mounts(file.and_then(|file| sys::watch_urgent(file).ok()))
+    }
+
+    /// Waits for a change; for ever where /proc does not tell, the timer does then.
+    async fn changed(&self) {
+        if let Some(file) = &self.0
+            && let Ok(mut ready) = file.ready(Interest::PRIORITY).await
+        {
+            ready.clear_ready();
+            return;
+        }
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use notify::event::{CreateKind, EventKind, Flag};
+
+    use super::*;
+
+    /// Far longer than any of this takes, and far shorter than the timer that would hide a lost event.
+    const SOON: Duration = Duration::from_secs(10);
+
+    struct Trial {
+        _temporary: tempfile::TempDir,
+        folder: PathBuf,
+        watch: Watch,
+    }
+
+    impl Trial {
+        /// A watch over `data/images`, with the part of the path that exists.
+        async fn start(existing: &str) -> Trial {
+            let temporary = tempfile::tempdir().unwrap();
+            fs::create_dir_all(temporary.path().join(existing)).unwrap();
+            let folder = temporary.path().join("data/images");
+            let watch = Watch::start(&folder).unwrap();
+            let mut trial = Trial {
+                _temporary: temporary,
+                folder,
+                watch,
+            };
+            trial.quiet().await;
+            trial
+        }
+
+        fn data(&self) -> PathBuf {
+            self.folder.parent().unwrap().to_owned()
+        }
+
+        async fn hinted(&mut self, what: &str) {
+            let changed = tokio::time::timeout(SOON, self.watch.changed()).await;
+            changed.unwrap_or_else(|_| panic!("no hint after: {what}"));
+        }
+
+        /// Takes hints until none has come for a while.
+        async fn quiet(&mut self) {
+            while tokio::time::timeout(4 * PACE, self.watch.changed()).await.is_ok() {}
+        }
+
+        /// Does something and expects a hint, with all hints of earlier deeds taken before.
+        async fn expect(&mut self, what: &str, deed: impl FnOnce(&Path) -> io::Result<()>) {
+            self.quiet().await;
+            deed(&self.folder).unwrap();
+            self.hinted(what).await;
+        }
+
+        /// Expects that the folder as it is now is watched.
+        async fn expect_watched(&mut self) {
+            self.expect("a file was written", |folder| {
+                fs::write(folder.join("probe"), "x")
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn every_way_of_placing_and_removing_a_file_gives_a_hint() {
+        let mut trial = Trial::start("data/images").await;
+        let outside = trial.data().join("outside");
+        fs::write(&outside, "x").unwrap();
+        trial
+            .expect("create and write", |folder| fs::write(folder.join("a"), "x"))
+            .await;
+        trial
+            .expect("rewrite in place", |folder| fs::write(folder.join("a"), "y"))
+            .await;
+        trial
+            .expect("hard link", |folder| fs::hard_link(&outside, folder.join("b")))
+            .await;
+        trial
+            .expect("rename in", |folder| fs::rename(&outside, folder.join("c")))
+            .await;
+        trial
+            .expect("symlink", |f| std::os::unix::fs::symlink("c", f.join("d")))
+            .await;
+        trial
+            .expect("rename inside", |folder| {
+                fs::rename(folder.join("c"), folder.join("e"))
+            })
+            .await;
+        trial
+            .expect("rename out", |folder| fs::rename(folder.join("e"), &outside))
+            .await;
+        trial
+            .expect("delete", |folder| fs::remove_file(folder.join("a")))
+            .await;
+    }
+
+    #[tokio::test]
+    async fn our_own_reading_and_listing_give_no_hint() {
+        let mut trial = Trial::start("data/images").await;
+        fs::write(trial.folder.join("a"), "x").unwrap();
+        trial.quiet().await;
+        fs::read(trial.folder.join("a")).unwrap();
+        assert_eq!(fs::read_dir(&trial.folder).unwrap().count(), 1);
+        let hint = tokio::time::timeout(4 * PACE, trial.watch.changed()).await;
+        assert!(hint.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_appears_late_is_watched_from_then_on() {
+        for existing in ["data", "", "elsewhere"] {
+            let mut trial = Trial::start(existing).await;
+            trial
+                .expect("the folder was made", |folder| fs::create_dir_all(folder))
+                .await;
+            trial.expect_watched().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_removed_and_made_again_is_watched_again() {
+        let mut trial = Trial::start("data/images").await;
+        for _ in 0..3 {
+            trial.expect("removal", |folder| fs::remove_dir_all(folder)).await;
+            trial.expect("recreation", |folder| fs::create_dir(folder)).await;
+            trial.expect_watched().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_swapped_for_another_is_watched_and_the_old_one_is_not() {
+        let mut trial = Trial::start("data/images").await;
+        let (next, old) = (trial.data().join("next"), trial.data().join("old"));
+        fs::create_dir(&next).unwrap();
+        trial
+            .expect("swap", |folder| {
+                fs::rename(folder, &old)?;
+                fs::rename(&next, folder)
+            })
+            .await;
+        trial.expect_watched().await;
+        trial.quiet().await;
+        fs::write(old.join("x"), "x").unwrap();
+        assert!(
+            tokio::time::timeout(4 * PACE, trial.watch.changed())
+                .await
+                .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_parent_that_is_removed_with_the_folder_is_watched_when_it_returns() {
+        let mut trial = Trial::start("data/images").await;
+        let data = trial.data();
+        trial
+            .expect("removal of both", |_| fs::remove_dir_all(&data))
+            .await;
+        trial
+            .expect("recreation of both", |folder| fs::create_dir_all(folder))
+            .await;
+        trial.expect_watched().await;
+    }
+
+    #[tokio::test]
+    async fn a_symlinked_folder_is_watched_at_its_target_and_after_the_link_is_switched() {
+        let mut trial = Trial::start("data/one").await;
+        let data = trial.data();
+        fs::create_dir(data.join("two")).unwrap();
+        let link = |target: &str, folder: &Path| {
+            let new = data.join("new-link");
+            std::os::unix::fs::symlink(target, &new)?;
+            fs::rename(&new, folder)
+        };
+        trial.expect("link", |folder| link("one", folder)).await;
+        trial.expect_watched().await;
+        trial.expect("switched link", |folder| link("two", folder)).await;
+        trial
+            .expect("a file in the new target", |_| fs::write(data.join("two/x"), "x"))
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_events_ends_in_a_hint_after_the_last_of_them() {
+        let mut trial = Trial::start("data/images").await;
+        let folder = trial.folder.clone();
+        let (a, b) = (folder.join("a"), folder.join("b"));
+        fs::write(&a, "x").unwrap();
+        // The runtime has one thread here, so nobody takes a hint before all this has happened.
+        for _ in 0..5_000 {
+            fs::rename(&a, &b).unwrap();
+            fs::rename(&b, &a).unwrap();
+        }
+        trial.hinted("10,000 renames, 20,000 events").await;
+        trial.expect_watched().await;
+    }
+
+    /// Runs in a mount namespace of its own, so that nothing is left behind.
+    #[tokio::test]
+    #[ignore = "the next test runs it where it may mount"]
+    async fn mounting() {
+        let mut trial = Trial::start("data/images").await;
+        let call = |program: &str, arguments: &[&str], folder: &Path| {
+            let status = std::process::Command::new(program)
+                .args(arguments)
+                .arg(folder)
+                .status()?;
+            status
+                .success()
+                .then_some(())
+                .ok_or_else(|| io::Error::other(program.to_owned()))
+        };
+        trial
+            .expect("mount over the folder", |folder| {
+                call("mount", &["-t", "tmpfs", "tmpfs"], folder)
+            })
+            .await;
+        trial.expect_watched().await;
+        trial
+            .expect("unmount", |folder| call("umount", &[], folder))
+            .await;
+        trial.expect_watched().await;
+    }
+
+    #[test]
+    fn something_mounted_over_the_folder_is_noticed() {
+        if !rustix::process::geteuid().is_root() {
+            return; // mount(2) is root's
+        }
+        let test = std::env::current_exe().unwrap();
+        let arguments = ["--exact", "watch::tests::mounting", "--ignored"];
+        let output = std::process::Command::new("unshare")
+            .arg("--mount")
+            .arg(test)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+
+    #[test]
+    fn lost_events_and_errors_count_as_moved_ground() {
+        let folder = Path::new("/data/images");
+        let event = |path: &str| Ok(Event::new(EventKind::Create(CreateKind::Any)).add_path(path.into()));
+        let table = [
+            ("in the folder", event("/data/images/a"), Concern::Content),
+            ("the folder", event("/data/images"), Concern::Ground),
+            ("above", event("/data"), Concern::Ground),
+            ("beside", event("/data/bin"), Concern::Nothing),
+            ("a similar name", event("/data/images2"), Concern::Nothing),
+            (
+                "overflow",
+                Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)),
+                Concern::Ground,
+            ),
+            ("an error", Err(notify::Error::generic("x")), Concern::Ground),
+        ];
+        for (case, event, expected) in table {
+            assert_eq!(concerns(folder, &event), expected, "{case}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_during_a_cancelled_wait_is_not_lost() {
+        let mut trial = Trial::start("data/images").await;
+        fs::write(trial.folder.join("a"), "x").unwrap();
+        // However often the wait is given up, the hint stays until it is taken.
+        let mut taken = false;
+        for _ in 0..1000 {
+            taken |= tokio::time::timeout(Duration::ZERO, trial.watch.changed())
+                .await
+                .is_ok();
+            tokio::task::yield_now().await;
+        }
+        if !taken {
+            trial.hinted("a write before cancelled waits").await;
+        }
+    }
+}
