@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::demo_bundle::{self, HELLO, IMAGES, PLATFORMS};
-use xtask::{Containerd, Generation, Options, is_root, parts, workspace};
+use xtask::{Containerd, Generation, Options, containerd_parts, is_root, parts, workspace};
 
 use crate::checks;
 
@@ -29,6 +29,15 @@ pub(crate) fn run(generation: Generation) -> Result<()> {
         bail!("the demo starts a containerd and a container, which only root can do");
     }
     let mut story = Story::default();
+
+    story.step("Fetching what this machine lacks, into target/parts");
+    let containerd_version = containerd_parts(generation)?.version;
+    let (protoc, busybox) = (parts::protoc()?, parts::busybox()?);
+    story.say(&format!(
+        "containerd {containerd_version}, {}, {}",
+        protoc.display(),
+        busybox.display()
+    ));
 
     story.step("Building airgapd");
     let program = build()?;
@@ -47,7 +56,7 @@ pub(crate) fn run(generation: Generation) -> Result<()> {
     story.step("Making a bundle, as somebody with network access would");
     let node = Node::create()?;
     let bundle = node.bundle();
-    let blobs = demo_bundle::write(&bundle, &parts::busybox()?)?;
+    let blobs = demo_bundle::write(&bundle, &busybox)?;
     story.tell_bundle(&bundle, blobs.len())?;
 
     story.step("Starting the daemon: airgapd run");
@@ -77,15 +86,13 @@ fn show_import(
     story.step("Dropping the bundle into the images folder, with a plain copy");
     let written = copy(&node.bundle(), &node.images().join("demo-bundle.tar"))?;
     let names = wait_for_images(containerd, daemon)?;
-    story.say(&format!(
-        "{} ms after the file was closed, containerd has these {} image records:",
-        written.elapsed().as_millis(),
-        names.len()
-    ));
-    story.show(&names.join("\n"));
+    story.tell_records(written.elapsed(), &names);
 
-    story.step("What containerd says about them: ctr images ls");
-    story.show(&containerd.ctr(&["images", "ls"])?);
+    story.step(&format!(
+        "What containerd says about one of them: ctr images ls name=={HELLO}"
+    ));
+    let table = containerd.ctr(&["images", "ls", &format!("name=={HELLO}")])?;
+    story.show(&fields_of_first_row(&table).join("\n"));
     story.tell_content(containerd, blobs)?;
 
     story.step(&format!("Running a container from {HELLO}"));
@@ -141,6 +148,38 @@ fn is_complete(names: &[String]) -> bool {
                 .iter()
                 .any(|name| name.starts_with(&format!("{repository}@sha256:")))
     })
+}
+
+/// The fields of the first row of a table, one in a line, labels one by one: `ctr` writes rows far too wide to read.
+fn fields_of_first_row(table: &str) -> Vec<String> {
+    let mut lines = table.lines();
+    let (Some(header), Some(row)) = (lines.next(), lines.next()) else {
+        return Vec::new();
+    };
+    let starts: Vec<_> = header
+        .char_indices()
+        .filter(|(at, letter)| *letter != ' ' && (*at == 0 || header.as_bytes()[at - 1] == b' '))
+        .map(|(at, _)| at)
+        .collect();
+    let ends = starts.iter().skip(1).copied().chain([usize::MAX]);
+    let cell = |line: &str, from: usize, to: usize| {
+        line.get(from..to.min(line.len()))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let mut fields = Vec::new();
+    for (from, to) in starts.iter().copied().zip(ends) {
+        for (number, value) in cell(row, from, to).split(',').enumerate() {
+            let name = if number == 0 {
+                cell(header, from, to)
+            } else {
+                String::new()
+            };
+            fields.push(format!("{name:<10} {value}"));
+        }
+    }
+    fields
 }
 
 /// The folders of a node that exists for the demonstration only.
@@ -304,6 +343,20 @@ impl Story {
         Ok(())
     }
 
+    fn tell_records(&self, took: Duration, names: &[String]) {
+        let (of_cri, ours): (Vec<_>, Vec<_>) = names.iter().partition(|name| name.starts_with("sha256:"));
+        let (took, count) = (took.as_millis(), ours.len());
+        self.say(&format!(
+            "{took} ms after the file was closed, containerd has these {count} image records:"
+        ));
+        for name in ours {
+            self.show(name);
+        }
+        if !of_cri.is_empty() {
+            self.say("CRI has seen them too and adds records of its own, under the images' ids.");
+        }
+    }
+
     fn tell_content(&self, containerd: &Containerd, blobs: &[String]) -> Result<()> {
         let present = containerd.ctr(&["content", "ls", "-q"])?;
         let sent = blobs
@@ -315,5 +368,36 @@ impl Story {
             blobs.len()
         ));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_turned_into_fields_and_labels_into_lines() {
+        let table = "REF    SIZE    LABELS       \na:1    4.3 MiB a=1,b=2 \nb:1    1 B     -\n";
+        let expected = [
+            "REF        a:1",
+            "SIZE       4.3 MiB",
+            "LABELS     a=1",
+            "           b=2",
+        ];
+        assert_eq!(fields_of_first_row(table), expected);
+        assert!(fields_of_first_row("REF SIZE\n").is_empty());
+        assert!(fields_of_first_row("").is_empty());
+    }
+
+    #[test]
+    fn the_import_is_complete_with_a_name_and_a_digest_for_each_image() {
+        let by_digest = |image: &str| format!("{}@sha256:00", image.rsplit_once(':').unwrap().0);
+        let mut names: Vec<_> = IMAGES
+            .iter()
+            .flat_map(|image| [(*image).to_owned(), by_digest(image)])
+            .collect();
+        assert!(is_complete(&names));
+        names.pop();
+        assert!(!is_complete(&names));
     }
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 const BASE_FILLER: usize = 2 << 20;
 
 /// Bytes of filler in each image's own layer.
-const OWN_FILLER: usize = 128 << 10;
+const OWN_FILLER: usize = 256 << 10;
 
 /// The platforms of every image.
 pub const PLATFORMS: [&str; 3] = ["linux/amd64", "linux/arm64/v8", "linux/arm/v7"];
