@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
@@ -121,7 +121,6 @@ pub(crate) struct Listed {
 /// has taken its place meanwhile.
 #[derive(Debug)]
 pub(crate) struct Folder {
-    path: PathBuf,
     fd: OwnedFd,
     stat: Stat,
 }
@@ -136,22 +135,7 @@ impl Folder {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&fd)?;
-        Ok(Folder {
-            path: path.to_owned(),
-            fd,
-            stat,
-        })
-    }
-
-    /// Its path, as it was opened.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Device and inode. Another device at the same path is another file system (an empty
-    /// mountpoint, say), whose emptiness says nothing about the bundles.
-    pub(crate) fn place(&self) -> (u64, u64) {
-        (self.stat.st_dev, self.stat.st_ino)
+        Ok(Folder { fd, stat })
     }
 
     /// Whether its permissions may be trusted.
@@ -400,7 +384,7 @@ impl Observation {
         let writer = match sys::probe_writers(file.as_fd()) {
             Probe::NoWriter => Writer::None,
             Probe::Busy => Writer::Present,
-            Probe::Unsupported(_) => Writer::Unknown,
+            Probe::Unsupported => Writer::Unknown,
         };
         Ok(Observation {
             size,

@@ -36,11 +36,6 @@ impl BundleId {
     pub(crate) fn of(file: &OsStr) -> BundleId {
         BundleId(import::short_hash(file.as_bytes()))
     }
-
-    /// The sixteen hex digits.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl fmt::Display for BundleId {
@@ -248,16 +243,6 @@ impl Ledger {
             imported: before.and_then(|entry| entry.imported.clone()),
         };
         self.bundles.insert(BundleId::of(file), entry);
-    }
-
-    /// Takes over a new identity of the same content (after touch, chmod or a rename over itself).
-    pub(crate) fn refresh_identity(&mut self, file: &OsStr, identity: Identity) {
-        if let Some(entry) = self.bundles.get_mut(&BundleId::of(file)) {
-            if let Some(imported) = &mut entry.imported {
-                imported.identity = identity.clone();
-            }
-            entry.identity = identity;
-        }
     }
 
     /// Forgets a file and every closure that only it needed; tells what was known of it.
@@ -573,22 +558,6 @@ impl Store {
     }
 }
 
-/// Reads the ledger without taking the lock, as `airgapd status` does beside a running daemon.
-///
-/// # Errors
-///
-/// A sentence saying why the file tells nothing; `None` where there is no file.
-pub(crate) fn read(folder: &Path) -> Result<Option<Ledger>, String> {
-    let path = folder.join(FILE);
-    match load(&path) {
-        Loaded::Nothing => Ok(None),
-        Loaded::Ledger(ledger, _) => Ok(Some(*ledger)),
-        Loaded::Newer(version) => Err(Notice::Newer { version }.to_string()),
-        Loaded::Broken(reason) => Err(format!("{} is unreadable: {reason}", path.display())),
-        Loaded::Unreadable(error) => Err(format!("cannot read {}: {error}", path.display())),
-    }
-}
-
 enum Loaded {
     Nothing,
     Ledger(Box<Ledger>, Vec<u8>),
@@ -755,8 +724,8 @@ mod tests {
     #[test]
     fn a_bundle_id_is_the_start_of_the_hash_of_its_file_name() {
         // printf %s bundle.tar | sha256sum
-        assert_eq!(BundleId::of(name("bundle.tar")).as_str().len(), 16);
-        assert_eq!(BundleId::of(name("")).as_str(), "e3b0c44298fc1c14");
+        assert_eq!(BundleId::of(name("bundle.tar")).0.len(), 16);
+        assert_eq!(BundleId::of(name("")).0, "e3b0c44298fc1c14");
         assert_ne!(BundleId::of(name("a")), BundleId::of(name("b")));
     }
 
@@ -830,15 +799,6 @@ mod tests {
     }
 
     #[test]
-    fn a_touched_file_only_gets_its_new_identity() {
-        let mut ledger = sample();
-        ledger.refresh_identity(name("a.tar"), identity(7));
-        let entry = ledger.get(name("a.tar")).unwrap();
-        assert_eq!((&entry.identity, entry.arrival), (&identity(7), 1));
-        assert_eq!(entry.imported.as_ref().unwrap().identity, identity(7));
-    }
-
-    #[test]
     fn what_is_saved_is_read_back_equal_odd_file_names_included() {
         let folder = tempfile::tempdir().unwrap();
         let (mut store, _, notices) = Store::open(folder.path()).unwrap();
@@ -854,7 +814,6 @@ mod tests {
         let (_, again, notices) = Store::open(folder.path()).unwrap();
         assert!(notices.is_empty());
         assert_eq!(again, ledger);
-        assert_eq!(read(folder.path()).unwrap(), Some(ledger));
         assert!(!folder.path().join(TEMPORARY).exists());
         let mode = std::fs::metadata(folder.path().join(FILE))
             .unwrap()

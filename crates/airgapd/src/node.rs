@@ -21,9 +21,6 @@ pub(crate) enum Distribution {
 }
 
 impl Distribution {
-    /// All of them, in the order in which evidence is listed.
-    pub(crate) const ALL: [Distribution; 4] = [Self::K0s, Self::K3s, Self::Rke2, Self::Containerd];
-
     /// The distribution as the configuration spells it.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -24,7 +24,7 @@ pub(crate) enum Probe {
     Busy,
     /// The file system, or our privileges, do not allow the question (fcntl(2): EINVAL where leases
     /// are not supported, EACCES for the file of another user without `CAP_LEASE`).
-    Unsupported(io::Error),
+    Unsupported,
 }
 
 /// Asks whether anybody can still write to `file`, by taking a read lease and dropping it at once.
@@ -40,7 +40,7 @@ pub(crate) fn probe_writers(file: BorrowedFd<'_>) -> Probe {
             Err(_) => Probe::Busy,
         },
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Probe::Busy,
-        Err(error) => Probe::Unsupported(error),
+        Err(_) => Probe::Unsupported,
     }
 }
 

@@ -12,6 +12,7 @@ use tracing::debug;
 /// The service manager, if one started us.
 #[derive(Debug)]
 pub(crate) struct Systemd {
+    #[allow(dead_code, reason = "as below")]
     watchdog: Option<Duration>,
     /// What `systemctl status` shows, so that the same is not sent over and over.
     status: RefCell<String>,
@@ -48,12 +49,14 @@ impl Systemd {
 
     /// How often [`Systemd::alive`] has to be called at least, halved for safety; `None` where nobody
     /// waits for it.
+    #[allow(dead_code, reason = "the unit asks for no watchdog yet")]
     pub(crate) fn watchdog(&self) -> Option<Duration> {
         self.watchdog.map(|limit| limit / 2)
     }
 
     /// Work is making progress. To be called by what does the work: a timer of its own would prove
     /// nothing.
+    #[allow(dead_code, reason = "the unit asks for no watchdog yet")]
     pub(crate) fn alive(&self) {
         if self.watchdog.is_some() {
             send(&[NotifyState::Watchdog]);
