@@ -1,0 +1,310 @@
+//! Damaged and hostile bundles: whatever the bytes, there is an answer, it is right, and it is cheap.
+
+mod common;
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use airgapd_bundle::fixtures::{Archive, Image, Layer, Layout, Manifest, digest_of};
+use airgapd_bundle::{Bundle, Content, Fault, Limits, Node, PartState};
+use common::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+/// Longest time any archive of this file may take. The slowest takes a hundredth in a debug build.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+static ARCHIVES: LazyLock<[Archive; 3]> = LazyLock::new(|| {
+    let image = || {
+        Image::new("docker.io/library/a:1")
+            .platform("linux/amd64")
+            .layer(b"x")
+            .layer(b"y")
+            .platform("linux/arm64")
+            .layer(b"z")
+    };
+    let other = Image::new("b:1").platform("linux/amd64").layer(b"x");
+    [Layout::new(), Layout::docker(), Layout::hybrid()]
+        .map(|layout| layout.image(image()).image(other.clone()).build())
+});
+
+/// Every document that the catalog calls good has the bytes of its digest.
+fn assert_documents_are_verified(bundle: &Bundle, node: &Node) {
+    match &node.content {
+        Content::Index(children) => {
+            assert_eq!(
+                digest_of(&blob(bundle, node.descriptor.digest())),
+                *node.descriptor.digest()
+            );
+            children
+                .iter()
+                .for_each(|child| assert_documents_are_verified(bundle, child));
+        }
+        Content::Manifest(manifest) => {
+            assert_eq!(
+                digest_of(&blob(bundle, node.descriptor.digest())),
+                *node.descriptor.digest()
+            );
+            if manifest.config.state == PartState::Present {
+                let digest = manifest.config.descriptor.digest();
+                assert_eq!(digest_of(&blob(bundle, digest)), *digest);
+            }
+        }
+        Content::Other | Content::Absent | Content::Broken(_) => {}
+    }
+}
+
+fn assert_answer_is_right(bytes: &[u8]) -> Option<Bundle> {
+    let started = Instant::now();
+    let bundle = open(bytes).ok()?;
+    for image in &bundle.catalog().images {
+        assert_documents_are_verified(&bundle, &image.root);
+    }
+    assert!(started.elapsed() < PATIENCE);
+    Some(bundle)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn flipped_bits_never_make_a_document_that_is_not_verified(
+        which in 0_usize..3,
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..8), 1..4),
+    ) {
+        let mut bytes = ARCHIVES[which].to_bytes();
+        for (at, bit) in flips {
+            *at.get_mut(&mut bytes) ^= 1 << bit;
+        }
+        assert_answer_is_right(&bytes);
+    }
+
+    #[test]
+    fn blocks_that_are_lost_repeated_or_swapped_never_make_a_wrong_image(
+        which in 0_usize..3,
+        from in any::<prop::sample::Index>(),
+        to in any::<prop::sample::Index>(),
+        what in 0_u8..4,
+    ) {
+        let bytes = ARCHIVES[which].to_bytes();
+        let mut blocks: Vec<_> = bytes.chunks(512).collect();
+        let (from, to) = (from.index(blocks.len()), to.index(blocks.len()));
+        match what {
+            0 => drop(blocks.remove(from)),
+            1 => blocks.insert(to, blocks[from]),
+            2 => blocks.swap(from, to),
+            _ => blocks.truncate(from),
+        }
+        assert_answer_is_right(&blocks.concat());
+    }
+
+    #[test]
+    fn a_cut_archive_never_has_more_whole_images_than_it_carries(
+        which in 0_usize..3,
+        at in any::<prop::sample::Index>(),
+    ) {
+        let archive = &ARCHIVES[which];
+        let bytes = archive.to_bytes();
+        let expected = good(archive);
+        let cut = at.index(bytes.len());
+        let Some(bundle) = assert_answer_is_right(&bytes[..cut]) else { return Ok(()) };
+        for (image, expected) in bundle.catalog().images.iter().zip(&expected.catalog().images) {
+            prop_assert_eq!(&image.names, &expected.names);
+            if is_whole(&image.root) {
+                prop_assert_eq!(&image.root, &expected.root);
+                assert_blobs_are_right(&bundle, &image.root);
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_have_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..4096)) {
+        assert_answer_is_right(&bytes);
+    }
+
+    #[test]
+    fn any_json_as_a_document_has_an_answer(
+        which in 0_usize..3,
+        document in prop::sample::select(vec!["index.json", "manifest.json", "oci-layout"]),
+        json in "[\\[\\]{}\":,0-9a-z ]{0,80}",
+    ) {
+        let mut archive = ARCHIVES[which].clone();
+        archive.add(document, json);
+        assert_answer_is_right(&archive.to_bytes());
+    }
+}
+
+/// An archive whose `index.json` and blobs are given by hand.
+fn by_hand(index: String, blobs: &[Vec<u8>]) -> Archive {
+    let mut archive = Layout::new().build();
+    archive.set("index.json", index);
+    for bytes in blobs {
+        archive.add(
+            &format!("blobs/sha256/{}", digest_of(bytes).digest()),
+            bytes.clone(),
+        );
+    }
+    archive
+}
+
+fn index_entry(bytes: &[u8]) -> serde_json::Value {
+    json!({
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": digest_of(bytes),
+        "size": bytes.len(),
+    })
+}
+
+#[test]
+fn an_index_that_refers_to_itself_many_times_over_is_cut_short() {
+    // Thirty children in each of eight levels, all the same: 30^8 descriptors out of a few KiB.
+    let mut blobs = vec![br#"{"manifests":[]}"#.to_vec()];
+    for _ in 0..7 {
+        let child = index_entry(blobs.last().unwrap());
+        blobs.push(json!({ "manifests": vec![child; 30] }).to_string().into_bytes());
+    }
+    let index = json!({ "manifests": [index_entry(blobs.last().unwrap())] }).to_string();
+    let started = Instant::now();
+    let fault = refused(&by_hand(index, &blobs));
+    assert!(
+        matches!(&fault, Fault::Limit { what, .. } if what.contains("descriptors")),
+        "{fault}"
+    );
+    assert!(started.elapsed() < PATIENCE);
+}
+
+#[test]
+fn a_shared_sub_tree_is_the_same_wherever_it_is_met() {
+    let image = |name: &str| {
+        Image::new(name)
+            .platform("linux/amd64")
+            .layer(b"x")
+            .platform("linux/arm64")
+            .layer(b"y")
+    };
+    let bundle = good(&Layout::new().image(image("a:1")).image(image("b:1")).build());
+    let [a, b] = bundle.catalog().images.as_slice() else {
+        panic!("two images")
+    };
+    assert!(is_whole(&a.root));
+    assert_eq!(a.root.content, b.root.content);
+}
+
+#[test]
+fn documents_that_take_more_memory_than_bytes_are_refused() {
+    let many = |element: &str, count: usize| vec![element; count].join(",");
+    let rows = [
+        format!(r#"{{"manifests":[{}]}}"#, many("0", 2_000_000)),
+        format!(r#"{{"manifests":[{}]}}"#, many("{}", 2_000_000)),
+        format!(r#"{{"x":{}{}}}"#, "[".repeat(200_000), "]".repeat(200_000)),
+    ];
+    for index in rows {
+        let started = Instant::now();
+        let fault = refused(&by_hand(index, &[]));
+        assert!(
+            matches!(
+                fault,
+                Fault::Document {
+                    entry: "index.json",
+                    ..
+                }
+            ),
+            "{fault}"
+        );
+        assert!(started.elapsed() < PATIENCE);
+    }
+    let manifest = Manifest::new("linux/amd64").member("layers", json!(vec![json!({}); 20_000]));
+    let bundle = good(&Layout::new().image(Image::new("a").manifest(manifest)).build());
+    assert!(broken(&only_image(&bundle).root).contains("a list of more than 10000 elements"));
+}
+
+#[test]
+fn annotations_beyond_the_limit_are_refused() {
+    let large = "x".repeat(100_000);
+    let image = |i: usize| Image::new(&format!("a:{i}")).layer(b"x").annotation("k", &large);
+    let layout = (0..90).fold(Layout::new(), |layout, i| layout.image(image(i)));
+    let limits = Limits {
+        json_document: 10 << 20,
+        ..Limits::default()
+    };
+    open_within(&layout.build().to_bytes(), &limits).unwrap();
+    let fault = refused(&layout.build());
+    assert!(matches!(fault, Fault::Limit { .. }), "{fault}");
+}
+
+#[test]
+fn a_document_beyond_the_limit_breaks_its_image_only() {
+    let mut manifest = Manifest::new("linux/amd64").layer(b"x");
+    manifest = manifest.member("padding", json!("x".repeat(9 << 20)));
+    let archive = Layout::new()
+        .image(Image::new("large").manifest(manifest))
+        .image(Image::new("good").layer(b"y"))
+        .build();
+    let bundle = good(&archive);
+    let [large, other] = bundle.catalog().images.as_slice() else {
+        panic!("two images")
+    };
+    assert!(
+        broken(&large.root).contains("more than 8388608"),
+        "{}",
+        broken(&large.root)
+    );
+    assert!(is_whole(&other.root));
+}
+
+#[test]
+fn nothing_but_headers_comes_to_an_end() {
+    let mut archive = Layout::new().build();
+    archive.set("index.json", r#"{"manifests":[]}"#.to_owned());
+    let headers = archive.to_bytes();
+    let limits = Limits {
+        entries: 5_000,
+        ..Limits::default()
+    };
+    let header = &headers[..512 * 2];
+    let error = open_within(&header.repeat(20_000), &limits).unwrap_err();
+    assert!(
+        matches!(error.fault, Fault::Limit { limit: 5_000, .. }),
+        "{error}"
+    );
+    // Extended headers count as well: GNU long names and nothing else.
+    let mut long = Layout::new().build();
+    long.entries.clear();
+    long.add(&"x".repeat(200), "x".to_owned());
+    let extension = &long.to_bytes()[..1024];
+    let error = open_within(&extension.repeat(10_000), &limits).unwrap_err();
+    assert!(
+        matches!(error.fault, Fault::Limit { limit: 5_000, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_layer_of_gigabytes_is_not_read_at_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    // Its digest is made up, so that the test need not hash it either.
+    let size = 64_u64 << 30;
+    let mut archive = Layout::new().image(Image::new("a:1").layer(b"x")).build();
+    archive
+        .add("large", airgapd_bundle::fixtures::Data::zeros(size))
+        .move_first("large");
+    archive.write_to(&path);
+    let started = Instant::now();
+    let bundle = Bundle::open(&path, &Limits::default()).unwrap();
+    assert!(started.elapsed() < PATIENCE);
+    assert!(is_whole(&only_image(&bundle).root));
+}
+
+#[test]
+fn two_layers_that_claim_one_digest_are_no_way_to_smuggle_bytes() {
+    // The second layer claims to be the first; whoever moves it gets the first one's bytes.
+    let first = Layer::new(b"first".to_vec());
+    let second = Layer::new(b"other".to_vec()).diff_id(first.digest().clone());
+    let image = Image::new("a:1")
+        .platform("linux/amd64")
+        .with_layer(first.clone())
+        .with_layer(second);
+    let bundle = good(&Layout::docker().image(image).build());
+    assert_eq!(digest_of(&blob(&bundle, first.digest())), *first.digest());
+}
