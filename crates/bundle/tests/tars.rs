@@ -106,7 +106,8 @@ fn a_cut_is_found_wherever_it_is() {
                 assert!(truncated || only_padding || at_boundary, "cut at {cut}");
             }
             Err(error) => {
-                assert!(cut < index, "cut at {cut}: {error}");
+                let in_oci_layout = cut > boundaries[1] && cut < boundaries[2];
+                assert!(cut < index || in_oci_layout, "cut at {cut}: {error}");
                 assert!(error.looks_unfinished() || at_boundary, "cut at {cut}: {error}");
             }
         }
