@@ -1,0 +1,212 @@
+//! Content in containerd: gc labels, what is sent, what was there before, and leases.
+
+use std::collections::BTreeMap;
+
+use bundle::fixtures::{Image, Layer};
+use fake_containerd::{Code, Fault};
+
+use crate::support::bundles::{self, PLATFORMS, image, multi_platform, native, needed_here, text};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
+
+/// The gc labels of a blob: what follows `containerd.io/gc.ref.content.`, and the digest.
+fn references(target: &Target, digest: &str) -> BTreeMap<String, String> {
+    let labels = target
+        .blobs()
+        .remove(digest)
+        .unwrap_or_else(|| panic!("no blob {digest}"));
+    let reference = |(key, value): (String, String)| {
+        Some((
+            key.strip_prefix("containerd.io/gc.ref.content.")?.to_owned(),
+            value,
+        ))
+    };
+    labels.into_iter().filter_map(reference).collect()
+}
+
+/// Statements 40 and 41.
+fn parents_carry_the_labels_that_hold_their_children(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let layers = |image: Image| (0..3).fold(image, |image, _| image.layer(unique()));
+    let name = "registry.test/layers:1";
+    let archive = bundles::write(
+        file.as_ref(),
+        [layers(Image::new(name).platform(native())).in_an_index()],
+    );
+    node.import([&file]).exits(0);
+
+    let image = &archive.images[0];
+    let manifest = &image.manifests[0];
+    let of_index = BTreeMap::from([("m.0".to_owned(), manifest.digest.to_string())]);
+    assert_eq!(references(target, image.root.as_ref()), of_index);
+    let mut of_manifest = BTreeMap::from([("config".to_owned(), manifest.config.to_string())]);
+    of_manifest.extend(
+        manifest
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(n, layer)| (format!("l.{n}"), layer.to_string())),
+    );
+    assert_eq!(references(target, manifest.digest.as_ref()), of_manifest);
+    assert!(target.leases().is_empty() && target.ingests().is_empty());
+    target.collect_garbage();
+    assert_eq!(
+        target.digests(),
+        needed_here(&archive.images),
+        "and the bundle's own index.json is not there"
+    );
+}
+
+/// Statements 31, 37 and 42: what another tool left without labels and lease is held, completed and not sent again.
+fn blobs_that_are_there_already_are_held_and_get_their_labels(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundles::write(file.as_ref(), [multi_platform("registry.test/app:1", &PLATFORMS)]);
+    let image = &archive.images[0];
+    let manifest = image
+        .manifests
+        .iter()
+        .find(|m| needed_here(&archive.images).contains(m.digest.as_ref()))
+        .unwrap();
+    let there: Vec<_> = [&image.root, &manifest.digest, &manifest.layers[0]]
+        .map(|digest| {
+            target.put_blob(
+                &archive.bytes_of(&archive.name_of(digest)),
+                &[("example.test/by", "another")],
+            )
+        })
+        .into();
+
+    let report = node.import([&file]).exits(0).bundle();
+    let needed = needed_here(&archive.images);
+    assert_eq!(report["blobs"]["present"], 3, "{report:#}");
+    assert_eq!(report["blobs"]["sent"], needed.len() - 3, "{report:#}");
+    for digest in &there {
+        target.let_go(digest);
+    }
+    target.collect_garbage();
+    assert_eq!(target.digests(), needed);
+    assert!(!references(target, image.root.as_ref()).is_empty());
+    assert_eq!(references(target, manifest.digest.as_ref()).len(), 2);
+    for digest in there {
+        let labels = target.blobs().remove(digest.as_ref()).unwrap();
+        assert_eq!(
+            labels.get("example.test/by").map(String::as_str),
+            Some("another"),
+            "labels of others survive"
+        );
+    }
+}
+
+/// Content that another namespace has is adopted: containerd shares it, and not a byte is sent (pitfall 33).
+fn blobs_of_another_namespace_are_adopted(target: &Target) {
+    let (node, other) = (Node::on(target), target.elsewhere());
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundles::write(file.as_ref(), [image("registry.test/app:1")]);
+    Node::on(&other).import([&file]).exits(0);
+    let report = node.import([&file]).exits(0).bundle();
+    assert_eq!(report["blobs"]["sent_bytes"], 0, "{report:#}");
+    target.collect_garbage();
+    assert_eq!(target.digests(), needed_here(&archive.images));
+}
+
+/// Statement 44.
+fn a_lease_that_vanishes_meanwhile_costs_no_image(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundles::write(file.as_ref(), [image("registry.test/app:1")]);
+    fake.inject(Fault::LeaseVanishes { writes: 2 });
+    let answer = node.import([&file]);
+    if answer.status.success() {
+        assert_eq!(target.digests(), needed_here(&archive.images));
+    } else {
+        assert!(target.names().is_empty(), "{answer:?}");
+        node.import([&file]).exits(0);
+    }
+}
+
+/// Statement 33 on the way: a commit that containerd refuses leaves no ingest, and the next run starts anew.
+fn a_refused_commit_leaves_no_ingest_and_the_next_run_is_whole(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundles::write(file.as_ref(), [image("registry.test/app:1")]);
+    fake.inject(Fault::RefuseCommit { commits: 1 });
+    let answer = node.import([&file]);
+    assert!(target.ingests().is_empty(), "{answer:?}");
+    if !answer.status.success() {
+        assert!(target.record("registry.test/app:1").is_none());
+        node.import([&file]).exits(0);
+    }
+    assert_eq!(target.digests(), needed_here(&archive.images));
+}
+
+/// A broken connection costs what was under way and nothing else.
+fn a_connection_that_breaks_in_mid_blob_is_taken_up_again(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let image = Image::new("registry.test/app:1")
+        .platform(native())
+        .layer(unique())
+        .with_layer(Layer::zeros(8 << 20));
+    let archive = bundles::write(file.as_ref(), [image]);
+    fake.inject(Fault::CutStream { after: 3 << 20 });
+    let answer = node.import([&file]);
+    if !answer.status.success() {
+        assert!(target.names().is_empty(), "{answer:?}");
+        node.import([&file]).exits(0);
+    }
+    assert_eq!(target.digests(), needed_here(&archive.images));
+    assert!(target.leases().is_empty() && target.ingests().is_empty());
+}
+
+/// A full disk is said, leaves nothing half-way, and with room again the same command finishes.
+fn a_full_disk_is_said_and_gives_everything_back(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let image = Image::new("registry.test/app:1")
+        .platform(native())
+        .layer(unique())
+        .with_layer(Layer::zeros(8 << 20));
+    bundles::write(file.as_ref(), [image]);
+    fake.inject(Fault::DiskFull { free: 1 << 20 });
+    let answer = node.import([&file]).exits(1);
+    assert!(answer.said().contains("space"), "{answer:?}");
+    assert!(target.names().is_empty() && target.ingests().is_empty());
+    fake.clear_faults();
+    node.import([&file]).exits(0);
+}
+
+/// What containerd refuses is said with its own words, and nothing is left behind.
+fn a_record_that_containerd_refuses_fails_that_image(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    bundles::write(file.as_ref(), [image("registry.test/app:1")]);
+    fake.inject(Fault::FailAll {
+        rpc: "Images.Create",
+        code: Code::PermissionDenied,
+        message: "not on my watch".to_owned(),
+    });
+    let answer = node.import([&file]).exits(1);
+    assert!(answer.said().contains("not on my watch"), "{answer:?}");
+    assert!(target.names().is_empty() && target.ingests().is_empty());
+    fake.clear_faults();
+    node.import([&file]).exits(0);
+}
+
+on_each_containerd!(
+    parents_carry_the_labels_that_hold_their_children,
+    blobs_that_are_there_already_are_held_and_get_their_labels,
+    blobs_of_another_namespace_are_adopted,
+);
+on_the_fake!(
+    a_lease_that_vanishes_meanwhile_costs_no_image,
+    a_refused_commit_leaves_no_ingest_and_the_next_run_is_whole,
+    a_connection_that_breaks_in_mid_blob_is_taken_up_again,
+    a_full_disk_is_said_and_gives_everything_back,
+    a_record_that_containerd_refuses_fails_that_image,
+);

@@ -1,0 +1,209 @@
+//! Damaged bundles: no record for what is broken, everything else lands, and the message says which blob.
+
+use std::fs;
+
+use bundle::fixtures::{Archive, BuiltManifest};
+use oci_spec::image::Digest;
+
+use crate::support::bundles::{self, image, text};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const GOOD: &str = "registry.test/good:1";
+const BAD: &str = "registry.test/bad:1";
+
+/// A part of an image.
+type Part = fn(&BuiltManifest) -> &Digest;
+
+const PARTS: [(&str, Part); 3] = [
+    ("layer", |manifest| &manifest.layers[0]),
+    ("config", |manifest| &manifest.config),
+    ("manifest", |manifest| &manifest.digest),
+];
+
+/// What is done to it.
+type Harm = fn(&mut Archive, &Digest);
+
+const HARMS: [(&str, Harm); 2] = [
+    ("absent", |archive, digest| drop(archive.remove_blob(digest))),
+    ("corrupt", |archive, digest| drop(archive.corrupt(digest))),
+];
+
+/// Statement 13.
+fn an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does(target: &Target) {
+    for (harm, damage) in HARMS {
+        for (part, part_of) in PARTS {
+            let target = target.elsewhere();
+            let node = Node::on(&target);
+            let file = text(&node.path("bundle.tar"));
+            let mut archive = bundles::layout([image(BAD), image(GOOD)]).build();
+            let broken = part_of(&archive.images[0].manifests[0]).clone();
+            damage(&mut archive, &broken);
+            archive.write_to(file.as_ref());
+
+            let answer = node.import([&file]).exits(1);
+            assert!(target.record(GOOD).is_some(), "{harm} {part}: {answer:?}");
+            assert!(
+                target.names().iter().all(|name| !name.contains("bad")),
+                "{harm} {part}"
+            );
+            assert_eq!(answer.bundle()["outcome"], "partial", "{harm} {part}");
+            let said = answer.said();
+            assert!(said.contains(BAD), "{harm} {part}: the image is named: {said}");
+            assert!(
+                said.contains(broken.digest()),
+                "{harm} {part}: the blob is named: {said}"
+            );
+            target.assert_tidy();
+        }
+    }
+}
+
+/// Statement 13, where nothing is left to land.
+fn a_bundle_of_one_broken_image_ends_with_5(target: &Target) {
+    for (harm, damage) in HARMS {
+        for (part, part_of) in PARTS {
+            let target = target.elsewhere();
+            let node = Node::on(&target);
+            let file = text(&node.path("bundle.tar"));
+            let mut archive = bundles::layout([image(BAD)]).build();
+            let broken = part_of(&archive.images[0].manifests[0]).clone();
+            damage(&mut archive, &broken);
+            archive.write_to(file.as_ref());
+
+            let answer = node.import([&file]).exits(5);
+            assert!(target.names().is_empty(), "{harm} {part}");
+            assert_eq!(answer.bundle()["outcome"], "failed", "{harm} {part}");
+            assert!(
+                answer.said().contains(broken.digest()),
+                "{harm} {part}: {answer:?}"
+            );
+            target.assert_tidy();
+        }
+    }
+}
+
+/// Where an archive is cut.
+enum Cut {
+    Boundary,
+    Header,
+    Data,
+    Zeros,
+}
+
+const CUTS: [Cut; 4] = [Cut::Boundary, Cut::Header, Cut::Data, Cut::Zeros];
+
+impl Cut {
+    fn name(&self) -> &'static str {
+        match self {
+            Cut::Boundary => "at an entry boundary",
+            Cut::Header => "inside a header",
+            Cut::Data => "inside data",
+            Cut::Zeros => "with a zero-filled tail",
+        }
+    }
+
+    /// Loses everything from the header at `boundary` on.
+    fn apply(&self, bytes: &mut Vec<u8>, boundary: usize) {
+        match self {
+            Cut::Boundary => bytes.truncate(boundary),
+            Cut::Header => bytes.truncate(boundary + 100),
+            Cut::Data => bytes.truncate(boundary + 512 + 3),
+            Cut::Zeros => bytes[boundary..].fill(0),
+        }
+    }
+}
+
+/// Two images, documents first and a layer of the bad one last; and where that layer's entry begins.
+fn two_images_with_the_bad_ones_layer_last() -> (Archive, usize, Digest) {
+    let mut archive = bundles::layout([image(BAD), image(GOOD)]).build();
+    let lost = archive.images[0].manifests[0].layers[0].clone();
+    let name = archive.name_of(&lost);
+    let at = archive
+        .entries
+        .iter()
+        .position(|entry| entry.name == name)
+        .unwrap();
+    let entry = archive.entries.remove(at);
+    archive.entries.push(entry);
+    let boundaries = archive.boundaries();
+    let boundary = usize::try_from(boundaries[boundaries.len() - 2]).unwrap();
+    (archive, boundary, lost)
+}
+
+/// Statement 12: a cut loses one image, the other lands.
+fn a_cut_bundle_gives_its_whole_images_and_no_other(target: &Target) {
+    for cut in CUTS {
+        let target = target.elsewhere();
+        let node = Node::on(&target);
+        let file = text(&node.path("cut.tar"));
+        let (archive, boundary, lost) = two_images_with_the_bad_ones_layer_last();
+        let mut bytes = archive.to_bytes();
+        cut.apply(&mut bytes, boundary);
+        fs::write(&file, bytes).unwrap();
+
+        let answer = node.import([&file]).exits(1);
+        assert!(target.record(GOOD).is_some(), "cut {}: {answer:?}", cut.name());
+        assert!(target.record(BAD).is_none(), "cut {}", cut.name());
+        let said = answer.said();
+        assert!(
+            said.contains(BAD) && said.contains(lost.digest()),
+            "cut {}: {said}",
+            cut.name()
+        );
+    }
+}
+
+/// Statement 12, where the cut loses the index: nothing lands, whatever was there before stays.
+fn a_bundle_cut_before_its_index_changes_nothing(target: &Target) {
+    for cut in CUTS {
+        let target = target.elsewhere();
+        let node = Node::on(&target);
+        let file = text(&node.path("cut.tar"));
+        let archive = bundles::layout([image(GOOD)]).build();
+        let mut bytes = archive.to_bytes();
+        let index = archive
+            .entries
+            .iter()
+            .position(|entry| entry.name == "index.json")
+            .unwrap();
+        cut.apply(&mut bytes, usize::try_from(archive.boundaries()[index]).unwrap());
+        fs::write(&file, bytes).unwrap();
+
+        let answer = node.import([&file]).exits(5);
+        assert!(
+            target.names().is_empty() && target.blobs().is_empty(),
+            "cut {}",
+            cut.name()
+        );
+        assert!(
+            answer.said().contains("cut.tar"),
+            "cut {}: {answer:?}",
+            cut.name()
+        );
+    }
+}
+
+/// A damaged bundle in the folder: the daemon names image and blob, and goes on.
+fn the_daemon_names_what_is_broken_and_takes_the_rest(target: &Target) {
+    let node = Node::on(target);
+    let mut archive = bundles::layout([image(BAD), image(GOOD)]).build();
+    let broken = archive.images[0].manifests[0].layers[0].clone();
+    archive.remove_blob(&broken).write_to(&node.path("bundle.tar"));
+    let daemon = node.start();
+    node.drop_in(&node.path("bundle.tar"));
+    daemon.wait_until("the whole image", || {
+        target.record(GOOD).is_some() && target.leases().is_empty()
+    });
+    daemon.wait_for_log(broken.digest());
+    assert!(daemon.log().contains(BAD), "the image is named");
+    assert!(target.record(BAD).is_none());
+    daemon.finish(target);
+}
+
+on_each_containerd!(an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does);
+on_the_fake!(
+    a_bundle_of_one_broken_image_ends_with_5,
+    a_cut_bundle_gives_its_whole_images_and_no_other,
+    a_bundle_cut_before_its_index_changes_nothing,
+    the_daemon_names_what_is_broken_and_takes_the_rest,
+);

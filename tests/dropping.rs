@@ -1,0 +1,277 @@
+//! Files placed in the folder of a running daemon.
+
+use std::fs::{self, File};
+use std::io::Write;
+
+use import::bundle_id;
+
+use crate::support::bundles::{
+    self, PLATFORMS, all_records, image, marker, multi_platform, needed_here, records_of,
+};
+use crate::support::target::{BUNDLE, OUR_PIN, PINNED};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const NAMES: [&str; 3] = [
+    "registry.test/one:1",
+    "registry.test/two:1",
+    "registry.test/sub/three:3",
+];
+
+/// Statements 30, 40 and the first of what the main job must show.
+fn a_bundle_becomes_pinned_records_and_nothing_but_what_the_node_runs(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let archive = bundles::write(
+        &node.path("bundle.tar"),
+        NAMES.map(|name| multi_platform(name, &PLATFORMS)),
+    );
+    let expected = all_records(NAMES.into_iter().zip(&archive.images));
+
+    node.drop_in(&node.path("bundle.tar"));
+    daemon.wait_until("three names, three digests", || target.names() == expected);
+    daemon.wait_until("the lease is given back", || target.leases().is_empty());
+
+    for (name, image) in NAMES.iter().zip(&archive.images) {
+        for record in records_of(name, image) {
+            let found = target.expect_record(&record);
+            assert_eq!(*found.target.digest(), image.root, "{record}");
+            assert_eq!(
+                found.target.media_type().to_string(),
+                "application/vnd.oci.image.index.v1+json"
+            );
+            assert_eq!(
+                found.labels.get(PINNED).map(String::as_str),
+                Some("pinned"),
+                "{record}"
+            );
+            assert_eq!(
+                found.labels.get(OUR_PIN).map(String::as_str),
+                Some("true"),
+                "{record}"
+            );
+            let vouches = format!("{BUNDLE}{}", bundle_id("bundle.tar"));
+            assert_eq!(
+                found.labels.get(&vouches).map(String::as_str),
+                Some("bundle.tar"),
+                "{record}"
+            );
+        }
+    }
+    target.collect_garbage();
+    let needed = needed_here(&archive.images);
+    assert_eq!(target.digests(), needed);
+    if let Some(fake) = target.as_fake() {
+        let received: Vec<_> = fake
+            .received()
+            .into_keys()
+            .filter(|digest| !needed.contains(digest))
+            .collect();
+        assert_eq!(
+            received,
+            Vec::<String>::new(),
+            "sent although no platform of this node needs it"
+        );
+    }
+    daemon.finish(target);
+}
+
+fn a_file_moved_into_the_folder_is_imported(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    bundles::write(&node.path("moved.tar"), [image("registry.test/moved:1")]);
+    fs::rename(node.path("moved.tar"), node.images().join("moved.tar")).unwrap();
+    daemon.wait_until("the image", || target.record("registry.test/moved:1").is_some());
+    daemon.finish(target);
+}
+
+/// What was there before the daemon is imported at its start, and the folder is made where it is not there (0755).
+fn what_lies_in_the_folder_at_the_start_is_imported(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("early.tar"), [image("registry.test/early:1")]);
+    let daemon = node.start();
+    daemon.wait_until("the image", || target.record("registry.test/early:1").is_some());
+    daemon.finish(target);
+}
+
+fn a_folder_that_is_not_there_is_made(target: &Target) {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::on(target);
+    fs::remove_dir(node.images()).unwrap();
+    let daemon = node.start();
+    daemon.wait_until("the folder", || node.images().is_dir());
+    assert_eq!(
+        fs::metadata(node.images()).unwrap().permissions().mode() & 0o7777,
+        0o755
+    );
+    let (bundle, name) = marker(node.path("marker.tar"));
+    node.drop_in(&bundle);
+    daemon.wait_until("the image", || target.record(&name).is_some());
+    daemon.finish(target);
+}
+
+/// Statement 54.
+fn hidden_and_temporary_files_are_left_alone_with_a_reason_said_once(target: &Target) {
+    let node = Node::on(target);
+    let ignored = [".hidden.tar", "upload.tar.part", "copy.tar~"];
+    for name in ignored {
+        bundles::write(
+            &node.images().join(name),
+            [image(&format!("registry.test/ignored:{}", name.len()))],
+        );
+    }
+    fs::create_dir(node.images().join("folder")).unwrap();
+    let daemon = node.start();
+    let expected: Vec<_> = ["first", "second"]
+        .map(|file| {
+            let (bundle, name) = marker(node.path(&format!("{file}.tar")));
+            node.drop_in(&bundle);
+            daemon.wait_until("a file beside them", || target.record(&name).is_some());
+            name
+        })
+        .into_iter()
+        .collect();
+
+    for name in ignored.into_iter().chain(["folder"]) {
+        assert_eq!(
+            daemon.count(name),
+            1,
+            "{name} is mentioned once:\n{}",
+            daemon.log()
+        );
+    }
+    let names = target.names();
+    assert!(names.iter().all(|name| !name.contains("ignored")), "{names:?}");
+    assert!(expected.iter().all(|name| names.contains(name)), "{names:?}");
+    daemon.finish(target);
+}
+
+/// Statement 53.
+fn a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let bytes = bundles::layout([image("registry.test/slow:1")])
+        .build()
+        .to_bytes();
+    let mut slow = File::create(node.images().join("slow.tar")).unwrap();
+    slow.write_all(&bytes).unwrap();
+
+    let (bundle, name) = marker(node.path("marker.tar"));
+    node.drop_in(&bundle);
+    daemon.wait_until("a file beside it", || target.record(&name).is_some());
+    assert!(
+        target.record("registry.test/slow:1").is_none(),
+        "somebody still has it open for writing"
+    );
+
+    drop(slow);
+    daemon.wait_until("the closed file", || {
+        target.record("registry.test/slow:1").is_some()
+    });
+    daemon.finish(target);
+}
+
+fn a_replaced_bundle_moves_its_names_to_the_new_images(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let name = "registry.test/app:1";
+    let file = node.images().join("app.tar");
+    let before = bundles::write(&node.path("app.tar"), [image(name)]).images[0].clone();
+    fs::rename(node.path("app.tar"), &file).unwrap();
+    daemon.wait_until("the first", || target.record(name).is_some());
+
+    let after = bundles::write(&node.path("app.tar"), [image(name)]).images[0].clone();
+    fs::rename(node.path("app.tar"), &file).unwrap();
+    daemon.wait_until("the second", || {
+        *target.expect_record(name).target.digest() == after.root
+    });
+
+    assert!(target.is_pinned(name));
+    assert!(target.is_pinned(&records_of(name, &after)[1]));
+    let old = records_of(name, &before)[1].clone();
+    assert!(
+        target.record(&old).is_some(),
+        "containers may run from the old image: its record is kubelet's to remove"
+    );
+    daemon.finish(target);
+}
+
+/// One bad bundle hurts nobody, and is named.
+fn a_file_that_is_no_bundle_is_reported_by_name_and_the_others_proceed(target: &Target) {
+    let node = Node::on(target);
+    fs::write(node.images().join("readme.txt"), "read me\n".repeat(1000)).unwrap();
+    let daemon = node.start();
+    let (bundle, name) = marker(node.path("marker.tar"));
+    node.drop_in(&bundle);
+    daemon.wait_until("the good one", || target.record(&name).is_some());
+    daemon.wait_for_log("readme.txt");
+    daemon.finish(target);
+}
+
+/// Statement 56.
+fn a_bundle_replaced_by_a_broken_file_leaves_its_images_pinned(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let name = "registry.test/kept:1";
+    bundles::write(&node.images().join("kept.tar"), [image(name)]);
+    daemon.wait_until("the image", || target.record(name).is_some());
+
+    fs::write(node.path("kept.tar"), "no bundle at all\n".repeat(1000)).unwrap();
+    fs::rename(node.path("kept.tar"), node.images().join("kept.tar")).unwrap();
+    let errors = "kept.tar";
+    daemon.wait_until("the daemon minds", || {
+        daemon
+            .log()
+            .lines()
+            .any(|line| line.contains(errors) && line.contains("ERROR"))
+    });
+    assert!(target.is_pinned(name));
+    daemon.finish(target);
+}
+
+/// Statement 52.
+fn an_image_that_somebody_removes_comes_back(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let name = "registry.test/wanted:1";
+    bundles::write(&node.images().join("wanted.tar"), [image(name)]);
+    daemon.wait_until("the image", || {
+        target.record(name).is_some() && target.leases().is_empty()
+    });
+    target.remove_record(name);
+    daemon.wait_until("it is back", || target.record(name).is_some());
+    assert!(target.is_pinned(name));
+    target.set_labels(name, &[(PINNED, None)]);
+    daemon.wait_until("so is its pin", || target.is_pinned(name));
+    daemon.finish(target);
+}
+
+/// A folder may serve several architectures: that nothing is for this node is no error.
+fn a_bundle_with_nothing_for_this_node_is_a_note_and_no_error(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let foreign = multi_platform("registry.test/foreign:1", &["linux/riscv64", "linux/s390x"]);
+    bundles::write(&node.images().join("foreign.tar"), [foreign]);
+    daemon.wait_for_log("foreign.tar");
+    let (bundle, name) = marker(node.path("marker.tar"));
+    node.drop_in(&bundle);
+    daemon.wait_until("a file after it", || target.record(&name).is_some());
+    assert!(target.record("registry.test/foreign:1").is_none());
+    let log = daemon.finish(target);
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+on_each_containerd!(
+    a_bundle_becomes_pinned_records_and_nothing_but_what_the_node_runs,
+    a_replaced_bundle_moves_its_names_to_the_new_images,
+    an_image_that_somebody_removes_comes_back,
+);
+on_the_fake!(
+    a_file_moved_into_the_folder_is_imported,
+    what_lies_in_the_folder_at_the_start_is_imported,
+    a_folder_that_is_not_there_is_made,
+    hidden_and_temporary_files_are_left_alone_with_a_reason_said_once,
+    a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before,
+    a_file_that_is_no_bundle_is_reported_by_name_and_the_others_proceed,
+    a_bundle_replaced_by_a_broken_file_leaves_its_images_pinned,
+    a_bundle_with_nothing_for_this_node_is_a_note_and_no_error,
+);

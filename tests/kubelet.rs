@@ -1,0 +1,284 @@
+//! What kubelet sees through CRI, in the namespace `k8s.io`; and pods that start without any registry.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use bundle::fixtures::{Archive, Image, Layer, LayerFile};
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest, CreateContainerRequest,
+    ImageSpec, ImageStatusRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest,
+};
+use tonic::transport::{Channel, Endpoint};
+use xtask::Generation;
+
+use crate::support::bundles::{self, image, native, text};
+use crate::support::target::MANAGED;
+use crate::support::{Node, Place, Target, on_each_containerd, on_each_real_containerd, unique, wait_until};
+
+/// The image that the private containerds start pods with.
+const SANDBOX_IMAGE: &str = "airgapd.test/pause:latest";
+
+/// Whether CRI of this containerd honours the pin label (from 1.6.22 and 1.7.3 on).
+fn honours_pins(target: &Target) -> bool {
+    target.place() != Place::Real(Generation::V1_6)
+}
+
+/// A name in a repository of its own: everybody's images are in this namespace.
+fn app() -> String {
+    format!("registry.test/app-{}:1", unique())
+}
+
+fn import(node: &Node, name: &str, file: &str) -> Archive {
+    let archive = bundles::write(&node.path(file), [image(name)]);
+    node.import([&node.path(file)]).exits(0);
+    archive
+}
+
+/// The config's digest, by which CRI knows an image.
+fn id_of(archive: &Archive) -> String {
+    archive.images[0].manifests[0].config.to_string()
+}
+
+/// Statements 45, 48 and 49.
+fn cri_knows_the_image_by_tag_by_digest_and_by_both(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    let name = app();
+    let archive = import(&node, &name, "app.tar");
+    let repository = name.rsplit_once(':').unwrap().0;
+    let root = &archive.images[0].root;
+
+    for reference in [
+        name.clone(),
+        format!("{repository}@{root}"),
+        format!("{name}@{root}"),
+        id_of(&archive),
+    ] {
+        wait_until(&format!("CRI finds {reference}"), || {
+            target.image_status(&reference).is_some()
+        });
+        let status = target.image_status(&reference).unwrap();
+        assert_eq!(status.id, id_of(&archive), "{reference}");
+        assert!(status.repo_tags.contains(&name), "{reference}: {status:?}");
+        assert!(
+            status.repo_digests.contains(&format!("{repository}@{root}")),
+            "{reference}: {status:?}"
+        );
+    }
+    let id_record = || {
+        target
+            .record(&id_of(&archive))
+            .filter(|record| record.labels.contains_key(MANAGED))
+    };
+    wait_until("CRI's own record", || id_record().is_some());
+
+    let is_pinned = || target.image_status(&name).unwrap().pinned;
+    if honours_pins(&target) {
+        wait_until("CRI sees the pin", is_pinned);
+    }
+    node.airgapd(["release", &name, &format!("{repository}@{root}")])
+        .exits(0);
+    wait_until("CRI sees that the pin is gone", || !is_pinned());
+    wait_until("the label is still there", || {
+        target.labels(&name).contains_key(MANAGED)
+    });
+}
+
+/// Statement 47: the new image has a record by its config, too, and the old one keeps its own for running containers.
+fn a_name_that_moves_gives_cri_the_new_image_and_leaves_the_old(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    let name = app();
+    let before = import(&node, &name, "before.tar");
+    wait_until("CRI has taken it in", || {
+        target
+            .labels(&name)
+            .get(MANAGED)
+            .is_some_and(|value| value == "managed")
+    });
+    let after = import(&node, &name, "after.tar");
+    for archive in [&before, &after] {
+        wait_until("the record by config", || {
+            target.record(&id_of(archive)).is_some()
+        });
+    }
+    wait_until("CRI follows", || {
+        target
+            .image_status(&name)
+            .is_some_and(|status| status.id == id_of(&after))
+    });
+    assert!(
+        target.image_status(&id_of(&before)).is_some(),
+        "containers may still run from it"
+    );
+    wait_until("managed again", || {
+        target
+            .labels(&name)
+            .get(MANAGED)
+            .is_some_and(|value| value == "managed")
+    });
+}
+
+/// Statement 50: the daemon brings pause and an image, and a pod's container runs from it.
+fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    let name = app();
+    let daemon = node.start();
+    let busybox = fs::read(xtask::parts::busybox().unwrap()).unwrap();
+    let with_busybox = |name: &str| {
+        let files = [
+            LayerFile::folder("bin/"),
+            LayerFile::executable("bin/busybox", busybox.clone()),
+            LayerFile::new("unique", unique()),
+        ];
+        Image::new(name)
+            .platform(native())
+            .with_layer(Layer::files(files))
+    };
+    let pause = with_busybox(SANDBOX_IMAGE).entrypoint(&["/bin/busybox", "sleep", "3600"]);
+    let app = with_busybox(&name).entrypoint(&["/bin/busybox", "echo", "running without a registry"]);
+    bundles::write(&node.images().join("pod.tar"), [pause, app]);
+    daemon.wait_until("the images", || {
+        [SANDBOX_IMAGE, &name]
+            .iter()
+            .all(|name| target.image_status(name).is_some())
+            && target.leases().is_empty()
+    });
+    target.collect_garbage();
+
+    let said = target.block_on(run_pod(&target, &name, &node.path("logs")));
+    assert!(said.contains("running without a registry"), "{said}");
+    daemon.stop();
+}
+
+/// Runs an image as the only container of a pod on the host's network, and gives what it said.
+async fn run_pod(target: &Target, image: &str, logs: &Path) -> String {
+    let socket = format!("unix://{}", target.socket().display());
+    let channel = Endpoint::from_shared(socket).unwrap().connect().await.unwrap();
+    let mut runtime = RuntimeServiceClient::new(channel.clone());
+    let image = image_spec(channel, image).await;
+    let pod = pod_config(logs);
+    let request = RunPodSandboxRequest {
+        config: Some(pod.clone()),
+        ..Default::default()
+    };
+    let sandbox = runtime
+        .run_pod_sandbox(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .pod_sandbox_id;
+    let ended = async {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: sandbox.clone(),
+            config: Some(ContainerConfig {
+                metadata: Some(ContainerMetadata {
+                    name: "app".to_owned(),
+                    attempt: 0,
+                }),
+                image: Some(image),
+                log_path: "app.log".to_owned(),
+                ..Default::default()
+            }),
+            sandbox_config: Some(pod),
+        };
+        let container_id = runtime.create_container(request).await?.into_inner().container_id;
+        runtime
+            .start_container(StartContainerRequest {
+                container_id: container_id.clone(),
+            })
+            .await?;
+        wait_for_exit(&mut runtime, container_id).await
+    }
+    .await;
+    let _ = runtime
+        .stop_pod_sandbox(StopPodSandboxRequest {
+            pod_sandbox_id: sandbox.clone(),
+        })
+        .await;
+    let _ = runtime
+        .remove_pod_sandbox(RemovePodSandboxRequest {
+            pod_sandbox_id: sandbox,
+        })
+        .await;
+    ended.unwrap();
+    fs::read_to_string(logs.join("app.log")).unwrap()
+}
+
+/// The image as kubelet passes it on, policy Never: by the id that CRI gives, and no pull in between.
+async fn image_spec(channel: Channel, name: &str) -> ImageSpec {
+    let spec = |image: String| ImageSpec {
+        image,
+        ..Default::default()
+    };
+    let request = ImageStatusRequest {
+        image: Some(spec(name.to_owned())),
+        verbose: false,
+    };
+    let status = ImageServiceClient::new(channel)
+        .image_status(request)
+        .await
+        .unwrap()
+        .into_inner();
+    spec(status.image.expect("CRI has the image").id)
+}
+
+fn pod_config(logs: &Path) -> PodSandboxConfig {
+    let host = NamespaceMode::Node.into();
+    let options = NamespaceOption {
+        network: host,
+        ..Default::default()
+    };
+    let security = LinuxSandboxSecurityContext {
+        namespace_options: Some(options),
+        ..Default::default()
+    };
+    let name = unique();
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: name.clone(),
+            uid: name,
+            namespace: "default".to_owned(),
+            attempt: 0,
+        }),
+        log_directory: text(logs),
+        linux: Some(LinuxPodSandboxConfig {
+            security_context: Some(security),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+async fn wait_for_exit(runtime: &mut RuntimeServiceClient<Channel>, id: String) -> Result<(), tonic::Status> {
+    for _ in 0..3000 {
+        let request = ContainerStatusRequest {
+            container_id: id.clone(),
+            verbose: false,
+        };
+        let status = runtime
+            .container_status(request)
+            .await?
+            .into_inner()
+            .status
+            .expect("it has a status");
+        if status.state == i32::from(ContainerState::ContainerExited) {
+            assert_eq!(status.exit_code, 0, "{status:?}");
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the container does not end");
+}
+
+on_each_containerd!(
+    cri_knows_the_image_by_tag_by_digest_and_by_both,
+    a_name_that_moves_gives_cri_the_new_image_and_leaves_the_old,
+);
+on_each_real_containerd!(a_pod_starts_from_imported_images_without_any_registry);

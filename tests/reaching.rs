@@ -1,0 +1,228 @@
+//! Which containerd the program speaks to, and what it does while that is not there.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use fake_containerd::{Fake, FakeConfig};
+
+use crate::support::bundles::{self, image, text};
+use crate::support::node::{Daemon, program};
+use crate::support::{Node, Target, on_the_fake, wait_until};
+
+fn an_import_without_containerd_names_the_socket_and_ends_with_3(target: &Target) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("nobody.sock");
+    let node = Node::at(&socket, target.namespace());
+    bundles::write(&node.path("bundle.tar"), [image("registry.test/a:1")]);
+    let answer = node.import([&node.path("bundle.tar")]).exits(3);
+    assert!(answer.stderr.contains(&text(&socket)), "{answer:?}");
+    node.airgapd(["release", "--all"]).exits(3);
+
+    // A socket file that refuses, as a containerd leaves it that was killed.
+    drop(UnixListener::bind(&socket).unwrap());
+    node.import([&node.path("bundle.tar")]).exits(3);
+}
+
+/// The attempts are counted by a listener that hangs up on everybody, so that "once" means something.
+fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("late.sock");
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let (counted, listener) = (Arc::clone(&attempts), UnixListener::bind(&socket).unwrap());
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let counting = std::thread::spawn(move || {
+        while listener.accept().is_ok() && !stopped.load(Ordering::SeqCst) {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+
+    let node = Node::at(&socket, "scenario-late");
+    bundles::write(&node.images().join("bundle.tar"), [image("registry.test/late:1")]);
+    let daemon = node.start();
+    daemon.wait_until("some attempts", || attempts.load(Ordering::SeqCst) >= 4);
+    assert_eq!(
+        daemon.count("no containerd on"),
+        1,
+        "it is said once:\n{}",
+        daemon.log()
+    );
+
+    stop.store(true, Ordering::SeqCst);
+    let _ = std::os::unix::net::UnixStream::connect(&socket);
+    counting.join().unwrap();
+    fs::remove_file(&socket).unwrap();
+    let fake = Fake::start_blocking(FakeConfig {
+        socket: Some(socket),
+        ..FakeConfig::default()
+    });
+    daemon.wait_until("the image", || {
+        fake.images("scenario-late").contains_key("registry.test/late:1")
+    });
+    daemon.wait_until("the lease is given back", || {
+        fake.leases("scenario-late").is_empty()
+    });
+    daemon.stop();
+    assert_eq!(fake.check_done(), Vec::<String>::new());
+}
+
+/// In the namespace of Kubernetes a containerd without CRI, Docker's for instance, cannot be kubelet's.
+fn a_containerd_without_cri_is_refused_for_kubernetes(_: &Target) {
+    let docker = Fake::start_blocking(FakeConfig {
+        cri: false,
+        ..FakeConfig::default()
+    });
+    let node = Node::at(docker.socket(), "k8s.io");
+    bundles::write(&node.path("bundle.tar"), [image("registry.test/a:1")]);
+    let answer = node.import([&node.path("bundle.tar")]).exits(1);
+    assert!(
+        answer.stderr.contains("CRI") && answer.stderr.contains("cri: false"),
+        "{answer:?}"
+    );
+    assert!(docker.images("k8s.io").is_empty() && docker.blobs("k8s.io").is_empty());
+
+    node.configure_also("cri: false");
+    node.import([&node.path("bundle.tar")]).exits(0);
+    assert_eq!(docker.images("k8s.io").len(), 2);
+}
+
+/// Docker's containerd runs, k0s is installed and comes late: by evidence, and without any configuration, the images
+/// wait for k0s. The node is this machine with other folders mounted over the few that count.
+fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let node = tempfile::tempdir().unwrap();
+    let at = |path: &str| node.path().join(path);
+    for folder in [
+        "bin",
+        "run/containerd",
+        "run/k0s",
+        "lib/k0s/images",
+        "lib/k0s/bin",
+        "etc",
+    ] {
+        fs::create_dir_all(at(folder)).unwrap();
+    }
+    fs::write(at("bin/k0s"), "k0s").unwrap();
+    let containerd_at = |path: &str| FakeConfig {
+        socket: Some(at(path)),
+        ..FakeConfig::default()
+    };
+    let docker = Fake::start_blocking(containerd_at("run/containerd/containerd.sock"));
+    let k0s = Fake::stopped(containerd_at("run/k0s/containerd.sock"));
+
+    let daemon = Daemon::start(on_the_node(node.path()), at("run/notify"));
+    daemon.wait_until_ready();
+    bundles::write(
+        &at("lib/k0s/images/bundle.tar"),
+        [image("registry.test/for-k0s:1")],
+    );
+    daemon.wait_for_log("no containerd on /run/k0s/containerd.sock");
+    assert_eq!(
+        daemon.count("no containerd on /run/k0s/containerd.sock"),
+        1,
+        "{}",
+        daemon.log()
+    );
+    assert!(
+        docker.counters().is_empty(),
+        "nobody even asks Docker's: {:?}",
+        docker.counters()
+    );
+
+    k0s.listen();
+    daemon.wait_until("the image is in k0s'", || {
+        k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
+    });
+    daemon.wait_until("the lease is given back", || k0s.leases("k8s.io").is_empty());
+    daemon.stop();
+    assert!(docker.counters().is_empty(), "{:?}", docker.counters());
+    assert_eq!(k0s.check_done(), Vec::<String>::new());
+}
+
+/// The program in a mount namespace where these folders are the machine's.
+fn on_the_node(node: &Path) -> Command {
+    let airgapd = program();
+    let binary = node.join("airgapd");
+    fs::copy(airgapd.get_program(), &binary).unwrap();
+    // The program and our socket are below /tmp, which stays as it is.
+    let script = r#"
+        set -e
+        mount --bind "$1/bin" /usr/local/bin
+        mount --bind "$1/lib" /var/lib
+        mount --bind "$1/run" /run
+        if [ -d /etc/airgapd ]; then mount --bind "$1/etc" /etc/airgapd; fi
+        exec "$1/airgapd" run
+    "#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .arg(node);
+    for (name, value) in airgapd.get_envs() {
+        if value.is_none() {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn mistakes_in_the_configuration_are_all_said_at_once_and_end_with_2(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("resync: often\nonConflict: perhaps\nimageDir: /tmp");
+    for command in [vec!["run"], vec!["config", "--check"], vec!["import", "x.tar"]] {
+        let answer = node.airgapd(&command).exits(2);
+        for word in ["resync", "onConflict", "imageDir"] {
+            assert!(
+                answer.stderr.contains(word),
+                "{command:?} says {word}: {answer:?}"
+            );
+        }
+    }
+}
+
+fn the_configuration_says_where_each_value_comes_from(target: &Target) {
+    let node = Node::on(target);
+    let mut command = node.command(["config", "--namespace", "from-a-flag"]);
+    let output = command.env("AIRGAPD_RESYNC", "7m").output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    let line = |text: &str| {
+        said.lines()
+            .find(|line| line.contains(text))
+            .unwrap_or_else(|| panic!("{text}: {said}"))
+    };
+    assert!(line("from-a-flag").contains("# flag"), "{said}");
+    assert!(line("7m").contains("# environment"), "{said}");
+    assert!(line(&text(&node.images())).contains("# file"), "{said}");
+}
+
+fn a_folder_that_everybody_can_write_is_refused(target: &Target) {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::on(target);
+    bundles::write(&node.images().join("bundle.tar"), [image("registry.test/a:1")]);
+    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o777)).unwrap();
+    let daemon = node.start();
+    daemon.wait_for_log("everybody can write");
+    assert!(target.names().is_empty());
+    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
+    wait_until("the image, once the folder is in order", || {
+        target.record("registry.test/a:1").is_some()
+    });
+    daemon.wait_until("the lease is given back", || target.leases().is_empty());
+    daemon.stop();
+}
+
+on_the_fake!(
+    an_import_without_containerd_names_the_socket_and_ends_with_3,
+    a_daemon_waits_for_containerd_and_says_so_once,
+    a_containerd_without_cri_is_refused_for_kubernetes,
+    a_k0s_node_imports_into_k0s_containerd_however_late_it_comes,
+    mistakes_in_the_configuration_are_all_said_at_once_and_end_with_2,
+    the_configuration_says_where_each_value_comes_from,
+    a_folder_that_everybody_can_write_is_refused,
+);

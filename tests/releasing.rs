@@ -1,0 +1,123 @@
+//! `airgapd release`: takes back what is ours and nothing else.
+
+use crate::support::bundles::{self, image, text};
+use crate::support::target::{BUNDLE, BY_HAND, OUR_PIN, PINNED};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const BY_FOLDER: &str = "registry.test/by-folder:1";
+const IN_HAND: &str = "registry.test/by-hand:1";
+
+/// A node with an image from its folder and one imported by hand.
+fn node_with_both(target: &Target) -> Node {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("folder.tar"), [image(BY_FOLDER)]);
+    bundles::write(&node.path("hand.tar"), [image(IN_HAND)]);
+    node.import([node.images().join("folder.tar"), node.path("hand.tar")])
+        .exits(0);
+    node
+}
+
+fn has_ours(target: &Target, name: &str) -> bool {
+    target
+        .labels(name)
+        .keys()
+        .any(|key| key == BY_HAND || key == OUR_PIN || key.starts_with(BUNDLE))
+}
+
+fn everything_of_ours_is_taken_back_and_the_records_stay(target: &Target) {
+    let node = node_with_both(target);
+    target.set_labels(BY_FOLDER, &[("example.test/note", Some("mine"))]);
+    let before = target.records();
+
+    let dry = node
+        .airgapd(["release", "--all", "--dry-run", "-o", "json"])
+        .exits(0);
+    assert!(
+        dry.stdout.contains(BY_FOLDER) && dry.stdout.contains(IN_HAND),
+        "{dry:?}"
+    );
+    assert_eq!(target.records(), before, "a dry run changes nothing");
+
+    node.airgapd(["release", "--all"]).exits(0);
+    assert_eq!(target.names(), before.keys().cloned().collect(), "records stay");
+    for name in target.names() {
+        assert!(
+            !has_ours(target, &name) && !target.labels(&name).contains_key(PINNED),
+            "{name}"
+        );
+    }
+    assert_eq!(
+        target
+            .labels(BY_FOLDER)
+            .get("example.test/note")
+            .map(String::as_str),
+        Some("mine")
+    );
+    node.airgapd(["release", "--all"]).exits(0);
+}
+
+fn a_name_or_a_bundle_takes_back_just_that(target: &Target) {
+    let node = node_with_both(target);
+    node.airgapd(["release", IN_HAND]).exits(0);
+    assert!(!has_ours(target, IN_HAND) && target.is_pinned(BY_FOLDER));
+    node.airgapd(["release", "folder.tar"]).exits(0);
+    assert!(!has_ours(target, BY_FOLDER));
+    let unknown = node.airgapd(["release", "registry.test/unknown:1"]).exits(1);
+    assert!(
+        unknown.said().contains("registry.test/unknown:1") || unknown.said().contains("nothing"),
+        "{unknown:?}"
+    );
+    node.airgapd(["release"]).exits(2);
+}
+
+/// A pin found without our mark is somebody else's, before and after.
+fn a_pin_that_was_there_before_ours_stays(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let name = "registry.test/pinned:1";
+    bundles::write(file.as_ref(), [image(name)]);
+    node.import([&file]).exits(0);
+    node.airgapd(["release", "--all"]).exits(0);
+    target.set_labels(name, &[(PINNED, Some("pinned"))]);
+
+    node.import([&file]).exits(0);
+    let labels = target.labels(name);
+    assert!(
+        labels.contains_key(BY_HAND) && !labels.contains_key(OUR_PIN),
+        "{labels:?}"
+    );
+    node.airgapd(["release", "--all"]).exits(0);
+    assert_eq!(
+        target.labels(name).get(PINNED).map(String::as_str),
+        Some("pinned")
+    );
+}
+
+fn a_release_touches_no_record_of_others(target: &Target) {
+    let node = node_with_both(target);
+    let record = target.expect_record(BY_FOLDER);
+    target.put_record(
+        "registry.test/theirs:1",
+        &record.target,
+        &[(PINNED, "pinned"), ("example.test/a", "b")],
+    );
+    let theirs = target.expect_record("registry.test/theirs:1");
+    let changes = target.watch();
+    node.airgapd(["release", "--all"]).exits(0);
+    assert_eq!(target.expect_record("registry.test/theirs:1"), theirs);
+    assert!(
+        changes
+            .so_far()
+            .iter()
+            .all(|(_, name)| name != "registry.test/theirs:1")
+    );
+}
+
+on_each_containerd!(
+    everything_of_ours_is_taken_back_and_the_records_stay,
+    a_pin_that_was_there_before_ours_stays
+);
+on_the_fake!(
+    a_name_or_a_bundle_takes_back_just_that,
+    a_release_touches_no_record_of_others
+);

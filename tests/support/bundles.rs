@@ -1,0 +1,98 @@
+//! Bundles whose bytes nobody else has, and what a node should have of them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use bundle::fixtures::{Archive, BuiltImage, BuiltManifest, Image, Layout};
+
+use super::waiting::unique;
+
+/// The platform that this machine's containerd has.
+pub fn native() -> &'static str {
+    match std::env::consts::ARCH {
+        "aarch64" => "linux/arm64/v8",
+        _ => "linux/amd64",
+    }
+}
+
+/// The platforms of a multi-platform bundle.
+pub const PLATFORMS: [&str; 3] = ["linux/amd64", "linux/arm64/v8", "linux/arm/v7"];
+
+/// An image for this machine with one layer of its own.
+pub fn image(name: &str) -> Image {
+    multi_platform(name, &[native()])
+}
+
+/// An image for several platforms, each with a layer of its own. Several make an index.
+pub fn multi_platform(name: &str, platforms: &[&str]) -> Image {
+    platforms.iter().fold(Image::new(name), |image, platform| {
+        image.platform(platform).layer(unique())
+    })
+}
+
+/// Writes a bundle.
+pub fn write(path: &Path, images: impl IntoIterator<Item = Image>) -> Archive {
+    layout(images).write_to(path)
+}
+
+/// An OCI image layout of these images.
+pub fn layout(images: impl IntoIterator<Item = Image>) -> Layout {
+    images.into_iter().fold(Layout::new(), Layout::image)
+}
+
+/// A Docker archive of these images.
+pub fn docker(images: impl IntoIterator<Item = Image>) -> Layout {
+    images.into_iter().fold(Layout::docker(), Layout::image)
+}
+
+/// Digests of a manifest and of everything below it.
+pub fn closure(manifest: &BuiltManifest) -> BTreeSet<String> {
+    let below = manifest.layers.iter().chain([&manifest.config, &manifest.digest]);
+    below.map(ToString::to_string).collect()
+}
+
+/// Digests of what this machine needs of the images: the targets, and the closures of the platforms it runs.
+pub fn needed_here(images: &[BuiltImage]) -> BTreeSet<String> {
+    needed(images, runs_here)
+}
+
+/// Digests of what a node needs of the images, if it runs these platforms.
+pub fn needed(images: &[BuiltImage], runs: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let roots = images.iter().map(|image| image.root.to_string());
+    let manifests = images.iter().flat_map(|image| &image.manifests);
+    let taken = manifests.filter(|manifest| manifest.platform.as_ref().is_none_or(|p| runs(&p.to_string())));
+    roots.chain(taken.flat_map(closure)).collect()
+}
+
+fn runs_here(platform: &str) -> bool {
+    match native() {
+        "linux/amd64" => platform == "linux/amd64",
+        _ => platform.starts_with("linux/arm"),
+    }
+}
+
+/// The two records of an image with a tag: its name, and its repository with the digest.
+pub fn records_of(name: &str, image: &BuiltImage) -> [String; 2] {
+    let repository = name.rsplit_once(':').expect("the name has a tag").0;
+    [name.to_owned(), format!("{repository}@{}", image.root)]
+}
+
+/// The names of the records of several images.
+pub fn all_records<'a>(images: impl IntoIterator<Item = (&'a str, &'a BuiltImage)>) -> BTreeSet<String> {
+    images
+        .into_iter()
+        .flat_map(|(name, image)| records_of(name, image))
+        .collect()
+}
+
+/// Path as text, for arguments.
+pub fn text(path: &Path) -> String {
+    path.to_str().expect("test folders have plain names").to_owned()
+}
+
+/// A bundle of one image, to see that the daemon has got so far.
+pub fn marker(path: PathBuf) -> (PathBuf, String) {
+    let name = format!("registry.test/marker-{}:1", unique());
+    write(&path, [image(&name)]);
+    (path, name)
+}

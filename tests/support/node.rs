@@ -1,0 +1,360 @@
+//! The program on a node of its own: folders, configuration, the daemon, commands beside it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::target::Target;
+use super::waiting::wait_until;
+
+/// Folders and configuration of a node that exists for one scenario.
+pub struct Node {
+    folder: TempDir,
+}
+
+impl Node {
+    /// A node whose containerd is the target.
+    pub fn on(target: &Target) -> Node {
+        Node::at(target.socket(), target.namespace())
+    }
+
+    /// A node whose containerd is, or will be, at that socket.
+    pub fn at(socket: &Path, namespace: &str) -> Node {
+        let folder = tempfile::Builder::new()
+            .prefix("airgapd-scenario-")
+            .tempdir()
+            .expect("a temporary folder");
+        let node = Node { folder };
+        fs::create_dir(node.images()).expect("a folder");
+        fs::create_dir(node.state()).expect("a folder");
+        node.configure(&format!(
+            "imagesDir: {}\nstateDir: {}\naddress: {}\nnamespace: {namespace}\n",
+            node.images().display(),
+            node.state().display(),
+            socket.display()
+        ));
+        node
+    }
+
+    /// A file or folder of this node, outside those that the daemon knows.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The folder in which bundles are dropped.
+    pub fn images(&self) -> PathBuf {
+        self.path("images")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// The daemon's ledger.
+    pub fn ledger(&self) -> PathBuf {
+        self.state().join("state.json")
+    }
+
+    /// Replaces the configuration file.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.path("config.yaml"), text).expect("the configuration can be written");
+    }
+
+    /// Adds lines to the configuration file.
+    pub fn configure_also(&self, text: &str) {
+        let before = fs::read_to_string(self.path("config.yaml")).expect("there is a configuration");
+        self.configure(&format!("{before}{text}\n"));
+    }
+
+    /// Copies a file into the images folder, as `cp` does.
+    pub fn drop_in(&self, bundle: &Path) -> PathBuf {
+        let name = bundle.file_name().expect("a file has a name");
+        let place = self.images().join(name);
+        fs::copy(bundle, &place).expect("the bundle can be copied");
+        place
+    }
+
+    /// Runs a command of the program to its end.
+    pub fn airgapd<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Answer {
+        let output = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program runs");
+        Answer::from(output)
+    }
+
+    /// Runs `airgapd import -o json` with these arguments.
+    pub fn import<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Answer {
+        let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_owned());
+        let all: Vec<_> = ["import", "-o", "json"]
+            .map(Into::into)
+            .into_iter()
+            .chain(arguments)
+            .collect();
+        self.airgapd(all)
+    }
+
+    /// The program with a subcommand, its arguments and this node's configuration.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = program();
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(self.path("config.yaml"));
+        command
+    }
+
+    /// Starts the daemon and waits until it says that it is ready.
+    pub fn start(&self) -> Daemon {
+        let daemon = self.start_unready();
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts the daemon and waits for nothing.
+    pub fn start_unready(&self) -> Daemon {
+        Daemon::start(self.command(["run"]), self.path("notify.sock"))
+    }
+}
+
+/// The program, without whatever of its settings or of a service manager is in our environment.
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_airgapd"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("AIRGAPD_") || ["NOTIFY_SOCKET", "JOURNAL_STREAM", "RUST_LOG"].contains(&&*text) {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+/// What a command answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Answer {
+        let text = |bytes| String::from_utf8(bytes).expect("the program prints text");
+        Answer {
+            status: output.status,
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+}
+
+impl Answer {
+    /// Checks the exit code.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Answer {
+        assert_eq!(
+            self.status.code(),
+            Some(code),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// The document on standard output.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}\nstdout:\n{}\nstderr:\n{}", self.stdout, self.stderr))
+    }
+
+    /// The report of the only bundle.
+    #[track_caller]
+    pub fn bundle(&self) -> Value {
+        let document = self.json();
+        let bundles = document["bundles"].as_array().expect("there are bundles");
+        assert_eq!(bundles.len(), 1, "{document:#}");
+        bundles[0].clone()
+    }
+
+    /// Everything that was said, to look for words in.
+    pub fn said(&self) -> String {
+        format!("{}\n{}", self.stdout, self.stderr)
+    }
+}
+
+/// Image outcomes of a bundle's report by name.
+pub fn outcomes(bundle: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let images = bundle["images"].as_array().expect("there are images").iter();
+    images
+        .map(|image| (text(&image["name"]), text(&image["outcome"])))
+        .collect()
+}
+
+/// A running `airgapd run`. Killed when dropped, if it was not stopped before.
+pub struct Daemon {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+    notifications: UnixDatagram,
+    notified: Mutex<String>,
+}
+
+impl Daemon {
+    /// Starts the daemon with our socket in the place of systemd's.
+    pub fn start(mut command: Command, socket: PathBuf) -> Daemon {
+        let _ = fs::remove_file(&socket);
+        let notifications = UnixDatagram::bind(&socket).expect("a socket");
+        notifications.set_nonblocking(true).expect("a socket");
+        command
+            .env("NOTIFY_SOCKET", &socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (stderr, written) = (child.stderr.take().expect("it is piped"), Arc::clone(&log));
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                let mut log = written.lock().expect("nobody panics with it");
+                log.push_str(&String::from_utf8_lossy(&line));
+                log.push('\n');
+            }
+        });
+        Daemon {
+            child,
+            log,
+            reader: Some(reader),
+            notifications,
+            notified: Mutex::default(),
+        }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("nobody panics with it").clone()
+    }
+
+    /// How many lines of the log contain a text.
+    pub fn count(&self, text: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has told the service manager so far.
+    pub fn notified(&self) -> String {
+        let mut notified = self.notified.lock().expect("nobody panics with it");
+        let mut message = [0; 4096];
+        while let Ok(length) = self.notifications.recv(&mut message) {
+            notified.push_str(&String::from_utf8_lossy(&message[..length]));
+            notified.push('\n');
+        }
+        notified.clone()
+    }
+
+    /// Waits for the word that systemd waits for (sd_notify(3)).
+    pub fn wait_until_ready(&self) {
+        self.wait_until("the daemon is ready", || {
+            self.notified().lines().any(|line| line == "READY=1")
+        });
+    }
+
+    /// Waits for a condition; if it does not come about, the log is shown as for every failure.
+    pub fn wait_until(&self, what: &str, holds: impl FnMut() -> bool) {
+        wait_until(what, holds);
+    }
+
+    /// Waits for a line of the log.
+    pub fn wait_for_log(&self, text: &str) {
+        self.wait_until(&format!("the daemon says {text:?}"), || self.log().contains(text));
+    }
+
+    /// Waits until it has given back what it holds in containerd, and stops it.
+    pub fn finish(self, target: &Target) -> String {
+        self.wait_until("leases and ingests are given back", || {
+            target.leases().is_empty() && target.ingests().is_empty()
+        });
+        self.stop()
+    }
+
+    /// Ends it as systemd does, checks that it ends well, and gives all it has logged.
+    pub fn stop(self) -> String {
+        self.stop_with(Signal::TERM)
+    }
+
+    /// Ends it with a signal, checks that it ends well, and gives all it has logged.
+    pub fn stop_with(mut self, signal: Signal) -> String {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        let status = self.wait();
+        assert!(
+            status.success(),
+            "the daemon ended with {status}:\n{}",
+            self.log()
+        );
+        self.log()
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(mut self) -> String {
+        self.child.kill().expect("it can be killed");
+        self.wait();
+        self.log()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        let mut ended = || {
+            status = self.child.try_wait().expect("it is our child");
+            status.is_some()
+        };
+        wait_until("the daemon ends", &mut ended);
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("reading does not panic");
+        }
+        status.expect("it has ended")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            show_log(&self.log());
+        }
+    }
+}
+
+#[allow(
+    clippy::print_stderr,
+    reason = "whoever reads of a failed test wants to know what the daemon said"
+)]
+fn show_log(log: &str) {
+    eprintln!("the daemon said:\n{log}");
+}
+
+/// The largest amount of memory a process has had, in bytes (proc_pid_status(5)).
+pub fn peak_memory(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}

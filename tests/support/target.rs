@@ -1,0 +1,420 @@
+//! The containerd of one scenario: the stand-in or a real one, seen through one door.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use containerd::{BlobSource, BlobSpec, Client, CriImage, ImageChange, ImageRecord, ImageUpdate, NewImage};
+use fake_containerd::{Fake, FakeConfig};
+use oci_spec::image::{Descriptor, Digest};
+use tokio::runtime::Runtime;
+use xtask::Generation;
+
+use super::containerds::{self, Served};
+use super::waiting::{unique, wait_until};
+
+/// The namespace that kubelet's images live in.
+pub const KUBERNETES: &str = "k8s.io";
+
+/// Where a scenario runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Fake,
+    Real(Generation),
+}
+
+/// A containerd, and a namespace in it that nobody else uses meanwhile.
+pub struct Target {
+    server: Server,
+    namespace: String,
+    client: Client,
+    runtime: Arc<Runtime>,
+    _kubernetes: Option<MutexGuard<'static, ()>>,
+}
+
+#[derive(Clone)]
+enum Server {
+    Fake(Arc<Fake>),
+    Real(&'static Served, Generation),
+}
+
+/// Plays a scenario. Afterwards the stand-in must not have minded anything.
+pub fn run_on(place: Place, scenario: impl FnOnce(&Target)) {
+    let server = match place {
+        Place::Fake => Server::Fake(Arc::new(Fake::start_blocking(FakeConfig::default()))),
+        Place::Real(generation) => match containerds::shared(generation) {
+            Some(served) => Server::Real(served, generation),
+            None => return,
+        },
+    };
+    let target = Target::new(server, format!("scenario-{}", unique()), None);
+    scenario(&target);
+    target.assert_tidy();
+}
+
+impl Target {
+    /// A stand-in with wishes.
+    pub fn fake(config: FakeConfig) -> Target {
+        let fake = Arc::new(Fake::start_blocking(config));
+        Target::new(Server::Fake(fake), format!("scenario-{}", unique()), None)
+    }
+
+    /// The same containerd, in the namespace that CRI works in. Nobody else is in it until this is dropped.
+    pub fn in_kubernetes(&self) -> Target {
+        let kubernetes = match &self.server {
+            Server::Fake(_) => None,
+            Server::Real(served, _) => Some(served.kubernetes()),
+        };
+        Target::new(self.server.clone(), KUBERNETES.to_owned(), kubernetes)
+    }
+
+    /// The same containerd, in another namespace that nobody else uses.
+    pub fn elsewhere(&self) -> Target {
+        Target::new(self.server.clone(), format!("scenario-{}", unique()), None)
+    }
+
+    fn new(server: Server, namespace: String, kubernetes: Option<MutexGuard<'static, ()>>) -> Target {
+        let runtime = Arc::new(Runtime::new().expect("threads for a client"));
+        let socket = match &server {
+            Server::Fake(fake) => fake.socket(),
+            Server::Real(served, _) => &served.place.socket,
+        };
+        let client = runtime
+            .block_on(Client::connect(socket, &namespace))
+            .expect("containerd is there");
+        Target {
+            server,
+            namespace,
+            client,
+            runtime,
+            _kubernetes: kubernetes,
+        }
+    }
+
+    /// What kind of containerd it is.
+    pub fn place(&self) -> Place {
+        match &self.server {
+            Server::Fake(_) => Place::Fake,
+            Server::Real(_, generation) => Place::Real(*generation),
+        }
+    }
+
+    pub fn socket(&self) -> &Path {
+        self.client.socket()
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The stand-in, if it is one.
+    pub fn as_fake(&self) -> Option<&Fake> {
+        match &self.server {
+            Server::Fake(fake) => Some(fake),
+            Server::Real(..) => None,
+        }
+    }
+
+    /// The real containerd, if it is one.
+    pub fn as_real(&self) -> Option<&'static Served> {
+        match &self.server {
+            Server::Fake(_) => None,
+            Server::Real(served, _) => Some(served),
+        }
+    }
+
+    /// Nothing that the stand-in minds has been done to it, and whoever wrote has given back leases and ingests.
+    pub fn assert_tidy(&self) {
+        if let Some(fake) = self.as_fake() {
+            assert_eq!(fake.check_done(), Vec::<String>::new(), "what the stand-in minds");
+        }
+    }
+
+    fn wait_for<T>(&self, call: impl Future<Output = Result<T, containerd::Error>>) -> T {
+        self.runtime.block_on(call).expect("containerd answers")
+    }
+
+    // Image records.
+
+    /// All image records by name, without those that CRI makes for itself.
+    pub fn records(&self) -> BTreeMap<String, ImageRecord> {
+        let records = self.wait_for(self.client.images()).into_iter();
+        records
+            .filter(|r| !r.name.starts_with("sha256:"))
+            .map(|r| (r.name.clone(), r))
+            .collect()
+    }
+
+    pub fn names(&self) -> BTreeSet<String> {
+        self.records().into_keys().collect()
+    }
+
+    pub fn record(&self, name: &str) -> Option<ImageRecord> {
+        self.wait_for(self.client.image(name))
+    }
+
+    /// A record that must be there.
+    pub fn expect_record(&self, name: &str) -> ImageRecord {
+        self.record(name)
+            .unwrap_or_else(|| panic!("no record {name}; there are {:?}", self.names()))
+    }
+
+    /// Labels of a record that must be there.
+    pub fn labels(&self, name: &str) -> BTreeMap<String, String> {
+        self.expect_record(name).labels
+    }
+
+    /// Whether the record has our pin.
+    pub fn is_pinned(&self, name: &str) -> bool {
+        let labels = self.labels(name);
+        labels.get(PINNED).is_some_and(|v| v == "pinned") && labels.get(OUR_PIN).is_some_and(|v| v == "true")
+    }
+
+    /// Takes a record away, as `ctr images rm` does.
+    pub fn remove_record(&self, name: &str) {
+        assert!(
+            self.wait_for(self.client.delete_image(name, false)),
+            "no record {name}"
+        );
+    }
+
+    /// Makes a record as another tool would. Its target must be in the store already.
+    pub fn put_record(&self, name: &str, target: &Descriptor, labels: &[(&str, &str)]) {
+        let labels = owned(labels);
+        if let Some(fake) = self.as_fake() {
+            let seed = fake_containerd::SeedImage {
+                name: name.to_owned(),
+                media_type: target.media_type().to_string(),
+                digest: target.digest().to_string(),
+                size: target.size(),
+                labels,
+            };
+            return fake.put_image(&self.namespace, seed);
+        }
+        let record = NewImage {
+            name: name.to_owned(),
+            target: target.clone(),
+            labels,
+        };
+        self.wait_for(self.client.create_image(&record));
+    }
+
+    /// Sets labels of a record as another tool would; `None` takes one away.
+    pub fn set_labels(&self, name: &str, labels: &[(&str, Option<&str>)]) {
+        let labels = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned)));
+        let update = ImageUpdate {
+            target: None,
+            labels: labels.collect(),
+        };
+        self.wait_for(self.client.update_image(name, &update))
+            .expect("the record is there");
+    }
+
+    /// Writes down what happens to image records from now on.
+    pub fn watch(&self) -> Changes<'_> {
+        let mut events = self.wait_for(self.client.image_events());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let task = self.runtime.spawn(async move {
+            while let Some(event) = events.next().await {
+                log.lock()
+                    .expect("nobody panics with it")
+                    .push((event.kind, event.name));
+            }
+        });
+        Changes {
+            target: self,
+            seen,
+            task,
+        }
+    }
+
+    // Content.
+
+    /// The blobs of the namespace with their labels.
+    pub fn blobs(&self) -> BTreeMap<String, BTreeMap<String, String>> {
+        let blobs = self.wait_for(self.client.blobs()).into_iter();
+        blobs.map(|blob| (blob.digest.to_string(), blob.labels)).collect()
+    }
+
+    pub fn digests(&self) -> BTreeSet<String> {
+        self.blobs().into_keys().collect()
+    }
+
+    /// Puts a blob there as another tool would, held by a root label until [`Target::let_go`].
+    pub fn put_blob(&self, bytes: &[u8], labels: &[(&str, &str)]) -> Digest {
+        let mut labels = labels.to_vec();
+        labels.push((ROOT, "held by a test"));
+        let digest: Digest = fake_containerd::sha256(bytes).parse().expect("a digest");
+        if let Some(fake) = self.as_fake() {
+            fake.put_blob(&self.namespace, bytes, &labels);
+            return digest;
+        }
+        let lease = format!("test-{}", unique());
+        let tomorrow = jiff::Timestamp::now() + jiff::Span::new().hours(24);
+        self.wait_for(self.client.create_lease(&lease, tomorrow, &BTreeMap::new()));
+        let spec = BlobSpec::new(digest.clone(), bytes.len() as u64).with_labels(owned(&labels));
+        self.wait_for(
+            self.client
+                .write_blob(&lease, &spec, Arc::new(InMemory(bytes.to_vec()))),
+        );
+        self.wait_for(self.client.delete_lease(&lease, false));
+        digest
+    }
+
+    /// Takes the root label of [`Target::put_blob`] off again.
+    pub fn let_go(&self, digest: &Digest) {
+        self.wait_for(self.client.set_blob_labels(digest, &owned(&[(ROOT, "")])));
+    }
+
+    /// Makes containerd collect its garbage, and returns when it has.
+    pub fn collect_garbage(&self) {
+        if let Some(fake) = self.as_fake() {
+            return self.runtime.block_on(fake.collect_garbage());
+        }
+        let lease = format!("collect-{}", unique());
+        let tomorrow = jiff::Timestamp::now() + jiff::Span::new().hours(24);
+        self.wait_for(self.client.create_lease(&lease, tomorrow, &BTreeMap::new()));
+        self.wait_for(self.client.delete_lease(&lease, true));
+    }
+
+    pub fn leases(&self) -> BTreeSet<String> {
+        self.wait_for(self.client.leases())
+            .into_iter()
+            .map(|lease| lease.id)
+            .collect()
+    }
+
+    pub fn ingests(&self) -> BTreeSet<String> {
+        self.wait_for(self.client.ingests())
+            .into_iter()
+            .map(|ingest| ingest.reference)
+            .collect()
+    }
+
+    // Kubelet's view, and ctr's.
+
+    /// What CRI says about an image, in the namespace of Kubernetes.
+    pub fn image_status(&self, reference: &str) -> Option<CriImage> {
+        self.wait_for(self.client.cri().image_status(reference))
+    }
+
+    /// Runs something that needs the runtime of this target's client.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Runs the `ctr` of a real containerd in our namespace and gives what it printed.
+    pub fn ctr(&self, arguments: &[&str]) -> String {
+        let served = self.as_real().expect("only a real containerd has a ctr");
+        let mut command = Command::new(&served.parts.ctr);
+        command
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", &self.namespace])
+            .args(arguments);
+        let output = command.stdin(Stdio::null()).output().expect("ctr runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ctr {arguments:?}: {said}");
+        String::from_utf8(output.stdout).expect("ctr prints text")
+    }
+}
+
+/// The label by which CRI knows a pin.
+pub const PINNED: &str = "io.cri-containerd.pinned";
+/// The label by which we know that the pin is ours.
+pub const OUR_PIN: &str = "io.airgapd.pinned";
+/// The label by which an image is known that was imported by hand.
+pub const BY_HAND: &str = "io.airgapd.import";
+/// What the labels of bundles that vouch for an image begin with.
+pub const BUNDLE: &str = "io.airgapd.bundle.";
+/// The label by which CRI knows records that it has taken in.
+pub const MANAGED: &str = "io.cri-containerd.image";
+/// The label that makes a blob a root of garbage collection.
+const ROOT: &str = "containerd.io/gc.root";
+
+fn owned(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+    labels
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+struct InMemory(Vec<u8>);
+
+impl BlobSource for InMemory {
+    fn open(&self, offset: u64) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        let offset = usize::try_from(offset).expect("it fits into memory");
+        Ok(Box::new(std::io::Cursor::new(self.0[offset..].to_vec())))
+    }
+}
+
+/// What happened to image records since [`Target::watch`].
+pub struct Changes<'t> {
+    target: &'t Target,
+    seen: Arc<Mutex<Vec<(ImageChange, String)>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Changes<'_> {
+    /// Everything up to now, without CRI's own records.
+    pub fn so_far(&self) -> Vec<(ImageChange, String)> {
+        // Events come in order: once the one that we cause is here, all before it are.
+        let fence = format!("fence.test/{}:1", unique());
+        let blob = self.target.put_blob(fence.as_bytes(), &[]);
+        let target = Descriptor::new("text/plain".into(), fence.len() as u64, blob.clone());
+        self.target.wait_for(self.target.client.create_image(&NewImage {
+            name: fence.clone(),
+            target,
+            labels: BTreeMap::new(),
+        }));
+        let seen = || self.seen.lock().expect("nobody panics with it").clone();
+        wait_until("the event of our own record", || {
+            seen().iter().any(|(_, name)| *name == fence)
+        });
+        self.target.remove_record(&fence);
+        self.target.let_go(&blob);
+        let ours = |name: &str| !name.starts_with("fence.test/") && !name.starts_with("sha256:");
+        seen().into_iter().filter(|(_, name)| ours(name)).collect()
+    }
+}
+
+impl Drop for Changes<'_> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What scenarios claim rests on this: the harness sees the changes of others, and does not see its own.
+fn the_harness_sees_what_others_do(target: &Target) {
+    let bytes = unique().into_bytes();
+    let blob = target.put_blob(&bytes, &[]);
+    let descriptor = Descriptor::new("text/plain".into(), bytes.len() as u64, blob.clone());
+    let changes = target.watch();
+    assert_eq!(changes.so_far(), []);
+    target.put_record("registry.test/a:1", &descriptor, &[(PINNED, "pinned")]);
+    target.set_labels("registry.test/a:1", &[(PINNED, None), (OUR_PIN, Some("true"))]);
+    assert_eq!(target.labels("registry.test/a:1"), owned(&[(OUR_PIN, "true")]));
+    target.let_go(&blob);
+    target.collect_garbage();
+    assert!(target.digests().contains(blob.as_ref()), "the record holds it");
+    target.remove_record("registry.test/a:1");
+    target.collect_garbage();
+    assert!(target.digests().is_empty() && target.names().is_empty() && target.leases().is_empty());
+    let kinds: Vec<_> = changes.so_far().into_iter().map(|(kind, _)| kind).collect();
+    let expected = [ImageChange::Created, ImageChange::Updated, ImageChange::Deleted];
+    // What is put into the stand-in behind its back is no event.
+    assert_eq!(
+        kinds,
+        if target.as_fake().is_some() {
+            &expected[1..]
+        } else {
+            &expected[..]
+        }
+    );
+}
+
+super::on_each_containerd!(the_harness_sees_what_others_do);
