@@ -140,9 +140,8 @@ impl Fake {
             .expect("no holder of this lock panics")
             .take()
         {
-            listening.stop();
+            listening.die();
         }
-        self.drop_connections();
     }
 
     /// Dies and comes back with its state.

@@ -1,9 +1,10 @@
 //! The socket: accepts connections, remembers them, and can break them all at once as a dying containerd does.
 
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -30,31 +31,59 @@ macro_rules! unlimited {
 
 /// The connections that are open, as second handles to their sockets.
 #[derive(Default)]
-pub(crate) struct Connections(Mutex<Vec<StdStream>>);
+pub(crate) struct Connections(Mutex<Open>);
+
+#[derive(Default)]
+struct Open {
+    streams: Vec<StdStream>,
+    /// How often the server died; connections accepted before its last death are not welcome any more.
+    deaths: u64,
+}
 
 impl Connections {
-    /// Breaks every connection in both directions.
-    pub(crate) fn break_all(&self) {
-        for connection in self.0.lock().expect("no holder of this lock panics").drain(..) {
-            // The peer may be gone already, which is what we want.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().expect("no holder of this lock panics")
     }
 
-    /// Registers a connection and hands it back.
-    fn keep(&self, stream: UnixStream) -> std::io::Result<UnixStream> {
+    /// Breaks every connection in both directions.
+    pub(crate) fn break_all(&self) {
+        self.open()
+            .streams
+            .drain(..)
+            .for_each(|stream| break_off(&stream));
+    }
+
+    fn die(&self) {
+        self.open().deaths += 1;
+        self.break_all();
+    }
+
+    /// Registers a connection that was accepted by a server of this number of deaths, and hands it back.
+    fn keep(&self, stream: UnixStream, deaths: u64) -> std::io::Result<UnixStream> {
         let stream = stream.into_std()?;
-        self.0
-            .lock()
-            .expect("no holder of this lock panics")
-            .push(stream.try_clone()?);
+        let handle = stream.try_clone()?;
+        let mut open = self.open();
+        if open.deaths == deaths {
+            open.streams.push(handle);
+        } else {
+            break_off(&handle);
+        }
+        drop(open);
         UnixStream::from_std(stream)
     }
 }
 
-/// A listening server; aborting it closes the listener and leaves the socket file, like SIGKILL.
+fn break_off(stream: &StdStream) {
+    // The peer may be gone already, which is what we want.
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// A listening server.
 pub(crate) struct Listening {
     tasks: [JoinHandle<()>; 2],
+    /// A second handle to the listener. That it is no stream does not matter for shutting it down.
+    listener: StdStream,
+    connections: Arc<Connections>,
 }
 
 impl Listening {
@@ -64,12 +93,16 @@ impl Listening {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(socket)?;
+        let listener = StdListener::bind(socket)?;
+        listener.set_nonblocking(true)?;
+        let handle = StdStream::from(OwnedFd::from(listener.try_clone()?));
+        let listener = UnixListener::from_std(listener)?;
         let (accepted, incoming) = mpsc::channel(16);
         let connections = Arc::clone(&service.connections);
+        let deaths = connections.open().deaths;
         let accept = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                if accepted.send(connections.keep(stream)).await.is_err() {
+                if accepted.send(connections.keep(stream, deaths)).await.is_err() {
                     break;
                 }
             }
@@ -81,10 +114,15 @@ impl Listening {
         });
         Ok(Listening {
             tasks: [accept, serve],
+            listener: handle,
+            connections: Arc::clone(&service.connections),
         })
     }
 
-    pub(crate) fn stop(&self) {
+    /// Refuses new connections and breaks the others before it returns. The socket file stays, as after SIGKILL.
+    pub(crate) fn die(&self) {
+        break_off(&self.listener);
+        self.connections.die();
         for task in &self.tasks {
             task.abort();
         }

@@ -84,7 +84,7 @@ async fn open(service: &Service, call: Call, first: &WriteContentRequest) -> Res
         match opening {
             Opening::Opened(writer) => return Ok(*writer),
             Opening::Locked(_) if waits && started.elapsed() < LOCK_PATIENCE => {
-                tokio::time::sleep(LOCK_RETRY).await
+                tokio::time::sleep(LOCK_RETRY).await;
             }
             Opening::Locked(status) => return Err(status),
         }

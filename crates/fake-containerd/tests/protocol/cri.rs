@@ -51,14 +51,20 @@ pub(crate) async fn cri_finds_a_digest_only_under_its_own_record(raw: Raw) {
         format!("digested:1@{}", stored.manifest),
     ] {
         let status = known(&raw, &reference).await;
-        assert_eq!(status.repo_digests, [by_digest.clone()]);
+        assert_eq!(status.repo_digests, [by_digest.as_str()]);
     }
 }
 
 pub(crate) async fn cri_does_not_find_names_that_are_not_normalised(raw: Raw) {
     let stored = store(&raw, "plain").await;
     create(&raw, "plain:1", &stored, &[]).await;
-    let status = known(&raw, &stored.config).await;
+    // The id is known a moment before the name.
+    let named = async || {
+        raw.image_status(&stored.config)
+            .await
+            .filter(|status| !status.repo_tags.is_empty())
+    };
+    let status = until("the image with its name", named).await;
     assert_eq!(status.repo_tags, ["docker.io/library/plain:1"]);
     assert!(raw.image_status("plain:1").await.is_none());
 }

@@ -113,7 +113,6 @@ mod on_containerd {
 
     async fn run(generation: Generation) {
         if !xtask::generations().contains(&generation) {
-            println!("left out: this machine has no containerd of this generation");
             return;
         }
         let containerd =

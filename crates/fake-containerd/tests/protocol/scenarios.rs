@@ -689,9 +689,9 @@ pub(crate) async fn resources_are_added_before_they_exist_if_their_type_is_known
     assert_refused(add("bogus", "x").await, Code::Unimplemented, "");
     let images = add("images", "x").await;
     if raw.version >= (2, 0) {
-        images.unwrap()
+        images.unwrap();
     } else {
-        assert_refused(images, Code::Unimplemented, "")
+        assert_refused(images, Code::Unimplemented, "");
     }
     assert!(
         raw.resources("lease")
@@ -914,7 +914,7 @@ async fn reopened(raw: &Raw, bytes: &[u8]) -> (Write, WriteContentResponse) {
     for _ in 0..500 {
         match raw.open("lease", stat(bytes)).await {
             Err(status) if status.code() == Code::Unavailable => {
-                tokio::time::sleep(Duration::from_millis(10)).await
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
             answer => return answer.unwrap(),
         }
