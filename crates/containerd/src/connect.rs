@@ -89,6 +89,7 @@ impl WriteConnections {
         WriteConnection {
             channel: idle.unwrap_or_else(|| self.endpoint.connect_lazy()),
             idle: Arc::clone(&self.idle),
+            is_usable: true,
             _permit: permit,
         }
     }
@@ -98,6 +99,7 @@ impl WriteConnections {
 pub(crate) struct WriteConnection {
     channel: Channel,
     idle: Arc<Mutex<Vec<Channel>>>,
+    is_usable: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -105,10 +107,18 @@ impl WriteConnection {
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
+
+    /// Has the next blob make a new connection: on this one, something hangs.
+    pub(crate) fn discard(mut self) {
+        self.is_usable = false;
+    }
 }
 
 impl Drop for WriteConnection {
     fn drop(&mut self) {
+        if !self.is_usable {
+            return;
+        }
         if let Ok(mut idle) = self.idle.lock() {
             idle.push(self.channel.clone());
         }

@@ -248,6 +248,8 @@ pub(crate) enum Failure {
     Deadline(Duration),
     /// The server ended a stream before its last answer.
     Ended,
+    /// Each try was undone by somebody else.
+    Contended,
 }
 
 impl From<Status> for Failure {
@@ -307,7 +309,7 @@ impl Failure {
     pub(crate) fn message(&self) -> &str {
         match self {
             Failure::Status(status) => status.message(),
-            Failure::Deadline(_) | Failure::Ended => "",
+            Failure::Deadline(_) | Failure::Ended | Failure::Contended => "",
         }
     }
 
@@ -318,61 +320,64 @@ impl Failure {
         }
     }
 
+    /// Whether containerd is there and answered.
+    pub(crate) fn is_answer(&self) -> bool {
+        self.code().is_some()
+    }
+
     /// A locked ingest that was waited for in vain.
     pub(crate) fn into_locked(self, digest: &Digest, waited: Duration) -> Error {
-        let source = match self {
-            Failure::Status(status) => Cause::from(*status),
-            Failure::Deadline(_) | Failure::Ended => Cause {
-                text: "no answer".to_owned(),
-                source: None,
-            },
-        };
         Error::Locked {
             digest: digest.clone(),
             waited,
-            source,
+            source: self.into_cause(),
         }
+    }
+
+    /// A failure found to come from the lease's end.
+    pub(crate) fn into_lease_lost(self, lease: &str, attempt: String) -> Error {
+        Error::LeaseLost {
+            lease: lease.to_owned(),
+            attempt,
+            source: self.into_cause(),
+        }
+    }
+
+    fn into_cause(self) -> Cause {
+        let text = match self {
+            Failure::Status(status) => return Cause::from(*status),
+            Failure::Deadline(waited) => format!("no answer for {} s", waited.as_secs()),
+            Failure::Ended => "the stream ended before its last answer".to_owned(),
+            Failure::Contended => "others keep changing it at the same time".to_owned(),
+        };
+        Cause { text, source: None }
     }
 
     /// Gives the failure its general meaning. `lease` is the one the call was made under.
     pub(crate) fn into_error(self, socket: &Path, lease: Option<&str>, attempt: impl Into<String>) -> Error {
-        let attempt = attempt.into();
-        let socket = socket.to_path_buf();
-        let lost_lease = lease.filter(|_| self.is_lease_lost()).map(str::to_owned);
-        let (space, transport) = (self.is_space(), self.is_transport());
-        let status = match self {
-            Failure::Status(status) => *status,
-            Failure::Deadline(waited) => {
-                return Error::Stalled {
-                    socket,
-                    attempt,
-                    waited,
-                };
-            }
-            Failure::Ended => {
-                let text = "the stream ended before its last answer".to_owned();
-                return Error::Failed {
-                    attempt,
-                    source: Cause { text, source: None },
-                };
-            }
-        };
-        let permanent = is_permanent(status.code());
-        let source = Cause::from(status);
-        match lost_lease {
-            Some(lease) => Error::LeaseLost {
-                lease,
+        let (attempt, socket) = (attempt.into(), socket.to_path_buf());
+        if let Failure::Deadline(waited) = self {
+            return Error::Stalled {
+                socket,
                 attempt,
-                source,
-            },
-            None if transport => Error::Unreachable {
+                waited,
+            };
+        }
+        if let Some(lease) = lease.filter(|_| self.is_lease_lost()) {
+            return self.into_lease_lost(lease, attempt);
+        }
+        let (transport, space) = (self.is_transport(), self.is_space());
+        let permanent = self.code().is_some_and(is_permanent);
+        let source = self.into_cause();
+        match (transport, space, permanent) {
+            (true, _, _) => Error::Unreachable {
                 socket,
                 attempt,
                 source,
             },
-            None if space => Error::Space { attempt, source },
-            None if permanent => Error::Refused { attempt, source },
-            None => Error::Failed { attempt, source },
+            (_, true, _) => Error::Space { attempt, source },
+            (_, _, true) => Error::Refused { attempt, source },
+            _ => Error::Failed { attempt, source },
         }
     }
 }

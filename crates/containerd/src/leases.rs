@@ -161,6 +161,10 @@ impl Client {
         Ok(resources.into_iter().map(resource_from_wire).collect())
     }
 
+    pub(crate) async fn has_lease(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.leases().await?.iter().any(|lease| lease.id == id))
+    }
+
     fn lease_client(&self) -> LeasesClient<Channel> {
         LeasesClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE)
     }

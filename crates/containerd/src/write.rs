@@ -165,22 +165,21 @@ impl Client {
     ) -> Result<Written, Error> {
         check_digest(&spec.digest)?;
         let connection = self.shared.writes.take().await;
-        let mut writer = Writer {
+        let channel = connection.channel();
+        let written = Writer {
             client: self,
-            channel: connection.channel(),
+            channel,
             lease,
             spec,
             source,
             sent: 0,
-        };
-        for pass in 1..=PASSES {
-            match writer.pass(pass == PASSES).await? {
-                Pass::Done(written) => return Ok(written),
-                Pass::Again(reason) => tracing::debug!(digest = %spec.digest, pass, reason, "writing again"),
-            }
         }
-        let attempt = format!("write blob {}", spec.digest);
-        Err(self.fail(Failure::Ended, attempt))
+        .write()
+        .await;
+        if let Err(Error::Stalled { .. }) = written {
+            connection.discard();
+        }
+        written
     }
 
     /// Opens a stream of `Content.Write`. The outer error is ours, the inner one containerd's answer.
@@ -315,6 +314,18 @@ enum Pass {
 }
 
 impl Writer<'_> {
+    async fn write(mut self) -> Result<Written, Error> {
+        for pass in 1..=PASSES {
+            match self.pass(pass == PASSES).await? {
+                Pass::Done(written) => return Ok(written),
+                Pass::Again(reason) => {
+                    tracing::debug!(digest = %self.spec.digest, pass, reason, "writing again");
+                }
+            }
+        }
+        Err(self.fail(Failure::Contended))
+    }
+
     async fn pass(&mut self, last: bool) -> Result<Pass, Error> {
         let Some(stream) = self.open().await? else {
             return self.take_present().await;
@@ -322,12 +333,13 @@ impl Writer<'_> {
         match Standing::of(&stream.standing, self.spec.size) {
             Standing::Empty => self.transfer(stream, 0, last).await,
             Standing::Whole => self.commit(stream, last).await,
-            Standing::Beginning { offset, digest } => match self.begins_with(offset, digest).await? {
-                true => self.transfer(stream, offset, last).await,
-                false => {
+            Standing::Beginning { offset, digest } => match self.begins_with(offset, digest).await {
+                Ok(true) => self.transfer(stream, offset, last).await,
+                Ok(false) => {
                     self.restart(stream, "the ingest does not begin like the blob")
                         .await
                 }
+                Err(error) => self.restart(stream, "the source failed").await.and(Err(error)),
             },
             Standing::TooMuch { offset } if last => {
                 stream.finish().await;
@@ -538,7 +550,7 @@ impl Writer<'_> {
                 self.client.clean_up(digest).await;
                 Err(self.fail(failure))
             }
-            Verdict::KeepAndFail => Err(self.fail(failure)),
+            Verdict::KeepAndFail => Err(self.fail_for_lease(failure).await),
         }
     }
 
@@ -559,6 +571,15 @@ impl Writer<'_> {
         stream.finish().await;
         self.client.clean_up(&self.spec.digest).await;
         Ok(Pass::Again(reason))
+    }
+
+    /// When a lease ends, its ingests are swept away under their writers, who fail in ways of their own.
+    async fn fail_for_lease(&self, failure: Failure) -> Error {
+        let attempt = format!("write blob {}", self.spec.digest);
+        if failure.is_answer() && matches!(self.client.has_lease(self.lease).await, Ok(false)) {
+            return failure.into_lease_lost(self.lease, attempt);
+        }
+        self.client.fail_leased(failure, self.lease, attempt)
     }
 
     fn wrong_size(&self, found: &str) -> Error {
@@ -679,10 +700,10 @@ impl Feed {
         let failed = |error| Error::source(digest, error);
         let mut reader = self.source.open(offset).map_err(failed)?;
         while offset < *size {
+            let data = read_chunk(&mut *reader, size - offset).map_err(failed)?;
             if self.stop.is_cancelled() {
                 return Ok(false);
             }
-            let data = read_chunk(&mut *reader, size - offset).map_err(failed)?;
             if data.is_empty() {
                 return Err(Error::content(
                     digest,
@@ -779,4 +800,143 @@ impl Hasher {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    fn answer(offset: i64) -> WriteContentResponse {
+        WriteContentResponse {
+            offset,
+            digest: "sha256:d".to_owned(),
+            ..WriteContentResponse::default()
+        }
+    }
+
+    #[test]
+    fn an_ingest_is_judged_by_its_length() {
+        let beginning = Standing::Beginning {
+            offset: 4,
+            digest: "sha256:d".to_owned(),
+        };
+        for (offset, size, standing) in [
+            (0, 10, Standing::Empty),
+            (0, 0, Standing::Empty),
+            (4, 10, beginning),
+            (10, 10, Standing::Whole),
+            (11, 10, Standing::TooMuch { offset: 11 }),
+            (1, 0, Standing::TooMuch { offset: 1 }),
+        ] {
+            assert_eq!(
+                Standing::of(&answer(offset), size),
+                standing,
+                "{offset} of {size}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_is_worth_another_pass_only_when_that_can_change_something() {
+        use Proof::{Foreign, Ours};
+        let mismatch = || Status::failed_precondition("unexpected commit digest sha256:a, expected sha256:b");
+        let size = || Status::failed_precondition("unexpected commit size 90, expected 10");
+        let space = || Status::unknown("write /x: no space left on device");
+        let retry = |reason| Verdict::CleanAndRetry(reason);
+        for (status, proof, last, expected) in [
+            (Status::already_exists("x"), Ours, true, Verdict::Present),
+            (mismatch(), Ours, false, Verdict::BadContent),
+            (mismatch(), Foreign, false, retry("the ingest had bad bytes")),
+            (mismatch(), Foreign, true, Verdict::BadContent),
+            (size(), Ours, false, retry("the ingest had bad bytes")),
+            (size(), Ours, true, Verdict::BadContent),
+            (
+                Status::out_of_range("write @5 must occur at 9"),
+                Ours,
+                false,
+                retry("the ingest lost its place"),
+            ),
+            (
+                Status::out_of_range("write @5 must occur at 9"),
+                Ours,
+                true,
+                Verdict::CleanAndFail,
+            ),
+            (space(), Ours, false, Verdict::CleanAndFail),
+            (
+                Status::not_found("lease does not exist: not found"),
+                Ours,
+                false,
+                Verdict::KeepAndFail,
+            ),
+            (
+                Status::unavailable("transport is closing"),
+                Ours,
+                false,
+                Verdict::KeepAndFail,
+            ),
+            (
+                Status::unknown("context canceled"),
+                Ours,
+                false,
+                Verdict::KeepAndFail,
+            ),
+        ] {
+            let text = format!("{status:?} {proof:?} {last}");
+            assert_eq!(verdict(&Failure::from(status), proof, last), expected, "{text}");
+        }
+        assert_eq!(
+            verdict(&Failure::Deadline(CHUNK_TIME), Ours, true),
+            Verdict::KeepAndFail
+        );
+        assert_eq!(verdict(&Failure::Ended, Ours, true), Verdict::KeepAndFail);
+    }
+
+    const CHUNK_TIME: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_jittered_pause_is_between_half_and_whole() {
+        let pauses: Vec<_> = (0..100).map(|_| jittered(Duration::from_millis(100))).collect();
+        assert!(
+            pauses.iter().all(|pause| (50..=100).contains(&pause.as_millis())),
+            "{pauses:?}"
+        );
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]), "no jitter");
+    }
+
+    #[test]
+    fn digests_are_computed_by_their_own_algorithm() {
+        let empty_sha256 = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(
+            Hasher::of_text(empty_sha256).expect("known").digest_of(b""),
+            empty_sha256
+        );
+        let sha512 = Hasher::of_text("sha512:").expect("known").digest_of(b"");
+        assert!(
+            sha512.starts_with("sha512:cf83e1357eefb8bd") && sha512.len() == 7 + 128,
+            "{sha512}"
+        );
+        assert!(Hasher::of_text("md5:x").is_none());
+        assert!(Hasher::of_text("").is_none());
+    }
+
+    #[test]
+    fn chunks_are_full_until_the_end_even_if_the_source_gives_little_at_a_time() {
+        struct Dribble(usize);
+        impl Read for Dribble {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let length = self.0.min(buffer.len()).min(1000);
+                self.0 -= length;
+                Ok(length)
+            }
+        }
+        let mut source = Dribble(CHUNK + 10);
+        let lengths: Vec<_> = (0..3)
+            .map(|_| read_chunk(&mut source, u64::MAX).expect("readable").len())
+            .collect();
+        assert_eq!(lengths, [CHUNK, 10, 0]);
+        assert_eq!(read_chunk(&mut Dribble(100), 7).expect("readable").len(), 7);
+    }
 }

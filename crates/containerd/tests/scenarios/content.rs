@@ -16,6 +16,7 @@ everywhere! {
     a_present_blob_gets_the_labels_of_the_write
     a_present_blob_of_another_size_than_declared_is_refused
     holding_tells_the_absent_and_leaves_no_ingest
+    a_blob_that_only_another_namespace_has_is_not_held
     a_dropped_write_leaves_an_ingest_and_is_resumed
     an_ingest_with_another_beginning_is_written_anew
     a_whole_ingest_is_committed_without_sending_a_byte
@@ -31,6 +32,7 @@ everywhere! {
     a_blob_of_another_namespace_is_adopted
     parallel_blobs_all_arrive
     a_lost_lease_is_told_as_such
+    a_lease_that_ends_during_a_write_is_told_as_such
 }
 
 async fn a_new_blob_is_sent_once_and_readable(stage: Arc<Stage>) {
@@ -181,6 +183,27 @@ async fn holding_tells_the_absent_and_leaves_no_ingest(stage: Arc<Stage>) {
         .expect("an answer");
     assert_eq!(held, Held::Absent);
     assert_nothing_of(&client, &blob).await;
+}
+
+async fn a_blob_that_only_another_namespace_has_is_not_held(stage: Arc<Stage>) {
+    let (client, lease) = leased(&stage).await;
+    let blob = Blob::sized(100);
+    client
+        .write_blob(&lease, &blob.spec(), blob.source())
+        .await
+        .expect("written");
+    let elsewhere = stage
+        .client_in(&format!("{}-b", stage.namespace()), Options::default())
+        .await;
+    elsewhere
+        .create_lease(&lease, tomorrow(), &Labels::new())
+        .await
+        .expect("a lease");
+    let held = elsewhere.hold_blob(&lease, &blob.digest, blob.size()).await;
+    assert_eq!(held.expect("an answer"), Held::Absent);
+    assert_eq!(elsewhere.blob(&blob.digest).await.expect("an answer"), None);
+    let written = elsewhere.write_blob(&lease, &blob.spec(), blob.source()).await;
+    assert_eq!(written.expect("written"), Written::Adopted);
 }
 
 async fn a_dropped_write_leaves_an_ingest_and_is_resumed(stage: Arc<Stage>) {
@@ -550,6 +573,23 @@ async fn a_lost_lease_is_told_as_such(stage: Arc<Stage>) {
     }
     assert!(!client.delete_lease(lease, false).await.expect("an answer"));
     assert_nothing_of(&client, &blob).await;
+}
+
+async fn a_lease_that_ends_during_a_write_is_told_as_such(stage: Arc<Stage>) {
+    let (client, lease) = leased(&stage).await;
+    let blob = Blob::sized(4 * CHUNK);
+    let source = Paused::new(&blob, 2 * CHUNK);
+    let spec = blob.spec();
+    let writing = client.write_blob(&lease, &spec, Arc::clone(&source) as _);
+    let ending = async {
+        arrived(&client, &blob, 2 * CHUNK).await;
+        assert!(client.delete_lease(&lease, true).await.expect("deleted"));
+        source.release();
+    };
+    let (error, ()) = tokio::join!(writing, ending);
+    let error = error.expect_err("the lease is gone");
+    assert_eq!(error.recovery(), Recovery::LeaseLost, "{error:?}");
+    assert_eq!(client.blob(&blob.digest).await.expect("an answer"), None);
 }
 
 async fn holds(client: &Client, lease: &str, blob: &Blob) -> bool {

@@ -28,6 +28,7 @@ macro_rules! everywhere {
 mod content;
 mod faults;
 mod records;
+mod stand_in;
 mod support;
 
 async fn on_shared<F: Future<Output = ()>>(place: Place, scenario: impl FnOnce(Arc<Stage>) -> F) {

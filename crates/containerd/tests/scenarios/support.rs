@@ -125,7 +125,12 @@ impl Stage {
     }
 
     /// What the stand-in minds about what was done to it.
-    pub(crate) fn assert_no_violations(&self) {}
+    pub(crate) fn assert_no_violations(&self) {
+        if let Server::Fake(fake) = &self.server {
+            let violations = fake.violations();
+            assert!(violations.is_empty(), "violations: {violations:#?}");
+        }
+    }
 }
 
 /// One containerd per generation for all scenarios that run at the same time; the last one out stops it.
