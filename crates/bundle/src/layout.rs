@@ -34,30 +34,46 @@ impl<'r, 'a> Layout<'r, 'a> {
 
     /// Makes the image of one entry.
     pub(crate) fn image(&mut self, entry: &RawValue) -> Result<Image, Fault> {
+        let mut root = self.outline(entry)?;
+        self.fill(&mut root, 0)?;
         Ok(Image {
             names: names(entry),
-            root: self.node(entry, 0)?,
+            root,
         })
     }
 
-    fn node(&mut self, entry: &RawValue, depth: u32) -> Result<Node, Fault> {
-        let broken = |platform, reason| Ok(stand_in(entry.get().as_bytes(), platform, reason));
-        let given: RawDescriptor = match documents::parse(entry.get().as_bytes()) {
+    /// Makes a node of an entry, all but its content: it counts as absent until somebody has looked.
+    fn outline(&mut self, entry: &RawValue) -> Result<Node, Fault> {
+        let bytes = entry.get().as_bytes();
+        let given: RawDescriptor = match documents::parse(bytes) {
             Ok(given) => given,
-            Err(error) => return broken(None, format!("its descriptor is not valid: {error}")),
+            Err(error) => {
+                return Ok(stand_in(
+                    bytes,
+                    None,
+                    format!("its descriptor is not valid: {error}"),
+                ));
+            }
         };
         self.reader.charge(1, given.kept_bytes())?;
         let descriptor = match given.to_descriptor() {
             Ok(descriptor) => descriptor,
-            Err(reason) => return broken(given.platform, reason),
+            Err(reason) => return Ok(stand_in(bytes, given.platform, reason)),
         };
         self.reader.take_embedded(&given, &descriptor);
-        let content = self.content(&descriptor, depth)?;
         Ok(Node {
             descriptor,
             platform: given.platform,
-            content,
+            content: Content::Absent,
         })
+    }
+
+    /// Looks for the content of a node.
+    fn fill(&mut self, node: &mut Node, depth: u32) -> Result<(), Fault> {
+        if node.content == Content::Absent {
+            node.content = self.content(&node.descriptor, depth)?;
+        }
+        Ok(())
     }
 
     fn content(&mut self, descriptor: &Descriptor, depth: u32) -> Result<Content, Fault> {
@@ -92,14 +108,14 @@ impl<'r, 'a> Layout<'r, 'a> {
             Err(reason) => return Ok(Content::Broken(reason)),
         };
         if is_index {
-            self.index(digest, &bytes, depth)
+            self.index(digest, bytes, depth)
         } else {
             self.manifest(digest, &bytes)
         }
     }
 
-    fn index(&mut self, digest: &Digest, bytes: &[u8], depth: u32) -> Result<Content, Fault> {
-        let index: Index<'_> = match documents::parse(bytes) {
+    fn index(&mut self, digest: &Digest, bytes: Vec<u8>, depth: u32) -> Result<Content, Fault> {
+        let index: Index<'_> = match documents::parse(&bytes) {
             Ok(index) => index,
             Err(error) => return Ok(Content::Broken(format!("index {digest} is not valid: {error}"))),
         };
@@ -107,14 +123,16 @@ impl<'r, 'a> Layout<'r, 'a> {
             return Ok(Content::Broken(format!("{digest} {contradiction}")));
         }
         let before = self.reader.spent();
-        let children: Result<Vec<_>, _> = index
-            .manifests
-            .iter()
-            .map(|entry| self.node(entry, depth + 1))
-            .collect();
+        let children: Result<Vec<_>, _> = index.manifests.iter().map(|entry| self.outline(entry)).collect();
+        let mut children = children?;
+        // One document at a time, however deep they nest.
+        drop(bytes);
+        for child in &mut children {
+            self.fill(child, depth + 1)?;
+        }
         let after = self.reader.spent();
         let walked = Walked {
-            content: Content::Index(children?),
+            content: Content::Index(children),
             descriptors: after.descriptors - before.descriptors,
             kept: after.kept - before.kept,
         };
