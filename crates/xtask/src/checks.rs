@@ -61,32 +61,25 @@ pub(crate) fn advisories() -> Result<()> {
 }
 
 fn deny(what: &[&str]) -> Result<()> {
-    run(Command::new(cargo_deny()?)
+    run(Command::new(cargo_tool("cargo-deny", CARGO_DENY)?)
         .current_dir(workspace())
         .args(["--locked", "check"])
         .args(what))
 }
 
-fn cargo_deny() -> Result<PathBuf> {
-    if let Some(program) = on_path("cargo-deny") {
+/// A program that cargo installs: from PATH, else built once into target/tools.
+pub(crate) fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
+    if let Some(program) = on_path(name) {
         return Ok(program);
     }
     let tools = workspace().join("target/tools");
-    let program = tools.join("bin/cargo-deny");
+    let program = tools.join("bin").join(name);
     if !program.is_file() {
-        step("building cargo-deny, once");
+        step(&format!("building {name}, once"));
         let mut cargo = cargo()?;
-        cargo
-            .args([
-                "install",
-                "--locked",
-                "--version",
-                CARGO_DENY,
-                "cargo-deny",
-                "--root",
-            ])
-            .arg(&tools);
-        run(&mut cargo)?;
+        run(cargo
+            .args(["install", "--locked", "--version", version, name, "--root"])
+            .arg(&tools))?;
     }
     Ok(program)
 }
@@ -117,7 +110,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn step(what: &str) {
+pub(crate) fn step(what: &str) {
     println!("==> {what}");
 }
 

@@ -5,6 +5,7 @@
 
 mod checks;
 mod demo;
+mod fuzz;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,14 @@ enum Task {
         #[arg(long)]
         without_tests: bool,
     },
+    /// Fuzz the readers of foreign bytes (needs a nightly compiler).
+    Fuzz {
+        /// For how long in all.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Only this target.
+        target: Option<String>,
+    },
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
     /// Print the path of a protobuf compiler, for `PROTOC` of one's own cargo.
@@ -66,6 +75,7 @@ fn perform(task: Task) -> Result<()> {
             checks::static_checks()?;
             if without_tests { Ok(()) } else { checks::test(&[]) }
         }
+        Task::Fuzz { minutes, target } => fuzz::run(minutes, target.as_deref()),
         Task::Advisories => checks::advisories(),
         Task::Protoc => {
             println!("{}", parts::protoc()?.display());
