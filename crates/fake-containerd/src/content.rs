@@ -49,9 +49,7 @@ impl Content for Service {
             let now = state.now();
             let paths = mask_paths(state, call.rpc, request.update_mask);
             let blob = state
-                .namespace_mut(&call.namespace)
-                .blobs
-                .get_mut(&wanted.digest)
+                .blob_mut(&call.namespace, &wanted.digest)
                 .ok_or_else(|| absent(&wanted.digest))?;
             let labels = relabelled(&blob.labels, &wanted.labels.into_iter().collect(), &paths)?;
             blob.labels = labels;
@@ -72,7 +70,7 @@ impl Content for Service {
         self.unary("Content.List", request, |state, call, request| {
             let filters = Filters::parse(&request.filters)?;
             let found: Vec<wire::Info> = state
-                .namespace_mut(&call.namespace)
+                .namespace(&call.namespace)
                 .blobs
                 .iter()
                 .filter(|(digest, blob)| {
@@ -98,24 +96,25 @@ impl Content for Service {
     async fn delete(&self, request: Request<wire::DeleteContentRequest>) -> Result<Response<()>, Status> {
         self.unary("Content.Delete", request, |state, call, request| {
             validated(&request.digest)?;
-            let namespace = state.namespace_mut(&call.namespace);
-            namespace
-                .blobs
-                .remove(&request.digest)
+            state
+                .blob(&call.namespace, &request.digest)
                 .ok_or_else(|| absent(&request.digest))?;
-            if let Some(lease) = call.lease.as_ref().and_then(|id| namespace.leases.get_mut(id)) {
+            state.namespace_mut(&call.namespace).blobs.remove(&request.digest);
+            let lease = call
+                .lease
+                .as_ref()
+                .and_then(|id| state.lease_mut(&call.namespace, id));
+            if let Some(lease) = lease {
                 lease
                     .resources
                     .remove(&("content".to_owned(), request.digest.clone()));
             }
             state.dirty = true;
             state.changed(call.rpc, &call.namespace, &request.digest, call.lease.as_deref());
-            if state.version.content_events() {
-                let event = containerd_client::events::ContentDelete {
-                    digest: request.digest.clone(),
-                };
-                state.publish(&call.namespace, "/content/delete", &request.digest, &event);
-            }
+            let event = containerd_client::events::ContentDelete {
+                digest: request.digest.clone(),
+            };
+            state.publish(&call.namespace, "/content/delete", &request.digest, &event);
             Ok(())
         })
         .await
@@ -159,7 +158,7 @@ impl Content for Service {
         request: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::StatusResponse>, Status> {
         self.unary("Content.Status", request, |state, call, request| {
-            let ingest = state.namespace_mut(&call.namespace).ingests.get(&request.r#ref);
+            let ingest = state.namespace(&call.namespace).ingests.get(&request.r#ref);
             let ingest = ingest.ok_or_else(|| unknown_ref(&request.r#ref))?;
             Ok(wire::StatusResponse {
                 status: Some(status(&request.r#ref, ingest)),
@@ -175,7 +174,7 @@ impl Content for Service {
         self.unary("Content.ListStatuses", request, |state, call, request| {
             let filters = Filters::parse(&request.filters)?;
             let statuses = state
-                .namespace_mut(&call.namespace)
+                .namespace(&call.namespace)
                 .ingests
                 .iter()
                 .filter(|(reference, _)| {

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::state::{Labels, State, expired};
+use crate::images;
+use crate::state::{Image, Ingest, Labels, State, expired};
 
 /// When the stand-in collects garbage. containerd may do so a moment after any client's deletion, so nothing that is
 /// unprotected for even one call is safe.
@@ -46,20 +47,16 @@ impl State {
 
     /// Marks from the roots and sweeps what was not reached.
     pub(crate) fn collect(&mut self) {
-        self.dirty = false;
-        self.forget_expired();
+        self.end_leases();
         let reached = self.mark();
         self.sweep(&reached);
+        self.dirty = false;
     }
 
-    fn forget_expired(&mut self) {
+    fn end_leases(&mut self) {
         let now = self.now();
-        let images_expire = self.version.image_leases();
         for namespace in self.namespaces.values_mut() {
             namespace.leases.retain(|_, lease| !expired(&lease.labels, now));
-            if images_expire {
-                namespace.images.retain(|_, image| !expired(&image.labels, now));
-            }
         }
     }
 
@@ -78,6 +75,7 @@ impl State {
 
     fn roots(&self) -> Vec<Node> {
         let now = self.now();
+        let images_expire = self.version.image_leases();
         let mut roots = Vec::new();
         for (name, namespace) in &self.namespaces {
             let node = |kind, id: &str| (name.clone(), kind, id.to_owned());
@@ -99,7 +97,9 @@ impl State {
                         }),
                 );
             }
-            roots.extend(namespace.images.keys().map(|image| node(Kind::Image, image)));
+            let lasting = |image: &Image| !images_expire || !expired(&image.labels, now);
+            let images = namespace.images.iter().filter(|(_, image)| lasting(image));
+            roots.extend(images.map(|(name, _)| node(Kind::Image, name)));
             roots.extend(
                 namespace
                     .blobs
@@ -107,7 +107,7 @@ impl State {
                     .filter(|(_, blob)| blob.labels.contains_key("containerd.io/gc.root"))
                     .map(|(digest, _)| node(Kind::Blob, digest)),
             );
-            let living = |ingest: &crate::state::Ingest| ingest.expires.is_some_and(|expires| expires > now);
+            let living = |ingest: &Ingest| ingest.expires.is_some_and(|expires| expires > now);
             let ingests = namespace.ingests.iter().filter(|(_, ingest)| living(ingest));
             roots.extend(ingests.map(|(reference, _)| node(Kind::Ingest, reference)));
         }
@@ -145,37 +145,54 @@ impl State {
     }
 
     fn sweep(&mut self, reached: &BTreeSet<Node>) {
-        let mut kept = BTreeSet::new();
-        let mut gone = Vec::new();
-        for (name, namespace) in &mut self.namespaces {
-            let is = |kind, id: &str| reached.contains(&(name.clone(), kind, id.to_owned()));
-            namespace
-                .blobs
-                .retain(|digest, _| is(Kind::Blob, digest) || is(Kind::FlatBlob, digest));
-            kept.extend(namespace.blobs.keys().cloned());
-            kept.extend(
+        for (namespace, kind, id) in self.unreached(reached) {
+            match kind {
+                Kind::Image => images::remove(self, &namespace, &id),
+                Kind::Ingest => drop(self.drop_ingest(&namespace, &id)),
+                Kind::Blob | Kind::FlatBlob => drop(self.namespace_mut(&namespace).blobs.remove(&id)),
+            }
+        }
+        self.sweep_files();
+    }
+
+    fn unreached(&self, reached: &BTreeSet<Node>) -> Vec<Node> {
+        let mut unreached = Vec::new();
+        for (name, namespace) in &self.namespaces {
+            let node = |kind, id: &String| (name.clone(), kind, id.clone());
+            let blobs = namespace.blobs.keys().map(|digest| node(Kind::Blob, digest));
+            let held_flat = |(_, _, digest): &Node| reached.contains(&node(Kind::FlatBlob, digest));
+            unreached.extend(blobs.filter(|blob| !held_flat(blob)));
+            unreached.extend(namespace.images.keys().map(|image| node(Kind::Image, image)));
+            unreached.extend(
                 namespace
                     .ingests
-                    .values()
-                    .filter_map(|ingest| ingest.expected.clone()),
+                    .keys()
+                    .map(|reference| node(Kind::Ingest, reference)),
             );
-            let dead = namespace
-                .ingests
-                .keys()
-                .filter(|reference| !is(Kind::Ingest, reference));
-            gone.extend(dead.map(|reference| (name.clone(), reference.clone())));
         }
-        for (name, reference) in gone {
-            self.drop_ingest(&name, &reference);
+        unreached.retain(|node| !reached.contains(node));
+        unreached
+    }
+
+    /// Removes what no namespace refers to from the store below them.
+    fn sweep_files(&mut self) {
+        let kept: BTreeSet<&String> = self
+            .namespaces
+            .values()
+            .flat_map(|namespace| {
+                let adopted = namespace
+                    .ingests
+                    .values()
+                    .filter_map(|ingest| ingest.expected.as_ref());
+                namespace.blobs.keys().chain(adopted)
+            })
+            .collect();
+        let unreferred = |digest: &&String| !kept.contains(*digest);
+        let gone: Vec<String> = self.files.keys().filter(unreferred).cloned().collect();
+        for digest in gone {
+            let file = self.files.remove(&digest);
+            self.faults.free(file.map_or(0, |file| file.size));
         }
-        let freed: u64 = self
-            .files
-            .iter()
-            .filter(|(digest, _)| !kept.contains(*digest))
-            .map(|(_, file)| file.size)
-            .sum();
-        self.files.retain(|digest, _| kept.contains(digest));
-        self.faults.free(freed);
     }
 }
 

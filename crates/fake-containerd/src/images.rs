@@ -33,7 +33,7 @@ impl Images for Service {
     ) -> Result<Response<wire::ListImagesResponse>, Status> {
         self.unary("Images.List", request, |state, call, request| {
             let filters = Filters::parse(&request.filters)?;
-            let images = &state.namespace_mut(&call.namespace).images;
+            let images = &state.namespace(&call.namespace).images;
             let found = images.iter().filter(|(name, image)| {
                 filters.accept(|path| match path {
                     ["name"] => Some(name.as_str()),
@@ -107,8 +107,13 @@ impl Images for Service {
                 .image(&call.namespace, &request.name)
                 .ok_or_else(|| unknown(&request.name))?;
             let target = request.target.filter(|_| state.version.image_leases());
-            if target.is_some_and(|target| target.digest != image.target.digest) {
-                return Err(unknown(&request.name));
+            if let Some(target) = target.filter(|target| target.digest != image.target.digest) {
+                let (name, there) = (&request.name, &image.target.digest);
+                let text = format!(
+                    "image {name:?} has target {there}, not {}: not found",
+                    target.digest
+                );
+                return Err(Status::not_found(text));
             }
             state.changed(call.rpc, &call.namespace, &request.name, call.lease.as_deref());
             remove(state, &call.namespace, &request.name);

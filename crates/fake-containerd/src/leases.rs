@@ -43,8 +43,8 @@ impl Leases for Service {
 
     async fn delete(&self, request: Request<wire::DeleteRequest>) -> Result<Response<()>, Status> {
         self.unary("Leases.Delete", request, |state, call, request| {
-            let leases = &mut state.namespace_mut(&call.namespace).leases;
-            leases.remove(&request.id).ok_or_else(|| unknown(&request.id))?;
+            lease_mut(state, &call.namespace, &request.id)?;
+            state.namespace_mut(&call.namespace).leases.remove(&request.id);
             state.dirty = true;
             state.changed(call.rpc, &call.namespace, &request.id, None);
             if request.sync {
@@ -61,7 +61,7 @@ impl Leases for Service {
     ) -> Result<Response<wire::ListResponse>, Status> {
         self.unary("Leases.List", request, |state, call, request| {
             let filters = Filters::parse(&request.filters)?;
-            let leases = &state.namespace_mut(&call.namespace).leases;
+            let leases = &state.namespace(&call.namespace).leases;
             let found = leases.iter().filter(|(id, lease)| {
                 filters.accept(|path| match path {
                     ["id"] => Some(id.as_str()),
@@ -131,11 +131,7 @@ impl Leases for Service {
 }
 
 fn lease_mut<'a>(state: &'a mut State, namespace: &str, id: &str) -> Result<&'a mut Lease, Status> {
-    state
-        .namespace_mut(namespace)
-        .leases
-        .get_mut(id)
-        .ok_or_else(|| unknown(id))
+    state.lease_mut(namespace, id).ok_or_else(|| unknown(id))
 }
 
 /// The (type, id) of a resource whose type the emulated version knows.

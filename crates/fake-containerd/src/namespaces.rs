@@ -15,8 +15,7 @@ impl Namespaces for Service {
     ) -> Result<Response<wire::GetNamespaceResponse>, Status> {
         self.global("Namespaces.Get", request, |state, request| {
             // containerd reads the labels and finds none: a namespace that does not exist is no error.
-            let nothing = Namespace::default();
-            let namespace = state.namespaces.get(&request.name).unwrap_or(&nothing);
+            let namespace = state.namespace(&request.name);
             Ok(wire::GetNamespaceResponse {
                 namespace: Some(on_the_wire(&request.name, namespace)),
             })

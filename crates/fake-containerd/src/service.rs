@@ -120,7 +120,7 @@ fn delivered<A>(state: &mut State, rpc: &str, answer: Result<A, Status>) -> Resu
 /// A request without a message it must carry. The real one may die of it, so this is an error whatever the version.
 pub(crate) fn missing(state: &mut State, rpc: &str, field: &str) -> Status {
     state.violation(format!(
-        "{rpc} was called without {field}, which crashes containerd 1.7 and 2.x"
+        "{rpc} was called without {field}, which not every containerd survives"
     ));
     Status::internal(format!("{rpc}: {field} is nil"))
 }

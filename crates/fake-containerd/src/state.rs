@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub(crate) config: FakeConfig,
     pub(crate) version: Version,
     pub(crate) namespaces: BTreeMap<String, Namespace>,
+    /// What a namespace that does not exist looks like to readers.
+    nothing: Namespace,
     /// The store below the namespaces: what is on containerd's disk, shared by all of them.
     pub(crate) files: BTreeMap<String, File>,
     pub(crate) faults: Faults,
@@ -182,6 +184,7 @@ impl State {
             config,
             version,
             namespaces: BTreeMap::new(),
+            nothing: Namespace::default(),
             files: BTreeMap::new(),
             faults: Faults::default(),
             log: Log::default(),
@@ -208,12 +211,25 @@ impl State {
         self.namespaces.entry(name.to_owned()).or_default()
     }
 
+    /// The namespace as readers see it: reading makes none.
+    pub(crate) fn namespace(&self, name: &str) -> &Namespace {
+        self.namespaces.get(name).unwrap_or(&self.nothing)
+    }
+
     pub(crate) fn blob(&self, namespace: &str, digest: &str) -> Option<&Blob> {
-        self.namespaces.get(namespace)?.blobs.get(digest)
+        self.namespace(namespace).blobs.get(digest)
+    }
+
+    pub(crate) fn blob_mut(&mut self, namespace: &str, digest: &str) -> Option<&mut Blob> {
+        self.namespaces.get_mut(namespace)?.blobs.get_mut(digest)
+    }
+
+    pub(crate) fn lease_mut(&mut self, namespace: &str, id: &str) -> Option<&mut Lease> {
+        self.namespaces.get_mut(namespace)?.leases.get_mut(id)
     }
 
     pub(crate) fn image(&self, namespace: &str, name: &str) -> Option<&Image> {
-        self.namespaces.get(namespace)?.images.get(name)
+        self.namespace(namespace).images.get(name)
     }
 
     /// Bytes of a blob, as far as this namespace has it and they were kept.
@@ -277,7 +293,7 @@ impl State {
         id: &str,
     ) -> Result<(), Status> {
         let Some(lease) = lease else { return Ok(()) };
-        let Some(lease) = self.namespace_mut(namespace).leases.get_mut(lease) else {
+        let Some(lease) = self.lease_mut(namespace, lease) else {
             return Err(Status::not_found("lease does not exist: not found"));
         };
         lease.resources.insert((kind.to_owned(), id.to_owned()));

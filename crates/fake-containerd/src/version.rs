@@ -40,7 +40,8 @@ impl Version {
         self.at_least(2, 0, 0)
     }
 
-    pub(crate) fn content_events(&self) -> bool {
+    /// Commits are events; deletions of blobs always were.
+    pub(crate) fn content_create_events(&self) -> bool {
         self.at_least(2, 0, 0)
     }
 

@@ -44,6 +44,8 @@ struct Writer {
     total: i64,
     expected: String,
     started: Timestamp,
+    /// Times and total as the last STAT was answered.
+    stated: WriteContentResponse,
 }
 
 /// What comes of opening a ref.
@@ -74,19 +76,22 @@ async fn open(service: &Service, call: Call, first: &WriteContentRequest) -> Res
     if first.r#ref.is_empty() {
         return Err(Status::invalid_argument("first message must have a reference"));
     }
-    let (started, waits) = (Instant::now(), {
+    let patience = {
         let mut state = service.state();
         state.check_opening(&call, first);
-        state.version.waits_for_ref()
-    });
+        if state.version.waits_for_ref() {
+            LOCK_PATIENCE
+        } else {
+            Duration::ZERO
+        }
+    };
+    let started = Instant::now();
     loop {
         let opening = service.state().open(service, &call, first)?;
         match opening {
             Opening::Opened(writer) => return Ok(*writer),
-            Opening::Locked(_) if waits && started.elapsed() < LOCK_PATIENCE => {
-                tokio::time::sleep(LOCK_RETRY).await;
-            }
-            Opening::Locked(status) => return Err(status),
+            Opening::Locked(status) if started.elapsed() >= patience => return Err(status),
+            Opening::Locked(_) => tokio::time::sleep(LOCK_RETRY).await,
         }
     }
 }
@@ -151,13 +156,7 @@ impl State {
         first: &WriteContentRequest,
     ) -> Result<Opening, Status> {
         if self.faults.ref_is_locked() {
-            return Ok(Opening::Locked(locked(
-                call,
-                &first.r#ref,
-                1,
-                self.now(),
-                self.now(),
-            )));
+            return Err(locked(call, &first.r#ref, 1, self.now(), self.now()));
         }
         if self.blob(&call.namespace, &first.expected).is_some() {
             self.protect(&call.namespace, call.lease.as_deref(), "content", &first.expected)
@@ -177,6 +176,7 @@ impl State {
         self.protect(&call.namespace, call.lease.as_deref(), "ingests", &first.r#ref)?;
         let now = self.now();
         let adopted = self.adoptable(first);
+        let absent = self.version.zero_times().then_some(GO_ZERO);
         let ingest = self.ingest(call, first, adopted.as_ref());
         if let Some(since) = ingest.locked {
             return Ok(Opening::Locked(locked(call, &first.r#ref, ingest.id, since, now)));
@@ -196,6 +196,11 @@ impl State {
             },
             expected: String::new(),
             started: ingest.started,
+            stated: WriteContentResponse {
+                started_at: absent,
+                updated_at: absent,
+                ..Default::default()
+            },
         };
         Ok(Opening::Opened(Box::new(writer)))
     }
@@ -315,24 +320,21 @@ impl Writer {
         Ok(self.response(state, message.action))
     }
 
-    fn response(&self, state: &State, action: i32) -> WriteContentResponse {
-        let stat = action == WriteAction::Stat as i32;
-        let absent = state.version.zero_times().then_some(GO_ZERO);
+    /// containerd fills in times and total when it answers a STAT, and repeats them in all later answers of the stream.
+    fn response(&mut self, state: &State, action: i32) -> WriteContentResponse {
+        if action == WriteAction::Stat as i32 {
+            self.stated = WriteContentResponse {
+                started_at: Some(timestamp(self.started)),
+                updated_at: Some(timestamp(state.now())),
+                total: self.total,
+                ..Default::default()
+            };
+        }
         WriteContentResponse {
             action,
-            started_at: if stat {
-                Some(timestamp(self.started))
-            } else {
-                absent
-            },
-            updated_at: if stat {
-                Some(timestamp(state.now()))
-            } else {
-                absent
-            },
             offset: i64::try_from(self.offset()).unwrap_or(i64::MAX),
-            total: if stat { self.total } else { 0 },
             digest: self.digest(),
+            ..self.stated.clone()
         }
     }
 
@@ -520,7 +522,7 @@ impl Writer {
             digest,
             self.call.lease.as_deref(),
         );
-        if state.version.content_events() {
+        if state.version.content_create_events() {
             let size = i64::try_from(size).unwrap_or(i64::MAX);
             let event = containerd_client::events::ContentCreate {
                 digest: digest.to_owned(),

@@ -91,6 +91,11 @@ shared! {
     scenarios::sha512_is_a_mismatch_before_2_3
     scenarios::the_first_write_makes_the_namespace
     scenarios::events_of_records_reach_subscribers
+    scenarios::commits_are_events_from_2_0_on_and_deletions_everywhere
+    scenarios::a_lease_holds_records_from_2_0_on
+    scenarios::a_record_may_expire_from_2_0_on
+    scenarios::a_deletion_may_name_the_target
+    scenarios::write_answers_repeat_what_a_stat_was_told
     cri::cri_adopts_a_record_under_its_id
     cri::cri_finds_a_digest_only_under_its_own_record
     cri::cri_does_not_find_names_that_are_not_normalised

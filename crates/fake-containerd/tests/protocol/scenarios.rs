@@ -830,6 +830,9 @@ pub(crate) async fn the_first_write_makes_the_namespace(raw: Raw) {
     assert!(!listed().await);
     // Asking for a namespace by name is no way to learn whether it exists.
     raw.namespaces().get(request).await.unwrap();
+    assert_eq!(raw.image_names(&[]).await.unwrap(), [""; 0]);
+    assert_eq!(raw.ingests().await, [""; 0]);
+    raw.info(&sha256(b"")).await.unwrap_err();
     assert!(!listed().await);
     raw.lease("lease").await;
     assert!(listed().await);
@@ -845,6 +848,87 @@ pub(crate) async fn the_first_write_makes_the_namespace(raw: Raw) {
         Code::AlreadyExists,
         "already exists",
     );
+}
+
+pub(crate) async fn a_deletion_may_name_the_target(raw: Raw) {
+    let digest = sha256(b"x");
+    raw.create_image("x", &digest, &[]).await.unwrap();
+    let target = image("x", &sha256(b"other"), &[]).target;
+    let request = DeleteImageRequest {
+        name: "x".to_owned(),
+        sync: false,
+        target,
+    };
+    let answer = raw.images().delete(raw.request(request)).await;
+    if raw.version >= (2, 0) {
+        let text = format!(
+            "image \"x\" has target {digest}, not {}: not found",
+            sha256(b"other")
+        );
+        assert_refused(answer, Code::NotFound, &text);
+    } else {
+        answer.unwrap();
+    }
+}
+
+pub(crate) async fn a_record_may_expire_from_2_0_on(raw: Raw) {
+    let expiry = [("containerd.io/gc.expire", "2020-01-01T00:00:00Z")];
+    raw.create_image("x", &sha256(b"x"), &expiry).await.unwrap();
+    raw.collect_garbage().await;
+    assert_eq!(raw.image("x").await.is_err(), raw.version >= (2, 0));
+}
+
+pub(crate) async fn write_answers_repeat_what_a_stat_was_told(raw: Raw) {
+    let bytes = raw.bytes("layer");
+    raw.lease("lease").await;
+    let (mut stream, opened) = raw.open("lease", stat(&bytes)).await.unwrap();
+    let written = stream.send(write(0, &bytes)).await.unwrap().unwrap();
+    let committed = stream.send(commit(bytes.len(), &bytes)).await.unwrap().unwrap();
+    assert!(opened.started_at.is_some() && opened.updated_at.is_some());
+    for later in [written, committed] {
+        assert_eq!(
+            (later.started_at, later.updated_at),
+            (opened.started_at, opened.updated_at)
+        );
+        assert_eq!(later.total, opened.total);
+    }
+    let bytes = raw.bytes("config");
+    let (_, alone) = raw.open("lease", whole(&bytes)).await.unwrap();
+    let zero = prost_types::Timestamp {
+        seconds: -62_135_596_800,
+        nanos: 0,
+    };
+    let expected = (raw.version < (1, 7)).then_some(zero);
+    assert_eq!(
+        (alone.started_at, alone.updated_at, alone.total),
+        (expected, expected, 0)
+    );
+}
+
+pub(crate) async fn a_lease_holds_records_from_2_0_on(raw: Raw) {
+    if raw.version < (2, 0) {
+        return;
+    }
+    raw.lease("temporary").await;
+    let blob = raw.put("temporary", &raw.bytes("layer"), &[]).await;
+    raw.lease("lease").await;
+    let resource = Resource {
+        r#type: "images".to_owned(),
+        id: "x".to_owned(),
+    };
+    let add = AddResourceRequest {
+        id: "lease".to_owned(),
+        resource: Some(resource),
+    };
+    raw.leases().add_resource(raw.request(add)).await.unwrap();
+    let expiry = [("containerd.io/gc.expire", "2020-01-01T00:00:00Z")];
+    raw.create_image("x", &blob, &expiry).await.unwrap();
+    raw.delete_lease("temporary").await;
+    raw.image("x").await.unwrap();
+    assert!(raw.has(&blob).await);
+    raw.delete_lease("lease").await;
+    raw.image("x").await.unwrap_err();
+    assert!(!raw.has(&blob).await);
 }
 
 pub(crate) async fn events_of_records_reach_subscribers(raw: Raw) {
@@ -920,4 +1004,53 @@ async fn reopened(raw: &Raw, bytes: &[u8]) -> (Write, WriteContentResponse) {
         }
     }
     panic!("the ref stayed locked");
+}
+
+pub(crate) async fn commits_are_events_from_2_0_on_and_deletions_everywhere(raw: Raw) {
+    let request = SubscribeRequest {
+        filters: vec![format!("namespace=={}", raw.namespace)],
+    };
+    let mut client = raw.events();
+    let subscribed = tokio::spawn(async move { client.subscribe(request).await.unwrap().into_inner() });
+    raw.lease("lease").await;
+    let mut count = 0;
+    while !subscribed.is_finished() {
+        count += 1;
+        raw.create_image(&format!("probe-{count}"), &sha256(b"x"), &[])
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(count < 500, "the subscription was never answered");
+    }
+    let mut stream = subscribed.await.unwrap();
+    let digest = raw.put("lease", &raw.bytes("layer"), &[]).await;
+    let delete = DeleteContentRequest { digest };
+    raw.content().delete(raw.leased("lease", delete)).await.unwrap();
+    raw.create_image("last", &sha256(b"x"), &[]).await.unwrap();
+    let mut topics = Vec::new();
+    loop {
+        let event = stream.message().await.unwrap().unwrap();
+        let any = event.event.unwrap();
+        if event.topic.starts_with("/content/") {
+            topics.push(any.type_url);
+        } else if <ImageDelete as prost::Message>::decode(any.value.as_slice())
+            .unwrap()
+            .name
+            == "last"
+        {
+            break;
+        }
+    }
+    let expected = [
+        "containerd.events.ContentCreate",
+        "containerd.events.ContentDelete",
+    ];
+    assert_eq!(
+        topics,
+        if raw.version >= (2, 0) {
+            &expected[..]
+        } else {
+            &expected[1..]
+        }
+    );
 }
