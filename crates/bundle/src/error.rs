@@ -10,8 +10,7 @@ use crate::{Compression, Truncation, escape};
 ///
 /// What is wrong with a single image is not an error: it stands in the catalog's nodes. The text names the
 /// file and the entry, escaped, and leaves the system's own words to the source.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: {fault}", escape::path(.path))]
+#[derive(Debug)]
 pub struct Error {
     /// The bundle.
     pub path: PathBuf,
@@ -26,10 +25,24 @@ impl Error {
     }
 }
 
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", escape::path(&self.path), self.fault)
+    }
+}
+
+impl std::error::Error for Error {
+    /// The cause of the fault: the fault itself is in this error's own words.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.fault.source()
+    }
+}
+
 /// What is wrong with a file as a whole.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The file cannot be opened or read.
+    #[error("cannot {action}")]
     Io {
         /// What was being attempted.
         action: &'static str,
@@ -37,25 +50,32 @@ pub enum Fault {
         source: io::Error,
     },
     /// A folder, a named pipe, a device: something that is never a bundle. With its article.
+    #[error("not a regular file but {0}")]
     NotAFile(&'static str),
     /// The file has no bytes, which is how most copies begin.
+    #[error("empty file")]
     Empty,
     /// A compressed file, and how it is compressed.
+    #[error("compressed with {0}, which this version does not support; decompress it first")]
     Compressed(Compression),
     /// Not an image bundle at all: what is missing, and what may help.
+    #[error("not an image bundle: {0}")]
     Unrecognised(String),
     /// The archive stops in the middle of something before its list of images was seen.
+    #[error("{0}")]
     Truncated(Truncation),
     /// The chain of headers is damaged.
+    #[error("damaged at offset {offset}{}: {reason}", of_entry(.entry.as_deref()))]
     Damaged {
         /// Offset of the header in bytes.
         offset: u64,
-        /// The entry, or the last one before the damage, escaped; none at the start.
+        /// The entry whose header it is, where its name is known; escaped.
         entry: Option<String>,
         /// What is wrong.
         reason: String,
     },
     /// More than the reader's [`Limits`](crate::Limits) allow.
+    #[error("more than {limit} {what}")]
     Limit {
         /// What there is too much of, with its unit and place.
         what: String,
@@ -63,8 +83,10 @@ pub enum Fault {
         limit: u64,
     },
     /// `oci-layout` names a version of the layout that is not known; escaped.
+    #[error("OCI layout version {0} is not supported, only 1.0.0")]
     UnsupportedLayout(String),
     /// One of the documents that list the images is unusable.
+    #[error("{entry}: {reason}")]
     Document {
         /// `index.json`, `manifest.json` or `oci-layout`.
         entry: &'static str,
@@ -72,7 +94,12 @@ pub enum Fault {
         reason: String,
     },
     /// The file was written to while it was being read.
+    #[error("changed while it was being read")]
     Changed,
+}
+
+fn of_entry(entry: Option<&str>) -> String {
+    entry.map(|entry| format!(", entry {entry}")).unwrap_or_default()
 }
 
 impl Fault {
@@ -80,51 +107,6 @@ impl Fault {
         Error {
             path: path.to_owned(),
             fault: self,
-        }
-    }
-}
-
-impl std::error::Error for Fault {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Io { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io { action, .. } => write!(f, "cannot {action}"),
-            Self::NotAFile(kind) => write!(f, "not a regular file but {kind}"),
-            Self::Empty => f.write_str("empty file"),
-            Self::Compressed(codec) => {
-                write!(
-                    f,
-                    "compressed with {codec}, which this version does not support; decompress it first"
-                )
-            }
-            Self::Unrecognised(reason) => write!(f, "not an image bundle: {reason}"),
-            Self::Truncated(truncation) => write!(f, "{truncation}"),
-            Self::Damaged {
-                offset,
-                entry: Some(entry),
-                reason,
-            } => {
-                write!(f, "damaged at offset {offset}, entry {entry}: {reason}")
-            }
-            Self::Damaged {
-                offset,
-                entry: None,
-                reason,
-            } => write!(f, "damaged at offset {offset}: {reason}"),
-            Self::Limit { what, limit } => write!(f, "more than {limit} {what}"),
-            Self::UnsupportedLayout(version) => {
-                write!(f, "OCI layout version {version} is not supported, only 1.0.0")
-            }
-            Self::Document { entry, reason } => write!(f, "{entry}: {reason}"),
-            Self::Changed => f.write_str("changed while it was being read"),
         }
     }
 }

@@ -20,8 +20,11 @@
 //! ```
 //!
 //! The inside, from below: `tar` walks the headers of an archive and is strict about them; `table` turns them
-//! into a table of names, with links resolved; `documents` has the lenient models of foreign JSON; `layout` and
-//! `docker` make images of the two formats and `read` chooses between them.
+//! into a table of names with links resolved, each standing for a place where bytes are; `documents` has the
+//! lenient models of foreign JSON; `reader` finds and verifies blobs and keeps account of what that costs;
+//! `layout` and `docker` make images of the two formats; `read` chooses between them. What knows that an archive
+//! is a plain tar in a file is `table` and below: a compressed archive is walked by the same walk over another
+//! input and has places of its own, a folder needs no walk at all.
 
 mod bundle;
 mod catalog;

@@ -166,10 +166,7 @@ impl<'a, I: Input> Walk<'a, I> {
             let mut block = [0; BLOCK_BYTES];
             let n = self.input.fill(&mut block).map_err(read_error)?;
             if n < BLOCK_BYTES {
-                return Ok(Step::End {
-                    ending: cut_in_header(offset, n, &extension),
-                    trailing: None,
-                });
+                return Ok(cut_in_header(offset, BLOCK, n as u64, &extension));
             }
             if is_zero(&block) {
                 return self.end_mark(offset, &extension);
@@ -180,27 +177,23 @@ impl<'a, I: Input> Walk<'a, I> {
                 return Err(self.damaged(offset, "the header's checksum is wrong"));
             }
             let size = number(&header.as_old().size).map_err(|why| self.damaged(offset, why))?;
-            match header.as_old().linkflag[0] {
-                kind @ (b'x' | b'X' | b'g' | b'L' | b'K') => {
-                    let Some(payload) = self.payload(size)? else {
-                        return Ok(Step::End {
-                            ending: cut_in_header(offset, n, &extension),
-                            trailing: None,
-                        });
-                    };
-                    if kind != b'g' {
-                        extension.offset.get_or_insert(offset);
-                    }
-                    extension
-                        .take(kind, &payload)
-                        .map_err(|why| self.damaged(offset, why))?;
+            let kind @ (b'x' | b'X' | b'g' | b'L' | b'K') = type_flag(header) else {
+                match self.entry(header, size, &extension, offset)? {
+                    Some(entry) => return Ok(Step::Entry(entry)),
+                    None => extension = Extension::default(),
                 }
-                _ => {
-                    if let Some(entry) = self.entry(header, size, std::mem::take(&mut extension), offset)? {
-                        return Ok(Step::Entry(entry));
-                    }
-                }
+                continue;
+            };
+            let Some(payload) = self.payload(size)? else {
+                let present = self.input.position() - offset;
+                return Ok(cut_in_header(offset, BLOCK + size, present, &extension));
+            };
+            if kind != b'g' {
+                extension.offset.get_or_insert(offset);
             }
+            extension
+                .take(kind, &payload)
+                .map_err(|why| self.damaged(offset, why))?;
         }
     }
 
@@ -268,38 +261,10 @@ impl<'a, I: Input> Walk<'a, I> {
         &mut self,
         header: &Header,
         ustar_size: u64,
-        extension: Extension,
+        extension: &Extension,
         offset: u64,
     ) -> Result<Option<Entry>, Fault> {
-        let Extension {
-            name,
-            long_name,
-            link,
-            long_link,
-            size: pax_size,
-            sparse,
-            sparse_name,
-            ..
-        } = extension;
-        let name = sparse_name
-            .or(long_name)
-            .or(name)
-            .unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = || {
-            long_link
-                .or(link)
-                .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
-        };
-        // A folder of the oldest format is a file whose name ends in a slash.
-        let kind = match header.as_old().linkflag[0] {
-            b'0' | 0 | b'7' if sparse => Some(EntryKind::Sparse),
-            0 if name.ends_with(b"/") => None,
-            b'0' | 0 | b'7' => Some(EntryKind::File),
-            b'S' => Some(EntryKind::Sparse),
-            b'1' => Some(EntryKind::HardLink(link())),
-            b'2' => Some(EntryKind::SymbolicLink(link())),
-            _ => None,
-        };
+        let name = extension.name_of(header);
         let damaged = |reason: &str| Fault::Damaged {
             offset,
             entry: Some(escape::bytes(&name).to_string()),
@@ -308,36 +273,27 @@ impl<'a, I: Input> Walk<'a, I> {
         if name.contains(&0) {
             return Err(damaged("its name contains a zero byte"));
         }
-        let size = match pax_size {
-            // Two readers that believe different ones see different archives (CVE-2025-62518).
-            Some(size) if ustar_size != 0 && ustar_size != size => {
-                return Err(damaged(
-                    "its header and its extended header disagree about its size",
-                ));
-            }
-            Some(size) => size,
-            None => ustar_size,
+        let kind = extension.kind_of(header, &name);
+        let size = match extension.size_of(ustar_size).map_err(damaged)? {
+            size if has_data(header, &name) => size,
+            _ => 0,
         };
-        // These have no data, whatever their size says (POSIX.1-2017 pax, "typeflag").
-        let has_data = !matches!(header.as_old().linkflag[0], b'1'..=b'6')
-            && (kind.is_some() || header.as_old().linkflag[0] != 0);
-        let size = if has_data { size } else { 0 };
-        if header.as_old().linkflag[0] == b'S' {
+        if type_flag(header) == b'S' {
             self.pass_over_sparse_map(header)?;
         }
-        let present = self
-            .input
-            .remaining()
-            .map_or(size, |remaining| remaining.min(size));
-        let data = self.input.position();
         self.last = Some(Pending {
             name: name.clone(),
             size,
         });
+        let offset = self.input.position();
+        let present = self
+            .input
+            .remaining()
+            .map_or(size, |remaining| remaining.min(size));
         Ok(kind.map(|kind| Entry {
             name,
             kind,
-            offset: data,
+            offset,
             size,
             present,
         }))
@@ -415,17 +371,38 @@ impl<'a, I: Input> Walk<'a, I> {
 }
 
 /// A cut between entries leaves nothing behind; anything else was cut in a header.
-fn cut_in_header(offset: u64, n: usize, extension: &Extension) -> Ending {
-    if n == 0 && extension.offset.is_none() {
-        return Ending::NoMarker;
+fn cut_in_header(offset: u64, expected: u64, present: u64, extension: &Extension) -> Step {
+    let ending = match extension.offset {
+        None if present == 0 => Ending::NoMarker,
+        _ => Ending::Truncated(Truncation {
+            offset,
+            entry: None,
+            expected,
+            present,
+        }),
+    };
+    Step::End {
+        ending,
+        trailing: None,
     }
-    let offset = extension.offset.unwrap_or(offset);
-    Ending::Truncated(Truncation {
-        offset,
-        entry: None,
-        expected: BLOCK,
-        present: n as u64,
-    })
+}
+
+fn type_flag(header: &Header) -> u8 {
+    header.as_old().linkflag[0]
+}
+
+/// In the oldest format a folder is a file whose name ends in a slash.
+fn is_old_folder(name: &[u8]) -> bool {
+    name.ends_with(b"/")
+}
+
+/// Links, devices and folders have no data, whatever their size says (POSIX.1-2017 pax, "typeflag").
+fn has_data(header: &Header, name: &[u8]) -> bool {
+    match type_flag(header) {
+        b'1'..=b'6' => false,
+        0 => !is_old_folder(name),
+        _ => true,
+    }
 }
 
 pub(crate) fn read_error(source: io::Error) -> Fault {
@@ -493,6 +470,45 @@ fn octal(field: &[u8]) -> Result<u64, &'static str> {
 }
 
 impl Extension {
+    fn name_of(&self, header: &Header) -> Vec<u8> {
+        let given = self
+            .sparse_name
+            .as_ref()
+            .or(self.long_name.as_ref())
+            .or(self.name.as_ref());
+        given.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
+    }
+
+    fn link_of(&self, header: &Header) -> Vec<u8> {
+        let given = self.long_link.as_ref().or(self.link.as_ref());
+        given
+            .cloned()
+            .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
+    }
+
+    fn kind_of(&self, header: &Header, name: &[u8]) -> Option<EntryKind> {
+        match type_flag(header) {
+            0 if is_old_folder(name) => None,
+            b'0' | 0 | b'7' if self.sparse => Some(EntryKind::Sparse),
+            b'0' | 0 | b'7' => Some(EntryKind::File),
+            b'S' => Some(EntryKind::Sparse),
+            b'1' => Some(EntryKind::HardLink(self.link_of(header))),
+            b'2' => Some(EntryKind::SymbolicLink(self.link_of(header))),
+            _ => None,
+        }
+    }
+
+    fn size_of(&self, ustar_size: u64) -> Result<u64, &'static str> {
+        match self.size {
+            // Two readers that believe different ones see different archives (CVE-2025-62518).
+            Some(size) if ustar_size != 0 && ustar_size != size => {
+                Err("its header and its extended header disagree about its size")
+            }
+            Some(size) => Ok(size),
+            None => Ok(ustar_size),
+        }
+    }
+
     fn take(&mut self, kind: u8, payload: &[u8]) -> Result<(), &'static str> {
         let text = || {
             payload
