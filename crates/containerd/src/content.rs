@@ -12,8 +12,8 @@ use tonic::transport::Channel;
 
 use crate::connect::MAX_MESSAGE;
 use crate::error::Error;
+use crate::hash::Hasher;
 use crate::wire::{self, Labels, check_digest, digest_from_wire, label_path, size_from_wire, time_from_wire};
-use crate::write::Hasher;
 use crate::{Client, within};
 
 /// A committed blob as this namespace sees it.

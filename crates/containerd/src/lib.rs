@@ -19,6 +19,8 @@ mod content;
 mod cri;
 mod error;
 mod events;
+mod feed;
+mod hash;
 mod images;
 mod introspection;
 mod leases;

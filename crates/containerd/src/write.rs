@@ -10,17 +10,16 @@
 //! commit that failed or on a full disk; after a broken connection the ingest stays, to be resumed.
 
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher as _};
+use std::hash::{BuildHasher, Hasher as _, RandomState};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
-use oci_spec::image::{Digest, DigestAlgorithm};
-use sha2::{Digest as _, Sha256, Sha512};
+use oci_spec::image::Digest;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -30,11 +29,11 @@ use tonic::transport::Channel;
 use crate::Client;
 use crate::content::{content_client, ingest_ref};
 use crate::error::{Error, Failure};
+use crate::feed::{Fed, Feed, hash_beginning};
+use crate::hash::Hasher;
 use crate::wire::{Labels, check_digest, labels_to_wire, size_from_wire, size_to_wire};
 
-/// Bytes per message. Larger ones cost memory and gain no speed.
-const CHUNK: usize = 512 << 10;
-/// Messages read ahead of the connection, each of a chunk.
+/// Messages read ahead of the connection.
 const READ_AHEAD: usize = 4;
 /// Passes of one `write_blob`; two would do, the third is for a race with another client.
 const PASSES: usize = 3;
@@ -395,8 +394,7 @@ impl Writer<'_> {
         let source = Arc::clone(&self.source);
         let stop = CancellationToken::new();
         let _stop_when_dropped = stop.clone().drop_guard();
-        let hashed =
-            tokio::task::spawn_blocking(move || hasher.digest_of_reader(source.open(0)?.take(length), &stop));
+        let hashed = spawn_blocking(move || hash_beginning(&*source, length, hasher, &stop));
         let digest = join(hashed)
             .await
             .map_err(|error| Error::source(&self.spec.digest, error))?;
@@ -414,14 +412,15 @@ impl Writer<'_> {
         let stop = CancellationToken::new();
         let _stop_when_dropped = stop.clone().drop_guard();
         let feed = Feed {
-            spec: self.spec.clone(),
+            digest: self.spec.digest.clone(),
+            size: self.spec.size,
             source: Arc::clone(&self.source),
             requests,
             queued: Arc::clone(&queued),
             stop,
             commit: self.commit_message()?,
         };
-        let feeding = tokio::task::spawn_blocking(move || feed.run(offset));
+        let feeding = spawn_blocking(move || feed.run(offset));
         let committed = self.drain(&mut responses, offset, &queued).await;
         self.sent += queued.load(Ordering::Relaxed) - offset;
         match committed {
@@ -646,7 +645,7 @@ fn verdict(failure: &Failure, proof: Proof, last: bool) -> Verdict {
 /// Half the pause for certain, the other half by chance, so that two clients do not keep meeting.
 fn jittered(pause: Duration) -> Duration {
     // A hasher's random keys are the only randomness the standard library offers; it is enough here.
-    let chance = std::hash::RandomState::new().build_hasher().finish() % 1024;
+    let chance = RandomState::new().build_hasher().finish() % 1024;
     let half = pause / 2;
     half + half * u32::try_from(chance).expect("below 1024") / 1024
 }
@@ -660,146 +659,6 @@ async fn join<T>(thread: JoinHandle<T>) -> T {
             Err(_) => unreachable!("a blocking thread that has begun is not cancelled"),
         },
     }
-}
-
-/// The blocking half of a transfer: reads the source and queues messages.
-struct Feed {
-    spec: BlobSpec,
-    source: Arc<dyn BlobSource>,
-    requests: mpsc::Sender<WriteContentRequest>,
-    /// The offset reached by queued messages.
-    queued: Arc<AtomicU64>,
-    stop: CancellationToken,
-    commit: WriteContentRequest,
-}
-
-enum Fed {
-    /// Everything was queued, COMMIT too.
-    Whole,
-    /// Nobody takes messages any more.
-    HungUp,
-    /// The source is not what was declared. Nothing was committed.
-    Unfit(Error),
-}
-
-impl Feed {
-    fn run(self, offset: u64) -> Fed {
-        match self.send_data(offset) {
-            // A blob whose writer has given up is left to be resumed, even if it is only the commit that lacks.
-            Ok(true) if !self.stop.is_cancelled() && self.requests.blocking_send(self.commit).is_ok() => {
-                Fed::Whole
-            }
-            Ok(_) => Fed::HungUp,
-            Err(error) => Fed::Unfit(error),
-        }
-    }
-
-    /// Queues the bytes from `offset` on; says whether all were. Errs unless they were exactly as many as declared.
-    fn send_data(&self, mut offset: u64) -> Result<bool, Error> {
-        let BlobSpec { digest, size, .. } = &self.spec;
-        let failed = |error| Error::source(digest, error);
-        let mut reader = self.source.open(offset).map_err(failed)?;
-        while offset < *size {
-            let data = read_chunk(&mut *reader, size - offset).map_err(failed)?;
-            if self.stop.is_cancelled() {
-                return Ok(false);
-            }
-            if data.is_empty() {
-                return Err(Error::content(
-                    digest,
-                    format!("declared with {size} bytes, but ends after {offset}"),
-                ));
-            }
-            let length = data.len() as u64;
-            let message = WriteContentRequest {
-                action: WriteAction::Write.into(),
-                offset: size_to_wire(offset)?,
-                data,
-                ..WriteContentRequest::default()
-            };
-            if self.requests.blocking_send(message).is_err() {
-                return Ok(false);
-            }
-            offset += length;
-            self.queued.store(offset, Ordering::Relaxed);
-        }
-        match read_chunk(&mut *reader, 1).map_err(failed)?.len() {
-            0 => Ok(true),
-            _ => Err(Error::content(
-                digest,
-                format!("declared with {size} bytes, but has at least {}", size + 1),
-            )),
-        }
-    }
-}
-
-/// Reads a chunk, less only at the end of the source or of what `remains`.
-fn read_chunk(reader: &mut dyn Read, remains: u64) -> io::Result<Vec<u8>> {
-    let length = usize::try_from(remains).map_or(CHUNK, |remains| remains.min(CHUNK));
-    let mut chunk = Vec::with_capacity(length);
-    reader.take(length as u64).read_to_end(&mut chunk)?;
-    Ok(chunk)
-}
-
-/// Hashes by the algorithm of a digest.
-pub(crate) enum Hasher {
-    Sha256(Sha256),
-    Sha512(Sha512),
-}
-
-impl Hasher {
-    /// The hasher for a digest that was checked to be of a supported kind.
-    pub(crate) fn of(digest: &Digest) -> Hasher {
-        match digest.algorithm() {
-            DigestAlgorithm::Sha512 => Hasher::Sha512(Sha512::new()),
-            _ => Hasher::Sha256(Sha256::new()),
-        }
-    }
-
-    fn of_text(digest: &str) -> Option<Hasher> {
-        match digest.split_once(':')?.0 {
-            "sha256" => Some(Hasher::Sha256(Sha256::new())),
-            "sha512" => Some(Hasher::Sha512(Sha512::new())),
-            _ => None,
-        }
-    }
-
-    /// The digest of all of `bytes`.
-    pub(crate) fn digest_of(mut self, bytes: &[u8]) -> String {
-        self.update(bytes);
-        self.finish()
-    }
-
-    fn digest_of_reader(mut self, mut reader: impl Read, stop: &CancellationToken) -> io::Result<String> {
-        loop {
-            let chunk = read_chunk(&mut reader, CHUNK as u64)?;
-            if chunk.is_empty() {
-                return Ok(self.finish());
-            }
-            if stop.is_cancelled() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            self.update(&chunk);
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Hasher::Sha256(hash) => hash.update(bytes),
-            Hasher::Sha512(hash) => hash.update(bytes),
-        }
-    }
-
-    fn finish(self) -> String {
-        match self {
-            Hasher::Sha256(hash) => format!("sha256:{}", hex(&hash.finalize())),
-            Hasher::Sha512(hash) => format!("sha512:{}", hex(&hash.finalize())),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -888,13 +747,11 @@ mod tests {
             assert_eq!(verdict(&Failure::from(status), proof, last), expected, "{text}");
         }
         assert_eq!(
-            verdict(&Failure::Deadline(CHUNK_TIME), Ours, true),
+            verdict(&Failure::Deadline(Duration::from_secs(1)), Ours, true),
             Verdict::KeepAndFail
         );
         assert_eq!(verdict(&Failure::Ended, Ours, true), Verdict::KeepAndFail);
     }
-
-    const CHUNK_TIME: Duration = Duration::from_secs(1);
 
     #[test]
     fn a_jittered_pause_is_between_half_and_whole() {
@@ -904,39 +761,5 @@ mod tests {
             "{pauses:?}"
         );
         assert!(pauses.iter().any(|pause| *pause != pauses[0]), "no jitter");
-    }
-
-    #[test]
-    fn digests_are_computed_by_their_own_algorithm() {
-        let empty_sha256 = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        assert_eq!(
-            Hasher::of_text(empty_sha256).expect("known").digest_of(b""),
-            empty_sha256
-        );
-        let sha512 = Hasher::of_text("sha512:").expect("known").digest_of(b"");
-        assert!(
-            sha512.starts_with("sha512:cf83e1357eefb8bd") && sha512.len() == 7 + 128,
-            "{sha512}"
-        );
-        assert!(Hasher::of_text("md5:x").is_none());
-        assert!(Hasher::of_text("").is_none());
-    }
-
-    #[test]
-    fn chunks_are_full_until_the_end_even_if_the_source_gives_little_at_a_time() {
-        struct Dribble(usize);
-        impl Read for Dribble {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                let length = self.0.min(buffer.len()).min(1000);
-                self.0 -= length;
-                Ok(length)
-            }
-        }
-        let mut source = Dribble(CHUNK + 10);
-        let lengths: Vec<_> = (0..3)
-            .map(|_| read_chunk(&mut source, u64::MAX).expect("readable").len())
-            .collect();
-        assert_eq!(lengths, [CHUNK, 10, 0]);
-        assert_eq!(read_chunk(&mut Dribble(100), 7).expect("readable").len(), 7);
     }
 }
