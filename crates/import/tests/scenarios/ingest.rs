@@ -1,0 +1,279 @@
+//! A whole import and a second one: order, protection, what is sent and what is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use airgapd_import::{ImageOutcome, ImageResult, Observer, Outcome, labels};
+use bundle::fixtures::Image;
+use oci_spec::image::Digest;
+
+use crate::support::{
+    Stage, Stock, amd64, assert_converged, collect_garbage, everywhere, has, import_all, intent, noise,
+    observed_import, unique,
+};
+
+everywhere! {
+    a_whole_import_leaves_whole_pinned_records_and_nothing_else
+    what_is_recorded_outlives_a_collection_and_other_platforms_never_came
+    a_second_import_writes_nothing
+    a_parent_without_gc_labels_gets_them_although_everything_is_there
+    blobs_of_another_namespace_are_adopted_without_sending
+    a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done
+    a_corrupt_layer_fails_its_images_by_name_and_no_others
+}
+
+async fn a_whole_import_leaves_whole_pinned_records_and_nothing_else(stage: &Stage) {
+    let (client, stock) = (stage.client().await, Stock::usual());
+    let imported = import_all(&client, &stock).await;
+    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.report.images.len(), 4, "two names and two digest names");
+    assert!(
+        imported
+            .report
+            .images
+            .iter()
+            .all(|image| image.outcome == ImageOutcome::Created)
+    );
+    let needed = stock.needed();
+    let sent = imported.report.blobs;
+    assert_eq!(
+        (sent.sent, sent.sent_bytes),
+        (needed.len() as u64, needed.values().sum())
+    );
+    assert_eq!((sent.present, sent.not_needed), (0, 3));
+    assert_converged(&client, &stock).await;
+}
+
+/// Statement 40.
+async fn what_is_recorded_outlives_a_collection_and_other_platforms_never_came(stage: &Stage) {
+    let (client, stock) = (stage.client().await, Stock::usual());
+    import_all(&client, &stock).await;
+    collect_garbage(&client).await;
+    assert_converged(&client, &stock).await;
+    let there: BTreeSet<String> = client
+        .blobs()
+        .await
+        .unwrap()
+        .iter()
+        .map(|blob| blob.digest.to_string())
+        .collect();
+    assert_eq!(there, stock.needed().into_keys().collect());
+    for foreign in &stock.archive.images[1].manifests[2].layers {
+        assert!(!has(&client, foreign).await);
+    }
+}
+
+/// Statement 38.
+async fn a_second_import_writes_nothing(stage: &Stage) {
+    let (client, stock) = (stage.client().await, Stock::usual());
+    import_all(&client, &stock).await;
+    if let Some(fake) = stage.stand_in() {
+        fake.reset_log();
+    }
+    let mut events = client.image_events().await.unwrap();
+    let again = import_all(&client, &stock).await;
+    assert_eq!(again.report.outcome, Outcome::Unchanged);
+    assert!(again.plan.is_done());
+    assert_eq!((again.report.blobs.sent, again.report.blobs.sent_bytes), (0, 0));
+    assert_eq!(again.report.blobs.present, stock.needed().len() as u64);
+    assert_converged(&client, &stock).await;
+    // Events come in order: if the first one is that of a later record, the import caused none.
+    let marker = format!("r.test/marker:{}", unique());
+    crate::support::put_record(&client, &marker, &stock.select(), BTreeMap::new()).await;
+    assert_eq!(events.next().await.expect("an event").name, marker);
+    if let Some(fake) = stage.stand_in() {
+        let written: Vec<_> = fake
+            .mutations()
+            .into_iter()
+            .map(|change| change.subject)
+            .collect();
+        assert_eq!(written, [marker]);
+        assert_eq!(fake.calls("Leases.Create"), 0);
+        assert_eq!(fake.calls("Content.Write"), 0);
+    }
+}
+
+/// Statement 42.
+async fn a_parent_without_gc_labels_gets_them_although_everything_is_there(stage: &Stage) {
+    let (client, stock) = (stage.client().await, Stock::usual());
+    import_all(&client, &stock).await;
+    let lease = format!("test-{}", unique());
+    crate::support::hold_everything(&client, &lease, &stock).await;
+    let index = &stock.archive.images[1].root;
+    let labels = client.blob(index).await.unwrap().expect("the index").labels;
+    let cleared = labels.into_keys().map(|key| (key, String::new())).collect();
+    client.set_blob_labels(index, &cleared).await.unwrap();
+    let again = import_all(&client, &stock).await;
+    assert_eq!(again.report.outcome, Outcome::Unchanged, "no record was touched");
+    client.delete_lease(&lease, true).await.unwrap();
+    assert_converged(&client, &stock).await;
+}
+
+/// Pitfall P33.
+async fn blobs_of_another_namespace_are_adopted_without_sending(stage: &Stage) {
+    let stock = Stock::usual();
+    let elsewhere = stage.client_in(&format!("elsewhere-{}", unique())).await;
+    import_all(&elsewhere, &stock).await;
+    let before = stage.stand_in().map(fake_containerd::Fake::received_bytes);
+    let client = stage.client().await;
+    let adopted = import_all(&client, &stock).await;
+    assert_eq!(adopted.report.outcome, Outcome::Imported);
+    assert_eq!(
+        (adopted.report.blobs.sent, adopted.report.blobs.sent_bytes),
+        (0, 0)
+    );
+    assert_eq!(adopted.report.blobs.present, stock.needed().len() as u64);
+    assert_eq!(
+        stage.stand_in().map(fake_containerd::Fake::received_bytes),
+        before
+    );
+    assert_converged(&client, &stock).await;
+}
+
+/// What an import tells, in order: blobs by digest, images by their first record.
+#[derive(Default)]
+struct Story(Mutex<Vec<String>>);
+
+impl Observer for Story {
+    fn blob(&self, digest: &Digest, _sent: Option<u64>) {
+        self.0.lock().unwrap().push(digest.to_string());
+    }
+    fn image(&self, outcome: &ImageResult) {
+        let records = outcome.records.as_ref().expect("a sound image");
+        self.0.lock().unwrap().push(records[0].0.name.clone());
+    }
+}
+
+async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done(stage: &Stage) {
+    let client = stage.client().await;
+    let large = noise(1 << 20);
+    // The large one comes first in the bundle.
+    let stock = Stock::images([
+        amd64("r.test/large:1", &[&large]),
+        amd64("r.test/pause:1", &[b"pause"]),
+    ]);
+    let story = Story::default();
+    observed_import(&client, &stock, &story).await.unwrap();
+    let large_layer = stock.archive.images[0].manifests[0].layers[0].to_string();
+    let story = story.0.into_inner().unwrap();
+    let position = |what: &str| story.iter().position(|told| told == what).expect("it was told");
+    assert!(position("r.test/pause:1") < position(&large_layer), "{story:?}");
+    assert_converged(&client, &stock).await;
+}
+
+/// Statements 13 and 33.
+async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
+    let client = stage.client().await;
+    let bad = noise(70_000);
+    let stock = Stock::images([
+        amd64("r.test/bad:1", &[&bad]),
+        amd64("r.test/good:1", &[&noise(100)]),
+        amd64("r.test/also-bad:1", &[b"another layer", &bad]),
+    ]);
+    let layer = stock.archive.images[0].manifests[0].layers[0].clone();
+    let mut archive = stock.archive.clone();
+    archive.corrupt(&layer);
+    let stock = Stock::of(archive);
+    let imported = import_all(&client, &stock).await;
+    assert_eq!(imported.report.outcome, Outcome::Partial);
+    assert_eq!(imported.report.cause, Some(airgapd_import::Cause::Bundle));
+    for image in &imported.report.images {
+        let is_good = image.name.starts_with("r.test/good");
+        assert_eq!(image.outcome.is_in_place(), is_good, "{image:?}");
+        let names_it = image
+            .reason
+            .as_ref()
+            .is_some_and(|reason| reason.contains(layer.as_ref()));
+        assert_eq!(names_it, !is_good, "{image:?}");
+    }
+    let records = client.images().await.unwrap();
+    assert!(
+        records
+            .iter()
+            .all(|record| record.name.starts_with("r.test/good")),
+        "{records:?}"
+    );
+    assert!(!has(&client, &layer).await);
+    crate::support::assert_nothing_left(&client).await;
+    if let Some(fake) = stage.stand_in() {
+        let size = 70_000_u64.next_multiple_of(512) + 512 + 1024;
+        assert_eq!(
+            fake.received().get(layer.as_ref()),
+            Some(&size),
+            "the bad blob is sent once"
+        );
+    }
+}
+
+#[tokio::test]
+async fn children_come_before_parents_and_records_last_each_whole_in_one_call() {
+    let stage = Stage::fake().await;
+    let (client, stock) = (stage.client().await, Stock::usual());
+    import_all(&client, &stock).await;
+    let fake = stage.the_fake();
+    let mutations = fake.mutations();
+    let at = |subject: &str| {
+        mutations
+            .iter()
+            .position(|change| change.subject == subject)
+            .unwrap_or_else(|| panic!("{subject} was never written: {mutations:?}"))
+    };
+    for taken in stock.select().taken() {
+        for blob in &taken.closure.blobs {
+            for child in &blob.children {
+                assert!(
+                    at(child.digest.as_ref()) < at(blob.digest.as_ref()),
+                    "{mutations:?}"
+                );
+            }
+            for record in &taken.records {
+                assert!(at(blob.digest.as_ref()) < at(&record.name), "{mutations:?}");
+            }
+        }
+    }
+    assert_eq!(mutations.first().map(|change| change.rpc), Some("Leases.Create"));
+    assert_eq!(mutations.last().map(|change| change.rpc), Some("Leases.Delete"));
+    assert_eq!(fake.calls("Images.Create"), 4);
+    assert_eq!(fake.calls("Images.Update"), 0);
+    assert_eq!(fake.calls("Content.Update"), 0, "labels come with the commit");
+    for record in client.images().await.unwrap() {
+        assert!(
+            labels::vouch(&record.labels, &intent().source).is_empty(),
+            "{record:?}"
+        );
+        assert_eq!(record.labels.len(), 3, "pin, whose pin, source: {record:?}");
+    }
+    assert_eq!(fake.check_done(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried_again() {
+    struct Writer(std::path::PathBuf);
+    impl Observer for Writer {
+        fn blob(&self, _digest: &Digest, _sent: Option<u64>) {
+            let file = std::fs::File::options().append(true).open(&self.0).unwrap();
+            std::io::Write::write_all(&mut &file, b"more").unwrap();
+        }
+    }
+    let stage = Stage::fake().await;
+    let (client, stock) = (stage.client().await, Stock::usual());
+    let writer = Writer(stock.bundle.path().to_owned());
+    let imported = observed_import(&client, &stock, &writer).await.unwrap();
+    assert!(matches!(
+        imported.stopped,
+        Some(airgapd_import::Error::Changed { .. })
+    ));
+    assert!(imported.report.retry);
+    assert_eq!(imported.report.cause, Some(airgapd_import::Cause::File));
+    assert_eq!(client.images().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_bundle_for_another_node_touches_nothing() {
+    let stage = Stage::fake().await;
+    let client = stage.client().await;
+    let stock = Stock::images([Image::new("r.test/a:1").platform("linux/s390x").layer(b"x")]);
+    let imported = import_all(&client, &stock).await;
+    assert_eq!(imported.report.outcome, Outcome::Skipped);
+    assert_eq!(stage.the_fake().mutations(), []);
+}
