@@ -16,7 +16,8 @@ use crate::wire::generated::{image_service_server::ImageService, runtime_service
 
 /// The only namespace CRI looks at.
 const NAMESPACE: &str = "k8s.io";
-const MANAGED: &str = "io.cri-containerd.image";
+/// The label of records that CRI adopted.
+pub(crate) const MANAGED: &str = "io.cri-containerd.image";
 const PINNED: &str = "io.cri-containerd.pinned";
 /// Indexes in indexes deeper than this are not followed.
 const DEPTH: usize = 8;

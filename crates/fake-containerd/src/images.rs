@@ -71,6 +71,7 @@ impl Images for Service {
                 return Err(Status::already_exists(format!("image {name:?}: already exists")));
             }
             state.check_record(&call.namespace, &name, &created.target.digest);
+            state.check_management(&name, None, &created);
             let answer = on_the_wire(&name, &created);
             put(state, call, &name, created, "/images/create");
             Ok(wire::CreateImageResponse { image: Some(answer) })
@@ -85,15 +86,15 @@ impl Images for Service {
         self.unary("Images.Update", request, |state, call, request| {
             let wanted = complete(state, call, request.image)?;
             let paths = mask_paths(state, call.rpc, request.update_mask);
-            let old = state
-                .image(&call.namespace, &wanted.name)
-                .ok_or_else(|| unknown(&wanted.name))?;
-            let mut image = merged(old, &wanted, &paths)?;
+            let old = state.image(&call.namespace, &wanted.name).cloned();
+            let old = old.ok_or_else(|| unknown(&wanted.name))?;
+            let mut image = merged(&old, &wanted, &paths)?;
             image.updated = state.now();
             validated(&wanted.name, &image)?;
             if vouches(&wanted, &paths) {
                 state.check_record(&call.namespace, &wanted.name, &image.target.digest);
             }
+            state.check_management(&wanted.name, Some(&old), &image);
             let answer = on_the_wire(&wanted.name, &image);
             put(state, call, &wanted.name, image, "/images/update");
             Ok(wire::UpdateImageResponse { image: Some(answer) })

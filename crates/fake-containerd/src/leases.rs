@@ -35,6 +35,7 @@ impl Leases for Service {
             };
             let answer = on_the_wire(&id, &lease);
             leases.insert(id.clone(), lease);
+            state.check_lease(&id, &answer.labels.clone().into_iter().collect());
             state.changed(call.rpc, &call.namespace, &id, None);
             Ok(wire::CreateResponse { lease: Some(answer) })
         })

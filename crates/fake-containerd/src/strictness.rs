@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
-use crate::digest;
 use crate::gc::referred;
-use crate::state::{Labels, State};
+use crate::state::{Image, Labels, State};
+use crate::{cri, digest};
 
 /// Documents larger than this are not looked into.
 const DOCUMENT_LIMIT: usize = 8 << 20;
@@ -56,6 +56,42 @@ impl State {
         self.check_closure(namespace, target, &mut Vec::new(), &mut findings);
         for finding in findings {
             self.violation(format!("the record {name} was written although {finding}"));
+        }
+    }
+
+    /// Which records CRI manages is for CRI to say, and it must get to know when one moves: only a record without the label
+    /// gets a record under its image id.
+    pub(crate) fn check_management(&mut self, name: &str, old: Option<&Image>, new: &Image) {
+        let managed = |image: &Image| {
+            image
+                .labels
+                .get(cri::MANAGED)
+                .is_some_and(|value| !value.is_empty())
+        };
+        if !managed(new) {
+            return;
+        }
+        match old.filter(|old| managed(old)) {
+            None => self.violation(format!(
+                "the record {name} was given {}, which is CRI's to set",
+                cri::MANAGED
+            )),
+            Some(old) if old.target.digest != new.target.digest => self.violation(format!(
+                "the record {name} was moved to {} without clearing {}, so CRI makes no record under its id",
+                new.target.digest,
+                cri::MANAGED
+            )),
+            Some(_) => {}
+        }
+    }
+
+    /// A lease must end by itself if its owner dies.
+    pub(crate) fn check_lease(&mut self, id: &str, labels: &Labels) {
+        let expiry = labels.get("containerd.io/gc.expire");
+        if expiry.is_none_or(|text| text.parse::<jiff::Timestamp>().is_err()) {
+            self.violation(format!(
+                "the lease {id} has no expiry in RFC 3339, so it stays for ever if its owner dies"
+            ));
         }
     }
 

@@ -14,7 +14,8 @@ const LAYER: &str = "containerd.io/gc.ref.content.l.0";
 async fn started() -> (Fake, Raw) {
     let fake = Fake::start(FakeConfig::default()).await;
     let raw = Raw::connect(fake.socket(), NAMESPACE).await;
-    raw.lease("lease").await;
+    raw.lease_with("lease", &[("containerd.io/gc.expire", "2100-01-01T00:00:00Z")])
+        .await;
     (fake, raw)
 }
 
@@ -304,4 +305,40 @@ async fn forgotten_leases_and_ingests_are_found_when_done() {
     );
     raw.delete_lease("lease").await;
     assert_eq!(fake.check_done(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_lease_that_never_ends_is_found() {
+    let (fake, raw) = started().await;
+    raw.lease("for ever").await;
+    assert_violation(&fake, &["for ever", "no expiry"]);
+    fake.reset_log();
+    raw.lease_with("garbled", &[("containerd.io/gc.expire", "tomorrow")])
+        .await;
+    assert_violation(&fake, &["garbled", "no expiry"]);
+}
+
+#[tokio::test]
+async fn meddling_with_what_cri_manages_is_found() {
+    const MANAGED: &str = "io.cri-containerd.image";
+    let (fake, raw) = started().await;
+    let first = fake.put_blob(NAMESPACE, b"first", &[("containerd.io/gc.root", "yes")]);
+    let second = fake.put_blob(NAMESPACE, b"second", &[("containerd.io/gc.root", "yes")]);
+    raw.create_image("x", &first, &[(MANAGED, "managed")])
+        .await
+        .unwrap();
+    assert_violation(&fake, &["record x", MANAGED, "CRI's to set"]);
+    fake.reset_log();
+    raw.update_image(image("x", &second, &[]), &["target"])
+        .await
+        .unwrap();
+    assert_violation(&fake, &["record x", &second, "without clearing"]);
+    fake.reset_log();
+    raw.update_image(
+        image("x", &first, &[]),
+        &["target", "labels.io.cri-containerd.image"],
+    )
+    .await
+    .unwrap();
+    assert_eq!(fake.violations(), [""; 0]);
 }
