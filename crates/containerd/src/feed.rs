@@ -92,7 +92,7 @@ impl Feed {
     }
 }
 
-/// Hashes the first `length` bytes of a source, fewer if it has no more. Blocks.
+/// Hashes the first `length` bytes of a source, fewer if it has no more or nobody waits for the answer. Blocks.
 pub(crate) fn hash_beginning(
     source: &dyn BlobSource,
     length: u64,

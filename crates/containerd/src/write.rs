@@ -118,7 +118,9 @@ pub enum Held {
 impl Client {
     /// Puts a blob that is already there under a lease, in one call that finds and protects it at once.
     ///
-    /// Looking first and adding to the lease afterwards would leave a gap for the garbage collector.
+    /// Looking first and adding to the lease afterwards would leave a gap for the garbage collector. A blob that
+    /// only another namespace has, or that is half written, is absent, and [`Client::write_blob`] knows how to
+    /// make use of what there is.
     ///
     /// # Errors
     /// [`Error::LeaseLost`] when there is no such lease, otherwise those of any call.

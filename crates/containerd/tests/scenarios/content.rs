@@ -411,15 +411,16 @@ async fn a_blob_being_written_by_another_is_waited_for(stage: Arc<Stage>) {
         arrived(&client, &blob, 2 * CHUNK).await;
         let (other, lease) = leased(&stage).await;
         let unread = blob.source();
-        let waiting = other.write_blob(&lease, &spec, Arc::clone(&unread) as _);
-        let release = async {
-            // Long enough for containerd 1.6 and 1.7 to have given up waiting themselves.
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            source.release();
-        };
-        let (written, ()) = tokio::join!(waiting, release);
+        let mut waiting = std::pin::pin!(other.write_blob(&lease, &spec, Arc::clone(&unread) as _));
+        // containerd 1.6 and 1.7 wait for up to a second themselves before they say no.
+        let early = tokio::time::timeout(Duration::from_millis(1500), waiting.as_mut()).await;
+        assert!(
+            early.is_err(),
+            "it waits as long as the other one writes: {early:?}"
+        );
+        source.release();
         assert_eq!(
-            (written.expect("written"), unread.opened()),
+            (waiting.await.expect("written"), unread.opened()),
             (Written::Present, 0)
         );
         assert!(holds(&other, &lease, &blob).await);

@@ -147,7 +147,7 @@ async fn a_retarget_and_a_removed_label_are_one_update(stage: Arc<Stage>) {
     let (client, lease) = leased(&stage).await;
     let (old, mut new) = (an_image(&client, &lease).await, an_image(&client, &lease).await);
     new.set_annotations(Some([("k".to_owned(), "v".to_owned())].into()));
-    let before = labels(&[("io.cri-containerd.image", "managed"), ("theirs", "1")]);
+    let before = labels(&[("stale", "1"), ("theirs", "1")]);
     client
         .create_image(&NewImage {
             name: "moving:1".to_owned(),
@@ -157,10 +157,10 @@ async fn a_retarget_and_a_removed_label_are_one_update(stage: Arc<Stage>) {
         .await
         .expect("created");
     let mut events = client.image_events().await.expect("subscribed");
-    let unmanaged = [("io.cri-containerd.image".to_owned(), None)];
+    let removed = [("stale".to_owned(), None)];
     let update = ImageUpdate {
         target: Some(new.clone()),
-        labels: unmanaged.into(),
+        labels: removed.into(),
     };
     client.update_image("moving:1", &update).await.expect("updated");
     let record = client
