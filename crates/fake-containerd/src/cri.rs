@@ -15,7 +15,7 @@ use crate::wire::cri;
 use crate::wire::generated::{image_service_server::ImageService, runtime_service_server::RuntimeService};
 
 /// The only namespace CRI looks at.
-const NAMESPACE: &str = "k8s.io";
+pub(crate) const NAMESPACE: &str = "k8s.io";
 /// The label of records that CRI adopted.
 pub(crate) const MANAGED: &str = "io.cri-containerd.image";
 const PINNED: &str = "io.cri-containerd.pinned";

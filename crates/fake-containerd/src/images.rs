@@ -71,7 +71,7 @@ impl Images for Service {
                 return Err(Status::already_exists(format!("image {name:?}: already exists")));
             }
             state.check_record(&call.namespace, &name, &created.target.digest);
-            state.check_management(&name, None, &created);
+            state.check_management(&call.namespace, &name, None, &created);
             let answer = on_the_wire(&name, &created);
             put(state, call, &name, created, "/images/create");
             Ok(wire::CreateImageResponse { image: Some(answer) })
@@ -94,7 +94,7 @@ impl Images for Service {
             if vouches(&wanted, &paths) {
                 state.check_record(&call.namespace, &wanted.name, &image.target.digest);
             }
-            state.check_management(&wanted.name, Some(&old), &image);
+            state.check_management(&call.namespace, &wanted.name, Some(&old), &image);
             let answer = on_the_wire(&wanted.name, &image);
             put(state, call, &wanted.name, image, "/images/update");
             Ok(wire::UpdateImageResponse { image: Some(answer) })

@@ -61,14 +61,14 @@ impl State {
 
     /// Which records CRI manages is for CRI to say, and it must get to know when one moves: only a record without the label
     /// gets a record under its image id.
-    pub(crate) fn check_management(&mut self, name: &str, old: Option<&Image>, new: &Image) {
+    pub(crate) fn check_management(&mut self, namespace: &str, name: &str, old: Option<&Image>, new: &Image) {
         let managed = |image: &Image| {
             image
                 .labels
                 .get(cri::MANAGED)
                 .is_some_and(|value| !value.is_empty())
         };
-        if !managed(new) {
+        if namespace != cri::NAMESPACE || !managed(new) {
             return;
         }
         match old.filter(|old| managed(old)) {
