@@ -17,3 +17,4 @@ mod reaching;
 mod releasing;
 mod restarting;
 mod support;
+mod trust;

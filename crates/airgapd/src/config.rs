@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use import::{Alias, DigestReferences, Naming, OnConflict, Reference};
+use import::{Alias, DigestReferences, Naming, OnConflict, Pattern, Reference};
 use oci_spec::image::{Digest, DigestAlgorithm};
 use platforms::Platform;
 use serde::Serialize;
@@ -52,6 +52,11 @@ pub(crate) struct Settings {
     pub(crate) names: BTreeMap<String, Reference>,
     pub(crate) base_name: Option<String>,
     pub(crate) digest_references: DigestReferences,
+    /// What bundles may call their images; empty allows every name.
+    pub(crate) allowed_names: Vec<Pattern>,
+    pub(crate) checksums: Checksums,
+    /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
+    pub(crate) trusted_digests: Option<PathBuf>,
     pub(crate) allow_insecure_dir: bool,
     pub(crate) limits: bundle::Limits,
     pub(crate) log: LogSettings,
@@ -76,6 +81,9 @@ impl Default for Settings {
             names: BTreeMap::new(),
             base_name: None,
             digest_references: DigestReferences::Target,
+            allowed_names: Vec::new(),
+            checksums: Checksums::IfPresent,
+            trusted_digests: None,
             allow_insecure_dir: false,
             limits: bundle::Limits::default(),
             log: LogSettings {
@@ -94,6 +102,7 @@ impl Settings {
             names: self.names.clone(),
             base_name: self.base_name.clone(),
             digest_references: self.digest_references,
+            allowed: self.allowed_names.clone(),
         }
     }
 }
@@ -114,6 +123,17 @@ pub(crate) enum PlatformChoice {
 pub(crate) enum OnRemoval {
     Unpin,
     Keep,
+}
+
+/// Whether a bundle is checked against the `<bundle>.sha256` beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checksums {
+    /// Never; such files are not even looked at.
+    Off,
+    /// Where there is such a file.
+    IfPresent,
+    /// Always: a bundle without such a file is not imported.
+    Require,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +181,11 @@ const DIGEST_REFERENCES: Words<DigestReferences> = &[
     ("none", DigestReferences::None),
     ("target", DigestReferences::Target),
     ("all", DigestReferences::All),
+];
+const CHECKSUMS: Words<Checksums> = &[
+    ("off", Checksums::Off),
+    ("if-present", Checksums::IfPresent),
+    ("require", Checksums::Require),
 ];
 const LEVELS: Words<LogLevel> = &[
     ("error", LogLevel::Error),
@@ -274,6 +299,21 @@ const KEYS: &[Key] = &[
         show: |s| shown_word(s.digest_references, DIGEST_REFERENCES),
     },
     Key {
+        name: "allowedNames",
+        set: |s, v| store(&mut s.allowed_names, patterns(v)),
+        show: |s| s.allowed_names.iter().map(ToString::to_string).collect(),
+    },
+    Key {
+        name: "checksums",
+        set: |s, v| store(&mut s.checksums, word(v, CHECKSUMS)),
+        show: |s| shown_word(s.checksums, CHECKSUMS),
+    },
+    Key {
+        name: "trustedDigests",
+        set: |s, v| store(&mut s.trusted_digests, optional(v, absolute_path)),
+        show: |s| shown_path(s.trusted_digests.as_deref()),
+    },
+    Key {
         name: "allowInsecureDir",
         set: |s, v| store(&mut s.allow_insecure_dir, truth(v)),
         show: |s| s.allow_insecure_dir.into(),
@@ -326,10 +366,7 @@ const NOT_YET: &[&str] = &[
     "recursive",
     "unpinGrace",
     "unpack",
-    "allowedNames",
     "exclude",
-    "checksums",
-    "trustedDigests",
     "minFree",
     "pullLists",
     "priority",
@@ -1072,6 +1109,15 @@ fn is_prefix(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('/') && text.bytes().all(allowed)
 }
 
+fn patterns(value: &Value) -> Result<Vec<Pattern>, String> {
+    const WANTED: &str = "patterns of names such as quay.io/k0sproject/*";
+    let pattern = |item: &String| {
+        item.parse::<Pattern>()
+            .map_err(|error| format!("{}: {error}", got(WANTED, &item.as_str().into())))
+    };
+    list(value, WANTED)?.iter().map(pattern).collect()
+}
+
 fn names(value: &Value) -> Result<BTreeMap<String, Reference>, String> {
     const WANTED: &str = "names by digest, such as `sha256:…: registry.local/app:1`";
     let pairs: Vec<(String, String)> = match value {
@@ -1258,7 +1304,7 @@ mod tests {
             "distribution: k3s\ndataDir: /data\naddress: unix:///run/x.sock\ncri: false\n\
              platforms: [linux/arm64, linux/amd64]\nresync: 1h 30m\ngrace: 0s\nonRemoval: keep\n\
              aliases: [a.io/x=b.io/y]\nnames: {{{digest}: busybox}}\nbaseName: registry.local/app\n\
-             digestReferences: none\nlimits:\n  jsonDocument: 1 MiB\n  images: 7\nlog: {{level: debug}}\n"
+             digestReferences: none\nallowedNames: ['*/app:?']\nchecksums: off\ntrustedDigests: /etc/trusted\nlimits:\n  jsonDocument: 1 MiB\n  images: 7\nlog: {{level: debug}}\n"
         );
         let settings = settings(&text);
         assert_eq!(settings.distribution, Some(Distribution::K3s));
@@ -1281,6 +1327,9 @@ mod tests {
         );
         assert_eq!(settings.base_name.as_deref(), Some("registry.local/app"));
         assert_eq!(settings.digest_references, DigestReferences::None);
+        assert_eq!(settings.allowed_names, ["*/app:?".parse().unwrap()]);
+        assert_eq!(settings.checksums, Checksums::Off);
+        assert_eq!(settings.trusted_digests, Some("/etc/trusted".into()));
         assert_eq!(
             (settings.limits.json_document, settings.limits.images),
             (1 << 20, 7)
@@ -1347,6 +1396,12 @@ mod tests {
             "names: [x]",
             "baseName: 'Not A Name'",
             "baseName: ''",
+            "allowedNames: ['a b']",
+            "allowedNames: ['']",
+            "allowedNames: [5]",
+            "checksums: sometimes",
+            "checksums: true",
+            "trustedDigests: trusted",
             "limits: {entries: 0}",
             "limits: {jsonDocument: 8 apples}",
             "limits: {jsonDocument: 99999999999TiB}",

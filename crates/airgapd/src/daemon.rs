@@ -23,14 +23,16 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::config::Settings;
+use crate::checksum::{self, sidecar_of};
+use crate::config::{Checksums, Settings};
 use crate::desired::{self, Moved, Standing};
-use crate::folder::{self, Folder, FolderTrust, Observation, Refused};
+use crate::folder::{self, Class, Folder, FolderTrust, Observation, Reason, Refused, Writer};
 use crate::ledger::{self, Context, ErrorClass, Imported, LastError, Ledger, Saved, Store};
 use crate::progress::Progress;
-use crate::roster::{Phase, Roster};
+use crate::roster::{Phase, Roster, Version};
 use crate::runtime::{self, Runtime, Unusable};
 use crate::systemd::Systemd;
+use crate::trust;
 use crate::watch::Watch;
 
 /// The first wait for a containerd that is not there, doubled up to [`LONGEST_WAIT`].
@@ -38,6 +40,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
 const BURST: Duration = Duration::from_millis(200);
+/// Of how many ignored files a listing tells by name; the others are counted.
+const MOST_IGNORED: usize = 20;
 /// How long the loop sleeps at most when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -77,6 +81,8 @@ struct Daemon {
     trouble: Option<String>,
     /// What was said about the folder's permissions.
     warned: Option<String>,
+    /// How the folder of trusted digests looked when the bundles were last held against it.
+    trusted: Option<Vec<(OsString, Identity)>>,
     relist: bool,
     connection: Connection,
     systemd: Systemd,
@@ -119,6 +125,7 @@ impl Daemon {
             roster: Roster::default(),
             trouble: None,
             warned: None,
+            trusted: None,
             relist: false,
             connection: Connection::Down {
                 next: now,
@@ -198,6 +205,7 @@ impl Daemon {
             Ok(listed) => {
                 self.trouble = None;
                 self.take_over(listed);
+                self.look_at_trust();
             }
             Err(reason) => {
                 if self.trouble.as_ref() != Some(&reason) {
@@ -221,7 +229,7 @@ impl Daemon {
         let folder = self
             .folder()
             .map_err(|error| format!("cannot open the images folder: {error}"))?;
-        match folder.judge(self.settings.allow_insecure_dir) {
+        match folder::judge(&folder, &self.images_dir, self.settings.allow_insecure_dir) {
             FolderTrust::Trusted => {}
             FolderTrust::Warning(why) => {
                 if self.warned.as_ref() != Some(&why) {
@@ -242,16 +250,19 @@ impl Daemon {
         Folder::open_dir(&self.images_dir)
     }
 
-    fn take_over(&mut self, listed: Vec<folder::Listed>) {
+    fn take_over(&mut self, mut listed: Vec<folder::Listed>) {
+        if self.settings.checksums == Checksums::Off {
+            listed.retain(|entry| entry.class != Class::Ignored(Reason::Checksum));
+        }
         let ledger = &self.ledger;
-        let known = |name: &OsStr, identity: &Identity| {
-            ledger
-                .get(name)
-                .is_some_and(|entry| is_import_of(entry, identity))
-        };
+        let known = |name: &OsStr, version: &Version| is_known(ledger, name, version);
         let changes = self.roster.list(listed, Instant::now(), known);
-        for (name, reason) in changes.ignored {
+        let ignored = changes.ignored.len();
+        for (name, reason) in changes.ignored.into_iter().take(MOST_IGNORED) {
             info!(file = %shown(&name), "ignored: {reason}");
+        }
+        if ignored > MOST_IGNORED {
+            info!("{} more files were ignored", ignored - MOST_IGNORED);
         }
         for name in changes.gone {
             info!(bundle = %shown(&name), "the bundle is gone; its images stay as they are");
@@ -260,6 +271,35 @@ impl Daemon {
         if !self.roster.names(|phase| phase == Phase::Known).is_empty() {
             self.compare_soon();
         }
+    }
+
+    /// Holds the bundles against the trusted digests again when those have changed.
+    fn look_at_trust(&mut self) {
+        let Some(folder) = &self.settings.trusted_digests else {
+            return;
+        };
+        let stamp = Some(trust::stamp(folder));
+        if self.trusted == stamp {
+            return;
+        }
+        let ledger = &self.ledger;
+        let is_settled = |phase| {
+            matches!(
+                phase,
+                Phase::Known | Phase::Done | Phase::Failed { retry: None, .. }
+            )
+        };
+        let mut names = self.roster.names(is_settled);
+        names.retain(|name| {
+            let entry = ledger.get(name);
+            let catalog = entry.and_then(|entry| Some(&entry.imported.as_ref()?.catalog));
+            entry.is_some_and(ledger::Entry::is_refused)
+                || catalog.is_some_and(|catalog| trust::check(folder, catalog).is_err())
+        });
+        for name in names {
+            self.roster.set(&name, Phase::Ready);
+        }
+        self.trusted = stamp;
     }
 
     fn compare_soon(&mut self) {
@@ -283,7 +323,12 @@ impl Daemon {
         };
         let done = count(|phase| phase == Phase::Done);
         let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
-        let waiting = count(|phase| matches!(phase, Phase::Settling { .. } | Phase::Ready | Phase::Known));
+        let waiting = count(|phase| {
+            matches!(
+                phase,
+                Phase::Settling { .. } | Phase::Ready | Phase::Known | Phase::Waiting
+            )
+        });
         let trouble = self
             .trouble
             .as_ref()
@@ -293,13 +338,15 @@ impl Daemon {
     }
 }
 
-/// Whether the ledger's last import is of this very file, and nothing was left to try again.
-fn is_import_of(entry: &ledger::Entry, identity: &Identity) -> bool {
-    let imported = entry
-        .imported
-        .as_ref()
-        .is_some_and(|imported| imported.identity == *identity);
-    imported && entry.identity == *identity && entry.last_error.is_none()
+/// Whether the ledger's last import of a bundle is of this very file, checked against this very checksum, and nothing
+/// was left to try again.
+fn is_known(ledger: &Ledger, name: &OsStr, version: &Version) -> bool {
+    ledger.get(name).is_some_and(|entry| {
+        let imported = entry.imported.as_ref().is_some_and(|imported| {
+            imported.identity == version.identity && imported.sidecar == version.sidecar
+        });
+        imported && entry.identity == version.identity && entry.last_error.is_none()
+    })
 }
 
 /// A file name for people and logs: control bytes escaped.
@@ -522,15 +569,7 @@ impl Daemon {
         // The listing may be older than the file: what is about to be judged is what is open.
         match file.metadata() {
             Ok(metadata) if Some(Identity::of(&metadata)) == self.roster.identity(name) => {}
-            _ => {
-                self.relist = true;
-                return self.roster.set(
-                    name,
-                    Phase::Settling {
-                        look: Instant::now() + AGAIN,
-                    },
-                );
-            }
+            _ => return self.look_again(name),
         }
         match Observation::of(file, since) {
             Ok(seen) => {
@@ -552,6 +591,14 @@ impl Daemon {
         let (client, policy) = (up.runtime.client.clone(), up.policy.clone());
         let path = self.images_dir.join(name);
         let started = Instant::now();
+        let Some(version) = self.roster.version(name) else {
+            return;
+        };
+        match self.verify(name, &file, &version).await {
+            Ok(Verified::Yes) => {}
+            Ok(Verified::NotNow) => return,
+            Err(failure) => return self.unverified(name, version.identity, &failure),
+        }
         info!(bundle = %shown(name), "importing");
         let bundle = match self.open_bundle(file, path.clone()).await {
             Ok(bundle) => Arc::new(bundle),
@@ -565,6 +612,11 @@ impl Daemon {
                 ErrorClass::Bundle,
                 false,
             );
+        }
+        if let Some(trusted) = &self.settings.trusted_digests
+            && let Err(why) = trust::check(trusted, &bundle.catalog().digest)
+        {
+            return self.refuse(name, bundle.identity().clone(), &why);
         }
         let text_name = name.to_string_lossy().into_owned();
         let intent = Intent {
@@ -589,6 +641,74 @@ impl Daemon {
                 self.stopped(name, bundle.identity().clone(), &report, &error);
             }
         }
+        self.save();
+    }
+
+    /// Checks a file against the checksum beside it, unless this very pair was checked before.
+    async fn verify(
+        &mut self,
+        name: &OsStr,
+        file: &File,
+        version: &Version,
+    ) -> Result<Verified, checksum::Failure> {
+        let mode = self.settings.checksums;
+        if mode == Checksums::Off || is_known(&self.ledger, name, version) {
+            return Ok(Verified::Yes);
+        }
+        let folder = self.folder().map_err(checksum::Failure::Read)?;
+        let sidecar = folder.open(&sidecar_of(name));
+        if !is_as_listed(&sidecar, version) {
+            self.look_again(name);
+            return Ok(Verified::NotNow);
+        }
+        let base_name = std::path::Path::new(name).file_name().unwrap_or(name);
+        let Some(expected) = checksum::expected(base_name, sidecar, mode)? else {
+            return Ok(Verified::Yes);
+        };
+        let file = file.try_clone().map_err(checksum::Failure::Read)?;
+        let identity = checksum::check(file, base_name, expected).await?;
+        if identity != version.identity {
+            return Err(checksum::Failure::Changed);
+        }
+        info!(bundle = %shown(name), "its checksum is right");
+        Ok(Verified::Yes)
+    }
+
+    fn look_again(&mut self, name: &OsStr) {
+        self.relist = true;
+        let look = Instant::now() + AGAIN;
+        self.roster.set(name, Phase::Settling { look });
+    }
+
+    fn unverified(&mut self, name: &OsStr, identity: Identity, failure: &checksum::Failure) {
+        use checksum::Failure;
+        match failure {
+            Failure::Missing { .. } | Failure::NoFile => {
+                if self.roster.await_checksum(name) {
+                    warn!(bundle = %shown(name), "waiting: {failure}");
+                }
+            }
+            Failure::Unusable { .. } | Failure::Mismatch { .. } => {
+                self.refuse(name, identity, &failure.to_string());
+            }
+            Failure::Changed | Failure::Read(_) => {
+                self.failed(name, identity, &failure.to_string(), ErrorClass::Transient, true);
+            }
+        }
+        self.save();
+    }
+
+    /// Leaves a bundle alone until it, its checksum or the rules change. What was imported of it before is neither
+    /// taken back nor restored any more.
+    fn refuse(&mut self, name: &OsStr, identity: Identity, why: &str) {
+        let before = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
+        let text = match before {
+            Some(_) => {
+                format!("{why} (what was imported of it before stays, and is not looked after any more)")
+            }
+            None => why.to_owned(),
+        };
+        self.failed(name, identity, &text, ErrorClass::Refused, false);
         self.save();
     }
 
@@ -713,6 +833,7 @@ impl Daemon {
         });
         let imported = Imported {
             identity: bundle.identity().clone(),
+            sidecar: self.roster.version(name).and_then(|version| version.sidecar),
             catalog: bundle.catalog().digest.clone(),
             images: images.collect(),
             at: Timestamp::now(),
@@ -734,6 +855,28 @@ fn ledger_outcome(outcome: Outcome) -> ledger::Outcome {
     }
 }
 
+/// What came of a look at a bundle's checksum.
+enum Verified {
+    /// It is right, or there is none to be held against.
+    Yes,
+    /// It is just being written.
+    NotNow,
+}
+
+/// Whether a sidecar is what the listing says, and nobody is writing it.
+fn is_as_listed(sidecar: &Result<File, Refused>, version: &Version) -> bool {
+    let seen = Instant::now();
+    match sidecar {
+        Ok(file) => {
+            let identity = file.metadata().ok().map(|metadata| Identity::of(&metadata));
+            let writer = Observation::of(file, seen).map_or(Writer::Unknown, |seen| seen.writer);
+            identity == version.sidecar && writer != Writer::Present
+        }
+        Err(Refused::Gone) => version.sidecar.is_none(),
+        Err(_) => true,
+    }
+}
+
 /// How soon a file is looked at again that changed while it was looked at.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -747,7 +890,7 @@ fn unfinished(bundle: &Bundle, policy: &Policy) -> Option<String> {
             let selection = import::select(bundle.catalog(), policy);
             let broken = selection.choices.iter().find_map(|choice| match &choice.verdict {
                 Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, problems.join("; "))),
-                Verdict::Take(_) | Verdict::Skip(_) => None,
+                Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
             });
             broken.map(|problem| {
                 format!("the archive has no end marker and is not whole, finish the upload: {problem}")

@@ -67,7 +67,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Reason::Hidden => "its name begins with a dot",
             Reason::TemporaryName => "its name is that of an unfinished upload",
-            Reason::Checksum => "it is the checksum of a bundle",
+            Reason::Checksum => "it is the checksum of a bundle that is not there",
             Reason::Directory => "it is a folder",
             Reason::Fifo => "it is a FIFO",
             Reason::Socket => "it is a socket",
@@ -138,12 +138,6 @@ impl Folder {
         Ok(Folder { fd, stat })
     }
 
-    /// Whether its permissions may be trusted.
-    pub(crate) fn judge(&self, allow_insecure: bool) -> FolderTrust {
-        let us = rustix::process::geteuid().as_raw();
-        judge_folder(self.stat.st_mode, self.stat.st_uid, us, allow_insecure)
-    }
-
     /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out.
     ///
     /// # Errors
@@ -206,12 +200,27 @@ impl Folder {
             Err(error) => return Err(Refused::Unreadable(error.into())),
         };
         let metadata = file.metadata().map_err(Refused::Unreadable)?;
-        let us = rustix::process::geteuid().as_raw();
-        match is_trusted_target(metadata.mode(), metadata.uid(), us) {
+        match is_roots_alone(metadata.mode(), metadata.uid()) {
             true => Ok(file),
             false => Err(Refused::UntrustedTarget),
         }
     }
+}
+
+fn us() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Whether a file belongs to root, or to us, and nobody else can write it.
+pub(crate) fn is_roots_alone(mode: u32, owner: u32) -> bool {
+    is_trusted_target(mode, owner, us())
+}
+
+/// Opens whatever lies at a path for reading, without ever blocking. Links are followed: the path was typed by whoever
+/// runs the command.
+pub(crate) fn open_path(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
 
 fn regular(file: File) -> Result<File, Refused> {
@@ -492,6 +501,48 @@ pub(crate) enum FolderTrust {
     Warning(String),
     /// Nothing is imported from it.
     Refused(String),
+}
+
+impl FolderTrust {
+    /// The worse of two verdicts; of two equally bad ones, this.
+    fn or_worse(self, other: FolderTrust) -> FolderTrust {
+        match (&self, &other) {
+            (FolderTrust::Refused(_), _) | (_, FolderTrust::Trusted) => self,
+            (FolderTrust::Warning(_), FolderTrust::Warning(_)) => self,
+            (_, FolderTrust::Refused(_)) | (FolderTrust::Trusted, FolderTrust::Warning(_)) => other,
+        }
+    }
+}
+
+/// Judges an open folder and every folder above it, by the path as it is given and as it is without links: whoever can
+/// rename a folder above can put another one in its place.
+pub(crate) fn judge(folder: &Folder, path: &Path, allow_insecure: bool) -> FolderTrust {
+    let own = judge_folder(folder.stat.st_mode, folder.stat.st_uid, us(), allow_insecure);
+    let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let above = resolved.ancestors().skip(1).chain(path.ancestors().skip(1));
+    above.fold(own, |worst, ancestor| {
+        worst.or_worse(judge_above(ancestor, allow_insecure))
+    })
+}
+
+fn judge_above(ancestor: &Path, allow_insecure: bool) -> FolderTrust {
+    let Ok(metadata) = std::fs::metadata(ancestor) else {
+        return FolderTrust::Trusted;
+    };
+    let name = |why: String| format!("{}, which is above it: {why}", ancestor.display());
+    match judge_ancestor(metadata.mode(), metadata.uid(), us(), allow_insecure) {
+        FolderTrust::Trusted => FolderTrust::Trusted,
+        FolderTrust::Warning(why) => FolderTrust::Warning(name(why)),
+        FolderTrust::Refused(why) => FolderTrust::Refused(name(why)),
+    }
+}
+
+/// Judges a folder above by its mode and owner. In one with the sticky bit (`/tmp`) nobody can rename what is root's,
+/// so it does no harm that everybody can write it (inode(7)).
+fn judge_ancestor(mode: u32, owner: u32, us: u32, allow_insecure: bool) -> FolderTrust {
+    const STICKY: u32 = 0o1000;
+    let mode = if mode & STICKY == 0 { mode } else { mode & !0o022 };
+    judge_folder(mode, owner, us, allow_insecure)
 }
 
 /// Judges a folder by its mode and owner; `us` is the effective user id of the daemon.
@@ -899,6 +950,57 @@ mod tests {
                 "{mode:o} {owner} {us} {allow_insecure}: {trust:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_folder_above_is_judged_alike_and_a_sticky_one_is_safe() {
+        let table = [
+            (0o40755, 0, FolderTrust::Trusted),
+            (0o41777, 0, FolderTrust::Trusted),
+            (0o41775, 0, FolderTrust::Trusted),
+        ];
+        for (mode, owner, expected) in table {
+            assert_eq!(judge_ancestor(mode, owner, 0, false), expected, "{mode:o}");
+        }
+        assert!(matches!(
+            judge_ancestor(0o40777, 0, 0, false),
+            FolderTrust::Refused(_)
+        ));
+        assert!(matches!(
+            judge_ancestor(0o40777, 0, 0, true),
+            FolderTrust::Warning(_)
+        ));
+        assert!(matches!(
+            judge_ancestor(0o40775, 0, 0, false),
+            FolderTrust::Warning(_)
+        ));
+        assert!(matches!(
+            judge_ancestor(0o41777, 1000, 0, false),
+            FolderTrust::Warning(_)
+        ));
+    }
+
+    #[test]
+    fn a_folder_above_that_everybody_can_write_is_named_through_links_too() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (open, shut) = (temporary.path().join("open"), temporary.path().join("shut"));
+        fs::create_dir_all(open.join("data/images")).unwrap();
+        fs::create_dir(&shut).unwrap();
+        std::os::unix::fs::symlink(open.join("data/images"), shut.join("images")).unwrap();
+        let verdict = |path: &Path| judge(&Folder::open_dir(path).unwrap(), path, false);
+        assert_eq!(verdict(&open.join("data/images")), FolderTrust::Trusted);
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        for path in [open.join("data/images"), shut.join("images")] {
+            let FolderTrust::Refused(why) = verdict(&path) else {
+                panic!("{}: {:?}", path.display(), verdict(&path));
+            };
+            assert!(
+                why.contains("open, which is above it") && why.contains("chmod o-w"),
+                "{why}"
+            );
+        }
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+        assert_eq!(verdict(&open.join("data/images")), FolderTrust::Trusted);
     }
 
     #[test]

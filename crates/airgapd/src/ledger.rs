@@ -130,6 +130,16 @@ pub(crate) enum ErrorClass {
     Bundle,
     /// Somebody who changes the configuration or the permissions.
     Permanent,
+    /// Another file, checksum or rule: the node must not take this one. What it imported is not wanted any more.
+    Refused,
+}
+
+impl Entry {
+    /// Whether the node's rules are against this file, whatever it has imported.
+    pub(crate) fn is_refused(&self) -> bool {
+        let class = self.last_error.as_ref().map(|error| error.class);
+        class == Some(ErrorClass::Refused)
+    }
 }
 
 impl From<import::Outcome> for Outcome {
@@ -149,6 +159,9 @@ impl From<import::Outcome> for Outcome {
 pub(crate) struct Imported {
     /// The file as it was read.
     pub(crate) identity: Identity,
+    /// The checksum file that it was found to match.
+    #[serde(default)]
+    pub(crate) sidecar: Option<Identity>,
     /// Digest of the catalog (`index.json` or `manifest.json`): the identity of the content.
     pub(crate) catalog: Digest,
     pub(crate) images: Vec<ImageEntry>,
@@ -257,11 +270,11 @@ impl Ledger {
         self.closures.get(target.as_ref()).map(Vec::as_slice)
     }
 
-    /// Which images the bundles vouch for, by name. Where two disagree, the one that arrived last
-    /// counts.
+    /// Which images the bundles vouch for, by name, without those that are refused. Where two disagree,
+    /// the one that arrived last counts.
     pub(crate) fn desired_images(&self) -> BTreeMap<&str, (&Digest, &Entry)> {
         let mut desired = BTreeMap::new();
-        for entry in self.entries() {
+        for entry in self.entries().into_iter().filter(|entry| !entry.is_refused()) {
             for image in entry.imported.iter().flat_map(|imported| &imported.images) {
                 desired.insert(image.name.as_str(), (&image.target, entry));
             }
@@ -686,6 +699,7 @@ mod tests {
         };
         Imported {
             identity: identity(size),
+            sidecar: None,
             catalog: digest('c'),
             images: images.iter().map(image).collect(),
             at: Timestamp::UNIX_EPOCH,

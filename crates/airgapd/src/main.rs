@@ -3,6 +3,7 @@
 //! This is the program around the libraries: command line and configuration ([`cli`], [`config`]), which containerd it
 //! is ([`node`], [`runtime`]), the commands, and the daemon with what it watches, remembers and says.
 
+mod checksum;
 mod cli;
 mod commands;
 mod config;
@@ -18,6 +19,7 @@ mod roster;
 mod runtime;
 mod sys;
 mod systemd;
+mod trust;
 mod watch;
 
 use std::path::Path;

@@ -3,12 +3,13 @@
 //! Pure: listings, clock readings and results go in, the next thing to do comes out. Nothing here touches a file or
 //! containerd, and nothing but the daemon's one loop owns it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
 
+use crate::checksum::sidecar_of;
 use crate::folder::{Class, Listed, Reason, Settle, Why};
 
 /// The first wait after a try that may go better later, doubled up to [`LONGEST_RETRY`].
@@ -23,10 +24,18 @@ pub(crate) struct Roster {
     told: HashSet<(OsString, Told)>,
 }
 
+/// A file as it was listed, with what stands for its checksum beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    pub(crate) identity: Identity,
+    /// Of `<file>.sha256`, where there is one.
+    pub(crate) sidecar: Option<Identity>,
+}
+
 #[derive(Debug)]
 struct Tracked {
-    identity: Identity,
-    /// When this identity was first seen: the file has been still since then.
+    version: Version,
+    /// When this version was first seen: the file has been still since then.
     since: Instant,
     phase: Phase,
 }
@@ -40,6 +49,8 @@ pub(crate) enum Phase {
     Ready,
     /// The ledger knows this very file: compared with containerd before it is opened.
     Known,
+    /// Finished, and missing something beside it: looked at again when that comes.
+    Waiting,
     /// Its images are in place, as far as they can be.
     Done,
     /// It could not be imported; tried again then, or when it changes.
@@ -50,6 +61,7 @@ pub(crate) enum Phase {
 enum Told {
     Ignored(Reason),
     Waiting(Why),
+    NoChecksum,
 }
 
 /// What a listing changed.
@@ -62,12 +74,13 @@ pub(crate) struct Changes {
 }
 
 impl Roster {
-    /// Takes over a listing. `known` says whether the ledger has an import of this very file.
+    /// Takes over a listing. `known` says whether the ledger has an import of this very file with this very checksum
+    /// file.
     pub(crate) fn list(
         &mut self,
         listed: Vec<Listed>,
         now: Instant,
-        known: impl Fn(&OsStr, &Identity) -> bool,
+        known: impl Fn(&OsStr, &Version) -> bool,
     ) -> Changes {
         let mut changes = Changes::default();
         let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
@@ -84,48 +97,61 @@ impl Roster {
                 .cloned(),
         );
         self.files.retain(|name, _| candidates.contains(name));
+        let mut sidecars: HashMap<OsString, Identity> = listed
+            .iter()
+            .filter(|entry| entry.class == Class::Ignored(Reason::Checksum))
+            .map(|entry| (entry.name.clone(), entry.identity.clone()))
+            .collect();
+        let mut seen = Vec::new();
+        for entry in listed.iter().filter(|entry| entry.class == Class::Candidate) {
+            let sidecar = sidecars.remove(&sidecar_of(&entry.name));
+            let identity = entry.identity.clone();
+            seen.push((entry.name.clone(), Version { identity, sidecar }));
+        }
         for entry in listed {
             match entry.class {
+                Class::Candidate => {}
+                Class::Ignored(Reason::Checksum) if !sidecars.contains_key(&entry.name) => {}
                 Class::Ignored(reason) => {
                     if self.told.insert((entry.name.clone(), Told::Ignored(reason))) {
                         changes.ignored.push((entry.name, reason));
                     }
                 }
-                Class::Candidate => self.see(entry, now, &known),
             }
+        }
+        for (name, version) in seen {
+            self.see(name, version, now, &known);
         }
         changes
     }
 
-    fn see(&mut self, entry: Listed, now: Instant, known: impl Fn(&OsStr, &Identity) -> bool) {
-        match self.files.get_mut(&entry.name) {
-            Some(tracked) if tracked.identity == entry.identity => {}
-            Some(tracked) => {
-                let name = &entry.name;
+    fn see(
+        &mut self,
+        name: OsString,
+        version: Version,
+        now: Instant,
+        known: impl Fn(&OsStr, &Version) -> bool,
+    ) {
+        let new = Phase::Settling { look: now };
+        let phase = match self.files.get(&name) {
+            Some(tracked) if tracked.version == version => return,
+            Some(_) => {
                 self.told
-                    .retain(|(told, what)| told != name || !matches!(what, Told::Waiting(_)));
-                *tracked = Tracked {
-                    identity: entry.identity,
-                    since: now,
-                    phase: Phase::Settling { look: now },
-                };
+                    .retain(|(told, what)| *told != name || matches!(what, Told::Ignored(_)));
+                new
             }
-            None => {
-                let phase = if known(&entry.name, &entry.identity) {
-                    Phase::Known
-                } else {
-                    Phase::Settling { look: now }
-                };
-                self.files.insert(
-                    entry.name,
-                    Tracked {
-                        identity: entry.identity,
-                        since: now,
-                        phase,
-                    },
-                );
-            }
-        }
+            None if known(&name, &version) => Phase::Known,
+            None => new,
+        };
+        let since = now;
+        self.files.insert(
+            name,
+            Tracked {
+                version,
+                since,
+                phase,
+            },
+        );
     }
 
     /// The file that is due to be looked at, or, where `connected`, imported. Those that wait longest go first.
@@ -152,7 +178,12 @@ impl Roster {
 
     /// The identity a file was listed with.
     pub(crate) fn identity(&self, name: &OsStr) -> Option<Identity> {
-        self.files.get(name).map(|file| file.identity.clone())
+        self.version(name).map(|version| version.identity)
+    }
+
+    /// What a file and its checksum were listed as.
+    pub(crate) fn version(&self, name: &OsStr) -> Option<Version> {
+        self.files.get(name).map(|file| file.version.clone())
     }
 
     /// Sets how far a file has come.
@@ -178,6 +209,12 @@ impl Roster {
                 retry: retry.then(|| now + wait),
             },
         );
+    }
+
+    /// Lets a file wait for its checksum. Whether that is to be said: the first time only.
+    pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
+        self.set(name, Phase::Waiting);
+        self.told.insert((name.to_owned(), Told::NoChecksum))
     }
 
     /// Takes over whether a file is finished. What should be said about it, the first time only.
@@ -225,7 +262,7 @@ impl Tracked {
             Phase::Failed {
                 retry: Some(retry), ..
             } => connected && retry <= now,
-            Phase::Failed { retry: None, .. } | Phase::Known | Phase::Done => false,
+            Phase::Failed { retry: None, .. } | Phase::Known | Phase::Waiting | Phase::Done => false,
         }
     }
 
@@ -233,7 +270,7 @@ impl Tracked {
         match self.phase {
             Phase::Settling { look } => Some(look),
             Phase::Failed { retry, .. } if connected => retry,
-            Phase::Failed { .. } | Phase::Ready | Phase::Known | Phase::Done => None,
+            Phase::Failed { .. } | Phase::Ready | Phase::Known | Phase::Waiting | Phase::Done => None,
         }
     }
 }
@@ -260,7 +297,7 @@ mod tests {
         }
     }
 
-    fn new_only(_: &OsStr, _: &Identity) -> bool {
+    fn new_only(_: &OsStr, _: &Version) -> bool {
         false
     }
 
@@ -340,6 +377,61 @@ mod tests {
         assert_eq!(roster.settle("a.tar".as_ref(), stalled), None);
         roster.list(vec![file("a.tar", 2)], now, new_only);
         assert_eq!(roster.settle("a.tar".as_ref(), stalled), Some(Why::Empty));
+    }
+
+    fn checksum(name: &str, inode: u64) -> Listed {
+        Listed {
+            class: Class::Ignored(Reason::Checksum),
+            ..file(name, inode)
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_comes_changes_or_goes_makes_its_bundle_settle_anew_and_no_other() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        let (a, b) = (|| file("a.tar", 1), || file("b.tar", 2));
+        roster.list(vec![a(), b()], now, new_only);
+        for listed in [
+            vec![a(), checksum("a.tar.sha256", 7), b()],
+            vec![a(), checksum("a.tar.sha256", 8), b()],
+            vec![a(), b()],
+        ] {
+            roster.set("a.tar".as_ref(), Phase::Done);
+            roster.set("b.tar".as_ref(), Phase::Done);
+            let changes = roster.list(listed.clone(), now, new_only);
+            assert_eq!(changes, Changes::default(), "it is nothing to tell of");
+            assert_eq!(
+                roster.phase("a.tar".as_ref()),
+                Some(Phase::Settling { look: now })
+            );
+            assert_eq!(roster.phase("b.tar".as_ref()), Some(Phase::Done));
+            roster.set("a.tar".as_ref(), Phase::Done);
+            roster.list(listed, now, new_only);
+            assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Done));
+        }
+    }
+
+    #[test]
+    fn a_checksum_without_its_bundle_is_told_once() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        let alone = || vec![checksum("a.tar.sha256", 7)];
+        let told = [("a.tar.sha256".into(), Reason::Checksum)];
+        assert_eq!(roster.list(alone(), now, new_only).ignored, told);
+        assert!(roster.list(alone(), now, new_only).ignored.is_empty());
+    }
+
+    #[test]
+    fn a_bundle_waits_for_its_checksum_and_that_is_told_once() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, new_only);
+        assert!(roster.await_checksum("a.tar".as_ref()));
+        assert!(!roster.await_checksum("a.tar".as_ref()));
+        assert_eq!((roster.due(now, true), roster.next_due(true)), (None, None));
+        roster.list(vec![file("a.tar", 1), checksum("a.tar.sha256", 7)], now, new_only);
+        assert_eq!(roster.due(now, false), Some("a.tar".into()));
     }
 
     #[test]

@@ -97,6 +97,9 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
         names,
         base_name,
         digest_references,
+        allowed_names,
+        checksums,
+        trusted_digests,
         on_conflict,
         namespace,
         ..
@@ -112,6 +115,7 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
         digest_references,
         on_conflict,
         namespace,
+        (allowed_names, checksums, trusted_digests),
     );
     import::short_hash(format!("{decisive:?}").as_bytes())
 }

@@ -10,6 +10,7 @@ mod ingest;
 pub mod labels;
 mod lease;
 mod names;
+mod pattern;
 mod plan;
 mod release;
 mod report;
@@ -27,6 +28,7 @@ pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, S
 pub use labels::{Source, bundle_id, short_hash};
 pub use lease::{Lease, PREFIX as LEASE_PREFIX};
 pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference, printable};
+pub use pattern::{InvalidPattern, Pattern};
 pub use plan::{
     BlobAction, BlobStep, ImagePlan, Intent, OnConflict, Plan, RecordAction, RecordStep, missing_gc_labels,
     plan, plan_record,

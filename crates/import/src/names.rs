@@ -14,6 +14,8 @@ use bundle::RawName;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::pattern::Pattern;
+
 /// The most characters a repository (host and path) may have: the limit of the distribution reference grammar.
 const REPOSITORY_LENGTH: usize = 255;
 
@@ -204,6 +206,8 @@ pub struct Naming {
     pub base_name: Option<String>,
     /// Which `name@digest` records are added.
     pub digest_references: DigestReferences,
+    /// What a bundle may call its images, as normalised references; empty allows every name.
+    pub allowed: Vec<Pattern>,
 }
 
 /// The names of one image, and what was wrong with the others.
@@ -213,6 +217,8 @@ pub struct Names {
     pub references: Vec<Reference>,
     /// Names that were not used, each with the reason.
     pub refused: Vec<String>,
+    /// Those among them that would have been used if they were allowed.
+    pub forbidden: usize,
 }
 
 impl Naming {
@@ -225,7 +231,7 @@ impl Naming {
         let mut names = Names::default();
         for name in raw {
             match self.reference_of(name, target) {
-                Ok(references) => names.references.extend(references),
+                Ok(references) => self.add_allowed(&mut names, references),
                 Err(reason) => names.refused.push(reason),
             }
         }
@@ -266,6 +272,22 @@ impl Naming {
             .into_iter()
             .chain(reference.only_digest())
             .collect())
+    }
+
+    /// Takes what a bundle may name. Names that follow from an allowed one (its digest, its aliases) and those the
+    /// operator gives are allowed with it: they are nobody else's words.
+    fn add_allowed(&self, names: &mut Names, references: Vec<Reference>) {
+        for reference in references {
+            let text = reference.to_string();
+            if self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.matches(&text)) {
+                names.references.push(reference);
+            } else {
+                names.forbidden += 1;
+                names
+                    .refused
+                    .push(format!("{text} is not among the names that allowedNames allows"));
+            }
+        }
     }
 
     fn with_base_name(&self, tag: &str) -> Result<String, String> {
@@ -438,6 +460,58 @@ mod tests {
             names(&naming, RawName::RepoTag("busybox".into())),
             ["docker.io/library/busybox:latest"]
         );
+    }
+
+    #[test]
+    fn only_allowed_names_are_taken_and_what_follows_from_them() {
+        let naming = Naming {
+            allowed: vec![
+                "r.test/ok/*".parse().unwrap(),
+                "docker.io/library/busybox:*".parse().unwrap(),
+            ],
+            aliases: vec![Alias {
+                from: "r.test/ok".into(),
+                to: "mirror.test/ok".into(),
+            }],
+            ..Naming::default()
+        };
+        let raw = ["r.test/ok/a:1", "r.test/other:1", "busybox", "r.test/ok"]
+            .map(|name| RawName::RepoTag(name.into()));
+        let taken = naming.names_of(&raw, &target());
+        let texts: Vec<_> = taken.references.iter().map(ToString::to_string).collect();
+        let wanted = [
+            "r.test/ok/a:1".to_owned(),
+            "docker.io/library/busybox:latest".to_owned(),
+            format!("r.test/ok/a@{TARGET}"),
+            format!("docker.io/library/busybox@{TARGET}"),
+            "mirror.test/ok/a:1".to_owned(),
+            format!("mirror.test/ok/a@{TARGET}"),
+        ];
+        assert_eq!(texts, wanted);
+        assert_eq!(taken.forbidden, 2);
+        for name in ["r.test/other:1", "r.test/ok:latest"] {
+            assert!(
+                taken
+                    .refused
+                    .iter()
+                    .any(|why| why.starts_with(name) && why.contains("allowedNames")),
+                "{name}: {:?}",
+                taken.refused
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_that_the_operator_gives_needs_no_pattern() {
+        let naming = Naming {
+            allowed: vec!["r.test/*".parse().unwrap()],
+            names: BTreeMap::from([(TARGET.to_owned(), "elsewhere.test/given:1".parse().unwrap())]),
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        let named = naming.names_of(&[RawName::RepoTag("x:1".into())], &target());
+        assert_eq!(named.references, ["elsewhere.test/given:1".parse().unwrap()]);
+        assert_eq!(named.forbidden, 1);
     }
 
     #[test]

@@ -180,6 +180,17 @@ impl BundleReport {
         }
     }
 
+    /// The report of a bundle that is not imported although it may be sound: a rule of the node is against it, or its
+    /// bytes are not those it should have.
+    #[must_use]
+    pub fn refused(path: &Path, reason: String, cause: Cause, took: Duration) -> BundleReport {
+        BundleReport {
+            error: Some(reason),
+            cause: Some(cause),
+            ..BundleReport::empty(path, Outcome::Failed, took)
+        }
+    }
+
     /// The report of a bundle that was not tried, because of `error`.
     #[must_use]
     pub fn untried(path: &Path, error: &Error, took: Duration) -> BundleReport {
@@ -250,12 +261,7 @@ impl BundleReport {
             outcome: outcome_of(&images),
             error: stopped.map(|error| chain(error)),
             blobs: count_blobs(bundle.catalog(), selection, &ingested.sent),
-            warnings: bundle
-                .catalog()
-                .warnings
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            warnings: warnings(bundle.catalog(), selection),
             cause: stopped
                 .map(cause_of)
                 .or_else(|| failed.then(|| failure_cause(selection, ingested))),
@@ -268,6 +274,22 @@ impl BundleReport {
         }
         report
     }
+}
+
+/// Remarks on the archive, and on images that are taken although there is something to say.
+fn warnings(catalog: &Catalog, selection: &Selection) -> Vec<String> {
+    let archive = catalog.warnings.iter().map(ToString::to_string);
+    let taken = selection
+        .choices
+        .iter()
+        .filter(|choice| matches!(choice.verdict, Verdict::Take(_)));
+    let images = taken.flat_map(|choice| {
+        choice
+            .notes
+            .iter()
+            .map(|note| format!("{}: {note}", choice.label))
+    });
+    archive.chain(images).collect()
 }
 
 /// The bundle is to blame unless every failure has another reason: a name that is taken, a refusal of containerd.
@@ -319,6 +341,10 @@ fn image_reports(selection: &Selection, ingested: &Ingested) -> Vec<ImageReport>
         match &choice.verdict {
             Verdict::Skip(skip) => {
                 reports.push(without_record(choice, ImageOutcome::Skipped, skip.to_string()))
+            }
+            Verdict::Forbidden => {
+                let reason = "a bundle may not name it so".to_owned();
+                reports.push(without_record(choice, ImageOutcome::Failed, reason));
             }
             Verdict::Broken(problems) => {
                 reports.push(without_record(choice, ImageOutcome::Failed, problems.join("; ")))

@@ -57,6 +57,9 @@ pub enum Verdict {
     Take(Taken),
     /// Nothing is wrong with it, but it gets no record.
     Skip(Skip),
+    /// Nothing is wrong with it, but every name it has is one that bundles may not use here; the reasons are in the
+    /// notes.
+    Forbidden,
     /// It cannot be run as the bundle holds it: each problem names the platform and the blob.
     Broken(Vec<String>),
 }
@@ -234,11 +237,13 @@ fn label(group: &[&Image]) -> String {
 fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<String>) -> Verdict {
     let mut records: Vec<RecordName> = Vec::new();
     let mut all: Vec<Reference> = Vec::new();
+    let mut forbidden = 0;
     for image in group {
         let names = policy
             .naming
             .names_of(&image.names, image.root.descriptor.digest());
         notes.extend(names.refused);
+        forbidden += names.forbidden;
         for reference in names.references {
             if !all.contains(&reference) {
                 records.push(RecordName {
@@ -250,7 +255,11 @@ fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<St
         }
     }
     if records.is_empty() {
-        return Verdict::Skip(Skip::Unnamed);
+        return if forbidden > 0 {
+            Verdict::Forbidden
+        } else {
+            Verdict::Skip(Skip::Unnamed)
+        };
     }
     records.extend(manifest_records(&group[0].root, &closure, &all, &policy.naming));
     Verdict::Take(Taken { records, closure })
@@ -305,7 +314,7 @@ impl Choice {
     fn records(&self) -> &[RecordName] {
         match &self.verdict {
             Verdict::Take(taken) => &taken.records,
-            Verdict::Skip(_) | Verdict::Broken(_) => &[],
+            Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => &[],
         }
     }
 

@@ -57,7 +57,7 @@ impl Selection {
     pub fn taken(&self) -> impl Iterator<Item = &Taken> {
         self.choices.iter().filter_map(|choice| match &choice.verdict {
             Verdict::Take(taken) => Some(taken),
-            Verdict::Skip(_) | Verdict::Broken(_) => None,
+            Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => None,
         })
     }
 }

@@ -3,6 +3,8 @@
 //! A file in the images folder is imported as the daemon would do it and belongs to the daemon afterwards. A file from
 //! anywhere else is marked as imported by hand, and stays until `airgapd release`.
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,12 +13,15 @@ use bundle::Bundle;
 use import::{BundleReport, Cause, Intent, Outcome, Policy, Source, bundle_id, short_hash};
 
 use super::Exit;
+use crate::checksum::{self, Failure, sidecar_of};
 use crate::cli::ImportArgs;
-use crate::config::{OutputFormat, Settings};
+use crate::config::{Checksums, OutputFormat, Settings};
+use crate::folder::{self, Folder, Refused};
 use crate::node::Runtime as Node;
 use crate::output::{self, ImportDocument};
 use crate::progress::Progress;
 use crate::runtime::{self, Runtime, Unusable};
+use crate::trust;
 
 /// Imports every file, one after the other; one bad file spares the others.
 pub(crate) async fn run(
@@ -80,14 +85,9 @@ impl Import<'_> {
     /// Imports one file; the plan as text comes along.
     async fn one(&self, path: &Path) -> (BundleReport, String) {
         let started = Instant::now();
-        let bundle = match open(path, &self.settings.limits).await {
+        let bundle = match self.open(path, started).await {
             Ok(bundle) => Arc::new(bundle),
-            Err(error) => {
-                return (
-                    BundleReport::unreadable(path, &error, started.elapsed()),
-                    String::new(),
-                );
-            }
+            Err(report) => return (*report, String::new()),
         };
         let (source, lease_id) = whose(path, &self.node.images_dir);
         let intent = Intent {
@@ -116,10 +116,75 @@ impl Import<'_> {
     }
 }
 
-/// Opens a bundle; reading blocks, so it happens off the runtime's threads.
+impl Import<'_> {
+    /// Opens a bundle, and holds it against its checksum and the trusted digests.
+    async fn open(&self, path: &Path, started: Instant) -> Result<Bundle, Box<BundleReport>> {
+        let unreadable =
+            |error: bundle::Error| Box::new(BundleReport::unreadable(path, &error, started.elapsed()));
+        let refused =
+            |why: String, cause| Box::new(BundleReport::refused(path, why, cause, started.elapsed()));
+        let file = open_file(path).map_err(unreadable)?;
+        if let Err(failure) = verify(&file, path, self.settings.checksums).await {
+            let cause = match failure {
+                Failure::Mismatch { .. } => Cause::Bundle,
+                Failure::Changed | Failure::Read(_) => Cause::File,
+                Failure::Missing { .. } | Failure::NoFile | Failure::Unusable { .. } => Cause::Other,
+            };
+            return Err(refused(failure.to_string(), cause));
+        }
+        let bundle = read(file, path, &self.settings.limits)
+            .await
+            .map_err(unreadable)?;
+        match &self.settings.trusted_digests {
+            Some(trusted) => match trust::check(trusted, &bundle.catalog().digest) {
+                Ok(()) => Ok(bundle),
+                Err(why) => Err(refused(why, Cause::Other)),
+            },
+            None => Ok(bundle),
+        }
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, bundle::Error> {
+    folder::open_path(path).map_err(|source| bundle::Error {
+        path: path.to_owned(),
+        fault: bundle::Fault::Io {
+            action: "open the file",
+            source,
+        },
+    })
+}
+
+/// Checks an open bundle against the checksum beside it. What is no regular file is left to the reader to refuse.
+async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure> {
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    if mode == Checksums::Off || !is_file {
+        return Ok(());
+    }
+    let name = path.file_name().unwrap_or(OsStr::new(""));
+    let beside = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let sidecar = Folder::open_dir(beside)
+        .map_err(Refused::Unreadable)
+        .and_then(|folder| folder.open(&sidecar_of(name)));
+    if let Some(expected) = checksum::expected(name, sidecar, mode)? {
+        let file = file.try_clone().map_err(Failure::Read)?;
+        checksum::check(file, name, expected).await?;
+    }
+    Ok(())
+}
+
+/// Opens a bundle, whatever its checksum is.
 pub(super) async fn open(path: &Path, limits: &bundle::Limits) -> Result<Bundle, bundle::Error> {
+    read(open_file(path)?, path, limits).await
+}
+
+/// Reads the catalog of an open bundle; that blocks, so it happens off the runtime's threads.
+async fn read(file: File, path: &Path, limits: &bundle::Limits) -> Result<Bundle, bundle::Error> {
     let (path, limits) = (path.to_owned(), limits.clone());
-    let opened = tokio::task::spawn_blocking(move || Bundle::open(&path, &limits)).await;
+    let opened = tokio::task::spawn_blocking(move || Bundle::from_file(file, &path, &limits)).await;
     opened.expect("reading a bundle never panics")
 }
 

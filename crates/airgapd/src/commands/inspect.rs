@@ -152,6 +152,11 @@ fn inspect_image(choice: &Choice, bundle: &Bundle) -> InspectedImage {
             taken.records.iter().map(|record| record.name.clone()).collect(),
         ),
         Verdict::Skip(skip) => ("skip", Some(skip.to_string()), Vec::new()),
+        Verdict::Forbidden => (
+            "forbidden",
+            Some("allowedNames allows none of its names".to_owned()),
+            Vec::new(),
+        ),
         Verdict::Broken(problems) => ("broken", Some(problems.join("; ")), Vec::new()),
     };
     let mut platforms = Vec::new();
@@ -219,7 +224,7 @@ fn is_taken(node: &Node, choice: &Choice) -> bool {
             .blobs
             .iter()
             .any(|blob| blob.digest == *node.descriptor.digest()),
-        Verdict::Skip(_) | Verdict::Broken(_) => false,
+        Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => false,
     }
 }
 
