@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use bundle::fixtures::Image;
+use bundle::fixtures::{Image, Layout};
 use xtask::Generation;
 
 use crate::support::bundles::{self, docker, image, native, needed_here, records_of, text};
@@ -67,6 +67,24 @@ fn a_docker_archive_gets_the_digest_that_containerd_gives_it(target: &Target) {
     let name = "registry.test/docker:1";
     docker([docker_image(name)]).write_to(&file);
     node.import([&file]).exits(0);
+    let theirs = target.elsewhere();
+    ctr_import(&theirs, &file);
+    assert_eq!(
+        target.expect_record(name).target.digest(),
+        theirs.expect_record(name).target.digest()
+    );
+}
+
+/// Statements 1 and 2, with what Docker 25 and newer save: names and digests are those of the layout.
+fn a_hybrid_archive_is_taken_by_its_layout_side(target: &Target) {
+    let node = Node::on(target);
+    let file = node.path("hybrid.tar");
+    let name = "registry.test/hybrid:1";
+    let image = docker_image(name).repo_tag("registry.test/only-in-manifest-json:1");
+    let archive = Layout::hybrid().image(image).write_to(&file);
+    let report = node.import([&file]).exits(0).bundle();
+    assert_eq!(report["format"], "oci-layout+docker-archive");
+    assert_eq!(target.names(), records_of(name, &archive.images[0]).into());
     let theirs = target.elsewhere();
     ctr_import(&theirs, &file);
     assert_eq!(
@@ -159,5 +177,6 @@ fn a_layout_that_umoci_made_is_imported_with_a_base_name() {
 on_each_containerd!(a_compressed_copy_in_the_store_changes_no_digest);
 on_each_real_containerd!(
     a_docker_archive_gets_the_digest_that_containerd_gives_it,
-    what_ctr_exports_is_imported
+    a_hybrid_archive_is_taken_by_its_layout_side,
+    what_ctr_exports_is_imported,
 );

@@ -177,7 +177,10 @@ fn a_replaced_bundle_moves_its_names_to_the_new_images(target: &Target) {
     let file = node.images().join("app.tar");
     let before = bundles::write(&node.path("app.tar"), [image(name)]).images[0].clone();
     fs::rename(node.path("app.tar"), &file).unwrap();
-    daemon.wait_until("the first", || target.record(name).is_some());
+    let old = records_of(name, &before)[1].clone();
+    daemon.wait_until("the first", || {
+        target.record(name).is_some() && target.record(&old).is_some()
+    });
 
     let after = bundles::write(&node.path("app.tar"), [image(name)]).images[0].clone();
     fs::rename(node.path("app.tar"), &file).unwrap();
@@ -186,12 +189,39 @@ fn a_replaced_bundle_moves_its_names_to_the_new_images(target: &Target) {
     });
 
     assert!(target.is_pinned(name));
-    assert!(target.is_pinned(&records_of(name, &after)[1]));
-    let old = records_of(name, &before)[1].clone();
+    let new = records_of(name, &after)[1].clone();
+    daemon.wait_until("the new digest's record", || target.record(&new).is_some());
+    assert!(target.is_pinned(&new));
     assert!(
         target.record(&old).is_some(),
         "containers may run from the old image: its record is kubelet's to remove"
     );
+    daemon.finish(target);
+}
+
+/// Statement 58: another inode and time, and the same content.
+fn the_same_bundle_placed_anew_changes_no_record(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let archive = bundles::write(&node.path("app.tar"), [image("registry.test/app:1")]);
+    node.drop_in(&node.path("app.tar"));
+    let expected = all_records([("registry.test/app:1", &archive.images[0])]);
+    daemon.wait_until("the image", || {
+        target.names() == expected && target.leases().is_empty()
+    });
+
+    let changes = target.watch();
+    fs::rename(node.path("app.tar"), node.images().join("app.tar")).unwrap();
+    daemon.wait_until("it is looked at again", || daemon.count("bundle=app.tar") > 3);
+    let (bundle, name) = marker(node.path("marker.tar"));
+    node.drop_in(&bundle);
+    daemon.wait_until("a file after it", || target.record(&name).is_some());
+    let of_app: Vec<_> = changes
+        .so_far()
+        .into_iter()
+        .filter(|(_, name)| expected.contains(name))
+        .collect();
+    assert_eq!(of_app, []);
     daemon.finish(target);
 }
 
@@ -269,6 +299,7 @@ on_the_fake!(
     a_file_moved_into_the_folder_is_imported,
     what_lies_in_the_folder_at_the_start_is_imported,
     a_folder_that_is_not_there_is_made,
+    the_same_bundle_placed_anew_changes_no_record,
     hidden_and_temporary_files_are_left_alone_with_a_reason_said_once,
     a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before,
     a_file_that_is_no_bundle_is_reported_by_name_and_the_others_proceed,

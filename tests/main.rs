@@ -10,6 +10,7 @@
 mod archives;
 mod content;
 mod damage;
+mod documents;
 mod dropping;
 mod importing;
 mod kubelet;

@@ -116,7 +116,7 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     let docker = Fake::start_blocking(containerd_at("run/containerd/containerd.sock"));
     let k0s = Fake::stopped(containerd_at("run/k0s/containerd.sock"));
 
-    let daemon = Daemon::start(on_the_node(node.path()), at("run/notify"));
+    let daemon = Daemon::start(on_the_node(node.path()), &at("run/notify"));
     daemon.wait_until_ready();
     bundles::write(
         &at("lib/k0s/images/bundle.tar"),

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -124,7 +123,7 @@ impl Node {
 
     /// Starts the daemon and waits for nothing.
     pub fn start_unready(&self) -> Daemon {
-        Daemon::start(self.command(["run"]), self.path("notify.sock"))
+        Daemon::start(self.command(["run"]), &self.path("notify.sock"))
     }
 }
 
@@ -215,12 +214,12 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts the daemon with our socket in the place of systemd's.
-    pub fn start(mut command: Command, socket: PathBuf) -> Daemon {
-        let _ = fs::remove_file(&socket);
-        let notifications = UnixDatagram::bind(&socket).expect("a socket");
+    pub fn start(mut command: Command, socket: &Path) -> Daemon {
+        let _ = fs::remove_file(socket);
+        let notifications = UnixDatagram::bind(socket).expect("a socket");
         notifications.set_nonblocking(true).expect("a socket");
         command
-            .env("NOTIFY_SOCKET", &socket)
+            .env("NOTIFY_SOCKET", socket)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

@@ -202,6 +202,16 @@ impl Target {
 
     /// Sets labels of a record as another tool would; `None` takes one away.
     pub fn set_labels(&self, name: &str, labels: &[(&str, Option<&str>)]) {
+        if let Some(fake) = self.as_fake() {
+            for (key, value) in labels {
+                let value = value.unwrap_or_default();
+                assert!(
+                    fake.set_image_label(&self.namespace, name, key, value),
+                    "no record {name}"
+                );
+            }
+            return;
+        }
         let labels = labels
             .iter()
             .map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned)));

@@ -1,0 +1,237 @@
+//! The JSON documents, whole and key by key, as `docs/json.md` promises them to scripts.
+
+use bundle::fixtures::{Archive, Image, Layout};
+use serde_json::{Value, json};
+
+use crate::support::bundles::text;
+use crate::support::{Node, Target, on_the_fake};
+
+const NAME: &str = "registry.test/app:1";
+
+/// A bundle that is the same in every run: an index with one platform that the node runs and one that it does not.
+fn bundle() -> Layout {
+    let image = Image::new(NAME)
+        .platform("linux/amd64")
+        .layer("ours")
+        .platform("linux/s390x")
+        .layer("not ours");
+    Layout::new().image(image)
+}
+
+/// Sizes of blobs by digest.
+fn size_of(archive: &Archive, digest: impl AsRef<str>) -> u64 {
+    let name = archive.name_of(&digest.as_ref().parse().unwrap());
+    archive.bytes_of(&name).len() as u64
+}
+
+/// How long something took is never twice the same.
+fn without_duration(mut document: Value) -> Value {
+    for bundle in document["bundles"].as_array_mut().unwrap() {
+        assert!(bundle["duration_ms"].is_u64(), "{bundle:#}");
+        bundle["duration_ms"] = json!(0);
+    }
+    document
+}
+
+fn import_prints_one_document_with_stable_keys(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundle().write_to(file.as_ref());
+    let root = archive.images[0].root.to_string();
+    let [ours, other] = &archive.images[0].manifests[..] else {
+        panic!("two platforms")
+    };
+    let sizes = |digests: Vec<&str>| {
+        digests
+            .into_iter()
+            .map(|digest| size_of(&archive, digest))
+            .sum::<u64>()
+    };
+    let taken = sizes(vec![
+        &root,
+        ours.digest.as_ref(),
+        ours.config.as_ref(),
+        ours.layers[0].as_ref(),
+    ]);
+    let left = sizes(vec![
+        other.digest.as_ref(),
+        other.config.as_ref(),
+        other.layers[0].as_ref(),
+    ]);
+    let image = |name: &str, outcome: &str| {
+        json!({
+            "name": name,
+            "digest": root,
+            "media_type": "application/vnd.oci.image.index.v1+json",
+            "platforms": ["linux/amd64"],
+            "outcome": outcome,
+            "reason": null,
+        })
+    };
+    let document = |bundle: &str, outcome: &str, blobs: Value| {
+        json!({"bundles": [{
+            "path": file,
+            "format": "oci-layout",
+            "compression": "none",
+            "outcome": bundle,
+            "error": null,
+            "images": [image(NAME, outcome), image(&format!("registry.test/app@{root}"), outcome)],
+            "blobs": blobs,
+            "duration_ms": 0,
+            "warnings": [],
+        }]})
+    };
+    let blobs = |sent: (u64, u64), present: (u64, u64)| {
+        json!({
+            "sent": sent.0, "sent_bytes": sent.1,
+            "present": present.0, "present_bytes": present.1,
+            "not_needed": 3, "not_needed_bytes": left,
+        })
+    };
+    let first = without_duration(node.import([&file]).exits(0).json());
+    assert_eq!(first, document("imported", "created", blobs((4, taken), (0, 0))));
+    let again = without_duration(node.import([&file]).exits(0).json());
+    assert_eq!(
+        again,
+        document("unchanged", "unchanged", blobs((0, 0), (4, taken)))
+    );
+}
+
+/// What could not be read is `null`, and the list is empty where containerd could not be reached.
+fn import_prints_a_document_even_where_nothing_could_be_done(target: &Target) {
+    let node = Node::on(target);
+    let file = node.path("text.tar");
+    std::fs::write(&file, "no bundle\n".repeat(200)).unwrap();
+    let report = node.import([&file]).exits(5).bundle();
+    assert_eq!(
+        (&report["format"], &report["compression"]),
+        (&Value::Null, &Value::Null),
+        "{report:#}"
+    );
+    assert_eq!(report["outcome"], "failed");
+    assert_eq!(report["images"], json!([]));
+    assert!(
+        report["error"].as_str().unwrap().contains("text.tar"),
+        "{report:#}"
+    );
+
+    let nowhere = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());
+    assert_eq!(nowhere.import([&file]).exits(3).json(), json!({"bundles": []}));
+}
+
+fn inspect_prints_one_document_with_stable_keys(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundle().write_to(file.as_ref());
+    let root = archive.images[0].root.to_string();
+    let platform = |manifest: usize, name: &str, taken: bool| {
+        let manifest = &archive.images[0].manifests[manifest];
+        let parts = [
+            manifest.digest.as_ref(),
+            manifest.config.as_ref(),
+            manifest.layers[0].as_ref(),
+        ];
+        json!({
+            "platform": name,
+            "digest": manifest.digest.to_string(),
+            "taken": taken,
+            "state": "whole",
+            "problems": [],
+            "config_platform": null,
+            "layers": 1,
+            "size": parts.map(|digest| size_of(&archive, digest)).iter().sum::<u64>(),
+        })
+    };
+    let document = node
+        .airgapd(["inspect", "-o", "json", "--platform", "linux/amd64", &file])
+        .exits(0)
+        .json();
+    let expected = json!({
+        "path": file,
+        "format": "oci-layout",
+        "compression": "none",
+        "digest": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),
+        "size": std::fs::metadata(&file).unwrap().len(),
+        "complete": true,
+        "warnings": [],
+        "images": [{
+            "names": [NAME],
+            "digest": root,
+            "media_type": "application/vnd.oci.image.index.v1+json",
+            "records": [NAME, format!("registry.test/app@{root}")],
+            "verdict": "take",
+            "reason": null,
+            "notes": [],
+            "platforms": [platform(0, "linux/amd64", true), platform(1, "linux/s390x", false)],
+        }],
+    });
+    assert_eq!(document, expected);
+}
+
+fn inspect_of_a_bundle_that_is_not_whole_ends_with_5(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let mut archive = bundle().build();
+    let layer = archive.images[0].manifests[0].layers[0].clone();
+    archive.remove_blob(&layer).write_to(file.as_ref());
+    let answer = node
+        .airgapd(["inspect", "-o", "json", "--platform", "linux/amd64", &file])
+        .exits(5);
+    let image = &answer.json()["images"][0];
+    assert_eq!(
+        (&answer.json()["complete"], &image["verdict"]),
+        (&json!(false), &json!("broken"))
+    );
+    assert!(
+        image["reason"].as_str().unwrap().contains(layer.digest()),
+        "{image:#}"
+    );
+    assert_eq!(image["records"], json!([]));
+}
+
+fn release_and_config_print_documents_with_stable_keys(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    bundle().write_to(file.as_ref());
+    node.import([&file]).exits(0);
+    let released = node
+        .airgapd(["release", NAME, "--dry-run", "-o", "json"])
+        .exits(0)
+        .json();
+    let labels = [
+        "io.airgapd.import",
+        "io.airgapd.pinned",
+        "io.cri-containerd.pinned",
+    ];
+    assert_eq!(
+        released,
+        json!({"dry_run": true, "released": [{"name": NAME, "unpinned": true, "labels": labels}]})
+    );
+
+    let config = node.airgapd(["config", "-o", "json"]).exits(0).json();
+    let row = |key: &str| {
+        config
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["key"] == key)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(
+        row("resync"),
+        json!({"key": "resync", "value": "10m", "origin": "default"})
+    );
+    assert_eq!(
+        row("namespace"),
+        json!({"key": "namespace", "value": target.namespace(), "origin": "file"})
+    );
+}
+
+on_the_fake!(
+    import_prints_one_document_with_stable_keys,
+    import_prints_a_document_even_where_nothing_could_be_done,
+    inspect_prints_one_document_with_stable_keys,
+    inspect_of_a_bundle_that_is_not_whole_ends_with_5,
+    release_and_config_print_documents_with_stable_keys,
+);
