@@ -9,13 +9,16 @@ use std::sync::Arc;
 
 use bundle::Bundle;
 use containerd::{BlobSource, BlobSpec, Client, Creation, Held, ImageUpdate, NewImage, Recovery, Written};
-use oci_spec::image::Digest;
+use oci_spec::image::{Descriptor, Digest};
 use tokio::task::JoinSet;
 
 use crate::Error;
-use crate::lease::Lease;
-use crate::plan::{BlobAction, BlobStep, ImagePlan, Intent, Plan, RecordAction, RecordStep, plan_record};
-use crate::select::RecordName;
+use crate::labels::LabelChanges;
+use crate::lease::{self, Lease};
+use crate::plan::{
+    BlobAction, BlobStep, ImagePlan, Intent, Plan, RecordAction, RecordStep, missing_gc_labels, plan_record,
+};
+use crate::select::NamedTarget;
 
 /// Blobs sent at the same time, each over a connection of its own. containerd gains nothing from more.
 const PARALLEL_BLOBS: usize = 4;
@@ -65,7 +68,7 @@ pub struct Failure {
 }
 
 /// What became of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordOutcome {
     /// It is new.
     Created,
@@ -80,6 +83,8 @@ pub enum RecordOutcome {
         /// By the rule `refuse`.
         refused: bool,
     },
+    /// containerd does not take it; why, in one line.
+    Rejected(String),
 }
 
 /// What became of a plan.
@@ -89,6 +94,8 @@ pub struct Ingested {
     pub images: Vec<ImageResult>,
     /// Blobs that were sent, with the bytes that went over the wire.
     pub sent: HashMap<Digest, u64>,
+    /// Blobs that are in place without a byte having been sent.
+    pub present: HashSet<Digest>,
     /// Why the run stopped before its end.
     pub stopped: Option<Error>,
 }
@@ -112,8 +119,12 @@ pub struct Job<'a> {
 /// Carries out a plan.
 ///
 /// Never fails as a whole: what went wrong is in the result, beside what went right. When the plan is done already,
-/// nothing is leased and nothing is written. Safe to cancel at any time: what is committed stays under the lease, which
-/// is found again by the next run or ends by itself.
+/// nothing is leased and nothing is written; only a lease that an interrupted run left behind is given back.
+///
+/// # Cancel safety
+///
+/// May be dropped at any await: what is committed stays under the lease, which is found again by the next run or ends
+/// by itself, and a record is written whole or not at all.
 pub async fn carry_out(job: &Job<'_>) -> Ingested {
     let mut run = Run {
         job,
@@ -124,8 +135,8 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
     };
     let stopped = run.all().await.err();
     // A run that was stopped is taken up again: its lease keeps what has been moved.
-    if let (None, Some(lease)) = (&stopped, run.lease.take()) {
-        if let Err(error) = lease.release(job.client).await {
+    if stopped.is_none() {
+        if let Err(error) = lease::give_back(job.client, job.lease_id).await {
             tracing::debug!(%error, "the lease was not given back and ends by itself");
         }
     }
@@ -157,6 +168,8 @@ impl From<containerd::Error> for Fault {
     fn from(error: containerd::Error) -> Self {
         match error.recovery() {
             Recovery::LeaseLost => Fault::LeaseLost,
+            // What the lease held cannot go away while it is there.
+            Recovery::Transient if matches!(error, containerd::Error::Gone { .. }) => Fault::LeaseLost,
             Recovery::Content => Fault::Image(Failure {
                 reason: chain(&error),
                 is_content: true,
@@ -219,12 +232,15 @@ impl Run<'_> {
 
     async fn image(&mut self, image: &ImagePlan) -> Result<Vec<(RecordStep, RecordOutcome)>, Fault> {
         if image.is_done() {
+            let in_place = image.blobs.iter().map(|step| step.digest.clone());
+            self.result.present.extend(in_place);
             return Ok(image
                 .records
                 .iter()
                 .map(|step| (step.clone(), unwritten(&step.action)))
                 .collect());
         }
+        self.check_known_bad(image)?;
         self.leaves(image).await?;
         for step in image.blobs.iter().filter(|step| !step.children.is_empty()) {
             self.parent(step).await?;
@@ -242,15 +258,30 @@ impl Run<'_> {
     async fn leaves(&mut self, image: &ImagePlan) -> Result<(), Fault> {
         let lease = self.lease().await?;
         let mut tasks = JoinSet::new();
+        let ended = self.spread(image, &lease, &mut tasks).await;
+        if let Err(Fault::Stop(error)) = &ended {
+            tasks.shutdown().await;
+            if is_space(error) {
+                self.clear_away(image).await;
+            }
+        }
+        ended
+    }
+
+    async fn spread(
+        &mut self,
+        image: &ImagePlan,
+        lease: &str,
+        tasks: &mut JoinSet<Moved>,
+    ) -> Result<(), Fault> {
         for step in image.blobs.iter().filter(|step| step.children.is_empty()) {
             if self.done.contains(&step.digest) {
                 continue;
             }
-            self.check_known_bad(&step.digest)?;
             if tasks.len() >= PARALLEL_BLOBS {
                 self.joined(tasks.join_next().await)?;
             }
-            tasks.spawn(self.task(&lease, step).run());
+            tasks.spawn(self.task(lease, step).run());
         }
         while !tasks.is_empty() {
             self.joined(tasks.join_next().await)?;
@@ -258,11 +289,24 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Throws away what is half written of an image: a full disk stays full until somebody does.
+    async fn clear_away(&self, image: &ImagePlan) {
+        for step in image
+            .blobs
+            .iter()
+            .filter(|step| !self.done.contains(&step.digest))
+        {
+            let reference = containerd::ingest_ref(&step.digest);
+            if let Err(error) = self.job.client.abort_ingest(&reference).await {
+                tracing::debug!(%error, reference, "a half written blob stays until the lease ends");
+            }
+        }
+    }
+
     async fn parent(&mut self, step: &BlobStep) -> Result<(), Fault> {
         if self.done.contains(&step.digest) {
             return Ok(());
         }
-        self.check_known_bad(&step.digest)?;
         let lease = self.lease().await?;
         let moved = self.task(&lease, step).run().await;
         self.moved(moved)
@@ -277,29 +321,35 @@ impl Run<'_> {
     }
 
     fn moved(&mut self, moved: Moved) -> Result<(), Fault> {
-        match moved.result {
+        let Moved { digest, result } = moved;
+        match result {
             Ok(sent) => {
-                self.job.observer.blob(&moved.digest, sent);
-                if let Some(bytes) = sent {
-                    self.result.sent.insert(moved.digest.clone(), bytes);
+                self.job.observer.blob(&digest, sent);
+                match sent {
+                    Some(bytes) => *self.result.sent.entry(digest.clone()).or_default() += bytes,
+                    None => drop(self.result.present.insert(digest.clone())),
                 }
-                self.done.insert(moved.digest);
+                self.done.insert(digest);
                 Ok(())
             }
             Err(error) => {
                 let fault = Fault::from(error);
                 if let Fault::Image(failure) = &fault {
-                    self.bad.insert(moved.digest, failure.clone());
+                    // Bytes that somebody is just changing say nothing about the bundle that comes of it.
+                    self.check_bundle()?;
+                    self.bad.insert(digest, failure.clone());
                 }
                 Err(fault)
             }
         }
     }
 
-    fn check_known_bad(&self, digest: &Digest) -> Result<(), Fault> {
-        self.bad
-            .get(digest)
-            .map_or(Ok(()), |failure| Err(Fault::Image(failure.clone())))
+    /// An image with a blob that failed another one fails at once, before anything is sent for it.
+    fn check_known_bad(&self, image: &ImagePlan) -> Result<(), Fault> {
+        match image.blobs.iter().find_map(|step| self.bad.get(&step.digest)) {
+            Some(failure) => Err(Fault::Image(failure.clone())),
+            None => Ok(()),
+        }
     }
 
     /// The lease, fresh enough for what comes next.
@@ -366,67 +416,82 @@ impl Run<'_> {
         }
     }
 
+    /// Brings one record about.
+    ///
+    /// The plan may be an hour old by now. What it says about a record that was there is looked up again, so that what
+    /// somebody else did to it meanwhile is not overlooked.
     async fn record(&self, step: &RecordStep) -> Result<(RecordStep, RecordOutcome), Fault> {
-        let wanted = RecordName {
+        let mut step = match &step.action {
+            RecordAction::Create(_) => step.clone(),
+            _ => self.planned_again(step).await?,
+        };
+        for _ in 0..RECORD_ROUNDS {
+            match self.write_record(&step).await {
+                Ok(Some(outcome)) => return Ok((step, outcome)),
+                Ok(None) => step = self.planned_again(&step).await?,
+                Err(error) => match Fault::from(error) {
+                    Fault::Image(failure) => return Ok((step, RecordOutcome::Rejected(failure.reason))),
+                    fault => return Err(fault),
+                },
+            }
+        }
+        let reason = "somebody else changes the record all the time".to_owned();
+        Ok((step, RecordOutcome::Rejected(reason)))
+    }
+
+    async fn planned_again(&self, step: &RecordStep) -> Result<RecordStep, Fault> {
+        let there = self.job.client.image(&step.name).await?;
+        let wanted = NamedTarget {
             name: step.name.clone(),
             target: step.target.clone(),
         };
-        let mut step = step.clone();
-        for _ in 0..RECORD_ROUNDS {
-            if let Some(outcome) = self.write_record(&step).await? {
-                return Ok((step, outcome));
-            }
-            let there = self.job.client.image(&wanted.name).await?;
-            step = plan_record(&wanted, there.as_ref(), self.job.intent);
-        }
-        let reason = format!(
-            "the record {} is changed by somebody else all the time",
-            wanted.name
-        );
-        Err(Fault::Image(Failure {
-            reason,
-            is_content: false,
-        }))
+        Ok(plan_record(&wanted, there.as_ref(), self.job.intent))
     }
 
     /// Writes a record as planned; `None` when it is not as the plan thought.
-    async fn write_record(&self, step: &RecordStep) -> Result<Option<RecordOutcome>, Fault> {
-        let client = self.job.client;
-        Ok(match &step.action {
+    async fn write_record(&self, step: &RecordStep) -> Result<Option<RecordOutcome>, containerd::Error> {
+        match &step.action {
             RecordAction::Create(labels) => {
                 let image = NewImage {
                     name: step.name.clone(),
                     target: step.target.clone(),
                     labels: labels.clone(),
                 };
-                match client.create_image(&image).await? {
-                    Creation::Created => Some(RecordOutcome::Created),
-                    Creation::Exists => None,
-                }
+                let creation = self.job.client.create_image(&image).await?;
+                Ok((creation == Creation::Created).then_some(RecordOutcome::Created))
             }
             RecordAction::Retarget { labels, .. } => {
-                let update = ImageUpdate {
-                    target: Some(step.target.clone()),
-                    labels: labels.clone(),
-                };
-                client
-                    .update_image(&step.name, &update)
-                    .await?
-                    .map(|_| RecordOutcome::Retargeted)
+                let updated = self
+                    .update_record(step, Some(step.target.clone()), labels)
+                    .await?;
+                Ok(updated.then_some(RecordOutcome::Retargeted))
             }
             RecordAction::Relabel(labels) => {
-                let update = ImageUpdate {
-                    target: None,
-                    labels: labels.clone(),
-                };
-                client
-                    .update_image(&step.name, &update)
-                    .await?
-                    .map(|_| RecordOutcome::Relabelled)
+                let updated = self.update_record(step, None, labels).await?;
+                Ok(updated.then_some(RecordOutcome::Relabelled))
             }
-            action @ (RecordAction::Unchanged | RecordAction::Conflict { .. }) => Some(unwritten(action)),
-        })
+            action @ (RecordAction::Unchanged | RecordAction::Conflict { .. }) => Ok(Some(unwritten(action))),
+        }
     }
+
+    /// Changes a record; says whether it is there and points where it should.
+    async fn update_record(
+        &self,
+        step: &RecordStep,
+        target: Option<Descriptor>,
+        labels: &LabelChanges,
+    ) -> Result<bool, containerd::Error> {
+        let update = ImageUpdate {
+            target,
+            labels: labels.clone(),
+        };
+        let updated = self.job.client.update_image(&step.name, &update).await?;
+        Ok(updated.is_some_and(|record| record.target.digest() == step.target.digest()))
+    }
+}
+
+fn is_space(error: &Error) -> bool {
+    matches!(error, Error::Containerd(error) if error.recovery() == Recovery::Space)
 }
 
 fn unwritten(action: &RecordAction) -> RecordOutcome {
@@ -461,21 +526,30 @@ impl BlobTask {
     }
 
     async fn make_sure(self) -> Result<Option<u64>, containerd::Error> {
-        let step = &self.step;
-        if step.action != BlobAction::Send {
-            match self
-                .client
-                .hold_blob(&self.lease, &step.digest, step.size)
-                .await?
-            {
-                Held::Held => return self.label().await.map(|()| None),
-                Held::Absent => {}
-            }
+        if self.may_be_there().await? && self.hold().await? {
+            return self.label().await.map(|()| None);
         }
         Ok(match self.send().await? {
             Written::Committed { sent_bytes } => Some(sent_bytes),
             Written::Present | Written::Adopted => None,
         })
+    }
+
+    /// Whether it is worth asking for the blob before it is sent.
+    ///
+    /// A parent that somebody else has sent since the plan was made comes with labels that sending it would overwrite.
+    async fn may_be_there(&self) -> Result<bool, containerd::Error> {
+        match self.step.action {
+            BlobAction::Hold | BlobAction::Leave => Ok(true),
+            BlobAction::Send if self.step.children.is_empty() => Ok(false),
+            BlobAction::Send => Ok(self.client.blob(&self.step.digest).await?.is_some()),
+        }
+    }
+
+    async fn hold(&self) -> Result<bool, containerd::Error> {
+        let BlobStep { digest, size, .. } = &self.step;
+        let held = self.client.hold_blob(&self.lease, digest, *size).await?;
+        Ok(held == Held::Held)
     }
 
     async fn send(&self) -> Result<Written, containerd::Error> {
@@ -494,11 +568,21 @@ impl BlobTask {
         self.client.write_blob(&self.lease, &spec, source).await
     }
 
+    /// Gives a parent that was there the gc labels it lacks, by what it has now: others label it, too.
     async fn label(&self) -> Result<(), containerd::Error> {
-        if !self.step.labels.is_empty() {
-            self.client
-                .set_blob_labels(&self.step.digest, &self.step.labels)
-                .await?;
+        let BlobStep {
+            digest,
+            labels,
+            children,
+            ..
+        } = &self.step;
+        if labels.is_empty() {
+            return Ok(());
+        }
+        let there = self.client.blob(digest).await?.map(|blob| blob.labels);
+        let missing = missing_gc_labels(children, &there.unwrap_or_default());
+        if !missing.is_empty() {
+            self.client.set_blob_labels(digest, &missing).await?;
         }
         Ok(())
     }

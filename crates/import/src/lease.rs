@@ -33,25 +33,22 @@ impl Lease {
     ///
     /// What the client reports, unchanged.
     pub async fn acquire(client: &Client, bundle_id: &str, mark: &str) -> Result<Lease, Error> {
-        let base = format!("{PREFIX}{bundle_id}");
-        let mut found: Vec<LeaseInfo> = client.leases().await?;
-        found.retain(|lease| is_of(&lease.id, &base));
-        found.sort_by_key(expiry);
-        match found.pop() {
-            Some(last) => {
-                let mut lease = Lease {
-                    base,
-                    expires: expiry(&last),
-                    id: last.id,
-                };
-                lease.replace_if_old(client, mark).await?;
-                for stale in found {
-                    client.delete_lease(&stale.id, false).await?;
-                }
-                Ok(lease)
-            }
-            None => make(client, base.clone(), base, mark).await,
+        let base = base_of(bundle_id);
+        let mut found = of_bundle(client, &base).await?;
+        let Some(last) = found.pop() else {
+            return make(client, base.clone(), base, mark).await;
+        };
+        let mut lease = Lease {
+            base,
+            expires: expiry(&last),
+            id: last.id,
+        };
+        // A replacement that was interrupted: the older one may hold what the younger does not hold yet.
+        for older in found {
+            lease.take_over(client, &older.id).await?;
         }
+        lease.replace_if_old(client, mark).await?;
+        Ok(lease)
     }
 
     /// Its id, as `containerd-lease` wants it.
@@ -72,22 +69,50 @@ impl Lease {
         }
         let id = format!("{}-{}", self.base, Timestamp::now().as_second());
         let fresh = make(client, self.base.clone(), id, mark).await?;
-        for resource in client.lease_resources(&self.id).await? {
-            client.add_to_lease(&fresh.id, &resource).await?;
-        }
-        client.delete_lease(&self.id, false).await?;
+        fresh.take_over(client, &self.id).await?;
         *self = fresh;
         Ok(())
     }
 
-    /// Gives the lease back. containerd collects what nothing else refers to.
-    ///
-    /// # Errors
-    ///
-    /// What the client reports, unchanged.
-    pub async fn release(self, client: &Client) -> Result<(), Error> {
-        client.delete_lease(&self.id, false).await.map(|_| ())
+    /// Takes everything over that another lease holds, and then gives that one back.
+    async fn take_over(&self, client: &Client, other: &str) -> Result<(), Error> {
+        for resource in client.lease_resources(other).await? {
+            client.add_to_lease(&self.id, &resource).await?;
+        }
+        client.delete_lease(other, false).await.map(|_| ())
     }
+}
+
+/// Gives back whatever leases a bundle has: of this run, or of one that was interrupted. containerd then collects what
+/// nothing else refers to.
+///
+/// # Errors
+///
+/// What the client reports, unchanged, after a second try.
+pub(crate) async fn give_back(client: &Client, bundle_id: &str) -> Result<(), Error> {
+    let give_back = async || {
+        for lease in of_bundle(client, &base_of(bundle_id)).await? {
+            client.delete_lease(&lease.id, false).await?;
+        }
+        Ok(())
+    };
+    match give_back().await {
+        Ok(()) => Ok(()),
+        // Nobody comes back for this lease if all else is done.
+        Err(_) => give_back().await,
+    }
+}
+
+fn base_of(bundle_id: &str) -> String {
+    format!("{PREFIX}{bundle_id}")
+}
+
+/// The leases of a bundle, the one that lives longest last.
+async fn of_bundle(client: &Client, base: &str) -> Result<Vec<LeaseInfo>, Error> {
+    let mut found = client.leases().await?;
+    found.retain(|lease| is_of(&lease.id, base));
+    found.sort_by_key(expiry);
+    Ok(found)
 }
 
 async fn make(client: &Client, base: String, id: String, mark: &str) -> Result<Lease, Error> {

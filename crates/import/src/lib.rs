@@ -36,7 +36,7 @@ pub use plan::{
 pub use release::{Release, Released, release, release_plan};
 pub use report::{BlobCounts, BundleReport, Cause, ImageOutcome, ImageReport, Outcome};
 pub use select::{
-    Child, ChildKind, Choice, Closure, Member, Policy, RecordName, Selection, Skip, Taken, Verdict, Wanted,
+    Child, ChildKind, Choice, Closure, Member, NamedTarget, Policy, Selection, Skip, Taken, Verdict, Wanted,
     platform_text, problems, select,
 };
 pub use survey::{Survey, digests_of};

@@ -11,7 +11,7 @@ use containerd::{BlobInfo, ImageRecord};
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::labels::{self, CRI_MANAGED, LabelChanges, Labels, Source};
-use crate::select::{Child, ChildKind, Member, RecordName, Taken};
+use crate::select::{Child, ChildKind, Member, NamedTarget, Taken};
 use crate::survey::Survey;
 
 /// What to do about a record that has our name and another target, and is not ours.
@@ -48,7 +48,7 @@ pub struct Plan {
 pub struct ImagePlan {
     /// Where the image stands in the list that was planned.
     pub index: usize,
-    /// Its blobs, children before parents.
+    /// Its blobs, children before parents; none when all its names stay with others.
     pub blobs: Vec<BlobStep>,
     /// Its records, after all blobs.
     pub records: Vec<RecordStep>,
@@ -67,8 +67,8 @@ pub struct BlobStep {
     pub action: BlobAction,
     /// The gc labels it lacks; given with the commit when it is sent.
     pub labels: Labels,
-    /// The blobs it refers to.
-    pub children: Vec<Digest>,
+    /// What it refers to.
+    pub children: Vec<Child>,
 }
 
 /// Whether and how a blob is touched.
@@ -155,6 +155,13 @@ impl ImagePlan {
         self.blobs.iter().all(BlobStep::is_done) && !self.records.iter().any(|record| record.action.writes())
     }
 
+    /// Whether all its names belong to others and stay with them: blobs that no record of ours keeps are not sent.
+    fn is_unwanted(&self) -> bool {
+        self.records
+            .iter()
+            .all(|record| matches!(record.action, RecordAction::Conflict { .. }))
+    }
+
     fn bytes_to_send(&self) -> u64 {
         self.blobs
             .iter()
@@ -183,30 +190,31 @@ pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
 }
 
 fn plan_image(index: usize, image: &Taken, survey: &Survey, intent: &Intent) -> ImagePlan {
-    let blobs = image
-        .closure
-        .blobs
-        .iter()
-        .map(|member| plan_blob(member, survey.blobs.get(&member.digest)))
-        .collect();
-    let records = image
-        .records
-        .iter()
-        .map(|record| plan_record(record, survey.records.get(&record.name), intent))
-        .collect();
     let mut plan = ImagePlan {
         index,
-        blobs,
-        records,
+        blobs: plan_blobs(image, survey),
+        records: plan_records(image, survey, intent),
         platforms: image.closure.platforms.clone(),
     };
-    if plan.is_done() {
+    if plan.is_unwanted() {
+        plan.blobs.clear();
+    } else if plan.is_done() {
         // The record and the labels keep the blobs: there is nothing to protect them from.
         for step in &mut plan.blobs {
             step.action = BlobAction::Leave;
         }
     }
     plan
+}
+
+fn plan_records(image: &Taken, survey: &Survey, intent: &Intent) -> Vec<RecordStep> {
+    let plan = |wanted: &NamedTarget| plan_record(wanted, survey.records.get(&wanted.name), intent);
+    image.records.iter().map(plan).collect()
+}
+
+fn plan_blobs(image: &Taken, survey: &Survey) -> Vec<BlobStep> {
+    let plan = |member: &Member| plan_blob(member, survey.blobs.get(&member.digest));
+    image.closure.blobs.iter().map(plan).collect()
 }
 
 fn plan_blob(member: &Member, there: Option<&BlobInfo>) -> BlobStep {
@@ -218,13 +226,12 @@ fn plan_blob(member: &Member, there: Option<&BlobInfo>) -> BlobStep {
     } else {
         BlobAction::Send
     };
-    let children = member.children.iter().map(|child| child.digest.clone()).collect();
     BlobStep {
         digest: member.digest.clone(),
         size: member.size,
         action,
         labels,
-        children,
+        children: member.children.clone(),
     }
 }
 
@@ -279,7 +286,7 @@ fn gc_key(kind: ChildKind, number: usize) -> String {
 
 /// Decides what happens to one record, given the record of that name.
 #[must_use]
-pub fn plan_record(wanted: &RecordName, there: Option<&ImageRecord>, intent: &Intent) -> RecordStep {
+pub fn plan_record(wanted: &NamedTarget, there: Option<&ImageRecord>, intent: &Intent) -> RecordStep {
     let action = match there {
         None => RecordAction::Create(created_labels(&intent.source)),
         Some(record) if is_same_target(&record.target, &wanted.target) => relabel(record, &intent.source),
@@ -324,10 +331,9 @@ fn move_or_leave(record: &ImageRecord, intent: &Intent) -> RecordAction {
         };
     }
     let mut labels = labels::vouch(&record.labels, &intent.source);
-    if record.labels.contains_key(CRI_MANAGED) {
-        // Otherwise CRI takes the record for known and never learns of the new image's ID.
-        labels.insert(CRI_MANAGED.to_owned(), None);
-    }
+    // With its mark on it CRI takes the record for known and never learns of the new image's ID. CRI may be setting
+    // the mark at this moment, so it is taken away whether we saw it or not.
+    labels.insert(CRI_MANAGED.to_owned(), None);
     RecordAction::Retarget {
         from: record.target.digest().clone(),
         labels,
@@ -446,7 +452,7 @@ mod tests {
             platforms: vec!["linux/amd64".into()],
         };
         Taken {
-            records: vec![RecordName {
+            records: vec![NamedTarget {
                 name: name.into(),
                 target: descriptor('a'),
             }],

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::ingest::{ImageResult, Ingested, RecordOutcome, chain};
-use crate::plan::{Plan, RecordAction, RecordStep};
+use crate::plan::{BlobAction, Plan, RecordAction, RecordStep};
 use crate::select::{Choice, Selection, Taken, Verdict};
 
 /// What became of a bundle as a whole.
@@ -236,14 +236,15 @@ impl BundleReport {
                 .map(|step| (step.clone(), planned(&step.action)))
                 .collect()),
         });
-        let sent = plan
-            .images
-            .iter()
-            .flat_map(|image| &image.blobs)
-            .filter(|s| s.action == crate::plan::BlobAction::Send);
+        let steps = plan.images.iter().flat_map(|image| &image.blobs);
+        let (sent, present): (Vec<_>, Vec<_>) = steps.partition(|step| step.action == BlobAction::Send);
         let ingested = Ingested {
             images: results.collect(),
-            sent: sent.map(|step| (step.digest.clone(), step.size)).collect(),
+            sent: sent
+                .into_iter()
+                .map(|step| (step.digest.clone(), step.size))
+                .collect(),
+            present: present.into_iter().map(|step| step.digest.clone()).collect(),
             stopped: None,
         };
         BundleReport::of(bundle, selection, &ingested, took)
@@ -260,7 +261,7 @@ impl BundleReport {
             compression: Some(bundle.catalog().compression.to_string()),
             outcome: outcome_of(&images),
             error: stopped.map(|error| chain(error)),
-            blobs: count_blobs(bundle.catalog(), selection, &ingested.sent),
+            blobs: count_blobs(bundle.catalog(), selection, ingested),
             warnings: warnings(bundle.catalog(), selection),
             cause: stopped
                 .map(cause_of)
@@ -390,7 +391,7 @@ fn taken_reports(taken: &Taken, result: Option<&ImageResult>, ingested: &Ingeste
     match result.map(|result| &result.records) {
         Some(Ok(records)) => records
             .iter()
-            .map(|(step, outcome)| record_report(step, *outcome, taken))
+            .map(|(step, outcome)| record_report(step, outcome, taken))
             .collect(),
         Some(Err(failure)) => failed(&failure.reason),
         None => failed(
@@ -402,38 +403,35 @@ fn taken_reports(taken: &Taken, result: Option<&ImageResult>, ingested: &Ingeste
     }
 }
 
-fn record_report(step: &RecordStep, outcome: RecordOutcome, taken: &Taken) -> ImageReport {
-    let (outcome, reason) = match (outcome, &step.action) {
-        (RecordOutcome::Created, _) => (ImageOutcome::Created, None),
-        (RecordOutcome::Retargeted, _) => (ImageOutcome::Retargeted, None),
-        (RecordOutcome::Relabelled, _) => (ImageOutcome::Relabelled, None),
-        (RecordOutcome::Unchanged, _) => (ImageOutcome::Unchanged, None),
-        (RecordOutcome::Left { refused }, RecordAction::Conflict { with, .. }) => {
-            let outcome = if refused {
-                ImageOutcome::Failed
-            } else {
-                ImageOutcome::Skipped
-            };
-            (
-                outcome,
-                Some(format!(
-                    "the name is taken by {with}, which is not ours (onConflict decides)"
-                )),
-            )
-        }
-        (RecordOutcome::Left { .. }, _) => (ImageOutcome::Skipped, None),
+fn record_report(step: &RecordStep, outcome: &RecordOutcome, taken: &Taken) -> ImageReport {
+    let (outcome, reason) = match outcome {
+        RecordOutcome::Created => (ImageOutcome::Created, None),
+        RecordOutcome::Retargeted => (ImageOutcome::Retargeted, None),
+        RecordOutcome::Relabelled => (ImageOutcome::Relabelled, None),
+        RecordOutcome::Unchanged => (ImageOutcome::Unchanged, None),
+        RecordOutcome::Left { refused: true } => (ImageOutcome::Failed, taken_by(&step.action)),
+        RecordOutcome::Left { refused: false } => (ImageOutcome::Skipped, taken_by(&step.action)),
+        RecordOutcome::Rejected(reason) => (ImageOutcome::Failed, Some(reason.clone())),
     };
-    let mut report = entry(
-        &step.name,
-        &step.target,
-        &taken.closure.platforms,
-        outcome,
-        reason,
-    );
+    let in_place = if outcome.is_in_place() {
+        taken.closure.platforms.as_slice()
+    } else {
+        &[]
+    };
+    let mut report = entry(&step.name, &step.target, in_place, outcome, reason);
     if let RecordAction::Retarget { from, .. } = &step.action {
         report.previous_digest = Some(from.to_string());
     }
     report
+}
+
+fn taken_by(action: &RecordAction) -> Option<String> {
+    let RecordAction::Conflict { with, .. } = action else {
+        return None;
+    };
+    Some(format!(
+        "the name is taken by {with}, which is not ours (onConflict decides)"
+    ))
 }
 
 fn planned(action: &RecordAction) -> RecordOutcome {
@@ -464,17 +462,17 @@ fn entry(
     }
 }
 
-fn count_blobs(catalog: &Catalog, selection: &Selection, sent: &HashMap<Digest, u64>) -> BlobCounts {
+fn count_blobs(catalog: &Catalog, selection: &Selection, ingested: &Ingested) -> BlobCounts {
     let mut counts = BlobCounts::default();
     let mut needed: HashSet<&Digest> = HashSet::new();
     for blob in selection.taken().flat_map(|taken| &taken.closure.blobs) {
         if !needed.insert(&blob.digest) {
             continue;
         }
-        if let Some(bytes) = sent.get(&blob.digest) {
+        if let Some(bytes) = ingested.sent.get(&blob.digest) {
             counts.sent += 1;
             counts.sent_bytes += bytes;
-        } else {
+        } else if ingested.present.contains(&blob.digest) {
             counts.present += 1;
             counts.present_bytes += blob.size;
         }

@@ -37,6 +37,16 @@ pub struct Selection {
     pub choices: Vec<Choice>,
 }
 
+impl Selection {
+    /// The images that are imported.
+    pub fn taken(&self) -> impl Iterator<Item = &Taken> {
+        self.choices.iter().filter_map(|choice| match &choice.verdict {
+            Verdict::Take(taken) => Some(taken),
+            Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => None,
+        })
+    }
+}
+
 /// One image of the bundle and the decision about it.
 #[derive(Clone, Debug)]
 pub struct Choice {
@@ -67,15 +77,15 @@ pub enum Verdict {
 /// An image that is imported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
-    /// Its records: name and target.
-    pub records: Vec<RecordName>,
+    /// Its records.
+    pub records: Vec<NamedTarget>,
     /// Every blob it needs.
     pub closure: Closure,
 }
 
-/// A record's name and what it points at.
+/// A name, and what an image record of that name points at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordName {
+pub struct NamedTarget {
     /// The normalised reference.
     pub name: String,
     /// The index or manifest, with the annotations of the bundle's entry.
@@ -235,7 +245,7 @@ fn label(group: &[&Image]) -> String {
 }
 
 fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<String>) -> Verdict {
-    let mut records: Vec<RecordName> = Vec::new();
+    let mut records: Vec<NamedTarget> = Vec::new();
     let mut all: Vec<Reference> = Vec::new();
     let mut forbidden = 0;
     for image in group {
@@ -246,7 +256,7 @@ fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<St
         forbidden += names.forbidden;
         for reference in names.references {
             if !all.contains(&reference) {
-                records.push(RecordName {
+                records.push(NamedTarget {
                     name: reference.to_string(),
                     target: image.root.descriptor.clone(),
                 });
@@ -266,7 +276,12 @@ fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<St
 }
 
 /// The `name@digest` records of the manifests below an index, where the naming rules ask for them.
-fn manifest_records(root: &Node, closure: &Closure, names: &[Reference], naming: &Naming) -> Vec<RecordName> {
+fn manifest_records(
+    root: &Node,
+    closure: &Closure,
+    names: &[Reference],
+    naming: &Naming,
+) -> Vec<NamedTarget> {
     let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
     let mut records = Vec::new();
     for node in manifests_below(root)
@@ -276,7 +291,7 @@ fn manifest_records(root: &Node, closure: &Closure, names: &[Reference], naming:
         for reference in naming.manifest_references(names, node.descriptor.digest()) {
             let mut target = node.descriptor.clone();
             target.set_annotations(None);
-            records.push(RecordName {
+            records.push(NamedTarget {
                 name: reference.to_string(),
                 target,
             });
@@ -311,7 +326,7 @@ fn settle_names(choices: &mut [(Choice, Rank)]) {
 }
 
 impl Choice {
-    fn records(&self) -> &[RecordName] {
+    fn records(&self) -> &[NamedTarget] {
         match &self.verdict {
             Verdict::Take(taken) => &taken.records,
             Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => &[],

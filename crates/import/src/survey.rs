@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use containerd::{BlobInfo, Client, Error, ImageRecord};
 use oci_spec::image::Digest;
 
-use crate::select::{Selection, Taken, Verdict};
+use crate::select::Taken;
 
 /// The records and blobs of a containerd namespace that matter to a selection.
 #[derive(Clone, Debug, Default)]
@@ -50,14 +50,4 @@ pub fn digests_of<'a>(images: impl IntoIterator<Item = &'a Taken>) -> HashSet<Di
         .flat_map(|image| &image.closure.blobs)
         .map(|blob| blob.digest.clone())
         .collect()
-}
-
-impl Selection {
-    /// The images that are imported.
-    pub fn taken(&self) -> impl Iterator<Item = &Taken> {
-        self.choices.iter().filter_map(|choice| match &choice.verdict {
-            Verdict::Take(taken) => Some(taken),
-            Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => None,
-        })
-    }
 }
