@@ -3,6 +3,8 @@
 //!
 //! Statement numbers are those of the list of testable statements in containerd's behaviour as this project knows it.
 
+mod proxy;
 mod support;
 
+mod faults;
 mod ingest;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use airgapd_import::{
     Imported, Intent, Job, Naming, Observer, OnConflict, Plan, Policy, Selection, Silent, Source, Survey,
@@ -19,6 +20,8 @@ use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
 use xtask::{Containerd, Generation};
 
+/// Whatever is waited for comes within this time, or never.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The name of the bundle that scenarios import.
 pub(crate) const BUNDLE: &str = "bundle.tar";
 
@@ -267,9 +270,13 @@ pub(crate) fn amd64(name: &str, layers: &[&[u8]]) -> Image {
 }
 
 pub(crate) fn policy() -> Policy {
-    let amd64: Platform = "linux/amd64".parse().expect("a platform");
+    policy_for("linux/amd64")
+}
+
+pub(crate) fn policy_for(platform: &str) -> Policy {
+    let node: Platform = platform.parse().expect("a platform");
     Policy {
-        wanted: Wanted::Platforms(vec![Matcher::only(&amd64, Rules::Rc1)]),
+        wanted: Wanted::Platforms(vec![Matcher::only(&node, Rules::Rc1)]),
         naming: Naming::default(),
     }
 }
@@ -326,7 +333,16 @@ pub(crate) struct Planned<'a> {
 
 impl<'a> Planned<'a> {
     pub(crate) async fn new(client: &'a Client, stock: &'a Stock, intent: Intent) -> Planned<'a> {
-        let selection = stock.select();
+        Planned::of(client, stock, &policy(), intent).await
+    }
+
+    pub(crate) async fn of(
+        client: &'a Client,
+        stock: &'a Stock,
+        policy: &Policy,
+        intent: Intent,
+    ) -> Planned<'a> {
+        let selection = select(stock.bundle.catalog(), policy);
         let taken: Vec<&Taken> = selection.taken().collect();
         let survey = Survey::of(client, &digests_of(taken.iter().copied()))
             .await
@@ -411,6 +427,14 @@ pub(crate) async fn whole_records(client: &Client, stock: &Stock) -> Vec<String>
         }
     }
     found
+}
+
+/// Waits for a condition, checked again and again.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+    }
 }
 
 /// Makes containerd collect its garbage, and returns when it has.
