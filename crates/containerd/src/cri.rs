@@ -1,15 +1,20 @@
 //! The container runtime interface on the same socket: how kubelet sees the images.
 
+use std::time::Duration;
+
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{ImageFsInfoRequest, ImageSpec, ImageStatusRequest, VersionRequest};
+use k8s_cri::v1::{ImageFsInfoRequest, ImageSpec, ImageStatusRequest, PullImageRequest, VersionRequest};
 use tonic::Request;
 use tonic::transport::Channel;
 
-use crate::Client;
 use crate::connect::MAX_MESSAGE;
 use crate::error::Error;
 use crate::introspection::Plugin;
+use crate::{Client, within};
+
+/// A large image over a slow line takes minutes; a pull that takes longer than this will not end.
+const LONGEST_PULL: Duration = Duration::from_secs(1800);
 
 /// containerd's CRI service, which works in the namespace `k8s.io` whatever the client's is.
 #[derive(Clone, Debug)]
@@ -124,6 +129,30 @@ impl Cri {
             repo_digests: image.repo_digests,
             pinned: image.pinned,
         }))
+    }
+
+    /// Lets CRI pull an image as kubelet would, with the registries and credentials of its own configuration. Gives
+    /// the id of what it pulled.
+    ///
+    /// Takes as long as the registry does, half an hour at most: from 1.7 on CRI itself gives up a pull without
+    /// progress. Cancelling it cancels the pull.
+    ///
+    /// # Errors
+    /// Those of any call, with CRI's reason where the registry has no such image or cannot be reached.
+    pub async fn pull_image(&self, reference: &str) -> Result<String, Error> {
+        let image = ImageSpec {
+            image: reference.to_owned(),
+            ..ImageSpec::default()
+        };
+        let request = PullImageRequest {
+            image: Some(image),
+            ..PullImageRequest::default()
+        };
+        let mut client = self.image_client();
+        let answer = within(LONGEST_PULL, client.pull_image(request)).await;
+        let pulled =
+            answer.map_err(|failure| self.client.fail(failure, format!("pull {reference} through CRI")))?;
+        Ok(pulled.into_inner().image_ref)
     }
 
     /// Asks where images are kept; `None` when CRI does not say.
