@@ -12,6 +12,7 @@ mod content;
 mod damage;
 mod documents;
 mod dropping;
+mod folders;
 mod importing;
 mod kubelet;
 mod reaching;

@@ -329,7 +329,7 @@ fn odd_things_in_the_folder_are_refused_each_with_its_reason(target: &Target) {
     symlink("/proc/self/fd/0", path("magic.tar")).unwrap();
     fs::create_dir(path("folder.tar")).unwrap();
     fs::write(path("secret.tar"), "x".repeat(4096)).unwrap();
-    fs::set_permissions(path("secret.tar"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path("secret.tar"), fs::Permissions::from_mode(0o000)).unwrap();
     let daemon = node.start();
     pass(&node, &daemon, target);
 

@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) data_dir: Option<PathBuf>,
     /// `None` is the distribution's folder below the data folder.
     pub(crate) images_dir: Option<PathBuf>,
+    /// Whether bundles are looked for in sub-folders of the images folder too.
+    pub(crate) recursive: bool,
     pub(crate) state_dir: PathBuf,
     /// containerd's socket; `None` is the distribution's own.
     pub(crate) address: Option<PathBuf>,
@@ -57,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) checksums: Checksums,
     /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
     pub(crate) trusted_digests: Option<PathBuf>,
+    /// Whether the images that `.txt` files in the folder list are pulled through CRI.
+    pub(crate) pull_lists: bool,
     pub(crate) allow_insecure_dir: bool,
     pub(crate) limits: bundle::Limits,
     pub(crate) log: LogSettings,
@@ -68,6 +72,7 @@ impl Default for Settings {
             distribution: None,
             data_dir: None,
             images_dir: None,
+            recursive: false,
             state_dir: PathBuf::from("/var/lib/airgapd"),
             address: None,
             namespace: "k8s.io".to_owned(),
@@ -84,6 +89,7 @@ impl Default for Settings {
             allowed_names: Vec::new(),
             checksums: Checksums::IfPresent,
             trusted_digests: None,
+            pull_lists: false,
             allow_insecure_dir: false,
             limits: bundle::Limits::default(),
             log: LogSettings {
@@ -182,6 +188,7 @@ const DIGEST_REFERENCES: Words<DigestReferences> = &[
     ("target", DigestReferences::Target),
     ("all", DigestReferences::All),
 ];
+const SWITCH: Words<bool> = &[("off", false), ("on", true)];
 const CHECKSUMS: Words<Checksums> = &[
     ("off", Checksums::Off),
     ("if-present", Checksums::IfPresent),
@@ -227,6 +234,11 @@ const KEYS: &[Key] = &[
         name: "imagesDir",
         set: |s, v| store(&mut s.images_dir, optional(v, absolute_path)),
         show: |s| shown_path(s.images_dir.as_deref()),
+    },
+    Key {
+        name: "recursive",
+        set: |s, v| store(&mut s.recursive, truth(v)),
+        show: |s| s.recursive.into(),
     },
     Key {
         name: "stateDir",
@@ -314,6 +326,11 @@ const KEYS: &[Key] = &[
         show: |s| shown_path(s.trusted_digests.as_deref()),
     },
     Key {
+        name: "pullLists",
+        set: |s, v| store(&mut s.pull_lists, word(v, SWITCH)),
+        show: |s| shown_word(s.pull_lists, SWITCH),
+    },
+    Key {
         name: "allowInsecureDir",
         set: |s, v| store(&mut s.allow_insecure_dir, truth(v)),
         show: |s| s.allow_insecure_dir.into(),
@@ -349,6 +366,16 @@ const KEYS: &[Key] = &[
         show: |s| shown_size(s.limits.extended_header),
     },
     Key {
+        name: "limits.zstdWindow",
+        set: |s, v| store(&mut s.limits.zstd_window_log, window(v)),
+        show: |s| shown_size(1 << s.limits.zstd_window_log),
+    },
+    Key {
+        name: "limits.expansion",
+        set: |s, v| store(&mut s.limits.expansion, count(v)),
+        show: |s| s.limits.expansion.into(),
+    },
+    Key {
         name: "log.level",
         set: |s, v| store(&mut s.log.level, word(v, LEVELS)),
         show: |s| shown_word(s.log.level, LEVELS),
@@ -363,16 +390,12 @@ const KEYS: &[Key] = &[
 /// Keys whose function is still to come. They are refused by name: a setting that is taken and does
 /// nothing is worse than none.
 const NOT_YET: &[&str] = &[
-    "recursive",
     "unpinGrace",
     "unpack",
     "exclude",
     "minFree",
-    "pullLists",
     "priority",
     "coexistence",
-    "limits.zstdWindow",
-    "limits.expansion",
 ];
 
 /// Keys that hold keys.
@@ -1063,6 +1086,15 @@ fn size(value: &Value) -> Result<u64, String> {
         .ok_or_else(|| got("a size such as 8MiB", value))
 }
 
+/// The binary logarithm of a window, which is a power of two. zstd knows none below 1 KiB or beyond 2 GiB.
+fn window(value: &Value) -> Result<u32, String> {
+    let bytes = size(value)?;
+    match bytes.trailing_zeros() {
+        log @ 10..=31 if bytes.is_power_of_two() => Ok(log),
+        _ => Err(got("a power of two between 1KiB and 2GiB, such as 128MiB", value)),
+    }
+}
+
 /// A list in the file; in a variable, the items with commas between.
 fn list(value: &Value, wanted: &str) -> Result<Vec<String>, String> {
     match value {
@@ -1402,6 +1434,10 @@ mod tests {
             "checksums: sometimes",
             "checksums: true",
             "trustedDigests: trusted",
+            "pullLists: maybe",
+            "limits: {zstdWindow: 100MiB}",
+            "limits: {zstdWindow: 4GiB}",
+            "limits: {expansion: 0}",
             "limits: {entries: 0}",
             "limits: {jsonDocument: 8 apples}",
             "limits: {jsonDocument: 99999999999TiB}",

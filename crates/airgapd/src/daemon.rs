@@ -26,7 +26,9 @@ use tracing::{debug, error, info, warn};
 use crate::checksum::{self, sidecar_of};
 use crate::config::{Checksums, Settings};
 use crate::desired::{self, Moved, Standing};
-use crate::folder::{self, Class, Folder, FolderTrust, Observation, Reason, Refused, Writer};
+use crate::folder::{
+    self, Class, Depth, Folder, FolderTrust, Listing, Observation, Reason, Refused, Settle, Writer,
+};
 use crate::ledger::{self, Context, ErrorClass, Imported, LastError, Ledger, Saved, Store};
 use crate::progress::Progress;
 use crate::roster::{Phase, Roster, Version};
@@ -216,7 +218,7 @@ impl Daemon {
         }
     }
 
-    fn listing(&mut self) -> Result<Vec<folder::Listed>, String> {
+    fn listing(&mut self) -> Result<Listing, String> {
         match folder::ensure(&self.images_dir) {
             Ok(true) => info!("created the images folder {}", self.images_dir.display()),
             Ok(false) => {}
@@ -239,8 +241,12 @@ impl Daemon {
             }
             FolderTrust::Refused(why) => return Err(format!("nothing is imported: {why}")),
         }
+        let depth = Depth {
+            recursive: self.settings.recursive,
+            allow_insecure: self.settings.allow_insecure_dir,
+        };
         folder
-            .list()
+            .list(depth)
             .map_err(|error| format!("cannot list the images folder: {error}"))
     }
 }
@@ -250,7 +256,9 @@ impl Daemon {
         Folder::open_dir(&self.images_dir)
     }
 
-    fn take_over(&mut self, mut listed: Vec<folder::Listed>) {
+    fn take_over(&mut self, listing: Listing) {
+        self.watch.also(listing.folders);
+        let mut listed = listing.entries;
         if self.settings.checksums == Checksums::Off {
             listed.retain(|entry| entry.class != Class::Ignored(Reason::Checksum));
         }
@@ -536,8 +544,15 @@ impl Daemon {
         let Some(name) = self.roster.due(Instant::now(), connected) else {
             return false;
         };
-        let file = match self.folder().map(|folder| folder.open(&name)) {
-            Ok(Ok(file)) => file,
+        let Some(version) = self.roster.version(&name) else {
+            return false;
+        };
+        let file = match self.folder().map(|folder| open_bundle(&folder, &name, &version)) {
+            Ok(Ok(Some(file))) => file,
+            Ok(Ok(None)) => {
+                self.look_again(&name);
+                return true;
+            }
             Ok(Err(Refused::Gone)) | Err(_) => {
                 self.relist = true;
                 self.roster.set(&name, Phase::Done);
@@ -556,8 +571,9 @@ impl Daemon {
             }
         };
         match self.roster.phase(&name) {
+            Some(Phase::Settling { .. }) if version.is_layout => drop(self.settle_layout(&name, true)),
             Some(Phase::Settling { .. }) => self.settle(&name, &file),
-            _ => self.import(&name, file).await,
+            _ => self.import(&name, file, version).await,
         }
         true
     }
@@ -572,11 +588,7 @@ impl Daemon {
             _ => return self.look_again(name),
         }
         match Observation::of(file, since) {
-            Ok(seen) => {
-                if let Some(why) = self.roster.settle(name, folder::settle(&seen, Instant::now())) {
-                    warn!(bundle = %shown(name), "not imported, and nothing has happened for a while: {why}");
-                }
-            }
+            Ok(seen) => self.settled(name, folder::settle(&seen, Instant::now())),
             Err(error) => {
                 warn!(bundle = %shown(name), "cannot be read: {error}");
                 self.roster.fail(name, Instant::now(), true);
@@ -584,39 +596,70 @@ impl Daemon {
         }
     }
 
-    async fn import(&mut self, name: &OsStr, file: File) {
+    /// Whether it was settled; as long as it is not known to be whole, it is asked again after it was opened.
+    fn settle_layout(&mut self, name: &OsStr, is_whole: bool) -> bool {
+        let Some(since) = self.roster.still_since(name) else {
+            return false;
+        };
+        let settle = folder::settle_layout(is_whole, since, Instant::now());
+        self.settled(name, settle);
+        settle == Settle::Settled
+    }
+
+    fn settled(&mut self, name: &OsStr, settle: Settle) {
+        if let Some(why) = self.roster.settle(name, settle) {
+            warn!(bundle = %shown(name), "not imported, and nothing has happened for a while: {why}");
+        }
+    }
+
+    async fn import(&mut self, name: &OsStr, file: File, version: Version) {
         let Connection::Up(up) = &self.connection else {
             return;
         };
         let (client, policy) = (up.runtime.client.clone(), up.policy.clone());
         let path = self.images_dir.join(name);
         let started = Instant::now();
-        let Some(version) = self.roster.version(name) else {
-            return;
-        };
         match self.verify(name, &file, &version).await {
             Ok(Verified::Yes) => {}
             Ok(Verified::NotNow) => return,
             Err(failure) => return self.unverified(name, version.identity, &failure),
         }
-        info!(bundle = %shown(name), "importing");
-        let bundle = match self.open_bundle(file, path.clone()).await {
+        // An incomplete folder is opened again and again, a file once.
+        if !version.is_layout {
+            info!(bundle = %shown(name), "importing");
+        }
+        let opened = read_bundle(
+            file,
+            path.clone(),
+            self.settings.limits.clone(),
+            version.is_layout,
+        )
+        .await;
+        let is_whole = opened
+            .as_ref()
+            .is_ok_and(|bundle| broken(bundle, &policy).is_none());
+        if version.is_layout && !is_whole && !self.settle_layout(name, false) {
+            return;
+        }
+        if version.is_layout {
+            info!(bundle = %shown(name), "importing");
+        }
+        let bundle = match opened {
             Ok(bundle) => Arc::new(bundle),
             Err(error) => return self.unreadable(name, &path, &error, started),
         };
+        // A folder has no identity but that of its listing.
+        let identity = match version.is_layout {
+            true => version.identity,
+            false => bundle.identity().clone(),
+        };
         if let Some(reason) = unfinished(&bundle, &policy) {
-            return self.failed(
-                name,
-                bundle.identity().clone(),
-                &reason,
-                ErrorClass::Bundle,
-                false,
-            );
+            return self.failed(name, identity, &reason, ErrorClass::Bundle, false);
         }
         if let Some(trusted) = &self.settings.trusted_digests
             && let Err(why) = trust::check(trusted, &bundle.catalog().digest)
         {
-            return self.refuse(name, bundle.identity().clone(), &why);
+            return self.refuse(name, identity, &why);
         }
         let text_name = name.to_string_lossy().into_owned();
         let intent = Intent {
@@ -635,10 +678,10 @@ impl Daemon {
         )
         .await;
         match result {
-            Ok(imported) => self.imported(name, &bundle, imported),
+            Ok(imported) => self.imported(name, &bundle, identity, imported),
             Err(error) => {
                 let report = BundleReport::untried(&path, &error, started.elapsed());
-                self.stopped(name, bundle.identity().clone(), &report, &error);
+                self.stopped(name, identity, &report, &error);
             }
         }
         self.save();
@@ -654,6 +697,12 @@ impl Daemon {
         let mode = self.settings.checksums;
         if mode == Checksums::Off || is_known(&self.ledger, name, version) {
             return Ok(Verified::Yes);
+        }
+        if version.is_layout {
+            return match mode {
+                Checksums::Require => Err(checksum::Failure::NoFile),
+                Checksums::Off | Checksums::IfPresent => Ok(Verified::Yes),
+            };
         }
         let folder = self.folder().map_err(checksum::Failure::Read)?;
         let sidecar = folder.open(&sidecar_of(name));
@@ -712,12 +761,6 @@ impl Daemon {
         self.save();
     }
 
-    async fn open_bundle(&self, file: File, path: PathBuf) -> Result<Bundle, bundle::Error> {
-        let limits = self.settings.limits.clone();
-        let opened = tokio::task::spawn_blocking(move || Bundle::from_file(file, &path, &limits)).await;
-        opened.expect("reading a bundle never panics")
-    }
-
     fn unreadable(&mut self, name: &OsStr, path: &std::path::Path, error: &bundle::Error, started: Instant) {
         let identity = self.roster.identity(name);
         let report = BundleReport::unreadable(path, error, started.elapsed());
@@ -762,7 +805,7 @@ impl Daemon {
         }
     }
 
-    fn imported(&mut self, name: &OsStr, bundle: &Bundle, imported: import::Imported) {
+    fn imported(&mut self, name: &OsStr, bundle: &Bundle, identity: Identity, imported: import::Imported) {
         let import::Imported {
             report,
             selection,
@@ -771,13 +814,12 @@ impl Daemon {
         } = imported;
         log_report(name, &report);
         if report.landed() || report.outcome == Outcome::Skipped {
-            self.write_down(name, bundle, &report, &selection);
+            self.write_down(name, bundle, &identity, &report, &selection);
         }
-        let identity = bundle.identity().clone();
         match stopped {
             Some(error) => self.stopped(name, identity, &report, &error),
             None if matches!(report.outcome, Outcome::Failed | Outcome::Partial) => {
-                self.incomplete(name, identity, &report)
+                self.incomplete(name, identity, &report);
             }
             None => self.roster.set(name, Phase::Done),
         }
@@ -807,7 +849,14 @@ impl Daemon {
         self.roster.fail(name, Instant::now(), false);
     }
 
-    fn write_down(&mut self, name: &OsStr, bundle: &Bundle, report: &BundleReport, selection: &Selection) {
+    fn write_down(
+        &mut self,
+        name: &OsStr,
+        bundle: &Bundle,
+        identity: &Identity,
+        report: &BundleReport,
+        selection: &Selection,
+    ) {
         let in_place: Vec<_> = report
             .images
             .iter()
@@ -832,7 +881,7 @@ impl Daemon {
                 .map(move |record| (record.target.digest().clone(), digests.clone()))
         });
         let imported = Imported {
-            identity: bundle.identity().clone(),
+            identity: identity.clone(),
             sidecar: self.roster.version(name).and_then(|version| version.sidecar),
             catalog: bundle.catalog().digest.clone(),
             images: images.collect(),
@@ -886,17 +935,43 @@ fn unfinished(bundle: &Bundle, policy: &Policy) -> Option<String> {
     match &bundle.catalog().ending {
         Ending::Marker => None,
         Ending::Truncated(cut) => Some(format!("{cut}: finish the upload")),
-        Ending::NoMarker => {
-            let selection = import::select(bundle.catalog(), policy);
-            let broken = selection.choices.iter().find_map(|choice| match &choice.verdict {
-                Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, problems.join("; "))),
-                Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
-            });
-            broken.map(|problem| {
-                format!("the archive has no end marker and is not whole, finish the upload: {problem}")
-            })
-        }
+        Ending::NoMarker => broken(bundle, policy).map(|problem| {
+            format!("the archive has no end marker and is not whole, finish the upload: {problem}")
+        }),
     }
+}
+
+/// What keeps the first image of a bundle that is not whole from being so.
+fn broken(bundle: &Bundle, policy: &Policy) -> Option<String> {
+    let selection = import::select(bundle.catalog(), policy);
+    selection.choices.iter().find_map(|choice| match &choice.verdict {
+        Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, problems.join("; "))),
+        Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
+    })
+}
+
+/// Opens what was listed. `None` where it is another one by now.
+fn open_bundle(folder: &Folder, name: &OsStr, version: &Version) -> Result<Option<File>, Refused> {
+    if !version.is_layout {
+        return folder.open(name).map(Some);
+    }
+    let (layout, identity) = folder.open_layout(name)?;
+    Ok((identity == version.identity).then_some(layout))
+}
+
+/// Reads the catalog of an open bundle; that blocks, so it happens off the runtime's threads.
+async fn read_bundle(
+    file: File,
+    path: PathBuf,
+    limits: bundle::Limits,
+    is_layout: bool,
+) -> Result<Bundle, bundle::Error> {
+    let read = move || match is_layout {
+        true => Bundle::from_file(file, &path, &limits),
+        false => Bundle::from_file(file, &path, &limits),
+    };
+    let opened = tokio::task::spawn_blocking(read).await;
+    opened.expect("reading a bundle never panics")
 }
 
 fn log_report(name: &OsStr, report: &BundleReport) {

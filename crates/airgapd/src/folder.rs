@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
@@ -38,11 +38,32 @@ fn nanoseconds(seconds: i64, part: impl TryInto<i64>) -> i64 {
         .saturating_add(part.try_into().unwrap_or(0))
 }
 
+/// The documents of an OCI image layout; one of them makes a folder one (image-spec, image-layout).
+const LAYOUT_FILES: [&str; 2] = ["index.json", "oci-layout"];
+/// Where its blobs are.
+const LAYOUT_FOLDERS: [&str; 3] = ["blobs", "blobs/sha256", "blobs/sha512"];
+
+/// Mixes one identity into another, so that the result changes with each of them, in any order.
+fn fold(whole: &mut Identity, part: &Identity) {
+    // Multiplying by a large odd number spreads every bit; the sum does not depend on the order (splitmix64).
+    let spread = |value: u64| {
+        let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb)
+    };
+    let times = spread(part.mtime_ns.cast_unsigned() ^ part.inode.rotate_left(32));
+    let changes = spread(part.ctime_ns.cast_unsigned() ^ part.size.rotate_left(32));
+    whole.size = whole.size.wrapping_add(part.size);
+    whole.mtime_ns = whole.mtime_ns.wrapping_add(times.cast_signed());
+    whole.ctime_ns = whole.ctime_ns.wrapping_add(changes.cast_signed());
+}
+
 /// What an entry of the folder is, before anything is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     /// It may be a bundle; its content will tell.
     Candidate,
+    /// It is a folder that looks like an unpacked OCI image layout.
+    Layout,
     /// It is none, or not yet.
     Ignored(Reason),
 }
@@ -56,6 +77,10 @@ pub(crate) enum Reason {
     /// `<bundle>.sha256`, which belongs to the bundle beside it.
     Checksum,
     Directory,
+    /// A sub-folder that others than root can write.
+    OpenFolder,
+    /// A sub-folder beyond [`DEEPEST`] or [`MOST_FOLDERS`].
+    TooManyFolders,
     Fifo,
     Socket,
     Device,
@@ -68,7 +93,11 @@ impl fmt::Display for Reason {
             Reason::Hidden => "its name begins with a dot",
             Reason::TemporaryName => "its name is that of an unfinished upload",
             Reason::Checksum => "it is the checksum of a bundle that is not there",
-            Reason::Directory => "it is a folder",
+            Reason::Directory => {
+                "it is a folder and no OCI image layout (`recursive: true` looks for bundles in it)"
+            }
+            Reason::OpenFolder => "it is a folder that everybody can write",
+            Reason::TooManyFolders => "it is a folder too deep, or one too many, to be looked into",
             Reason::Fifo => "it is a FIFO",
             Reason::Socket => "it is a socket",
             Reason::Device => "it is a device",
@@ -111,11 +140,37 @@ fn classify_name(name: &[u8]) -> Class {
 /// One entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
+    /// Relative to the folder that was listed; in a sub-folder, with a slash.
     pub(crate) name: OsString,
     pub(crate) class: Class,
-    /// For a symbolic link, of what it points to, where that can be told.
+    /// For a symbolic link, of what it points to, where that can be told. For a layout, of everything in it together.
     pub(crate) identity: Identity,
 }
+
+/// How far a listing goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Depth {
+    /// Looks for bundles in sub-folders too.
+    pub(crate) recursive: bool,
+    /// Even in those that everybody can write.
+    pub(crate) allow_insecure: bool,
+}
+
+/// What lies in a folder.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// Sorted by name.
+    pub(crate) entries: Vec<Listed>,
+    /// The folders that were looked into, relative to the one that was listed: what happens in them matters too.
+    pub(crate) folders: Vec<PathBuf>,
+}
+
+/// How many folders deep a listing goes.
+const DEEPEST: usize = 8;
+/// How many folders a listing looks into. Each is watched, and the kernel's watches are few.
+const MOST_FOLDERS: usize = 256;
+/// A layout of more blobs than a bundle may have is not looked through to its end.
+const MOST_BLOBS: usize = 20_000;
 
 /// The open images folder. What it gives belongs to the folder that was opened, even if another one
 /// has taken its place meanwhile.
@@ -138,23 +193,144 @@ impl Folder {
         Ok(Folder { fd, stat })
     }
 
-    /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out.
+    /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out, and links to folders are not
+    /// followed.
     ///
     /// # Errors
     ///
     /// Only when the folder itself cannot be read. A listing that failed half way is no listing:
     /// nothing may be concluded from a name that is missing in it.
-    pub(crate) fn list(&self) -> io::Result<Vec<Listed>> {
-        let mut entries = Vec::new();
+    pub(crate) fn list(&self, depth: Depth) -> io::Result<Listing> {
+        let mut listing = Listing::default();
+        self.list_into(Path::new(""), depth, &mut listing)?;
+        listing.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listing)
+    }
+
+    fn list_into(&self, prefix: &Path, depth: Depth, listing: &mut Listing) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name != "." && name != ".." {
-                entries.extend(self.stat_entry(name));
+            if name == "." || name == ".." {
+                continue;
+            }
+            let Some(mut listed) = self.stat_entry(name) else {
+                continue;
+            };
+            let path = prefix.join(name);
+            listed.name = path.clone().into_os_string();
+            if listed.class == Class::Ignored(Reason::Directory) {
+                match self.look_into(name, &path, depth, listing)? {
+                    Some((class, identity)) => {
+                        let identity = identity.unwrap_or(listed.identity);
+                        listed = Listed {
+                            class,
+                            identity,
+                            ..listed
+                        };
+                    }
+                    None => continue,
+                }
+            }
+            listing.entries.push(listed);
+        }
+        Ok(())
+    }
+
+    /// Looks into a sub-folder: a layout is an entry of its own, and so is one that is left alone. `None` where its
+    /// entries are in the listing instead.
+    fn look_into(
+        &self,
+        name: &OsStr,
+        path: &Path,
+        depth: Depth,
+        listing: &mut Listing,
+    ) -> io::Result<Option<(Class, Option<Identity>)>> {
+        let ignored = |reason| Ok(Some((Class::Ignored(reason), None)));
+        let Ok(folder) = self.sub_folder(name) else {
+            return ignored(Reason::Directory);
+        };
+        let is_layout = folder.is_layout();
+        if !is_layout && !depth.recursive {
+            return ignored(Reason::Directory);
+        }
+        let trust = judge_folder(
+            folder.stat.st_mode,
+            folder.stat.st_uid,
+            us(),
+            depth.allow_insecure,
+        );
+        if matches!(trust, FolderTrust::Refused(_)) {
+            return ignored(Reason::OpenFolder);
+        }
+        if listing.folders.len() >= MOST_FOLDERS || path.components().count() > DEEPEST {
+            return ignored(Reason::TooManyFolders);
+        }
+        listing.folders.push(path.to_owned());
+        if is_layout {
+            let blobs = LAYOUT_FOLDERS
+                .iter()
+                .filter(|name| folder.sub_folder(OsStr::new(name)).is_ok());
+            listing.folders.extend(blobs.map(|name| path.join(name)));
+            return Ok(Some((Class::Layout, Some(folder.layout_identity()))));
+        }
+        // One that cannot be read makes the whole listing fail: nothing may be concluded from it.
+        folder.list_into(path, depth, listing)?;
+        Ok(None)
+    }
+
+    /// Opens a folder below, through no link.
+    fn sub_folder(&self, name: &OsStr) -> io::Result<Folder> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut fd: Option<OwnedFd> = None;
+        for part in Path::new(name) {
+            let above = fd.as_ref().unwrap_or(&self.fd);
+            fd = Some(rustix::fs::openat(above, part, flags, Mode::empty())?);
+        }
+        let fd = match fd {
+            Some(fd) => fd,
+            None => self.fd.try_clone()?,
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Folder { fd, stat })
+    }
+
+    fn is_layout(&self) -> bool {
+        LAYOUT_FILES.iter().any(|name| {
+            let stat = rustix::fs::statat(&self.fd, *name, AtFlags::SYMLINK_NOFOLLOW);
+            stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+        })
+    }
+
+    /// Everything that changes when a layout is written to, in one value: its documents, and name, size and times of
+    /// each of its blobs.
+    fn layout_identity(&self) -> Identity {
+        let mut whole = identity_of(&self.stat);
+        for name in LAYOUT_FILES {
+            if let Ok(stat) = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                fold(&mut whole, &identity_of(&stat));
             }
         }
-        entries.sort_by(|a: &Listed, b| a.name.cmp(&b.name));
-        Ok(entries)
+        for name in LAYOUT_FOLDERS {
+            if let Ok(folder) = self.sub_folder(OsStr::new(name)) {
+                fold(&mut whole, &identity_of(&folder.stat));
+                folder.fold_entries(&mut whole);
+            }
+        }
+        whole
+    }
+
+    fn fold_entries(&self, whole: &mut Identity) {
+        let Ok(entries) = rustix::fs::Dir::read_from(&self.fd) else {
+            return;
+        };
+        for entry in entries.flatten().take(MOST_BLOBS) {
+            if let Ok(stat) = rustix::fs::statat(&self.fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+                && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            {
+                fold(whole, &identity_of(&stat));
+            }
+        }
     }
 
     fn stat_entry(&self, name: &OsStr) -> Option<Listed> {
@@ -172,6 +348,23 @@ impl Folder {
         })
     }
 
+    /// Opens a layout below the folder, through no link, and tells what it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], which says why in the operator's words.
+    pub(crate) fn open_layout(&self, name: &OsStr) -> Result<(File, Identity), Refused> {
+        match self.sub_folder(name) {
+            Ok(folder) if folder.is_layout() => {
+                let identity = folder.layout_identity();
+                Ok((File::from(folder.fd), identity))
+            }
+            Ok(_) => Err(Refused::Gone),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Refused::Gone),
+            Err(error) => Err(Refused::Unreadable(error)),
+        }
+    }
+
     /// Opens a candidate for reading, without ever blocking and without following a link to where
     /// its owner is not trusted.
     ///
@@ -179,6 +372,16 @@ impl Folder {
     ///
     /// [`Refused`], which says why in the operator's words.
     pub(crate) fn open(&self, name: &OsStr) -> Result<File, Refused> {
+        let path = Path::new(name);
+        if let (Some(above), Some(name)) = (path.parent(), path.file_name())
+            && !above.as_os_str().is_empty()
+        {
+            return match self.sub_folder(above.as_os_str()) {
+                Ok(folder) => folder.open(name),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Refused::Gone),
+                Err(error) => Err(Refused::Unreadable(error)),
+            };
+        }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         match rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => regular(File::from(fd)),
@@ -423,6 +626,8 @@ pub(crate) enum Why {
     Written,
     NoEndMarker,
     QuietTime,
+    /// A layout folder lacks something that it refers to.
+    Incomplete,
 }
 
 impl fmt::Display for Why {
@@ -432,6 +637,7 @@ impl fmt::Display for Why {
             Why::Empty => "it is empty",
             Why::Written => "a program still has it open for writing",
             Why::NoEndMarker => "it has no end-of-archive marker, so the upload may have been cut off",
+            Why::Incomplete => "it is a layout folder and lacks something that it refers to, so the copy may have been cut off",
             Why::QuietTime => {
                 "this file system cannot tell whether it is being written, so quiet time decides"
             }
@@ -489,6 +695,32 @@ pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
         (Writer::None | Writer::Unknown, Ending::Marker | Ending::Compressed | Ending::Foreign) => {
             Settle::Settled
         }
+    }
+}
+
+/// How long a layout folder must have been still: nobody can ask who is about to write to a folder.
+const STILL_LAYOUT: Duration = Duration::from_secs(2);
+
+/// Decides whether a layout folder may be read, as [`settle`] does for a file. `is_whole` says whether everything that
+/// it refers to is there, where that is known.
+pub(crate) fn settle_layout(is_whole: bool, changed: Instant, now: Instant) -> Settle {
+    let quiet = now.saturating_duration_since(changed);
+    let until = |wanted: Duration| changed + wanted;
+    let why = Why::Incomplete;
+    match is_whole {
+        _ if quiet < STILL_LAYOUT => Settle::Wait {
+            until: until(STILL_LAYOUT),
+            why: Why::Changing,
+        },
+        false if quiet < STALLED => Settle::Wait {
+            until: until(STALLED),
+            why,
+        },
+        false if quiet < WITHOUT_MARKER => Settle::Stalled {
+            until: until(WITHOUT_MARKER),
+            why,
+        },
+        true | false => Settle::Settled,
     }
 }
 
@@ -656,7 +888,7 @@ mod tests {
     }
 
     fn listed(folder: &Folder) -> Vec<(String, Class)> {
-        let entries = folder.list().unwrap().into_iter();
+        let entries = folder.list(Depth::default()).unwrap().entries.into_iter();
         entries
             .map(|entry| (entry.name.to_string_lossy().into_owned(), entry.class))
             .collect()
@@ -684,12 +916,157 @@ mod tests {
             expected.map(|(name, class)| (name.to_owned(), class))
         );
         let metadata = fs::metadata(path("b.tar")).unwrap();
-        assert_eq!(folder.list().unwrap()[1].identity, Identity::of(&metadata));
-        assert_eq!(
-            folder.list().unwrap().len(),
-            5,
-            "a second listing starts from the beginning"
+        let entries = || folder.list(Depth::default()).unwrap().entries;
+        assert_eq!(entries()[1].identity, Identity::of(&metadata));
+        assert_eq!(entries().len(), 5, "a second listing starts from the beginning");
+    }
+
+    /// Makes files, with the folders above them.
+    fn write_all(root: &Path, files: &[&str]) {
+        for file in files {
+            let path = root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, file).unwrap();
+        }
+    }
+
+    fn everything(root: &Path, recursive: bool) -> Vec<(String, Class)> {
+        let depth = Depth {
+            recursive,
+            allow_insecure: false,
+        };
+        let listing = Folder::open_dir(root).unwrap().list(depth).unwrap();
+        let text = |entry: Listed| (entry.name.into_string().unwrap(), entry.class);
+        listing.entries.into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn layouts_are_bundles_and_other_folders_are_looked_into_when_asked() {
+        let temporary = tempfile::tempdir().unwrap();
+        let files = [
+            "b.tar",
+            "layout/oci-layout",
+            "layout/index.json",
+            "layout/blobs/sha256/aa",
+            "sub/c.tar",
+            "sub/.hidden",
+            "sub/deeper/index.json",
+            ".hidden/d.tar",
+        ];
+        write_all(temporary.path(), &files);
+        std::os::unix::fs::symlink("sub", temporary.path().join("to-sub")).unwrap();
+        write_all(temporary.path(), &["open/e.tar"]);
+        fs::set_permissions(temporary.path().join("open"), fs::Permissions::from_mode(0o777)).unwrap();
+        let flat = [
+            (".hidden", Class::Ignored(Reason::Hidden)),
+            ("b.tar", Class::Candidate),
+            ("layout", Class::Layout),
+            ("open", Class::Ignored(Reason::Directory)),
+            ("sub", Class::Ignored(Reason::Directory)),
+            ("to-sub", Class::Candidate),
+        ];
+        let deep = [
+            (".hidden", Class::Ignored(Reason::Hidden)),
+            ("b.tar", Class::Candidate),
+            ("layout", Class::Layout),
+            ("open", Class::Ignored(Reason::OpenFolder)),
+            ("sub/.hidden", Class::Ignored(Reason::Hidden)),
+            ("sub/c.tar", Class::Candidate),
+            ("sub/deeper", Class::Layout),
+            ("to-sub", Class::Candidate),
+        ];
+        let named = |(name, class): (&str, Class)| (name.to_owned(), class);
+        assert_eq!(everything(temporary.path(), false), flat.map(named));
+        assert_eq!(everything(temporary.path(), true), deep.map(named));
+        let folder = Folder::open_dir(temporary.path()).unwrap();
+        assert!(folder.open(OsStr::new("sub/c.tar")).is_ok());
+        assert!(matches!(
+            folder.open(OsStr::new("sub/gone.tar")),
+            Err(Refused::Gone)
+        ));
+        assert!(matches!(
+            folder.open(OsStr::new("to-sub/c.tar")),
+            Err(Refused::Unreadable(_))
+        ));
+        assert!(matches!(
+            folder.open(OsStr::new("to-sub")),
+            Err(Refused::NotRegular)
+        ));
+        assert!(folder.open_layout(OsStr::new("sub/deeper")).is_ok());
+        assert!(matches!(
+            folder.open_layout(OsStr::new("sub")),
+            Err(Refused::Gone)
+        ));
+    }
+
+    #[test]
+    fn folders_are_looked_into_to_a_certain_depth_and_number() {
+        let temporary = tempfile::tempdir().unwrap();
+        let deep = format!("{}x.tar", "d/".repeat(DEEPEST + 1));
+        write_all(temporary.path(), &[&deep]);
+        let too_deep = [("d/".repeat(DEEPEST) + "d", Class::Ignored(Reason::TooManyFolders))];
+        assert_eq!(everything(temporary.path(), true), too_deep);
+        for number in 0..MOST_FOLDERS + 10 {
+            fs::create_dir(temporary.path().join(format!("many-{number}"))).unwrap();
+        }
+        let listing = Folder::open_dir(temporary.path()).unwrap();
+        let depth = Depth {
+            recursive: true,
+            allow_insecure: false,
+        };
+        assert!(listing.list(depth).unwrap().folders.len() <= MOST_FOLDERS + LAYOUT_FOLDERS.len());
+    }
+
+    #[test]
+    fn the_identity_of_a_layout_changes_with_everything_in_it() {
+        let temporary = tempfile::tempdir().unwrap();
+        write_all(
+            temporary.path(),
+            &[
+                "l/index.json",
+                "l/oci-layout",
+                "l/blobs/sha256/aa",
+                "l/blobs/sha256/bb",
+            ],
         );
+        let folder = Folder::open_dir(temporary.path()).unwrap();
+        let identity = || folder.open_layout(OsStr::new("l")).unwrap().1;
+        let mut seen = vec![identity()];
+        assert_eq!(identity(), seen[0]);
+        let path = |name: &str| temporary.path().join("l").join(name);
+        let deeds: [&dyn Fn(); 4] = [
+            &|| fs::write(path("blobs/sha256/cc"), "new").unwrap(),
+            &|| fs::write(path("blobs/sha256/aa"), "a blob that grows in place").unwrap(),
+            &|| fs::write(path("index.json"), "another").unwrap(),
+            &|| fs::remove_file(path("blobs/sha256/bb")).unwrap(),
+        ];
+        for (number, deed) in deeds.iter().enumerate() {
+            deed();
+            let now = identity();
+            assert!(!seen.contains(&now), "deed {number}");
+            seen.push(now);
+        }
+    }
+
+    #[test]
+    fn a_layout_is_settled_when_it_is_still_and_whole() {
+        let changed = Instant::now();
+        let table = [
+            (true, 0, Some(2_000)),
+            (true, 2_000, None),
+            (false, 2_000, Some(30_000)),
+            (false, 30_000, Some(60_000)),
+            (false, 60_000, None),
+        ];
+        for (is_whole, quiet, expected) in table {
+            let until = match settle_layout(is_whole, changed, changed + Duration::from_millis(quiet)) {
+                Settle::Settled => None,
+                Settle::Wait { until, .. } | Settle::Stalled { until, .. } => {
+                    Some((until - changed).as_millis())
+                }
+            };
+            assert_eq!(until, expected, "{is_whole} {quiet}");
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(crate) struct Version {
     pub(crate) identity: Identity,
     /// Of `<file>.sha256`, where there is one.
     pub(crate) sidecar: Option<Identity>,
+    /// It is a folder, an unpacked layout.
+    pub(crate) is_layout: bool,
 }
 
 #[derive(Debug)]
@@ -87,7 +89,7 @@ impl Roster {
         self.told.retain(|(name, _)| names.contains(name));
         let candidates: HashSet<&OsString> = listed
             .iter()
-            .filter(|entry| entry.class == Class::Candidate)
+            .filter(|entry| is_bundle(entry))
             .map(|entry| &entry.name)
             .collect();
         changes.gone.extend(
@@ -103,14 +105,21 @@ impl Roster {
             .map(|entry| (entry.name.clone(), entry.identity.clone()))
             .collect();
         let mut seen = Vec::new();
-        for entry in listed.iter().filter(|entry| entry.class == Class::Candidate) {
-            let sidecar = sidecars.remove(&sidecar_of(&entry.name));
-            let identity = entry.identity.clone();
-            seen.push((entry.name.clone(), Version { identity, sidecar }));
+        for entry in listed.iter().filter(|entry| is_bundle(entry)) {
+            let is_layout = entry.class == Class::Layout;
+            let version = Version {
+                identity: entry.identity.clone(),
+                sidecar: match is_layout {
+                    true => None,
+                    false => sidecars.remove(&sidecar_of(&entry.name)),
+                },
+                is_layout,
+            };
+            seen.push((entry.name.clone(), version));
         }
         for entry in listed {
             match entry.class {
-                Class::Candidate => {}
+                Class::Candidate | Class::Layout => {}
                 Class::Ignored(Reason::Checksum) if !sidecars.contains_key(&entry.name) => {}
                 Class::Ignored(reason) => {
                     if self.told.insert((entry.name.clone(), Told::Ignored(reason))) {
@@ -251,6 +260,13 @@ impl Roster {
         for file in self.files.values_mut().filter(|file| file.phase == Phase::Done) {
             file.phase = Phase::Known;
         }
+    }
+}
+
+fn is_bundle(entry: &Listed) -> bool {
+    match entry.class {
+        Class::Candidate | Class::Layout => true,
+        Class::Ignored(_) => false,
     }
 }
 

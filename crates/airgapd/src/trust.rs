@@ -13,7 +13,7 @@ use bundle::Identity;
 use oci_spec::image::Digest;
 
 use crate::checksum::{parse_line, text_lines};
-use crate::folder::{self, Class, Folder, FolderTrust, Listed, Reason};
+use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listed, Reason};
 
 /// One file of digests may be this large, in bytes.
 const LARGEST: u64 = 4 << 20;
@@ -30,8 +30,8 @@ pub(crate) fn check(trusted: &Path, catalog: &Digest) -> Result<(), String> {
             FolderTrust::Trusted => {}
             FolderTrust::Warning(why) | FolderTrust::Refused(why) => return Err(why),
         }
-        let listed = folder.list().map_err(|error| error.to_string())?;
-        Ok((folder, listed))
+        let listing = folder.list(Depth::default()).map_err(|error| error.to_string())?;
+        Ok((folder, listing.entries))
     };
     let (folder, listed) = list().map_err(|why| {
         format!(
@@ -56,8 +56,8 @@ pub(crate) fn check(trusted: &Path, catalog: &Digest) -> Result<(), String> {
 
 /// How the folder looks: when this is equal, so is what it says.
 pub(crate) fn stamp(trusted: &Path) -> Vec<(OsString, Identity)> {
-    let listed = Folder::open_dir(trusted).and_then(|folder| folder.list());
-    let entries = listed.unwrap_or_default().into_iter();
+    let listed = Folder::open_dir(trusted).and_then(|folder| folder.list(Depth::default()));
+    let entries = listed.unwrap_or_default().entries.into_iter();
     let own = std::fs::metadata(trusted).ok();
     let own = own.map(|metadata| (OsString::new(), Identity::of(&metadata)));
     own.into_iter()

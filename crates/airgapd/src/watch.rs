@@ -18,7 +18,7 @@ use notify::event::{Event, EventKindMask};
 use notify::{ErrorKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -48,6 +48,8 @@ fn wanted_events() -> EventKindMask {
 pub(crate) struct Watch {
     hint: Arc<Notify>,
     earliest: Instant,
+    /// Folders below the folder, by their paths.
+    below: watch::Sender<Vec<PathBuf>>,
     keeper: JoinHandle<()>,
 }
 
@@ -63,12 +65,21 @@ impl Watch {
         let hint = Arc::new(Notify::new());
         let mut ground = Ground::new(std::path::absolute(folder)?, Arc::clone(&hint));
         ground.establish();
-        let keeper = tokio::spawn(ground.keep());
+        let (below, wanted) = watch::channel(Vec::new());
+        let keeper = tokio::spawn(ground.keep(wanted));
         Ok(Watch {
             hint,
             earliest: Instant::now(),
+            below,
             keeper,
         })
+    }
+
+    /// Watches these folders below the folder too, given relative to it, and none but them. To be called after each
+    /// listing: where one of them is new, or another one by now, a hint follows, since things may have happened in it
+    /// before.
+    pub(crate) fn also(&self, below: Vec<PathBuf>) {
+        self.below.send_replace(below);
     }
 
     /// Waits until the folder may have changed since the last time. Cancelling it loses nothing.
@@ -100,7 +111,9 @@ struct Ground {
     /// The ground itself may have moved: something happened to the folder and not in it.
     moved: Arc<Notify>,
     watcher: Option<RecommendedWatcher>,
-    /// What is watched now: the folder where it exists, and the nearest folder above it.
+    /// Folders below the folder that are to be watched too, relative to it.
+    below: Vec<PathBuf>,
+    /// What is watched now: the folder where it exists, the nearest folder above it, and those below.
     watched: Vec<(PathBuf, Place)>,
     /// Why there is no watch, once it was said.
     blind: Option<String>,
@@ -114,13 +127,14 @@ impl Ground {
             hint,
             moved,
             watcher: None,
+            below: Vec::new(),
             watched: Vec::new(),
             blind: None,
         }
     }
 
     /// Keeps the watch on the path for ever.
-    async fn keep(mut self) {
+    async fn keep(mut self, mut wanted: watch::Receiver<Vec<PathBuf>>) {
         let mounts = Mounts::open();
         let moved = Arc::clone(&self.moved);
         loop {
@@ -132,6 +146,10 @@ impl Ground {
             tokio::select! {
                 () = moved.notified() => self.establish(),
                 () = mounts.changed() => self.check(),
+                Ok(()) = wanted.changed() => {
+                    self.below.clone_from(&wanted.borrow_and_update());
+                    self.check();
+                }
                 () = tokio::time::sleep(rescan) => {
                     self.check();
                     self.hint.notify_one();
@@ -153,9 +171,11 @@ impl Ground {
         let nearest = above
             .filter_map(|path| Some((path.to_owned(), place(path)?)))
             .next();
-        place(&self.folder)
-            .map(|place| (self.folder.clone(), place))
-            .into_iter()
+        let below = self.below.iter().map(|path| self.folder.join(path));
+        std::iter::once(self.folder.clone())
+            .chain(below)
+            .filter_map(|path| Some((place(&path)?, path)))
+            .map(|(place, path)| (path, place))
             .chain(nearest)
             .collect()
     }
@@ -443,6 +463,31 @@ mod tests {
                 .await
                 .is_err()
         );
+    }
+
+    #[tokio::test]
+    async fn folders_below_are_watched_when_asked_and_again_when_they_are_made_anew() {
+        let mut trial = Trial::start("data/images/sub").await;
+        trial.watch.also(vec!["sub".into()]);
+        for _ in 0..2 {
+            trial
+                .expect("a file in the folder below", |folder| {
+                    fs::write(folder.join("sub/a"), "x")
+                })
+                .await;
+            trial
+                .expect("made anew", |folder| {
+                    fs::remove_dir_all(folder.join("sub"))?;
+                    fs::create_dir(folder.join("sub"))
+                })
+                .await;
+            trial.watch.also(vec!["sub".into()]);
+        }
+        trial.watch.also(Vec::new());
+        trial.quiet().await;
+        fs::write(trial.folder.join("sub/b"), "x").unwrap();
+        let hint = tokio::time::timeout(4 * PACE, trial.watch.changed()).await;
+        assert!(hint.is_err(), "it is not watched any more");
     }
 
     #[tokio::test]

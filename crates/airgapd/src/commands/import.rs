@@ -89,7 +89,7 @@ impl Import<'_> {
             Ok(bundle) => Arc::new(bundle),
             Err(report) => return (*report, String::new()),
         };
-        let (source, lease_id) = whose(path, &self.node.images_dir);
+        let (source, lease_id) = whose(path, &self.node.images_dir, self.settings.recursive);
         let intent = Intent {
             source,
             on_conflict: self.settings.on_conflict,
@@ -188,20 +188,26 @@ async fn read(file: File, path: &Path, limits: &bundle::Limits) -> Result<Bundle
     opened.expect("reading a bundle never panics")
 }
 
-/// Who vouches for the images of a file, and the id of the lease: by its place in the images folder or outside of it.
-fn whose(path: &Path, images_dir: &Path) -> (Source, String) {
+/// Who vouches for the images of a file, and the id of the lease: by its place, where the daemon looks for bundles or
+/// anywhere else.
+fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
-    if parent.is_some() && parent == images_dir.canonicalize().ok() {
+    if let Some(name) = name_in(&path, images_dir, recursive) {
         let id = bundle_id(&name);
         return (Source::Bundle(name), id);
     }
+    let name = path.file_name().unwrap_or(path.as_os_str());
     let id = short_hash(path.as_os_str().as_encoded_bytes());
-    (Source::Hand(name), id)
+    (Source::Hand(name.to_string_lossy().into_owned()), id)
+}
+
+/// What the daemon calls a file, if it lies where the daemon looks. A link in the folder is a file of the folder.
+fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
+    let parent = path.parent()?.canonicalize().ok()?;
+    let below = parent.strip_prefix(images_dir.canonicalize().ok()?).ok()?;
+    let is_reached = recursive || below.as_os_str().is_empty();
+    let name = below.join(path.file_name()?);
+    is_reached.then(|| name.to_string_lossy().into_owned())
 }
 
 /// One exit status for all bundles: an unreachable containerd first, then whether anything landed, then whose fault it is.

@@ -65,7 +65,7 @@ impl Inspection {
         match &catalog.ending {
             Ending::Marker => {}
             Ending::NoMarker => {
-                warnings.push("the archive has no end marker: it may have been cut off".to_owned())
+                warnings.push("the archive has no end marker: it may have been cut off".to_owned());
             }
             Ending::Truncated(cut) => warnings.push(cut.to_string()),
         }
