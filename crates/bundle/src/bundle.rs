@@ -1,5 +1,6 @@
 //! A bundle that is open for reading.
 
+use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -10,8 +11,9 @@ use oci_spec::image::Digest;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::packed::Packed;
 use crate::places::{Place, Places};
-use crate::{Catalog, Error, Fault, Limits, read};
+use crate::{BlobStream, Catalog, Error, Fault, Limits, read};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
 ///
@@ -24,6 +26,8 @@ pub struct Bundle {
     identity: Identity,
     catalog: Catalog,
     places: Places,
+    /// The archive, if it is compressed.
+    packed: Option<Arc<Packed>>,
 }
 
 impl Bundle {
@@ -65,13 +69,15 @@ impl Bundle {
             return Err(Fault::NotAFile(kind_of(&metadata)).in_file(path));
         }
         let file = Arc::new(file);
-        let read = read::read(&file, metadata.len(), limits).map_err(|fault| fault.in_file(path));
-        let bundle = |(catalog, places)| Self {
+        let identity = Identity::of(&metadata);
+        let read = read::read(&file, &identity, limits).map_err(|fault| fault.in_file(path));
+        let bundle = |(catalog, places, packed)| Self {
             path: path.to_owned(),
             file: Arc::clone(&file),
-            identity: Identity::of(&metadata),
+            identity,
             catalog,
             places,
+            packed,
         };
         // A writer explains any error, and a catalog of two half files would be worse than none.
         if Identity::of(&stat(&file)?) != Identity::of(&metadata) {
@@ -106,14 +112,40 @@ impl Bundle {
 
     /// A blob that the catalog mentions and that is there, manifests made up for Docker archives included.
     pub fn blob(&self, digest: &Digest) -> Option<Blob> {
-        Some(match self.places.get(digest)? {
-            Place::Extent { offset, size } => Blob(Bytes::InFile {
+        let bytes = match (self.places.get(digest)?, &self.packed) {
+            (Place::Extent { offset, size }, None) => Bytes::InFile {
                 file: Arc::clone(&self.file),
                 offset: *offset,
                 size: *size,
-            }),
-            Place::Memory(bytes) => Blob(Bytes::InMemory(Arc::clone(bytes))),
-        })
+            },
+            (Place::Extent { offset, size }, Some(packed)) => Bytes::Packed {
+                packed: Arc::clone(packed),
+                offset: *offset,
+                size: *size,
+            },
+            (Place::Memory(bytes), _) => Bytes::InMemory(Arc::clone(bytes)),
+        };
+        Some(Blob(bytes))
+    }
+
+    /// Whether blobs are best taken in the order of the archive: see [`Bundle::stream`]. Of a compressed bundle,
+    /// reading a single blob means decompressing everything before it.
+    pub fn is_sequential(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// Hands out these blobs one after the other, in the order of the archive, in one pass over it.
+    ///
+    /// Those that the catalog does not call present are left out.
+    ///
+    /// # Errors
+    ///
+    /// If the file has changed since the catalog was drawn up.
+    pub fn stream(&self, wanted: &HashSet<Digest>) -> Result<BlobStream, Error> {
+        let blobs = wanted
+            .iter()
+            .filter_map(|digest| Some((digest.clone(), self.places.get(digest)?, self.blob(digest)?)));
+        BlobStream::new(&self.path, blobs, self.packed.as_ref()).map_err(|fault| fault.in_file(&self.path))
     }
 }
 
@@ -171,7 +203,17 @@ pub struct Blob(Bytes);
 
 #[derive(Clone, Debug)]
 enum Bytes {
-    InFile { file: Arc<File>, offset: u64, size: u64 },
+    InFile {
+        file: Arc<File>,
+        offset: u64,
+        size: u64,
+    },
+    /// In a compressed archive; the offset counts decompressed bytes.
+    Packed {
+        packed: Arc<Packed>,
+        offset: u64,
+        size: u64,
+    },
     InMemory(Arc<[u8]>),
 }
 
@@ -179,18 +221,19 @@ impl Blob {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
-            Bytes::InFile { size, .. } => *size,
+            Bytes::InFile { size, .. } | Bytes::Packed { size, .. } => *size,
             Bytes::InMemory(bytes) => bytes.len() as u64,
         }
     }
 
-    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking.
+    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking; of a compressed
+    /// bundle, everything before is decompressed first unless it is a document that was kept.
     ///
     /// The reader gives [`io::ErrorKind::UnexpectedEof`] if the file was cut short after it was opened.
     ///
     /// # Errors
     ///
-    /// If `offset` lies behind the end.
+    /// If `offset` lies behind the end; of a compressed bundle also if it has changed or cannot be decompressed.
     pub fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         if offset > self.size() {
             let message = format!("offset {offset} in a blob of {} bytes", self.size());
@@ -206,6 +249,11 @@ impl Blob {
                 position: start + offset,
                 left: size - offset,
             }),
+            Bytes::Packed {
+                packed,
+                offset: start,
+                size,
+            } => Box::new(packed.reader_at(start + offset)?.take(size - offset)),
             Bytes::InMemory(bytes) => {
                 let mut cursor = io::Cursor::new(Arc::clone(bytes));
                 cursor.set_position(offset);

@@ -33,6 +33,12 @@ pub(crate) fn sha256(bytes: &[u8]) -> Digest {
     hasher.finish()
 }
 
+/// The digest of a sha256 that was computed elsewhere.
+pub(crate) fn of_sha256(hash: &[u8; 32]) -> Digest {
+    let text = format!("sha256:{}", hex(hash));
+    text.parse().expect("hex of the algorithm's length is a digest")
+}
+
 /// Whether bytes are what a digest says.
 pub(crate) fn fits(bytes: &[u8], digest: &Digest) -> bool {
     let mut hasher = Hasher::of(digest);

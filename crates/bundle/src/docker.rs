@@ -86,7 +86,7 @@ impl<'r, 'a> Docker<'r, 'a> {
                 "config {name} has {size} bytes, more than {limit}"
             )));
         }
-        let bytes = self.reader.read(&config_place)?;
+        let bytes = self.reader.read(&config_place)?.map_err(Trouble::Image)?;
         let (config, mut problems) = match documents::parse::<Config>(&bytes) {
             Ok(config) => (config, Vec::new()),
             Err(error) => {
@@ -204,6 +204,12 @@ impl<'r, 'a> Docker<'r, 'a> {
 
     fn part(&mut self, media_type: &str, digest: Digest, place: Place) -> Part {
         let descriptor = Descriptor::new(MediaType::from(media_type), place.size(), digest.clone());
+        if let Some(corrupt) = self.reader.is_corrupt(&place, &digest) {
+            return Part {
+                descriptor,
+                state: PartState::Broken(corrupt),
+            };
+        }
         // Two layers that claim one digest cannot both be right; whoever moves the first finds out.
         self.reader.places.entry(digest).or_insert(place);
         Part {

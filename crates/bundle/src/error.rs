@@ -21,7 +21,10 @@ pub struct Error {
 impl Error {
     /// Whether the file looks like one that somebody has not finished writing: waiting may help.
     pub fn looks_unfinished(&self) -> bool {
-        matches!(self.fault, Fault::Empty | Fault::Truncated(_) | Fault::Changed)
+        matches!(
+            self.fault,
+            Fault::Empty | Fault::Truncated(_) | Fault::CompressedCut { .. } | Fault::Changed
+        )
     }
 }
 
@@ -55,9 +58,24 @@ pub enum Fault {
     /// The file has no bytes, which is how most copies begin.
     #[error("empty file")]
     Empty,
-    /// A compressed file, and how it is compressed.
-    #[error("compressed with {0}, which this version does not support; decompress it first")]
-    Compressed(Compression),
+    /// The file ends in the middle of compressed data.
+    #[error("cut off: the {codec} data is incomplete at offset {length}, where the file ends")]
+    CompressedCut {
+        /// How it is compressed.
+        codec: Compression,
+        /// Bytes of the file.
+        length: u64,
+    },
+    /// The compressed data is damaged.
+    #[error("the {codec} data is damaged near offset {offset}: {reason}")]
+    CompressedDamage {
+        /// How it is compressed.
+        codec: Compression,
+        /// Offset in the file, in bytes, up to which it was read.
+        offset: u64,
+        /// What is wrong, in the decompressor's words.
+        reason: String,
+    },
     /// Not an image bundle at all: what is missing, and what may help.
     #[error("not an image bundle: {0}")]
     Unrecognised(String),
@@ -111,6 +129,16 @@ impl Fault {
     }
 }
 
+impl From<Fault> for io::Error {
+    /// For readers: the text and its causes stay the same.
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Io { source, .. } => source,
+            fault => io::Error::other(fault),
+        }
+    }
+}
+
 /// Something that an operator should hear about although it stops nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Warning {
@@ -124,6 +152,15 @@ pub enum Warning {
     /// Bytes after the end-of-archive mark are not read.
     TrailingData {
         /// Where the archive ends, in bytes.
+        offset: u64,
+        /// How many bytes follow.
+        bytes: u64,
+    },
+    /// Bytes after the end of the compressed data are not read.
+    TrailingGarbage {
+        /// How the file is compressed.
+        codec: Compression,
+        /// Where the compressed data ends, in bytes of the file.
         offset: u64,
         /// How many bytes follow.
         bytes: u64,
@@ -162,6 +199,12 @@ impl fmt::Display for Warning {
                 write!(
                     f,
                     "{bytes} bytes follow the end of the archive at offset {offset} and are ignored"
+                )
+            }
+            Self::TrailingGarbage { codec, offset, bytes } => {
+                write!(
+                    f,
+                    "{bytes} bytes follow the {codec} data at offset {offset} and are ignored"
                 )
             }
             Self::NoLayoutFile => f.write_str("there is no oci-layout file; index.json is taken without it"),

@@ -19,16 +19,17 @@
 //! # Ok::<(), airgapd_bundle::Error>(())
 //! ```
 //!
-//! The inside, from below: `tar` walks the headers of an archive and is strict about them; `table` turns them
-//! into a table of names with links resolved, each standing for a place where bytes are; `documents` has the
-//! lenient models of foreign JSON; `reader` finds and verifies blobs and keeps account of what that costs;
-//! `layout` and `docker` make images of the two formats; `read` chooses between them. What knows that an archive
-//! is a plain tar in a file is `table` and below: a compressed archive is walked by the same walk over another
-//! input and has places of its own, a folder needs no walk at all.
+//! The inside, from below: `decode` decompresses a file from its beginning to its end; `tar` walks the headers of
+//! an archive, in a file or in a stream, and is strict about them; `table` turns them into a table of names with
+//! links resolved, each standing for a place where bytes are, and `packed` keeps what one pass over a compressed
+//! archive has seen; `documents` has the lenient models of foreign JSON; `reader` finds and verifies blobs and
+//! keeps account of what that costs; `layout` and `docker` make images of the two formats; `read` chooses between
+//! them; `stream` hands out blobs in the archive's order. What is above `table` does not know where bytes are.
 
 mod bundle;
 mod catalog;
 mod compression;
+mod decode;
 mod digests;
 mod docker;
 mod documents;
@@ -38,9 +39,11 @@ mod escape;
 pub mod fixtures;
 mod layout;
 mod limits;
+mod packed;
 mod places;
 mod read;
 mod reader;
+mod stream;
 mod table;
 mod tar;
 
@@ -51,3 +54,4 @@ pub use catalog::{
 pub use compression::Compression;
 pub use error::{Error, Fault, Warning};
 pub use limits::Limits;
+pub use stream::{BlobStream, StreamedBlob};

@@ -19,9 +19,10 @@ pub struct Limits {
     pub images: usize,
     /// Bytes of one PAX or GNU extended header.
     pub extended_header: u64,
-    /// Binary logarithm of the largest zstd window. Not used until compressed bundles are read.
+    /// Binary logarithm of the largest window of a zstd bundle in bytes, and of the largest dictionary of an xz
+    /// one: so much memory it may take. zstd itself stops at 27 unless asked (`--long=27` and above).
     pub zstd_window_log: u32,
-    /// How many bytes one compressed byte may become. Not used until compressed bundles are read.
+    /// How many bytes one compressed byte may become on average; up to 64 MiB any bundle may.
     pub expansion: u64,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -12,30 +13,76 @@ use serde_json::value::RawValue;
 use crate::docker::Docker;
 use crate::documents::{self, DockerImage, Index, LayoutFile, RawList};
 use crate::layout::{self, Layout};
+use crate::packed::Packed;
 use crate::places::Places;
 use crate::reader::Reader;
 use crate::table::{Archive, Found};
 use crate::{
-    Catalog, Compression, Content, Ending, Fault, Format, Image, Limits, Manifest, PartState, Truncation,
-    Warning, digests, tar,
+    Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Manifest, PartState,
+    Truncation, Warning, digests, tar,
 };
 
 const LAYOUT_FILE: &str = "oci-layout";
 const INDEX: &str = "index.json";
 const DOCKER: &str = "manifest.json";
 
-/// Draws up the catalog of a file of this length.
-pub(crate) fn read(file: &Arc<File>, length: u64, limits: &Limits) -> Result<(Catalog, Places), Fault> {
-    recognise_tar(file, length)?;
-    let archive = Archive::scan(file, length, limits)?;
-    let documents = Documents::read(&archive, limits)?;
-    let mut reader = Reader::new(&archive, length, limits);
+/// How often a compressed archive is read for its documents: once for each level of indexes, with what is above and
+/// below them, and some over.
+const MOST_PASSES: u32 = 6;
+
+/// Draws up the catalog of a file.
+pub(crate) fn read(
+    file: &Arc<File>,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<(Catalog, Places, Option<Arc<Packed>>), Fault> {
+    match recognise(file, identity.size)? {
+        Compression::None => {
+            let mut archive = Archive::scan(file, identity.size, limits)?;
+            let (catalog, places) = draw(&mut archive, Compression::None, limits)?;
+            Ok((catalog, places, None))
+        }
+        codec => {
+            let packed = Arc::new(Packed::new(file, identity, codec, limits));
+            recognise_packed(&packed)?;
+            let mut archive = Archive::unpack(&packed, limits)?;
+            let (catalog, places) = draw(&mut archive, codec, limits)?;
+            Ok((catalog, places, Some(packed)))
+        }
+    }
+}
+
+/// Draws up the catalog of an archive; again and again where documents have to be fetched first.
+fn draw(
+    archive: &mut Archive,
+    compression: Compression,
+    limits: &Limits,
+) -> Result<(Catalog, Places), Fault> {
+    for _ in 0..limits.index_depth.saturating_add(MOST_PASSES) {
+        let drawn = draw_once(archive, compression, limits);
+        if !archive.fetch()? {
+            return drawn;
+        }
+    }
+    Err(Fault::Limit {
+        what: "passes over a compressed bundle for its documents; decompress it first".to_owned(),
+        limit: u64::from(limits.index_depth.saturating_add(MOST_PASSES)),
+    })
+}
+
+fn draw_once(
+    archive: &Archive,
+    compression: Compression,
+    limits: &Limits,
+) -> Result<(Catalog, Places), Fault> {
+    let documents = Documents::read(archive, limits)?;
+    let mut reader = Reader::new(archive, limits);
     let found = documents.images(&mut reader)?;
     let mut warnings = archive.warnings.clone();
     warnings.extend(found.warnings);
     let catalog = Catalog {
         format: found.format,
-        compression: Compression::None,
+        compression,
         digest: found.digest,
         images: found.images,
         warnings,
@@ -44,35 +91,58 @@ pub(crate) fn read(file: &Arc<File>, length: u64, limits: &Limits) -> Result<(Ca
     Ok((catalog, reader.places))
 }
 
-/// Makes sure that this is a plain tar archive, or says what else it is.
-fn recognise_tar(file: &File, length: u64) -> Result<(), Fault> {
+/// Tells a tar archive, plain or compressed, from anything else.
+fn recognise(file: &File, length: u64) -> Result<Compression, Fault> {
     if length == 0 {
         return Err(Fault::Empty);
     }
     let mut start = vec![0; usize::try_from(length.min(tar::BLOCK)).expect("at most a block")];
     file.read_exact_at(&mut start, 0).map_err(tar::read_error)?;
-    if tar::is_header(&start) {
-        return Ok(());
-    }
     match Compression::detect(&start) {
-        Compression::None => {}
-        codec => return Err(Fault::Compressed(codec)),
+        _ if tar::is_header(&start) => Ok(Compression::None),
+        Compression::None => Err(no_tar(&start, length, "")),
+        codec => Ok(codec),
     }
+}
+
+/// Makes sure that there is a tar archive in compressed data, or says what else there is.
+fn recognise_packed(packed: &Packed) -> Result<(), Fault> {
+    let mut start = Vec::new();
+    let decoder = packed.decoder()?;
+    decoder
+        .take(tar::BLOCK)
+        .read_to_end(&mut start)
+        .map_err(tar::read_error)?;
+    let codec = packed.compression;
+    match Compression::detect(&start) {
+        _ if tar::is_header(&start) => Ok(()),
+        Compression::None => Err(no_tar(
+            &start,
+            start.len() as u64,
+            &format!(" compressed with {codec}"),
+        )),
+        inner => Err(Fault::Unrecognised(format!(
+            "it is compressed twice, with {codec} and inside with {inner}; decompress it once"
+        ))),
+    }
+}
+
+/// Says what else it is that begins so, having this length.
+fn no_tar(start: &[u8], length: u64, compressed: &str) -> Fault {
     // Every header has zero bytes, no text has.
     let has_zeros = start.contains(&0);
+    if start.iter().all(|byte| *byte == 0) && (length == 0 || length >= tar::BLOCK) {
+        return Fault::Unrecognised("the archive is empty".to_owned());
+    }
     if length < tar::BLOCK && has_zeros {
-        let truncation = Truncation {
+        return Fault::Truncated(Truncation {
             offset: 0,
             entry: None,
             expected: tar::BLOCK,
             present: length,
-        };
-        return Err(Fault::Truncated(truncation));
+        });
     }
-    if start.iter().all(|byte| *byte == 0) {
-        return Err(Fault::Unrecognised("the archive is empty".to_owned()));
-    }
-    Err(Fault::Unrecognised("this is no tar archive".to_owned()))
+    Fault::Unrecognised(format!("this is no tar archive{compressed}"))
 }
 
 /// The documents that say what an archive holds.
@@ -167,7 +237,8 @@ fn document(archive: &Archive, entry: &'static str, limits: &Limits) -> Result<O
             what: format!("bytes in {entry}"),
             limit: limits.json_document,
         }),
-        (Found::File(place), _) => archive.read(&place).map(Some),
+        // None also where it has to be fetched first; then all this is done again.
+        (Found::File(place), _) => archive.read(&place),
     }
 }
 

@@ -53,9 +53,11 @@ impl From<Located> for PartState {
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(archive: &'a Archive, length: u64, limits: &'a Limits) -> Self {
+    pub(crate) fn new(archive: &'a Archive, limits: &'a Limits) -> Self {
         // Documents that are shared between images are read once for each: 64 of the largest are enough.
-        let readable = length.saturating_add(limits.json_document.saturating_mul(64));
+        let readable = archive
+            .length
+            .saturating_add(limits.json_document.saturating_mul(64));
         Self {
             archive,
             limits,
@@ -108,8 +110,18 @@ impl<'a> Reader<'a> {
                 descriptor.size()
             ));
         }
+        if let Some(corrupt) = self.is_corrupt(&place, digest) {
+            return Located::Broken(corrupt);
+        }
         self.places.insert(digest.clone(), place.clone());
         Located::Present(place)
+    }
+
+    /// Why a place cannot be the blob of that digest, where its bytes have been read already.
+    pub(crate) fn is_corrupt(&self, place: &Place, digest: &Digest) -> Option<String> {
+        let known = self.archive.known_sha256(place)?;
+        let differs = digest.algorithm() == known.algorithm() && *digest != known;
+        differs.then(|| format!("blob {digest} is corrupt: its bytes do not have that digest"))
     }
 
     /// Takes the bytes that a descriptor embeds, if they are right and the archive has no such blob.
@@ -139,7 +151,10 @@ impl<'a> Reader<'a> {
                 place.size()
             )));
         }
-        let bytes = self.read(place)?;
+        let bytes = match self.read(place)? {
+            Ok(bytes) => bytes,
+            Err(reason) => return Ok(Err(reason)),
+        };
         if !digests::fits(&bytes, digest) {
             self.places.remove(digest);
             return Ok(Err(format!(
@@ -149,8 +164,9 @@ impl<'a> Reader<'a> {
         Ok(Ok(bytes))
     }
 
-    /// Reads a place whole; its size must have been checked.
-    pub(crate) fn read(&mut self, place: &Place) -> Result<Vec<u8>, Fault> {
+    /// Reads a place whole; its size must have been checked. Of a compressed archive it may have to be fetched
+    /// first; the inner error holds its place in a catalog that is drawn up again then.
+    pub(crate) fn read(&mut self, place: &Place) -> Result<Result<Vec<u8>, String>, Fault> {
         self.spent.read = self.spent.read.saturating_add(place.size());
         if self.spent.read > self.readable {
             let what = "bytes of documents in all images together".to_owned();
@@ -159,7 +175,8 @@ impl<'a> Reader<'a> {
                 limit: self.readable,
             });
         }
-        self.archive.read(place)
+        let bytes = self.archive.read(place)?;
+        Ok(bytes.ok_or_else(|| "it was not fetched yet".to_owned()))
     }
 }
 

@@ -11,9 +11,11 @@ use std::sync::Arc;
 use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 
-use crate::digests::Hasher;
+use crate::decode::Decoder;
+use crate::digests::{self, Hasher};
+use crate::packed::{Facts, Kept, Packed};
 use crate::places::Place;
-use crate::tar::{Entry, EntryKind, FileInput, Step, Walk, read_error};
+use crate::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
 use crate::{Compression, Ending, Fault, Limits, Warning, escape};
 
 /// How many links may lead from one to the next; Linux allows 40.
@@ -24,7 +26,9 @@ const PIECE: usize = 256 << 10;
 
 /// An archive whose headers were read.
 pub(crate) struct Archive {
-    file: Arc<File>,
+    store: Store,
+    /// Bytes of the archive.
+    pub(crate) length: u64,
     entries: BTreeMap<Fingerprint, Item>,
     /// How it ends.
     pub(crate) ending: Ending,
@@ -32,6 +36,14 @@ pub(crate) struct Archive {
     pub(crate) warnings: Vec<Warning>,
     /// A folder that has an `index.json` or a `manifest.json`, escaped: a frequent packing mistake.
     pub(crate) nested_in: Option<String>,
+}
+
+/// What the bytes at an offset are taken from.
+enum Store {
+    /// A plain archive: its file.
+    Plain(Arc<File>),
+    /// A compressed one: what was kept of it.
+    Packed { packed: Arc<Packed>, kept: Kept },
 }
 
 /// Sixteen bytes of sha256 stand for a name: a million entries would need several times the memory by name.
@@ -66,39 +78,80 @@ pub(crate) enum Found {
 impl Archive {
     /// Reads all headers of a tar archive in a file.
     pub(crate) fn scan(file: &Arc<File>, length: u64, limits: &Limits) -> Result<Self, Fault> {
-        let mut archive = Self {
-            file: Arc::clone(file),
+        let mut archive = Self::new(Store::Plain(Arc::clone(file)));
+        let mut walk = Walk::new(FileInput::new(file, length), limits);
+        archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
+        archive.length = length;
+        Ok(archive)
+    }
+
+    /// Reads all of a compressed tar archive.
+    pub(crate) fn unpack(packed: &Arc<Packed>, limits: &Limits) -> Result<Self, Fault> {
+        let mut archive = Self::new(Store::Packed {
+            packed: Arc::clone(packed),
+            kept: Kept::default(),
+        });
+        let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
+        archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
+            Store::Packed { kept, .. } => kept.take(entry, walk, limits),
+            Store::Plain(_) => unreachable!("this archive is compressed"),
+        })?;
+        archive.finish(walk.into_input(), packed.compression)
+    }
+
+    fn new(store: Store) -> Self {
+        Self {
+            store,
+            length: 0,
             entries: BTreeMap::new(),
             ending: Ending::NoMarker,
             warnings: Vec::new(),
             nested_in: None,
-        };
+        }
+    }
+
+    /// Walks to the end. `present` looks at the bytes of a file and tells how many of them are there.
+    fn add_all<I: Input>(
+        &mut self,
+        walk: &mut Walk<'_, I>,
+        present: impl Fn(&mut Self, &mut Walk<'_, I>, &Entry) -> Result<u64, Fault>,
+    ) -> Result<(), Fault> {
         let mut duplicates = 0;
         let mut first_duplicate = None;
-        let mut walk = Walk::new(FileInput::new(file, length), limits);
         loop {
             match walk.next()? {
-                Step::Entry(entry) => {
-                    if let Some(name) = archive.add(entry) {
+                Step::Entry(mut entry) => {
+                    if entry.kind == EntryKind::File {
+                        entry.present = present(self, walk, &entry)?;
+                    }
+                    if let Some(name) = self.add(entry) {
                         duplicates += 1;
                         first_duplicate.get_or_insert(name);
                     }
                 }
                 Step::End { ending, trailing } => {
-                    archive.ending = ending;
-                    archive
-                        .warnings
+                    self.ending = ending;
+                    self.warnings
                         .extend(first_duplicate.map(|first| Warning::DuplicateEntries {
                             count: duplicates,
                             first,
                         }));
-                    archive
-                        .warnings
+                    self.warnings
                         .extend(trailing.map(|(offset, bytes)| Warning::TrailingData { offset, bytes }));
-                    return Ok(archive);
+                    return Ok(());
                 }
             }
         }
+    }
+
+    /// Reads compressed data to its end, where checksums may be wrong and bytes may follow.
+    fn finish(mut self, mut input: StreamInput<Decoder>, codec: Compression) -> Result<Self, Fault> {
+        input.skip(u64::MAX).map_err(read_error)?;
+        self.length = input.position();
+        let trailing = input.into_inner().trailing();
+        self.warnings
+            .extend(trailing.map(|(offset, bytes)| Warning::TrailingGarbage { codec, offset, bytes }));
+        Ok(self)
     }
 
     /// Adds an entry, and tells its name if there was one of that name already.
@@ -153,12 +206,7 @@ impl Archive {
         };
         for _ in 0..LONGEST_CHAIN {
             item = match item {
-                Item::File { offset, size } => {
-                    return Found::File(Place::Extent {
-                        offset: *offset,
-                        size: *size,
-                    });
-                }
+                Item::File { offset, size } => return Found::File(self.place(*offset, *size)),
                 Item::Cut { size, present } => {
                     return Found::Unusable(format!(
                         "cut off: {present} of its {size} bytes are in the archive"
@@ -179,15 +227,38 @@ impl Archive {
         Found::Unusable("a link that leads back to itself".to_owned())
     }
 
-    /// Reads a place whole. The caller has checked its size against a limit.
-    pub(crate) fn read(&self, place: &Place) -> Result<Vec<u8>, Fault> {
+    fn place(&self, offset: u64, size: u64) -> Place {
+        match &self.store {
+            Store::Plain(_) => Place::Extent { offset, size },
+            Store::Packed { kept, .. } => kept.place(offset, size),
+        }
+    }
+
+    /// Reads a place whole. The caller has checked its size against a limit. None if it can only be had by
+    /// another pass over the archive: see [`Archive::fetch`].
+    pub(crate) fn read(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
+        if let (Store::Packed { kept, .. }, Place::Extent { offset, size }) = (&self.store, place) {
+            kept.want(*offset, *size);
+            return Ok(None);
+        }
         let mut bytes = Vec::new();
         self.read_pieces(place, u64::MAX, |piece| bytes.extend_from_slice(piece))?;
-        Ok(bytes)
+        Ok(Some(bytes))
+    }
+
+    /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
+    pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
+        match &mut self.store {
+            Store::Plain(_) => Ok(false),
+            Store::Packed { packed, kept } => kept.fetch(packed),
+        }
     }
 
     /// Recognises how the bytes at a place are compressed.
     pub(crate) fn compression(&self, place: &Place) -> Result<Compression, Fault> {
+        if let Some(facts) = self.facts(place) {
+            return Ok(facts.compression);
+        }
         let mut start = Vec::new();
         self.read_pieces(place, Compression::PEEK as u64, |piece| {
             start.extend_from_slice(piece);
@@ -195,29 +266,46 @@ impl Archive {
         Ok(Compression::detect(&start))
     }
 
-    /// Reads all of a place for its sha256.
+    /// The sha256 of all of a place, which is read for it where nobody has yet.
     pub(crate) fn sha256(&self, place: &Place) -> Result<Digest, Fault> {
+        if let Some(digest) = self.known_sha256(place) {
+            return Ok(digest);
+        }
         let mut hasher = Hasher::sha256();
         self.read_pieces(place, u64::MAX, |piece| hasher.update(piece))?;
         Ok(hasher.finish())
     }
 
+    /// The sha256 of a place, if it has been read.
+    pub(crate) fn known_sha256(&self, place: &Place) -> Option<Digest> {
+        self.facts(place).map(|facts| digests::of_sha256(&facts.sha256))
+    }
+
+    fn facts(&self, place: &Place) -> Option<&Facts> {
+        match (&self.store, place) {
+            (Store::Packed { kept, .. }, Place::Extent { offset, .. }) => kept.facts(*offset),
+            _ => None,
+        }
+    }
+
     fn read_pieces(&self, place: &Place, at_most: u64, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
-        let (mut position, size) = match place {
+        let (offset, size) = match place {
             Place::Memory(bytes) => {
                 let end = bytes.len().min(usize::try_from(at_most).unwrap_or(usize::MAX));
                 take(&bytes[..end]);
                 return Ok(());
             }
-            Place::Extent { offset, size } => (*offset, *size),
+            Place::Extent { offset, size } => (*offset, size.min(&at_most)),
         };
-        let end = position + size.min(at_most);
-        let longest = usize::try_from(end - position).unwrap_or(PIECE).min(PIECE);
+        let Store::Plain(file) = &self.store else {
+            unreachable!("everything about an entry of a compressed archive is known or asked for");
+        };
+        let (mut position, end) = (offset, offset + size);
+        let longest = usize::try_from(*size).unwrap_or(PIECE).min(PIECE);
         let mut buffer = vec![0; longest];
         while position < end {
             let piece = usize::try_from(end - position).unwrap_or(PIECE).min(PIECE);
-            self.file
-                .read_exact_at(&mut buffer[..piece], position)
+            file.read_exact_at(&mut buffer[..piece], position)
                 .map_err(read_error)?;
             take(&buffer[..piece]);
             position += piece as u64;

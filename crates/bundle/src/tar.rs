@@ -6,11 +6,12 @@
 //! headers), the GNU tar manual (long names, base-256 numbers, sparse files).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 
 use ::tar::Header;
 
+use crate::decode::fault_in;
 use crate::{Ending, Fault, Limits, Truncation, escape};
 
 /// Bytes of a header, and the unit that entry data is padded to.
@@ -74,6 +75,69 @@ impl Input for FileInput<'_> {
     }
 }
 
+/// An archive that comes as a stream.
+pub(crate) struct StreamInput<R> {
+    source: R,
+    position: u64,
+    /// What is passed over has to be read, too.
+    passed_over: Vec<u8>,
+}
+
+impl<R: Read> StreamInput<R> {
+    pub(crate) fn new(source: R) -> Self {
+        Self {
+            source,
+            position: 0,
+            passed_over: vec![0; 64 << 10],
+        }
+    }
+
+    pub(crate) fn into_inner(self) -> R {
+        self.source
+    }
+}
+
+impl<R: Read> Input for StreamInput<R> {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.source.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.position += filled as u64;
+        Ok(filled)
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
+        let mut buffer = std::mem::take(&mut self.passed_over);
+        let mut skipped = 0;
+        let result = loop {
+            let wanted = buffer
+                .len()
+                .min(usize::try_from(bytes - skipped).unwrap_or(usize::MAX));
+            match self.fill(&mut buffer[..wanted]) {
+                Ok(0) => break Ok(skipped),
+                Ok(n) => skipped += n as u64,
+                Err(error) => break Err(error),
+            }
+        };
+        self.passed_over = buffer;
+        result
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        None
+    }
+}
+
 /// An entry that could matter.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -126,6 +190,8 @@ pub(crate) struct Walk<'a, I> {
 struct Pending {
     name: Vec<u8>,
     size: u64,
+    /// How much of it was read already.
+    read: u64,
 }
 
 /// What extended headers say about the entry that follows them.
@@ -197,14 +263,30 @@ impl<'a, I: Input> Walk<'a, I> {
         }
     }
 
+    /// Reads on in the bytes of the last entry; fewer than asked for only at their end or the archive's.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let Some(last) = &mut self.last else {
+            return Ok(0);
+        };
+        let left = usize::try_from(last.size - last.read).unwrap_or(usize::MAX);
+        let n = buffer.len().min(left);
+        let n = self.input.fill(&mut buffer[..n]).map_err(read_error)?;
+        last.read += n as u64;
+        Ok(n)
+    }
+
+    pub(crate) fn into_input(self) -> I {
+        self.input
+    }
+
     /// Passes over the bytes of the entry before, and tells the ending if they are not all there.
     fn pass_over_data(&mut self) -> Result<Option<Ending>, Fault> {
-        let Some(Pending { name, size }) = self.last.as_ref() else {
+        let Some(Pending { name, size, read }) = self.last.as_ref() else {
             return Ok(None);
         };
-        let offset = self.input.position();
+        let offset = self.input.position() - read;
         let padded = size.div_ceil(BLOCK).saturating_mul(BLOCK);
-        let skipped = self.input.skip(padded).map_err(read_error)?;
+        let skipped = read + self.input.skip(padded - read).map_err(read_error)?;
         if skipped < *size {
             let entry = Some(escape::bytes(name).to_string());
             return Ok(Some(Ending::Truncated(Truncation {
@@ -217,7 +299,7 @@ impl<'a, I: Input> Walk<'a, I> {
         // The bytes are all there and only the padding is not: no more and no less than a missing mark.
         let ending = (skipped < padded).then_some(Ending::NoMarker);
         if let Some(last) = self.last.as_mut() {
-            last.size = 0;
+            (last.size, last.read) = (0, 0);
         }
         Ok(ending)
     }
@@ -284,6 +366,7 @@ impl<'a, I: Input> Walk<'a, I> {
         self.last = Some(Pending {
             name: name.clone(),
             size,
+            read: 0,
         });
         let offset = self.input.position();
         let present = self
@@ -406,6 +489,10 @@ fn has_data(header: &Header, name: &[u8]) -> bool {
 }
 
 pub(crate) fn read_error(source: io::Error) -> Fault {
+    let source = match fault_in(source) {
+        Ok(fault) => return fault,
+        Err(source) => source,
+    };
     match source.kind() {
         // The length was known, so somebody has cut the file since.
         io::ErrorKind::UnexpectedEof => Fault::Changed,

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::Path;
 
 use airgapd_bundle::fixtures::{Archive, Data, EntryKind, Image, Layout};
-use airgapd_bundle::{Bundle, Compression, Content, Ending, Fault, Limits, Warning};
+use airgapd_bundle::{Bundle, Content, Ending, Fault, Limits, Warning};
 use common::*;
 use tar::{EntryType, Header};
 
@@ -570,11 +570,11 @@ fn sparse_files_are_refused_by_name_and_nothing_else_is() {
 fn what_is_no_plain_tar_is_named() {
     let rows: [(&[u8], &str); 9] = [
         (b"", "empty file"),
-        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "compressed with gzip"),
-        (b"\x28\xb5\x2f\xfd\x04\0\0\0", "compressed with zstd"),
-        (b"\xfd7zXZ\0\0\x04", "compressed with xz"),
-        (b"\x04\x22\x4d\x18\x64", "compressed with lz4"),
-        (b"BZh91AY&SY", "compressed with bzip2"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "cut off: the gzip data"),
+        (b"\x28\xb5\x2f\xfd\x04\0\0\0", "cut off: the zstd data"),
+        (b"\xfd7zXZ\0\0\x04", "cut off: the xz data"),
+        (b"\x04\x22\x4d\x18\x64", "cut off: the lz4 data"),
+        (b"BZh91AY&SY", "cut off: the bzip2 data"),
         (b"just text", "this is no tar archive"),
         (&[b'x'; 2000], "this is no tar archive"),
         (&[0; 4096], "the archive is empty"),
@@ -582,10 +582,9 @@ fn what_is_no_plain_tar_is_named() {
     for (bytes, expected) in rows {
         let error = open(bytes).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
-        assert_eq!(error.looks_unfinished(), bytes.is_empty());
+        let unfinished = bytes.is_empty() || expected.starts_with("cut off");
+        assert_eq!(error.looks_unfinished(), unfinished, "{error}");
     }
-    let fault = open(b"\x28\xb5\x2f\xfd\x04\0\0\0").unwrap_err().fault;
-    assert!(matches!(fault, Fault::Compressed(Compression::Zstd)));
 }
 
 #[test]
