@@ -11,6 +11,7 @@ use oci_spec::image::Digest;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::folder::Folder;
 use crate::packed::Packed;
 use crate::places::{Place, Places};
 use crate::{BlobStream, Catalog, Error, Fault, Limits, read};
@@ -22,12 +23,27 @@ use crate::{BlobStream, Catalog, Error, Fault, Limits, read};
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
-    file: Arc<File>,
+    source: Source,
     identity: Identity,
     catalog: Catalog,
     places: Places,
-    /// The archive, if it is compressed.
-    packed: Option<Arc<Packed>>,
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+enum Source {
+    Plain(Arc<File>),
+    Packed(Arc<File>, Arc<Packed>),
+    Folder(Arc<Folder>),
+}
+
+impl Source {
+    fn identity(&self) -> io::Result<Identity> {
+        match self {
+            Self::Plain(file) | Self::Packed(file, _) => Ok(Identity::of(&file.metadata()?)),
+            Self::Folder(folder) => folder.identity(),
+        }
+    }
 }
 
 impl Bundle {
@@ -73,17 +89,66 @@ impl Bundle {
         let read = read::read(&file, &identity, limits).map_err(|fault| fault.in_file(path));
         let bundle = |(catalog, places, packed)| Self {
             path: path.to_owned(),
-            file: Arc::clone(&file),
+            source: match packed {
+                None => Source::Plain(Arc::clone(&file)),
+                Some(packed) => Source::Packed(Arc::clone(&file), packed),
+            },
             identity,
             catalog,
             places,
-            packed,
         };
         // A writer explains any error, and a catalog of two half files would be worse than none.
         if Identity::of(&stat(&file)?) != Identity::of(&metadata) {
             return Err(Fault::Changed.in_file(path));
         }
         read.map(bundle)
+    }
+
+    /// Opens a folder into which an image layout was extracted.
+    ///
+    /// Names are looked up below the folder only, links that lead out of it are followed nowhere, and a file that
+    /// changes after it was found is no part of the bundle any more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bundle::open`].
+    pub fn open_dir(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(|source| {
+            Fault::Io {
+                action: "open the folder",
+                source: source.into(),
+            }
+            .in_file(path)
+        })?;
+        Self::from_dir(File::from(folder), path, limits)
+    }
+
+    /// Like [`Bundle::open_dir`] for a folder that is open already; `path` only tells what to call it.
+    pub fn from_dir(folder: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let folder = Arc::new(Folder::new(folder));
+        let identity = || {
+            folder.identity().map_err(|source| {
+                Fault::Io {
+                    action: "stat the folder",
+                    source,
+                }
+                .in_file(path)
+            })
+        };
+        let before = identity()?;
+        let read = read::read_folder(&folder, limits).map_err(|fault| fault.in_file(path));
+        if identity()? != before {
+            return Err(Fault::Changed.in_file(path));
+        }
+        let (catalog, places) = read?;
+        Ok(Self {
+            path: path.to_owned(),
+            source: Source::Folder(folder),
+            identity: before,
+            catalog,
+            places,
+        })
     }
 
     /// The name that the bundle was opened by.
@@ -96,7 +161,8 @@ impl Bundle {
         &self.catalog
     }
 
-    /// Which file this is, as it was when it was opened.
+    /// Which file this is, as it was when it was opened. That of a folder changes when an entry is added or
+    /// removed, or one of the documents is written to.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -107,23 +173,29 @@ impl Bundle {
     ///
     /// If the open file cannot be examined.
     pub fn is_unchanged(&self) -> io::Result<bool> {
-        Ok(Identity::of(&self.file.metadata()?) == self.identity)
+        Ok(self.source.identity()? == self.identity)
     }
 
     /// A blob that the catalog mentions and that is there, manifests made up for Docker archives included.
     pub fn blob(&self, digest: &Digest) -> Option<Blob> {
-        let bytes = match (self.places.get(digest)?, &self.packed) {
-            (Place::Extent { offset, size }, None) => Bytes::InFile {
-                file: Arc::clone(&self.file),
+        let bytes = match (self.places.get(digest)?, &self.source) {
+            (Place::Memory(bytes), _) => Bytes::InMemory(Arc::clone(bytes)),
+            (Place::Extent { offset, size }, Source::Plain(file)) => Bytes::InFile {
+                file: Arc::clone(file),
                 offset: *offset,
                 size: *size,
             },
-            (Place::Extent { offset, size }, Some(packed)) => Bytes::Packed {
+            (Place::Extent { offset, size }, Source::Packed(_, packed)) => Bytes::Packed {
                 packed: Arc::clone(packed),
                 offset: *offset,
                 size: *size,
             },
-            (Place::Memory(bytes), _) => Bytes::InMemory(Arc::clone(bytes)),
+            (Place::InFolder { name, identity }, Source::Folder(folder)) => Bytes::InFolder {
+                folder: Arc::clone(folder),
+                name: Arc::clone(name),
+                identity: Arc::clone(identity),
+            },
+            _ => unreachable!("a bundle has places of its own kind only"),
         };
         Some(Blob(bytes))
     }
@@ -131,7 +203,7 @@ impl Bundle {
     /// Whether blobs are best taken in the order of the archive: see [`Bundle::stream`]. Of a compressed bundle,
     /// reading a single blob means decompressing everything before it.
     pub fn is_sequential(&self) -> bool {
-        self.packed.is_some()
+        matches!(self.source, Source::Packed(..))
     }
 
     /// Hands out these blobs one after the other, in the order of the archive, in one pass over it.
@@ -145,7 +217,11 @@ impl Bundle {
         let blobs = wanted
             .iter()
             .filter_map(|digest| Some((digest.clone(), self.places.get(digest)?, self.blob(digest)?)));
-        BlobStream::new(&self.path, blobs, self.packed.as_ref()).map_err(|fault| fault.in_file(&self.path))
+        let packed = match &self.source {
+            Source::Packed(_, packed) => Some(packed),
+            Source::Plain(_) | Source::Folder(_) => None,
+        };
+        BlobStream::new(&self.path, blobs, packed).map_err(|fault| fault.in_file(&self.path))
     }
 }
 
@@ -214,6 +290,11 @@ enum Bytes {
         offset: u64,
         size: u64,
     },
+    InFolder {
+        folder: Arc<Folder>,
+        name: Arc<str>,
+        identity: Arc<Identity>,
+    },
     InMemory(Arc<[u8]>),
 }
 
@@ -222,6 +303,7 @@ impl Blob {
     pub fn size(&self) -> u64 {
         match &self.0 {
             Bytes::InFile { size, .. } | Bytes::Packed { size, .. } => *size,
+            Bytes::InFolder { identity, .. } => identity.size,
             Bytes::InMemory(bytes) => bytes.len() as u64,
         }
     }
@@ -233,7 +315,8 @@ impl Blob {
     ///
     /// # Errors
     ///
-    /// If `offset` lies behind the end; of a compressed bundle also if it has changed or cannot be decompressed.
+    /// If `offset` lies behind the end; also if the file cannot be read any more, or has changed
+    /// since and has to be opened again or decompressed for this.
     pub fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         if offset > self.size() {
             let message = format!("offset {offset} in a blob of {} bytes", self.size());
@@ -254,6 +337,15 @@ impl Blob {
                 offset: start,
                 size,
             } => Box::new(packed.reader_at(start + offset)?.take(size - offset)),
+            Bytes::InFolder {
+                folder,
+                name,
+                identity,
+            } => Box::new(Extent {
+                file: Arc::new(folder.open(name, identity)?),
+                position: offset,
+                left: identity.size - offset,
+            }),
             Bytes::InMemory(bytes) => {
                 let mut cursor = io::Cursor::new(Arc::clone(bytes));
                 cursor.set_position(offset);

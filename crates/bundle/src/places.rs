@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use oci_spec::image::Digest;
 
+use crate::Identity;
+
 /// Where the bytes of a blob or an entry are.
 ///
 /// Everything above the archive speaks of places only, so that another kind of bundle (compressed, or a
 /// folder) adds a place and not a second reader.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    /// A part of the bundle's file, in bytes.
+    /// A part of the archive, in bytes; of a compressed one, in those that it decompresses to.
     Extent { offset: u64, size: u64 },
+    /// A file of a folder, as it was when it was found.
+    InFolder { name: Arc<str>, identity: Arc<Identity> },
     /// Made up or embedded in a descriptor.
     Memory(Arc<[u8]>),
 }
@@ -21,6 +25,7 @@ impl Place {
     pub(crate) fn size(&self) -> u64 {
         match self {
             Self::Extent { size, .. } => *size,
+            Self::InFolder { identity, .. } => identity.size,
             Self::Memory(bytes) => bytes.len() as u64,
         }
     }

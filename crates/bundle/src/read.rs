@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::docker::Docker;
 use crate::documents::{self, DockerImage, Index, LayoutFile, RawList};
+use crate::folder::Folder;
 use crate::layout::{self, Layout};
 use crate::packed::Packed;
 use crate::places::Places;
@@ -50,6 +51,12 @@ pub(crate) fn read(
             Ok((catalog, places, Some(packed)))
         }
     }
+}
+
+/// Draws up the catalog of a folder.
+pub(crate) fn read_folder(folder: &Arc<Folder>, limits: &Limits) -> Result<(Catalog, Places), Fault> {
+    let mut archive = Archive::extracted(Arc::clone(folder));
+    draw(&mut archive, Compression::None, limits)
 }
 
 /// Draws up the catalog of an archive; again and again where documents have to be fetched first.
@@ -272,7 +279,7 @@ fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
     } else if matches!(archive.find("repositories"), Found::File(_)) {
         "it is a Docker archive from before version 1.10, without manifest.json".to_owned()
     } else {
-        "the archive has neither index.json nor manifest.json".to_owned()
+        format!("the {} has neither index.json nor manifest.json", archive.noun())
     };
     Fault::Unrecognised(reason)
 }

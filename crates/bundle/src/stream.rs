@@ -44,7 +44,7 @@ impl BlobStream {
                 digest,
                 offset: match place {
                     Place::Extent { offset, .. } => Some(*offset),
-                    Place::Memory(_) => None,
+                    Place::Memory(_) | Place::InFolder { .. } => None,
                 },
                 blob,
             })

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::decode::Decoder;
 use crate::digests::{self, Hasher};
+use crate::folder::Folder;
 use crate::packed::{Facts, Kept, Packed};
 use crate::places::Place;
 use crate::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
@@ -44,7 +45,12 @@ enum Store {
     Plain(Arc<File>),
     /// A compressed one: what was kept of it.
     Packed { packed: Arc<Packed>, kept: Kept },
+    /// No archive at all but a folder, whose entries are looked up as they are asked for.
+    Folder(Arc<Folder>),
 }
+
+/// What the documents of a folder may come to, in bytes: it has no length of its own.
+const MOST_OF_A_FOLDER: u64 = 1 << 30;
 
 /// Sixteen bytes of sha256 stand for a name: a million entries would need several times the memory by name.
 type Fingerprint = [u8; 16];
@@ -94,9 +100,27 @@ impl Archive {
         let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
         archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
             Store::Packed { kept, .. } => kept.take(entry, walk, limits),
-            Store::Plain(_) => unreachable!("this archive is compressed"),
+            Store::Plain(_) | Store::Folder(_) => unreachable!("this archive is compressed"),
         })?;
         archive.finish(walk.into_input(), packed.compression)
+    }
+
+    /// Takes a folder for an archive that was extracted.
+    pub(crate) fn extracted(folder: Arc<Folder>) -> Self {
+        Self {
+            length: MOST_OF_A_FOLDER,
+            // Nothing can be cut off behind the last entry.
+            ending: Ending::Marker,
+            ..Self::new(Store::Folder(folder))
+        }
+    }
+
+    /// What it is called in messages.
+    pub(crate) fn noun(&self) -> &'static str {
+        match self.store {
+            Store::Plain(_) | Store::Packed { .. } => "archive",
+            Store::Folder(_) => "folder",
+        }
     }
 
     fn new(store: Store) -> Self {
@@ -201,6 +225,9 @@ impl Archive {
         let Some(name) = clean(name.as_bytes()) else {
             return Found::Nothing;
         };
+        if let Store::Folder(folder) = &self.store {
+            return folder.find(&String::from_utf8_lossy(&name));
+        }
         let Some(mut item) = self.entries.get(&fingerprint(&name)) else {
             return Found::Nothing;
         };
@@ -229,8 +256,8 @@ impl Archive {
 
     fn place(&self, offset: u64, size: u64) -> Place {
         match &self.store {
-            Store::Plain(_) => Place::Extent { offset, size },
             Store::Packed { kept, .. } => kept.place(offset, size),
+            Store::Plain(_) | Store::Folder(_) => Place::Extent { offset, size },
         }
     }
 
@@ -249,7 +276,7 @@ impl Archive {
     /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
     pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
         match &mut self.store {
-            Store::Plain(_) => Ok(false),
+            Store::Plain(_) | Store::Folder(_) => Ok(false),
             Store::Packed { packed, kept } => kept.fetch(packed),
         }
     }
@@ -289,16 +316,19 @@ impl Archive {
     }
 
     fn read_pieces(&self, place: &Place, at_most: u64, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
-        let (offset, size) = match place {
-            Place::Memory(bytes) => {
+        let opened;
+        let (file, offset, size) = match (place, &self.store) {
+            (Place::Memory(bytes), _) => {
                 let end = bytes.len().min(usize::try_from(at_most).unwrap_or(usize::MAX));
                 take(&bytes[..end]);
                 return Ok(());
             }
-            Place::Extent { offset, size } => (*offset, size.min(&at_most)),
-        };
-        let Store::Plain(file) = &self.store else {
-            unreachable!("everything about an entry of a compressed archive is known or asked for");
+            (Place::Extent { offset, size }, Store::Plain(file)) => (&**file, *offset, size.min(&at_most)),
+            (Place::InFolder { name, identity }, Store::Folder(folder)) => {
+                opened = folder.open(name, identity)?;
+                (&opened, 0, (&identity.size).min(&at_most))
+            }
+            _ => unreachable!("a compressed archive knows its entries or is asked for them"),
         };
         let (mut position, end) = (offset, offset + size);
         let longest = usize::try_from(*size).unwrap_or(PIECE).min(PIECE);
