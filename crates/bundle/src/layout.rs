@@ -16,10 +16,13 @@ pub(crate) struct Layout<'r, 'a> {
     /// Indexes that were walked, by digest and depth: a sub-tree that is shared is read once and charged
     /// each time.
     walked: HashMap<(Digest, u32), Walked>,
+    /// The index of the current image that lies too deep, as a reason.
+    too_deep: Option<String>,
 }
 
 struct Walked {
     content: Content,
+    too_deep: Option<String>,
     descriptors: usize,
     kept: u64,
 }
@@ -29,6 +32,7 @@ impl<'r, 'a> Layout<'r, 'a> {
         Self {
             reader,
             walked: HashMap::new(),
+            too_deep: None,
         }
     }
 
@@ -36,6 +40,10 @@ impl<'r, 'a> Layout<'r, 'a> {
     pub(crate) fn image(&mut self, entry: &RawValue) -> Result<Image, Fault> {
         let mut root = self.outline(entry)?;
         self.fill(&mut root, 0)?;
+        // What lies below the limit may be this node's or not: nothing is known of it.
+        if let Some(reason) = self.too_deep.take() {
+            root.content = Content::Broken(reason);
+        }
         Ok(Image {
             names: names(entry),
             root,
@@ -95,12 +103,13 @@ impl<'r, 'a> Layout<'r, 'a> {
         }
         if is_index && depth >= self.reader.limits.index_depth {
             let limit = self.reader.limits.index_depth;
-            return Ok(Content::Broken(format!(
-                "index {digest} is nested deeper than {limit} levels"
-            )));
+            let reason = format!("index {digest} is nested deeper than {limit} levels");
+            self.too_deep = Some(reason.clone());
+            return Ok(Content::Broken(reason));
         }
         if is_index && let Some(walked) = self.walked.get(&(digest.clone(), depth)) {
             self.reader.charge(walked.descriptors, walked.kept)?;
+            self.too_deep = walked.too_deep.clone().or(self.too_deep.take());
             return Ok(walked.content.clone());
         }
         let bytes = match self.reader.document(&place, digest)? {
@@ -123,6 +132,7 @@ impl<'r, 'a> Layout<'r, 'a> {
             return Ok(Content::Broken(format!("{digest} {contradiction}")));
         }
         let before = self.reader.spent();
+        let elsewhere = self.too_deep.take();
         let children: Result<Vec<_>, _> = index.manifests.iter().map(|entry| self.outline(entry)).collect();
         let mut children = children?;
         // One document at a time, however deep they nest.
@@ -133,9 +143,11 @@ impl<'r, 'a> Layout<'r, 'a> {
         let after = self.reader.spent();
         let walked = Walked {
             content: Content::Index(children),
+            too_deep: self.too_deep.clone(),
             descriptors: after.descriptors - before.descriptors,
             kept: after.kept - before.kept,
         };
+        self.too_deep = elsewhere.or(self.too_deep.take());
         let content = walked.content.clone();
         self.walked.insert((digest.clone(), depth), walked);
         Ok(content)

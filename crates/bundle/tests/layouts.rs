@@ -233,8 +233,39 @@ fn nested_indexes_are_walked_to_the_limit() {
     };
     for (levels, whole) in [(1, true), (2, true), (8, true), (9, false), (40, false)] {
         let bundle = good(&Layout::new().image(Image::new("a").root(nest(levels))).build());
-        assert_eq!(is_whole(&only_image(&bundle).root), whole, "{levels} levels");
+        let root = &only_image(&bundle).root;
+        assert_eq!(is_whole(root), whole, "{levels} levels");
+        if !whole {
+            assert!(
+                broken(root).contains("nested deeper than 8 levels"),
+                "{levels} levels"
+            );
+        }
     }
+}
+
+#[test]
+fn a_sub_tree_that_is_too_deep_refuses_every_image_that_has_it_and_no_other() {
+    let deep = || {
+        (0..12).fold(Node::from(Manifest::new("linux/amd64").layer(b"x")), |node, _| {
+            Node::Index(vec![node])
+        })
+    };
+    let shallow = Node::Index(vec![Manifest::new("linux/amd64").layer(b"y").into()]);
+    let beside = Node::Index(vec![shallow.clone(), deep()]);
+    let layout = Layout::new()
+        .image(Image::new("a").root(deep()))
+        .image(Image::new("b").root(shallow))
+        .image(Image::new("c").root(deep()))
+        .image(Image::new("d").root(beside));
+    let bundle = good(&layout.build());
+    let whole: Vec<_> = bundle
+        .catalog()
+        .images
+        .iter()
+        .map(|image| is_whole(&image.root))
+        .collect();
+    assert_eq!(whole, [false, true, false, false]);
 }
 
 #[test]
