@@ -149,6 +149,13 @@ const CRI_IMAGE: &[Row] = &[
         Unary,
     ),
     (
+        "pull_image",
+        "PullImage",
+        "cri::PullImageRequest",
+        "cri::PullImageResponse",
+        Unary,
+    ),
+    (
         "remove_image",
         "RemoveImage",
         "cri::RemoveImageRequest",

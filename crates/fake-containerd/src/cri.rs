@@ -10,9 +10,9 @@ use tonic::{Request, Response, Status};
 
 use crate::images;
 use crate::service::{Service, missing};
-use crate::state::{Image, State};
-use crate::wire::cri;
+use crate::state::{Image, Labels, State};
 use crate::wire::generated::{image_service_server::ImageService, runtime_service_server::RuntimeService};
+use crate::wire::{Descriptor, cri};
 
 /// The only namespace CRI looks at.
 pub(crate) const NAMESPACE: &str = "k8s.io";
@@ -29,6 +29,8 @@ pub(crate) struct Cri {
     known: BTreeMap<String, Known>,
     /// Records whose manifest or config could not be read yet; looked at again later, as the real one does with back-off.
     pending: Vec<String>,
+    /// What a registry has: targets by normalised name.
+    pub(crate) offers: BTreeMap<String, Descriptor>,
 }
 
 struct Known {
@@ -262,6 +264,43 @@ impl ImageService for Service {
             Ok(cri::ImageStatusResponse {
                 image,
                 ..Default::default()
+            })
+        })
+        .await
+    }
+
+    /// Makes the records that a pull makes: the name, and its repository with the digest. The content is there already.
+    async fn pull_image(
+        &self,
+        request: Request<cri::PullImageRequest>,
+    ) -> Result<Response<cri::PullImageResponse>, Status> {
+        self.global("ImageService.PullImage", request, |state, request| {
+            let Some(wanted) = request.image else {
+                return Err(missing(state, "ImageService.PullImage", "image"));
+            };
+            let name = normalised(&wanted.image);
+            let Some(target) = state.cri.offers.get(&name).cloned() else {
+                return Err(Status::not_found(format!(
+                    "failed to pull and unpack image {name:?}: failed to resolve image: {name}: not found"
+                )));
+            };
+            let repository = name
+                .rsplit_once(':')
+                .map_or(name.as_str(), |(repository, _)| repository);
+            let by_digest = format!("{repository}@{}", target.digest);
+            for name in [name.clone(), by_digest] {
+                let now = state.now();
+                let record = Image {
+                    labels: Labels::new(),
+                    target: target.clone(),
+                    created: now,
+                    updated: now,
+                };
+                images::store(state, NAMESPACE, &name, record, "/images/create");
+                observe(state, NAMESPACE, &name);
+            }
+            Ok(cri::PullImageResponse {
+                image_ref: resolve(state, &name).unwrap_or_default(),
             })
         })
         .await

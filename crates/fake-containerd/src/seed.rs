@@ -71,6 +71,18 @@ impl Fake {
         });
     }
 
+    /// Puts an image into a registry that CRI pulls from, under a normalised name. Its content has to be in namespace
+    /// `k8s.io` already; labels are nothing that a registry has.
+    pub fn offer(&self, image: SeedImage) {
+        let target = Descriptor {
+            media_type: image.media_type,
+            digest: image.digest,
+            size: i64::try_from(image.size).expect("a blob is smaller than 2^63 bytes"),
+            annotations: Default::default(),
+        };
+        self.with(|state| state.cri.offers.insert(image.name, target));
+    }
+
     /// Leaves a partial ingest under a ref, as a writer that died does. `total` 0 means that nobody said.
     pub fn put_ingest(&self, namespace: &str, reference: &str, bytes: &[u8], total: i64) {
         self.with(|state| {
