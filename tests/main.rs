@@ -15,6 +15,7 @@ mod dropping;
 mod folders;
 mod importing;
 mod kubelet;
+mod lists;
 mod reaching;
 mod releasing;
 mod restarting;

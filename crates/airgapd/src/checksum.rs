@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bundle::Identity;
+use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::Checksums;
@@ -39,6 +40,18 @@ pub(crate) fn sidecar_of(bundle: &OsStr) -> OsString {
 pub(crate) struct Checksum([u8; 32]);
 
 impl Checksum {
+    /// That of bytes at hand.
+    pub(crate) fn of(bytes: &[u8]) -> Checksum {
+        Checksum(Sha256::digest(bytes).into())
+    }
+
+    /// The same as a digest.
+    pub(crate) fn to_digest(self) -> Digest {
+        format!("sha256:{self}")
+            .parse()
+            .expect("64 hexadecimal digits make a digest")
+    }
+
     /// Reads 64 hexadecimal digits of either case.
     fn from_hex(hex: &[u8]) -> Option<Checksum> {
         let hex = std::str::from_utf8(hex).ok().filter(|hex| hex.len() == 64)?;

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bundle::{Bundle, Ending, Identity};
-use containerd::ImageEvents;
+use bundle::{Bundle, Identity};
+use containerd::{Client, ImageEvents};
 use import::{
     BundleReport, ImageOutcome, ImageReport, Intent, LEASE_PREFIX, Outcome, Policy, Selection, Source,
     Survey, Verdict, bundle_id, labels,
@@ -23,13 +23,14 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::checksum::{self, sidecar_of};
+use crate::checksum::{self, Checksum, sidecar_of};
 use crate::config::{Checksums, Settings};
 use crate::desired::{self, Moved, Standing};
 use crate::folder::{
-    self, Class, Depth, Folder, FolderTrust, Listing, Observation, Reason, Refused, Settle, Writer,
+    self, Class, Depth, Ending, Folder, FolderTrust, Listing, Observation, Reason, Refused, Settle, Writer,
 };
 use crate::ledger::{self, Context, ErrorClass, Imported, LastError, Ledger, Saved, Store};
+use crate::lists;
 use crate::progress::Progress;
 use crate::roster::{Phase, Roster, Version};
 use crate::runtime::{self, Runtime, Unusable};
@@ -588,7 +589,19 @@ impl Daemon {
             _ => return self.look_again(name),
         }
         match Observation::of(file, since) {
-            Ok(seen) => self.settled(name, folder::settle(&seen, Instant::now())),
+            Ok(mut seen) => {
+                let is_list = lists::is_list(name, seen.ending, seen.size);
+                if is_list {
+                    // However short, it will not become an archive.
+                    seen.ending = Ending::Foreign;
+                }
+                self.settled(name, folder::settle(&seen, Instant::now()));
+                let is_ready = self.roster.phase(name) == Some(Phase::Ready);
+                if is_ready && is_list && !self.settings.pull_lists && self.roster.ignore(name, Reason::List)
+                {
+                    info!(file = %shown(name), "ignored: {}", Reason::List);
+                }
+            }
             Err(error) => {
                 warn!(bundle = %shown(name), "cannot be read: {error}");
                 self.roster.fail(name, Instant::now(), true);
@@ -617,13 +630,31 @@ impl Daemon {
             return;
         };
         let (client, policy) = (up.runtime.client.clone(), up.policy.clone());
-        let path = self.images_dir.join(name);
-        let started = Instant::now();
         match self.verify(name, &file, &version).await {
             Ok(Verified::Yes) => {}
             Ok(Verified::NotNow) => return,
             Err(failure) => return self.unverified(name, version.identity, &failure),
         }
+        let ending = Ending::of(&file, version.identity.size);
+        if !version.is_layout
+            && ending.is_ok_and(|ending| lists::is_list(name, ending, version.identity.size))
+        {
+            return self.provide_list(name, file, version, &client).await;
+        }
+        self.import_bundle(name, file, version, &client, &policy).await;
+        self.save();
+    }
+
+    async fn import_bundle(
+        &mut self,
+        name: &OsStr,
+        file: File,
+        version: Version,
+        client: &Client,
+        policy: &Policy,
+    ) {
+        let path = self.images_dir.join(name);
+        let started = Instant::now();
         // An incomplete folder is opened again and again, a file once.
         if !version.is_layout {
             info!(bundle = %shown(name), "importing");
@@ -637,7 +668,7 @@ impl Daemon {
         .await;
         let is_whole = opened
             .as_ref()
-            .is_ok_and(|bundle| broken(bundle, &policy).is_none());
+            .is_ok_and(|bundle| broken(bundle, policy).is_none());
         if version.is_layout && !is_whole && !self.settle_layout(name, false) {
             return;
         }
@@ -653,7 +684,7 @@ impl Daemon {
             true => version.identity,
             false => bundle.identity().clone(),
         };
-        if let Some(reason) = unfinished(&bundle, &policy) {
+        if let Some(reason) = unfinished(&bundle, policy) {
             return self.failed(name, identity, &reason, ErrorClass::Bundle, false);
         }
         if let Some(trusted) = &self.settings.trusted_digests
@@ -668,9 +699,9 @@ impl Daemon {
         };
         let progress = Progress::start(shown(name));
         let result = import::import(
-            &client,
+            client,
             &bundle,
-            &policy,
+            policy,
             &intent,
             &bundle_id(&text_name),
             false,
@@ -682,6 +713,78 @@ impl Daemon {
             Err(error) => {
                 let report = BundleReport::untried(&path, &error, started.elapsed());
                 self.stopped(name, identity, &report, &error);
+            }
+        }
+    }
+
+    /// Has the images of a list pulled, one after the other; one that cannot be had spares the others.
+    async fn provide_list(&mut self, name: &OsStr, file: File, version: Version, client: &Client) {
+        let started = Instant::now();
+        let identity = version.identity;
+        let text = match lists::read(file) {
+            Ok(text) => text,
+            Err(error) => {
+                let text = format!("it cannot be read: {error}");
+                return self.failed(name, identity, &text, ErrorClass::Bundle, false);
+            }
+        };
+        let catalog = Checksum::of(text.as_bytes()).to_digest();
+        if let Some(trusted) = &self.settings.trusted_digests
+            && let Err(why) = trust::check(trusted, &catalog)
+        {
+            return self.refuse(name, identity, &why);
+        }
+        info!(bundle = %shown(name), "pulling the images of a list");
+        let (naming, source) = (
+            self.settings.naming(),
+            Source::Bundle(name.to_string_lossy().into_owned()),
+        );
+        let (mut images, mut problems) = (Vec::new(), Vec::new());
+        for reference in lists::parse(&text, &naming) {
+            let provided = match reference {
+                Ok(reference) => lists::provide(client, &reference, &naming, &source)
+                    .await
+                    .map_err(|error| format!("{reference}: {}", import::chain(&error))),
+                Err(problem) => Err(problem),
+            };
+            match provided {
+                Ok(entries) => {
+                    let image = &entries[0].name;
+                    info!(bundle = %shown(name), image, "image in place");
+                    images.extend(entries);
+                }
+                Err(problem) => {
+                    error!(bundle = %shown(name), "image not pulled: {problem}");
+                    problems.push(problem);
+                }
+            }
+        }
+        let closures: Vec<_> = images
+            .iter()
+            .map(|image| (image.target.clone(), vec![image.target.clone()]))
+            .collect();
+        let imported = Imported {
+            identity: identity.clone(),
+            sidecar: version.sidecar,
+            catalog,
+            images,
+            at: Timestamp::now(),
+            duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            sent_bytes: 0,
+        };
+        let outcome = match (closures.is_empty(), problems.is_empty()) {
+            (_, true) => ledger::Outcome::Imported,
+            (false, false) => ledger::Outcome::Partial,
+            (true, false) => ledger::Outcome::Failed,
+        };
+        self.ledger.record_import(name, outcome, imported, closures);
+        match problems.into_iter().next() {
+            None => self.roster.set(name, Phase::Done),
+            Some(text) => {
+                let (class, at) = (ErrorClass::Transient, Timestamp::now());
+                let error = LastError { text, class, at };
+                self.ledger.record_failure(name, identity, outcome, error);
+                self.roster.fail(name, Instant::now(), true);
             }
         }
         self.save();
@@ -933,9 +1036,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// hold every blob that its images refer to.
 fn unfinished(bundle: &Bundle, policy: &Policy) -> Option<String> {
     match &bundle.catalog().ending {
-        Ending::Marker => None,
-        Ending::Truncated(cut) => Some(format!("{cut}: finish the upload")),
-        Ending::NoMarker => broken(bundle, policy).map(|problem| {
+        bundle::Ending::Marker => None,
+        bundle::Ending::Truncated(cut) => Some(format!("{cut}: finish the upload")),
+        bundle::Ending::NoMarker => broken(bundle, policy).map(|problem| {
             format!("the archive has no end marker and is not whole, finish the upload: {problem}")
         }),
     }
@@ -967,7 +1070,7 @@ async fn read_bundle(
     is_layout: bool,
 ) -> Result<Bundle, bundle::Error> {
     let read = move || match is_layout {
-        true => Bundle::from_file(file, &path, &limits),
+        true => Bundle::from_dir(file, &path, &limits),
         false => Bundle::from_file(file, &path, &limits),
     };
     let opened = tokio::task::spawn_blocking(read).await;

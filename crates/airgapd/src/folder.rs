@@ -81,6 +81,8 @@ pub(crate) enum Reason {
     OpenFolder,
     /// A sub-folder beyond [`DEEPEST`] or [`MOST_FOLDERS`].
     TooManyFolders,
+    /// A list of images to pull, which nobody asked for.
+    List,
     Fifo,
     Socket,
     Device,
@@ -98,6 +100,7 @@ impl fmt::Display for Reason {
             }
             Reason::OpenFolder => "it is a folder that everybody can write",
             Reason::TooManyFolders => "it is a folder too deep, or one too many, to be looked into",
+            Reason::List => "by its name it is a list of images to pull, and `pullLists` is off",
             Reason::Fifo => "it is a FIFO",
             Reason::Socket => "it is a socket",
             Reason::Device => "it is a device",

@@ -11,6 +11,7 @@ mod daemon;
 mod desired;
 mod folder;
 mod ledger;
+mod lists;
 mod log;
 mod node;
 mod output;

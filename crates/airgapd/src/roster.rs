@@ -53,6 +53,8 @@ pub(crate) enum Phase {
     Known,
     /// Finished, and missing something beside it: looked at again when that comes.
     Waiting,
+    /// No bundle, as its content shows.
+    Ignored,
     /// Its images are in place, as far as they can be.
     Done,
     /// It could not be imported; tried again then, or when it changes.
@@ -220,6 +222,12 @@ impl Roster {
         );
     }
 
+    /// Leaves a file alone. Whether that is to be said: the first time only.
+    pub(crate) fn ignore(&mut self, name: &OsStr, reason: Reason) -> bool {
+        self.set(name, Phase::Ignored);
+        self.told.insert((name.to_owned(), Told::Ignored(reason)))
+    }
+
     /// Lets a file wait for its checksum. Whether that is to be said: the first time only.
     pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
         self.set(name, Phase::Waiting);
@@ -278,7 +286,11 @@ impl Tracked {
             Phase::Failed {
                 retry: Some(retry), ..
             } => connected && retry <= now,
-            Phase::Failed { retry: None, .. } | Phase::Known | Phase::Waiting | Phase::Done => false,
+            Phase::Failed { retry: None, .. }
+            | Phase::Known
+            | Phase::Waiting
+            | Phase::Ignored
+            | Phase::Done => false,
         }
     }
 
@@ -286,7 +298,12 @@ impl Tracked {
         match self.phase {
             Phase::Settling { look } => Some(look),
             Phase::Failed { retry, .. } if connected => retry,
-            Phase::Failed { .. } | Phase::Ready | Phase::Known | Phase::Waiting | Phase::Done => None,
+            Phase::Failed { .. }
+            | Phase::Ready
+            | Phase::Known
+            | Phase::Waiting
+            | Phase::Ignored
+            | Phase::Done => None,
         }
     }
 }

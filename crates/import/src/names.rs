@@ -244,6 +244,13 @@ impl Naming {
         names
     }
 
+    /// Whether bundles may call an image so.
+    #[must_use]
+    pub fn allows(&self, reference: &Reference) -> bool {
+        let text = reference.to_string();
+        self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.matches(&text))
+    }
+
     /// The `name@digest` references of a manifest below the index `names` were given to.
     #[must_use]
     pub fn manifest_references(&self, names: &[Reference], manifest: &Digest) -> Vec<Reference> {
@@ -278,14 +285,13 @@ impl Naming {
     /// operator gives are allowed with it: they are nobody else's words.
     fn add_allowed(&self, names: &mut Names, references: Vec<Reference>) {
         for reference in references {
-            let text = reference.to_string();
-            if self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.matches(&text)) {
+            if self.allows(&reference) {
                 names.references.push(reference);
             } else {
                 names.forbidden += 1;
-                names
-                    .refused
-                    .push(format!("{text} is not among the names that allowedNames allows"));
+                names.refused.push(format!(
+                    "{reference} is not among the names that allowedNames allows"
+                ));
             }
         }
     }

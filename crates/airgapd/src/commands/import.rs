@@ -155,8 +155,12 @@ fn open_file(path: &Path) -> Result<File, bundle::Error> {
     })
 }
 
-/// Checks an open bundle against the checksum beside it. What is no regular file is left to the reader to refuse.
+/// Checks an open bundle against the checksum beside it. What is neither file nor folder is left to the reader to
+/// refuse.
 async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure> {
+    if mode == Checksums::Require && is_folder(file) {
+        return Err(Failure::NoFile);
+    }
     let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
     if mode == Checksums::Off || !is_file {
         return Ok(());
@@ -184,8 +188,16 @@ pub(super) async fn open(path: &Path, limits: &bundle::Limits) -> Result<Bundle,
 /// Reads the catalog of an open bundle; that blocks, so it happens off the runtime's threads.
 async fn read(file: File, path: &Path, limits: &bundle::Limits) -> Result<Bundle, bundle::Error> {
     let (path, limits) = (path.to_owned(), limits.clone());
-    let opened = tokio::task::spawn_blocking(move || Bundle::from_file(file, &path, &limits)).await;
+    let read = move || match is_folder(&file) {
+        true => Bundle::from_dir(file, &path, &limits),
+        false => Bundle::from_file(file, &path, &limits),
+    };
+    let opened = tokio::task::spawn_blocking(read).await;
     opened.expect("reading a bundle never panics")
+}
+
+fn is_folder(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// Who vouches for the images of a file, and the id of the lease: by its place, where the daemon looks for bundles or
