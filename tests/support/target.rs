@@ -414,7 +414,9 @@ fn the_harness_sees_what_others_do(target: &Target) {
     target.remove_record("registry.test/a:1");
     target.collect_garbage();
     assert!(target.digests().is_empty() && target.names().is_empty() && target.leases().is_empty());
-    let kinds: Vec<_> = changes.so_far().into_iter().map(|(kind, _)| kind).collect();
+    let mut kinds: Vec<_> = changes.so_far().into_iter().map(|(kind, _)| kind).collect();
+    // The stand-in's labels change one by one.
+    kinds.dedup();
     let expected = [ImageChange::Created, ImageChange::Updated, ImageChange::Deleted];
     // What is put into the stand-in behind its back is no event.
     assert_eq!(
