@@ -4,13 +4,11 @@
 //! properties that run with the tests cover the same ground on the stable toolchain, less deeply.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use bundle::fixtures::{Image, Layout, Manifest, Node};
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use bundle::Compression;
+use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use xtask::{parts, workspace};
 
 use crate::checks::{cargo_tool, step};
@@ -63,10 +61,15 @@ const CARGO_FUZZ: &str = "0.13.2";
 /// Writes a small corpus for each target, so that the fuzzer starts behind the first checks.
 fn seed(corpus: &Path) -> Result<()> {
     for (at, archive) in archives().into_iter().enumerate() {
-        write(corpus, "reader", &format!("plain-{at}"), &archive)?;
-        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
-        packed.write_all(&archive)?;
-        write(corpus, "reader", &format!("gzip-{at}"), &packed.finish()?)?;
+        write(corpus, "reader", &format!("plain-{at}"), &archive.to_bytes())?;
+        for codec in CODECS {
+            write(
+                corpus,
+                "reader",
+                &format!("{codec}-{at}"),
+                &archive.to_compressed(codec),
+            )?;
+        }
     }
     for (at, (kind, document)) in documents().into_iter().enumerate() {
         write(
@@ -89,8 +92,16 @@ fn write(corpus: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
         .with_context(|| format!("cannot write a seed of {target}"))
 }
 
+const CODECS: [Compression; 5] = [
+    Compression::Gzip,
+    Compression::Zstd,
+    Compression::Xz,
+    Compression::Lz4,
+    Compression::Bzip2,
+];
+
 /// Bundles of every format, small.
-fn archives() -> Vec<Vec<u8>> {
+fn archives() -> Vec<Archive> {
     let image = || {
         Image::new("r.test/a:1")
             .platform("linux/amd64")
@@ -107,10 +118,10 @@ fn archives() -> Vec<Vec<u8>> {
         Layout::hybrid().image(image()),
         Layout::new().image(Image::new("r.test/nested:1").root(nested)),
     ];
-    let mut archives: Vec<_> = layouts.iter().map(|layout| layout.build().to_bytes()).collect();
+    let mut archives: Vec<_> = layouts.iter().map(Layout::build).collect();
     let mut prefixed = Layout::new().image(image()).build();
     prefixed.prefix("./");
-    archives.push(prefixed.to_bytes());
+    archives.push(prefixed);
     archives
 }
 
