@@ -28,7 +28,7 @@ pub struct Options {
     pub collection_deadline: Duration,
     /// Without an acknowledged byte while bytes are under way. Default 60 s.
     pub stall: Duration,
-    /// For another client to finish writing the same blob. Default 10 s.
+    /// For another client that writes the same blob, since its last progress; a commit may take its time. Default 60 s.
     pub lock_wait: Duration,
     /// Connections for writing blobs, and so blobs under way at a time; the next one waits. Default 4.
     pub write_connections: usize,
@@ -40,7 +40,7 @@ impl Default for Options {
             deadline: Duration::from_secs(30),
             collection_deadline: Duration::from_secs(300),
             stall: Duration::from_secs(60),
-            lock_wait: Duration::from_secs(10),
+            lock_wait: Duration::from_secs(60),
             write_connections: 4,
         }
     }

@@ -39,8 +39,8 @@ pub enum Error {
         /// How long it was waited for.
         waited: Duration,
     },
-    /// Somebody else is writing this very blob, and was not done within the time we wait for that.
-    #[error("blob {digest} is being written by another client of containerd, waited {} s", waited.as_secs())]
+    /// Somebody else is writing this very blob, and got no further within the time we wait for that.
+    #[error("blob {digest} is held by another client of containerd, which has not moved for {} s", waited.as_secs())]
     #[non_exhaustive]
     Locked {
         /// The blob.

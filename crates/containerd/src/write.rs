@@ -350,27 +350,40 @@ impl Writer<'_> {
         }
     }
 
-    /// Opens the ingest, waiting a while for somebody else to let go of it. `None` means that the blob is there,
-    /// and on the lease.
+    /// Opens the ingest, waiting for somebody else to let go of it for as long as they get on with it. `None` means
+    /// that the blob is there, and on the lease.
     async fn open(&self) -> Result<Option<WriteStream>, Error> {
         let Writer {
             client, lease, spec, ..
         } = self;
         let opening = stat(&spec.digest, spec.size)?;
-        let (began, limit) = (Instant::now(), client.options().lock_wait);
+        let limit = client.options().lock_wait;
+        let (mut reached, mut since) = (None, Instant::now());
         let mut pause = LOCK_PAUSE.0;
         loop {
-            match client.open(self.channel.clone(), lease, &opening).await? {
+            let failure = match client.open(self.channel.clone(), lease, &opening).await? {
                 Ok(stream) => return Ok(Some(stream)),
                 Err(failure) if failure.is_already_exists() => return Ok(None),
-                Err(failure) if failure.is_locked() && began.elapsed() >= limit => {
-                    return Err(failure.into_locked(&spec.digest, began.elapsed()));
-                }
-                Err(failure) if failure.is_locked() => sleep(jittered(pause)).await,
+                Err(failure) if failure.is_locked() => failure,
                 Err(failure) => return Err(self.fail(failure)),
+            };
+            let now = self.progress_of_others().await?;
+            if reached.replace(now) != Some(now) {
+                since = Instant::now();
+            } else if since.elapsed() >= limit {
+                return Err(failure.into_locked(&spec.digest, since.elapsed()));
             }
+            sleep(jittered(pause)).await;
             pause = (pause * 2).min(LOCK_PAUSE.1);
         }
+    }
+
+    /// How many bytes the ingest has by now, whoever writes it; `None` when it has just ended.
+    async fn progress_of_others(&self) -> Result<Option<u64>, Error> {
+        let reference = ingest_ref(&self.spec.digest);
+        let ingests = self.client.ingests().await?;
+        let ours = ingests.iter().find(|ingest| ingest.reference == reference);
+        Ok(ours.map(|ingest| ingest.offset))
     }
 
     /// The blob was there, and opening its ingest has put it on the lease. Its labels are still somebody else's.
