@@ -13,7 +13,7 @@ use oci_spec::image::{Descriptor, Digest};
 use tokio::task::JoinSet;
 
 use crate::Error;
-use crate::labels::LabelChanges;
+use crate::labels::{LabelChanges, Labels};
 use crate::lease::{self, Lease};
 use crate::plan::{
     BlobAction, BlobStep, ImagePlan, Intent, Plan, RecordAction, RecordStep, missing_gc_labels, plan_record,
@@ -135,10 +135,10 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
     };
     let stopped = run.all().await.err();
     // A run that was stopped is taken up again: its lease keeps what has been moved.
-    if stopped.is_none() {
-        if let Err(error) = lease::give_back(job.client, job.lease_id).await {
-            tracing::debug!(%error, "the lease was not given back and ends by itself");
-        }
+    if stopped.is_none()
+        && let Err(error) = lease::give_back(job.client, job.lease_id).await
+    {
+        tracing::debug!(%error, "the lease was not given back and ends by itself");
     }
     run.result.stopped = stopped;
     run.result
@@ -554,11 +554,11 @@ impl BlobTask {
 
     async fn send(&self) -> Result<Written, containerd::Error> {
         let step = &self.step;
-        let (digest, labels) = (step.digest.clone(), step.labels.clone());
         let spec = BlobSpec {
-            digest,
+            digest: step.digest.clone(),
             size: step.size,
-            labels,
+            // All of them: the plan's are those that the blob lacked when it was there.
+            labels: missing_gc_labels(&step.children, &Labels::new()),
             progress: self.progress.clone(),
         };
         let source: Arc<dyn BlobSource> = match &self.source {
@@ -568,15 +568,10 @@ impl BlobTask {
         self.client.write_blob(&self.lease, &spec, source).await
     }
 
-    /// Gives a parent that was there the gc labels it lacks, by what it has now: others label it, too.
+    /// Gives a parent that was there the gc labels it lacks, by what it has now: others send and label it, too.
     async fn label(&self) -> Result<(), containerd::Error> {
-        let BlobStep {
-            digest,
-            labels,
-            children,
-            ..
-        } = &self.step;
-        if labels.is_empty() {
+        let BlobStep { digest, children, .. } = &self.step;
+        if children.is_empty() {
             return Ok(());
         }
         let there = self.client.blob(digest).await?.map(|blob| blob.labels);

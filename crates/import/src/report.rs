@@ -341,14 +341,14 @@ fn image_reports(selection: &Selection, ingested: &Ingested) -> Vec<ImageReport>
     for choice in &selection.choices {
         match &choice.verdict {
             Verdict::Skip(skip) => {
-                reports.push(without_record(choice, ImageOutcome::Skipped, skip.to_string()))
+                reports.push(without_record(choice, ImageOutcome::Skipped, &skip.to_string()));
             }
             Verdict::Forbidden => {
-                let reason = "a bundle may not name it so".to_owned();
+                let reason = "a bundle may not name it so";
                 reports.push(without_record(choice, ImageOutcome::Failed, reason));
             }
             Verdict::Broken(problems) => {
-                reports.push(without_record(choice, ImageOutcome::Failed, problems.join("; ")))
+                reports.push(without_record(choice, ImageOutcome::Failed, &problems.join("; ")));
             }
             Verdict::Take(taken) => {
                 let index = taken_index.next().expect("there are fewer images than numbers");
@@ -359,7 +359,7 @@ fn image_reports(selection: &Selection, ingested: &Ingested) -> Vec<ImageReport>
     reports
 }
 
-fn without_record(choice: &Choice, outcome: ImageOutcome, reason: String) -> ImageReport {
+fn without_record(choice: &Choice, outcome: ImageOutcome, reason: &str) -> ImageReport {
     let notes = choice
         .notes
         .iter()

@@ -421,7 +421,7 @@ impl Walk<'_> {
             match &node.content {
                 Content::Manifest(manifest) => problems.extend(self::problems(node, manifest)),
                 Content::Absent => {
-                    problems.push(format!("{}: {}", platform_text(node), absent(&node.descriptor)))
+                    problems.push(format!("{}: {}", platform_text(node), absent(&node.descriptor)));
                 }
                 Content::Broken(reason) => problems.push(format!("{}: {reason}", platform_text(node))),
                 Content::Index(_) | Content::Other => {}
