@@ -4,6 +4,9 @@
 //! Statement numbers are those of the list of testable statements in containerd's behaviour as this project knows it.
 
 mod proxy;
+mod races;
+mod release;
+mod scale;
 mod support;
 
 mod faults;

@@ -82,8 +82,12 @@ impl Stage {
 
     /// A stand-in that collects garbage after every change: what is unprotected for a moment is gone.
     pub(crate) async fn fake() -> Stage {
+        Stage::fake_with(GcPolicy::AfterEveryMutation).await
+    }
+
+    pub(crate) async fn fake_with(gc: GcPolicy) -> Stage {
         let config = FakeConfig {
-            gc: GcPolicy::AfterEveryMutation,
+            gc,
             ..FakeConfig::default()
         };
         let fake = Fake::start(config).await;

@@ -1,0 +1,105 @@
+//! Many of everything: what an import costs in calls is counted, and grows with what it has to do and nothing else.
+
+use std::collections::BTreeMap;
+
+use airgapd_import::{Outcome, labels};
+use bundle::fixtures::{Image, Layout};
+use containerd::{Client, ImageUpdate};
+use fake_containerd::{Fake, FakeConfig, GcPolicy};
+
+use crate::support::{Stage, Stock, amd64, everywhere, import_all, noise, whole_records};
+
+everywhere! {
+    an_image_with_hundreds_of_names_among_records_with_huge_labels_is_imported
+}
+
+async fn an_image_with_hundreds_of_names_among_records_with_huge_labels_is_imported(stage: &Stage) {
+    // Every record is a transaction with a disk behind it on a real one, and a collection on the stand-in.
+    let names = if stage.stand_in().is_some() { 100 } else { 700 };
+    many_names(&stage.client().await, names, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_with_three_thousand_names_is_imported() {
+    let stage = Stage::fake_with(GcPolicy::OnRequest).await;
+    many_names(&stage.client().await, 3000, 1).await;
+    stage.assert_no_violations();
+}
+
+/// containerd takes 4096 bytes of key and value, and sends 16 MiB in one message; tonic's default is 4 MiB.
+async fn many_names(client: &Client, names: usize, huge_labels: usize) {
+    let image = (0..names).fold(amd64("r.test/a:first", &[&noise(100)]), |image: Image, name| {
+        image.repo_tag(&format!("r.test/a:{name}"))
+    });
+    let stock = Stock::of(Layout::docker().image(image).build());
+    import_all(client, &stock).await;
+    let label = |number| (format!("theirs.{number}"), Some("x".repeat(4000)));
+    let huge = ImageUpdate {
+        target: None,
+        labels: (0..huge_labels).map(label).collect(),
+    };
+    for record in client.images().await.unwrap() {
+        client.update_image(&record.name, &huge).await.unwrap();
+    }
+    assert_eq!(
+        whole_records(client, &stock).await.len(),
+        names + 2,
+        "the digest's name, too"
+    );
+    let lost = ImageUpdate {
+        target: None,
+        labels: BTreeMap::from([(labels::PINNED.to_owned(), None)]),
+    };
+    client.update_image("r.test/a:1", &lost).await.unwrap();
+    let again = import_all(client, &stock).await;
+    let changed = again
+        .report
+        .images
+        .iter()
+        .filter(|image| image.outcome.as_str() != "unchanged");
+    assert_eq!(
+        changed.map(|image| image.name.as_str()).collect::<Vec<_>>(),
+        ["r.test/a:1"]
+    );
+    whole_records(client, &stock).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_calls_for_a_thousand_images_grow_with_blobs_and_records_alone() {
+    let fake = Fake::start(FakeConfig::default()).await;
+    let client = crate::support::connect(fake.socket(), "many", containerd::Options::default()).await;
+    let shared = noise(1000);
+    let stock = Stock::images((0..1000).map(|number| {
+        amd64(
+            &format!("r.test/a{number}:1"),
+            &[&shared, number.to_string().as_bytes()],
+        )
+    }));
+    fake.reset_log();
+    let imported = import_all(&client, &stock).await;
+    assert_eq!(imported.report.images.len(), 2000);
+    let (images, blobs) = (1000, stock.needed().len() as u64);
+    assert_eq!(blobs, 3 * images + 1);
+    let calls = fake.counters();
+    let wanted = [
+        // The survey.
+        ("Images.List", 1),
+        ("Content.List", 1),
+        // To find the lease, and to give it back.
+        ("Leases.List", 2),
+        ("Leases.Create", 1),
+        ("Leases.Delete", 1),
+        // Each blob once, and once for each image the proof that the lease still holds it.
+        ("Content.Write", blobs + images),
+        // Whether somebody else has sent a manifest meanwhile.
+        ("Content.Info", images),
+        ("Images.Create", 2 * images),
+    ];
+    assert_eq!(calls, BTreeMap::from(wanted));
+    fake.reset_log();
+    let again = import_all(&client, &stock).await;
+    assert_eq!(again.report.outcome, Outcome::Unchanged);
+    let reads = [("Images.List", 1), ("Content.List", 1), ("Leases.List", 1)];
+    assert_eq!(fake.counters(), BTreeMap::from(reads));
+    assert_eq!(fake.check_done(), Vec::<String>::new());
+}
