@@ -279,8 +279,9 @@ fn a_stop_in_mid_import_is_clean_and_the_next_start_finishes(target: &Target) {
         after: 0,
     });
     let daemon = node.start();
-    daemon.wait_until("the import is under way", || !target.leases().is_empty());
+    daemon.wait_until("the import is under way", || fake.calls("Content.Write") > 0);
     daemon.stop();
+    fake.clear_faults();
     let daemon = node.start();
     daemon.wait_until("the image", || target.record(name).is_some());
     daemon.wait_until("nothing is left", || {
