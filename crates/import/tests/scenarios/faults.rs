@@ -47,19 +47,18 @@ async fn assert_the_next_run_converges(client: &Client, stock: &Stock, disturban
 }
 
 /// How often an import calls what.
-async fn calls_of_an_import(stock: &Stock) -> BTreeMap<&'static str, u64> {
-    let stage = Stage::fake().await;
-    let client = stage.client().await;
-    stage.the_fake().reset_log();
-    import_all(&client, stock).await;
+async fn calls_of_an_import(stage: &Stage, client: &Client, stock: &Stock) -> BTreeMap<&'static str, u64> {
+    stage.wipe().await;
+    import_all(client, stock).await;
     stage.the_fake().counters()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_of_an_import_may_fail_once() {
-    let stock = Stock::usual();
+    let (stage, stock) = (Stage::fake().await, Stock::usual());
+    let client = stage.client().await;
     let mut points = 0;
-    for (rpc, calls) in calls_of_an_import(&stock).await {
+    for (rpc, calls) in calls_of_an_import(&stage, &client, &stock).await {
         for nth in 1..=calls {
             for (code, message) in answers() {
                 let fault = Fault::Fail {
@@ -68,28 +67,28 @@ async fn every_call_of_an_import_may_fail_once() {
                     code,
                     message: message.to_owned(),
                 };
-                disturbed_by(fault, &stock).await;
+                disturbed_by(fault, &stage, &client, &stock).await;
                 points += 1;
             }
             if rpc != "Content.Write" && rpc != "Content.List" {
-                disturbed_by(Fault::LoseAnswer { rpc, nth }, &stock).await;
+                disturbed_by(Fault::LoseAnswer { rpc, nth }, &stage, &client, &stock).await;
                 points += 1;
             }
         }
     }
-    // Survey, lease, nine blobs, two checks of the lease, four records: each in four or five ways.
-    assert!(points >= 80, "only {points} points");
+    // Survey, lease, ten blobs, two checks of the lease, four records: each in four or five ways.
+    assert!(points >= 100, "only {points} points");
 }
 
-async fn disturbed_by(fault: Fault, stock: &Stock) {
-    let stage = Stage::fake().await;
-    let (client, fake) = (stage.client().await, stage.the_fake());
+async fn disturbed_by(fault: Fault, stage: &Stage, client: &Client, stock: &Stock) {
+    stage.wipe().await;
+    let fake = stage.the_fake();
     let disturbance = format!("{fault:?}");
     fake.inject(fault);
     // It may have failed or not: a retry inside the run is as good.
-    let _ = try_import(&client, stock).await;
+    let _ = try_import(client, stock).await;
     fake.clear_faults();
-    assert_the_next_run_converges(&client, stock, &disturbance).await;
+    assert_the_next_run_converges(client, stock, &disturbance).await;
     assert_eq!(fake.check_done(), Vec::<String>::new(), "after {disturbance}");
 }
 
@@ -179,10 +178,11 @@ impl<F: Future> Future for Polled<F> {
 
 #[tokio::test]
 async fn an_import_dropped_at_any_await_is_finished_by_the_next_run() {
+    let (stage, stock) = (Stage::fake().await, Stock::usual());
+    let client = stage.client().await;
     let mut dropped = 0;
     for left in 1.. {
-        let stage = Stage::fake().await;
-        let (client, stock) = (stage.client().await, Stock::usual());
+        stage.wipe().await;
         let future = Box::pin(try_import(&client, &stock));
         let ended = Polled { future, left }.await;
         assert_the_next_run_converges(&client, &stock, &format!("{left} polls")).await;

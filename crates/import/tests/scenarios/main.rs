@@ -10,4 +10,5 @@ mod scale;
 mod support;
 
 mod faults;
+mod in_order;
 mod ingest;

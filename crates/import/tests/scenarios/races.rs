@@ -311,10 +311,12 @@ async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(st
         ..Options::default()
     };
     let hasty = connect(stage.socket(), stage.namespace(), hasty).await;
+    let large = containerd::ingest_ref(&stock.archive.images[0].manifests[0].layers[0]);
     let second = async {
         // It comes when the first one is at it.
         eventually("the first import is writing", async || {
-            !hasty.ingests().await.unwrap().is_empty()
+            let ingests = hasty.ingests().await.unwrap();
+            ingests.iter().any(|ingest| ingest.reference == large)
         })
         .await;
         try_import(&hasty, &stock).await
@@ -323,6 +325,10 @@ async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(st
     let (first, second) = (first.unwrap(), second.unwrap());
     assert!(second.stopped.is_none(), "{:?}", second.stopped);
     assert!(first.stopped.is_none(), "{:?}", first.stopped);
+    assert!(
+        first.report.blobs.sent_bytes > 16 << 20,
+        "the second one has waited"
+    );
     let sent = first.report.blobs.sent_bytes + second.report.blobs.sent_bytes;
     assert_eq!(sent, stock.needed().values().sum::<u64>());
     assert_converged(&hasty, &stock).await;
@@ -331,10 +337,11 @@ async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(st
 /// The same with the lease vanishing, and everything it held, after each message of content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_vanishes_under_any_write_is_made_again() {
+    let (stage, stock) = (Stage::fake().await, Stock::usual());
+    let client = stage.client().await;
     let mut vanished = 0;
     for writes in 1.. {
-        let stage = Stage::fake().await;
-        let (client, stock) = (stage.client().await, Stock::usual());
+        stage.wipe().await;
         stage.the_fake().inject(Fault::LeaseVanishes { writes });
         let imported = import_all(&client, &stock).await;
         assert_eq!(imported.report.outcome, Outcome::Imported);

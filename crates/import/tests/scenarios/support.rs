@@ -130,6 +130,18 @@ impl Stage {
         self.stand_in().expect("this scenario runs on the stand-in")
     }
 
+    /// Takes everything out of the stand-in, as if it had just been started.
+    pub(crate) async fn wipe(&self) {
+        let fake = self.the_fake();
+        fake.clear_faults();
+        for name in fake.images(&self.namespace).into_keys() {
+            fake.remove_image(&self.namespace, &name);
+        }
+        fake.collect_garbage().await;
+        assert!(fake.blobs(&self.namespace).is_empty());
+        fake.reset_log();
+    }
+
     pub(crate) fn assert_no_violations(&self) {
         if let Some(fake) = self.stand_in() {
             assert_eq!(fake.violations(), Vec::<String>::new());
@@ -222,6 +234,19 @@ impl Stock {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(BUNDLE);
         archive.write_to(&path);
+        let bundle = Bundle::open(&path, &Limits::default()).expect("a readable bundle");
+        Stock {
+            archive,
+            bundle: Arc::new(bundle),
+            _folder: folder,
+        }
+    }
+
+    /// The same compressed.
+    pub(crate) fn packed(archive: Archive, codec: bundle::Compression) -> Stock {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join(BUNDLE);
+        std::fs::write(&path, archive.to_compressed(codec)).expect("room for a file");
         let bundle = Bundle::open(&path, &Limits::default()).expect("a readable bundle");
         Stock {
             archive,
