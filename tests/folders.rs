@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use import::bundle_id;
 
 use crate::support::bundles::{self, PLATFORMS, all_records, image, marker, multi_platform, needed_here};
 use crate::support::target::BUNDLE;
-use crate::support::{Node, Target, on_the_fake};
+use crate::support::{Node, Target, on_the_fake, wait_for};
 
 /// k3s searches sub-folders; the name of such a bundle is its path in the folder.
 fn bundles_in_sub_folders_are_imported_when_asked(target: &Target) {
@@ -154,6 +155,20 @@ fn an_extracted_layout_is_a_bundle_like_the_archive_it_came_from(target: &Target
     );
 }
 
+/// A folder that a copy has just begun is like any other; once its documents are there it is a bundle at once.
+fn a_folder_becomes_a_layout_as_soon_as_its_documents_are_there(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let name = "registry.test/late:1";
+    bundles::write(&node.path("bundle.tar"), [image(name)]);
+    fs::create_dir(node.images().join("layout")).unwrap();
+    daemon.wait_for_log("no OCI image layout");
+    extract(&node.path("bundle.tar"), &node.images().join("layout"));
+    // Well before the folder is listed for other reasons.
+    wait_for(Duration::from_secs(15), "the image", || target.record(name).is_some());
+    daemon.finish(target);
+}
+
 /// A copy in progress has no record; the rest of it makes the image.
 fn a_layout_is_imported_when_its_last_blob_is_there(target: &Target) {
     let node = Node::on(target);
@@ -179,6 +194,7 @@ fn a_layout_is_imported_when_its_last_blob_is_there(target: &Target) {
 
 on_the_fake!(
     an_extracted_layout_is_a_bundle_like_the_archive_it_came_from,
+    a_folder_becomes_a_layout_as_soon_as_its_documents_are_there,
     a_layout_is_imported_when_its_last_blob_is_there,
     bundles_in_sub_folders_are_imported_when_asked,
     an_import_of_a_file_in_a_sub_folder_belongs_to_the_daemon_only_if_it_looks_there,

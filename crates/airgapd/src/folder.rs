@@ -164,7 +164,8 @@ pub(crate) struct Depth {
 pub(crate) struct Listing {
     /// Sorted by name.
     pub(crate) entries: Vec<Listed>,
-    /// The folders that were looked into, relative to the one that was listed: what happens in them matters too.
+    /// The folders that matter too, relative to the one that was listed: those that were looked into, and those that
+    /// may become layouts.
     pub(crate) folders: Vec<PathBuf>,
 }
 
@@ -255,6 +256,10 @@ impl Folder {
         };
         let is_layout = folder.is_layout();
         if !is_layout && !depth.recursive {
+            // A copy may be about to make it a layout, and only the folder itself tells when.
+            if listing.folders.len() < MOST_FOLDERS {
+                listing.folders.push(path.to_owned());
+            }
             return ignored(Reason::Directory);
         }
         let trust = judge_folder(
