@@ -1,6 +1,7 @@
 //! The JSON documents, whole and key by key, as `docs/json.md` promises them to scripts.
 
 use bundle::fixtures::{Archive, Image, Layout};
+use oci_spec::image::Digest;
 use serde_json::{Value, json};
 
 use crate::support::bundles::text;
@@ -124,6 +125,10 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
     let file = text(&node.path("bundle.tar"));
     let archive = bundle().write_to(file.as_ref());
     let root = archive.images[0].root.to_string();
+    let part = |digest: &Digest, media_type: &str| {
+        let size = size_of(&archive, digest.as_ref());
+        json!({"digest": digest.to_string(), "media_type": media_type, "size": size, "state": "present"})
+    };
     let platform = |manifest: usize, name: &str, taken: bool| {
         let manifest = &archive.images[0].manifests[manifest];
         let parts = [
@@ -139,6 +144,9 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
             "problems": [],
             "config_platform": null,
             "layers": 1,
+            "reason": if taken { Value::Null } else { json!("not taken on this node") },
+            "blobs": [part(&manifest.config, "application/vnd.oci.image.config.v1+json"),
+                part(&manifest.layers[0], "application/vnd.oci.image.layer.v1.tar")],
             "size": parts.map(|digest| size_of(&archive, digest)).iter().sum::<u64>(),
         })
     };
@@ -150,6 +158,8 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
         "path": file,
         "format": "oci-layout",
         "compression": "none",
+        "producer": "skopeo or podman (oci-archive)",
+        "verified": null,
         "digest": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),
         "size": std::fs::metadata(&file).unwrap().len(),
         "complete": true,

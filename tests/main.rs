@@ -14,6 +14,7 @@ mod documents;
 mod dropping;
 mod folders;
 mod importing;
+mod inspecting;
 mod kubelet;
 mod lists;
 mod reaching;

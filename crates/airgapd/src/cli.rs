@@ -42,7 +42,7 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// Bundles: files anywhere, also in the images folder
+    /// Bundles: files, or folders with extracted OCI image layouts, anywhere and also in the images folder
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Print what would be done, and do nothing
@@ -57,9 +57,15 @@ pub(crate) struct ImportArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct InspectArgs {
-    /// The bundle
+    /// The bundle: a file, or a folder with an extracted OCI image layout
     #[arg(required = true, value_name = "FILE")]
     pub(crate) file: PathBuf,
+    /// Read every byte and check it against its digest
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Name an image that the bundle leaves without one
+    #[arg(long = "name", value_name = "DIGEST=REFERENCE")]
+    pub(crate) names: Vec<String>,
     #[command(flatten)]
     pub(crate) platform: PlatformFlag,
 }
@@ -87,13 +93,24 @@ pub(crate) struct ConfigArgs {
 impl ImportArgs {
     /// What was typed, for the configuration.
     pub(crate) fn given(&self) -> Vec<Given> {
-        let mut given = self.platform.given();
-        if !self.names.is_empty() {
-            let names: serde_yaml::Mapping = self.names.iter().map(|name| pair(name)).collect();
-            given.push(Given::flag("--name", "names", names));
-        }
-        given
+        given(&self.platform, &self.names)
     }
+}
+
+impl InspectArgs {
+    /// What was typed, for the configuration.
+    pub(crate) fn given(&self) -> Vec<Given> {
+        given(&self.platform, &self.names)
+    }
+}
+
+fn given(platform: &PlatformFlag, names: &[String]) -> Vec<Given> {
+    let mut given = platform.given();
+    if !names.is_empty() {
+        let names: serde_yaml::Mapping = names.iter().map(|name| pair(name)).collect();
+        given.push(Given::flag("--name", "names", names));
+    }
+    given
 }
 
 /// `DIGEST=REFERENCE`; without an equals sign the configuration says what is wrong with it.

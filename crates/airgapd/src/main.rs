@@ -56,7 +56,7 @@ fn flags_of(command: &Command) -> Vec<Given> {
     match command {
         Command::Run(platform) => platform.given(),
         Command::Import(args) => args.given(),
-        Command::Inspect(args) => args.platform.given(),
+        Command::Inspect(args) => args.given(),
         Command::Release(_) | Command::Config(_) => Vec::new(),
     }
 }

@@ -6,9 +6,30 @@ use std::io::{self, Write};
 use import::{BundleReport, ImageOutcome, ImageReport, Outcome};
 use serde::Serialize;
 
-/// Prints text as it is. A reader that went away (a closed pipe) is no error.
+/// Prints lines of text. A reader that went away (a closed pipe) is no error.
+///
+/// Much of it are an archive's own words, so whatever could move a cursor or turn a line around is printed escaped.
 pub(crate) fn text(text: &str) -> io::Result<()> {
+    print(&visible(text))
+}
+
+fn print(text: &str) -> io::Result<()> {
     forgive_closed_pipe(io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// Text without control and format characters other than the ends of its lines.
+fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for c in text.chars() {
+        let mut escaped = c.escape_debug();
+        let is_plain = c == '\n' || !c.is_control() && escaped.nth(1) != Some('u');
+        if is_plain {
+            visible.push(c);
+        } else {
+            visible.extend(c.escape_unicode());
+        }
+    }
+    visible
 }
 
 /// Says what is wrong before there is a log.
@@ -20,7 +41,7 @@ pub(crate) fn complain(text: &str) -> io::Result<()> {
 pub(crate) fn json(document: &impl Serialize) -> io::Result<()> {
     let mut out = serde_json::to_string_pretty(document)?;
     out.push('\n');
-    text(&out)
+    print(&out)
 }
 
 fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
@@ -43,6 +64,37 @@ pub(crate) fn bytes(count: u64) -> String {
         unit += 1;
     }
     format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
+}
+
+/// How wide text for people is, in characters.
+const WIDTH: usize = 100;
+
+/// Adds text that begins with `label` and goes on below itself where it does not fit: between words where that is
+/// possible, and within them (digests, long names) where it is not.
+pub(crate) fn paragraph(out: &mut String, label: &str, text: &str) {
+    let indent = label.chars().count();
+    let room = WIDTH.saturating_sub(indent).max(20);
+    let mut line = String::new();
+    let mut begin = label.to_owned();
+    let mut end = |line: &mut String| {
+        let _ = writeln!(out, "{begin}{}", line.trim_end());
+        begin = " ".repeat(indent);
+        line.clear();
+    };
+    for word in text.split(' ') {
+        let mut word: Vec<char> = word.chars().collect();
+        let used = line.chars().count();
+        if used > 0 && used + word.len() > room {
+            end(&mut line);
+        }
+        while word.len() > room {
+            line.extend(word.drain(..room));
+            end(&mut line);
+        }
+        line.extend(word);
+        line.push(' ');
+    }
+    end(&mut line);
 }
 
 /// The document of `airgapd import -o json`.
@@ -122,6 +174,44 @@ fn image_line(image: &ImageReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        let rows = [
+            ("plain \"quoted\" \\ text\n", "plain \"quoted\" \\ text\n"),
+            ("größe 中", "größe 中"),
+            ("a\u{1b}[31mb", "a\\u{1b}[31mb"),
+            ("a\rb\tc\u{7}", "a\\u{d}b\\u{9}c\\u{7}"),
+            ("a\u{202e}b", "a\\u{202e}b"),
+            ("a\u{9b}1m", "a\\u{9b}1m"),
+        ];
+        for (text, wanted) in rows {
+            assert_eq!(visible(text), wanted);
+        }
+    }
+
+    #[test]
+    fn paragraphs_fit_a_screen_and_lose_nothing() {
+        let long = "x".repeat(250);
+        for text in [
+            "",
+            "short",
+            &"many words ".repeat(40),
+            &long,
+            &format!("a {long} b"),
+        ] {
+            for label in ["", "  digest   "] {
+                let mut out = String::new();
+                paragraph(&mut out, label, text);
+                assert!(out.lines().all(|line| line.chars().count() <= WIDTH), "{out}");
+                let kept = |text: &str| text.split_whitespace().collect::<String>();
+                assert_eq!(kept(&out), kept(label) + &kept(text));
+            }
+        }
+        let mut out = String::new();
+        paragraph(&mut out, "  a  ", &"word ".repeat(30));
+        assert!(out.lines().nth(1).unwrap().starts_with("     word"), "{out}");
+    }
 
     #[test]
     fn bytes_are_shown_in_the_largest_unit_below_a_thousand() {

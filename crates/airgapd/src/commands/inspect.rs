@@ -2,12 +2,19 @@
 //!
 //! Works without a containerd: the node's platform is then detected from the machine.
 
+mod producer;
+mod verify;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use bundle::{Bundle, Content, Ending, Kind, Manifest, Node, RawName};
+use bundle::{Bundle, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName};
 use import::{Choice, Policy, Selection, Verdict, select};
 use serde::Serialize;
+
+use self::verify::Verification;
+use crate::output::paragraph;
 
 /// The document that `airgapd inspect -o json` prints for one bundle.
 #[derive(Debug, Serialize)]
@@ -15,11 +22,15 @@ pub(crate) struct Inspection {
     path: PathBuf,
     format: String,
     compression: String,
+    /// The program that made it, as far as its traces tell.
+    producer: Option<&'static str>,
     /// The identity of the content.
     digest: String,
     size: u64,
     /// Everything that the bundle holds and this node could be asked to run is whole.
     complete: bool,
+    /// What `--verify` found.
+    verified: Option<Verification>,
     /// Why not, or what the reader should know.
     warnings: Vec<String>,
     images: Vec<InspectedImage>,
@@ -46,6 +57,8 @@ struct InspectedPlatform {
     digest: String,
     /// Whether this node takes it.
     taken: bool,
+    /// Why not.
+    reason: Option<&'static str>,
     /// `whole`, `absent`, `broken`, or the type of an artifact.
     state: String,
     problems: Vec<String>,
@@ -54,6 +67,17 @@ struct InspectedPlatform {
     layers: usize,
     /// Bytes of manifest, config and layers.
     size: u64,
+    /// The config, then the layers from the lowest on.
+    blobs: Vec<InspectedBlob>,
+}
+
+#[derive(Debug, Serialize)]
+struct InspectedBlob {
+    digest: String,
+    media_type: String,
+    size: u64,
+    /// `present`, `absent` or `broken`.
+    state: &'static str,
 }
 
 impl Inspection {
@@ -78,12 +102,21 @@ impl Inspection {
             path: bundle.path().to_owned(),
             format: catalog.format.to_string(),
             compression: catalog.compression.to_string(),
+            producer: producer::producer(catalog),
             digest: catalog.digest.to_string(),
             size: bundle.identity().size,
             complete: is_complete(&selection) && !matches!(catalog.ending, Ending::Truncated(_)),
+            verified: None,
             warnings,
             images,
         }
+    }
+
+    /// Adds what reading every byte came to.
+    fn with_verification(mut self, verified: Verification) -> Inspection {
+        self.complete &= verified.is_good();
+        self.verified = Some(verified);
+        self
     }
 
     /// Whether everything in it can be used.
@@ -91,37 +124,52 @@ impl Inspection {
         self.complete
     }
 
-    /// The same for people.
+    /// The same for people, at most 100 characters wide.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
+        let out = &mut text;
         let whole = if self.complete { "whole" } else { "NOT WHOLE" };
-        let Self {
-            format,
-            compression,
-            size,
-            digest,
-            ..
-        } = self;
-        let packed = if compression == "none" {
-            String::new()
-        } else {
-            format!(", {compression}")
+        let packed = match self.compression.as_str() {
+            "none" => String::new(),
+            codec => format!(", {codec}"),
         };
         let path = import::printable(&self.path.to_string_lossy());
-        let _ = writeln!(
-            text,
-            "{}: {format}{packed}, {}, {whole}",
+        let size = crate::output::bytes(self.size);
+        let title = format!(
+            "{}: {}{packed}, {size}, {whole}",
             path.trim_matches('"'),
-            crate::output::bytes(*size)
+            self.format
         );
-        let _ = writeln!(text, "  content {digest}");
+        paragraph(out, "", &title);
+        paragraph(out, "  content  ", &self.digest);
+        if let Some(producer) = self.producer {
+            paragraph(out, "  made by  ", &format!("{producer}, by its looks"));
+        }
+        if let Some(verified) = &self.verified {
+            write_verification(out, verified);
+        }
         for warning in &self.warnings {
-            let _ = writeln!(text, "  warning: {warning}");
+            paragraph(out, "  warning  ", warning);
         }
         for image in &self.images {
-            image.write_text(&mut text);
+            image.write_text(out);
         }
         text
+    }
+}
+
+fn write_verification(out: &mut String, verified: &Verification) {
+    paragraph(out, "  verified ", &verified.summary());
+    for damage in &verified.damaged {
+        let (digest, found, image) = (&damage.digest, &damage.found, &damage.image);
+        paragraph(
+            out,
+            "  DAMAGED  ",
+            &format!("{digest} of {image}: its bytes are {found}"),
+        );
+    }
+    if let Some(error) = &verified.error {
+        paragraph(out, "  FAILED   ", error);
     }
 }
 
@@ -185,9 +233,12 @@ fn inspect_node(node: &Node, choice: &Choice, found: &mut Vec<InspectedPlatform>
             .iter()
             .for_each(|child| inspect_node(child, choice, found)),
         Content::Manifest(manifest) => found.push(inspect_manifest(node, manifest, choice)),
-        Content::Other => found.push(leaf(node, node.descriptor.media_type().to_string(), Vec::new())),
-        Content::Absent => found.push(leaf(node, "absent".to_owned(), Vec::new())),
-        Content::Broken(reason) => found.push(leaf(node, "broken".to_owned(), vec![reason.clone()])),
+        Content::Other => {
+            let state = node.descriptor.media_type().to_string();
+            found.push(leaf(node, state, "not a container image", Vec::new()));
+        }
+        Content::Absent => found.push(leaf(node, "absent".to_owned(), "not in the bundle", Vec::new())),
+        Content::Broken(why) => found.push(leaf(node, "broken".to_owned(), "not whole", vec![why.clone()])),
     }
 }
 
@@ -204,8 +255,20 @@ fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice) -> Inspec
             .as_ref()
             .is_some_and(|own| own.to_string() != config.to_string())
     };
+    let taken = is_taken(node, choice);
+    let reason = match (&manifest.kind, &choice.verdict) {
+        _ if taken => None,
+        (Kind::Artifact { .. }, _) => Some("not a container image"),
+        _ if !problems.is_empty() => Some("not whole"),
+        (Kind::Image, Verdict::Forbidden) => Some("its names are not allowed"),
+        (Kind::Image, Verdict::Take(_) | Verdict::Skip(_) | Verdict::Broken(_)) => {
+            Some("not taken on this node")
+        }
+    };
     InspectedPlatform {
-        taken: is_taken(node, choice),
+        taken,
+        reason,
+        blobs: manifest.parts().map(inspect_part).collect(),
         layers: manifest.layers.len(),
         size: node.descriptor.size() + parts,
         config_platform: manifest
@@ -213,7 +276,20 @@ fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice) -> Inspec
             .as_ref()
             .filter(differs)
             .map(ToString::to_string),
-        ..leaf(node, state, problems)
+        ..leaf(node, state, "", problems)
+    }
+}
+
+fn inspect_part(part: &Part) -> InspectedBlob {
+    InspectedBlob {
+        digest: part.descriptor.digest().to_string(),
+        media_type: part.descriptor.media_type().to_string(),
+        size: part.descriptor.size(),
+        state: match part.state {
+            PartState::Present => "present",
+            PartState::Absent => "absent",
+            PartState::Broken(_) => "broken",
+        },
     }
 }
 
@@ -228,61 +304,68 @@ fn is_taken(node: &Node, choice: &Choice) -> bool {
     }
 }
 
-fn leaf(node: &Node, state: String, problems: Vec<String>) -> InspectedPlatform {
+fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>) -> InspectedPlatform {
     InspectedPlatform {
         platform: import::platform_text(node),
         digest: node.descriptor.digest().to_string(),
         taken: false,
+        reason: Some(reason),
         state,
         problems,
         config_platform: None,
         layers: 0,
         size: node.descriptor.size(),
+        blobs: Vec::new(),
     }
 }
 
 impl InspectedImage {
-    fn write_text(&self, text: &mut String) {
-        let title = self.names.first().unwrap_or(&self.digest);
-        let _ = writeln!(text, "\n{title}");
+    fn write_text(&self, out: &mut String) {
+        out.push('\n');
+        paragraph(out, "", self.names.first().unwrap_or(&self.digest));
         if !self.names.is_empty() {
-            let _ = writeln!(text, "  digest   {}", self.digest);
+            paragraph(out, "  digest   ", &self.digest);
         }
         for name in self.names.iter().skip(1) {
-            let _ = writeln!(text, "  also     {name}");
+            paragraph(out, "  also     ", name);
         }
         let verdict = match &self.reason {
             Some(reason) => format!("{}: {reason}", self.verdict),
-            None => format!(
-                "{} as {}",
-                self.verdict,
-                self.records.join("\n                   ")
-            ),
+            None => self.verdict.to_owned(),
         };
-        let _ = writeln!(text, "  verdict  {verdict}");
+        paragraph(out, "  verdict  ", &verdict);
+        for record in &self.records {
+            paragraph(out, "  record   ", record);
+        }
         for note in &self.notes {
-            let _ = writeln!(text, "  note     {note}");
+            paragraph(out, "  note     ", note);
         }
         for platform in &self.platforms {
-            platform.write_text(text);
+            platform.write_text(out);
         }
     }
 }
 
 impl InspectedPlatform {
-    fn write_text(&self, text: &mut String) {
+    fn write_text(&self, out: &mut String) {
         let mark = if self.taken { '*' } else { ' ' };
         let size = crate::output::bytes(self.size);
-        let _ = writeln!(
-            text,
-            "  {mark} {:<16} {:<8} {:>10}  {} layers",
-            self.platform, self.state, size, self.layers
-        );
+        let layers = match self.layers {
+            1 => "1 layer".to_owned(),
+            count => format!("{count} layers"),
+        };
+        let mut label = String::new();
+        let _ = write!(label, "  {mark} {:<16} ", self.platform);
+        let reason = self
+            .reason
+            .map(|reason| format!(", {reason}"))
+            .unwrap_or_default();
+        paragraph(out, &label, &format!("{}, {size}, {layers}{reason}", self.state));
         if let Some(config) = &self.config_platform {
-            let _ = writeln!(text, "      its config says {config}");
+            paragraph(out, "      ", &format!("its config says {config}"));
         }
         for problem in &self.problems {
-            let _ = writeln!(text, "      {problem}");
+            paragraph(out, "      ", problem);
         }
     }
 }
@@ -295,13 +378,17 @@ pub(crate) async fn run(
 ) -> anyhow::Result<super::Exit> {
     use crate::config::OutputFormat;
     let bundle = match super::import::open(&args.file, &settings.limits).await {
-        Ok(bundle) => bundle,
+        Ok(bundle) => Arc::new(bundle),
         Err(error) => {
             tracing::error!("{}", import::chain(&error));
             return Ok(super::Exit::BadBundle);
         }
     };
-    let inspection = Inspection::of(&bundle, &crate::runtime::policy(settings, None));
+    let mut inspection = Inspection::of(&bundle, &crate::runtime::policy(settings, None));
+    if args.verify {
+        let verified = tokio::task::spawn_blocking(move || verify::verify(&bundle)).await?;
+        inspection = inspection.with_verification(verified);
+    }
     match format {
         OutputFormat::Text => crate::output::text(&inspection.text())?,
         OutputFormat::Json => crate::output::json(&inspection)?,

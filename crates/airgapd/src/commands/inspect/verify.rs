@@ -1,0 +1,151 @@
+//! Reads every byte of a bundle's blobs and holds them against their digests.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read};
+
+use bundle::{Bundle, Content, Node, PartState};
+use oci_spec::image::{Digest, DigestAlgorithm};
+use serde::Serialize;
+use sha2::{Sha256, Sha512};
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// What reading everything came to.
+#[derive(Debug, Serialize)]
+pub(super) struct Verification {
+    /// How many blobs were read.
+    blobs: u64,
+    /// Their bytes.
+    bytes: u64,
+    /// Blobs that are not what they are called.
+    pub(super) damaged: Vec<Damage>,
+    /// What ended the reading before its end.
+    pub(super) error: Option<String>,
+}
+
+/// A blob that is not what it is called.
+#[derive(Debug, Serialize)]
+pub(super) struct Damage {
+    pub(super) digest: String,
+    /// The digest of its bytes.
+    pub(super) found: String,
+    /// The first image that refers to it.
+    pub(super) image: String,
+}
+
+impl Verification {
+    pub(super) fn is_good(&self) -> bool {
+        self.damaged.is_empty() && self.error.is_none()
+    }
+
+    /// One line of what was done.
+    pub(super) fn summary(&self) -> String {
+        let size = crate::output::bytes(self.bytes);
+        match self.damaged.len() {
+            0 => format!("{} blobs read ({size}), all as their digests say", self.blobs),
+            damaged => format!("{} blobs read ({size}), {damaged} of them DAMAGED", self.blobs),
+        }
+    }
+}
+
+/// Reads everything, in the order of the archive and in constant memory. Blocking.
+pub(super) fn verify(bundle: &Bundle) -> Verification {
+    let users = users(bundle);
+    let mut done = Verification {
+        blobs: 0,
+        bytes: 0,
+        damaged: Vec::new(),
+        error: None,
+    };
+    if let Err(error) = read_all(bundle, &users, &mut done) {
+        done.error = Some(error);
+    }
+    done
+}
+
+fn read_all(bundle: &Bundle, users: &HashMap<Digest, String>, done: &mut Verification) -> Result<(), String> {
+    let wanted: HashSet<Digest> = users.keys().cloned().collect();
+    let mut stream = bundle.stream(&wanted).map_err(|error| import::chain(&error))?;
+    let mut buffer = vec![0; CHUNK];
+    while let Some(mut blob) = stream.next_blob().map_err(|error| import::chain(&error))? {
+        let digest = blob.digest().clone();
+        let (found, bytes) =
+            hash(&mut blob, &digest, &mut buffer).map_err(|error| format!("blob {digest}: {error}"))?;
+        done.blobs += 1;
+        done.bytes += bytes;
+        if found != digest.digest() {
+            done.damaged.push(Damage {
+                found: format!("{}:{found}", digest.algorithm()),
+                image: users.get(&digest).cloned().unwrap_or_default(),
+                digest: digest.to_string(),
+            });
+        }
+    }
+    match bundle.is_unchanged() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("the bundle changed while it was read".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The hash of what a reader gives, in hex digits, and how many bytes that was.
+fn hash(reader: &mut impl Read, digest: &Digest, buffer: &mut [u8]) -> io::Result<(String, u64)> {
+    match digest.algorithm() {
+        DigestAlgorithm::Sha512 => hash_with::<Sha512>(reader, buffer),
+        _ => hash_with::<Sha256>(reader, buffer),
+    }
+}
+
+fn hash_with<D: sha2::Digest>(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<(String, u64)> {
+    let (mut hasher, mut bytes) = (D::new(), 0);
+    loop {
+        match reader.read(buffer) {
+            Ok(0) => break,
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                bytes += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let hex = hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Ok((hex, bytes))
+}
+
+/// Every blob that is there, with the name of the first image that refers to it.
+fn users(bundle: &Bundle) -> HashMap<Digest, String> {
+    let mut users = HashMap::new();
+    for image in &bundle.catalog().images {
+        let name = image
+            .names
+            .first()
+            .map_or_else(|| image.root.descriptor.digest().to_string(), ToString::to_string);
+        below(&image.root, &name, &mut users);
+    }
+    users
+}
+
+fn below(node: &Node, image: &str, users: &mut HashMap<Digest, String>) {
+    let mut add = |digest: &Digest| {
+        users.entry(digest.clone()).or_insert_with(|| image.to_owned());
+    };
+    match &node.content {
+        Content::Absent | Content::Broken(_) => {}
+        Content::Other => add(node.descriptor.digest()),
+        Content::Manifest(manifest) => {
+            add(node.descriptor.digest());
+            let present = manifest.parts().filter(|part| part.state == PartState::Present);
+            present.for_each(|part| add(part.descriptor.digest()));
+        }
+        Content::Index(children) => {
+            add(node.descriptor.digest());
+            children.iter().for_each(|child| below(child, image, users));
+        }
+    }
+}

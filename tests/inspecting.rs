@@ -1,0 +1,182 @@
+//! `airgapd inspect`: what it says about a bundle, whatever is in it.
+
+use std::fs;
+use std::process::Command;
+
+use bundle::fixtures::{Image, Manifest};
+
+use crate::support::bundles::{self, PLATFORMS, docker, image, multi_platform, text};
+use crate::support::{Node, Target, on_the_fake};
+
+fn every_byte_is_read_when_asked(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let name = "registry.test/app:1";
+    let mut archive =
+        bundles::layout([multi_platform(name, &PLATFORMS), image("registry.test/other:1")]).build();
+    archive.write_to(file.as_ref());
+    let document = node
+        .airgapd(["inspect", "--verify", "-o", "json", &file])
+        .exits(0)
+        .json();
+    assert_eq!(document["verified"]["blobs"], 13, "{document:#}");
+    assert_eq!(document["verified"]["damaged"].as_array().unwrap().len(), 0);
+
+    let layer = archive.images[0].manifests[2].layers[0].clone();
+    archive.corrupt(&layer).write_to(file.as_ref());
+    node.airgapd(["inspect", &file]).exits(0);
+    let answer = node
+        .airgapd(["inspect", "--verify", "-o", "json", &file])
+        .exits(5);
+    let damaged = &answer.json()["verified"]["damaged"][0];
+    assert_eq!(
+        (damaged["digest"].as_str(), damaged["image"].as_str()),
+        (Some(layer.as_ref()), Some(name))
+    );
+    assert_ne!(damaged["found"], damaged["digest"]);
+    let human = node.airgapd(["inspect", "--verify", &file]).exits(5);
+    assert!(
+        human.stdout.contains("DAMAGED") && human.stdout.contains("NOT WHOLE"),
+        "{human:?}"
+    );
+    assert!(
+        target.names().is_empty() && target.blobs().is_empty(),
+        "it only looks"
+    );
+}
+
+fn a_compressed_bundle_and_an_extracted_one_are_read_like_a_plain_one(target: &Target) {
+    let node = Node::on(target);
+    let (plain, packed, folder) = (node.path("plain.tar"), node.path("packed"), node.path("folder"));
+    bundles::write(&plain, [multi_platform("registry.test/app:1", &PLATFORMS)]);
+    let gzip = Command::new("gzip").arg("-c").arg(&plain).output().unwrap();
+    fs::write(&packed, gzip.stdout).unwrap();
+    fs::create_dir(&folder).unwrap();
+    let tar = Command::new("tar")
+        .arg("-xf")
+        .arg(&plain)
+        .arg("-C")
+        .arg(&folder)
+        .status()
+        .unwrap();
+    assert!(tar.success());
+    let [plain, packed, folder] = [plain, packed, folder].map(|path| {
+        let path = text(&path);
+        node.airgapd(["inspect", "--verify", "-o", "json", &path])
+            .exits(0)
+            .json()
+    });
+    assert_eq!(packed["compression"], "gzip");
+    for other in [packed, folder] {
+        for key in ["images", "digest", "verified", "producer", "format"] {
+            assert_eq!(other[key], plain[key], "{key}");
+        }
+    }
+}
+
+fn text_for_people_fits_a_screen_and_moves_no_cursor(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let long = format!("registry.test/{}:1", "long/".repeat(40).trim_end_matches('/'));
+    let hostile = Manifest::new("linux/amd64").layer("x").descriptor_member(
+        "platform",
+        serde_json::json!({"os": "li\u{1b}[2Jnux", "architecture": "\u{202e}amd64"}),
+    );
+    let mut archive = bundles::layout([
+        multi_platform(&long, &PLATFORMS),
+        Image::new("evil\u{1b}[31m\u{7}").manifest(hostile).in_an_index(),
+        image("registry.test/broken:1"),
+    ])
+    .build();
+    let layer = archive.images[2].manifests[0].layers[0].clone();
+    archive.remove_blob(&layer).write_to(file.as_ref());
+    for arguments in [vec!["inspect", &file], vec!["inspect", "--verify", &file]] {
+        let answer = node.airgapd(arguments).exits(5);
+        for line in answer.stdout.lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+            assert!(
+                !line.chars().any(|c| c.is_control() || c == '\u{202e}'),
+                "{line:?}"
+            );
+        }
+        assert!(answer.stdout.contains(layer.digest()), "{answer:?}");
+    }
+}
+
+fn names_are_shown_as_they_would_be_imported(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundles::write(
+        file.as_ref(),
+        [
+            image("registry.test/app:1"),
+            Image::unnamed().platform(bundles::native()).layer("unnamed"),
+            Image::unnamed()
+                .ref_name("3.1")
+                .platform(bundles::native())
+                .layer("tag"),
+        ],
+    );
+    let unnamed = archive.images[1].root.to_string();
+    node.configure_also(
+        "aliases: [registry.test=mirror.test/all]\nbaseName: registry.test/base\ndigestReferences: none",
+    );
+    let name = format!("{unnamed}=registry.test/given:1");
+    let expected = [
+        "registry.test/app:1",
+        "mirror.test/all/app:1",
+        "registry.test/given:1",
+        "mirror.test/all/given:1",
+        "registry.test/base:3.1",
+        "mirror.test/all/base:3.1",
+    ];
+    let document = node
+        .airgapd(["inspect", "-o", "json", "--name", &name, &file])
+        .exits(0)
+        .json();
+    let records = document["images"].as_array().unwrap().iter();
+    let records: Vec<_> = records
+        .flat_map(|image| image["records"].as_array().unwrap().clone())
+        .collect();
+    assert_eq!(records, expected);
+    let plan = node
+        .airgapd(["import", "--dry-run", "--name", &name, &file])
+        .exits(0);
+    for record in expected {
+        assert!(plan.stdout.contains(record), "{record}: {}", plan.stdout);
+    }
+    node.import(["--name", &name, &file]).exits(0);
+    assert_eq!(target.names(), expected.map(str::to_owned).into());
+}
+
+fn what_is_no_bundle_ends_with_5_and_the_reason(target: &Target) {
+    let node = Node::on(target);
+    let (file, folder) = (text(&node.path("text")), text(&node.path("")));
+    fs::write(&file, "no bundle\n".repeat(1000)).unwrap();
+    for path in [&file, &folder] {
+        let answer = node.airgapd(["inspect", path]).exits(5);
+        assert!(answer.stderr.contains("not an image bundle"), "{answer:?}");
+    }
+    node.airgapd(["inspect", "/nonexistent"]).exits(5);
+}
+
+fn a_docker_archive_is_told_by_its_looks(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("docker.tar"));
+    docker([Image::new("busybox:1").platform(bundles::native()).layer("x")]).write_to(file.as_ref());
+    let document = node.airgapd(["inspect", "-o", "json", &file]).exits(0).json();
+    assert!(
+        document["producer"].as_str().unwrap().contains("docker save"),
+        "{document:#}"
+    );
+    assert_eq!(document["images"][0]["records"][0], "docker.io/library/busybox:1");
+}
+
+on_the_fake!(
+    every_byte_is_read_when_asked,
+    a_compressed_bundle_and_an_extracted_one_are_read_like_a_plain_one,
+    text_for_people_fits_a_screen_and_moves_no_cursor,
+    names_are_shown_as_they_would_be_imported,
+    what_is_no_bundle_ends_with_5_and_the_reason,
+    a_docker_archive_is_told_by_its_looks,
+);
