@@ -3,6 +3,9 @@
 //! There is nothing to decide here. An image whose blob turns out to be damaged fails alone; a containerd that cannot be
 //! reached stops the run, and what was committed by then is found in place by the next one.
 
+mod in_order;
+mod pass;
+
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -130,6 +133,7 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         job,
         done: HashSet::new(),
         bad: HashMap::new(),
+        finished: HashSet::new(),
         result: Ingested::default(),
         lease: None,
     };
@@ -150,6 +154,8 @@ struct Run<'a> {
     done: HashSet<Digest>,
     /// Blobs that are damaged, with the reason.
     bad: HashMap<Digest, Failure>,
+    /// Images that need nothing further, by their index.
+    finished: HashSet<usize>,
     result: Ingested,
     lease: Option<Lease>,
 }
@@ -200,16 +206,53 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 impl Run<'_> {
     async fn all(&mut self) -> Result<(), Error> {
+        let ended = self.all_images().await;
+        // In order of the bundle they were finished, in order of the plan they are told.
+        let order = self
+            .job
+            .plan
+            .images
+            .iter()
+            .map(|image| image.index)
+            .zip(0_usize..);
+        let order: HashMap<_, _> = order.collect();
+        self.result
+            .images
+            .sort_by_key(|result| order.get(&result.index).copied());
+        ended
+    }
+
+    async fn all_images(&mut self) -> Result<(), Error> {
+        for _ in 0..LEASE_ROUNDS {
+            match self.in_order().await {
+                Err(Fault::LeaseLost) => self.forget_lease(),
+                Err(Fault::Stop(error)) => return Err(error),
+                Ok(()) | Err(Fault::Image(_)) => break,
+            }
+        }
         for image in &self.job.plan.images {
-            let records = self.image_with_lease(image).await?;
-            let outcome = ImageResult {
-                index: image.index,
-                records,
-            };
-            self.job.observer.image(&outcome);
-            self.result.images.push(outcome);
+            if !self.finished.contains(&image.index) {
+                let records = self.image_with_lease(image).await?;
+                self.finish(image, records);
+            }
         }
         Ok(())
+    }
+
+    fn finish(&mut self, image: &ImagePlan, records: Result<Vec<(RecordStep, RecordOutcome)>, Failure>) {
+        let outcome = ImageResult {
+            index: image.index,
+            records,
+        };
+        self.job.observer.image(&outcome);
+        self.result.images.push(outcome);
+        self.finished.insert(image.index);
+    }
+
+    /// What was held may be gone with the lease.
+    fn forget_lease(&mut self) {
+        self.lease = None;
+        self.done.clear();
     }
 
     async fn image_with_lease(
@@ -221,10 +264,7 @@ impl Run<'_> {
                 Ok(records) => return Ok(Ok(records)),
                 Err(Fault::Image(failure)) => return Ok(Err(failure)),
                 Err(Fault::Stop(error)) => return Err(error),
-                Err(Fault::LeaseLost) => {
-                    self.lease = None;
-                    self.done.clear();
-                }
+                Err(Fault::LeaseLost) => self.forget_lease(),
             }
         }
         Err(Error::LeaseKeepsVanishing)
@@ -382,7 +422,8 @@ impl Run<'_> {
                 .job
                 .bundle
                 .as_ref()
-                .and_then(|bundle| bundle.blob(&step.digest)),
+                .and_then(|bundle| bundle.blob(&step.digest))
+                .map(|blob| Arc::new(FromBundle(blob)) as Arc<dyn BlobSource>),
             progress: self.job.observer.bytes(),
         }
     }
@@ -512,11 +553,19 @@ struct BlobTask {
     client: Client,
     lease: String,
     step: BlobStep,
-    source: Option<bundle::Blob>,
+    source: Option<Arc<dyn BlobSource>>,
     progress: Option<Arc<std::sync::atomic::AtomicU64>>,
 }
 
 impl BlobTask {
+    /// The same with bytes from elsewhere.
+    fn from(self, source: Arc<dyn BlobSource>) -> Self {
+        Self {
+            source: Some(source),
+            ..self
+        }
+    }
+
     async fn run(self) -> Moved {
         let digest = self.step.digest.clone();
         Moved {
@@ -562,7 +611,7 @@ impl BlobTask {
             progress: self.progress.clone(),
         };
         let source: Arc<dyn BlobSource> = match &self.source {
-            Some(blob) => Arc::new(FromBundle(blob.clone())),
+            Some(source) => Arc::clone(source),
             None => Arc::new(Gone),
         };
         self.client.write_blob(&self.lease, &spec, source).await

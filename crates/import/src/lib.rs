@@ -62,6 +62,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The bundle cannot be read on.
+    #[error(transparent)]
+    Bundle(bundle::Error),
     /// The lease was deleted again and again while the import ran.
     #[error("the lease of this import is deleted by somebody else again and again")]
     LeaseKeepsVanishing,
@@ -80,7 +83,7 @@ impl Error {
                 Recovery::Transient | Recovery::Space | Recovery::LeaseLost
             ),
             Error::Changed { .. } | Error::LeaseKeepsVanishing => true,
-            Error::Read { .. } | Error::Task(_) => false,
+            Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => false,
         }
     }
 }

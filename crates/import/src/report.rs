@@ -315,7 +315,7 @@ fn cause_of(error: &Error) -> Cause {
         Error::Containerd(containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }) => {
             Cause::Unreachable
         }
-        Error::Changed { .. } | Error::Read { .. } => Cause::File,
+        Error::Changed { .. } | Error::Read { .. } | Error::Bundle(_) => Cause::File,
         Error::Containerd(_) | Error::Task(_) | Error::LeaseKeepsVanishing => Cause::Other,
     }
 }

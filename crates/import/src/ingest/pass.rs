@@ -1,0 +1,241 @@
+//! One pass over a bundle that is read from its beginning to its end.
+//!
+//! A thread reads the blobs that are wanted in the order of the archive and hands each over in pieces; whoever sends
+//! them takes them as they come. Nothing is read again: a blob that turns out to be in containerd, or that fails, is
+//! passed over, and one that would have to be started over is left to be read by itself afterwards.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bundle::{Bundle, StreamedBlob};
+use containerd::BlobSource;
+use oci_spec::image::Digest;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+/// Bytes of a piece.
+const PIECE: usize = 256 << 10;
+/// Pieces read ahead of whoever sends them.
+const READ_AHEAD: usize = 4;
+
+/// A pass that is under way. Dropping it ends it at the next blob.
+pub(super) struct Pass(mpsc::Receiver<Result<Passing, bundle::Error>>);
+
+/// A blob that passes by now.
+pub(super) struct Passing {
+    pub(super) digest: Digest,
+    pub(super) source: Arc<OnceSource>,
+}
+
+impl Pass {
+    /// Begins a pass over these blobs.
+    pub(super) fn begin(bundle: &Arc<Bundle>, wanted: HashSet<Digest>) -> Pass {
+        let bundle = Arc::clone(bundle);
+        // The next blob is announced when the one before is through, not earlier.
+        let (blobs, passing) = mpsc::channel(1);
+        spawn_blocking(move || {
+            if let Err(error) = read_through(&bundle, &wanted, &blobs) {
+                // Nobody listens any more where this fails.
+                let _ = blobs.blocking_send(Err(error));
+            }
+        });
+        Pass(passing)
+    }
+
+    /// The next blob; none at the end. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Option<Result<Passing, bundle::Error>> {
+        self.0.recv().await
+    }
+}
+
+fn read_through(
+    bundle: &Bundle,
+    wanted: &HashSet<Digest>,
+    blobs: &mpsc::Sender<Result<Passing, bundle::Error>>,
+) -> Result<(), bundle::Error> {
+    let mut stream = bundle.stream(wanted)?;
+    while let Some(blob) = stream.next_blob()? {
+        let (pieces, taken) = mpsc::channel(READ_AHEAD);
+        let passing = Passing {
+            digest: blob.digest().clone(),
+            source: Arc::new(OnceSource::new(taken)),
+        };
+        if blobs.blocking_send(Ok(passing)).is_err() {
+            return Ok(());
+        }
+        hand_over(blob, &pieces);
+    }
+    Ok(())
+}
+
+/// Part of a blob, or its end: that a channel is closed says nothing about the blob.
+enum Piece {
+    Bytes(Vec<u8>),
+    End,
+    Failed(io::Error),
+}
+
+/// Hands a blob over, as far as somebody wants it.
+fn hand_over(mut blob: StreamedBlob<'_>, pieces: &mpsc::Sender<Piece>) {
+    loop {
+        let mut bytes = Vec::with_capacity(PIECE);
+        let piece = match (&mut blob).take(PIECE as u64).read_to_end(&mut bytes) {
+            Ok(0) => Piece::End,
+            Ok(_) => Piece::Bytes(bytes),
+            Err(error) => Piece::Failed(error),
+        };
+        let is_last = !matches!(piece, Piece::Bytes(_));
+        if pieces.blocking_send(piece).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// A blob that can be read once. It may be opened again where the reader before has stopped, or further on.
+pub(super) struct OnceSource {
+    passing: Arc<Mutex<Bytes>>,
+    missed: AtomicBool,
+}
+
+struct Bytes {
+    pieces: mpsc::Receiver<Piece>,
+    /// What is left of the last piece.
+    rest: io::Cursor<Vec<u8>>,
+    position: u64,
+    is_at_end: bool,
+}
+
+impl OnceSource {
+    fn new(pieces: mpsc::Receiver<Piece>) -> OnceSource {
+        let bytes = Bytes {
+            pieces,
+            rest: io::Cursor::default(),
+            position: 0,
+            is_at_end: false,
+        };
+        OnceSource {
+            passing: Arc::new(Mutex::new(bytes)),
+            missed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether bytes were asked for that had gone by: the blob itself may be as good as any.
+    pub(super) fn was_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
+    }
+}
+
+impl BlobSource for OnceSource {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        let mut bytes = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset < bytes.position {
+            self.missed.store(true, Ordering::Relaxed);
+            return Err(io::Error::new(
+                io::ErrorKind::NotSeekable,
+                "the bytes of a compressed bundle have gone by",
+            ));
+        }
+        while bytes.position < offset {
+            let distance = usize::try_from(offset - bytes.position)
+                .unwrap_or(PIECE)
+                .min(PIECE);
+            if bytes.read(&mut vec![0; distance])? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(Box::new(Reader(Arc::clone(&self.passing))))
+    }
+}
+
+struct Reader(Arc<Mutex<Bytes>>);
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(buffer)
+    }
+}
+
+impl Read for Bytes {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.rest.read(buffer)?;
+            self.position += n as u64;
+            if n > 0 || buffer.is_empty() || self.is_at_end {
+                return Ok(n);
+            }
+            match self.pieces.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => self.rest = io::Cursor::new(bytes),
+                Some(Piece::End) => self.is_at_end = true,
+                Some(Piece::Failed(error)) => return Err(error),
+                None => return Err(io::Error::other("the pass over the bundle has ended")),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source_of(pieces: Vec<Piece>) -> OnceSource {
+        let (sender, receiver) = mpsc::channel(16);
+        for piece in pieces {
+            assert!(sender.try_send(piece).is_ok(), "there is room");
+        }
+        OnceSource::new(receiver)
+    }
+
+    fn hello() -> OnceSource {
+        source_of(vec![
+            Piece::Bytes(b"hel".to_vec()),
+            Piece::Bytes(b"lo world".to_vec()),
+            Piece::End,
+        ])
+    }
+
+    fn read(source: &OnceSource, offset: u64, most: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        source.open(offset)?.take(most).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn a_proven_beginning_is_read_once_and_the_rest_after_it() {
+        let source = hello();
+        assert_eq!(read(&source, 0, 4).unwrap(), b"hell");
+        assert_eq!(read(&source, 4, 99).unwrap(), b"o world");
+        assert_eq!(read(&source, 11, 99).unwrap(), b"");
+        assert!(!source.was_missed());
+    }
+
+    #[test]
+    fn what_nobody_reads_is_passed_over() {
+        assert_eq!(read(&hello(), 6, 99).unwrap(), b"world");
+        assert_eq!(
+            read(&hello(), 12, 1).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
+
+    #[test]
+    fn what_has_gone_by_is_missed_and_nothing_else_is() {
+        let source = hello();
+        assert_eq!(read(&source, 0, 99).unwrap(), b"hello world");
+        assert!(!source.was_missed());
+        assert!(read(&source, 0, 99).is_err());
+        assert!(source.was_missed());
+    }
+
+    #[test]
+    fn a_pass_that_ends_early_is_no_end_of_the_blob() {
+        let source = source_of(vec![Piece::Bytes(b"hel".to_vec())]);
+        assert!(read(&source, 0, 99).is_err());
+        let source = source_of(vec![
+            Piece::Bytes(b"hel".to_vec()),
+            Piece::Failed(io::Error::other("damaged")),
+        ]);
+        assert_eq!(read(&source, 0, 99).unwrap_err().to_string(), "damaged");
+    }
+}
