@@ -165,7 +165,9 @@ fn a_folder_becomes_a_layout_as_soon_as_its_documents_are_there(target: &Target)
     daemon.wait_for_log("no OCI image layout");
     extract(&node.path("bundle.tar"), &node.images().join("layout"));
     // Well before the folder is listed for other reasons.
-    wait_for(Duration::from_secs(15), "the image", || target.record(name).is_some());
+    wait_for(Duration::from_secs(15), "the image", || {
+        target.record(name).is_some()
+    });
     daemon.finish(target);
 }
 
