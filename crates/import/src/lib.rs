@@ -101,6 +101,9 @@ pub struct Imported {
     pub stopped: Option<Error>,
 }
 
+/// The first containerd whose content store has room for digests other than sha256.
+const SHA512_SINCE: (u64, u64) = (2, 3);
+
 /// Imports a bundle, or plans to.
 ///
 /// `dry_run` stops before the first write. The survey is the only thing that can fail as a whole; what goes wrong
@@ -119,7 +122,13 @@ pub async fn import(
     observer: &dyn Observer,
 ) -> Result<Imported, Error> {
     let started = Instant::now();
-    let selection = select(bundle.catalog(), policy);
+    let mut selection = select(bundle.catalog(), policy);
+    if selection.needs_sha512() {
+        let version = client.version().await?;
+        if (version.major, version.minor) < SHA512_SINCE {
+            selection.refuse_sha512(&version.text);
+        }
+    }
     let taken: Vec<&Taken> = selection.taken().collect();
     let survey = Survey::of(client, &digests_of(taken.iter().copied())).await?;
     let plan = plan(&taken, &survey, intent);

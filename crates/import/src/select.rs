@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bundle::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState};
-use oci_spec::image::{Descriptor, Digest};
+use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use platforms::{Matcher, Platform};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,24 @@ impl Selection {
             Verdict::Take(taken) => Some(taken),
             Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => None,
         })
+    }
+
+    /// Whether an image that is imported needs a blob that is named by its sha512.
+    pub(crate) fn needs_sha512(&self) -> bool {
+        self.taken().any(|taken| taken.closure.sha512().is_some())
+    }
+
+    /// Refuses these images: this version of containerd names all blobs by their sha256.
+    pub(crate) fn refuse_sha512(&mut self, version: &str) {
+        for choice in &mut self.choices {
+            let Verdict::Take(taken) = &choice.verdict else {
+                continue;
+            };
+            if let Some(digest) = taken.closure.sha512() {
+                let problem = format!("blob {digest} needs containerd >= 2.3, and this is {version}");
+                choice.verdict = Verdict::Broken(vec![problem]);
+            }
+        }
     }
 }
 
@@ -142,6 +160,12 @@ impl Closure {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.blobs.iter().map(|blob| blob.size).sum()
+    }
+
+    /// A blob of it that is named by its sha512.
+    fn sha512(&self) -> Option<&Digest> {
+        let mut digests = self.blobs.iter().map(|blob| &blob.digest);
+        digests.find(|digest| *digest.algorithm() == DigestAlgorithm::Sha512)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use airgapd_import::{ImageOutcome, ImageResult, Observer, Outcome, labels};
-use bundle::fixtures::Image;
+use bundle::fixtures::{Image, Manifest};
 use oci_spec::image::Digest;
 
 use crate::support::{
@@ -20,6 +20,7 @@ everywhere! {
     blobs_of_another_namespace_are_adopted_without_sending
     a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done
     a_corrupt_layer_fails_its_images_by_name_and_no_others
+    a_blob_of_sha512_is_refused_where_containerd_has_no_room_for_it
 }
 
 async fn a_whole_import_leaves_whole_pinned_records_and_nothing_else(stage: &Stage) {
@@ -203,6 +204,45 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
             "the bad blob is sent once"
         );
     }
+}
+
+/// containerd takes sha512 from 2.3 on, which is younger than all of ours.
+async fn a_blob_of_sha512_is_refused_where_containerd_has_no_room_for_it(stage: &Stage) {
+    let client = stage.client().await;
+    let hex = "ab".repeat(64);
+    let bytes = noise(100);
+    let layer = serde_json::json!([{
+        "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+        "digest": format!("sha512:{hex}"),
+        "size": bytes.len(),
+    }]);
+    let manifest = Manifest::new("linux/amd64").layer(b"x").member("layers", layer);
+    let good = amd64("r.test/good:1", &[&noise(100)]);
+    let mut archive = Stock::images([Image::new("r.test/sha512:1").manifest(manifest), good]).archive;
+    archive.add(&format!("blobs/sha512/{hex}"), bytes);
+    let stock = Stock::of(archive);
+    let imported = import_all(&client, &stock).await;
+    assert_eq!(imported.report.outcome, Outcome::Partial);
+    let refused = imported
+        .report
+        .images
+        .iter()
+        .find(|image| image.name.contains("sha512"));
+    let reason = refused
+        .expect("it is reported")
+        .reason
+        .clone()
+        .unwrap_or_default();
+    assert!(
+        reason.contains(&hex) && reason.contains("needs containerd >= 2.3"),
+        "{reason}"
+    );
+    let records = client.images().await.unwrap();
+    assert!(
+        records
+            .iter()
+            .all(|record| record.name.starts_with("r.test/good"))
+    );
 }
 
 #[tokio::test]
