@@ -1,5 +1,6 @@
 //! The socket: accepts connections, remembers them, and can break them all at once as a dying containerd does.
 
+use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
@@ -101,7 +102,9 @@ impl Listening {
         let connections = Arc::clone(&service.connections);
         let deaths = connections.open().deaths;
         let accept = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            // Unlike `accept().await`, which spins inside one poll on a listener that was shut down, this lets go of
+            // the thread now and then, so that aborting the task takes effect.
+            while let Ok((stream, _)) = poll_fn(|context| listener.poll_accept(context)).await {
                 if accepted.send(connections.keep(stream, deaths)).await.is_err() {
                     break;
                 }
@@ -121,11 +124,12 @@ impl Listening {
 
     /// Refuses new connections and breaks the others before it returns. The socket file stays, as after SIGKILL.
     pub(crate) fn die(&self) {
+        let [accept, serve] = &self.tasks;
+        // Aborted before it can notice: it must not try to accept from a listener that is shut down.
+        accept.abort();
         break_off(&self.listener);
         self.connections.die();
-        for task in &self.tasks {
-            task.abort();
-        }
+        serve.abort();
     }
 }
 
