@@ -377,7 +377,51 @@ fn a_thousand_odd_files_do_not_flood_the_log(target: &Target) {
     assert!(log.contains("more"), "{log}");
 }
 
+/// Each of them is wrong in its own way; a thousand of them are one mistake, and a bundle beside them lands.
+fn a_thousand_files_that_are_no_bundles_do_not_flood_the_log(target: &Target) {
+    let node = Node::on(target);
+    for number in 0..1000 {
+        let path = node.images().join(format!("photo-{number}.jpg"));
+        match number % 2 {
+            0 => fs::write(path, "no bundle at all\n".repeat(100)).unwrap(),
+            _ => symlink("nowhere", path).unwrap(),
+        }
+    }
+    let daemon = node.start();
+    daemon.wait_for_log("more files were not imported");
+    pass(&node, &daemon, target);
+    let log = daemon.finish(target);
+    assert!(log.lines().count() < 100, "{log}");
+    assert!(log.contains("link to nothing"), "{log}");
+}
+
+/// What was imported without a checksum is not enough once one is required.
+fn a_rule_that_comes_later_holds_for_known_bundles_too(target: &Target) {
+    let node = Node::on(target);
+    let (file, name) = marker(node.path("before.tar"));
+    let dropped = node.drop_in(&file);
+    let daemon = node.start();
+    wait_for_word(&daemon, "before.tar", "bundle imported");
+    daemon.finish(target);
+
+    node.configure_also("checksums: require");
+    let daemon = node.start();
+    wait_for_word(&daemon, "before.tar", "waiting");
+    assert!(target.is_pinned(&name));
+    let sidecar = node.images().join("before.tar.sha256");
+    fs::write(sidecar, line(&sha256(&dropped), &file)).unwrap();
+    wait_for_word(&daemon, "before.tar", "its checksum is right");
+    daemon.finish(target);
+
+    node.configure_also("allowedNames: [elsewhere.test/*]");
+    let daemon = node.start();
+    wait_for_word(&daemon, "before.tar", "allowedNames");
+    daemon.finish(target);
+}
+
 on_the_fake!(
+    a_thousand_files_that_are_no_bundles_do_not_flood_the_log,
+    a_rule_that_comes_later_holds_for_known_bundles_too,
     names_that_are_not_allowed_are_refused_and_the_others_land,
     an_image_with_an_allowed_and_a_forbidden_name_gets_the_allowed_one_and_a_warning,
     import_holds_a_bundle_against_the_checksum_beside_it,

@@ -263,6 +263,11 @@ impl Roster {
             .collect()
     }
 
+    /// How many files are in one phase, told by `is`.
+    pub(crate) fn count(&self, is: impl Fn(Phase) -> bool) -> usize {
+        self.files.values().filter(|file| is(file.phase)).count()
+    }
+
     /// Everything is to be compared with containerd again: it was away, or is another one.
     pub(crate) fn doubt(&mut self) {
         for file in self.files.values_mut().filter(|file| file.phase == Phase::Done) {
