@@ -97,13 +97,14 @@ impl Observer for Story {
 
 async fn an_image_is_recorded_as_soon_as_its_blobs_have_gone_by(stage: &Stage) {
     let client = stage.client().await;
+    let layers: Vec<_> = (0..24).map(|_| noise(200_000)).collect();
+    let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
     let mut archive = Stock::images([
-        amd64("r.test/large:1", &[&noise(6 << 20)]),
+        amd64("r.test/large:1", &layers),
         amd64("r.test/small:1", &[&noise(100)]),
     ])
     .archive;
     let small = archive.images[1].manifests[0].layers[0].clone();
-    let large = archive.images[0].manifests[0].layers[0].clone();
     let name = archive.name_of(&small);
     archive.move_first(&name);
     let packed = Stock::packed(archive, Compression::Zstd);
@@ -111,7 +112,10 @@ async fn an_image_is_recorded_as_soon_as_its_blobs_have_gone_by(stage: &Stage) {
     observed_import(&client, &packed, &story).await.unwrap();
     let story = story.0.into_inner().unwrap();
     let position = |what: &str| story.iter().position(|told| told == what).expect("it was told");
-    assert!(position("r.test/small:1") < position(large.as_ref()), "{story:?}");
+    let layers = &packed.archive.images[0].manifests[0].layers;
+    let last = layers.iter().map(|layer| position(layer.as_ref())).max();
+    // A few blobs are on their way at a time, so the small image may be done some blobs late, not all.
+    assert!(Some(position("r.test/small:1")) < last, "{story:?}");
     assert_converged(&client, &packed).await;
 }
 
