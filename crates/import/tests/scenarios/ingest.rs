@@ -8,8 +8,8 @@ use bundle::fixtures::{Image, Manifest};
 use oci_spec::image::Digest;
 
 use crate::support::{
-    Stage, Stock, amd64, assert_converged, collect_garbage, everywhere, has, import_all, intent, noise,
-    observed_import, unique,
+    Stage, Stock, amd64, assert_converged, collect_garbage, eventually, everywhere, has, import_all, intent,
+    noise, observed_import, unique,
 };
 
 everywhere! {
@@ -195,7 +195,11 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
         "{records:?}"
     );
     assert!(!has(&client, &layer).await);
-    crate::support::assert_nothing_left(&client).await;
+    // What was on its way for a failed image goes with the lease, when containerd next collects.
+    eventually("nothing is left behind", async || {
+        client.leases().await.unwrap().is_empty() && client.ingests().await.unwrap().is_empty()
+    })
+    .await;
     if let Some(fake) = stage.stand_in() {
         let size = 70_000_u64.next_multiple_of(512) + 512 + 1024;
         assert_eq!(
