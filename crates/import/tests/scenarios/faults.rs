@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use airgapd_import::{Imported, Outcome};
+use bundle::Compression;
 use containerd::{Client, Options};
 use fake_containerd::{Code, Fault};
 
@@ -55,7 +56,20 @@ async fn calls_of_an_import(stage: &Stage, client: &Client, stock: &Stock) -> BT
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_of_an_import_may_fail_once() {
-    let (stage, stock) = (Stage::fake().await, Stock::usual());
+    every_call_may_fail_once(Stock::usual()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_of_an_import_of_a_compressed_bundle_may_fail_once() {
+    every_call_may_fail_once(compressed()).await;
+}
+
+fn compressed() -> Stock {
+    Stock::packed(Stock::usual().archive, Compression::Zstd)
+}
+
+async fn every_call_may_fail_once(stock: Stock) {
+    let stage = Stage::fake().await;
     let client = stage.client().await;
     let mut points = 0;
     for (rpc, calls) in calls_of_an_import(&stage, &client, &stock).await {
@@ -178,7 +192,16 @@ impl<F: Future> Future for Polled<F> {
 
 #[tokio::test]
 async fn an_import_dropped_at_any_await_is_finished_by_the_next_run() {
-    let (stage, stock) = (Stage::fake().await, Stock::usual());
+    dropped_at_any_await(Stock::usual()).await;
+}
+
+#[tokio::test]
+async fn an_import_of_a_compressed_bundle_dropped_at_any_await_is_finished_by_the_next_run() {
+    dropped_at_any_await(compressed()).await;
+}
+
+async fn dropped_at_any_await(stock: Stock) {
+    let stage = Stage::fake().await;
     let client = stage.client().await;
     let mut dropped = 0;
     for left in 1.. {
