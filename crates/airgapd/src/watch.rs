@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::event::{Event, EventKindMask};
+use notify::event::{CreateKind, Event, EventKind, EventKindMask, RemoveKind};
 use notify::{ErrorKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -283,8 +283,14 @@ fn concerns(folder: &Path, event: &notify::Result<Event>) -> Concern {
     if event.need_rescan() || event.paths.is_empty() {
         return Concern::Ground;
     }
+    let of_a_folder = matches!(
+        event.kind,
+        EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder)
+    );
     let concern = |path: &PathBuf| match () {
         () if folder.starts_with(path) => Concern::Ground,
+        // A folder below that is made anew may have the old one's inode, and is not watched all the same.
+        () if of_a_folder && path.starts_with(folder) => Concern::Ground,
         () if path.starts_with(folder) => Concern::Content,
         () => Concern::Nothing,
     };
@@ -320,7 +326,7 @@ impl Mounts {
 mod tests {
     use std::fs;
 
-    use notify::event::{CreateKind, EventKind, Flag};
+    use notify::event::Flag;
 
     use super::*;
 
@@ -587,8 +593,16 @@ mod tests {
     fn lost_events_and_errors_count_as_moved_ground() {
         let folder = Path::new("/data/images");
         let event = |path: &str| Ok(Event::new(EventKind::Create(CreateKind::Any)).add_path(path.into()));
+        let folder_event =
+            |path: &str| Ok(Event::new(EventKind::Create(CreateKind::Folder)).add_path(path.into()));
         let table = [
             ("in the folder", event("/data/images/a"), Concern::Content),
+            (
+                "a folder made below",
+                folder_event("/data/images/a"),
+                Concern::Ground,
+            ),
+            ("a folder made beside", folder_event("/data/a"), Concern::Nothing),
             ("the folder", event("/data/images"), Concern::Ground),
             ("above", event("/data"), Concern::Ground),
             ("beside", event("/data/bin"), Concern::Nothing),
