@@ -25,6 +25,14 @@ const PIECE: usize = 128 << 10;
 /// What may come of any file, however small: a few empty layers pack better than any limit on the whole.
 const SMALLEST_LIMIT: u64 = 64 << 20;
 
+/// How many frames any file may have, and how large they have to be on average beyond that: beginning one takes
+/// some codecs a hundred microseconds. Parallel compressors make frames of 64 KiB and more.
+const FEW_FRAMES: u64 = 10_000;
+const SMALL_FRAME: u64 = 256;
+
+/// The largest window that zstd has on this kind of machine, as a binary logarithm.
+const LARGEST_WINDOW_LOG: u32 = if usize::BITS == 32 { 30 } else { 31 };
+
 /// What liblzma needs beside the dictionary.
 const LZMA_OVERHEAD: u64 = 1 << 20;
 
@@ -211,7 +219,7 @@ struct Zstd(zstd::stream::raw::Decoder<'static>);
 impl Zstd {
     fn new(window_log: u32) -> io::Result<Self> {
         let mut decoder = zstd::stream::raw::Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(window_log))?;
+        decoder.set_parameter(DParameter::WindowLogMax(window_log.clamp(10, LARGEST_WINDOW_LOG)))?;
         Ok(Self(decoder))
     }
 }
@@ -392,11 +400,12 @@ impl Decoder {
 
     fn with(engine: Engine, length: u64, compression: Compression, limits: &Limits) -> Self {
         let most = length.saturating_mul(limits.expansion).max(SMALLEST_LIMIT);
+        let frames = (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries);
         Self {
             compression,
             engine,
             state: State::Between,
-            frames: (0, limits.entries),
+            frames: (0, frames),
             made: (0, most),
             expansion: limits.expansion,
             window_log: limits.zstd_window_log,
@@ -465,7 +474,7 @@ impl Decoder {
         self.frames.0 += 1;
         if self.frames.0 > self.frames.1 {
             return Err(Fault::Limit {
-                what: format!("{} frames", self.compression),
+                what: format!("{} frames in a file of this size", self.compression),
                 limit: self.frames.1,
             });
         }

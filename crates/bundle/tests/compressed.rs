@@ -308,6 +308,19 @@ fn a_decompression_bomb_is_refused_before_it_goes_off() {
 }
 
 #[test]
+fn frames_of_nothing_without_end_are_refused() {
+    let archive = layouts().remove(0);
+    for codec in CODECS {
+        let mut bytes = archive.to_compressed(codec);
+        let mut nothing = Vec::new();
+        airgapd_bundle::fixtures::compress(codec, &mut nothing, |_| Ok(())).unwrap();
+        bytes.extend_from_slice(&nothing.repeat(15_000));
+        let fault = open(&bytes).unwrap_err().fault;
+        assert!(matches!(fault, Fault::Limit { .. }), "{codec}: {fault}");
+    }
+}
+
+#[test]
 fn what_is_compressed_and_no_tar_is_named() {
     let tar = layouts().remove(0).to_bytes();
     let rows = [
