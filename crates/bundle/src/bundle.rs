@@ -50,7 +50,8 @@ impl Bundle {
     /// Opens a file, reads its headers and documents, and draws up the catalog.
     ///
     /// Blobs that are not documents are not read, except compressed layers of Docker archives, whose digest is
-    /// nowhere else. Blocking; memory is bounded by `limits` and not by the file.
+    /// nowhere else. A compressed file is read and decompressed from beginning to end. Blocking; memory is bounded
+    /// by `limits` and not by the file.
     ///
     /// # Errors
     ///

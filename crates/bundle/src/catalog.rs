@@ -63,7 +63,7 @@ impl fmt::Display for Format {
 /// How an archive ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// With the two zero blocks that mark the end of an archive.
+    /// With the two zero blocks that mark the end of an archive. A folder counts as having them.
     Marker,
     /// At the end of an entry, without the mark: a sloppy writer, or a file that is still growing.
     NoMarker,
@@ -72,7 +72,7 @@ pub enum Ending {
     Truncated(Truncation),
 }
 
-/// Where an archive stops short.
+/// Where an archive stops short; offsets in a compressed one count decompressed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truncation {
     /// Offset in bytes at which the incomplete header or entry data starts.
@@ -231,7 +231,8 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartState {
     /// In the archive, with the right size. Configs of images are also verified by digest; layers are not
-    /// read, whoever moves them verifies them.
+    /// read, whoever moves them verifies them. Only in a compressed archive, all of which has to be read, a layer
+    /// without its sha256 is broken.
     Present,
     /// Not in the archive.
     Absent,

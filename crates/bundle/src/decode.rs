@@ -309,6 +309,24 @@ enum Engine {
 }
 
 impl Engine {
+    fn new(source: Source, compression: Compression, limits: &Limits) -> Result<Self, Fault> {
+        let codec: Box<dyn Codec> = match compression {
+            Compression::None => unreachable!("a plain archive is not decompressed"),
+            Compression::Gzip => Box::new(Gzip(Decompress::new_gzip(DEFLATE_WINDOW_BITS))),
+            Compression::Zstd => Box::new(Zstd::new(limits.zstd_window_log).map_err(|source| Fault::Io {
+                action: "prepare to decompress",
+                source,
+            })?),
+            Compression::Xz => Box::new(Xz {
+                stream: None,
+                memory: window(limits.zstd_window_log).saturating_add(LZMA_OVERHEAD),
+            }),
+            Compression::Bzip2 => Box::new(Bzip2(bzip2::Decompress::new(false))),
+            Compression::Lz4 => return Ok(Self::Lz4(Some(Box::new(FrameDecoder::new(source))))),
+        };
+        Ok(Self::Pushed { codec, source })
+    }
+
     fn source(&mut self) -> &mut Source {
         match self {
             Self::Pushed { source, .. } => source,
@@ -366,51 +384,16 @@ impl Decoder {
             taken: 0,
             ran_dry: false,
         };
-        let codec: Box<dyn Codec> = match compression {
-            Compression::None => unreachable!("a plain archive is not decompressed"),
-            Compression::Gzip => Box::new(Gzip(Decompress::new_gzip(DEFLATE_WINDOW_BITS))),
-            Compression::Zstd => {
-                let zstd = Zstd::new(limits.zstd_window_log).map_err(|source| Fault::Io {
-                    action: "prepare to decompress",
-                    source,
-                })?;
-                Box::new(zstd)
-            }
-            Compression::Xz => Box::new(Xz {
-                stream: None,
-                memory: window(limits.zstd_window_log).saturating_add(LZMA_OVERHEAD),
-            }),
-            Compression::Bzip2 => Box::new(Bzip2(bzip2::Decompress::new(false))),
-            Compression::Lz4 => {
-                return Ok(Self::with(
-                    Engine::Lz4(Some(Box::new(FrameDecoder::new(source)))),
-                    length,
-                    compression,
-                    limits,
-                ));
-            }
-        };
-        Ok(Self::with(
-            Engine::Pushed { codec, source },
-            length,
+        Ok(Self {
             compression,
-            limits,
-        ))
-    }
-
-    fn with(engine: Engine, length: u64, compression: Compression, limits: &Limits) -> Self {
-        let most = length.saturating_mul(limits.expansion).max(SMALLEST_LIMIT);
-        let frames = (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries);
-        Self {
-            compression,
-            engine,
+            engine: Engine::new(source, compression, limits)?,
             state: State::Between,
-            frames: (0, frames),
-            made: (0, most),
+            frames: (0, (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)),
+            made: (0, length.saturating_mul(limits.expansion).max(SMALLEST_LIMIT)),
             expansion: limits.expansion,
             window_log: limits.zstd_window_log,
             trailing: None,
-        }
+        })
     }
 
     /// Offset and length of what follows the last frame in the file, if that is not only zeros. Known at the end.

@@ -11,7 +11,8 @@ pub struct Limits {
     pub json_document: u64,
     /// Levels of indexes below `index.json`, whose own entries are the first; containerd has no limit.
     pub index_depth: u32,
-    /// Entries of the archive, extended headers included.
+    /// Entries of the archive, extended headers included; of a compressed one also its frames, of which a small file
+    /// may have fewer.
     pub entries: u64,
     /// Descriptors met on the walk through all images, a shared sub-tree each time it is met.
     pub descriptors: usize,
