@@ -19,6 +19,7 @@ mod kubelet;
 mod lists;
 mod reaching;
 mod releasing;
+mod removing;
 mod restarting;
 mod support;
 mod trust;

@@ -73,11 +73,14 @@ pub(crate) struct InspectArgs {
 #[derive(Args, Debug)]
 pub(crate) struct ReleaseArgs {
     /// Bundles by file name, or images by name
-    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "NAME", required_unless_present_any = ["all", "vanished"], conflicts_with_all = ["all", "vanished"])]
     pub(crate) names: Vec<String>,
     /// Everything that airgapd ever labelled or pinned
     #[arg(long)]
     pub(crate) all: bool,
+    /// What bundles vouch for that are no longer in the images folder
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) vanished: bool,
     /// Print what would be taken back, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) resync: Duration,
     /// How long a stop waits for the blob in flight.
     pub(crate) grace: Duration,
+    /// How long our pin stays after the last bundle that vouches for an image is gone.
+    pub(crate) unpin_grace: Duration,
     pub(crate) on_removal: OnRemoval,
     pub(crate) on_conflict: OnConflict,
     pub(crate) aliases: Vec<Alias>,
@@ -80,6 +82,7 @@ impl Default for Settings {
             platforms: PlatformChoice::Node,
             resync: Duration::from_secs(600),
             grace: Duration::from_secs(20),
+            unpin_grace: Duration::ZERO,
             on_removal: OnRemoval::Unpin,
             on_conflict: OnConflict::Replace,
             aliases: Vec::new(),
@@ -276,6 +279,11 @@ const KEYS: &[Key] = &[
         show: |s| shown_duration(s.grace),
     },
     Key {
+        name: "unpinGrace",
+        set: |s, v| store(&mut s.unpin_grace, duration(v)),
+        show: |s| shown_duration(s.unpin_grace),
+    },
+    Key {
         name: "onRemoval",
         set: |s, v| store(&mut s.on_removal, on_removal(v)),
         show: |s| shown_word(s.on_removal, ON_REMOVAL),
@@ -389,14 +397,7 @@ const KEYS: &[Key] = &[
 
 /// Keys whose function is still to come. They are refused by name: a setting that is taken and does
 /// nothing is worse than none.
-const NOT_YET: &[&str] = &[
-    "unpinGrace",
-    "unpack",
-    "exclude",
-    "minFree",
-    "priority",
-    "coexistence",
-];
+const NOT_YET: &[&str] = &["unpack", "exclude", "minFree", "priority", "coexistence"];
 
 /// Keys that hold keys.
 const GROUPS: [&str; 2] = ["limits", "log"];

@@ -6,6 +6,7 @@
 //! turn in a channel. Dropping the loop's future at any await loses nothing: what matters is in containerd under a lease
 //! and in the ledger.
 
+mod leaving;
 mod one;
 mod telling;
 
@@ -77,6 +78,10 @@ struct Daemon {
     roster: Roster,
     /// Why nothing can be imported from the folder at the moment, when that is so; said once for each reason.
     trouble: Option<String>,
+    /// Why bundles that are not in the folder are not taken for gone, when that is so.
+    vanished: Option<String>,
+    /// Which folder this is; once it was there, another one in its place is not created by us.
+    place: Option<(u64, u64)>,
     /// What was said about the folder's permissions.
     warned: Option<String>,
     /// Which refusals are told by name.
@@ -127,6 +132,8 @@ impl Daemon {
             ledger,
             roster: Roster::default(),
             trouble: None,
+            vanished: None,
+            place: None,
             warned: None,
             refusals: Refusals::default(),
             trusted: None,
@@ -230,7 +237,13 @@ impl Daemon {
     }
 
     fn listing(&mut self) -> Result<Listing, String> {
-        match folder::ensure(&self.images_dir) {
+        // A folder that was there and is gone has been moved, unmounted or removed; only its owner knows which.
+        let create = self.place.is_none();
+        match if create {
+            folder::ensure(&self.images_dir)
+        } else {
+            Ok(false)
+        } {
             Ok(true) => info!("created the images folder {}", self.images_dir.display()),
             Ok(false) => {}
             Err(error) => {
@@ -242,6 +255,7 @@ impl Daemon {
         let folder = self
             .folder()
             .map_err(|error| format!("cannot open the images folder: {error}"))?;
+        self.place = Some(folder.place());
         match folder::judge(&folder, &self.images_dir, self.settings.allow_insecure_dir) {
             FolderTrust::Trusted => {}
             FolderTrust::Warning(why) => {
@@ -275,18 +289,15 @@ impl Daemon {
         }
         let ledger = &self.ledger;
         let known = |name: &OsStr, version: &Version| is_known(ledger, name, version);
-        let changes = self.roster.list(listed, Instant::now(), known);
-        let ignored = changes.ignored.len();
-        for (name, reason) in changes.ignored.into_iter().take(MOST_IGNORED) {
+        let told = self.roster.list(listed, Instant::now(), known);
+        let ignored = told.len();
+        for (name, reason) in told.into_iter().take(MOST_IGNORED) {
             info!(file = %shown(&name), "ignored: {reason}");
         }
         if ignored > MOST_IGNORED {
             info!("{} more files were ignored", ignored - MOST_IGNORED);
         }
-        for name in changes.gone {
-            info!(bundle = %shown(&name), "the bundle is gone; its images stay as they are");
-            self.ledger.forget(&name);
-        }
+        self.notice_gone();
         if !self.roster.names(|phase| phase == Phase::Known).is_empty() {
             self.compare_soon();
         }
@@ -431,6 +442,7 @@ impl Daemon {
             containerd: Some(up.runtime.uuid.clone()),
             boot: ledger::boot_id(),
             selection: Some(runtime::fingerprint(&self.settings, &up.runtime)),
+            folder: self.ledger.context.folder,
         };
         if self.ledger.context.selection.is_some() && self.ledger.context.selection != context.selection {
             info!("the node's platform or the configuration changed: every bundle is looked at again");
@@ -465,7 +477,12 @@ impl Daemon {
         }
         up.compare = Instant::now() + self.settings.resync;
         match Survey::of(&up.runtime.client, &desired::digests(&self.ledger)).await {
-            Ok(survey) => self.compare(&survey),
+            Ok(survey) => {
+                self.compare(&survey);
+                if let Err(error) = self.withdraw(&survey).await {
+                    return self.lost(&error);
+                }
+            }
             Err(error) => return self.lost(&error),
         }
         self.sweep_leases().await;
@@ -496,7 +513,7 @@ impl Daemon {
             match standing {
                 Standing::InPlace => self.roster.set(&name, Phase::Done),
                 Standing::Missing(what) => {
-                    info!(bundle = %shown(&name), "{what} is missing in containerd: restoring it");
+                    info!(bundle = %shown(&name), outcome = "restored", "{what} is missing in containerd: restoring it");
                     self.roster.set(&name, Phase::Ready);
                 }
             }

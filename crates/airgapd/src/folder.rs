@@ -197,6 +197,11 @@ impl Folder {
         Ok(Folder { fd, stat })
     }
 
+    /// Which folder it is: device and inode.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.stat.st_dev, self.stat.st_ino)
+    }
+
     /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out, and links to folders are not
     /// followed.
     ///

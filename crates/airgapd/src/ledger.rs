@@ -72,6 +72,9 @@ pub(crate) struct Context {
     /// The settings that decide what an import yields (platforms, aliases, names, …), in any form
     /// that is equal when they are equal.
     pub(crate) selection: Option<String>,
+    /// Device and inode of the images folder: another one is not the folder whose bundles are known.
+    #[serde(default)]
+    pub(crate) folder: Option<(u64, u64)>,
 }
 
 /// What is known of one file in the images folder.
@@ -95,6 +98,9 @@ pub(crate) struct Entry {
     /// bundle that was replaced by a broken file unpins nothing.
     #[serde(default)]
     pub(crate) imported: Option<Imported>,
+    /// Since when the file is gone. What it vouched for is withdrawn, and then the entry goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gone: Option<Timestamp>,
 }
 
 /// How the last try with a bundle ended, in the words of `airgapd import -o json`.
@@ -227,6 +233,7 @@ impl Ledger {
             attempts: 0,
             last_error: None,
             imported: Some(imported),
+            gone: None,
         };
         self.bundles.insert(BundleId::of(file), entry);
         self.drop_unused_closures();
@@ -254,8 +261,25 @@ impl Ledger {
             attempts: attempts.saturating_add(1),
             last_error: Some(error),
             imported: before.and_then(|entry| entry.imported.clone()),
+            gone: None,
         };
         self.bundles.insert(BundleId::of(file), entry);
+    }
+
+    /// The entry of a file by its name as labels have it.
+    pub(crate) fn get_by_label(&self, file: &str) -> Option<&Entry> {
+        self.bundles.get(&BundleId::of(OsStr::new(file)))
+    }
+
+    /// Writes down since when files are gone, and that those which are back are not.
+    pub(crate) fn mark_gone(&mut self, is_there: impl Fn(&OsStr) -> bool, now: Timestamp) {
+        for entry in self.bundles.values_mut() {
+            match (is_there(&entry.file), entry.gone) {
+                (true, _) => entry.gone = None,
+                (false, None) => entry.gone = Some(now),
+                (false, Some(_)) => {}
+            }
+        }
     }
 
     /// Forgets a file and every closure that only it needed; tells what was known of it.
@@ -274,7 +298,8 @@ impl Ledger {
     /// the one that arrived last counts.
     pub(crate) fn desired_images(&self) -> BTreeMap<&str, (&Digest, &Entry)> {
         let mut desired = BTreeMap::new();
-        for entry in self.entries().into_iter().filter(|entry| !entry.is_refused()) {
+        let vouching = |entry: &&Entry| !entry.is_refused() && entry.gone.is_none();
+        for entry in self.entries().into_iter().filter(vouching) {
             for image in entry.imported.iter().flat_map(|imported| &imported.images) {
                 desired.insert(image.name.as_str(), (&image.target, entry));
             }

@@ -22,6 +22,7 @@ mod sys;
 mod systemd;
 mod trust;
 mod watch;
+mod withdraw;
 
 use std::path::Path;
 use std::process::ExitCode;

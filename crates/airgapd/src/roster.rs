@@ -68,25 +68,16 @@ enum Told {
     NoChecksum,
 }
 
-/// What a listing changed.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Changes {
-    /// Entries that are no bundles, told of for the first time.
-    pub(crate) ignored: Vec<(OsString, Reason)>,
-    /// Files that were there before and are not any more.
-    pub(crate) gone: Vec<OsString>,
-}
-
 impl Roster {
     /// Takes over a listing. `known` says whether the ledger has an import of this very file with this very checksum
-    /// file.
+    /// file. Gives back the entries that are no bundles and were not told of before.
     pub(crate) fn list(
         &mut self,
         listed: Vec<Listed>,
         now: Instant,
         known: impl Fn(&OsStr, &Version) -> bool,
-    ) -> Changes {
-        let mut changes = Changes::default();
+    ) -> Vec<(OsString, Reason)> {
+        let mut ignored = Vec::new();
         let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
         self.told.retain(|(name, _)| names.contains(name));
         let candidates: HashSet<&OsString> = listed
@@ -94,12 +85,6 @@ impl Roster {
             .filter(|entry| is_bundle(entry))
             .map(|entry| &entry.name)
             .collect();
-        changes.gone.extend(
-            self.files
-                .keys()
-                .filter(|name| !candidates.contains(name))
-                .cloned(),
-        );
         self.files.retain(|name, _| candidates.contains(name));
         let mut sidecars: HashMap<OsString, Identity> = listed
             .iter()
@@ -125,7 +110,7 @@ impl Roster {
                 Class::Ignored(Reason::Checksum) if !sidecars.contains_key(&entry.name) => {}
                 Class::Ignored(reason) => {
                     if self.told.insert((entry.name.clone(), Told::Ignored(reason))) {
-                        changes.ignored.push((entry.name, reason));
+                        ignored.push((entry.name, reason));
                     }
                 }
             }
@@ -133,7 +118,7 @@ impl Roster {
         for (name, version) in seen {
             self.see(name, version, now, &known);
         }
-        changes
+        ignored
     }
 
     fn see(
@@ -377,18 +362,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_gone_is_reported_once() {
-        let now = Instant::now();
-        let mut roster = Roster::default();
-        roster.list(vec![file("a.tar", 1)], now, new_only);
-        assert_eq!(
-            roster.list(Vec::new(), now, new_only).gone,
-            [OsString::from("a.tar")]
-        );
-        assert!(roster.list(Vec::new(), now, new_only).gone.is_empty());
-    }
-
-    #[test]
     fn an_ignored_entry_is_told_once_until_it_goes() {
         let now = Instant::now();
         let mut roster = Roster::default();
@@ -396,10 +369,10 @@ mod tests {
             class: Class::Ignored(Reason::Hidden),
             ..file(".x", 1)
         };
-        assert_eq!(roster.list(vec![hidden()], now, new_only).ignored.len(), 1);
-        assert!(roster.list(vec![hidden()], now, new_only).ignored.is_empty());
+        assert_eq!(roster.list(vec![hidden()], now, new_only).len(), 1);
+        assert!(roster.list(vec![hidden()], now, new_only).is_empty());
         roster.list(Vec::new(), now, new_only);
-        assert_eq!(roster.list(vec![hidden()], now, new_only).ignored.len(), 1);
+        assert_eq!(roster.list(vec![hidden()], now, new_only).len(), 1);
     }
 
     #[test]
@@ -437,8 +410,8 @@ mod tests {
         ] {
             roster.set("a.tar".as_ref(), Phase::Done);
             roster.set("b.tar".as_ref(), Phase::Done);
-            let changes = roster.list(listed.clone(), now, new_only);
-            assert_eq!(changes, Changes::default(), "it is nothing to tell of");
+            let told = roster.list(listed.clone(), now, new_only);
+            assert!(told.is_empty(), "it is nothing to tell of");
             assert_eq!(
                 roster.phase("a.tar".as_ref()),
                 Some(Phase::Settling { look: now })
@@ -456,8 +429,8 @@ mod tests {
         let mut roster = Roster::default();
         let alone = || vec![checksum("a.tar.sha256", 7)];
         let told = [("a.tar.sha256".into(), Reason::Checksum)];
-        assert_eq!(roster.list(alone(), now, new_only).ignored, told);
-        assert!(roster.list(alone(), now, new_only).ignored.is_empty());
+        assert_eq!(roster.list(alone(), now, new_only), told);
+        assert!(roster.list(alone(), now, new_only).is_empty());
     }
 
     #[test]

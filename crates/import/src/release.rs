@@ -13,6 +13,8 @@ pub enum Release {
     All,
     /// What these bundles (by file name) or image records (by name) hold.
     Names(Vec<String>),
+    /// What these bundles of the images folder vouch for, by file name.
+    Bundles(Vec<String>),
 }
 
 /// A record that loses labels of ours.
@@ -41,9 +43,13 @@ fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
     let all_of_it = match what {
         Release::All => true,
         Release::Names(names) => names.contains(&record.name),
+        Release::Bundles(_) => false,
     };
-    let gone = |_: &str, value: &str| match what {
+    let gone = |key: &str, value: &str| match what {
         Release::All => true,
+        Release::Bundles(names) => {
+            key.starts_with(labels::BUNDLE_PREFIX) && names.iter().any(|name| name == value)
+        }
         Release::Names(names) => all_of_it || names.iter().any(|name| name == value),
     };
     let changes = match labels::disown(&record.labels, gone) {

@@ -1,7 +1,11 @@
 //! `airgapd release`: takes back what is ours.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
+use std::path::Path;
 
+use containerd::ImageRecord;
+use import::labels::BUNDLE_PREFIX;
 use import::{Release, Released, release};
 use serde::Serialize;
 
@@ -39,6 +43,8 @@ pub(crate) async fn run(
     };
     let what = if args.all {
         Release::All
+    } else if args.vanished {
+        Release::Bundles(vanished(&runtime.client.images().await?, &node.images_dir))
     } else {
         Release::Names(args.names.clone())
     };
@@ -50,11 +56,29 @@ pub(crate) async fn run(
         })?,
         OutputFormat::Text => output::text(&text(&released, args.dry_run))?,
     }
-    Ok(if released.is_empty() && !args.all {
+    Ok(if released.is_empty() && !args.names.is_empty() {
         Exit::Failed
     } else {
         Exit::Done
     })
+}
+
+/// The bundles that records name and the images folder lacks. What cannot be looked at has not vanished.
+fn vanished(records: &[ImageRecord], images_dir: &Path) -> Vec<String> {
+    let labels = records.iter().flat_map(|record| &record.labels);
+    let bundles = labels
+        .filter(|(key, _)| key.starts_with(BUNDLE_PREFIX))
+        .map(|(_, file)| file);
+    let mut gone: Vec<String> = bundles
+        .filter(|file| {
+            let found = images_dir.join(file).symlink_metadata();
+            found.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
+        })
+        .cloned()
+        .collect();
+    gone.sort();
+    gone.dedup();
+    gone
 }
 
 fn text(released: &[Released], dry_run: bool) -> String {

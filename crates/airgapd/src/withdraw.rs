@@ -1,0 +1,185 @@
+//! Who no longer vouches for what: which source labels go, and our pin with the last of them. Pure.
+//!
+//! A label goes only when it is certain that its bundle is gone, or that the bundle as it is now was imported without the
+//! image. Whatever is not known (the bundle is being replaced, or broken, or the folder itself has vanished) leaves
+//! everything as it is: an image too many costs space, one too few costs a node.
+
+use std::collections::BTreeSet;
+
+use containerd::ImageRecord;
+use import::labels::{self, BUNDLE_PREFIX, LabelChanges, OUR_PIN, PINNED};
+
+use crate::config::OnRemoval;
+
+/// Whether a bundle vouches for an image record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vouch {
+    /// It does.
+    Yes,
+    /// It is gone for good, or holds the image no more.
+    No,
+    /// Nobody can tell at the moment.
+    Unknown,
+}
+
+/// A record that loses labels of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Withdrawal {
+    /// The record.
+    pub(crate) name: String,
+    /// The bundles that vouch for it no more, by file name.
+    pub(crate) bundles: BTreeSet<String>,
+    /// Whether our pin goes.
+    pub(crate) unpins: bool,
+    /// The labels that go.
+    pub(crate) changes: LabelChanges,
+}
+
+/// Decides which labels go. `vouch` is asked with a bundle's file name and a record's name.
+pub(crate) fn withdrawals(
+    records: &[&ImageRecord],
+    vouch: impl Fn(&str, &str) -> Vouch,
+    on_removal: OnRemoval,
+) -> Vec<Withdrawal> {
+    records
+        .iter()
+        .filter_map(|record| withdrawal(record, &vouch, on_removal))
+        .collect()
+}
+
+fn withdrawal(
+    record: &ImageRecord,
+    vouch: impl Fn(&str, &str) -> Vouch,
+    on_removal: OnRemoval,
+) -> Option<Withdrawal> {
+    let is_gone =
+        |key: &str, file: &str| key.starts_with(BUNDLE_PREFIX) && vouch(file, &record.name) == Vouch::No;
+    let sources = record.labels.iter().filter(|(key, file)| is_gone(key, file));
+    let bundles: BTreeSet<String> = sources.map(|(_, file)| file.clone()).collect();
+    if bundles.is_empty() {
+        return None;
+    }
+    let mut changes = labels::disown(&record.labels, is_gone);
+    if on_removal == OnRemoval::Keep {
+        changes.retain(|key, _| key != PINNED && key != OUR_PIN);
+    }
+    let unpins = changes.contains_key(OUR_PIN);
+    Some(Withdrawal {
+        name: record.name.clone(),
+        bundles,
+        unpins,
+        changes,
+    })
+}
+
+/// Whether a listing that lacks `gone` of `known` bundles is rather a fault of the folder than somebody's wish: most of
+/// them at once. One or two are taken for a wish however few there are.
+pub(crate) fn is_mass_loss(gone: usize, known: usize) -> bool {
+    gone >= 3 && gone * 2 > known
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::{Descriptor, Digest, MediaType};
+
+    use super::*;
+
+    fn record(pairs: &[(&str, &str)]) -> ImageRecord {
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let labels = pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        ImageRecord {
+            name: "r.test/a:1".into(),
+            target: Descriptor::new(MediaType::ImageManifest, 7, digest),
+            labels,
+        }
+    }
+
+    const A: (&str, &str) = ("io.airgapd.bundle.aaaaaaaaaaaaaaaa", "a.tar");
+    const B: (&str, &str) = ("io.airgapd.bundle.bbbbbbbbbbbbbbbb", "b.tar");
+    const PIN: (&str, &str) = (PINNED, "pinned");
+    const OURS: (&str, &str) = (OUR_PIN, "true");
+
+    fn gone(file: &str, _: &str) -> Vouch {
+        if file == "a.tar" { Vouch::No } else { Vouch::Yes }
+    }
+
+    fn keys(record: &ImageRecord, on_removal: OnRemoval) -> Vec<String> {
+        let found = withdrawals(&[record], gone, on_removal);
+        found
+            .into_iter()
+            .flat_map(|withdrawal| withdrawal.changes.into_keys())
+            .collect()
+    }
+
+    #[test]
+    fn labels_go_as_far_as_nobody_else_vouches() {
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+        let table: [Row<'_>; 6] = [
+            (
+                "the last of ours takes the pin along",
+                &[A, PIN, OURS],
+                &[A.0, PIN.0, OURS.0],
+            ),
+            ("another bundle keeps the pin", &[A, B, PIN, OURS], &[A.0]),
+            (
+                "an import by hand keeps the pin",
+                &[A, ("io.airgapd.import", "a.tar"), PIN, OURS],
+                &[A.0],
+            ),
+            (
+                "a pin of somebody else stays",
+                &[A, PIN, ("io.k0sproject.ocibundle-paths", "{}")],
+                &[A.0],
+            ),
+            ("what still vouches stays", &[B, PIN, OURS], &[]),
+            (
+                "what is not ours is not looked at",
+                &[PIN, ("other", "a.tar")],
+                &[],
+            ),
+        ];
+        for (claim, labels, wanted) in table {
+            let mut wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            wanted.sort();
+            assert_eq!(keys(&record(labels), OnRemoval::Unpin), wanted, "{claim}");
+        }
+    }
+
+    #[test]
+    fn with_keep_only_the_source_goes() {
+        assert_eq!(keys(&record(&[A, PIN, OURS]), OnRemoval::Keep), [A.0]);
+    }
+
+    #[test]
+    fn what_is_not_known_changes_nothing() {
+        let record = record(&[A, PIN, OURS]);
+        assert!(withdrawals(&[&record], |_, _| Vouch::Unknown, OnRemoval::Unpin).is_empty());
+    }
+
+    #[test]
+    fn a_withdrawal_says_whose_and_whether_the_pin_goes() {
+        let record = record(&[A, PIN, OURS]);
+        let found = withdrawals(&[&record], gone, OnRemoval::Unpin);
+        assert_eq!(found[0].bundles, BTreeSet::from(["a.tar".to_owned()]));
+        assert!(found[0].unpins);
+    }
+
+    #[test]
+    fn most_bundles_at_once_are_a_fault_and_one_or_two_are_a_wish() {
+        let table = [
+            (0, 0, false),
+            (1, 1, false),
+            (2, 2, false),
+            (3, 3, true),
+            (3, 6, false),
+            (4, 6, true),
+            (999, 1000, true),
+        ];
+        for (gone, known, fault) in table {
+            assert_eq!(is_mass_loss(gone, known), fault, "{gone} of {known}");
+        }
+    }
+}

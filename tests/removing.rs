@@ -1,0 +1,183 @@
+//! Bundles that leave the folder: our labels and pins go with them, records never, and nothing goes by mistake.
+
+use std::fs;
+
+use crate::support::bundles::{self, image};
+use crate::support::target::BUNDLE;
+use crate::support::waiting::wait_until;
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const ONE: &str = "registry.test/one:1";
+const TWO: &str = "registry.test/two:1";
+
+/// How many bundles vouch for a record; none where there is no record.
+fn sources(target: &Target, name: &str) -> usize {
+    let labels = target
+        .record(name)
+        .map(|record| record.labels)
+        .unwrap_or_default();
+    labels.keys().filter(|key| key.starts_with(BUNDLE)).count()
+}
+
+fn is_ours(target: &Target, name: &str) -> bool {
+    sources(target, name) > 0 && target.is_pinned(name)
+}
+
+fn is_let_go(target: &Target, name: &str) -> bool {
+    target.record(name).is_some() && sources(target, name) == 0 && !target.is_pinned(name)
+}
+
+/// Statement 55.
+fn a_bundle_that_is_removed_takes_its_pins_along_and_leaves_the_records(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
+    bundles::write(&node.images().join("b.tar"), [image(TWO)]);
+    daemon.wait_until("both bundles vouch", || {
+        is_ours(target, ONE) && sources(target, TWO) == 2
+    });
+    fs::remove_file(node.images().join("a.tar")).unwrap();
+    daemon.wait_until("its own image is let go", || is_let_go(target, ONE));
+    daemon.wait_until("the shared one is kept by the other", || {
+        sources(target, TWO) == 1
+    });
+    assert!(target.is_pinned(TWO));
+    fs::remove_file(node.images().join("b.tar")).unwrap();
+    daemon.wait_until("the last one lets go, too", || is_let_go(target, TWO));
+    daemon.finish(target);
+}
+
+fn what_was_removed_while_nobody_watched_is_withdrawn_at_the_next_start(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.finish(target);
+    fs::remove_file(node.images().join("a.tar")).unwrap();
+    let daemon = node.start();
+    daemon.wait_until("it is let go", || is_let_go(target, ONE));
+    daemon.finish(target);
+}
+
+fn a_bundle_replaced_by_one_without_an_image_lets_that_image_go(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
+    daemon.wait_until("both are imported", || {
+        is_ours(target, ONE) && is_ours(target, TWO)
+    });
+    let next = node.path("next.tar");
+    bundles::write(&next, [image(TWO)]);
+    fs::rename(&next, node.images().join("a.tar")).unwrap();
+    daemon.wait_until("what it lacks is let go", || is_let_go(target, ONE));
+    assert!(is_ours(target, TWO));
+    daemon.finish(target);
+}
+
+/// Statement 56.
+fn a_bundle_replaced_by_a_broken_one_unpins_nothing(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    let mut broken = bundles::layout([image(TWO)]).build();
+    let layer = broken.images[0].manifests[0].layers[0].clone();
+    broken.remove_blob(&layer);
+    let next = node.path("next.tar");
+    broken.write_to(&next);
+    fs::rename(&next, node.images().join("a.tar")).unwrap();
+    daemon.wait_for_log("is not in the bundle");
+    assert!(is_ours(target, ONE));
+    daemon.finish(target);
+    assert!(is_ours(target, ONE));
+}
+
+on_each_containerd! {
+    a_bundle_that_is_removed_takes_its_pins_along_and_leaves_the_records,
+    what_was_removed_while_nobody_watched_is_withdrawn_at_the_next_start,
+    a_bundle_replaced_by_one_without_an_image_lets_that_image_go,
+    a_bundle_replaced_by_a_broken_one_unpins_nothing,
+}
+
+fn a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_says_otherwise(target: &Target) {
+    let node = Node::on(target);
+    let names: Vec<String> = (0..4).map(|at| format!("registry.test/image{at}:1")).collect();
+    for (at, name) in names.iter().enumerate() {
+        bundles::write(&node.images().join(format!("{at}.tar")), [image(name)]);
+    }
+    let daemon = node.start();
+    daemon.wait_until("all are imported", || {
+        names.iter().all(|name| is_ours(target, name))
+    });
+    daemon.finish(target);
+    for at in 0..4 {
+        fs::rename(
+            node.images().join(format!("{at}.tar")),
+            node.path(&format!("{at}.tar")),
+        )
+        .unwrap();
+    }
+    let daemon = node.start();
+    daemon.wait_for_log("at once");
+    assert!(names.iter().all(|name| is_ours(target, name)));
+    fs::rename(node.path("0.tar"), node.images().join("0.tar")).unwrap();
+    fs::rename(node.path("1.tar"), node.images().join("1.tar")).unwrap();
+    daemon.wait_until("two that are left out are taken for removed", || {
+        is_let_go(target, &names[3])
+    });
+    assert!(is_ours(target, &names[0]) && is_ours(target, &names[1]));
+    daemon.finish(target);
+}
+
+fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    fs::rename(node.images(), node.path("aside")).unwrap();
+    daemon.wait_for_log("cannot open the images folder");
+    fs::create_dir(node.images()).unwrap();
+    daemon.wait_for_log("another folder than before");
+    assert!(is_ours(target, ONE));
+    node.airgapd(["release", "--vanished"]).exits(0);
+    assert!(is_let_go(target, ONE));
+    daemon.wait_for_log("accounted for");
+    daemon.finish(target);
+    assert!(is_let_go(target, ONE));
+}
+
+fn the_grace_keeps_the_pin_for_a_while(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("unpinGrace: 1h\n");
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    fs::remove_file(node.images().join("a.tar")).unwrap();
+    daemon.wait_for_log("the bundle is gone");
+    daemon.finish(target);
+    assert!(is_ours(target, ONE));
+    let text = fs::read_to_string(node.path("config.yaml")).unwrap();
+    node.configure(&text.replace("unpinGrace: 1h", "unpinGrace: 0s"));
+    let daemon = node.start();
+    daemon.wait_until("the grace is over", || is_let_go(target, ONE));
+    daemon.finish(target);
+}
+
+fn with_keep_the_pin_outlives_the_bundle(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("onRemoval: keep\n");
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    fs::remove_file(node.images().join("a.tar")).unwrap();
+    wait_until("its word is withdrawn", || sources(target, ONE) == 0);
+    assert!(target.is_pinned(ONE));
+    daemon.finish(target);
+}
+
+on_the_fake! {
+    a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_says_otherwise,
+    another_folder_in_its_place_unpins_nothing_until_the_operator_says_so,
+    the_grace_keeps_the_pin_for_a_while,
+    with_keep_the_pin_outlives_the_bundle,
+}
