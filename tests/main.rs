@@ -13,6 +13,7 @@ mod damage;
 mod documents;
 mod dropping;
 mod folders;
+mod healing;
 mod importing;
 mod inspecting;
 mod kubelet;

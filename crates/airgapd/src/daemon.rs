@@ -10,6 +10,7 @@ mod leaving;
 mod one;
 mod telling;
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use self::telling::{Refusals, shown};
 use crate::config::{Checksums, Settings};
 use crate::desired::{self, Moved, Standing};
 use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listing, Reason};
+use crate::healing::Healing;
 use crate::ledger::{self, Context, Ledger, Saved, Store};
 use crate::roster::{Phase, Roster, Version};
 use crate::runtime::{self, Runtime, Unusable};
@@ -94,6 +96,9 @@ struct Daemon {
     status_said: Instant,
     connection: Connection,
     systemd: Systemd,
+    healing: Healing,
+    /// Records that others moved, and where to, as far as it was said.
+    moved: HashSet<(String, String)>,
 }
 
 enum Connection {
@@ -146,6 +151,8 @@ impl Daemon {
                 said: None,
             },
             systemd: Systemd::from_environment(),
+            healing: Healing::default(),
+            moved: HashSet::new(),
             settings,
         })
     }
@@ -508,14 +515,37 @@ impl Daemon {
                 to,
             } in moved
             {
-                debug!(bundle = %shown(&name), image, "somebody else moved the record from {from} to {to}; left alone");
+                if self.moved.insert((image.clone(), to.to_string())) {
+                    warn!(bundle = %shown(&name), image, "somebody else moved the record from {from} to {to}: left alone");
+                }
             }
             match standing {
                 Standing::InPlace => self.roster.set(&name, Phase::Done),
-                Standing::Missing(what) => {
-                    info!(bundle = %shown(&name), outcome = "restored", "{what} is missing in containerd: restoring it");
-                    self.roster.set(&name, Phase::Ready);
-                }
+                Standing::Missing(what) => self.restore(&name, &what),
+            }
+        }
+    }
+
+    /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
+    /// and again.
+    fn restore(&mut self, name: &OsStr, what: &str) {
+        let bundle = shown(name);
+        let now = Instant::now();
+        match self.healing.wait(name, now) {
+            None => {
+                info!(
+                    bundle,
+                    outcome = "restored",
+                    "{what} is missing in containerd: restoring it"
+                );
+                self.roster.set(name, Phase::Ready);
+            }
+            Some(wait) => {
+                warn!(
+                    bundle,
+                    "{what} is missing in containerd once more: somebody seems to remove it on purpose, so it is restored in {wait:?}"
+                );
+                self.roster.postpone(name, now + wait);
             }
         }
     }

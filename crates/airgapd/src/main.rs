@@ -10,6 +10,7 @@ mod config;
 mod daemon;
 mod desired;
 mod folder;
+mod healing;
 mod ledger;
 mod lists;
 mod log;
@@ -76,7 +77,7 @@ fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyho
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let exit = runtime.block_on(async {
         match command {
             Command::Inspect(args) => commands::inspect::run(&args, &settings, format).await,
             Command::Import(args) => {
@@ -88,7 +89,10 @@ fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyho
             Command::Run(_) => commands::run::run(settings).await,
             Command::Config(_) => unreachable!("it needs no runtime"),
         }
-    })
+    });
+    // A thread that reads a bundle may be at it for minutes, and nothing of it is needed any more.
+    runtime.shutdown_background();
+    exit
 }
 
 /// Which containerd this node's images go to, by what is installed on it.

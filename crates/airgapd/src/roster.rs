@@ -189,6 +189,17 @@ impl Roster {
         }
     }
 
+    /// Puts a file off that could be imported now.
+    pub(crate) fn postpone(&mut self, name: &OsStr, until: Instant) {
+        self.set(
+            name,
+            Phase::Failed {
+                attempts: 1,
+                retry: Some(until),
+            },
+        );
+    }
+
     /// Writes down that a file failed. With `retry` it is tried again, later each time.
     pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: bool) {
         let attempts = match self.phase(name) {

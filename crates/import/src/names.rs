@@ -110,13 +110,13 @@ impl FromStr for Reference {
         if is_bare_hex(text) {
             return Err(invalid("64 hexadecimal digits are an image ID, not a name"));
         }
-        let (text_without_v6, v6) =
-            hide_ipv6_host(text).ok_or_else(|| invalid("not an IPv6 address in the brackets"))?;
-        let parsed = oci_spec::distribution::Reference::from_str(&text_without_v6)
+        let (text_with_stand_in, hidden) =
+            hide_host(text).ok_or_else(|| invalid("not a host at its beginning"))?;
+        let parsed = oci_spec::distribution::Reference::from_str(&text_with_stand_in)
             .map_err(|e| invalid(&e.to_string()))?;
-        let host = v6.map_or_else(
+        let host = hidden.map_or_else(
             || parsed.registry().to_owned(),
-            |v6| parsed.registry().replacen(IPV6_STAND_IN, &v6, 1),
+            |hidden| parsed.registry().replacen(HOST_STAND_IN, &hidden, 1),
         );
         let repository = format!("{host}/{}", parsed.repository());
         if repository.len() > REPOSITORY_LENGTH {
@@ -138,17 +138,32 @@ fn is_bare_hex(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// A host the grammar accepts, in place of one it does not know: the library has no IPv6 literals.
-const IPV6_STAND_IN: &str = "ipv6.invalid";
+/// A host the library takes for one, in place of hosts that it does not know.
+const HOST_STAND_IN: &str = "host.invalid";
 
-/// Replaces a leading `[address]` by the stand-in. `None`: there are brackets, but no address in them.
-fn hide_ipv6_host(text: &str) -> Option<(String, Option<String>)> {
-    let Some(rest) = text.strip_prefix('[') else {
-        return Some((text.to_owned(), None));
-    };
-    let (address, rest) = rest.split_once(']')?;
-    Ipv6Addr::from_str(address).ok()?;
-    Some((format!("{IPV6_STAND_IN}{rest}"), Some(format!("[{address}]"))))
+/// Replaces a leading host by the stand-in where the library would not see one: an IPv6 address in brackets, and a
+/// first component with capital letters, which cannot be part of a path. `None`: it is no such host either.
+fn hide_host(text: &str) -> Option<(String, Option<String>)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (address, rest) = rest.split_once(']')?;
+        Ipv6Addr::from_str(address).ok()?;
+        return Some((format!("{HOST_STAND_IN}{rest}"), Some(format!("[{address}]"))));
+    }
+    match text.split_once('/') {
+        Some((host, rest)) if has_capitals(host) && !host.contains(['.', ':', '@']) => {
+            is_host_label(host).then(|| (format!("{HOST_STAND_IN}/{rest}"), Some(host.to_owned())))
+        }
+        _ => Some((text.to_owned(), None)),
+    }
+}
+
+fn has_capitals(text: &str) -> bool {
+    text.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+fn is_host_label(text: &str) -> bool {
+    let in_label = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    text.bytes().all(in_label) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// `text` with every control character escaped and at most 200 characters long, for messages and terminals.
@@ -374,6 +389,8 @@ mod tests {
             ("foo/bar", "docker.io/foo/bar:latest"),
             ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
             ("[::1]:5000/x:1", "[::1]:5000/x:1"),
+            ("Registry/x", "Registry/x:latest"),
+            ("Registry.Example/x", "Registry.Example/x:latest"),
             (by_digest.as_str(), &*format!("docker.io/foo/bar@{TARGET}")),
         ]
         .map(|(given, wanted)| (given, wanted.to_owned()));
@@ -394,6 +411,8 @@ mod tests {
             &"a".repeat(64),
             &long,
             "[zz]/x",
+            "-Host/x",
+            "Ho_st/x",
             "x@sha256:abc",
             "../../evil:1",
         ];

@@ -175,6 +175,7 @@ impl Daemon {
         let forgotten: Vec<OsString> = entries.map(|entry| entry.file.clone()).collect();
         for name in forgotten {
             self.ledger.forget(&name);
+            self.healing.forget(&name);
         }
         if self.vanished.is_some() {
             self.notice_gone();

@@ -1,0 +1,86 @@
+//! How often a bundle is restored: at once for a few times, then later each time, since whoever removes an image again
+//! and again means it. Pure.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::time::{Duration, Instant};
+
+/// So many restorations in a row are made at once.
+const AT_ONCE: u32 = 5;
+/// The first wait after those, doubled each time up to [`LONGEST`].
+const FIRST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(3600);
+/// After this long without one, restorations are counted anew.
+const CALM: Duration = Duration::from_secs(600);
+
+/// The restorations of each bundle in a row.
+#[derive(Debug, Default)]
+pub(crate) struct Healing {
+    rounds: BTreeMap<OsString, Rounds>,
+}
+
+#[derive(Debug)]
+struct Rounds {
+    count: u32,
+    /// When the last one was made, or is to be made.
+    last: Instant,
+}
+
+impl Healing {
+    /// How long to wait before a bundle is restored (again); `None`: not at all.
+    pub(crate) fn wait(&mut self, bundle: &OsStr, now: Instant) -> Option<Duration> {
+        let rounds = self
+            .rounds
+            .entry(bundle.to_owned())
+            .or_insert(Rounds { count: 0, last: now });
+        if now.saturating_duration_since(rounds.last) > CALM {
+            rounds.count = 0;
+        }
+        rounds.count = rounds.count.saturating_add(1);
+        let late = rounds.count.saturating_sub(AT_ONCE);
+        let wait = (late > 0).then(|| FIRST.saturating_mul(1 << (late - 1).min(16)).min(LONGEST));
+        rounds.last = now + wait.unwrap_or_default();
+        wait
+    }
+
+    /// Forgets a bundle that was replaced or is gone.
+    pub(crate) fn forget(&mut self, bundle: &OsStr) {
+        self.rounds.remove(bundle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_rounds_are_made_at_once_and_later_ones_wait_longer_each_time() {
+        let (mut healing, now) = (Healing::default(), Instant::now());
+        let waits: Vec<_> = (0..14).map(|_| healing.wait("a.tar".as_ref(), now)).collect();
+        assert_eq!(waits[..5], [None; 5]);
+        let minutes: Vec<u64> = waits[5..]
+            .iter()
+            .map(|wait| wait.unwrap().as_secs() / 60)
+            .collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+
+    #[test]
+    fn after_a_calm_time_and_for_another_bundle_it_starts_anew() {
+        let (mut healing, now) = (Healing::default(), Instant::now());
+        let worn = |healing: &mut Healing| (0..6).filter_map(|_| healing.wait("a.tar".as_ref(), now)).count();
+        assert_eq!(worn(&mut healing), 1);
+        assert_eq!(healing.wait("b.tar".as_ref(), now), None);
+        let later = now + CALM + FIRST + Duration::from_secs(1);
+        assert_eq!(healing.wait("a.tar".as_ref(), later), None);
+    }
+
+    #[test]
+    fn a_bundle_that_is_replaced_starts_anew() {
+        let (mut healing, now) = (Healing::default(), Instant::now());
+        let waits: Vec<_> = (0..6).map(|_| healing.wait("a.tar".as_ref(), now)).collect();
+        assert!(waits[5].is_some());
+        healing.forget("a.tar".as_ref());
+        assert_eq!(healing.wait("a.tar".as_ref(), now), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! While a bundle lies in the folder its images are desired state: what somebody removes comes back.
+
+use crate::support::bundles::{self, image};
+use crate::support::target::{OUR_PIN, PINNED};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const ONE: &str = "registry.test/one:1";
+const TWO: &str = "registry.test/two:1";
+
+fn is_pinned(target: &Target, name: &str) -> bool {
+    target
+        .record(name)
+        .is_some_and(|record| record.labels.contains_key(PINNED))
+}
+
+/// Statement 52, and what a user of ctr does.
+fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
+    let daemon = node.start();
+    daemon.wait_until("both are imported", || {
+        is_pinned(target, ONE) && is_pinned(target, TWO)
+    });
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+
+    target.remove_record(ONE);
+    daemon.wait_until("the record is back", || target.record(ONE).is_some());
+    assert!(is_pinned(target, ONE));
+
+    target.set_labels(TWO, &[(PINNED, None)]);
+    daemon.wait_until("the pin is back", || is_pinned(target, TWO));
+
+    target.set_labels(TWO, &[(PINNED, None), (OUR_PIN, None)]);
+    daemon.wait_until("the whole pin is back", || {
+        is_pinned(target, TWO) && target.labels(TWO).contains_key(OUR_PIN)
+    });
+    let log = daemon.finish(target);
+    assert!(log.contains("restoring it"), "{log}");
+}
+
+on_each_containerd! {
+    a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it,
+}
+
+fn who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    let daemon = node.start();
+    for _ in 0..5 {
+        daemon.wait_until("it is there", || is_pinned(target, ONE));
+        target.remove_record(ONE);
+    }
+    daemon.wait_until("it is there", || is_pinned(target, ONE));
+    target.remove_record(ONE);
+    daemon.wait_for_log("on purpose");
+    assert!(target.record(ONE).is_none());
+    daemon.finish(target);
+}
+
+fn a_record_that_somebody_else_moved_is_left_alone_and_told_once(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
+    let daemon = node.start();
+    daemon.wait_until("both are imported", || {
+        is_pinned(target, ONE) && is_pinned(target, TWO)
+    });
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    let elsewhere = target.expect_record(TWO).target;
+    let labels = target.labels(ONE);
+    let labels: Vec<(&str, &str)> = labels
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    target.put_record(ONE, &elsewhere, &labels);
+    daemon.wait_for_log("left alone");
+    assert_eq!(target.expect_record(ONE).target.digest(), elsewhere.digest());
+    assert_eq!(daemon.count("left alone"), 1);
+    daemon.finish(target);
+}
+
+on_the_fake! {
+    a_record_that_somebody_else_moved_is_left_alone_and_told_once,
+    who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while,
+}
