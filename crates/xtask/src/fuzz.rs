@@ -14,7 +14,12 @@ use xtask::{parts, workspace};
 use crate::checks::{cargo_tool, step};
 
 /// The targets in `fuzz/fuzz_targets`, and how long their inputs may grow, in bytes.
-const TARGETS: [(&str, u32); 3] = [("reader", 64 << 10), ("documents", 8 << 10), ("names", 512)];
+const TARGETS: [(&str, u32); 4] = [
+    ("reader", 64 << 10),
+    ("documents", 8 << 10),
+    ("references", 512),
+    ("platforms", 256),
+];
 
 /// Runs every target for its share of `minutes`, or one of them for all of it.
 ///
@@ -80,7 +85,9 @@ fn seed(corpus: &Path) -> Result<()> {
         )?;
     }
     for (at, name) in NAMES.iter().enumerate() {
-        write(corpus, "names", &at.to_string(), name.as_bytes())?;
+        for target in ["references", "platforms"] {
+            write(corpus, target, &at.to_string(), name.as_bytes())?;
+        }
     }
     Ok(())
 }

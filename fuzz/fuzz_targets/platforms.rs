@@ -1,0 +1,16 @@
+//! Any text as a platform: what parses is normalised once and for all, and is accepted by its own list.
+
+#![no_main]
+
+use airgapd_platforms::{Matcher, Platform, Rules};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let Ok(platform) = text.parse::<Platform>() else { return };
+    for rules in [Rules::V0_2, Rules::Rc1, Rules::Rc3] {
+        let normalized = platform.normalized(rules);
+        assert_eq!(normalized.normalized(rules), normalized, "normalising twice changes {text:?}");
+        let only = Matcher::only(&platform, rules);
+        assert!(only.platforms().is_empty() || only.accepts(&platform), "{text:?} is not accepted by its own list");
+    }
+});
