@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use oci_spec::image::Digest;
+
 use crate::support::bundles::{self, image};
 use crate::support::target::BUNDLE;
 use crate::support::waiting::wait_until;
@@ -92,7 +94,35 @@ fn a_bundle_replaced_by_a_broken_one_unpins_nothing(target: &Target) {
     assert!(is_ours(target, ONE));
 }
 
+fn a_name_returns_to_the_older_bundle_when_the_newer_one_leaves(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let older = bundles::write(&node.images().join("old.tar"), [image(ONE)]);
+    daemon.wait_until("the older is imported", || is_ours(target, ONE));
+    let other = image(ONE).layer(b"something else on top");
+    let newer = bundles::write(&node.images().join("new.tar"), [other]);
+    let points_at = |digest: &Digest| {
+        target
+            .record(ONE)
+            .is_some_and(|record| record.target.digest() == digest)
+    };
+    daemon.wait_until("the newer takes the name over", || {
+        points_at(&newer.images[0].root)
+    });
+    daemon.wait_until("only the newer vouches for it", || sources(target, ONE) == 1);
+    fs::remove_file(node.images().join("new.tar")).unwrap();
+    daemon.wait_until("the name is the older one's again", || {
+        points_at(&older.images[0].root)
+    });
+    daemon.wait_until("and only the older one's", || {
+        sources(target, ONE) == 1 && target.is_pinned(ONE)
+    });
+    let log = daemon.finish(target);
+    assert!(!log.contains("somebody else"), "{log}");
+}
+
 on_each_containerd! {
+    a_name_returns_to_the_older_bundle_when_the_newer_one_leaves,
     a_bundle_that_is_removed_takes_its_pins_along_and_leaves_the_records,
     what_was_removed_while_nobody_watched_is_withdrawn_at_the_next_start,
     a_bundle_replaced_by_one_without_an_image_lets_that_image_go,
@@ -175,7 +205,17 @@ fn with_keep_the_pin_outlives_the_bundle(target: &Target) {
     daemon.finish(target);
 }
 
+/// Its checksum file could not even have a name.
+fn a_bundle_with_the_longest_name_there_is_is_imported(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    bundles::write(&node.images().join("n".repeat(255)), [image(ONE)]);
+    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    daemon.finish(target);
+}
+
 on_the_fake! {
+    a_bundle_with_the_longest_name_there_is_is_imported,
     a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_says_otherwise,
     another_folder_in_its_place_unpins_nothing_until_the_operator_says_so,
     the_grace_keeps_the_pin_for_a_while,

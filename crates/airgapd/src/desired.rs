@@ -61,6 +61,13 @@ pub(crate) fn standing(
         };
         if *record.target.digest() != image.target {
             let to = record.target.digest().clone();
+            if is_left_behind(&image.name, &to, ledger) {
+                let what = format!(
+                    "the record {}, which a bundle that is gone had taken over,",
+                    image.name
+                );
+                return (Standing::Missing(what), moved);
+            }
             moved.push(Moved {
                 name: image.name.clone(),
                 from: image.target.clone(),
@@ -89,4 +96,13 @@ pub(crate) fn standing(
         }
     }
     (Standing::InPlace, moved)
+}
+
+/// Whether a record points where a bundle wanted it that is gone by now: nobody else moved it.
+fn is_left_behind(name: &str, to: &Digest, ledger: &Ledger) -> bool {
+    let gone = ledger.entries().into_iter().filter(|entry| entry.gone.is_some());
+    let mut images = gone
+        .flat_map(|entry| &entry.imported)
+        .flat_map(|imported| &imported.images);
+    images.any(|image| image.name == name && image.target == *to)
 }

@@ -399,7 +399,8 @@ impl Folder {
         match rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => regular(File::from(fd)),
             Err(Errno::LOOP) => self.open_link(name, flags),
-            Err(Errno::NOENT) => Err(Refused::Gone),
+            // No file has a name that is too long for one, such as a checksum of a bundle whose name is just short enough.
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Err(Refused::Gone),
             // open(2) of a socket, or of a device that does not exist
             Err(Errno::NXIO | Errno::NODEV) => Err(Refused::NotRegular),
             Err(error) => Err(Refused::Unreadable(error.into())),

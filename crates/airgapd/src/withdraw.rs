@@ -35,10 +35,10 @@ pub(crate) struct Withdrawal {
     pub(crate) changes: LabelChanges,
 }
 
-/// Decides which labels go. `vouch` is asked with a bundle's file name and a record's name.
+/// Decides which labels go. `vouch` is asked with a bundle's file name and a record.
 pub(crate) fn withdrawals(
     records: &[&ImageRecord],
-    vouch: impl Fn(&str, &str) -> Vouch,
+    vouch: impl Fn(&str, &ImageRecord) -> Vouch,
     on_removal: OnRemoval,
 ) -> Vec<Withdrawal> {
     records
@@ -49,11 +49,10 @@ pub(crate) fn withdrawals(
 
 fn withdrawal(
     record: &ImageRecord,
-    vouch: impl Fn(&str, &str) -> Vouch,
+    vouch: impl Fn(&str, &ImageRecord) -> Vouch,
     on_removal: OnRemoval,
 ) -> Option<Withdrawal> {
-    let is_gone =
-        |key: &str, file: &str| key.starts_with(BUNDLE_PREFIX) && vouch(file, &record.name) == Vouch::No;
+    let is_gone = |key: &str, file: &str| key.starts_with(BUNDLE_PREFIX) && vouch(file, record) == Vouch::No;
     let sources = record.labels.iter().filter(|(key, file)| is_gone(key, file));
     let bundles: BTreeSet<String> = sources.map(|(_, file)| file.clone()).collect();
     if bundles.is_empty() {
@@ -102,7 +101,7 @@ mod tests {
     const PIN: (&str, &str) = (PINNED, "pinned");
     const OURS: (&str, &str) = (OUR_PIN, "true");
 
-    fn gone(file: &str, _: &str) -> Vouch {
+    fn gone(file: &str, _: &ImageRecord) -> Vouch {
         if file == "a.tar" { Vouch::No } else { Vouch::Yes }
     }
 

@@ -259,7 +259,7 @@ impl BundleReport {
         let mut report = BundleReport {
             format: Some(bundle.catalog().format.to_string()),
             compression: Some(bundle.catalog().compression.to_string()),
-            outcome: outcome_of(&images),
+            outcome: outcome_of(&images, !ingested.sent.is_empty()),
             error: stopped.map(|error| chain(error)),
             blobs: count_blobs(bundle.catalog(), selection, ingested),
             warnings: warnings(bundle.catalog(), selection),
@@ -320,7 +320,8 @@ fn cause_of(error: &Error) -> Cause {
     }
 }
 
-fn outcome_of(images: &[ImageReport]) -> Outcome {
+/// What became of the bundle, given its images and whether any blob was sent.
+fn outcome_of(images: &[ImageReport], sent: bool) -> Outcome {
     let any = |wanted: fn(&ImageOutcome) -> bool| images.iter().any(|image| wanted(&image.outcome));
     let landed = any(|outcome| outcome.is_in_place());
     let failed = any(|outcome| *outcome == ImageOutcome::Failed);
@@ -328,7 +329,9 @@ fn outcome_of(images: &[ImageReport]) -> Outcome {
         (true, true) => Outcome::Partial,
         (false, true) => Outcome::Failed,
         (false, false) => Outcome::Skipped,
-        (true, false) if any(|o| o.is_in_place() && *o != ImageOutcome::Unchanged) => Outcome::Imported,
+        (true, false) if sent || any(|o| o.is_in_place() && *o != ImageOutcome::Unchanged) => {
+            Outcome::Imported
+        }
         (true, false) => Outcome::Unchanged,
     }
 }

@@ -108,7 +108,7 @@ impl Daemon {
         };
         let client = up.runtime.client.clone();
         let records: Vec<&ImageRecord> = survey.records.values().collect();
-        let vouch = |file: &str, record: &str| self.vouch(file, record);
+        let vouch = |file: &str, record: &ImageRecord| self.vouch(file, record);
         for Withdrawal {
             name,
             bundles,
@@ -140,7 +140,7 @@ impl Daemon {
     }
 
     /// What is known of a bundle's word for a record.
-    fn vouch(&self, file: &str, record: &str) -> Vouch {
+    fn vouch(&self, file: &str, record: &ImageRecord) -> Vouch {
         let Some(entry) = self.ledger.get_by_label(file) else {
             return Vouch::Unknown;
         };
@@ -154,10 +154,17 @@ impl Daemon {
                 && entry.last_error.is_none()
                 && self.roster.identity(&entry.file).as_ref() == Some(&imported.identity)
         });
-        match imported {
-            None => Vouch::Unknown,
-            Some(imported) if imported.images.iter().any(|image| image.name == record) => Vouch::Yes,
-            Some(_) => Vouch::No,
+        let Some(imported) = imported else {
+            return Vouch::Unknown;
+        };
+        match imported.images.iter().find(|image| image.name == record.name) {
+            None => Vouch::No,
+            Some(image) if image.target == *record.target.digest() => Vouch::Yes,
+            // Another bundle of ours has the name by now; or somebody else moved it, which is told and left alone.
+            Some(_) => match self.ledger.desired_images().get(record.name.as_str()) {
+                Some((target, _)) if *target == record.target.digest() => Vouch::No,
+                _ => Vouch::Unknown,
+            },
         }
     }
 

@@ -64,6 +64,10 @@ pub(super) fn log_report(name: &OsStr, report: &BundleReport) {
     for warning in &report.warnings {
         warn!(bundle, "{warning}");
     }
+    if report.retry {
+        // It stopped in the middle and goes on soon: one line says why, elsewhere.
+        return;
+    }
     for image in &report.images {
         log_image(&bundle, image);
     }
