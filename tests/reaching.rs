@@ -217,7 +217,19 @@ fn a_folder_that_everybody_can_write_is_refused(target: &Target) {
     daemon.stop();
 }
 
+fn config_says_what_the_settings_come_to_on_this_node(target: &Target) {
+    let node = Node::on(target);
+    let said = node.airgapd(["config"]).exits(0).stdout;
+    for wanted in [
+        format!("# bundles from {}", node.images().display()),
+        format!("# images to the containerd on {}", target.socket().display()),
+    ] {
+        assert!(said.contains(&wanted), "{wanted}\n{said}");
+    }
+}
+
 on_the_fake!(
+    config_says_what_the_settings_come_to_on_this_node,
     an_import_without_containerd_names_the_socket_and_ends_with_3,
     a_daemon_waits_for_containerd_and_says_so_once,
     a_containerd_without_cri_is_refused_for_kubernetes,

@@ -66,7 +66,10 @@ fn flags_of(command: &Command) -> Vec<Given> {
 fn execute(cli: Cli, config: Config) -> anyhow::Result<Exit> {
     let format = cli.common.output;
     match cli.command {
-        Command::Config(args) => commands::config::run(&args, &config, format),
+        Command::Config(args) => {
+            let node = node::decide(&node::probe(Path::new("/")), &config.settings);
+            commands::config::run(&args, &config, node, format)
+        }
         command => block_on(command, config.settings, format),
     }
 }

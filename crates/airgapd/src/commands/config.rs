@@ -5,10 +5,17 @@ use std::fmt::Write as _;
 use super::Exit;
 use crate::cli::ConfigArgs;
 use crate::config::{Config, OutputFormat};
+use crate::node::{Ambiguous, Runtime};
 use crate::output;
 
-/// Prints every key with its value and where it comes from; with `--check` only that all is well.
-pub(crate) fn run(args: &ConfigArgs, config: &Config, format: OutputFormat) -> anyhow::Result<Exit> {
+/// Prints every key with its value and where it comes from, and for people what follows for this node; with `--check`
+/// only that all is well.
+pub(crate) fn run(
+    args: &ConfigArgs,
+    config: &Config,
+    node: Result<Runtime, Ambiguous>,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
     let file = config
         .file
         .as_ref()
@@ -20,9 +27,29 @@ pub(crate) fn run(args: &ConfigArgs, config: &Config, format: OutputFormat) -> a
             for row in config.rows() {
                 let _ = writeln!(text, "{row}");
             }
+            text.push_str(&consequences(node));
             output::text(&text)?;
         }
         (_, OutputFormat::Json) => output::json(&config.rows())?,
     }
     Ok(Exit::Done)
+}
+
+/// What the configuration and the evidence on this node come to, as comments.
+fn consequences(node: Result<Runtime, Ambiguous>) -> String {
+    match node {
+        Ok(node) => {
+            let because = if node.because.is_empty() {
+                "by default".to_owned()
+            } else {
+                node.because.join(", ")
+            };
+            let (images, socket) = (node.images_dir.display(), node.socket.display());
+            format!(
+                "# this node: {} ({because})\n# bundles from {images}\n# images to the containerd on {socket}\n",
+                node.distribution
+            )
+        }
+        Err(ambiguous) => format!("# this node: {ambiguous}\n"),
+    }
 }
