@@ -1,8 +1,8 @@
 //! Lenient models of the JSON documents in a bundle.
 //!
 //! Real archives have `null` where a list belongs, configs without a platform, members nobody knows. The
-//! stock types refuse some of that and lose `os.version`; these take what containerd takes. Nothing is ever
-//! written back: a document keeps its bytes.
+//! stock types refuse some of that and lose `os.version`; these take what containerd takes, keys in another case
+//! and given twice included. Nothing is ever written back: a document keeps its bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -10,12 +10,12 @@ use std::marker::PhantomData;
 
 use oci_spec::image::{Descriptor, MediaType};
 use platforms::Platform;
-use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::digests;
+use crate::members::Members;
 
 /// `oci-layout`.
 #[derive(Deserialize)]
@@ -196,16 +196,15 @@ impl Config {
     }
 }
 
-/// An element of a Docker archive's `manifest.json`. Old versions of jib write the keys in camel case, and Go does
-/// not mind.
+/// An element of a Docker archive's `manifest.json`. Old versions of jib write the keys in camel case.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct DockerImage {
-    #[serde(default, alias = "config", deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "nullable")]
     pub(crate) config: String,
-    #[serde(default, alias = "repoTags", deserialize_with = "list")]
+    #[serde(default, deserialize_with = "list")]
     pub(crate) repo_tags: Vec<String>,
-    #[serde(default, alias = "layers", deserialize_with = "list")]
+    #[serde(default, deserialize_with = "list")]
     pub(crate) layers: Vec<String>,
 }
 
@@ -229,9 +228,9 @@ struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
-        struct Members<T>(PhantomData<T>);
+        struct Whole<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Whole<T> {
             type Value = T;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -239,11 +238,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(members))
+                T::deserialize(Members(members))
             }
         }
 
-        source.deserialize_map(Members(PhantomData)).map(Object)
+        source.deserialize_map(Whole(PhantomData)).map(Object)
     }
 }
 

@@ -22,9 +22,10 @@
 //! The inside, from below: `decode` decompresses a file from its beginning to its end; `tar` walks the headers of
 //! an archive, in a file or in a stream, and is strict about them; `table` turns them into a table of names with
 //! links resolved, each standing for a place where bytes are, and `packed` keeps what one pass over a compressed
-//! archive has seen; `folder` is what stands in for an archive that was extracted; `documents` has the lenient models of foreign JSON; `reader` finds and verifies blobs and
-//! keeps account of what that costs; `layout` and `docker` make images of the two formats; `read` chooses between
-//! them; `stream` hands out blobs in the archive's order. What is above `table` does not know where bytes are.
+//! archive has seen; `folder` is what stands in for an archive that was extracted; `documents` has the lenient
+//! models of foreign JSON and `members` reads their keys as Go does; `reader` finds and verifies blobs and keeps
+//! account of what that costs; `layout` and `docker` make images of the two formats; `read` chooses between them;
+//! `stream` hands out blobs in the archive's order. What is above `table` does not know where bytes are.
 
 mod bundle;
 mod catalog;
@@ -40,6 +41,7 @@ pub mod fixtures;
 mod folder;
 mod layout;
 mod limits;
+mod members;
 mod packed;
 mod places;
 mod read;
