@@ -12,8 +12,9 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::folder::Folder;
-use crate::packed::Packed;
+use crate::packed::{Packed, Pass};
 use crate::places::{Place, Places};
+use crate::sparse::{Expanded, SparseFile};
 use crate::{BlobStream, Catalog, Error, Fault, Limits, read};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
@@ -191,6 +192,14 @@ impl Bundle {
                 offset: *offset,
                 size: *size,
             },
+            (Place::Sparse(sparse), Source::Plain(file)) => Bytes::Sparse {
+                archive: SparseIn::File(Arc::clone(file)),
+                sparse: Arc::clone(sparse),
+            },
+            (Place::Sparse(sparse), Source::Packed(_, packed)) => Bytes::Sparse {
+                archive: SparseIn::Packed(Arc::clone(packed)),
+                sparse: Arc::clone(sparse),
+            },
             (Place::InFolder { name, identity }, Source::Folder(folder)) => Bytes::InFolder {
                 folder: Arc::clone(folder),
                 name: Arc::clone(name),
@@ -291,6 +300,11 @@ enum Bytes {
         offset: u64,
         size: u64,
     },
+    /// A file with holes.
+    Sparse {
+        archive: SparseIn,
+        sparse: Arc<SparseFile>,
+    },
     InFolder {
         folder: Arc<Folder>,
         name: Arc<str>,
@@ -299,11 +313,19 @@ enum Bytes {
     InMemory(Arc<[u8]>),
 }
 
+/// The kind of archive that a file with holes is in.
+#[derive(Clone, Debug)]
+enum SparseIn {
+    File(Arc<File>),
+    Packed(Arc<Packed>),
+}
+
 impl Blob {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
             Bytes::InFile { size, .. } | Bytes::Packed { size, .. } => *size,
+            Bytes::Sparse { sparse, .. } => sparse.map.size,
             Bytes::InFolder { identity, .. } => identity.size,
             Bytes::InMemory(bytes) => bytes.len() as u64,
         }
@@ -328,11 +350,7 @@ impl Blob {
                 file,
                 offset: start,
                 size,
-            } => Box::new(Extent {
-                file: Arc::clone(file),
-                position: start + offset,
-                left: size - offset,
-            }),
+            } => Box::new(Extent::new(Arc::clone(file), start + offset, size - offset)),
             Bytes::Packed {
                 packed,
                 offset: start,
@@ -342,11 +360,12 @@ impl Blob {
                 folder,
                 name,
                 identity,
-            } => Box::new(Extent {
-                file: Arc::new(folder.open(name, identity)?),
-                position: offset,
-                left: identity.size - offset,
-            }),
+            } => Box::new(Extent::new(
+                Arc::new(folder.open(name, identity)?),
+                offset,
+                identity.size - offset,
+            )),
+            Bytes::Sparse { archive, sparse } => archive.open(sparse, offset)?,
             Bytes::InMemory(bytes) => {
                 let mut cursor = io::Cursor::new(Arc::clone(bytes));
                 cursor.set_position(offset);
@@ -356,11 +375,48 @@ impl Blob {
     }
 }
 
+impl Blob {
+    /// Reads the blob from a pass that is where its bytes begin.
+    pub(crate) fn within<'p>(&self, pass: &'p mut Pass) -> Box<dyn Read + Send + 'p> {
+        match &self.0 {
+            Bytes::Sparse { sparse, .. } => {
+                let stored = pass.take(sparse.stored);
+                Box::new(Expanded::new(Arc::clone(&sparse.map), stored, 0))
+            }
+            _ => Box::new(pass.take(self.size())),
+        }
+    }
+}
+
+impl SparseIn {
+    fn open(&self, sparse: &SparseFile, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        let before = sparse.map.stored_before(offset);
+        let (start, left) = (sparse.offset + before, sparse.stored - before);
+        let map = Arc::clone(&sparse.map);
+        Ok(match self {
+            Self::File(file) => {
+                let stored = Extent::new(Arc::clone(file), start, left);
+                Box::new(Expanded::new(map, stored, offset))
+            }
+            Self::Packed(packed) => {
+                let stored = packed.reader_at(start)?.take(left);
+                Box::new(Expanded::new(map, stored, offset))
+            }
+        })
+    }
+}
+
 /// Reads a part of a file without touching its position.
-struct Extent {
+pub(crate) struct Extent {
     file: Arc<File>,
     position: u64,
     left: u64,
+}
+
+impl Extent {
+    pub(crate) fn new(file: Arc<File>, position: u64, left: u64) -> Self {
+        Self { file, position, left }
+    }
 }
 
 impl Read for Extent {

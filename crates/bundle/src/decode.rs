@@ -22,9 +22,6 @@ use crate::{Compression, Fault, Limits};
 /// Bytes read from the file at a time.
 const PIECE: usize = 128 << 10;
 
-/// What may come of any file, however small: a few empty layers pack better than any limit on the whole.
-const SMALLEST_LIMIT: u64 = 64 << 20;
-
 /// How many frames any file may have, and how large they have to be on average beyond that: beginning one takes
 /// some codecs a hundred microseconds. Parallel compressors make frames of 64 KiB and more.
 const FEW_FRAMES: u64 = 10_000;
@@ -389,7 +386,7 @@ impl Decoder {
             engine: Engine::new(source, compression, limits)?,
             state: State::Between,
             frames: (0, (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)),
-            made: (0, length.saturating_mul(limits.expansion).max(SMALLEST_LIMIT)),
+            made: (0, limits.expanded(length)),
             expansion: limits.expansion,
             window_log: limits.zstd_window_log,
             trailing: None,

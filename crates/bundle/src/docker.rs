@@ -191,9 +191,10 @@ impl<'r, 'a> Docker<'r, 'a> {
     }
 
     fn hash(&mut self, place: &Place) -> Result<Digest, Fault> {
-        let Place::Extent { offset, size } = *place else {
+        let Some(offset) = place.offset() else {
             return self.reader.archive.sha256(place);
         };
+        let size = place.size();
         if let Some(digest) = self.hashed.get(&(offset, size)) {
             return Ok(digest.clone());
         }

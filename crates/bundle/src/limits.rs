@@ -23,9 +23,20 @@ pub struct Limits {
     /// Binary logarithm of the largest window of a zstd bundle in bytes, and of the largest dictionary of an xz
     /// one: so much memory it may take. zstd itself stops at 27 unless asked (`--long=27` and above).
     pub zstd_window_log: u32,
-    /// How many bytes one compressed byte may become on average; up to 64 MiB any bundle may.
+    /// How many bytes one compressed byte may become on average; up to 64 MiB any bundle may. The same goes for what
+    /// sparse files become with their holes, in a plain bundle too.
     pub expansion: u64,
 }
+
+impl Limits {
+    /// How many bytes a file of so many may become.
+    pub(crate) fn expanded(&self, length: u64) -> u64 {
+        length.saturating_mul(self.expansion).max(EXPANSION_ALLOWED)
+    }
+}
+
+/// What may come of any file, however small: a few empty layers pack better than any limit on the whole.
+const EXPANSION_ALLOWED: u64 = 64 << 20;
 
 impl Default for Limits {
     fn default() -> Self {

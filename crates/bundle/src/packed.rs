@@ -14,8 +14,10 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use crate::decode::Decoder;
+use crate::entries::LARGEST_OFFSET;
 use crate::places::Place;
-use crate::tar::{Entry, Input as _, StreamInput, Walk, read_error};
+use crate::sparse::Expanded;
+use crate::tar::{Entry, EntryKind, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
 
 /// Room for documents that may be wanted. Real bundles have a few MiB of them.
@@ -49,6 +51,11 @@ impl Packed {
             compression,
             limits: limits.clone(),
         }
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn length(&self) -> u64 {
+        self.identity.size
     }
 
     /// Begins a pass, over the file that was there at the first one.
@@ -108,60 +115,98 @@ impl Read for Pass {
 #[derive(Default)]
 pub(crate) struct Kept {
     /// In the order of offsets.
-    facts: Vec<Facts>,
+    facts: Vec<PackedFacts>,
     documents: HashMap<u64, Arc<[u8]>>,
     room_taken: u64,
     /// Documents that somebody found here.
     used: RefCell<HashSet<u64>>,
-    /// Documents that somebody did not, with their sizes.
-    wanted: RefCell<BTreeMap<u64, u64>>,
+    /// Documents that somebody did not.
+    wanted: RefCell<BTreeMap<u64, Place>>,
 }
 
 /// What is known of an entry's bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Facts {
-    offset: u64,
     pub(crate) sha256: [u8; 32],
     pub(crate) compression: Compression,
 }
 
+/// The same with the offset, in 40 bytes: there may be a million of them.
+struct PackedFacts {
+    /// At most [`LARGEST_OFFSET`], and above it the place of the codec in [`CODECS`].
+    offset_and_codec: u64,
+    sha256: [u8; 32],
+}
+
+const CODECS: [Compression; 6] = [
+    Compression::None,
+    Compression::Gzip,
+    Compression::Zstd,
+    Compression::Xz,
+    Compression::Lz4,
+    Compression::Bzip2,
+];
+
+impl PackedFacts {
+    fn new(offset: u64, Facts { sha256, compression }: Facts) -> Self {
+        let codec = CODECS.iter().position(|codec| *codec == compression);
+        let codec = codec.expect("every codec has its place") as u64;
+        Self {
+            offset_and_codec: offset | codec << LARGEST_OFFSET.count_ones(),
+            sha256,
+        }
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset_and_codec & LARGEST_OFFSET
+    }
+
+    fn facts(&self) -> Facts {
+        let codec = self.offset_and_codec >> LARGEST_OFFSET.count_ones();
+        Facts {
+            sha256: self.sha256,
+            compression: CODECS[usize::try_from(codec).expect("three bits")],
+        }
+    }
+}
+
 impl Kept {
-    /// Reads an entry's bytes to their end, and tells how many there are.
+    /// Reads an entry's bytes to their end, and tells how many of those that are stored there are.
     pub(crate) fn take(
         &mut self,
         entry: &Entry,
         walk: &mut Walk<'_, StreamInput<Decoder>>,
         limits: &Limits,
     ) -> Result<u64, Fault> {
-        let mut piece = vec![0; PIECE.min(usize::try_from(entry.size).unwrap_or(PIECE))];
-        let mut hasher = Sha256::new();
-        let mut document = None;
-        let mut compression = Compression::None;
-        let mut present = 0;
-        loop {
-            let n = walk.read(&mut piece)?;
-            if n == 0 {
-                break;
+        let size = match &entry.kind {
+            EntryKind::Sparse(map) => map.size,
+            _ => entry.size,
+        };
+        let fits = size <= limits.json_document && self.room_taken + size <= ROOM;
+        let mut digested = Digested {
+            hasher: Sha256::new(),
+            compression: None,
+            document: fits.then(Vec::new),
+        };
+        let mut stored = StoredBytes { walk, read: 0 };
+        let mut piece = vec![0; PIECE.min(usize::try_from(size).unwrap_or(PIECE))];
+        match &entry.kind {
+            EntryKind::Sparse(map) => {
+                let expanded = Expanded::new(Arc::clone(map), &mut stored, 0);
+                digested.take_all(expanded.take(size), &mut piece)
             }
-            if present == 0 {
-                compression = Compression::detect(&piece[..n]);
-                let fits = entry.size <= limits.json_document && self.room_taken + entry.size <= ROOM;
-                document = (fits && looks_like_json(&piece[..n])).then(Vec::new);
-            }
-            hasher.update(&piece[..n]);
-            if let Some(document) = &mut document {
-                document.extend_from_slice(&piece[..n]);
-            }
-            present += n as u64;
+            _ => digested.take_all(&mut stored, &mut piece),
         }
-        if let Some(document) = document {
+        .map_err(read_error)?;
+        let present = stored.read;
+        if let Some(document) = digested.document.filter(|document| !document.is_empty()) {
             self.insert(entry.offset, document);
         }
-        self.facts.push(Facts {
-            offset: entry.offset,
-            sha256: hasher.finalize().into(),
-            compression,
-        });
+        let facts = Facts {
+            sha256: digested.hasher.finalize().into(),
+            compression: digested.compression.unwrap_or(Compression::None),
+        };
+        self.facts.push(PackedFacts::new(entry.offset, facts));
         Ok(present)
     }
 
@@ -170,29 +215,31 @@ impl Kept {
         self.documents.insert(offset, Arc::from(document));
     }
 
-    /// Where the bytes at this offset can be had.
-    pub(crate) fn place(&self, offset: u64, size: u64) -> Place {
-        match self.documents.get(&offset) {
-            Some(document) => {
-                self.used.borrow_mut().insert(offset);
-                Place::Memory(Arc::clone(document))
-            }
-            None if size == 0 => Place::Memory(Arc::from([])),
-            None => Place::Extent { offset, size },
+    /// Where the bytes at a place can be had: maybe they are here.
+    pub(crate) fn place(&self, place: Place) -> Place {
+        let document = place.offset().and_then(|offset| {
+            let document = self.documents.get(&offset)?;
+            self.used.borrow_mut().insert(offset);
+            Some(Place::Memory(Arc::clone(document)))
+        });
+        match document {
+            Some(document) => document,
+            None if place.size() == 0 => Place::Memory(Arc::from([])),
+            None => place,
         }
     }
 
-    pub(crate) fn facts(&self, offset: u64) -> Option<&Facts> {
+    pub(crate) fn facts(&self, offset: u64) -> Option<Facts> {
         let at = self
             .facts
-            .binary_search_by_key(&offset, |facts| facts.offset)
+            .binary_search_by_key(&offset, PackedFacts::offset)
             .ok()?;
-        self.facts.get(at)
+        self.facts.get(at).map(PackedFacts::facts)
     }
 
-    /// Notes that a document is needed that is not here.
-    pub(crate) fn want(&self, offset: u64, size: u64) {
-        self.wanted.borrow_mut().insert(offset, size);
+    /// Notes that a document is needed that is not here, and where it is.
+    pub(crate) fn want(&self, offset: u64, place: Place) {
+        self.wanted.borrow_mut().insert(offset, place);
     }
 
     /// Fetches what is wanted, in one pass; tells whether anything was. What nobody has asked for makes room.
@@ -204,7 +251,7 @@ impl Kept {
         let used = self.used.take();
         self.documents.retain(|offset, _| used.contains(offset));
         let used = self.documents.values().map(|document| document.len() as u64);
-        let bytes: u64 = used.chain(wanted.values().copied()).sum();
+        let bytes: u64 = used.chain(wanted.values().map(Place::size)).sum();
         if bytes > ROOM_FOR_WANTED {
             return Err(Fault::Limit {
                 what: "bytes of documents in a compressed bundle; decompress it first".to_owned(),
@@ -213,15 +260,64 @@ impl Kept {
         }
         self.room_taken = 0;
         let mut pass = Pass::new(packed).map_err(read_error)?;
-        for (offset, size) in wanted {
+        for (offset, place) in wanted {
             let mut document = Vec::new();
-            let read = pass
-                .go_to(offset)
-                .and_then(|()| (&mut pass).take(size).read_to_end(&mut document));
+            pass.go_to(offset).map_err(read_error)?;
+            let read = match &place {
+                Place::Sparse(file) => {
+                    Expanded::new(Arc::clone(&file.map), &mut pass, 0).read_to_end(&mut document)
+                }
+                _ => (&mut pass).take(place.size()).read_to_end(&mut document),
+            };
             read.map_err(read_error)?;
             self.insert(offset, document);
         }
         Ok(true)
+    }
+}
+
+/// What is made of an entry's bytes as they go by.
+struct Digested {
+    hasher: Sha256,
+    /// None before the first byte.
+    compression: Option<Compression>,
+    /// None if it is no document, or there is no room.
+    document: Option<Vec<u8>>,
+}
+
+impl Digested {
+    fn take_all(&mut self, mut source: impl Read, piece: &mut [u8]) -> io::Result<()> {
+        loop {
+            match source.read(piece)? {
+                0 => return Ok(()),
+                n => self.take(&piece[..n]),
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        if self.compression.is_none() {
+            self.compression = Some(Compression::detect(bytes));
+            self.document.take_if(|_| !looks_like_json(bytes));
+        }
+        self.hasher.update(bytes);
+        if let Some(document) = &mut self.document {
+            document.extend_from_slice(bytes);
+        }
+    }
+}
+
+/// The stored bytes of the entry that a walk is at.
+struct StoredBytes<'w, 'a> {
+    walk: &'w mut Walk<'a, StreamInput<Decoder>>,
+    read: u64,
+}
+
+impl Read for StoredBytes<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.walk.read(buffer)?;
+        self.read += n as u64;
+        Ok(n)
     }
 }
 

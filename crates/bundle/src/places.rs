@@ -6,6 +6,7 @@ use std::sync::Arc;
 use oci_spec::image::Digest;
 
 use crate::Identity;
+use crate::sparse::SparseFile;
 
 /// Where the bytes of a blob or an entry are.
 ///
@@ -15,6 +16,8 @@ use crate::Identity;
 pub(crate) enum Place {
     /// A part of the archive, in bytes; of a compressed one, in those that it decompresses to.
     Extent { offset: u64, size: u64 },
+    /// A file with holes in the archive.
+    Sparse(Arc<SparseFile>),
     /// A file of a folder, as it was when it was found.
     InFolder { name: Arc<str>, identity: Arc<Identity> },
     /// Made up or embedded in a descriptor.
@@ -22,9 +25,19 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    /// Where its bytes begin in the archive, if that is where they are.
+    pub(crate) fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Extent { offset, .. } => Some(*offset),
+            Self::Sparse(file) => Some(file.offset),
+            Self::InFolder { .. } | Self::Memory(_) => None,
+        }
+    }
+
     pub(crate) fn size(&self) -> u64 {
         match self {
             Self::Extent { size, .. } => *size,
+            Self::Sparse(file) => file.map.size,
             Self::InFolder { identity, .. } => identity.size,
             Self::Memory(bytes) => bytes.len() as u64,
         }

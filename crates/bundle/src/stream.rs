@@ -42,10 +42,7 @@ impl BlobStream {
         let mut queue: Vec<_> = blobs
             .map(|(digest, place, blob)| Queued {
                 digest,
-                offset: match place {
-                    Place::Extent { offset, .. } => Some(*offset),
-                    Place::Memory(_) | Place::InFolder { .. } => None,
-                },
+                offset: place.offset(),
                 blob,
             })
             .collect();
@@ -109,7 +106,7 @@ impl BlobStream {
         }
         let pass = self.pass.as_mut().expect("a pass was begun");
         pass.go_to(offset).map_err(read_error)?;
-        Ok(Box::new(pass.take(queued.blob.size())))
+        Ok(queued.blob.within(pass))
     }
 }
 

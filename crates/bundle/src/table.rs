@@ -3,24 +3,30 @@
 //! Nothing of an archive ever becomes a path of this machine. Names are cleaned as Go's `path.Clean` does it
 //! and looked up here; one that leads out of the archive is no name at all.
 
-use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
-use sha2::{Digest as _, Sha256};
 
+use crate::bundle::Extent;
 use crate::decode::Decoder;
 use crate::digests::{self, Hasher};
+use crate::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
 use crate::folder::Folder;
 use crate::packed::{Facts, Kept, Packed};
 use crate::places::Place;
+use crate::sparse::{Expanded, Map, SparseFile};
 use crate::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
 use crate::{Compression, Ending, Fault, Limits, Warning, escape};
 
 /// How many links may lead from one to the next; Linux allows 40.
 const LONGEST_CHAIN: usize = 40;
+
+/// Why a file cannot be had whose holes stand in extended headers, as tar writes them with `--format=posix`.
+const FOREIGN_SPARSE: &str =
+    "stored as a sparse file in PAX format, which is not read; pack it without --sparse";
 
 /// Pieces in which blobs are read when only their digest is wanted.
 const PIECE: usize = 256 << 10;
@@ -30,7 +36,10 @@ pub(crate) struct Archive {
     store: Store,
     /// Bytes of the archive.
     pub(crate) length: u64,
-    entries: BTreeMap<Fingerprint, Item>,
+    entries: Entries,
+    sparse: Vec<Arc<SparseFile>>,
+    /// How many bytes sparse files may still come to.
+    expandable: u64,
     /// How it ends.
     pub(crate) ending: Ending,
     /// What was odd about its headers.
@@ -52,26 +61,6 @@ enum Store {
 /// What the documents of a folder may come to, in bytes: it has no length of its own.
 const MOST_OF_A_FOLDER: u64 = 1 << 30;
 
-/// Sixteen bytes of sha256 stand for a name: a million entries would need several times the memory by name.
-type Fingerprint = [u8; 16];
-
-enum Item {
-    File {
-        offset: u64,
-        size: u64,
-    },
-    /// A file of which only this much is in the archive.
-    Cut {
-        size: u64,
-        present: u64,
-    },
-    /// A link to another name.
-    Link(Fingerprint),
-    /// A link out of the archive.
-    LinkOutside,
-    Sparse,
-}
-
 /// What a name stands for.
 pub(crate) enum Found {
     File(Place),
@@ -85,6 +74,7 @@ impl Archive {
     /// Reads all headers of a tar archive in a file.
     pub(crate) fn scan(file: &Arc<File>, length: u64, limits: &Limits) -> Result<Self, Fault> {
         let mut archive = Self::new(Store::Plain(Arc::clone(file)));
+        archive.expandable = limits.expanded(length);
         let mut walk = Walk::new(FileInput::new(file, length), limits);
         archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
         archive.length = length;
@@ -97,6 +87,7 @@ impl Archive {
             packed: Arc::clone(packed),
             kept: Kept::default(),
         });
+        archive.expandable = limits.expanded(packed.length());
         let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
         archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
             Store::Packed { kept, .. } => kept.take(entry, walk, limits),
@@ -127,7 +118,9 @@ impl Archive {
         Self {
             store,
             length: 0,
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
+            sparse: Vec::new(),
+            expandable: 0,
             ending: Ending::NoMarker,
             warnings: Vec::new(),
             nested_in: None,
@@ -145,7 +138,8 @@ impl Archive {
         loop {
             match walk.next()? {
                 Step::Entry(mut entry) => {
-                    if entry.kind == EntryKind::File {
+                    self.account_for(&entry, walk.limits())?;
+                    if matches!(entry.kind, EntryKind::File | EntryKind::Sparse(_)) {
                         entry.present = present(self, walk, &entry)?;
                     }
                     if let Some(name) = self.add(entry) {
@@ -178,6 +172,30 @@ impl Archive {
         Ok(self)
     }
 
+    /// Refuses what cannot be kept track of, before anything of it is read.
+    fn account_for(&mut self, entry: &Entry, limits: &Limits) -> Result<(), Fault> {
+        if entry.offset > LARGEST_OFFSET {
+            return Err(Fault::Limit {
+                what: "bytes before an entry".to_owned(),
+                limit: LARGEST_OFFSET,
+            });
+        }
+        let EntryKind::Sparse(map) = &entry.kind else {
+            return Ok(());
+        };
+        let Some(left) = self.expandable.checked_sub(map.size) else {
+            return Err(Fault::Limit {
+                what: format!(
+                    "times its size would the file come to, or 64 MiB, with the holes of entry {}",
+                    escape::bytes(&entry.name)
+                ),
+                limit: limits.expansion,
+            });
+        };
+        self.expandable = left;
+        Ok(())
+    }
+
     /// Adds an entry, and tells its name if there was one of that name already.
     fn add(&mut self, entry: Entry) -> Option<String> {
         let name = clean(&entry.name)?;
@@ -189,24 +207,31 @@ impl Archive {
             ..
         } = entry;
         let item = match kind {
-            EntryKind::File if present < size => Item::Cut { size, present },
+            EntryKind::File | EntryKind::Sparse(_) if present < size => Item::Cut { size, present },
             EntryKind::File => Item::File { offset, size },
-            EntryKind::Sparse => Item::Sparse,
+            EntryKind::Sparse(map) => self.sparse(offset, size, map),
+            EntryKind::ForeignSparse => Item::ForeignSparse,
             EntryKind::SymbolicLink(target) => link(clean(&target_from(&name, &target))),
             EntryKind::HardLink(target) => self.hard_link(clean(&target)),
         };
         self.note_nesting(&name);
-        let replaced = self.entries.insert(fingerprint(&name), item);
-        replaced.map(|_| escape::bytes(&name).to_string())
+        let replaced = self.entries.insert(Fingerprint::of(&name), item);
+        replaced.then(|| escape::bytes(&name).to_string())
+    }
+
+    fn sparse(&mut self, offset: u64, stored: u64, map: Arc<Map>) -> Item {
+        let number = u32::try_from(self.sparse.len()).expect("entries are limited");
+        self.sparse.push(Arc::new(SparseFile { offset, stored, map }));
+        Item::Sparse(number)
     }
 
     /// A hard link is the file that its target is at that moment, whatever comes later under that name.
     fn hard_link(&self, target: Option<Vec<u8>>) -> Item {
-        match target
+        let item = target
             .as_deref()
-            .and_then(|target| self.entries.get(&fingerprint(target)))
-        {
-            Some(&Item::File { offset, size }) => Item::File { offset, size },
+            .and_then(|target| self.entries.get(Fingerprint::of(target)));
+        match item {
+            Some(item @ (Item::File { .. } | Item::Sparse(_))) => item,
             _ => link(target),
         }
     }
@@ -228,44 +253,48 @@ impl Archive {
         if let Store::Folder(folder) = &self.store {
             return folder.find(&String::from_utf8_lossy(&name));
         }
-        let Some(mut item) = self.entries.get(&fingerprint(&name)) else {
+        let Some(mut item) = self.entries.get(Fingerprint::of(&name)) else {
             return Found::Nothing;
         };
         for _ in 0..LONGEST_CHAIN {
-            item = match item {
-                Item::File { offset, size } => return Found::File(self.place(*offset, *size)),
-                Item::Cut { size, present } => {
-                    return Found::Unusable(format!(
-                        "cut off: {present} of its {size} bytes are in the archive"
-                    ));
+            let reason = match item {
+                Item::File { offset, size } => {
+                    return Found::File(self.place(Place::Extent { offset, size }));
                 }
-                Item::Sparse => {
-                    return Found::Unusable("stored as a sparse file, which is not read".to_owned());
-                }
-                Item::LinkOutside => {
-                    return Found::Unusable("a link that leads out of the archive".to_owned());
+                Item::Sparse(number) => {
+                    let file = &self.sparse[usize::try_from(number).expect("an index into a list")];
+                    return Found::File(self.place(Place::Sparse(Arc::clone(file))));
                 }
                 Item::Link(target) => match self.entries.get(target) {
-                    Some(item) => item,
-                    None => return Found::Unusable("a link to something that is not there".to_owned()),
+                    Some(target) => {
+                        item = target;
+                        continue;
+                    }
+                    None => "a link to something that is not there".to_owned(),
                 },
+                Item::Cut { size, present } => {
+                    format!("cut off: {present} of its {size} bytes are in the archive")
+                }
+                Item::LinkOutside => "a link that leads out of the archive".to_owned(),
+                Item::ForeignSparse => FOREIGN_SPARSE.to_owned(),
             };
+            return Found::Unusable(reason);
         }
         Found::Unusable("a link that leads back to itself".to_owned())
     }
 
-    fn place(&self, offset: u64, size: u64) -> Place {
+    fn place(&self, place: Place) -> Place {
         match &self.store {
-            Store::Packed { kept, .. } => kept.place(offset, size),
-            Store::Plain(_) | Store::Folder(_) => Place::Extent { offset, size },
+            Store::Packed { kept, .. } => kept.place(place),
+            Store::Plain(_) | Store::Folder(_) => place,
         }
     }
 
     /// Reads a place whole. The caller has checked its size against a limit. None if it can only be had by
     /// another pass over the archive: see [`Archive::fetch`].
     pub(crate) fn read(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
-        if let (Store::Packed { kept, .. }, Place::Extent { offset, size }) = (&self.store, place) {
-            kept.want(*offset, *size);
+        if let (Store::Packed { kept, .. }, Some(offset)) = (&self.store, place.offset()) {
+            kept.want(offset, place.clone());
             return Ok(None);
         }
         let mut bytes = Vec::new();
@@ -308,10 +337,10 @@ impl Archive {
         self.facts(place).map(|facts| digests::of_sha256(&facts.sha256))
     }
 
-    fn facts(&self, place: &Place) -> Option<&Facts> {
-        match (&self.store, place) {
-            (Store::Packed { kept, .. }, Place::Extent { offset, .. }) => kept.facts(*offset),
-            _ => None,
+    fn facts(&self, place: &Place) -> Option<Facts> {
+        match &self.store {
+            Store::Packed { kept, .. } => kept.facts(place.offset()?),
+            Store::Plain(_) | Store::Folder(_) => None,
         }
     }
 
@@ -324,6 +353,11 @@ impl Archive {
                 return Ok(());
             }
             (Place::Extent { offset, size }, Store::Plain(file)) => (&**file, *offset, size.min(&at_most)),
+            (Place::Sparse(sparse), Store::Plain(file)) => {
+                let stored = Extent::new(Arc::clone(file), sparse.offset, sparse.stored);
+                let expanded = Expanded::new(Arc::clone(&sparse.map), stored, 0);
+                return take_pieces(expanded.take(at_most), take);
+            }
             (Place::InFolder { name, identity }, Store::Folder(folder)) => {
                 opened = folder.open(name, identity)?;
                 (&opened, 0, (&identity.size).min(&at_most))
@@ -344,8 +378,18 @@ impl Archive {
     }
 }
 
+fn take_pieces(mut source: impl Read, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match source.read(&mut buffer).map_err(read_error)? {
+            0 => return Ok(()),
+            n => take(&buffer[..n]),
+        }
+    }
+}
+
 fn link(target: Option<Vec<u8>>) -> Item {
-    target.map_or(Item::LinkOutside, |target| Item::Link(fingerprint(&target)))
+    target.map_or(Item::LinkOutside, |target| Item::Link(Fingerprint::of(&target)))
 }
 
 /// The name that a symbolic link leads to. An absolute target lies outside.
@@ -374,12 +418,6 @@ fn clean(name: &[u8]) -> Option<Vec<u8>> {
         }
     }
     (!parts.is_empty()).then(|| parts.join(&b'/'))
-}
-
-fn fingerprint(name: &[u8]) -> Fingerprint {
-    let mut fingerprint = Fingerprint::default();
-    fingerprint.copy_from_slice(&Sha256::digest(name)[..16]);
-    fingerprint
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::Path;
 
 use airgapd_bundle::fixtures::{Archive, Data, EntryKind, Image, Layout};
-use airgapd_bundle::{Bundle, Content, Ending, Fault, Limits, Warning};
+use airgapd_bundle::{Bundle, Ending, Fault, Limits, Warning};
 use common::*;
 use tar::{EntryType, Header};
 
@@ -512,58 +512,6 @@ fn contiguous_files_are_files() {
     let data = Data::from(archive.bytes_of(&name));
     archive.replace(&name, EntryKind::Raw { flag: b'7', data });
     assert!(is_whole(&only_image(&good(&archive)).root));
-}
-
-#[test]
-fn sparse_files_are_refused_by_name_and_nothing_else_is() {
-    let archive = documents_first();
-    let root = archive.images[0].root.clone();
-    let name = archive.name_of(&root);
-    let mut rest = archive.clone();
-    rest.remove(&name);
-    let named = |header: &mut Header| header.set_path(&name).unwrap();
-
-    let old_gnu = entry(
-        |header| {
-            named(header);
-            header.set_entry_type(EntryType::GNUSparse);
-        },
-        b"12345",
-    );
-    let mut extended = entry(
-        |header| {
-            named(header);
-            header.set_entry_type(EntryType::GNUSparse);
-            header.as_gnu_mut().unwrap().set_is_extended(true);
-        },
-        b"",
-    );
-    let mut map = [0; 512];
-    map[504] = 1;
-    extended.extend_from_slice(&map);
-    extended.extend_from_slice(&[0; 512]);
-    let pax_0 = [
-        pax(b'x', &[("GNU.sparse.size", "9"), ("GNU.sparse.map", "0,5")]),
-        entry(named, b"12345"),
-    ]
-    .concat();
-    let pax_1 = [
-        pax(
-            b'x',
-            &[
-                ("GNU.sparse.major", "1"),
-                ("GNU.sparse.name", &name),
-                ("GNU.sparse.realsize", "9"),
-            ],
-        ),
-        entry(|header| header.set_path("GNUSparseFile.0/x").unwrap(), b"12345"),
-    ]
-    .concat();
-    for start in [old_gnu, extended, pax_0, pax_1] {
-        let bundle = open(&after(&start, &rest)).unwrap();
-        let expected = format!("blob {root} is stored as a sparse file, which is not read");
-        assert_eq!(only_image(&bundle).root.content, Content::Broken(expected));
-    }
 }
 
 #[test]
