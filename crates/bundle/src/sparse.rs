@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn a_map_that_contradicts_itself_is_refused() {
-        let rows: [(&[(u64, u64)], u64, u64, Option<&str>); 9] = [
+        type Regions = &'static [(u64, u64)];
+        let rows: [(Regions, u64, u64, Option<&str>); 9] = [
             (&[], 0, 0, None),
             (&[], 10, 0, None),
             (&[(0, 4), (8, 2)], 10, 6, None),

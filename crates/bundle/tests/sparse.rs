@@ -195,7 +195,7 @@ fn holes_beyond_measure_are_refused_before_anybody_fills_them() {
     for size in [1 << 40, i64::MAX.cast_unsigned()] {
         match open(&bomb(size)).map_err(|error| error.fault) {
             Err(Fault::Limit { what, .. }) => {
-                assert!(what.contains("holes of entry blobs/sha256/bomb"), "{what}")
+                assert!(what.contains("holes of entry blobs/sha256/bomb"), "{what}");
             }
             other => panic!("{other:?}"),
         }
@@ -267,5 +267,5 @@ fn a_sparse_file_that_is_cut_is_told_so() {
     let documents = rest.remove_blob(&digest).without_end_marker().to_bytes();
     let bundle = open(&[&documents, &packed[at..at + 512 + 4096]].concat()).unwrap();
     let state = format!("{:?}", manifest(&only_image(&bundle).root).layers[0].state);
-    assert!(state.contains("cut off: 4096 of its"), "{state}");
+    assert!(state.contains("is cut off:"), "{state}");
 }
