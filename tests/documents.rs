@@ -174,8 +174,60 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
             "notes": [],
             "platforms": [platform(0, "linux/amd64", true), platform(1, "linux/s390x", false)],
         }],
+        "error": null,
     });
     assert_eq!(document, expected);
+}
+
+fn every_command_prints_a_document_where_it_comes_to_nothing(target: &Target) {
+    let node = Node::on(target);
+    let keys = |document: &Value| document.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let absent = text(&node.path("absent.tar"));
+    let foreign = text(&node.path("foreign.tar"));
+    std::fs::write(&foreign, "no bundle\n".repeat(200)).unwrap();
+    for (file, exit) in [(&absent, 1), (&foreign, 5)] {
+        let document = node.airgapd(["inspect", "-o", "json", file]).exits(exit).json();
+        assert_eq!(keys(&document), ["complete", "error", "path"]);
+        assert_eq!(document["path"], json!(file));
+        assert_eq!(document["complete"], json!(false));
+        // What cannot be read ends alike, whoever reads it.
+        let report = node.import([file]).exits(exit).bundle();
+        assert_eq!(report["error"], document["error"]);
+    }
+    let nowhere = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());
+    let document = nowhere
+        .airgapd(["release", "--all", "-o", "json"])
+        .exits(3)
+        .json();
+    assert_eq!(document["released"], json!([]));
+    assert!(
+        document["error"]
+            .as_str()
+            .unwrap()
+            .contains("/nonexistent/containerd.sock")
+    );
+
+    node.configure_also("trustedDigests: /nonexistent/trusted");
+    node.airgapd(["config"]).exits(0);
+    let document = node.airgapd(["config", "--check", "-o", "json"]).exits(2).json();
+    assert!(
+        document["error"]
+            .as_str()
+            .unwrap()
+            .contains("/nonexistent/trusted")
+    );
+    node.configure_also("resync: soon");
+    for command in ["config", "import", "inspect"] {
+        let arguments = [command, "-o", "json", &absent];
+        let arguments = if command == "config" {
+            &arguments[..3]
+        } else {
+            &arguments
+        };
+        let document = node.airgapd(arguments).exits(2).json();
+        assert_eq!(keys(&document), ["error"]);
+        assert!(document["error"].as_str().unwrap().contains("resync"));
+    }
 }
 
 fn inspect_of_a_bundle_that_is_not_whole_ends_with_5(target: &Target) {
@@ -215,7 +267,7 @@ fn release_and_config_print_documents_with_stable_keys(target: &Target) {
     ];
     assert_eq!(
         released,
-        json!({"dry_run": true, "released": [{"name": NAME, "unpinned": true, "labels": labels}]})
+        json!({"dry_run": true, "released": [{"name": NAME, "unpinned": true, "labels": labels}], "error": null})
     );
 
     let config = node.airgapd(["config", "-o", "json"]).exits(0).json();
@@ -243,5 +295,6 @@ on_the_fake!(
     import_prints_a_document_even_where_nothing_could_be_done,
     inspect_prints_one_document_with_stable_keys,
     inspect_of_a_bundle_that_is_not_whole_ends_with_5,
+    every_command_prints_a_document_where_it_comes_to_nothing,
     release_and_config_print_documents_with_stable_keys,
 );

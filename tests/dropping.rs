@@ -2,14 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt as _;
 
+use bundle::Compression;
 use import::bundle_id;
 
 use crate::support::bundles::{
     self, PLATFORMS, all_records, image, marker, multi_platform, needed_here, records_of,
 };
 use crate::support::target::{BUNDLE, OUR_PIN, PINNED};
-use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
 const NAMES: [&str; 3] = [
     "registry.test/one:1",
@@ -170,6 +172,70 @@ fn a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before(targ
     daemon.finish(target);
 }
 
+/// Programs that upload in pieces open the file anew for each: in between nobody has it open, and a piece may end where
+/// an archive could.
+fn an_upload_in_pieces_is_no_bad_bundle_in_between(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let archive = |name| {
+        // Zeros at the end of the first half, and none near its own end.
+        let mut file = vec![0; 64 << 10];
+        file.extend(unique().repeat(4096).into_bytes());
+        bundles::layout([image(name).layer(file)]).build()
+    };
+    let inside_zeros = archive("registry.test/zeros:1");
+    let (at, layer) = (inside_zeros.entries.iter().enumerate())
+        .max_by_key(|(_, entry)| inside_zeros.bytes_of(&entry.name).len())
+        .unwrap();
+    assert!(inside_zeros.bytes_of(&layer.name).len() > 64 << 10);
+    let cut = usize::try_from(inside_zeros.boundaries()[at]).unwrap() + 512 + (16 << 10);
+    let compressed = archive("registry.test/compressed:1").to_compressed(Compression::Gzip);
+    let reserved = archive("registry.test/reserved:1").to_bytes();
+    let uploads = [
+        ("zeros.tar", inside_zeros.to_bytes(), cut),
+        ("compressed.tar.gz", compressed.clone(), compressed.len() / 2),
+        ("reserved.tar", reserved.clone(), reserved.len() / 2),
+    ];
+    for (name, bytes, half) in &uploads {
+        let mut file = File::create(node.images().join(name)).unwrap();
+        if *name == "reserved.tar" {
+            file.set_len(bytes.len() as u64).unwrap();
+        }
+        file.write_all(&bytes[..*half]).unwrap();
+    }
+    for (name, ..) in &uploads {
+        daemon.wait_until(name, || {
+            daemon
+                .log()
+                .lines()
+                .any(|line| line.contains(name) && line.contains("not whole yet"))
+        });
+    }
+    for (name, bytes, half) in &uploads {
+        let file = File::options()
+            .write(true)
+            .open(node.images().join(name))
+            .unwrap();
+        file.write_all_at(&bytes[*half..], *half as u64).unwrap();
+    }
+    for name in ["zeros", "compressed", "reserved"] {
+        daemon.wait_until(name, || {
+            target.record(&format!("registry.test/{name}:1")).is_some()
+        });
+    }
+    let log = daemon.finish(target);
+    assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+}
+
+/// What no more bytes could make an archive is not waited for.
+fn a_short_text_is_refused_at_once(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    fs::write(node.images().join("note"), "remember the milk\n").unwrap();
+    daemon.wait_for_log("this is no tar archive");
+    daemon.finish(target);
+}
+
 fn a_replaced_bundle_moves_its_names_to_the_new_images(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -302,6 +368,8 @@ on_the_fake!(
     the_same_bundle_placed_anew_changes_no_record,
     hidden_and_temporary_files_are_left_alone_with_a_reason_said_once,
     a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before,
+    an_upload_in_pieces_is_no_bad_bundle_in_between,
+    a_short_text_is_refused_at_once,
     a_file_that_is_no_bundle_is_reported_by_name_and_the_others_proceed,
     a_bundle_replaced_by_a_broken_file_leaves_its_images_pinned,
     a_bundle_with_nothing_for_this_node_is_a_note_and_no_error,

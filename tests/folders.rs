@@ -10,7 +10,7 @@ use import::bundle_id;
 
 use crate::support::bundles::{self, PLATFORMS, all_records, image, marker, multi_platform, needed_here};
 use crate::support::target::BUNDLE;
-use crate::support::{Node, Target, on_the_fake, wait_for};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for};
 
 /// k3s searches sub-folders; the name of such a bundle is its path in the folder.
 fn bundles_in_sub_folders_are_imported_when_asked(target: &Target) {
@@ -194,11 +194,13 @@ fn a_layout_is_imported_when_its_last_blob_is_there(target: &Target) {
     assert!(!log.contains("ERROR"), "{log}");
 }
 
-on_the_fake!(
+on_each_containerd!(
     an_extracted_layout_is_a_bundle_like_the_archive_it_came_from,
-    a_folder_becomes_a_layout_as_soon_as_its_documents_are_there,
     a_layout_is_imported_when_its_last_blob_is_there,
     bundles_in_sub_folders_are_imported_when_asked,
+);
+on_the_fake!(
+    a_folder_becomes_a_layout_as_soon_as_its_documents_are_there,
     an_import_of_a_file_in_a_sub_folder_belongs_to_the_daemon_only_if_it_looks_there,
     sub_folders_that_are_not_looked_into_are_said_once,
     a_sub_folder_that_everybody_can_write_is_left_alone,

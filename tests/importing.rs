@@ -489,6 +489,9 @@ fn a_bundle_is_inspected_without_containerd(target: &Target) {
 }
 
 on_each_containerd!(
+    names_become_the_records_that_kubelet_asks_for,
+    a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured,
+    one_invalid_tag_of_a_docker_archive_spares_the_others,
     the_same_bundle_again_moves_nothing,
     another_nodes_platform_is_taken_as_containerd_there_would,
     an_index_with_only_this_nodes_platform_in_the_archive_is_taken_as_the_index,
@@ -503,10 +506,7 @@ on_the_fake!(
     a_platform_that_the_bundle_has_not_gets_no_record_and_is_told_what_there_is,
     a_dry_run_prints_the_plan_and_writes_nothing,
     the_place_of_a_file_says_who_vouches_for_its_images,
-    names_become_the_records_that_kubelet_asks_for,
-    one_invalid_tag_of_a_docker_archive_spares_the_others,
     the_exit_code_of_several_bundles_says_the_worst,
-    a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured,
     a_record_that_moves_is_offered_to_cri_again,
     a_bundle_is_inspected_without_containerd,
 );

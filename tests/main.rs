@@ -18,6 +18,7 @@ mod importing;
 mod inspecting;
 mod kubelet;
 mod lists;
+mod memory;
 mod reaching;
 mod releasing;
 mod removing;

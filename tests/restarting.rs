@@ -56,6 +56,36 @@ fn imported_earlier(node: &Node, target: &Target, bundle: &Path, names: usize) {
     daemon.stop();
 }
 
+/// A file that was bad is bad still: it is told of and not read again, until the rules change.
+fn a_bad_file_is_told_of_at_the_next_start_and_not_opened(target: &Target) {
+    let node = Node::on(target);
+    let bad = node.images().join("bad.tar");
+    let mut archive = bundles::layout([image("registry.test/bad:1")]).build();
+    let manifest = archive.images[0].manifests[0].digest.clone();
+    archive.corrupt(&manifest).write_to(&bad);
+    fs::write(node.images().join("other"), "no archive\n").unwrap();
+    let daemon = node.start();
+    daemon.wait_for_log("ERROR");
+    until_settled(&node, target, &daemon);
+    daemon.wait_until("the ledger", || {
+        fs::read_to_string(node.ledger()).is_ok_and(|text| text.contains("bad.tar") && text.contains("other"))
+    });
+    daemon.stop();
+
+    let reads = Reads::of(&bad);
+    let daemon = node.start();
+    until_settled(&node, target, &daemon);
+    assert_eq!(daemon.count("not imported, as before"), 2, "{}", daemon.log());
+    assert!(!reads.any(), "the bad file was opened");
+    daemon.stop();
+
+    node.configure_also("platforms: [linux/amd64, linux/arm64]");
+    let daemon = node.start();
+    daemon.wait_until("it is looked at under the new rules", || reads.any());
+    daemon.wait_until("and still refused", || daemon.count("ERROR") >= 3);
+    daemon.finish(target);
+}
+
 /// Statement 57: seen with inotify on the file, and in containerd's events.
 fn an_unchanged_bundle_is_not_opened_and_nothing_is_written(target: &Target) {
     let node = Node::on(target);
@@ -343,6 +373,7 @@ on_each_containerd!(
     a_daemon_killed_half_way_is_finished_by_the_next,
 );
 on_the_fake!(
+    a_bad_file_is_told_of_at_the_next_start_and_not_opened,
     a_broken_ledger_is_set_aside_and_said,
     a_containerd_that_restarts_meanwhile_is_waited_for,
     a_second_daemon_is_refused_and_told_of_the_first,

@@ -8,7 +8,7 @@ use bundle::fixtures::{Image, digest_of};
 
 use crate::support::bundles::{self, image, marker, native, text};
 use crate::support::node::{Daemon, outcomes};
-use crate::support::{Node, Target, on_the_fake};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
 /// The sha256 of a file as hex digits.
 fn sha256(path: &Path) -> String {
@@ -419,18 +419,20 @@ fn a_rule_that_comes_later_holds_for_known_bundles_too(target: &Target) {
     daemon.finish(target);
 }
 
+on_each_containerd!(
+    names_that_are_not_allowed_are_refused_and_the_others_land,
+    a_bundle_with_a_wrong_checksum_is_imported_once_the_checksum_is_right,
+    a_late_checksum_that_does_not_match_takes_the_bundle_out_of_the_desired_state,
+    only_trusted_digests_are_imported_and_the_one_to_add_is_named,
+);
 on_the_fake!(
     a_thousand_files_that_are_no_bundles_do_not_flood_the_log,
     a_rule_that_comes_later_holds_for_known_bundles_too,
-    names_that_are_not_allowed_are_refused_and_the_others_land,
     an_image_with_an_allowed_and_a_forbidden_name_gets_the_allowed_one_and_a_warning,
     import_holds_a_bundle_against_the_checksum_beside_it,
     every_usual_form_of_a_checksum_is_good,
-    a_bundle_with_a_wrong_checksum_is_imported_once_the_checksum_is_right,
     a_required_checksum_is_waited_for_and_that_is_said_once,
-    a_late_checksum_that_does_not_match_takes_the_bundle_out_of_the_desired_state,
     a_restart_reads_no_bundle_whose_checksum_was_checked,
-    only_trusted_digests_are_imported_and_the_one_to_add_is_named,
     nothing_is_taken_from_below_a_folder_that_everybody_can_write,
     odd_things_in_the_folder_are_refused_each_with_its_reason,
     a_thousand_odd_files_do_not_flood_the_log,

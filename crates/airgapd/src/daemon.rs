@@ -304,6 +304,7 @@ impl Daemon {
         if ignored > MOST_IGNORED {
             info!("{} more files were ignored", ignored - MOST_IGNORED);
         }
+        self.recall_damage();
         self.notice_gone();
         if !self.roster.names(|phase| phase == Phase::Known).is_empty() {
             self.compare_soon();
@@ -450,13 +451,16 @@ impl Daemon {
             boot: ledger::boot_id(),
             selection: Some(runtime::fingerprint(&self.settings, &up.runtime)),
             folder: self.ledger.context.folder,
+            program: Some(ledger::PROGRAM.to_owned()),
         };
         if self.ledger.context.selection.is_some() && self.ledger.context.selection != context.selection {
             info!("the node's platform or the configuration changed: every bundle is looked at again");
-            for name in self
-                .roster
-                .names(|phase| matches!(phase, Phase::Known | Phase::Done))
-            {
+            for name in self.roster.names(|phase| {
+                matches!(
+                    phase,
+                    Phase::Known | Phase::Done | Phase::Failed { retry: None, .. }
+                )
+            }) {
                 self.roster.set(&name, Phase::Ready);
             }
         }

@@ -476,6 +476,9 @@ pub(crate) enum Refused {
 pub(crate) enum Ending {
     /// A plain tar with its two blocks of zeros (POSIX pax: "end-of-archive").
     Marker,
+    /// A plain tar with far more zeros at its end than any tar writes: room that was reserved for what is still to come,
+    /// unless its last file is of zeros.
+    Reserved,
     /// A plain tar without them: cut off, still growing, or made by a careless program.
     NoMarker,
     /// Compressed; only decompressing tells.
@@ -496,17 +499,26 @@ impl Ending {
         if let Some(offset) = size.checked_sub(tail.len() as u64) {
             read_some_at(file, &mut tail, offset)?;
         }
-        Ok(Self::from_blocks(&head[..read], &tail, size))
+        let ending = Self::from_blocks(&head[..read], &tail, size);
+        if ending == Ending::Marker && zeros_at_end(file, size)? > LONGEST_PADDING {
+            return Ok(Ending::Reserved);
+        }
+        Ok(ending)
     }
 
     fn from_blocks(head: &[u8], tail: &[u8], size: u64) -> Ending {
         if MAGICS.iter().any(|magic| head.starts_with(magic)) || is_skippable_zstd(head) {
             return Ending::Compressed;
         }
-        // A file shorter than a header may grow into one, and zeros at the start are what fallocate(1)
-        // leaves before the data comes.
-        if head.len() < BLOCK || is_zero(head) {
+        // Zeros at the start are what fallocate(1) leaves before the data comes.
+        if is_zero(head) {
             return Ending::NoMarker;
+        }
+        if head.len() < BLOCK {
+            return match may_grow_into_archive(head) {
+                true => Ending::NoMarker,
+                false => Ending::Foreign,
+            };
         }
         let blocks = size / BLOCK as u64;
         let ends_in_marker = size.is_multiple_of(BLOCK as u64) && blocks >= 3 && is_zero(tail);
@@ -520,6 +532,59 @@ impl Ending {
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
+}
+
+/// Whether a file of less than a header may become an archive: it begins like a compressed one, or with a name and,
+/// behind the name's field, with the digits of a mode (POSIX ustar).
+fn may_grow_into_archive(head: &[u8]) -> bool {
+    const NAME: usize = 100;
+    const MODE_END: usize = 108;
+    let (name, rest) = head.split_at(head.len().min(NAME));
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    let (name, padding) = name.split_at(end);
+    let mode = &rest[..rest.len().min(MODE_END - NAME)];
+    let is_header = !name.iter().any(u8::is_ascii_control)
+        && is_zero(padding)
+        && mode.iter().all(|byte| matches!(byte, b'0'..=b'7' | b' ' | 0));
+    is_header || MAGICS.iter().any(|magic| magic.starts_with(head))
+}
+
+/// Padding behind the end marker is at most one record, and no tar writes larger ones than this, in bytes.
+const LONGEST_PADDING: u64 = 1 << 20;
+
+/// How many bytes at the end of a file are zero; no further than it takes to be more than [`LONGEST_PADDING`].
+fn zeros_at_end(file: &File, size: u64) -> io::Result<u64> {
+    let mut piece = vec![0; 64 << 10];
+    let mut zeros = 0;
+    while zeros < size && zeros <= LONGEST_PADDING {
+        let n = piece
+            .len()
+            .min(usize::try_from(size - zeros).unwrap_or(usize::MAX));
+        let piece = &mut piece[..n];
+        read_some_at(file, piece, size - zeros - n as u64)?;
+        match piece.iter().rposition(|byte| *byte != 0) {
+            Some(last) => return Ok(zeros + (n - 1 - last) as u64),
+            None => zeros += n as u64,
+        }
+    }
+    Ok(zeros)
+}
+
+/// Zeros at the end of most tars, in bytes: the marker, and padding to a record of twenty blocks at most.
+const USUAL_ZEROS: u64 = 11 << 10;
+
+/// Whether a file ends in more zeros than usual, which may be room for the rest of an upload.
+pub(crate) fn may_be_reserved(file: &File) -> bool {
+    let size = file.metadata().map(|metadata| metadata.len());
+    size.and_then(|size| zeros_at_end(file, size))
+        .is_ok_and(|zeros| zeros > USUAL_ZEROS)
+}
+
+/// Until when a file that looks cut off may be an upload that goes on; `None` when nothing has happened for so long that
+/// it is to be taken for what it is.
+pub(crate) fn may_go_on_until(changed: Instant, now: Instant) -> Option<Instant> {
+    let until = changed + STALLED;
+    (now < until).then_some(until)
 }
 
 /// gzip (RFC 1952), zstd (RFC 8878), xz, lz4 frame, bzip2.
@@ -639,6 +704,8 @@ pub(crate) enum Why {
     Empty,
     Written,
     NoEndMarker,
+    /// It ends in more zeros than a tar does.
+    Reserved,
     QuietTime,
     /// A layout folder lacks something that it refers to.
     Incomplete,
@@ -651,6 +718,7 @@ impl fmt::Display for Why {
             Why::Empty => "it is empty",
             Why::Written => "a program still has it open for writing",
             Why::NoEndMarker => "it has no end-of-archive marker, so the upload may have been cut off",
+            Why::Reserved => "it ends in zeros only, so the rest of it may still be to come",
             Why::Incomplete => "it is a layout folder and lacks something that it refers to, so the copy may have been cut off",
             Why::QuietTime => {
                 "this file system cannot tell whether it is being written, so quiet time decides"
@@ -701,14 +769,16 @@ pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
             why: Why::NoEndMarker,
         },
         (_, Ending::NoMarker) => until_quiet_for(STALLED, Why::NoEndMarker),
+        (_, Ending::Reserved) if quiet < STALLED => until_quiet_for(STALLED, Why::Reserved),
         (Writer::Unknown, _) if quiet < QUIET => until_quiet_for(QUIET, Why::QuietTime),
         (Writer::None, Ending::Marker) if quiet < STILL_WHOLE => until_quiet_for(STILL_WHOLE, Why::Changing),
         (Writer::None, Ending::Compressed | Ending::Foreign) if quiet < STILL => {
             until_quiet_for(STILL, Why::Changing)
         }
-        (Writer::None | Writer::Unknown, Ending::Marker | Ending::Compressed | Ending::Foreign) => {
-            Settle::Settled
-        }
+        (
+            Writer::None | Writer::Unknown,
+            Ending::Marker | Ending::Reserved | Ending::Compressed | Ending::Foreign,
+        ) => Settle::Settled,
     }
 }
 
@@ -1183,8 +1253,23 @@ mod tests {
         whole.extend([0; 1024]);
         let cut = [header(), header(), header()].concat();
         let text = "x".repeat(4096);
-        let table: [(&str, &[u8], Ending); 14] = [
+        let mut reserved = header().to_vec();
+        reserved.resize(2 << 20, 0);
+        let padded = &reserved[..1 << 20];
+        let long_name = "n".repeat(100);
+        let (mode, no_mode) = (format!("{long_name}0000644"), format!("{long_name}rw-r--r"));
+        let table: [(&str, &[u8], Ending); 24] = [
             ("whole", &whole, Ending::Marker),
+            ("with the longest padding", padded, Ending::Marker),
+            ("reserved, the rest not written", &reserved, Ending::Reserved),
+            ("one byte of a name", b"i", Ending::NoMarker),
+            ("a name and its mode", mode.as_bytes(), Ending::NoMarker),
+            ("a name and no mode", no_mode.as_bytes(), Ending::Foreign),
+            ("a name and text behind it", b"a\0b", Ending::Foreign),
+            ("a line of text", b"hello\n", Ending::Foreign),
+            ("a few bytes", &[0xff, 1, 2, 3], Ending::Foreign),
+            ("a byte of gzip", &[0x1f], Ending::NoMarker),
+            ("three bytes of zstd", &[0x28, 0xb5, 0x2f], Ending::NoMarker),
             ("cut between entries", &cut, Ending::NoMarker),
             ("cut in a block", &whole[..1500], Ending::NoMarker),
             ("one block of zeros", &whole[..1024], Ending::NoMarker),
@@ -1214,7 +1299,7 @@ mod tests {
 
     #[test]
     fn a_file_is_settled_when_nobody_writes_it_and_its_end_is_there() {
-        use Ending::{Compressed, Foreign, Marker, NoMarker};
+        use Ending::{Compressed, Foreign, Marker, NoMarker, Reserved};
         use Writer::{None, Present, Unknown};
         #[derive(Debug, PartialEq)]
         enum Expected {
@@ -1237,6 +1322,10 @@ mod tests {
             (9, None, NoMarker, 29_999, Wait(30_000, Why::NoEndMarker)),
             (9, None, NoMarker, 30_000, Stalled(60_000, Why::NoEndMarker)),
             (9, None, NoMarker, 60_000, Settled),
+            (9, None, Reserved, 500, Wait(30_000, Why::Reserved)),
+            (9, None, Reserved, 30_000, Settled),
+            (9, Unknown, Reserved, 10_000, Wait(30_000, Why::Reserved)),
+            (9, Unknown, Reserved, 30_000, Settled),
             (9, Present, Marker, 0, Wait(1_000, Why::Written)),
             (9, Present, Marker, 29_500, Wait(30_000, Why::Written)),
             (9, Present, Marker, 30_000, Stalled(31_000, Why::Written)),
@@ -1277,6 +1366,7 @@ mod tests {
             for ending in [
                 Ending::Marker,
                 Ending::NoMarker,
+                Ending::Reserved,
                 Ending::Compressed,
                 Ending::Foreign,
             ] {

@@ -75,7 +75,13 @@ pub(crate) struct Context {
     /// Device and inode of the images folder: another one is not the folder whose bundles are known.
     #[serde(default)]
     pub(crate) folder: Option<(u64, u64)>,
+    /// The version of the program: another one may read what this one refused.
+    #[serde(default)]
+    pub(crate) program: Option<String>,
 }
+
+/// The version of this program.
+pub(crate) const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 
 /// What is known of one file in the images folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +147,13 @@ pub(crate) enum ErrorClass {
 }
 
 impl Entry {
+    /// What was found wrong with this very file, where only another file could help.
+    pub(crate) fn damage(&self, identity: &Identity) -> Option<&str> {
+        let error = self.last_error.as_ref()?;
+        let is_bad = error.class == ErrorClass::Bundle && self.identity == *identity;
+        is_bad.then_some(error.text.as_str())
+    }
+
     /// Whether the node's rules are against this file, whatever it has imported.
     pub(crate) fn is_refused(&self) -> bool {
         let class = self.last_error.as_ref().map(|error| error.class);

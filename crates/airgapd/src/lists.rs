@@ -27,7 +27,7 @@ pub(crate) fn is_list(name: &OsStr, head: Ending, size: u64) -> bool {
     let is_text = match head {
         Ending::Foreign => true,
         Ending::NoMarker => (1..512).contains(&size),
-        Ending::Marker | Ending::Compressed => false,
+        Ending::Marker | Ending::Reserved | Ending::Compressed => false,
     };
     is_text && name.as_bytes().ends_with(b".txt")
 }

@@ -40,14 +40,17 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => {
             let _ = output::complain(&mistakes.to_string());
+            let _ = output::failure(cli.common.output, &mistakes.to_string());
             return Exit::Usage.into();
         }
     };
     log::init(config.settings.log);
+    let format = cli.common.output;
     match execute(cli, config) {
         Ok(exit) => exit.into(),
         Err(error) => {
             tracing::error!("{error:#}");
+            let _ = output::failure(format, &format!("{error:#}"));
             Exit::Failed.into()
         }
     }

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use import::{BundleReport, ImageOutcome, ImageReport, Outcome};
 use serde::Serialize;
 
+use crate::config::OutputFormat;
+
 /// Prints lines of text. A reader that went away (a closed pipe) is no error.
 ///
 /// Much of it are an archive's own words, so whatever could move a cursor or turn a line around is printed escaped.
@@ -42,6 +44,20 @@ pub(crate) fn json(document: &impl Serialize) -> io::Result<()> {
     let mut out = serde_json::to_string_pretty(document)?;
     out.push('\n');
     print(&out)
+}
+
+/// The document of a command that came to nothing: whoever reads documents gets one.
+#[derive(Debug, Serialize)]
+struct Failure<'a> {
+    error: &'a str,
+}
+
+/// Answers with what went wrong where a document is expected; people have read it in the log.
+pub(crate) fn failure(format: OutputFormat, error: &str) -> io::Result<()> {
+    match format {
+        OutputFormat::Json => json(&Failure { error }),
+        OutputFormat::Text => Ok(()),
+    }
 }
 
 fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {

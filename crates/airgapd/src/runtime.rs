@@ -102,6 +102,7 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
         trusted_digests,
         on_conflict,
         namespace,
+        limits,
         ..
     } = settings;
     let rules = runtime.version.rules();
@@ -115,7 +116,7 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
         digest_references,
         on_conflict,
         namespace,
-        (allowed_names, checksums, trusted_digests),
+        (allowed_names, checksums, trusted_digests, limits),
     );
     import::short_hash(format!("{decisive:?}").as_bytes())
 }

@@ -42,6 +42,16 @@ pub enum Cause {
     Other,
 }
 
+impl Cause {
+    /// Why a bundle could not be opened: its own fault, or that of the file it is in.
+    pub fn of(error: &bundle::Error) -> Cause {
+        match error.fault {
+            bundle::Fault::Io { .. } | bundle::Fault::NotAFile(_) | bundle::Fault::Changed => Cause::File,
+            _ => Cause::Bundle,
+        }
+    }
+}
+
 /// What became of a bundle.
 #[derive(Clone, Debug, Serialize)]
 pub struct BundleReport {
@@ -165,17 +175,9 @@ impl BundleReport {
     /// The report of a file that is no readable bundle.
     #[must_use]
     pub fn unreadable(path: &Path, error: &bundle::Error, took: Duration) -> BundleReport {
-        let cause = if matches!(
-            error.fault,
-            bundle::Fault::Io { .. } | bundle::Fault::NotAFile(_) | bundle::Fault::Changed
-        ) {
-            Cause::File
-        } else {
-            Cause::Bundle
-        };
         BundleReport {
             error: Some(chain(error)),
-            cause: Some(cause),
+            cause: Some(Cause::of(error)),
             ..BundleReport::empty(path, Outcome::Failed, took)
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::Exit;
 use crate::cli::ConfigArgs;
-use crate::config::{Config, OutputFormat};
+use crate::config::{Config, OutputFormat, Settings};
 use crate::node::{Ambiguous, Runtime};
 use crate::output;
 
@@ -20,6 +20,11 @@ pub(crate) fn run(
         .file
         .as_ref()
         .map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
+    if let Some(mistake) = args.check.then(|| missing(&config.settings)).flatten() {
+        output::complain(&mistake)?;
+        output::failure(format, &mistake)?;
+        return Ok(Exit::Usage);
+    }
     match (args.check, format) {
         (true, OutputFormat::Text) => output::text(&format!("the configuration is usable ({file})\n"))?,
         (false, OutputFormat::Text) => {
@@ -33,6 +38,17 @@ pub(crate) fn run(
         (_, OutputFormat::Json) => output::json(&config.rows())?,
     }
     Ok(Exit::Done)
+}
+
+/// What the configuration names and this node lacks, so that nothing could be imported.
+fn missing(settings: &Settings) -> Option<String> {
+    let folder = settings.trusted_digests.as_ref()?;
+    let shown = folder.display();
+    match std::fs::metadata(folder) {
+        Ok(metadata) if metadata.is_dir() => None,
+        Ok(_) => Some(format!("trustedDigests: {shown} is no folder")),
+        Err(error) => Some(format!("trustedDigests: {shown}: {error}")),
+    }
 }
 
 /// What the configuration and the evidence on this node come to, as comments.

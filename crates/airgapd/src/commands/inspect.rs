@@ -6,7 +6,7 @@ mod producer;
 mod verify;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bundle::{Bundle, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName};
@@ -34,6 +34,16 @@ pub(crate) struct Inspection {
     /// Why not, or what the reader should know.
     warnings: Vec<String>,
     images: Vec<InspectedImage>,
+    /// Always none: what cannot be read has a document of its own.
+    error: Option<String>,
+}
+
+/// The document for a file of which nothing can be told but why.
+#[derive(Debug, Serialize)]
+struct Unreadable<'a> {
+    path: &'a Path,
+    complete: bool,
+    error: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,6 +119,7 @@ impl Inspection {
             verified: None,
             warnings,
             images,
+            error: None,
         }
     }
 
@@ -370,7 +381,7 @@ impl InspectedPlatform {
     }
 }
 
-/// Looks into a bundle. Exit status 0 when it is whole, 5 when it is not or is no bundle.
+/// Looks into a bundle. Exit status 0 when it is whole, 5 when it is not or is no bundle, 1 when the file cannot be read.
 pub(crate) async fn run(
     args: &crate::cli::InspectArgs,
     settings: &crate::config::Settings,
@@ -380,8 +391,21 @@ pub(crate) async fn run(
     let bundle = match super::import::open(&args.file, &settings.limits).await {
         Ok(bundle) => Arc::new(bundle),
         Err(error) => {
-            tracing::error!("{}", import::chain(&error));
-            return Ok(super::Exit::BadBundle);
+            let text = import::chain(&error);
+            tracing::error!("{text}");
+            if format == OutputFormat::Json {
+                crate::output::json(&Unreadable {
+                    path: &args.file,
+                    complete: false,
+                    error: text,
+                })?;
+            }
+            return Ok(match import::Cause::of(&error) {
+                import::Cause::Bundle => super::Exit::BadBundle,
+                import::Cause::File | import::Cause::Unreachable | import::Cause::Other => {
+                    super::Exit::Failed
+                }
+            });
         }
     };
     let mut inspection = Inspection::of(&bundle, &crate::runtime::policy(settings, None));

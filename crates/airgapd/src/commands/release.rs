@@ -21,6 +21,8 @@ use crate::runtime;
 struct Document<'a> {
     dry_run: bool,
     released: &'a [Released],
+    /// Why nothing was even tried.
+    error: Option<String>,
 }
 
 /// Takes labels and pins back. Exit status 1 when a name is known to nothing.
@@ -33,7 +35,15 @@ pub(crate) async fn run(
     let runtime = match runtime::connect(&node.socket, settings).await {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!("{} (tried {})", import::chain(&error), node.socket.display());
+            let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
+            tracing::error!("{text}");
+            if format == OutputFormat::Json {
+                output::json(&Document {
+                    dry_run: args.dry_run,
+                    released: &[],
+                    error: Some(text),
+                })?;
+            }
             return Ok(if error.is_unreachable() {
                 Exit::Unreachable
             } else {
@@ -53,6 +63,7 @@ pub(crate) async fn run(
         OutputFormat::Json => output::json(&Document {
             dry_run: args.dry_run,
             released: &released,
+            error: None,
         })?,
         OutputFormat::Text => output::text(&text(&released, args.dry_run))?,
     }

@@ -70,6 +70,33 @@ impl Daemon {
         true
     }
 
+    /// Spares files that an earlier run of this program found bad: they are told of once more and not read again.
+    pub(super) fn recall_damage(&mut self) {
+        if self.ledger.context.program.as_deref() != Some(ledger::PROGRAM) {
+            return;
+        }
+        for name in self.roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
+            let (Some(entry), Some(identity)) = (self.ledger.get(&name), self.roster.identity(&name)) else {
+                continue;
+            };
+            let Some(text) = entry.damage(&identity) else {
+                continue;
+            };
+            if self.refusals.admit() {
+                error!(bundle = %shown(&name), outcome = "failed", "not imported, as before: {text}");
+            }
+            // What did land of it is looked after like anything else.
+            let phase = match entry.outcome {
+                ledger::Outcome::Partial => Phase::Known,
+                _ => Phase::Failed {
+                    attempts: entry.attempts,
+                    retry: None,
+                },
+            };
+            self.roster.set(&name, phase);
+        }
+    }
+
     fn settle(&mut self, name: &OsStr, file: &File) {
         let Some(since) = self.roster.still_since(name) else {
             return;
@@ -154,6 +181,7 @@ impl Daemon {
     ) {
         let path = self.images_dir.join(name);
         let started = Instant::now();
+        let same_file = file.try_clone();
         let opened = read_bundle(
             file,
             path.clone(),
@@ -169,6 +197,8 @@ impl Daemon {
         }
         if version.is_layout {
             info!(bundle = %shown(name), "importing");
+        } else if self.may_go_on(name, same_file.ok().as_ref(), &opened, is_whole) {
+            return;
         }
         let bundle = match opened {
             Ok(bundle) => Arc::new(bundle),
@@ -210,6 +240,34 @@ impl Daemon {
                 self.stopped(name, identity, &report, &error);
             }
         }
+    }
+
+    /// Puts off what looks like an upload that goes on later: a program that writes in several goes leaves such files
+    /// in between, and nobody has it open then.
+    fn may_go_on(
+        &mut self,
+        name: &OsStr,
+        file: Option<&File>,
+        opened: &Result<Bundle, bundle::Error>,
+        is_whole: bool,
+    ) -> bool {
+        let since = self.roster.still_since(name);
+        let Some(look) = since.and_then(|since| folder::may_go_on_until(since, Instant::now())) else {
+            return false;
+        };
+        let is_cut = match opened {
+            Ok(bundle) => matches!(bundle.catalog().ending, bundle::Ending::Truncated(_)),
+            Err(error) => matches!(
+                error.fault,
+                bundle::Fault::Truncated(_) | bundle::Fault::CompressedCut { .. }
+            ),
+        };
+        if !is_cut && (is_whole || !file.is_some_and(folder::may_be_reserved)) {
+            return false;
+        }
+        info!(bundle = %shown(name), "not whole yet; it is read again when it has changed, or has not for a while");
+        self.roster.set(name, Phase::Settling { look });
+        true
     }
 
     /// Has the images of a list pulled, one after the other; one that cannot be had spares the others.

@@ -1,0 +1,120 @@
+//! How much memory the program takes, however large or odd a bundle is.
+//!
+//! The unit's memory limit rests on these figures. The long versions are left out of a test run:
+//! `cargo test -p airgapd --test scenarios -- --ignored memory` plays them.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use bundle::Compression;
+use bundle::fixtures::{Image, Layer};
+use xtask::Generation;
+
+use crate::support::bundles::{self, image, native};
+use crate::support::node::peak_memory;
+use crate::support::{Node, Place, Target, run_on, unique, wait_for};
+
+/// What a daemon may take, in bytes, whatever it imports.
+const MOST: u64 = 96 << 20;
+
+const MEBIBYTE: usize = 1 << 20;
+
+/// Bytes that no codec makes less of (xorshift64).
+fn noise(length: usize, mut state: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+/// An image of so many mebibytes: 64 of noise, the others zeros.
+fn large(name: &str, mebibytes: usize) -> Image {
+    let noise = (1..=4).map(|seed| Layer::new(noise(16 * MEBIBYTE, seed)));
+    let zeros = Layer::zeros(((mebibytes - 64) * MEBIBYTE) as u64);
+    let image = Image::new(name).platform(native()).layer(unique());
+    noise.chain([zeros]).fold(image, Image::with_layer)
+}
+
+/// What the daemon took at most to import a file, in bytes.
+fn peak_of_importing(target: &Target, file: &str, name: &str, write: impl FnOnce(&Path)) -> u64 {
+    let node = Node::on(target);
+    write(&node.images().join(file));
+    let daemon = node.start();
+    wait_for(Duration::from_secs(300), "the image", || {
+        target.record(name).is_some() && target.leases().is_empty()
+    });
+    let peak = peak_memory(daemon.pid()).unwrap();
+    daemon.finish(target);
+    peak
+}
+
+fn import_compressed(target: &Target, mebibytes: usize) {
+    for codec in [Compression::Gzip, Compression::Zstd] {
+        let target = target.elsewhere();
+        let name = "registry.test/large:1";
+        let peak = peak_of_importing(&target, "large", name, |path| {
+            let mut file = BufWriter::new(File::create(path).unwrap());
+            let archive = bundles::layout([large(name, mebibytes)]).build();
+            archive.write_compressed(codec, &mut file).unwrap();
+            file.flush().unwrap();
+        });
+        assert!(peak < MOST, "{codec}: {peak} bytes resident at the peak");
+    }
+}
+
+#[test]
+fn a_compressed_bundle_of_256_mebibytes_is_imported_in_less_than_96() {
+    run_on(Place::Real(Generation::V2), |target| {
+        import_compressed(target, 256)
+    });
+}
+
+#[test]
+#[ignore = "takes a minute; the short version says the same"]
+fn a_compressed_bundle_of_a_gibibyte_is_imported_in_less_than_96_mebibytes() {
+    run_on(Place::Real(Generation::V2), |target| {
+        import_compressed(target, 1024)
+    });
+}
+
+/// A bundle with so many entries beside its own, of one byte each.
+fn write_many(path: &Path, name: &str, entries: usize) {
+    let mut archive = bundles::layout([image(name)]).build();
+    for n in 0..entries {
+        archive.add(&format!("entry-{n}"), vec![b'x']);
+    }
+    let mut file = BufWriter::new(File::create(path).unwrap());
+    archive.write_compressed(Compression::Gzip, &mut file).unwrap();
+    file.flush().unwrap();
+}
+
+fn import_with_many_entries(target: &Target, entries: usize) -> u64 {
+    let name = "registry.test/many:1";
+    peak_of_importing(target, "many", name, |path| write_many(path, name, entries))
+}
+
+/// Each entry costs 72 bytes: its name, its place, its digest.
+#[test]
+fn an_entry_of_a_compressed_bundle_costs_less_than_a_hundred_bytes() {
+    run_on(Place::Fake, |target| {
+        let few = import_with_many_entries(&target.elsewhere(), 10_000);
+        let many = import_with_many_entries(&target.elsewhere(), 160_000);
+        let each = many.saturating_sub(few) / 150_000;
+        assert!(each < 100, "{each} bytes for each entry: {few} and {many} in all");
+    });
+}
+
+#[test]
+#[ignore = "takes a minute; the short version says what follows for this"]
+fn as_many_entries_as_a_bundle_may_have_fit_into_96_mebibytes() {
+    run_on(Place::Fake, |target| {
+        let peak = import_with_many_entries(target, 999_000);
+        assert!(peak < MOST, "{peak} bytes resident at the peak");
+    });
+}
