@@ -71,7 +71,7 @@ fn import_compressed(target: &Target, mebibytes: usize) {
 #[test]
 fn a_compressed_bundle_of_256_mebibytes_is_imported_in_less_than_96() {
     run_on(Place::Real(Generation::V2), |target| {
-        import_compressed(target, 256)
+        import_compressed(target, 256);
     });
 }
 
@@ -79,7 +79,7 @@ fn a_compressed_bundle_of_256_mebibytes_is_imported_in_less_than_96() {
 #[ignore = "takes a minute; the short version says the same"]
 fn a_compressed_bundle_of_a_gibibyte_is_imported_in_less_than_96_mebibytes() {
     run_on(Place::Real(Generation::V2), |target| {
-        import_compressed(target, 1024)
+        import_compressed(target, 1024);
     });
 }
 
