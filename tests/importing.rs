@@ -365,6 +365,40 @@ fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
 }
 
 /// Statements 15 and 19, in the format in which they arise.
+/// `digestReferences: all` and `aliases:` together: every name under both prefixes.
+fn an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("aliases: [registry.test/team=mirror.test/copy]\ndigestReferences: all");
+    let file = text(&node.path("bundle.tar"));
+    let name = "registry.test/team/app:1";
+    let archive = bundles::write(file.as_ref(), [multi_platform(name, &PLATFORMS)]);
+    node.import([&file]).exits(0);
+    let image = &archive.images[0];
+    let ours = image
+        .manifests
+        .iter()
+        .find(|manifest| {
+            manifest
+                .platform
+                .as_ref()
+                .is_some_and(|platform| platform.to_string() == native())
+        })
+        .unwrap();
+    let expected = ["registry.test/team", "mirror.test/copy"].map(|prefix| {
+        [
+            format!("{prefix}/app:1"),
+            format!("{prefix}/app@{}", image.root),
+            format!("{prefix}/app@{}", ours.digest),
+        ]
+    });
+    assert_eq!(target.names(), expected.into_iter().flatten().collect());
+    let by_platform = target.expect_record(&format!("mirror.test/copy/app@{}", ours.digest));
+    assert_eq!(*by_platform.target.digest(), ours.digest);
+    assert!(target.names().iter().all(|name| target.is_pinned(name)));
+    node.import([&file]).exits(0);
+    assert_eq!(target.names().len(), 6, "a second time adds nothing");
+}
+
 fn one_invalid_tag_of_a_docker_archive_spares_the_others(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("docker.tar"));
@@ -489,6 +523,7 @@ fn a_bundle_is_inspected_without_containerd(target: &Target) {
 }
 
 on_each_containerd!(
+    an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too,
     names_become_the_records_that_kubelet_asks_for,
     a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured,
     one_invalid_tag_of_a_docker_archive_spares_the_others,
