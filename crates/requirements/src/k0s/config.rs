@@ -1,0 +1,283 @@
+//! k0s's cluster configuration, as far as it decides which images are needed.
+//!
+//! Fields that are not known here are none of our business; those that are must have the right type. Source: k0s
+//! documentation, "Configuration options".
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::Component;
+use crate::reader::Reader;
+use crate::tree::{self, Tree};
+use crate::{Limits, Problem, Problems};
+
+/// What a cluster configuration says about images.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Images that replace a release's own, in whole or in part.
+    pub overrides: BTreeMap<Component, ImageOverride>,
+    /// `spec.images.repository`.
+    pub repository: Option<String>,
+    /// How k0s's own pods pull.
+    pub policies: PullPolicies,
+    /// The network.
+    pub provider: Provider,
+    /// Whether worker nodes balance the load of the API servers themselves.
+    pub balancing: bool,
+    /// What they would do it with.
+    pub balancer: Balancer,
+    /// Whether it was found in a configuration of k0sctl, which k0s itself does not read.
+    pub is_of_k0sctl: bool,
+    /// The release, where a configuration of k0sctl says so.
+    pub release: Option<String>,
+}
+
+/// `image` and `version` of a component.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageOverride {
+    /// The name without a tag.
+    pub image: Option<String>,
+    /// The tag, with or without a digest.
+    pub version: Option<String>,
+}
+
+/// `spec.network.provider`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Provider {
+    /// `kuberouter`, the default.
+    #[default]
+    KubeRouter,
+    /// `calico`.
+    Calico,
+    /// `custom`: somebody else brings the network, and its images.
+    Custom,
+}
+
+/// `spec.network.nodeLocalLoadBalancing.type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balancer {
+    /// `EnvoyProxy`, the default.
+    #[default]
+    Envoy,
+    /// `Traefik`, from 1.36 on.
+    Traefik,
+}
+
+/// The pull policies of k0s's own pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PullPolicies {
+    /// `spec.images.default_pull_policy`.
+    pub default: Option<String>,
+    /// Those of the node-local load balancers, which may differ.
+    pub balancers: BTreeMap<Component, String>,
+}
+
+impl PullPolicies {
+    /// The policy of one component.
+    #[must_use]
+    pub fn of(&self, component: Component) -> &str {
+        let own = self.balancers.get(&component);
+        own.or(self.default.as_ref())
+            .map_or("IfNotPresent", String::as_str)
+    }
+}
+
+/// Reads a configuration: an object of the kind `ClusterConfig`, or the one in a k0sctl configuration, or a document
+/// that leaves out its kind. An empty text has all defaults.
+///
+/// # Errors
+///
+/// Every value of the wrong type or meaning, with its path.
+pub fn parse(text: &str, limits: &Limits) -> Result<ClusterConfig, Problems> {
+    let (documents, problems) = tree::documents(text, limits);
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    let problems = RefCell::new(Vec::new());
+    let config = match find(documents.iter().map(|document| &document.tree)) {
+        Some((tree, release, prefix)) => ClusterConfig {
+            is_of_k0sctl: !prefix.is_empty(),
+            release,
+            ..read(&Reader::new(tree, prefix, &problems))
+        },
+        None if documents.is_empty() => ClusterConfig::default(),
+        None => {
+            problems.borrow_mut().push(Problem {
+                line: None,
+                at: String::new(),
+                reason: "it is no k0s configuration: there is no object of the kind ClusterConfig in it"
+                    .to_owned(),
+            });
+            ClusterConfig::default()
+        }
+    };
+    match problems.into_inner() {
+        problems if problems.is_empty() => Ok(config),
+        problems => Err(Problems(problems)),
+    }
+}
+
+/// The configuration among the documents, with the release that stands beside it and the path to it.
+fn find<'t>(trees: impl Iterator<Item = &'t Tree>) -> Option<(&'t Tree, Option<String>, &'static str)> {
+    let trees: Vec<_> = trees.collect();
+    let of_kind = |wanted: Option<&str>| trees.iter().copied().find(|tree| tree.text("kind") == wanted);
+    if let Some(tree) = of_kind(Some("ClusterConfig")) {
+        return Some((tree, None, ""));
+    }
+    if let Some(k0s) = of_kind(Some("Cluster")).and_then(|cluster| cluster.get("spec")?.get("k0s")) {
+        let release = match k0s.get("version") {
+            Some(Tree::Text(version)) => Some(version.clone()),
+            _ => None,
+        };
+        return Some((
+            k0s.get("config").unwrap_or(&Tree::Null),
+            release,
+            "spec.k0s.config",
+        ));
+    }
+    let bare = of_kind(None).filter(|tree| matches!(tree, Tree::Map(_)))?;
+    let has_spec = bare.get("spec").is_some() || *bare == Tree::Map(Vec::new());
+    has_spec.then_some((bare, None, ""))
+}
+
+fn read(config: &Reader<'_>) -> ClusterConfig {
+    let images = config.at(&["spec", "images"]);
+    let network = config.at(&["spec", "network"]);
+    let balancing = network.get("nodeLocalLoadBalancing");
+    let mut found = ClusterConfig {
+        overrides: BTreeMap::new(),
+        repository: images
+            .get("repository")
+            .text()
+            .map(|text| text.trim_end_matches('/').to_owned()),
+        policies: PullPolicies {
+            default: policy(&images.get("default_pull_policy")),
+            balancers: BTreeMap::new(),
+        },
+        provider: provider(&network.get("provider")),
+        balancing: balancing.get("enabled").bool().unwrap_or(false),
+        balancer: balancer(&balancing.get("type")),
+        is_of_k0sctl: false,
+        release: None,
+    };
+    for component in Component::ALL {
+        let given = match component {
+            Component::EnvoyProxy | Component::Traefik => {
+                let own = balancing.get(component.key());
+                if let Some(policy) = policy(&own.get("imagePullPolicy")) {
+                    found.policies.balancers.insert(component, policy);
+                }
+                own.get("image")
+            }
+            _ => images.at(&component.key().split('.').collect::<Vec<_>>()),
+        };
+        let (image, version) = (given.get("image"), given.get("version"));
+        let given = ImageOverride {
+            image: image.text().map(str::to_owned),
+            version: version.text().map(str::to_owned),
+        };
+        if given != ImageOverride::default() {
+            found.overrides.insert(component, given);
+        }
+    }
+    found
+}
+
+fn provider(given: &Reader<'_>) -> Provider {
+    match given.text() {
+        None | Some("kuberouter") => Provider::KubeRouter,
+        Some("calico") => Provider::Calico,
+        Some("custom") => Provider::Custom,
+        Some(other) => {
+            given.complain(format!("is {other:?}; k0s knows kuberouter, calico and custom"));
+            Provider::default()
+        }
+    }
+}
+
+fn balancer(given: &Reader<'_>) -> Balancer {
+    match given.text() {
+        None | Some("EnvoyProxy") => Balancer::Envoy,
+        Some("Traefik") => Balancer::Traefik,
+        Some(other) => {
+            given.complain(format!("is {other:?}; k0s knows EnvoyProxy and Traefik"));
+            Balancer::default()
+        }
+    }
+}
+
+fn policy(given: &Reader<'_>) -> Option<String> {
+    let policy = given.text()?;
+    if !matches!(policy, "Always" | "IfNotPresent" | "Never") {
+        given.complain(format!(
+            "is {policy:?}; Kubernetes knows Always, IfNotPresent and Never"
+        ));
+    }
+    Some(policy.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ClusterConfig, String> {
+        parse(text, &Limits::default()).map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_default_and_unknown_fields_are_fine() {
+        for text in [
+            "",
+            "{}",
+            "# nothing\n",
+            "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\n",
+            "kind: ClusterConfig\nspec:\n",
+            "kind: ClusterConfig\nspec: {images: null, network: {podCIDR: 10.0.0.0/8}, unknown: [1]}\n",
+            "kind: Cluster\nspec: {hosts: [], k0s: {dynamicConfig: false}}\n",
+        ] {
+            let expected = ClusterConfig {
+                is_of_k0sctl: text.contains("hosts"),
+                ..ClusterConfig::default()
+            };
+            assert_eq!(read(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_named_by_its_path() {
+        let text = "kind: ClusterConfig\nspec:\n  images:\n    pause: {version: 3.9}\n    coredns: x\n    repository: [a]\n    \
+            default_pull_policy: Sometimes\n  network: {provider: cilium, nodeLocalLoadBalancing: {enabled: 'yes', type: Nginx}}\n";
+        let error = read(text).unwrap_err();
+        for part in [
+            "spec.images.pause.version must be text, not a number: put it in quotes",
+            "spec.images.coredns must be a mapping, not text",
+            "spec.images.repository must be text, not a list",
+            "spec.images.default_pull_policy is \"Sometimes\"",
+            "spec.network.provider is \"cilium\"",
+            "spec.network.nodeLocalLoadBalancing.enabled must be true or false, not text",
+            "spec.network.nodeLocalLoadBalancing.type is \"Nginx\"",
+        ] {
+            assert!(error.contains(part), "{part}\n{error}");
+        }
+        for text in ["kind: Pod\nspec: {}\n", "- a\n", "text", "images: {}\n"] {
+            assert!(read(text).unwrap_err().contains("no k0s configuration"), "{text}");
+        }
+        assert!(
+            read("kind: ClusterConfig\nspec: [\n")
+                .unwrap_err()
+                .contains("line")
+        );
+    }
+
+    #[test]
+    fn the_configuration_within_one_of_k0sctl_is_found_with_its_release() {
+        let text = "apiVersion: k0sctl.k0sproject.io/v1beta1\nkind: Cluster\nspec:\n  k0s:\n    version: v1.34.10+k0s.0\n    \
+            config: {spec: {network: {provider: calico}, images: {default_pull_policy: Never}}}\n";
+        let config = read(text).unwrap();
+        assert_eq!(config.release.as_deref(), Some("v1.34.10+k0s.0"));
+        assert_eq!(config.provider, Provider::Calico);
+        assert_eq!(config.policies.of(Component::Pause), "Never");
+        let wrong = read(&text.replace("calico", "[calico]")).unwrap_err();
+        assert!(wrong.contains("spec.k0s.config.spec.network.provider"), "{wrong}");
+    }
+}

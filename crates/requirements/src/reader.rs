@@ -1,0 +1,116 @@
+//! Values looked up by path, with every mistake of type collected under the path of the value.
+
+use std::cell::RefCell;
+
+use crate::Problem;
+use crate::tree::Tree;
+
+/// A value, the way to it, and where mistakes go.
+#[derive(Clone)]
+pub(crate) struct Reader<'t> {
+    tree: Option<&'t Tree>,
+    path: String,
+    problems: &'t RefCell<Vec<Problem>>,
+}
+
+impl<'t> Reader<'t> {
+    pub(crate) fn new(tree: &'t Tree, path: &str, problems: &'t RefCell<Vec<Problem>>) -> Self {
+        Reader {
+            tree: Some(tree),
+            path: path.to_owned(),
+            problems,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The member of a mapping; of what is absent or `null` nothing.
+    pub(crate) fn get(&self, key: &str) -> Reader<'t> {
+        let tree = match self.tree {
+            None | Some(Tree::Null) => None,
+            Some(tree @ Tree::Map(_)) => tree.get(key),
+            Some(other) => {
+                self.is_not("a mapping", other);
+                None
+            }
+        };
+        let separator = if self.path.is_empty() || self.path.ends_with(' ') {
+            ""
+        } else {
+            "."
+        };
+        Reader {
+            tree,
+            path: format!("{}{separator}{key}", self.path),
+            problems: self.problems,
+        }
+    }
+
+    /// Several members deep.
+    pub(crate) fn at(&self, path: &[&str]) -> Reader<'t> {
+        path.iter().fold(self.clone(), |reader, key| reader.get(key))
+    }
+
+    /// The elements of a list.
+    pub(crate) fn elements(&self) -> Vec<Reader<'t>> {
+        let list = match self.tree {
+            None | Some(Tree::Null) => return Vec::new(),
+            Some(Tree::List(list)) => list,
+            Some(other) => {
+                self.is_not("a list", other);
+                return Vec::new();
+            }
+        };
+        let element = |(at, tree)| Reader {
+            tree: Some(tree),
+            path: format!("{}[{at}]", self.path),
+            problems: self.problems,
+        };
+        list.iter().enumerate().map(element).collect()
+    }
+
+    /// Text; of what is empty nothing.
+    pub(crate) fn text(&self) -> Option<&'t str> {
+        match self.tree? {
+            Tree::Null => None,
+            Tree::Text(text) => Some(text.as_str()).filter(|text| !text.is_empty()),
+            other => {
+                self.is_not("text", other);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn bool(&self) -> Option<bool> {
+        match self.tree? {
+            Tree::Null => None,
+            Tree::Bool(value) => Some(*value),
+            other => {
+                self.is_not("true or false", other);
+                None
+            }
+        }
+    }
+
+    /// Notes that the value is wrong.
+    pub(crate) fn complain(&self, reason: String) {
+        self.problems.borrow_mut().push(Problem {
+            line: None,
+            at: self.path.clone(),
+            reason,
+        });
+    }
+
+    fn is_not(&self, wanted: &str, found: &Tree) {
+        let quote = match found {
+            Tree::Number(_) | Tree::Bool(_) if wanted == "text" => ": put it in quotes",
+            Tree::Map(_) if wanted == "text" => {
+                ": if it was {{ ... }} in a template, render it first, with `helm template` for a chart"
+            }
+            _ => "",
+        };
+        self.complain(format!("must be {wanted}, not {}{quote}", found.kind()));
+    }
+}
