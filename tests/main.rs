@@ -17,6 +17,7 @@ mod healing;
 mod importing;
 mod inspecting;
 mod kubelet;
+mod listing;
 mod lists;
 mod memory;
 mod reaching;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Common, Given, PlatformFlag};
+use crate::needs::{K0sArgs, ManifestArgs};
 
 /// Imports image bundles into containerd on nodes without a registry.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Import(ImportArgs),
     /// Show what is inside a bundle, what this node would take of it, and whether it is whole
     Inspect(InspectArgs),
+    /// List the images that a k0s cluster needs, and those of Kubernetes manifests
+    ListImages(ListImagesArgs),
     /// Take back our labels and pins; image records stay
     Release(ReleaseArgs),
     /// Show the effective configuration and where each value comes from
@@ -68,6 +71,20 @@ pub(crate) struct InspectArgs {
     pub(crate) names: Vec<String>,
     #[command(flatten)]
     pub(crate) platform: PlatformFlag,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListImagesArgs {
+    #[command(flatten)]
+    pub(crate) k0s: K0sArgs,
+    /// Only the images of manifests
+    #[arg(long, requires = "manifests", conflicts_with_all = ["k0s_config", "k0s_version", "k0s", "image_set", "all"])]
+    pub(crate) no_k0s: bool,
+    #[command(flatten)]
+    pub(crate) manifests: ManifestArgs,
+    /// The platform of the nodes, such as linux/arm64 or windows/amd64; without it, this machine's
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -14,6 +14,7 @@ mod healing;
 mod ledger;
 mod lists;
 mod log;
+mod needs;
 mod node;
 mod output;
 mod progress;
@@ -62,7 +63,7 @@ fn flags_of(command: &Command) -> Vec<Given> {
         Command::Run(platform) => platform.given(),
         Command::Import(args) => args.given(),
         Command::Inspect(args) => args.given(),
-        Command::Release(_) | Command::Config(_) => Vec::new(),
+        Command::Release(_) | Command::Config(_) | Command::ListImages(_) => Vec::new(),
     }
 }
 
@@ -92,6 +93,7 @@ fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyho
             Command::Release(args) => {
                 commands::release::run(&args, &settings, &this_node(&settings)?, format).await
             }
+            Command::ListImages(args) => commands::list_images::run(&args, format).await,
             Command::Run(_) => commands::run::run(settings).await,
             Command::Config(_) => unreachable!("it needs no runtime"),
         }

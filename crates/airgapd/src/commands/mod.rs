@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod list_images;
 pub(crate) mod release;
 pub(crate) mod run;
 

@@ -1,0 +1,131 @@
+//! What a cluster will ask this node for, gathered from everything the operator points at.
+//!
+//! The files are read here and the program of k0s is started here; what is in them is the business of the crate
+//! `requirements`. Whoever asks gets all of it or every mistake at once: a list that is short of the images of one
+//! unreadable manifest would be worse than none.
+
+mod files;
+mod k0s;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use clap::Args;
+use import::Reference;
+use requirements::{Limits, manifests};
+use serde::Serialize;
+
+use files::Text;
+pub(crate) use k0s::{K0sAnswer, K0sArgs};
+
+/// The flag for manifests.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ManifestArgs {
+    /// Kubernetes YAML or JSON: files, folders with all that is below them, or - for standard input
+    #[arg(long, num_args = 1.., value_name = "FILE|DIR")]
+    pub(crate) manifests: Vec<std::path::PathBuf>,
+}
+
+/// The kinds of places an image can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    K0s,
+    Manifest,
+}
+
+/// One place that asks for an image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct Source {
+    pub(crate) kind: Kind,
+    /// The file, where there is one.
+    pub(crate) path: Option<String>,
+    /// The Kubernetes object.
+    pub(crate) object: Option<String>,
+    /// The field that has the reference.
+    pub(crate) field: Option<String>,
+    /// The reference as it stands there.
+    pub(crate) given: String,
+    /// The pull policy that follows.
+    pub(crate) pull_policy: Option<String>,
+}
+
+/// An image that will be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Need {
+    /// The normalised reference, or what stands in its place where it is none.
+    pub(crate) reference: String,
+    /// Who asks for it.
+    pub(crate) sources: Vec<Source>,
+}
+
+/// Everything that was gathered.
+#[derive(Debug, Default)]
+pub(crate) struct Needs {
+    /// In the order of the sources.
+    found: Vec<Source>,
+    /// Where the list of k0s comes from, if it was asked for.
+    pub(crate) k0s: Option<K0sAnswer>,
+    /// What the operator should hear, although it stops nothing.
+    pub(crate) notes: Vec<String>,
+    /// Why the list is not whole.
+    pub(crate) mistakes: Vec<String>,
+}
+
+impl Needs {
+    /// Adds the images of manifests.
+    pub(crate) fn add_manifests(&mut self, paths: &[impl AsRef<Path>], kind: Kind) {
+        for path in paths {
+            let texts = files::texts(path.as_ref(), false, &mut self.mistakes);
+            for text in texts {
+                self.add_manifest(&text, kind);
+            }
+        }
+    }
+
+    fn add_manifest(&mut self, text: &Text, kind: Kind) {
+        let found = manifests::read(&text.text, &Limits::default());
+        let name = &text.name;
+        self.mistakes
+            .extend(found.problems.iter().map(|problem| format!("{name}: {problem}")));
+        self.notes
+            .extend(found.notes.iter().map(|note| format!("{name}: {note}")));
+        self.found.extend(found.uses.into_iter().map(|found| Source {
+            kind,
+            path: Some(name.clone()),
+            pull_policy: Some(found.effective_policy().to_owned()),
+            object: Some(found.object),
+            field: Some(found.field),
+            given: found.reference,
+        }));
+    }
+
+    /// The references as they stand there, in the order of the sources.
+    pub(crate) fn as_given(&self) -> Vec<Need> {
+        let need = |source: &Source| Need {
+            reference: source.given.clone(),
+            sources: vec![source.clone()],
+        };
+        self.found.iter().map(need).collect()
+    }
+
+    /// The references normalised, sorted, each once with everybody who asks for it.
+    pub(crate) fn merged(&self) -> Vec<Need> {
+        let mut by_reference: BTreeMap<String, Vec<Source>> = BTreeMap::new();
+        for source in &self.found {
+            by_reference
+                .entry(normalised(&source.given))
+                .or_default()
+                .push(source.clone());
+        }
+        let need = |(reference, sources)| Need { reference, sources };
+        by_reference.into_iter().map(need).collect()
+    }
+}
+
+/// The name that CRI would look for; what is no reference stays as it is.
+fn normalised(given: &str) -> String {
+    given
+        .parse::<Reference>()
+        .map_or_else(|_| given.to_owned(), |reference| reference.to_string())
+}

@@ -1,0 +1,308 @@
+//! `airgapd list-images`: what a cluster will need, before there is one. It needs no containerd.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::json;
+
+use crate::support::Node;
+use crate::support::node::Answer;
+
+const NEWEST: &str = "v1.36.3+k0s.2";
+
+/// The list of k0s for its defaults, as the crate `requirements` has it with its source.
+const DEFAULTS: &str = "quay.io/k0sproject/pause:3.10.2-0
+quay.io/k0sproject/apiserver-network-proxy-agent:v0.36.0-k0s.0
+quay.io/k0sproject/kube-proxy:v1.36.3-1
+quay.io/k0sproject/coredns:1.14.6-k0s.0
+quay.io/k0sproject/metrics-server:v0.9.0-k0s.0
+quay.io/k0sproject/cni-node:v1.9.1-k0s.1
+quay.io/k0sproject/kube-router:v2.10.0-iptables1.8.13-k0s.1
+";
+
+fn node() -> Node {
+    Node::at(Path::new("/nonexistent/containerd.sock"), "k8s.io")
+}
+
+/// Runs the command where no k0s is installed, unless a folder with one is given.
+fn list(node: &Node, arguments: &[&str], bin: Option<&Path>, input: &str) -> Answer {
+    let mut command = node.command(["list-images"].iter().chain(arguments));
+    command.env("PATH", bin.unwrap_or(Path::new("/nonexistent")));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program runs");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    child.wait_with_output().expect("it ends").into()
+}
+
+fn sample(name: &str) -> String {
+    format!("{}/../../config/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A program that answers as k0s does: its version, and its arguments and input as images.
+fn k0s(node: &Node, release: &str, body: &str) -> PathBuf {
+    let bin = node.path("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let program = bin.join("k0s");
+    let script = format!("#!/bin/sh\nif [ \"$1\" = version ]; then echo {release}; exit; fi\n{body}\n");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    bin
+}
+
+#[test]
+fn the_defaults_of_k0s_are_listed_without_any_file() {
+    let node = node();
+    let answer = list(
+        &node,
+        &["--platform", "linux/amd64", "--k0s-version", "1.36"],
+        None,
+        "",
+    )
+    .exits(0);
+    assert_eq!(answer.stdout, DEFAULTS);
+    assert!(answer.stderr.contains(NEWEST), "{}", answer.stderr);
+    let guessed = list(&node, &["--platform", "linux/amd64"], None, "").exits(0);
+    assert_eq!(guessed.stdout, DEFAULTS);
+    assert!(guessed.stderr.contains("--k0s-version"), "{}", guessed.stderr);
+}
+
+#[test]
+fn a_configuration_comes_from_a_file_or_from_standard_input() {
+    let node = node();
+    let config = "kind: ClusterConfig\nspec: {images: {pause: {image: a.test/p, version: '1'}}, network: {provider: custom}}\n";
+    let file = node.path("k0s.yaml");
+    fs::write(&file, config).unwrap();
+    let arguments = [
+        "--k0s-version",
+        NEWEST,
+        "--platform",
+        "linux/amd64",
+        "--k0s-config",
+    ];
+    let from_file = list(
+        &node,
+        &[&arguments[..], &[file.to_str().unwrap()]].concat(),
+        None,
+        "",
+    )
+    .exits(0);
+    let from_input = list(&node, &[&arguments[..], &["-"]].concat(), None, config).exits(0);
+    assert_eq!(from_file.stdout, from_input.stdout);
+    assert!(
+        from_file.stdout.starts_with("a.test/p:1\n"),
+        "{}",
+        from_file.stdout
+    );
+    assert!(!from_file.stdout.contains("kube-router"));
+}
+
+#[test]
+fn the_samples_never_pull_and_have_the_defaults() {
+    let node = node();
+    for name in ["k0s.yaml", "k0sctl.yaml"] {
+        let arguments = [
+            "-o",
+            "json",
+            "--platform",
+            "linux/amd64",
+            "--k0s-config",
+            &sample(name),
+        ];
+        let document = list(&node, &arguments, None, "").exits(0).json();
+        assert_eq!(document["k0s"]["release"], NEWEST, "{name}");
+        let images = document["images"].as_array().unwrap();
+        let listed: String = images
+            .iter()
+            .map(|image| format!("{}\n", image["reference"].as_str().unwrap()))
+            .collect();
+        assert_eq!(listed, DEFAULTS, "{name}");
+        assert!(
+            images
+                .iter()
+                .all(|image| image["sources"][0]["pull_policy"] == "Never"),
+            "{document:#}"
+        );
+    }
+}
+
+#[test]
+fn manifests_are_added_normalised_sorted_and_once() {
+    let node = node();
+    let folder = node.path("manifests/deep");
+    fs::create_dir_all(&folder).unwrap();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{image: busybox, imagePullPolicy: Never}, \
+        {image: 'quay.io/k0sproject/pause:3.10.2-0'}, {image: 'docker.io/library/busybox:latest'}]}\n";
+    fs::write(folder.join("pod.yaml"), pod).unwrap();
+    let manifests = node.path("manifests");
+    let manifests = manifests.to_str().unwrap();
+    let alone = list(&node, &["--no-k0s", "--manifests", manifests], None, "").exits(0);
+    assert_eq!(
+        alone.stdout,
+        "docker.io/library/busybox:latest\nquay.io/k0sproject/pause:3.10.2-0\n"
+    );
+    let piped = list(&node, &["--no-k0s", "--manifests", "-"], None, pod).exits(0);
+    assert_eq!(piped.stdout, alone.stdout);
+
+    let arguments = [
+        "-o",
+        "json",
+        "--k0s-version",
+        NEWEST,
+        "--platform",
+        "linux/amd64",
+        "--manifests",
+        manifests,
+    ];
+    let document = list(&node, &arguments, None, "").exits(0).json();
+    let images = document["images"].as_array().unwrap();
+    assert_eq!(images.len(), 8, "{document:#}");
+    let path = format!("{manifests}/deep/pod.yaml");
+    let source = |at: usize, given: &str, policy: &str| {
+        json!({"kind": "manifest", "path": path, "object": "Pod p", "field": format!("spec.containers[{at}].image"),
+            "given": given, "pull_policy": policy})
+    };
+    assert_eq!(
+        images[0],
+        json!({"reference": "docker.io/library/busybox:latest", "sources": [
+            source(0, "busybox", "Never"), source(2, "docker.io/library/busybox:latest", "Always")]})
+    );
+    let pause = images
+        .iter()
+        .find(|image| image["reference"] == "quay.io/k0sproject/pause:3.10.2-0")
+        .unwrap();
+    assert_eq!(
+        pause["sources"],
+        json!([
+            {"kind": "k0s", "path": null, "object": null, "field": "spec.images.pause",
+                "given": "quay.io/k0sproject/pause:3.10.2-0", "pull_policy": "IfNotPresent"},
+            source(1, "quay.io/k0sproject/pause:3.10.2-0", "IfNotPresent")
+        ])
+    );
+    assert_eq!(
+        document["k0s"],
+        json!({"release": NEWEST, "source": "built-in", "path": null, "platform": "linux/amd64", "all": false,
+            "default_pull_policy": "IfNotPresent"})
+    );
+}
+
+#[test]
+fn every_mistake_is_named_at_once_and_nothing_is_listed() {
+    let node = node();
+    let chart = node.path("chart");
+    fs::create_dir(&chart).unwrap();
+    fs::write(
+        chart.join("a.yaml"),
+        "apiVersion: v1\nkind: Pod\nspec:\n  {{- toYaml .Values.spec | nindent 2 }}\n",
+    )
+    .unwrap();
+    fs::write(
+        chart.join("b.yaml"),
+        "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: 1.5}]}\n",
+    )
+    .unwrap();
+    let config = node.path("k0s.yaml");
+    fs::write(
+        &config,
+        "kind: ClusterConfig\nspec: {images: {pause: {version: 3.9}}, network: []}\n",
+    )
+    .unwrap();
+    let (config, chart) = (config.to_str().unwrap(), chart.to_str().unwrap());
+    let answer = list(&node, &["--k0s-config", config, "--manifests", chart], None, "").exits(2);
+    assert_eq!(answer.stdout, "");
+    for part in [
+        "k0s.yaml: spec.images.pause.version must be text",
+        "spec.network must be a mapping",
+        "a.yaml: line 4: this is no YAML but a template",
+        "b.yaml: line 1: Pod: spec.containers[0].image must be text",
+    ] {
+        assert!(answer.stderr.contains(part), "{part}\n{}", answer.stderr);
+    }
+    let unknown = list(&node, &["--k0s-version", "v1.36.99"], None, "").exits(2);
+    assert!(
+        unknown.stderr.contains(NEWEST) && unknown.stderr.contains("--image-set"),
+        "{}",
+        unknown.stderr
+    );
+    list(&node, &["--platform", "a b"], None, "").exits(2);
+}
+
+#[test]
+fn a_set_of_the_operators_takes_the_place_of_ours() {
+    let node = node();
+    let set = node.path("set.yaml");
+    let images = ["pause", "konnectivity", "kubeproxy", "coredns", "metricsserver"];
+    let images: String = images
+        .iter()
+        .map(|key| format!("    {key}: mirror.test/{key}:9\n"))
+        .collect();
+    fs::write(
+        &set,
+        format!("listing: by-platform\nreleases:\n  v9.9.9+k0s.0:\n{images}"),
+    )
+    .unwrap();
+    let config = "kind: ClusterConfig\nspec: {network: {provider: custom}}\n";
+    let arguments = [
+        "-o",
+        "json",
+        "--image-set",
+        set.to_str().unwrap(),
+        "--k0s-config",
+        "-",
+    ];
+    let document = list(&node, &arguments, None, config).exits(0).json();
+    assert_eq!(document["k0s"]["source"], "file");
+    assert_eq!(document["images"][0]["reference"], "mirror.test/pause:9");
+}
+
+#[test]
+fn the_program_on_the_machine_is_preferred_where_it_can_answer() {
+    let node = node();
+    // What it was asked comes back as images.
+    let bin = k0s(
+        &node,
+        NEWEST,
+        "[ \"$3 $4\" = \"--all --config=-\" ] && echo told.test/all:1; while read key image; do [ \"$key\" != pause: ] || echo told.test/$image; done",
+    );
+    let answer = list(
+        &node,
+        &["-o", "json", "--all", "--k0s-config", "-"],
+        Some(&bin),
+        "spec: {}\npause: mine:2\n",
+    )
+    .exits(0);
+    let document = answer.json();
+    assert_eq!(document["k0s"]["source"], "program", "{}", answer.stderr);
+    assert_eq!(document["k0s"]["path"], bin.join("k0s").to_str().unwrap());
+    let references: Vec<_> = document["images"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|image| &image["reference"])
+        .collect();
+    assert_eq!(references, ["told.test/all:1", "told.test/mine:2"]);
+
+    // An older one knows no other platform, and one that fails cannot be asked.
+    let old = k0s(&node, "v1.34.10+k0s.0", "exit 9");
+    for arguments in [&["--platform", "linux/s390x"][..], &[]] {
+        let answer = list(&node, arguments, Some(&old), "").exits(0);
+        assert!(
+            answer.stdout.contains("quay.io/k0sproject/kube-proxy:v1.34.10\n"),
+            "{}",
+            answer.stdout
+        );
+        assert!(answer.stderr.contains("cannot be asked"), "{}", answer.stderr);
+    }
+    // Whoever names the program wants its answer and no other.
+    let answer = list(&node, &["--k0s", old.join("k0s").to_str().unwrap()], None, "").exits(2);
+    assert!(answer.stderr.contains("exit status: 9"), "{}", answer.stderr);
+    let nothing = list(&node, &["--k0s", "/nonexistent/k0s"], None, "").exits(2);
+    assert!(nothing.stderr.contains("/nonexistent/k0s"), "{}", nothing.stderr);
+}
