@@ -141,7 +141,7 @@ impl Asked<'_> {
             let text = files::read(path)?;
             let set = k0s::parse_sets(&text.text, release, &Limits::default());
             let set = set.map_err(|problems| in_file(&text.name, &problems))?;
-            return self.from_set(&set, Some(text.name));
+            return self.by_set(&set, Some(text.name));
         }
         if let Some(program) = &self.args.k0s {
             if self.config.is_of_k0sctl {
@@ -153,11 +153,11 @@ impl Asked<'_> {
                 ));
             }
             let release = version(program).await?;
-            return self.from_program(program, release).await;
+            return self.by_program(program, release).await;
         }
         if let Some(release) = release {
             let set = k0s::builtin(release).map_err(|error| error.to_string())?;
-            return self.from_set(&set, None);
+            return self.by_set(&set, None);
         }
         match self.installed(notes).await {
             Some(listed) => Ok(listed),
@@ -167,7 +167,7 @@ impl Asked<'_> {
                     "no release of k0s is given: these are the images of {} (--k0s-version chooses another)",
                     set.release
                 ));
-                self.from_set(&set, None)
+                self.by_set(&set, None)
             }
         }
     }
@@ -194,7 +194,7 @@ impl Asked<'_> {
         };
         let why = match cannot {
             Some(why) => why,
-            None => match self.from_program(&program, release.clone()).await {
+            None => match self.by_program(&program, release.clone()).await {
                 Ok(listed) => return Some(listed),
                 Err(why) => why,
             },
@@ -203,10 +203,10 @@ impl Asked<'_> {
         let set = k0s::builtin(&release)
             .map_err(|unknown| notes.push(unknown.to_string()))
             .ok()?;
-        self.from_set(&set, None).map_err(|error| notes.push(error)).ok()
+        self.by_set(&set, None).map_err(|error| notes.push(error)).ok()
     }
 
-    fn from_set(&self, set: &ImageSet, path: Option<String>) -> Listed {
+    fn by_set(&self, set: &ImageSet, path: Option<String>) -> Listed {
         let needed = k0s::images(&self.config, set, &self.platform, self.args.all);
         let needed = needed.map_err(|error| error.to_string())?;
         let source = |needed: k0s::Needed| Source {
@@ -222,7 +222,7 @@ impl Asked<'_> {
         Ok((sources, self.answer(Some(set.release.clone()), kind, path)))
     }
 
-    async fn from_program(&self, program: &Path, release: String) -> Listed {
+    async fn by_program(&self, program: &Path, release: String) -> Listed {
         let mut arguments: Vec<OsString> = vec!["airgap".into(), "list-images".into()];
         if self.args.all {
             arguments.push("--all".into());
