@@ -55,6 +55,11 @@ pub fn shared(generation: Generation) -> Option<&'static Served> {
         .as_ref()
 }
 
+/// A containerd for one scenario alone, which may kill it. `None` where there is none and none is demanded.
+pub fn own(generation: Generation) -> Option<Containerd> {
+    demanded(generation, Containerd::start(generation, &Options::default()))
+}
+
 /// Where containerd cannot be had, scenarios are left out, unless that would hide them where they must run.
 #[allow(
     clippy::print_stderr,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -208,8 +209,7 @@ pub struct Daemon {
     child: Child,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
-    notifications: UnixDatagram,
-    notified: Mutex<String>,
+    notified: Arc<Mutex<String>>,
 }
 
 impl Daemon {
@@ -217,7 +217,6 @@ impl Daemon {
     pub fn start(mut command: Command, socket: &Path) -> Daemon {
         let _ = fs::remove_file(socket);
         let notifications = UnixDatagram::bind(socket).expect("a socket");
-        notifications.set_nonblocking(true).expect("a socket");
         command
             .env("NOTIFY_SOCKET", socket)
             .stdin(Stdio::null())
@@ -237,8 +236,7 @@ impl Daemon {
             child,
             log,
             reader: Some(reader),
-            notifications,
-            notified: Mutex::default(),
+            notified: listen_to(notifications),
         }
     }
 
@@ -259,13 +257,7 @@ impl Daemon {
 
     /// What it has told the service manager so far.
     pub fn notified(&self) -> String {
-        let mut notified = self.notified.lock().expect("nobody panics with it");
-        let mut message = [0; 4096];
-        while let Ok(length) = self.notifications.recv(&mut message) {
-            notified.push_str(&String::from_utf8_lossy(&message[..length]));
-            notified.push('\n');
-        }
-        notified.clone()
+        self.notified.lock().expect("nobody panics with it").clone()
     }
 
     /// Waits for the word that systemd waits for (sd_notify(3)).
@@ -330,6 +322,27 @@ impl Daemon {
         }
         status.expect("it has ended")
     }
+}
+
+/// Takes what the daemon tells the service manager, as systemd does: its socket holds a few messages only, and who is
+/// not listened to waits.
+fn listen_to(notifications: UnixDatagram) -> Arc<Mutex<String>> {
+    /// How soon the listener notices that nobody wants to know any more.
+    const PATIENCE: Duration = Duration::from_millis(200);
+    notifications.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let notified = Arc::new(Mutex::new(String::new()));
+    let wanted = Arc::downgrade(&notified);
+    thread::spawn(move || {
+        let mut message = [0; 4096];
+        while let Some(notified) = wanted.upgrade() {
+            if let Ok(length) = notifications.recv(&mut message) {
+                let mut notified = notified.lock().expect("nobody panics with it");
+                notified.push_str(&String::from_utf8_lossy(&message[..length]));
+                notified.push('\n');
+            }
+        }
+    });
+    notified
 }
 
 impl Drop for Daemon {

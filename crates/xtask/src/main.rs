@@ -5,6 +5,7 @@
 
 mod checks;
 mod demo;
+mod endurance;
 mod fuzz;
 
 use std::process::ExitCode;
@@ -49,6 +50,16 @@ enum Task {
         /// Only this target.
         target: Option<String>,
     },
+    /// Kill the daemon and containerd at random instants, as often as asked, and look at everything after each time.
+    Chaos {
+        /// How often somebody is killed on each containerd.
+        #[arg(long, default_value_t = 50)]
+        rounds: usize,
+        #[command(flatten)]
+        extent: endurance::Extent,
+    },
+    /// Place a bundle in every way there is, and print what comes of it as the table of docs/watching.md.
+    Placing,
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
     /// Print the path of a protobuf compiler, for `PROTOC` of one's own cargo.
@@ -76,6 +87,10 @@ fn perform(task: Task) -> Result<()> {
             if without_tests { Ok(()) } else { checks::test(&[]) }
         }
         Task::Fuzz { minutes, target } => fuzz::run(minutes, target.as_deref()),
+        Task::Chaos { rounds, extent } => {
+            endurance::run("endurance::chaos::as_many_crashes_as_asked_for", rounds, &extent)
+        }
+        Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
         Task::Advisories => checks::advisories(),
         Task::Protoc => {
             println!("{}", parts::protoc()?.display());

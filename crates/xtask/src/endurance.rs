@@ -1,0 +1,56 @@
+//! `cargo xtask chaos`, `powercut`, `churn` and `placing`: the long versions of what the tests do for a few seconds.
+//!
+//! They are tests of the program's own suite that are left out otherwise, so that there is one piece of code for both.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use xtask::{Generation, containerd_parts, is_root};
+
+use crate::checks;
+
+/// How long, and which one of all the possible runs.
+#[derive(Args, Default)]
+pub(crate) struct Extent {
+    /// What chance follows from; the same seed makes the same decisions.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Which containerd: 2, 1.7 or 1.6. Left out, as much on 1.7 as on 2.
+    #[arg(long)]
+    containerd: Option<Generation>,
+}
+
+/// Runs a test that is left out otherwise, for so many rounds.
+///
+/// # Errors
+///
+/// When it fails, having said why, or when there is no root to start containerds with.
+pub(crate) fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
+    if !is_root() {
+        bail!("this runs on private containerds, which only root can start");
+    }
+    let generations = match extent.containerd {
+        Some(one) => vec![one],
+        None => vec![Generation::V1_7, Generation::V2],
+    };
+    for generation in generations {
+        containerd_parts(generation)?;
+    }
+    let mut cargo = checks::cargo()?;
+    cargo
+        .args([
+            "test",
+            "--locked",
+            "--package",
+            "airgapd",
+            "--test",
+            "scenarios",
+            "--",
+        ])
+        .args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("AIRGAPD_TEST_ROUNDS", rounds.to_string())
+        .env("AIRGAPD_TEST_SEED", extent.seed.to_string());
+    if let Some(generation) = extent.containerd {
+        cargo.env("AIRGAPD_TEST_GENERATION", generation.to_string());
+    }
+    checks::run(&mut cargo)
+}

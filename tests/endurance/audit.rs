@@ -1,0 +1,139 @@
+//! What containerd has, looked at from outside: its lists against the files on its disk.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use containerd::{BlobInfo, ImageRecord};
+use serde_json::Value;
+
+use crate::support::bundles::native;
+
+/// The content store of one containerd. A blob is hashed when it is met for the first time; later only its size is
+/// looked at, which is what makes hundreds of audits possible.
+pub struct Audit {
+    blobs: PathBuf,
+    hashed: HashSet<String>,
+}
+
+impl Audit {
+    /// Of the containerd with that root folder.
+    pub fn of(root: &Path) -> Audit {
+        Audit {
+            blobs: root.join("io.containerd.content.v1.content/blobs"),
+            hashed: HashSet::new(),
+        }
+    }
+
+    /// How many blobs were hashed.
+    pub fn hashed(&self) -> usize {
+        self.hashed.len()
+    }
+
+    /// A record implies whole blobs: gives what is wrong with the closures of the records, on this machine's platform.
+    pub fn broken(&mut self, records: &[ImageRecord], listed: &[BlobInfo]) -> Vec<String> {
+        let listed: BTreeMap<_, _> = listed
+            .iter()
+            .map(|blob| (blob.digest.to_string(), blob.size))
+            .collect();
+        let mut faults = Vec::new();
+        for record in records {
+            let target = Part {
+                digest: record.target.digest().to_string(),
+                size: record.target.size(),
+                is_document: true,
+            };
+            if let Err(fault) = self.walk(target, &listed) {
+                faults.push(format!("{}: {fault}", record.name));
+            }
+        }
+        faults
+    }
+
+    fn walk(&mut self, root: Part, listed: &BTreeMap<String, u64>) -> Result<(), String> {
+        let mut to_see = vec![root];
+        while let Some(part) = to_see.pop() {
+            self.see(&part, listed)?;
+            if part.is_document {
+                let document = fs::read(self.path(&part.digest)).map_err(|error| error.to_string())?;
+                to_see.extend(below(&document)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn see(&mut self, part: &Part, listed: &BTreeMap<String, u64>) -> Result<(), String> {
+        let Part { digest, size, .. } = part;
+        match listed.get(digest) {
+            None => return Err(format!("{digest} is not in the content store")),
+            Some(listed) if listed != size => {
+                return Err(format!("{digest} has {listed} bytes in the list, not {size}"));
+            }
+            Some(_) => {}
+        }
+        let path = self.path(digest);
+        let found = fs::metadata(&path)
+            .map_err(|error| format!("{digest}: {error}"))?
+            .len();
+        if found != *size {
+            return Err(format!("{digest} has {found} bytes on disk, not {size}"));
+        }
+        if self.hashed.contains(digest) {
+            return Ok(());
+        }
+        let bytes = fs::read(&path).map_err(|error| format!("{digest}: {error}"))?;
+        let is = fake_containerd::sha256(&bytes);
+        if is != *digest {
+            return Err(format!("{digest} has the content of {is}"));
+        }
+        self.hashed.insert(is);
+        Ok(())
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.blobs.join(digest.replace(':', "/"))
+    }
+}
+
+/// A blob that something refers to.
+struct Part {
+    digest: String,
+    size: u64,
+    /// An index or a manifest, which refers to others.
+    is_document: bool,
+}
+
+/// What a node needs below an index or a manifest.
+fn below(document: &[u8]) -> Result<Vec<Part>, String> {
+    let document: Value = serde_json::from_slice(document).map_err(|error| error.to_string())?;
+    let list = |key: &str| document[key].as_array().cloned().unwrap_or_default();
+    if document["manifests"].is_array() {
+        let runs_here = |manifest: &&Value| match manifest["platform"]["architecture"].as_str() {
+            Some(architecture) => native().split('/').nth(1) == Some(architecture),
+            None => true,
+        };
+        let here: Vec<_> = list("manifests")
+            .iter()
+            .filter(runs_here)
+            .map(|each| part(each, true))
+            .collect();
+        return match here.is_empty() {
+            true => Err("an index without a manifest for this node".to_owned()),
+            false => Ok(here),
+        };
+    }
+    let layers = list("layers");
+    Ok(layers
+        .iter()
+        .chain([&document["config"]])
+        .map(|each| part(each, false))
+        .collect())
+}
+
+fn part(descriptor: &Value, is_document: bool) -> Part {
+    Part {
+        digest: descriptor["digest"].as_str().unwrap_or_default().to_owned(),
+        size: descriptor["size"].as_u64().unwrap_or_default(),
+        is_document,
+    }
+}

@@ -1,0 +1,778 @@
+//! The daemon and a real containerd are killed at random instants while bundles come, change and go.
+//!
+//! After each kill, and again once everything has come to rest: a record implies whole blobs, the images of the bundles
+//! that are there are in place and pinned, those of the others are not ours any more, nobody else's labels, pins, leases
+//! and ingests have changed, no lease or ingest of ours is left, and the ledger can be read.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bundle::fixtures::{Archive, BuiltImage, Image, Layer, Layout};
+use containerd::{Client, ImageRecord, ImageUpdate};
+use import::bundle_id;
+use rustix::fs::{Timespec, Timestamps, futimens};
+use tokio::runtime::Runtime;
+use xtask::{Containerd, Generation};
+
+use super::audit::Audit;
+use super::dice::Dice;
+use super::{Asked, say};
+use crate::support::bundles::{native, records_of};
+use crate::support::containerds;
+use crate::support::node::{Daemon, Node};
+use crate::support::target::{BUNDLE, KUBERNETES, OUR_PIN, PINNED};
+use crate::support::wait_until;
+
+/// How long everything may take to come to rest after a kill, on a machine that does other things too.
+const REST_WITHIN: Duration = Duration::from_secs(60);
+/// How many bundles lie in the folder at most.
+const MOST_BUNDLES: usize = 8;
+/// An image that somebody else has pinned, and that bundles hold as well.
+const SHARED: &str = "registry.test/shared:1";
+/// Whose label others put on our records.
+const NOTE: &str = "note.test/by-somebody";
+const LEASE_OF_OTHERS: &str = "lease-of-others";
+const INGEST_OF_OTHERS: &str = "ingest-of-others";
+
+/// Whom a kill hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Daemon,
+    Containerd,
+    Both,
+}
+
+/// A bundle that lies in the folder: the records that it stands for, and where they point.
+#[derive(Clone, Debug, Default)]
+struct Shelved {
+    targets: BTreeMap<String, String>,
+}
+
+/// Something that happens in the images folder.
+enum Act {
+    Copy {
+        to: PathBuf,
+        bytes: Vec<u8>,
+        pause: Duration,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Link {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Begin {
+        to: PathBuf,
+        bytes: Vec<u8>,
+    },
+    Finish {
+        to: PathBuf,
+        bytes: Vec<u8>,
+    },
+    Remove(PathBuf),
+    Touch(PathBuf),
+}
+
+impl Act {
+    fn perform(self) -> std::io::Result<()> {
+        match self {
+            Act::Copy { to, bytes, pause } => {
+                let mut file = File::create(to)?;
+                for piece in bytes.chunks(bytes.len() / 4 + 1) {
+                    file.write_all(piece)?;
+                    thread::sleep(pause);
+                }
+                Ok(())
+            }
+            Act::Rename { from, to } => fs::rename(from, to),
+            Act::Link { from, to } => {
+                let _ = fs::remove_file(&to);
+                fs::hard_link(&from, to)?;
+                fs::remove_file(from)
+            }
+            Act::Begin { to, bytes } => fs::write(to, &bytes[..bytes.len() * 2 / 3]),
+            Act::Finish { to, bytes } => {
+                let mut file = File::options().append(true).open(to)?;
+                file.write_all(&bytes[bytes.len() * 2 / 3..])
+            }
+            Act::Remove(file) => fs::remove_file(file),
+            Act::Touch(file) => {
+                let past = Timespec {
+                    tv_sec: 1_700_000_000,
+                    tv_nsec: 0,
+                };
+                let times = Timestamps {
+                    last_access: past,
+                    last_modification: past,
+                };
+                Ok(futimens(File::open(file)?, &times)?)
+            }
+        }
+    }
+}
+
+/// What a run comes to.
+#[derive(Default)]
+struct Figures {
+    rounds: usize,
+    daemons: usize,
+    containerds: usize,
+    in_mid_import: usize,
+    rests: Vec<Duration>,
+    dropped: usize,
+    dropped_bytes: usize,
+    sent_bytes: u64,
+    errors: usize,
+}
+
+struct Chaos {
+    // Dropped in this order: the daemon before what it talks to.
+    daemon: Option<Daemon>,
+    node: Node,
+    client: Client,
+    runtime: Runtime,
+    containerd: Containerd,
+    dice: Dice,
+    audit: Audit,
+    bases: Vec<Layer>,
+    shared: Image,
+    shelf: BTreeMap<String, Shelved>,
+    unfinished: Option<(String, Vec<u8>, Shelved)>,
+    /// Records of others as they were before we came.
+    others: BTreeMap<String, ImageRecord>,
+    /// Our records that others have put a label on.
+    notes: BTreeMap<String, String>,
+    serial: usize,
+    figures: Figures,
+}
+
+impl Chaos {
+    fn new(containerd: Containerd, seed: u64) -> Chaos {
+        let runtime = Runtime::new().expect("threads for a client");
+        let client = runtime
+            .block_on(Client::connect(&containerd.socket(), KUBERNETES))
+            .expect("containerd is there");
+        let mut dice = Dice::new(seed);
+        let bases = (0..3).map(|_| Layer::new(dice.bytes(1 << 20))).collect();
+        let shared = Image::new(SHARED).platform(native()).layer(dice.bytes(256 << 10));
+        let mut chaos = Chaos {
+            daemon: None,
+            node: Node::at(&containerd.socket(), KUBERNETES),
+            audit: Audit::of(&containerd.root()),
+            client,
+            runtime,
+            containerd,
+            dice,
+            bases,
+            shared,
+            shelf: BTreeMap::new(),
+            unfinished: None,
+            others: BTreeMap::new(),
+            notes: BTreeMap::new(),
+            serial: 0,
+            figures: Figures::default(),
+        };
+        chaos.move_others_in();
+        chaos.daemon = Some(chaos.node.start());
+        chaos
+    }
+
+    /// Somebody else has images, a pin, a lease and a write under way.
+    fn move_others_in(&mut self) {
+        let archive = self.node.path("others.tar");
+        let own = ["other.test/a:1", "other.test/b:1"];
+        let images = own.map(|name| {
+            Image::new(name)
+                .platform(native())
+                .layer(self.dice.bytes(100_000))
+        });
+        let layout = images
+            .into_iter()
+            .fold(Layout::new().image(self.shared.clone()), Layout::image);
+        layout.write_to(&archive);
+        let archive = archive.to_str().expect("a plain name");
+        let ctr = |arguments: &[&str]| self.containerd.ctr(arguments).expect("ctr runs");
+        ctr(&["images", "import", "--no-unpack", archive]);
+        ctr(&[
+            "images",
+            "label",
+            own[0],
+            "other.test/label=kept",
+            "io.cri-containerd.pinned=pinned",
+        ]);
+        ctr(&["images", "label", SHARED, "io.cri-containerd.pinned=pinned"]);
+        ctr(&["leases", "create", "--id", LEASE_OF_OTHERS]);
+        self.begin_ingest_of_others();
+        let names = [own[0], own[1], SHARED];
+        wait_until("CRI has taken the images of others in", || {
+            let found = self.images().into_iter().filter(|record| {
+                names.contains(&record.name.as_str()) && record.labels.contains_key("io.cri-containerd.image")
+            });
+            found.count() == names.len()
+        });
+        let found = self.images().into_iter();
+        self.others = found
+            .filter(|record| names.contains(&record.name.as_str()))
+            .map(|record| (record.name.clone(), record))
+            .collect();
+    }
+
+    fn begin_ingest_of_others(&self) {
+        let mut ctr = self.containerd.ctr_in(KUBERNETES);
+        ctr.args(["content", "ingest", "--expected-size", "1000", INGEST_OF_OTHERS]);
+        let mut child = ctr.stdin(Stdio::piped()).spawn().expect("ctr starts");
+        let mut input = child.stdin.take().expect("it is piped");
+        input.write_all(&[0; 100]).expect("ctr reads");
+        wait_until("somebody writes", || {
+            let ingests = self
+                .runtime
+                .block_on(self.client.ingests())
+                .expect("containerd answers");
+            ingests.iter().any(|ingest| ingest.reference == INGEST_OF_OTHERS)
+        });
+        child.kill().expect("it runs");
+        child.wait().expect("it is our child");
+    }
+
+    fn images(&self) -> Vec<ImageRecord> {
+        self.runtime
+            .block_on(self.client.images())
+            .expect("containerd answers")
+    }
+
+    /// One round: things happen in the folder, somebody is killed meanwhile and comes back, everything comes to rest.
+    fn round(&mut self) -> Result<(), String> {
+        let acts = self.draw();
+        let victim = match self.dice.within(0..10) {
+            0..=4 => Victim::Daemon,
+            5..=8 => Victim::Containerd,
+            _ => Victim::Both,
+        };
+        // A bundle settles for a fifth of a second, and is then sent in about as much.
+        let instant = self.dice.milliseconds(0..500);
+        thread::scope(|scope| {
+            let placing = scope.spawn(|| acts.into_iter().try_for_each(Act::perform));
+            thread::sleep(instant);
+            let killed = self.kill(victim);
+            let placed = placing.join().expect("placing files does not panic");
+            placed
+                .map_err(|error| format!("cannot place a file: {error}"))
+                .and(killed)
+        })?;
+        let started = Instant::now();
+        self.come_to_rest()?;
+        self.figures.rests.push(started.elapsed());
+        self.figures.rounds += 1;
+        self.look_at_everything()?;
+        self.act_as_others();
+        Ok(())
+    }
+
+    fn kill(&mut self, victim: Victim) -> Result<(), String> {
+        if victim != Victim::Containerd {
+            self.figures.daemons += 1;
+            self.end_daemon();
+        }
+        if victim == Victim::Daemon {
+            self.count_mid_import();
+            self.audit()?;
+        } else {
+            self.figures.containerds += 1;
+            self.containerd.kill().map_err(|error| error.to_string())?;
+        }
+        thread::sleep(self.dice.milliseconds(0..200));
+        let daemon_first = self.dice.one_in(2);
+        if victim == Victim::Both && daemon_first {
+            self.daemon = Some(self.node.start());
+        }
+        if victim != Victim::Daemon {
+            self.containerd.restart().map_err(|error| format!("{error:#}"))?;
+            self.count_mid_import();
+            self.audit()?;
+        }
+        if self.daemon.is_none() {
+            self.daemon = Some(self.node.start());
+        }
+        Ok(())
+    }
+
+    fn end_daemon(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            let log = daemon.kill();
+            self.figures.note(&log);
+        }
+    }
+
+    /// A lease of ours means that an import was under way.
+    fn count_mid_import(&mut self) {
+        let leases = self.runtime.block_on(self.client.leases());
+        if leases.is_ok_and(|leases| leases.iter().any(|lease| lease.id.starts_with("airgapd-"))) {
+            self.figures.in_mid_import += 1;
+        }
+    }
+
+    // What happens in the folder.
+
+    fn draw(&mut self) -> Vec<Act> {
+        let mut acts = Vec::new();
+        if let Some((file, bytes, bundle)) = self.unfinished.take() {
+            acts.push(Act::Finish {
+                to: self.place(&file),
+                bytes,
+            });
+            self.shelf.insert(file, bundle);
+        }
+        for _ in 0..self.dice.within(1..4) {
+            let present: Vec<String> = self.shelf.keys().cloned().collect();
+            let one = self.dice.pick(&present).cloned();
+            let act = match (self.dice.within(0..10), one) {
+                (0..=1, Some(file)) if present.len() >= 4 => self.remove(&file),
+                (2..=4, Some(file)) => self.replace(&file),
+                (5, Some(file)) => Act::Touch(self.place(&file)),
+                (6, _) if self.unfinished.is_none() => self.begin(),
+                (_, Some(file)) if present.len() >= MOST_BUNDLES => self.remove(&file),
+                _ => self.add(),
+            };
+            acts.push(act);
+            if acts.iter().any(|act| matches!(act, Act::Remove(_))) {
+                // One at a time: bundles that leave in numbers are a fault of the folder's.
+                break;
+            }
+        }
+        acts
+    }
+
+    fn place(&self, file: &str) -> PathBuf {
+        self.node.images().join(file)
+    }
+
+    fn new_name(&mut self) -> String {
+        self.serial += 1;
+        format!("bundle-{}.tar", self.serial)
+    }
+
+    fn add(&mut self) -> Act {
+        let file = self.new_name();
+        self.bring(&file)
+    }
+
+    fn replace(&mut self, file: &str) -> Act {
+        self.bring(file)
+    }
+
+    fn remove(&mut self, file: &str) -> Act {
+        self.shelf.remove(file);
+        Act::Remove(self.place(file))
+    }
+
+    fn begin(&mut self) -> Act {
+        let file = self.new_name();
+        let (bytes, bundle) = self.bundle(&file);
+        self.unfinished = Some((file.clone(), bytes.clone(), bundle));
+        Act::Begin {
+            to: self.place(&file),
+            bytes,
+        }
+    }
+
+    fn bring(&mut self, file: &str) -> Act {
+        let (bytes, bundle) = self.bundle(file);
+        self.shelf.insert(file.to_owned(), bundle);
+        self.serial += 1;
+        let (to, from) = (
+            self.place(file),
+            self.node.path(&format!("placing-{}", self.serial)),
+        );
+        if self.dice.one_in(2) {
+            let pause = self.dice.milliseconds(0..20);
+            return Act::Copy { to, bytes, pause };
+        }
+        fs::write(&from, bytes).expect("the bundle can be written");
+        match self.dice.one_in(3) {
+            true => Act::Link { from, to },
+            false => Act::Rename { from, to },
+        }
+    }
+
+    /// A bundle of some MB: images of its own, new each time, and now and then the one that others have pinned.
+    fn bundle(&mut self, file: &str) -> (Vec<u8>, Shelved) {
+        let own = self.dice.within(1..4);
+        let mut names: Vec<String> = (0..own)
+            .map(|number| format!("registry.test/{}/{number}:1", file.trim_end_matches(".tar")))
+            .collect();
+        let mut images: Vec<Image> = names.iter().map(|name| self.image(name)).collect();
+        if self.dice.one_in(3) {
+            names.push(SHARED.to_owned());
+            images.push(self.shared.clone());
+        }
+        let archive = images.into_iter().fold(Layout::new(), Layout::image).build();
+        let targets = targets(&names, &archive);
+        let bytes = archive.to_bytes();
+        self.figures.dropped += 1;
+        self.figures.dropped_bytes += bytes.len();
+        (bytes, Shelved { targets })
+    }
+
+    fn image(&mut self, name: &str) -> Image {
+        let base = self.dice.within(0..self.bases.len());
+        let mut image = Image::new(name)
+            .platform(native())
+            .with_layer(self.bases[base].clone());
+        for _ in 0..self.dice.within(1..4) {
+            let size = self.dice.within(10_000..700_000);
+            image = image.layer(self.dice.bytes(size));
+        }
+        if self.dice.one_in(3) {
+            image = image.platform("linux/riscv64").layer(self.dice.bytes(1000));
+        }
+        image
+    }
+
+    /// Others label our records, remove one that a bundle holds, and collect those that nobody pins any more.
+    fn act_as_others(&mut self) {
+        let ours: Vec<String> = self
+            .shelf
+            .values()
+            .flat_map(|bundle| bundle.targets.keys().cloned())
+            .collect();
+        if let Some(name) = self.dice.pick(&ours).filter(|name| *name != SHARED).cloned() {
+            if self.dice.one_in(4) {
+                self.serial += 1;
+                let note = self.serial.to_string();
+                let update = ImageUpdate {
+                    target: None,
+                    labels: BTreeMap::from([(NOTE.to_owned(), Some(note.clone()))]),
+                };
+                self.runtime
+                    .block_on(self.client.update_image(&name, &update))
+                    .expect("the record is there");
+                self.notes.insert(name, note);
+            } else if self.dice.one_in(6) {
+                self.delete(&name);
+            }
+        }
+        let pinned = |record: &ImageRecord| record.labels.contains_key(PINNED);
+        let images = self.images();
+        let named: Vec<_> = images
+            .iter()
+            .filter(|record| !record.name.starts_with("sha256:"))
+            .collect();
+        for record in &named {
+            if !pinned(record) && !self.others.contains_key(&record.name) {
+                self.delete(&record.name);
+            }
+        }
+        // CRI's own records, which it keeps by image id.
+        for record in images.iter().filter(|record| record.name.starts_with("sha256:")) {
+            let is_used =
+                |other: &&&ImageRecord| other.target.digest() == record.target.digest() && pinned(other);
+            if !named
+                .iter()
+                .any(|other| is_used(&other) || self.others.contains_key(&other.name))
+            {
+                self.delete(&record.name);
+            }
+        }
+    }
+
+    fn delete(&mut self, name: &str) {
+        self.runtime
+            .block_on(self.client.delete_image(name, false))
+            .expect("containerd answers");
+        self.notes.remove(name);
+    }
+
+    // What must hold.
+
+    fn come_to_rest(&self) -> Result<(), String> {
+        let deadline = Instant::now() + REST_WITHIN;
+        loop {
+            match self.is_at_rest() {
+                Ok(()) => return Ok(()),
+                Err(why) if Instant::now() > deadline => {
+                    return Err(format!("no rest within {REST_WITHIN:?}: {why}"));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn is_at_rest(&self) -> Result<(), String> {
+        let lists = async {
+            Ok::<_, containerd::Error>((
+                self.client.images().await?,
+                self.client.leases().await?,
+                self.client.ingests().await?,
+            ))
+        };
+        let (images, leases, ingests) = self.runtime.block_on(lists).map_err(|error| error.to_string())?;
+        if let Some(lease) = leases.iter().find(|lease| lease.id.starts_with("airgapd-")) {
+            return Err(format!("lease {} is left", lease.id));
+        }
+        if let Some(ingest) = ingests
+            .iter()
+            .find(|ingest| ingest.reference.starts_with("airgapd-"))
+        {
+            return Err(format!("ingest {} is left", ingest.reference));
+        }
+        let records: BTreeMap<&str, &ImageRecord> = images
+            .iter()
+            .map(|record| (record.name.as_str(), record))
+            .collect();
+        for (file, bundle) in &self.shelf {
+            bundle.is_in_place(file, &records)?;
+        }
+        images.iter().try_for_each(|record| self.is_let_go(record))
+    }
+
+    /// A record carries the labels of bundles that are there and of no others, and our pin only with one of them.
+    fn is_let_go(&self, record: &ImageRecord) -> Result<(), String> {
+        let name = &record.name;
+        let sources: Vec<&String> = record
+            .labels
+            .iter()
+            .filter(|(key, _)| key.starts_with(BUNDLE))
+            .map(|(_, file)| file)
+            .collect();
+        for file in &sources {
+            let is_held = self
+                .shelf
+                .get(*file)
+                .is_some_and(|bundle| bundle.targets.contains_key(name));
+            if !is_held {
+                return Err(format!("{name} still has the label of {file}"));
+            }
+        }
+        let is_ours = record.labels.contains_key(OUR_PIN);
+        if is_ours && sources.is_empty() {
+            return Err(format!("{name} still has our pin"));
+        }
+        if is_ours && self.others.contains_key(name) {
+            return Err(format!("{name} was pinned by somebody else and is called ours"));
+        }
+        Ok(())
+    }
+
+    fn look_at_everything(&mut self) -> Result<(), String> {
+        self.audit()?;
+        let images = self.images();
+        if let Some((file, _, bundle)) = &self.unfinished {
+            // The shared image may be there for the sake of other bundles.
+            let is_its_own = |name: &str| bundle.targets.contains_key(name) && !name.contains("/shared");
+            if let Some(record) = images.iter().find(|record| is_its_own(&record.name)) {
+                return Err(format!("{} of the unfinished {file} has a record", record.name));
+            }
+        }
+        self.look_at_the_ledger()
+    }
+
+    /// What must hold at any instant at which containerd runs.
+    fn audit(&mut self) -> Result<(), String> {
+        let lists = async {
+            let client = &self.client;
+            Ok::<_, containerd::Error>((
+                client.images().await?,
+                client.blobs().await?,
+                client.leases().await?,
+                client.ingests().await?,
+            ))
+        };
+        let (images, blobs, leases, ingests) =
+            self.runtime.block_on(lists).map_err(|error| error.to_string())?;
+        if let Some(fault) = self.audit.broken(&images, &blobs).first() {
+            return Err(format!("a record without its closure: {fault}"));
+        }
+        self.are_others_well(&images)?;
+        if !leases.iter().any(|lease| lease.id == LEASE_OF_OTHERS) {
+            return Err("the lease of others is gone".to_owned());
+        }
+        match ingests.iter().any(|ingest| ingest.reference == INGEST_OF_OTHERS) {
+            true => Ok(()),
+            false => Err("the write of others is gone".to_owned()),
+        }
+    }
+
+    fn are_others_well(&self, images: &[ImageRecord]) -> Result<(), String> {
+        let find = |name: &str| images.iter().find(|record| record.name == name);
+        for (name, before) in &self.others {
+            let now = find(name).ok_or_else(|| format!("{name} of others is gone"))?;
+            if now.target != before.target {
+                return Err(format!("{name} of others moved"));
+            }
+            let ours = |key: &&String| key.starts_with("io.airgapd.");
+            if *name != SHARED && now.labels.keys().any(|key| ours(&key)) {
+                return Err(format!("{name} of others has our labels"));
+            }
+            let lost = before
+                .labels
+                .iter()
+                .find(|(key, value)| now.labels.get(*key) != Some(*value));
+            if let Some((key, _)) = lost {
+                return Err(format!("{name} of others lost its label {key}"));
+            }
+        }
+        for (name, note) in &self.notes {
+            let labels = find(name).map(|record| &record.labels);
+            if labels.is_some_and(|labels| labels.get(NOTE) != Some(note)) {
+                return Err(format!("{name} lost the label that somebody else gave it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_the_ledger(&mut self) -> Result<(), String> {
+        let bytes = fs::read(self.node.ledger()).map_err(|error| format!("no ledger: {error}"))?;
+        let ledger: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|error| format!("the ledger is broken: {error}"))?;
+        if !ledger["version"].is_u64() {
+            return Err("the ledger has no version".to_owned());
+        }
+        let state = fs::read_dir(self.node.state()).map_err(|error| error.to_string())?;
+        let aside = state
+            .flatten()
+            .find(|entry| entry.file_name().to_string_lossy().contains(".bad"));
+        match aside {
+            Some(entry) => Err(format!("a ledger was set aside: {:?}", entry.file_name())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shelved {
+    fn is_in_place(&self, file: &str, records: &BTreeMap<&str, &ImageRecord>) -> Result<(), String> {
+        let label = format!("{BUNDLE}{}", bundle_id(file));
+        for (name, target) in &self.targets {
+            let record = records
+                .get(name.as_str())
+                .ok_or_else(|| format!("{name} of {file} is missing"))?;
+            if record.target.digest().to_string() != *target {
+                return Err(format!(
+                    "{name} of {file} is {} and not {target}",
+                    record.target.digest()
+                ));
+            }
+            if record.labels.get(PINNED).is_none_or(|pin| pin != "pinned") {
+                return Err(format!("{name} of {file} is not pinned"));
+            }
+            if record.labels.get(&label).is_none_or(|of| of != file) {
+                return Err(format!("{name} lacks the label of {file}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn targets(names: &[String], archive: &Archive) -> BTreeMap<String, String> {
+    let records = |(name, image): (&String, &BuiltImage)| {
+        records_of(name, image).map(|record| (record, image.root.to_string()))
+    };
+    names.iter().zip(&archive.images).flat_map(records).collect()
+}
+
+/// Plays rounds until one goes wrong.
+fn play(containerd: Containerd, rounds: usize, seed: u64) -> Result<Figures, String> {
+    let generation = containerd.generation();
+    let mut chaos = Chaos::new(containerd, seed);
+    for round in 0..rounds {
+        chaos.round().map_err(|why| {
+            let log = chaos.daemon.take().map(Daemon::kill).unwrap_or_default();
+            let folder = listing(&chaos.node.images());
+            format!("containerd {generation}, seed {seed}, round {round}: {why}\nfolder: {folder}\nthe daemon said:\n{log}")
+        })?;
+        if (round + 1) % 25 == 0 {
+            say(&format!(
+                "  {} rounds, {} blobs hashed",
+                round + 1,
+                chaos.audit.hashed()
+            ));
+        }
+    }
+    if let Some(daemon) = chaos.daemon.take() {
+        let log = daemon.stop();
+        chaos.figures.note(&log);
+    }
+    Ok(std::mem::take(&mut chaos.figures))
+}
+
+fn listing(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names: Vec<_> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.join(" ")
+}
+
+impl Figures {
+    /// Takes over what the log of a daemon says: errors, and bytes of finished imports.
+    fn note(&mut self, log: &str) {
+        self.errors += log.lines().filter(|line| line.contains("ERROR")).count();
+        let bytes = |line: &str| {
+            line.split_once("bytes=")?
+                .1
+                .split(' ')
+                .next()?
+                .parse::<u64>()
+                .ok()
+        };
+        self.sent_bytes += log.lines().filter_map(bytes).sum::<u64>();
+    }
+
+    fn tell(&mut self, generation: Generation, seed: u64, took: Duration) {
+        self.rests.sort();
+        let at = |part: usize| self.rests.get(part).copied().unwrap_or_default().as_millis();
+        let (median, longest) = (at(self.rests.len() / 2), at(self.rests.len().saturating_sub(1)));
+        say(&format!(
+            "containerd {generation}, seed {seed}: {} rounds in {} s, {} kills ({} of the daemon, {} of containerd, {} with an \
+             import under way), at rest again after {median} ms (median), {longest} ms (longest); {} bundles dropped with {} MB, \
+             {} MB sent by imports that ended; {} errors in the log; 0 violations",
+            self.rounds,
+            took.as_secs(),
+            self.daemons + self.containerds,
+            self.daemons,
+            self.containerds,
+            self.in_mid_import,
+            self.dropped,
+            self.dropped_bytes / 1_000_000,
+            self.sent_bytes / 1_000_000,
+            self.errors,
+        ));
+    }
+}
+
+fn survive(generation: Generation, rounds: usize, seed: u64) {
+    let Some(containerd) = containerds::own(generation) else {
+        return;
+    };
+    let started = Instant::now();
+    match play(containerd, rounds, seed) {
+        Ok(mut figures) => figures.tell(generation, seed, started.elapsed()),
+        Err(why) => panic!("{why}"),
+    }
+}
+
+#[test]
+fn crashes_at_random_instants_lose_nothing_on_containerd_1_7() {
+    survive(Generation::V1_7, 6, 17);
+}
+
+#[test]
+fn crashes_at_random_instants_lose_nothing_on_containerd_2() {
+    survive(Generation::V2, 6, 2);
+}
+
+/// `cargo xtask chaos`.
+#[test]
+#[ignore = "takes as long as asked for"]
+fn as_many_crashes_as_asked_for() {
+    let Asked { rounds, seed } = Asked::or(10);
+    for generation in super::generations_asked_for() {
+        survive(generation, rounds, seed);
+    }
+}
