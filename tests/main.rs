@@ -28,3 +28,4 @@ mod removing;
 mod restarting;
 mod support;
 mod trust;
+mod watching;

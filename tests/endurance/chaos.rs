@@ -17,7 +17,7 @@ use containerd::{Client, ImageRecord, ImageUpdate};
 use import::bundle_id;
 use rustix::fs::{Timespec, Timestamps, futimens};
 use tokio::runtime::Runtime;
-use xtask::{Containerd, Generation};
+use xtask::{Containerd, Generation, Options};
 
 use super::audit::Audit;
 use super::dice::Dice;
@@ -255,10 +255,20 @@ impl Chaos {
             5..=8 => Victim::Containerd,
             _ => Victim::Both,
         };
-        // A bundle settles for a fifth of a second, and is then sent in about as much.
-        let instant = self.dice.milliseconds(0..500);
+        let begun = self.daemon.as_ref().map_or(0, |daemon| daemon.count("importing"));
+        // Two in three when an import has begun, the others whenever it comes.
+        let (at_import, instant) = (!self.dice.one_in(3), self.dice.milliseconds(0..250));
         thread::scope(|scope| {
             let placing = scope.spawn(|| acts.into_iter().try_for_each(Act::perform));
+            let deadline = Instant::now() + Duration::from_millis(if at_import { 1000 } else { 0 });
+            let is_waiting = || {
+                self.daemon
+                    .as_ref()
+                    .is_some_and(|daemon| daemon.count("importing") == begun)
+            };
+            while Instant::now() < deadline && is_waiting() {
+                thread::sleep(Duration::from_millis(2));
+            }
             thread::sleep(instant);
             let killed = self.kill(victim);
             let placed = placing.join().expect("placing files does not panic");
@@ -747,7 +757,7 @@ impl Figures {
 }
 
 fn survive(generation: Generation, rounds: usize, seed: u64) {
-    let Some(containerd) = containerds::own(generation) else {
+    let Some(containerd) = containerds::own_with(generation, &Options::default()) else {
         return;
     };
     let started = Instant::now();

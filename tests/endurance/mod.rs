@@ -6,7 +6,10 @@
 
 mod audit;
 mod chaos;
+mod churn;
 mod dice;
+mod many;
+mod powercut;
 
 use xtask::Generation;
 

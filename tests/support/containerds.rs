@@ -55,9 +55,9 @@ pub fn shared(generation: Generation) -> Option<&'static Served> {
         .as_ref()
 }
 
-/// A containerd for one scenario alone, which may kill it. `None` where there is none and none is demanded.
-pub fn own(generation: Generation) -> Option<Containerd> {
-    demanded(generation, Containerd::start(generation, &Options::default()))
+/// A containerd for one scenario alone. `None` where there is none and none is demanded.
+pub fn own_with(generation: Generation, options: &Options) -> Option<Containerd> {
+    demanded(generation, Containerd::start(generation, options))
 }
 
 /// Where containerd cannot be had, scenarios are left out, unless that would hide them where they must run.

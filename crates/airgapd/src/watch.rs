@@ -148,7 +148,10 @@ impl Ground {
                 () = mounts.changed() => self.check(),
                 Ok(()) = wanted.changed() => {
                     self.below.clone_from(&wanted.borrow_and_update());
-                    self.check();
+                    // Without a watch every look would ask for the next one.
+                    if self.blind.is_none() {
+                        self.check();
+                    }
                 }
                 () = tokio::time::sleep(rescan) => {
                     self.check();

@@ -1,5 +1,7 @@
 //! What this containerd is: version, identity, plugins, the platform it runs on.
 
+use std::path::PathBuf;
+
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{Plugin as WirePlugin, PluginsRequest};
@@ -74,6 +76,8 @@ pub struct Plugin {
     pub platforms: Vec<Platform>,
     /// Whether it came up. Skipped and failed plugins did not.
     pub healthy: bool,
+    /// Where it keeps its data, as containerd sees it, for plugins that say so.
+    pub root: Option<PathBuf>,
 }
 
 impl Plugin {
@@ -133,6 +137,18 @@ impl Client {
         Ok(node_platform(&self.plugins().await?))
     }
 
+    /// The folder of containerd's content store, in containerd's view of the file system. All namespaces share it.
+    ///
+    /// # Errors
+    /// Those of any call. A containerd that does not say is not one.
+    pub async fn content_root(&self) -> Result<Option<PathBuf>, Error> {
+        let plugins = self.plugins().await?;
+        let store = plugins
+            .into_iter()
+            .find(|plugin| plugin.is("io.containerd.content.v1", "content"));
+        Ok(store.and_then(|plugin| plugin.root))
+    }
+
     fn introspection(&self) -> IntrospectionClient<Channel> {
         IntrospectionClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE)
     }
@@ -163,6 +179,7 @@ fn plugin_from_wire(plugin: WirePlugin) -> Plugin {
         id: plugin.id,
         platforms: plugin.platforms.into_iter().map(platform_from_wire).collect(),
         healthy: plugin.init_err.is_none(),
+        root: plugin.exports.get("root").map(PathBuf::from),
     }
 }
 
@@ -217,6 +234,7 @@ mod tests {
                 ..Platform::default()
             }],
             healthy: true,
+            root: None,
         };
         let overlayfs = plugin("io.containerd.snapshotter.v1", "overlayfs", "amd64");
         let cri = plugin("io.containerd.grpc.v1", "cri", "arm64");

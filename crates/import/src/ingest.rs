@@ -4,6 +4,7 @@
 //! reached stops the run, and what was committed by then is found in place by the next one.
 
 mod in_order;
+mod on_disk;
 mod pass;
 
 use std::collections::{HashMap, HashSet};
@@ -14,6 +15,8 @@ use bundle::Bundle;
 use containerd::{BlobSource, BlobSpec, Client, Creation, Held, ImageUpdate, NewImage, Recovery, Written};
 use oci_spec::image::{Descriptor, Digest};
 use tokio::task::JoinSet;
+
+use self::on_disk::OnDisk;
 
 use crate::Error;
 use crate::labels::{LabelChanges, Labels};
@@ -136,6 +139,7 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         finished: HashSet::new(),
         result: Ingested::default(),
         lease: None,
+        on_disk: OnDisk::default(),
     };
     let stopped = run.all().await.err();
     // A run that was stopped is taken up again: its lease keeps what has been moved.
@@ -158,6 +162,7 @@ struct Run<'a> {
     finished: HashSet<usize>,
     result: Ingested,
     lease: Option<Lease>,
+    on_disk: OnDisk,
 }
 
 /// Why an image is not recorded.
@@ -287,6 +292,7 @@ impl Run<'_> {
         }
         self.check_bundle()?;
         self.check_lease(image).await?;
+        self.make_names_last(image).await;
         let mut outcomes = Vec::new();
         for step in &image.records {
             outcomes.push(self.record(step).await?);

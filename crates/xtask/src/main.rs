@@ -58,6 +58,22 @@ enum Task {
         #[command(flatten)]
         extent: endurance::Extent,
     },
+    /// Cut the power of a containerd that bundles are imported into, and hash everything that its disk then has.
+    Powercut {
+        /// How often on each containerd.
+        #[arg(long, default_value_t = 20)]
+        cuts: usize,
+        #[command(flatten)]
+        extent: endurance::Extent,
+    },
+    /// Let bundles come, change and go for a simulated day, and compare what the daemon holds before and after.
+    Churn {
+        /// Cycles of twenty changes each; 144 are a day at one change in half a minute.
+        #[arg(long, default_value_t = 144)]
+        cycles: usize,
+        #[command(flatten)]
+        extent: endurance::Extent,
+    },
     /// Place a bundle in every way there is, and print what comes of it as the table of docs/watching.md.
     Placing,
     /// Check the dependencies for known vulnerabilities (needs the network).
@@ -89,6 +105,14 @@ fn perform(task: Task) -> Result<()> {
         Task::Fuzz { minutes, target } => fuzz::run(minutes, target.as_deref()),
         Task::Chaos { rounds, extent } => {
             endurance::run("endurance::chaos::as_many_crashes_as_asked_for", rounds, &extent)
+        }
+        Task::Powercut { cuts, extent } => endurance::run(
+            "endurance::powercut::as_many_power_cuts_as_asked_for",
+            cuts,
+            &extent,
+        ),
+        Task::Churn { cycles, extent } => {
+            endurance::run("endurance::churn::as_much_churn_as_asked_for", cycles, &extent)
         }
         Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
         Task::Advisories => checks::advisories(),

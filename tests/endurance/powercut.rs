@@ -1,0 +1,303 @@
+//! The power goes while bundles are imported, and containerd starts on what the disk had: a record implies whole blobs.
+//!
+//! containerd's root is an ext4 file system in a file. A cut is a copy of that file: containerd is stopped between two
+//! system calls, and what it and the kernel had not written by then is lost. The copy is mounted, which replays the
+//! journal, another containerd is started on it, and every blob of every record is hashed.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bundle::fixtures::{Image, Layout};
+use containerd::Client;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use xtask::{Containerd, Generation, Options};
+
+use super::audit::Audit;
+use super::dice::Dice;
+use super::{Asked, say};
+use crate::support::bundles::native;
+use crate::support::containerds;
+use crate::support::node::{Daemon, Node};
+use crate::support::target::{KUBERNETES, PINNED};
+
+/// Size of the disk in bytes. It is a file with holes in memory.
+const DISK: u64 = 384 << 20;
+/// How many bundles lie in the folder at a time; the oldest makes room, so that the disk is never full.
+const MOST_BUNDLES: usize = 5;
+
+/// What a series of cuts comes to.
+#[derive(Default)]
+struct Figures {
+    cuts: usize,
+    with_journal: usize,
+    in_mid_import: usize,
+    records: usize,
+    blobs: usize,
+}
+
+/// A containerd without CRI, whose root is to be a disk.
+fn containerd(generation: Generation) -> Option<Containerd> {
+    let options = Options {
+        cri: false,
+        ..Options::default()
+    };
+    containerds::own_with(generation, &options)
+}
+
+/// The node whose power goes, and the machine that its disk is looked at on.
+struct Cuts {
+    // Dropped in this order.
+    daemon: Daemon,
+    node: Node,
+    client: Client,
+    runtime: Runtime,
+    node_containerd: Containerd,
+    bench: Containerd,
+    folder: TempDir,
+    dice: Dice,
+    dropped: VecDeque<(PathBuf, String)>,
+    serial: usize,
+    figures: Figures,
+}
+
+impl Cuts {
+    fn new(mut node_containerd: Containerd, mut bench: Containerd, seed: u64) -> Cuts {
+        let in_memory = Path::new("/dev/shm");
+        let place = if in_memory.is_dir() {
+            in_memory.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
+        let folder = TempDir::with_prefix_in("airgapd-disk-", place).expect("a folder");
+        let disk = folder.path().join("disk.img");
+        File::create(&disk)
+            .and_then(|file| file.set_len(DISK))
+            .expect("a file");
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk));
+        node_containerd.stop().expect("it stops");
+        bench.stop().expect("it stops");
+        mount(&disk, &node_containerd.root());
+        node_containerd.restart().expect("containerd starts on the disk");
+        let runtime = Runtime::new().expect("threads for a client");
+        let socket = node_containerd.socket();
+        let node = Node::at(&socket, KUBERNETES);
+        node.configure_also("cri: false");
+        Cuts {
+            daemon: node.start(),
+            client: runtime
+                .block_on(Client::connect(&socket, KUBERNETES))
+                .expect("containerd is there"),
+            node,
+            runtime,
+            node_containerd,
+            bench,
+            folder,
+            dice: Dice::new(seed),
+            dropped: VecDeque::new(),
+            serial: 0,
+            figures: Figures::default(),
+        }
+    }
+
+    fn cut(&mut self) -> Result<(), String> {
+        let importing = self.daemon.count("importing");
+        self.drop_a_bundle();
+        // Two in three when an import has begun, the others whenever it comes.
+        let at_import = !self.dice.one_in(3);
+        let deadline = Instant::now() + Duration::from_millis(if at_import { 3000 } else { 0 });
+        while Instant::now() < deadline && self.daemon.count("importing") == importing {
+            thread::sleep(Duration::from_millis(2));
+        }
+        thread::sleep(self.dice.milliseconds(0..200));
+        let copy = self.copy_the_disk();
+        self.look_at(&copy)?;
+        self.figures.cuts += 1;
+        Ok(())
+    }
+
+    fn drop_a_bundle(&mut self) {
+        self.serial += 1;
+        let name = format!("registry.test/cut-{}:1", self.serial);
+        let mut image = Image::new(&name).platform(native());
+        for _ in 0..self.dice.within(2..7) {
+            let size = self.dice.within(10_000..900_000);
+            image = image.layer(self.dice.bytes(size));
+        }
+        let file = format!("cut-{}.tar", self.serial);
+        let placed = self.node.path(&file);
+        Layout::new().image(image).write_to(&placed);
+        let place = self.node.images().join(&file);
+        fs::rename(placed, &place).expect("it can be moved");
+        self.dropped.push_back((place, name));
+        if self.dropped.len() > MOST_BUNDLES {
+            let (oldest, _) = self.dropped.pop_front().expect("there are several");
+            fs::remove_file(oldest).expect("it is there");
+            self.collect();
+        }
+    }
+
+    /// Removes the records that nobody pins any more, as kubelet does.
+    fn collect(&self) {
+        let images = self
+            .runtime
+            .block_on(self.client.images())
+            .expect("containerd answers");
+        for record in images.iter().filter(|record| !record.labels.contains_key(PINNED)) {
+            self.runtime
+                .block_on(self.client.delete_image(&record.name, false))
+                .expect("containerd answers");
+        }
+    }
+
+    /// The disk as it is at this instant: no write may fall into the time that the copy takes.
+    fn copy_the_disk(&mut self) -> PathBuf {
+        let pid = self.node_containerd.pid().expect("it runs");
+        let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
+        kill_process(pid, Signal::STOP).expect("it runs");
+        let disk = self.folder.path().join("disk.img");
+        let copy = self.folder.path().join("copy.img");
+        let device = loop_device(&disk);
+        loop {
+            let before = writes(&device);
+            run(Command::new("cp").arg("--sparse=always").args([&disk, &copy]));
+            if before == writes(&device) {
+                break;
+            }
+        }
+        kill_process(pid, Signal::CONT).expect("it runs");
+        copy
+    }
+
+    fn look_at(&mut self, copy: &Path) -> Result<(), String> {
+        self.figures.with_journal += usize::from(has_journal_to_replay(copy));
+        let root = self.bench.root();
+        mount(copy, &root);
+        self.bench
+            .restart()
+            .map_err(|error| format!("containerd does not start on the disk: {error:#}"))?;
+        let lists = async {
+            let client = Client::connect(&self.bench.socket(), KUBERNETES).await?;
+            let leases = client.leases().await?.len();
+            Ok::<_, containerd::Error>((client.images().await?, client.blobs().await?, leases))
+        };
+        let (images, blobs, leases) = self.runtime.block_on(lists).map_err(|error| error.to_string())?;
+        let mut audit = Audit::of(&root);
+        let broken = audit.broken(&images, &blobs);
+        self.figures.in_mid_import += usize::from(leases > 0);
+        self.figures.records += images.len();
+        self.figures.blobs += audit.hashed();
+        self.bench.kill().map_err(|error| error.to_string())?;
+        run(Command::new("umount").arg(&root));
+        match broken.first() {
+            Some(fault) => Err(format!("a record without its closure: {fault}")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn mount(image: &Path, folder: &Path) {
+    fs::create_dir_all(folder).expect("a folder");
+    run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(folder));
+}
+
+fn run(command: &mut Command) {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+}
+
+/// The name of the loop device that a file backs (sysfs).
+fn loop_device(file: &Path) -> String {
+    let devices = fs::read_dir("/sys/block").expect("there is sysfs").flatten();
+    let name = devices
+        .map(|device| device.file_name().to_string_lossy().into_owned())
+        .find(|name| {
+            let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
+            backing.is_ok_and(|backing| Path::new(backing.trim()) == file)
+        });
+    name.expect("it is mounted")
+}
+
+/// Writes to a device that were finished, and those under way (sysfs, block/stat: fields 5 and 9).
+fn writes(device: &str) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/sys/block/{device}/stat")).expect("there is sysfs");
+    let fields: Vec<u64> = text
+        .split_whitespace()
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    (fields[4], fields[8])
+}
+
+/// ext4's superblock, 1024 bytes into the disk: `s_feature_incompat` is at 96, `RECOVER` its third bit.
+fn has_journal_to_replay(disk: &Path) -> bool {
+    let mut features = [0; 4];
+    File::open(disk)
+        .and_then(|file| file.read_exact_at(&mut features, 1024 + 96))
+        .expect("a superblock");
+    u32::from_le_bytes(features) & 4 != 0
+}
+
+/// Whether files can be mounted here.
+fn can_mount() -> bool {
+    let mut modules = String::new();
+    let read = File::open("/proc/filesystems").and_then(|mut file| file.read_to_string(&mut modules));
+    read.is_ok() && modules.contains("ext4") && Path::new("/dev/loop-control").exists()
+}
+
+fn survive(generation: Generation, cuts: usize, seed: u64) {
+    if !can_mount() {
+        return say("left out: no loop devices or no ext4 here");
+    }
+    let (Some(node), Some(bench)) = (containerd(generation), containerd(generation)) else {
+        return;
+    };
+    let started = Instant::now();
+    let mut series = Cuts::new(node, bench, seed);
+    for cut in 0..cuts {
+        if let Err(why) = series.cut() {
+            panic!("containerd {generation}, seed {seed}, cut {cut}: {why}");
+        }
+    }
+    let Figures {
+        cuts,
+        with_journal,
+        in_mid_import,
+        records,
+        blobs,
+    } = series.figures;
+    say(&format!(
+        "containerd {generation}, seed {seed}: {cuts} power cuts in {} s, {with_journal} with a journal to replay, {in_mid_import} with \
+         an import under way; {records} records looked at, {blobs} blobs hashed, 0 broken",
+        started.elapsed().as_secs(),
+    ));
+}
+
+#[test]
+fn after_a_power_cut_a_record_implies_whole_blobs_on_containerd_1_7() {
+    survive(Generation::V1_7, 3, 17);
+}
+
+#[test]
+fn after_a_power_cut_a_record_implies_whole_blobs_on_containerd_2() {
+    survive(Generation::V2, 3, 2);
+}
+
+/// `cargo xtask powercut`.
+#[test]
+#[ignore = "takes as long as asked for"]
+fn as_many_power_cuts_as_asked_for() {
+    let Asked { rounds, seed } = Asked::or(10);
+    for generation in super::generations_asked_for() {
+        survive(generation, rounds, seed);
+    }
+}

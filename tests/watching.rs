@@ -1,0 +1,105 @@
+//! Where the kernel tells too little of the folder: nothing is missed, and what is the matter is said.
+
+use std::fs::{self, File};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::bundles::marker;
+use crate::support::node::Daemon;
+use crate::support::{Node, Target, on_the_fake, wait_for};
+
+/// Well before the folder is listed for no reason.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Starts the daemon as root of a user namespace of its own, where limits hold for it alone (namespaces(7),
+/// `/proc/sys/user`). `None` where such namespaces are not allowed.
+fn limited(node: &Node, limit: &str, value: u32) -> Option<Daemon> {
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        // Mounts of others are hints, too.
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+        command
+            .arg(format!("echo {value} > /proc/sys/user/{limit} && exec \"$@\""))
+            .arg("sh");
+        command
+    };
+    if !unshare()
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        return None;
+    }
+    let program = node.command(["run"]);
+    let mut command = unshare();
+    command.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Some(Daemon::start(command, &node.path("notify.sock")))
+}
+
+/// Drops a bundle and waits for its image.
+fn is_imported(node: &Node, target: &Target, file: &str) {
+    let (bundle, name) = marker(node.path(file));
+    node.drop_in(&bundle);
+    wait_for(SOON, "the image", || target.record(&name).is_some());
+}
+
+fn without_a_watch_the_folder_is_looked_at_every_few_seconds(target: &Target) {
+    for (limit, value) in [("max_inotify_instances", 0), ("max_inotify_watches", 0)] {
+        let node = Node::on(target);
+        let Some(daemon) = limited(&node, limit, value) else {
+            return;
+        };
+        daemon.wait_until_ready();
+        daemon.wait_for_log("cannot watch the images folder");
+        daemon.wait_for_log(&limit.replace("inotify", "user"));
+        is_imported(&node, target, "first.tar");
+        // It was seen at a look around, and the next is some seconds away.
+        let seen = Instant::now();
+        is_imported(&node, target, "second.tar");
+        assert!(seen.elapsed() > Duration::from_secs(2), "it does nothing but look around");
+        assert_eq!(
+            daemon.count("cannot watch"),
+            1,
+            "it is said once:\n{}",
+            daemon.log()
+        );
+        daemon.finish(target);
+    }
+}
+
+/// The kernel's queue holds 16384 events (inotify(7), max_queued_events); the rest is lost.
+fn what_comes_while_the_kernels_queue_overflows_is_imported(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    is_imported(&node, target, "before.tar");
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let file = node.images().join(".flood");
+    let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    // Each comes, is closed and goes: three events.
+    for _ in 0..queue.trim().parse::<u32>().unwrap().min(50_000) / 3 + 1000 {
+        drop(File::create(&file).unwrap());
+        fs::remove_file(&file).unwrap();
+    }
+    let (bundle, name) = marker(node.path("in-the-flood.tar"));
+    node.drop_in(&bundle);
+    let continued = Instant::now();
+    kill_process(pid, Signal::CONT).unwrap();
+    wait_for(SOON, "the image", || target.record(&name).is_some());
+    assert!(continued.elapsed() < SOON);
+    is_imported(&node, target, "after.tar");
+    daemon.finish(target);
+}
+
+on_the_fake!(
+    without_a_watch_the_folder_is_looked_at_every_few_seconds,
+    what_comes_while_the_kernels_queue_overflows_is_imported,
+);
