@@ -64,7 +64,10 @@ fn without_a_watch_the_folder_is_looked_at_every_few_seconds(target: &Target) {
         // It was seen at a look around, and the next is some seconds away.
         let seen = Instant::now();
         is_imported(&node, target, "second.tar");
-        assert!(seen.elapsed() > Duration::from_secs(2), "it does nothing but look around");
+        assert!(
+            seen.elapsed() > Duration::from_secs(2),
+            "it does nothing but look around"
+        );
         assert_eq!(
             daemon.count("cannot watch"),
             1,

@@ -74,6 +74,8 @@ enum Task {
         #[command(flatten)]
         extent: endurance::Extent,
     },
+    /// Look after a thousand bundles of the same images, and print time and memory.
+    Many,
     /// Place a bundle in every way there is, and print what comes of it as the table of docs/watching.md.
     Placing,
     /// Check the dependencies for known vulnerabilities (needs the network).
@@ -114,6 +116,11 @@ fn perform(task: Task) -> Result<()> {
         Task::Churn { cycles, extent } => {
             endurance::run("endurance::churn::as_much_churn_as_asked_for", cycles, &extent)
         }
+        Task::Many => endurance::run(
+            "endurance::many::a_thousand_bundles_of_the_same_images_are_looked_after",
+            1,
+            &endurance::Extent::default(),
+        ),
         Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
         Task::Advisories => checks::advisories(),
         Task::Protoc => {
