@@ -20,6 +20,7 @@ mod inspecting;
 mod kubelet;
 mod listing;
 mod lists;
+mod living;
 mod memory;
 mod placing;
 mod reaching;

@@ -2,12 +2,13 @@
 
 use std::fs;
 
+use bundle::fixtures::Image;
 use oci_spec::image::Digest;
 
 use crate::support::bundles::{self, image};
 use crate::support::target::BUNDLE;
 use crate::support::waiting::wait_until;
-use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
@@ -33,8 +34,10 @@ fn is_let_go(target: &Target, name: &str) -> bool {
 fn a_bundle_that_is_removed_takes_its_pins_along_and_leaves_the_records(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
-    bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
-    bundles::write(&node.images().join("b.tar"), [image(TWO)]);
+    let layer = unique();
+    let shared = || Image::new(TWO).platform(bundles::native()).layer(layer.as_str());
+    bundles::write(&node.images().join("a.tar"), [image(ONE), shared()]);
+    bundles::write(&node.images().join("b.tar"), [shared()]);
     daemon.wait_until("both bundles vouch", || {
         is_ours(target, ONE) && sources(target, TWO) == 2
     });

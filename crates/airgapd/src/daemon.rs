@@ -2,36 +2,41 @@
 //!
 //! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same:
 //! list the folder if something hints at a change, connect to containerd if there is none, compare what the ledger
-//! knows with what containerd has if that is due, and take on at most one file. Whatever happens meanwhile waits its
-//! turn in a channel. Dropping the loop's future at any await loses nothing: what matters is in containerd under a lease
+//! knows with what containerd has if that is due, and take on a file. What takes long (reading bundles and importing
+//! them) happens in jobs beside the loop: the loop gives orders, a job comes back with a value, and only the loop
+//! writes roster and ledger. Dropping any of it at any await loses nothing: what matters is in containerd under a lease
 //! and in the ledger.
 
+mod comparing;
+mod job;
+mod jobs;
 mod leaving;
-mod one;
+mod listing;
+mod results;
+mod taking;
 mod telling;
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bundle::Identity;
 use containerd::ImageEvents;
-use import::{LEASE_PREFIX, Policy, Survey, bundle_id, labels};
-use tokio_util::sync::CancellationToken;
+use import::Policy;
+use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use self::telling::{Refusals, shown};
-use crate::config::{Checksums, Settings};
-use crate::desired::{self, Moved, Standing};
-use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listing, Reason};
+use self::jobs::{Came, Jobs};
+use self::telling::Refusals;
+use crate::config::Settings;
 use crate::healing::Healing;
-use crate::ledger::{self, Context, Ledger, Saved, Store};
-use crate::roster::{Phase, Roster, Version};
-use crate::runtime::{self, Runtime, Unusable};
+use crate::ledger::{Ledger, Saved, Store};
+use crate::roster::{Phase, Roster};
+use crate::runtime::Runtime;
 use crate::systemd::Systemd;
-use crate::trust;
 use crate::watch::Watch;
 
 /// The first wait for a containerd that is not there, doubled up to [`LONGEST_WAIT`].
@@ -41,12 +46,21 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const BURST: Duration = Duration::from_millis(200);
 /// Of how many ignored files a listing tells by name; the others are counted.
 const MOST_IGNORED: usize = 20;
-/// How often systemd hears of progress while there is work: its socket takes few messages at a time.
+/// How often systemd hears how it goes: its socket takes few messages at a time.
 const STATUS_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// Runs until `stop` is cancelled.
+/// What the daemon is told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// End: the first time when what runs is done or the grace is over, the second time at once.
+    Stop,
+    /// Read the configuration again.
+    Reload,
+}
+
+/// Runs until it is told to stop.
 ///
 /// # Errors
 ///
@@ -55,29 +69,26 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub(crate) async fn run(
     settings: Settings,
     node: crate::node::Runtime,
-    stop: CancellationToken,
+    signals: mpsc::UnboundedReceiver<Signal>,
 ) -> anyhow::Result<()> {
-    let mut daemon = Daemon::start(settings, node)?;
-    tokio::select! {
-        () = stop.cancelled() => {}
-        never = daemon.work() => match never {},
-    }
-    daemon.systemd.stopping();
+    let mut daemon = Daemon::start(settings, node, signals)?;
+    daemon.work().await;
+    daemon.drain().await;
     daemon.save();
     info!("stopped");
     Ok(())
 }
 
-enum Never {}
-
 struct Daemon {
-    settings: Settings,
+    settings: Arc<Settings>,
+    signals: mpsc::UnboundedReceiver<Signal>,
     images_dir: PathBuf,
     socket: PathBuf,
     watch: Watch,
     store: Store,
     ledger: Ledger,
     roster: Roster,
+    jobs: Jobs,
     /// Why nothing can be imported from the folder at the moment, when that is so; said once for each reason.
     trouble: Option<String>,
     /// Why bundles that are not in the folder are not taken for gone, when that is so.
@@ -93,12 +104,15 @@ struct Daemon {
     relist: bool,
     /// The ledger has news that can wait until there is nothing else to do.
     unsaved: bool,
+    /// When systemd was told last how it goes.
     status_said: Instant,
     connection: Connection,
     systemd: Systemd,
     healing: Healing,
     /// Records that others moved, and where to, as far as it was said.
     moved: HashSet<(String, String)>,
+    /// A stop has begun: nothing new is taken on.
+    is_draining: bool,
 }
 
 enum Connection {
@@ -122,7 +136,11 @@ struct Up {
 }
 
 impl Daemon {
-    fn start(settings: Settings, node: crate::node::Runtime) -> anyhow::Result<Daemon> {
+    fn start(
+        settings: Settings,
+        node: crate::node::Runtime,
+        signals: mpsc::UnboundedReceiver<Signal>,
+    ) -> anyhow::Result<Daemon> {
         let (store, ledger, notices) = Store::open(&settings.state_dir)?;
         for notice in notices {
             warn!("{notice}");
@@ -136,6 +154,8 @@ impl Daemon {
             store,
             ledger,
             roster: Roster::default(),
+            jobs: Jobs::default(),
+            signals,
             trouble: None,
             vanished: None,
             place: None,
@@ -144,7 +164,7 @@ impl Daemon {
             trusted: None,
             relist: false,
             unsaved: false,
-            status_said: now,
+            status_said: now.checked_sub(STATUS_PACE).unwrap_or(now),
             connection: Connection::Down {
                 next: now,
                 wait: FIRST_WAIT,
@@ -153,47 +173,112 @@ impl Daemon {
             systemd: Systemd::from_environment(),
             healing: Healing::default(),
             moved: HashSet::new(),
-            settings,
+            is_draining: false,
+            settings: Arc::new(settings),
         })
     }
 
-    async fn work(&mut self) -> Never {
+    /// Works until it is told to stop.
+    async fn work(&mut self) {
         self.list();
         self.systemd.ready();
-        loop {
+        while !self.is_draining {
             if std::mem::take(&mut self.relist) {
                 self.list();
+                self.drop_outdated_jobs();
             }
             self.connect_if_due().await;
             self.compare_if_due().await;
-            let worked = self.work_on_one().await;
-            if !worked || self.status_said.elapsed() >= STATUS_PACE {
-                self.systemd.status(&self.status());
-                self.status_said = Instant::now();
-            }
+            let worked = self.take_on_one();
             if !worked {
                 self.refusals.sum_up();
-                if std::mem::take(&mut self.unsaved) {
+                if self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {
                     self.save();
                 }
-                self.wait().await;
+            }
+            let status_due = self.tell_systemd();
+            let until = match worked {
+                true => Instant::now(),
+                false => self.next_due().min(status_due),
+            };
+            let happened = self.happens(until).await;
+            self.on(happened);
+        }
+    }
+
+    /// When something is due although nothing happens.
+    fn next_due(&self) -> Instant {
+        let now = Instant::now();
+        let connected = matches!(self.connection, Connection::Up(_));
+        let wake = self.roster.next_due(now, connected).unwrap_or(now + IDLE);
+        wake.min(match &self.connection {
+            Connection::Down { next, .. } => *next,
+            Connection::Up(up) => up.compare,
+        })
+    }
+
+    /// Tells systemd how it goes if that is news, and when to do so if it was told something else a moment ago.
+    fn tell_systemd(&mut self) -> Instant {
+        let (now, status) = (Instant::now(), self.status());
+        let due = self.status_said + STATUS_PACE;
+        if !self.systemd.is_news(&status) {
+            return now + IDLE;
+        }
+        if due <= now {
+            self.systemd.status(&status);
+            self.status_said = now;
+        }
+        if due > now { due } else { now + STATUS_PACE }
+    }
+
+    /// Waits for the next thing that happens. Safe to cancel.
+    async fn happens(&mut self, until: Instant) -> Happened {
+        tokio::select! {
+            biased;
+            Some(signal) = self.signals.recv() => Happened::Signal(signal),
+            (name, came) = self.jobs.next() => Happened::Job(name, Box::new(came)),
+            () = self.watch.changed() => Happened::Hint,
+            change = next_event(&mut self.connection) => Happened::Change(change),
+            () = sleep_until(until) => Happened::Nothing,
+        }
+    }
+
+    fn on(&mut self, happened: Happened) {
+        match happened {
+            Happened::Nothing => {}
+            Happened::Hint => self.relist = true,
+            Happened::Change(change) => self.on_event(change),
+            Happened::Job(name, came) => self.on_job(&name, *came),
+            Happened::Signal(Signal::Stop) => self.is_draining = true,
+            Happened::Signal(Signal::Reload) => {
+                info!("SIGHUP: the configuration is read at the start only; restart for a new one");
             }
         }
     }
 
-    /// Sleeps until something is due or something happens.
-    async fn wait(&mut self) {
-        let now = Instant::now();
-        let connected = matches!(self.connection, Connection::Up(_));
-        let mut wake = self.roster.next_due(connected).unwrap_or(now + IDLE);
-        wake = wake.min(match &self.connection {
-            Connection::Down { next, .. } => *next,
-            Connection::Up(up) => up.compare,
-        });
-        tokio::select! {
-            () = self.watch.changed() => self.relist = true,
-            () = tokio::time::sleep_until(wake.into()) => {}
-            change = next_event(&mut self.connection) => self.on_event(change),
+    /// Lets what runs come to its end: until the grace is over, or somebody tells us a second time.
+    async fn drain(&mut self) {
+        self.systemd.stopping();
+        self.is_draining = true;
+        let grace = self.settings.grace;
+        if !self.jobs.is_empty() {
+            let text = format!("stopping: waiting up to {grace:?} for the imports that run");
+            info!("{text}");
+            self.systemd.status(&text);
+        }
+        self.jobs.drop_waiting();
+        let deadline = Instant::now() + grace;
+        while !self.jobs.is_empty() {
+            match self.happens(deadline).await {
+                Happened::Job(name, came) => self.on_job(&name, *came),
+                Happened::Signal(Signal::Stop) => break,
+                _ if Instant::now() >= deadline => break,
+                _ => {}
+            }
+        }
+        for job in self.jobs.all() {
+            let bundle = telling::shown(&job.order.name);
+            info!(bundle, "its import is interrupted, and goes on at the next start");
         }
     }
 
@@ -210,139 +295,12 @@ impl Daemon {
             };
             return;
         };
-        if self.ledger.desired_images().contains_key(event.name.as_str()) {
+        if let Some(job) = self.jobs.writer_of(&event.name) {
+            // Most likely by the job; what else it may be is compared when the job is done.
+            job.disturbed = true;
+        } else if self.ledger.desired_images().contains_key(event.name.as_str()) {
             debug!(image = event.name, "a managed record changed");
             up.compare = up.compare.min(Instant::now() + BURST);
-        }
-    }
-}
-
-/// Waits for ever while there is no connection: nothing happens on it.
-async fn next_event(connection: &mut Connection) -> Option<containerd::ImageEvent> {
-    match connection {
-        Connection::Up(up) => up.events.next().await,
-        Connection::Down { .. } => std::future::pending().await,
-    }
-}
-
-/// The folder.
-impl Daemon {
-    fn list(&mut self) {
-        match self.listing() {
-            Ok(listed) => {
-                self.trouble = None;
-                self.take_over(listed);
-                self.look_at_trust();
-            }
-            Err(reason) => {
-                if self.trouble.as_ref() != Some(&reason) {
-                    warn!("{}: {reason}", self.images_dir.display());
-                }
-                self.trouble = Some(reason);
-            }
-        }
-    }
-
-    fn listing(&mut self) -> Result<Listing, String> {
-        // A folder that was there and is gone has been moved, unmounted or removed; only its owner knows which.
-        let create = self.place.is_none();
-        match if create {
-            folder::ensure(&self.images_dir)
-        } else {
-            Ok(false)
-        } {
-            Ok(true) => info!("created the images folder {}", self.images_dir.display()),
-            Ok(false) => {}
-            Err(error) => {
-                return Err(format!(
-                    "cannot create the images folder: {error}; waiting for it"
-                ));
-            }
-        }
-        let folder = self
-            .folder()
-            .map_err(|error| format!("cannot open the images folder: {error}"))?;
-        self.place = Some(folder.place());
-        match folder::judge(&folder, &self.images_dir, self.settings.allow_insecure_dir) {
-            FolderTrust::Trusted => {}
-            FolderTrust::Warning(why) => {
-                if self.warned.as_ref() != Some(&why) {
-                    warn!("{}: {why}", self.images_dir.display());
-                }
-                self.warned = Some(why);
-            }
-            FolderTrust::Refused(why) => return Err(format!("nothing is imported: {why}")),
-        }
-        let depth = Depth {
-            recursive: self.settings.recursive,
-            allow_insecure: self.settings.allow_insecure_dir,
-        };
-        folder
-            .list(depth)
-            .map_err(|error| format!("cannot list the images folder: {error}"))
-    }
-}
-
-impl Daemon {
-    fn folder(&self) -> std::io::Result<Folder> {
-        Folder::open_dir(&self.images_dir)
-    }
-
-    fn take_over(&mut self, listing: Listing) {
-        self.watch.also(listing.folders);
-        let mut listed = listing.entries;
-        if self.settings.checksums == Checksums::Off {
-            listed.retain(|entry| entry.class != Class::Ignored(Reason::Checksum));
-        }
-        let ledger = &self.ledger;
-        let known = |name: &OsStr, version: &Version| is_known(ledger, name, version);
-        let told = self.roster.list(listed, Instant::now(), known);
-        let ignored = told.len();
-        for (name, reason) in told.into_iter().take(MOST_IGNORED) {
-            info!(file = %shown(&name), "ignored: {reason}");
-        }
-        if ignored > MOST_IGNORED {
-            info!("{} more files were ignored", ignored - MOST_IGNORED);
-        }
-        self.recall_damage();
-        self.notice_gone();
-        if !self.roster.names(|phase| phase == Phase::Known).is_empty() {
-            self.compare_soon();
-        }
-    }
-
-    /// Holds the bundles against the trusted digests again when those have changed.
-    fn look_at_trust(&mut self) {
-        let Some(folder) = &self.settings.trusted_digests else {
-            return;
-        };
-        let stamp = Some(trust::stamp(folder));
-        if self.trusted == stamp {
-            return;
-        }
-        let ledger = &self.ledger;
-        let is_settled = |phase| {
-            matches!(
-                phase,
-                Phase::Known | Phase::Done | Phase::Failed { retry: None, .. }
-            )
-        };
-        let mut names = self.roster.names(is_settled);
-        names.retain(|name| {
-            let entry = ledger.get(name);
-            let catalog = entry.and_then(|entry| Some(&entry.imported.as_ref()?.catalog));
-            entry.is_some_and(ledger::Entry::is_refused)
-                || catalog.is_some_and(|catalog| trust::check(folder, catalog).is_err())
-        });
-        for name in names {
-            self.roster.set(&name, Phase::Ready);
-        }
-        self.trusted = stamp;
-    }
-
-    fn compare_soon(&mut self) {
-        if let Connection::Up(up) = &mut self.connection {
-            up.compare = Instant::now();
         }
     }
 
@@ -361,6 +319,10 @@ impl Daemon {
         };
         let done = count(|phase| phase == Phase::Done);
         let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
+        let running = match self.jobs.all().count() {
+            0 => String::new(),
+            running => format!("{running} importing, "),
+        };
         let waiting = count(|phase| {
             matches!(
                 phase,
@@ -372,221 +334,34 @@ impl Daemon {
             .as_ref()
             .map(|why| format!("; {why}"))
             .unwrap_or_default();
-        format!("{done} bundles in place, {waiting} waiting, {failed} failed; {containerd}{trouble}")
+        format!("{done} bundles in place, {running}{waiting} waiting, {failed} failed; {containerd}{trouble}")
     }
 }
 
-/// Whether the ledger's last import of a bundle is of this very file, checked against this very checksum, and nothing
-/// was left to try again.
-fn is_known(ledger: &Ledger, name: &OsStr, version: &Version) -> bool {
-    ledger.get(name).is_some_and(|entry| {
-        let imported = entry.imported.as_ref().is_some_and(|imported| {
-            imported.identity == version.identity && imported.sidecar == version.sidecar
-        });
-        imported && entry.identity == version.identity && entry.last_error.is_none()
-    })
+/// Waits for ever while there is no connection: nothing happens on it.
+async fn next_event(connection: &mut Connection) -> Option<containerd::ImageEvent> {
+    match connection {
+        Connection::Up(up) => up.events.next().await,
+        Connection::Down { .. } => std::future::pending().await,
+    }
 }
 
-/// containerd.
-impl Daemon {
-    async fn connect_if_due(&mut self) {
-        let Connection::Down { next, .. } = &self.connection else {
-            return;
-        };
-        if *next > Instant::now() {
-            return;
-        }
-        match self.connect().await {
-            Ok(up) => {
-                let Runtime {
-                    version, platform, ..
-                } = &up.runtime;
-                info!(
-                    "connected to containerd {} on {}; this node is {platform}",
-                    version.text,
-                    self.socket.display()
-                );
-                self.check_context(&up);
-                self.connection = Connection::Up(Box::new(up));
-                self.roster.doubt();
-            }
-            Err(error) => self.wait_for_containerd(&error),
-        }
-    }
+/// Something that wakes the loop.
+enum Happened {
+    /// It is time.
+    Nothing,
+    /// The folder may have changed.
+    Hint,
+    /// A record changed, or the connection is gone.
+    Change(Option<containerd::ImageEvent>),
+    /// A job came back.
+    Job(OsString, Box<Option<Came>>),
+    Signal(Signal),
+}
 
-    async fn connect(&self) -> Result<Up, Unusable> {
-        let runtime = runtime::connect(&self.socket, &self.settings).await?;
-        // First the subscription, then the comparison: what happens in between is then not lost.
-        let events = runtime.client.image_events().await?;
-        let policy = runtime::policy(&self.settings, Some(&runtime));
-        Ok(Up {
-            runtime,
-            events,
-            policy,
-            compare: Instant::now(),
-            leases_swept: false,
-        })
-    }
-
-    fn wait_for_containerd(&mut self, error: &Unusable) {
-        let Connection::Down { next, wait, said } = &mut self.connection else {
-            return;
-        };
-        let text = match error.is_unreachable() {
-            true => format!("no containerd on {}", self.socket.display()),
-            false => import::chain(error),
-        };
-        if said.as_ref() != Some(&text) {
-            warn!("{text}; waiting for it ({})", import::chain(error));
-        }
-        *said = Some(text);
-        *next = Instant::now() + *wait;
-        *wait = (*wait * 2).min(LONGEST_WAIT);
-    }
-
-    /// What the ledger says holds for one containerd, one boot and one set of rules.
-    fn check_context(&mut self, up: &Up) {
-        let context = Context {
-            containerd: Some(up.runtime.uuid.clone()),
-            boot: ledger::boot_id(),
-            selection: Some(runtime::fingerprint(&self.settings, &up.runtime)),
-            folder: self.ledger.context.folder,
-            program: Some(ledger::PROGRAM.to_owned()),
-        };
-        if self.ledger.context.selection.is_some() && self.ledger.context.selection != context.selection {
-            info!("the node's platform or the configuration changed: every bundle is looked at again");
-            for name in self.roster.names(|phase| {
-                matches!(
-                    phase,
-                    Phase::Known | Phase::Done | Phase::Failed { retry: None, .. }
-                )
-            }) {
-                self.roster.set(&name, Phase::Ready);
-            }
-        }
-        self.ledger.context = context;
-    }
-
-    /// Drops a connection that failed.
-    fn lost(&mut self, error: &dyn std::error::Error) {
-        warn!("containerd went away: {}", import::chain(error));
-        self.connection = Connection::Down {
-            next: Instant::now() + FIRST_WAIT,
-            wait: FIRST_WAIT,
-            said: None,
-        };
-        self.roster.doubt();
-    }
-
-    /// Compares what the ledger knows with what is there: one listing of records, one of blobs, no bundle opened.
-    async fn compare_if_due(&mut self) {
-        let Connection::Up(up) = &mut self.connection else {
-            return;
-        };
-        if up.compare > Instant::now() {
-            return;
-        }
-        up.compare = Instant::now() + self.settings.resync;
-        match Survey::of(&up.runtime.client, &desired::digests(&self.ledger)).await {
-            Ok(survey) => {
-                self.compare(&survey);
-                if let Err(error) = self.withdraw(&survey).await {
-                    return self.lost(&error);
-                }
-            }
-            Err(error) => return self.lost(&error),
-        }
-        self.sweep_leases().await;
-        self.save();
-    }
-
-    fn compare(&mut self, survey: &Survey) {
-        let desired = self.ledger.desired_images();
-        let mut findings: Vec<(OsString, Standing, Vec<Moved>)> = Vec::new();
-        for name in self
-            .roster
-            .names(|phase| matches!(phase, Phase::Known | Phase::Done))
-        {
-            if let Some(entry) = self.ledger.get(&name) {
-                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey);
-                findings.push((name, standing, moved));
-            }
-        }
-        for (name, standing, moved) in findings {
-            for Moved {
-                name: image,
-                from,
-                to,
-            } in moved
-            {
-                if self.moved.insert((image.clone(), to.to_string())) {
-                    warn!(bundle = %shown(&name), image, "somebody else moved the record from {from} to {to}: left alone");
-                }
-            }
-            match standing {
-                Standing::InPlace => self.roster.set(&name, Phase::Done),
-                Standing::Missing(what) => self.restore(&name, &what),
-            }
-        }
-    }
-
-    /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
-    /// and again.
-    fn restore(&mut self, name: &OsStr, what: &str) {
-        let bundle = shown(name);
-        let now = Instant::now();
-        match self.healing.wait(name, now) {
-            None => {
-                info!(
-                    bundle,
-                    outcome = "restored",
-                    "{what} is missing in containerd: restoring it"
-                );
-                self.roster.set(name, Phase::Ready);
-            }
-            Some(wait) => {
-                warn!(
-                    bundle,
-                    "{what} is missing in containerd once more: somebody seems to remove it on purpose, so it is restored in {wait:?}"
-                );
-                self.roster.postpone(name, now + wait);
-            }
-        }
-    }
-
-    /// Gives leases back that an earlier run left behind for bundles that are done or gone.
-    async fn sweep_leases(&mut self) {
-        let Connection::Up(up) = &mut self.connection else {
-            return;
-        };
-        if std::mem::replace(&mut up.leases_swept, true) {
-            return;
-        }
-        let client = up.runtime.client.clone();
-        let pending = self.roster.names(|phase| !matches!(phase, Phase::Done));
-        let kept: Vec<String> = pending
-            .iter()
-            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&name.to_string_lossy())))
-            .collect();
-        let swept = async {
-            for lease in client
-                .leases()
-                .await?
-                .into_iter()
-                .filter(|lease| lease.id.starts_with(LEASE_PREFIX))
-            {
-                let mark = lease.labels.get(labels::LEASE_MARK);
-                if mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE))
-                    && !kept.iter().any(|id| lease.id.starts_with(id.as_str()))
-                {
-                    debug!(lease = lease.id, "giving back a lease that was left behind");
-                    client.delete_lease(&lease.id, false).await?;
-                }
-            }
-            Ok::<(), containerd::Error>(())
-        };
-        if let Err(error) = swept.await {
-            self.lost(&error);
-        }
+/// Returns at once where the time has come, without waiting for a tick of the clock.
+async fn sleep_until(until: Instant) {
+    if until > Instant::now() {
+        tokio::time::sleep_until(until.into()).await;
     }
 }

@@ -113,6 +113,8 @@ pub(crate) struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
+    /// It is finished, and its first import is still to come or was interrupted.
+    Pending,
     Imported,
     Unchanged,
     /// Some images landed, others could not.
@@ -222,6 +224,45 @@ impl Ledger {
         let mut entries: Vec<_> = self.bundles.values().collect();
         entries.sort_by_key(|entry| entry.arrival);
         entries
+    }
+
+    /// Gives a finished file its place in the order of arrival, before anything of it is imported. Whether it is news.
+    pub(crate) fn arrive(&mut self, file: &OsStr, identity: &Identity) -> bool {
+        let before = self.get(file);
+        if before.is_some_and(|entry| entry.identity == *identity && entry.gone.is_none()) {
+            return false;
+        }
+        let entry = Entry {
+            file: file.to_owned(),
+            arrival: 0,
+            identity: identity.clone(),
+            outcome: Outcome::Pending,
+            attempts: 0,
+            // A rule against the file before it holds until this one was looked at.
+            last_error: before
+                .filter(|entry| entry.is_refused())
+                .and_then(|entry| entry.last_error.clone()),
+            imported: before.and_then(|entry| entry.imported.clone()),
+            gone: None,
+        };
+        let arrival = self.arrival(file, identity);
+        self.bundles
+            .insert(BundleId::of(file), Entry { arrival, ..entry });
+        true
+    }
+
+    /// The names that bundles vouch for which arrived after this one, with what they want them to point at.
+    pub(crate) fn later_claims(&self, file: &OsStr) -> BTreeMap<&str, &Digest> {
+        let arrival = self.get(file).map_or(u64::MAX, |entry| entry.arrival);
+        let later = self
+            .entries()
+            .into_iter()
+            .filter(|entry| entry.arrival > arrival && !entry.is_refused() && entry.gone.is_none());
+        later
+            .flat_map(|entry| &entry.imported)
+            .flat_map(|imported| &imported.images)
+            .map(|image| (image.name.as_str(), &image.target))
+            .collect()
     }
 
     /// Writes down a try that put images into containerd, with the closure of each target.

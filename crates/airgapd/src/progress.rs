@@ -21,7 +21,11 @@ pub(crate) struct Progress {
 impl Progress {
     /// Starts to report the import of a bundle.
     pub(crate) fn start(bundle: String) -> Progress {
-        let bytes = Arc::new(AtomicU64::new(0));
+        Progress::counting(bundle, Arc::default())
+    }
+
+    /// The same, with a counter of acknowledged bytes that others read too.
+    pub(crate) fn counting(bundle: String, bytes: Arc<AtomicU64>) -> Progress {
         let reporter = tokio::spawn(report(bundle, Arc::clone(&bytes)));
         Progress { bytes, reporter }
     }

@@ -40,6 +40,8 @@ struct Tracked {
     /// When this version was first seen: the file has been still since then.
     since: Instant,
     phase: Phase,
+    /// How often in a row this version was tried in vain.
+    attempts: u32,
 }
 
 /// How far a file has come.
@@ -49,6 +51,8 @@ pub(crate) enum Phase {
     Settling { look: Instant },
     /// Finished; imported as soon as there is a containerd.
     Ready,
+    /// A job of the daemon is at it.
+    Running,
     /// The ledger knows this very file: compared with containerd before it is opened.
     Known,
     /// Finished, and missing something beside it: looked at again when that comes.
@@ -58,7 +62,7 @@ pub(crate) enum Phase {
     /// Its images are in place, as far as they can be.
     Done,
     /// It could not be imported; tried again then, or when it changes.
-    Failed { attempts: u32, retry: Option<Instant> },
+    Failed { retry: Option<Instant> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,20 +150,30 @@ impl Roster {
                 version,
                 since,
                 phase,
+                attempts: 0,
             },
         );
     }
 
-    /// The file that is due to be looked at, or, where `connected`, imported. Those that wait longest go first.
-    pub(crate) fn due(&self, now: Instant, connected: bool) -> Option<OsString> {
-        let due = self.files.iter().filter(|(_, file)| file.is_due(now, connected));
+    /// The file that is due to be looked at, or, where `may_start` says so, imported. Those that wait longest go first.
+    pub(crate) fn due(&self, now: Instant, may_start: impl Fn(&OsStr, &Version) -> bool) -> Option<OsString> {
+        let due = |(name, file): &(&OsString, &Tracked)| match file.due() {
+            Some((at, Step::Look)) => at.is_none_or(|at| at <= now),
+            Some((at, Step::Start)) => at.is_none_or(|at| at <= now) && may_start(name, &file.version),
+            None => false,
+        };
+        let due = self.files.iter().filter(due);
         due.min_by_key(|(_, file)| file.since)
             .map(|(name, _)| name.clone())
     }
 
-    /// When the next file is due that is not due now.
-    pub(crate) fn next_due(&self, connected: bool) -> Option<Instant> {
-        self.files.values().filter_map(|file| file.wakes(connected)).min()
+    /// When the next file is due that is not due now. What waits for `may_start` wakes nobody.
+    pub(crate) fn next_due(&self, now: Instant, connected: bool) -> Option<Instant> {
+        let wakes = |file: &Tracked| match file.due()? {
+            (at, Step::Look) => at,
+            (at, Step::Start) => at.filter(|at| connected && *at > now),
+        };
+        self.files.values().filter_map(wakes).min()
     }
 
     /// How long the file has been as it is; `None` when it is not in the list any more.
@@ -186,36 +200,29 @@ impl Roster {
     pub(crate) fn set(&mut self, name: &OsStr, phase: Phase) {
         if let Some(file) = self.files.get_mut(name) {
             file.phase = phase;
+            if phase == Phase::Done {
+                file.attempts = 0;
+            }
         }
     }
 
     /// Puts a file off that could be imported now.
     pub(crate) fn postpone(&mut self, name: &OsStr, until: Instant) {
-        self.set(
-            name,
-            Phase::Failed {
-                attempts: 1,
-                retry: Some(until),
-            },
-        );
+        self.set(name, Phase::Failed { retry: Some(until) });
     }
 
     /// Writes down that a file failed. With `retry` it is tried again, later each time.
     pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: bool) {
-        let attempts = match self.phase(name) {
-            Some(Phase::Failed { attempts, .. }) => attempts.saturating_add(1),
-            _ => 1,
+        let Some(file) = self.files.get_mut(name) else {
+            return;
         };
         let wait = FIRST_RETRY
-            .saturating_mul(1 << (attempts - 1).min(16))
+            .saturating_mul(1 << file.attempts.min(16))
             .min(LONGEST_RETRY);
-        self.set(
-            name,
-            Phase::Failed {
-                attempts,
-                retry: retry.then(|| now + wait),
-            },
-        );
+        file.attempts = file.attempts.saturating_add(1);
+        file.phase = Phase::Failed {
+            retry: retry.then(|| now + wait),
+        };
     }
 
     /// Leaves a file alone. Whether that is to be said: the first time only.
@@ -279,28 +286,23 @@ fn is_bundle(entry: &Listed) -> bool {
     }
 }
 
-impl Tracked {
-    fn is_due(&self, now: Instant, connected: bool) -> bool {
-        match self.phase {
-            Phase::Settling { look } => look <= now,
-            Phase::Ready => connected,
-            Phase::Failed {
-                retry: Some(retry), ..
-            } => connected && retry <= now,
-            Phase::Failed { retry: None, .. }
-            | Phase::Known
-            | Phase::Waiting
-            | Phase::Ignored
-            | Phase::Done => false,
-        }
-    }
+/// What a file is due for.
+enum Step {
+    /// A look whether it is finished.
+    Look,
+    /// An import.
+    Start,
+}
 
-    fn wakes(&self, connected: bool) -> Option<Instant> {
+impl Tracked {
+    /// What the file waits for, and until when if time is all it waits for.
+    fn due(&self) -> Option<(Option<Instant>, Step)> {
         match self.phase {
-            Phase::Settling { look } => Some(look),
-            Phase::Failed { retry, .. } if connected => retry,
-            Phase::Failed { .. }
-            | Phase::Ready
+            Phase::Settling { look } => Some((Some(look), Step::Look)),
+            Phase::Ready => Some((None, Step::Start)),
+            Phase::Failed { retry: Some(retry) } => Some((Some(retry), Step::Start)),
+            Phase::Failed { retry: None }
+            | Phase::Running
             | Phase::Known
             | Phase::Waiting
             | Phase::Ignored
@@ -335,15 +337,54 @@ mod tests {
         false
     }
 
+    fn always(_: &OsStr, _: &Version) -> bool {
+        true
+    }
+
+    fn never(_: &OsStr, _: &Version) -> bool {
+        false
+    }
+
+    #[test]
+    fn a_file_that_cannot_start_yet_wakes_nobody_and_does_not_hide_another() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1), file("b.tar", 2)], now, new_only);
+        roster.fail("a.tar".as_ref(), now, true);
+        let later = now + Duration::from_secs(2);
+        assert_eq!(
+            roster.next_due(later, true),
+            Some(now),
+            "b is still to be looked at"
+        );
+        roster.set("b.tar".as_ref(), Phase::Ready);
+        assert_eq!(roster.next_due(later, true), None);
+        let not_a = |name: &OsStr, _: &Version| name != "a.tar";
+        assert_eq!(roster.due(later, not_a), Some("b.tar".into()));
+        assert_eq!(roster.due(later, always), Some("a.tar".into()));
+    }
+
+    #[test]
+    fn what_a_job_is_at_is_not_due_and_its_failures_are_still_counted() {
+        let now = Instant::now();
+        let mut roster = Roster::default();
+        roster.list(vec![file("a.tar", 1)], now, new_only);
+        roster.fail("a.tar".as_ref(), now, true);
+        roster.set("a.tar".as_ref(), Phase::Running);
+        assert_eq!(roster.due(now + LONGEST_RETRY, always), None);
+        roster.fail("a.tar".as_ref(), now, true);
+        assert_eq!(roster.next_due(now, true), Some(now + 2 * FIRST_RETRY));
+    }
+
     #[test]
     fn a_new_file_is_due_at_once_and_ready_only_with_a_containerd() {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
-        assert_eq!(roster.due(now, false), Some("a.tar".into()));
+        assert_eq!(roster.due(now, never), Some("a.tar".into()));
         roster.settle("a.tar".as_ref(), Settle::Settled);
-        assert_eq!(roster.due(now, false), None);
-        assert_eq!(roster.due(now, true), Some("a.tar".into()));
+        assert_eq!(roster.due(now, never), None);
+        assert_eq!(roster.due(now, always), Some("a.tar".into()));
     }
 
     #[test]
@@ -352,7 +393,7 @@ mod tests {
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, |_, _| true);
         assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Known));
-        assert_eq!(roster.due(now, true), None);
+        assert_eq!(roster.due(now, always), None);
     }
 
     #[test]
@@ -451,9 +492,12 @@ mod tests {
         roster.list(vec![file("a.tar", 1)], now, new_only);
         assert!(roster.await_checksum("a.tar".as_ref()));
         assert!(!roster.await_checksum("a.tar".as_ref()));
-        assert_eq!((roster.due(now, true), roster.next_due(true)), (None, None));
+        assert_eq!(
+            (roster.due(now, always), roster.next_due(now, true)),
+            (None, None)
+        );
         roster.list(vec![file("a.tar", 1), checksum("a.tar.sha256", 7)], now, new_only);
-        assert_eq!(roster.due(now, false), Some("a.tar".into()));
+        assert_eq!(roster.due(now, never), Some("a.tar".into()));
     }
 
     #[test]
@@ -464,12 +508,12 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             roster.fail("a.tar".as_ref(), now, true);
-            waits.push(roster.next_due(true).unwrap() - now);
+            waits.push(roster.next_due(now, true).unwrap() - now);
         }
         assert_eq!(waits[..3], [1, 2, 4].map(Duration::from_secs));
         assert_eq!(waits[11], LONGEST_RETRY);
         roster.fail("a.tar".as_ref(), now, false);
-        assert_eq!(roster.next_due(true), None);
+        assert_eq!(roster.next_due(now, true), None);
     }
 
     #[test]
@@ -483,7 +527,7 @@ mod tests {
             new_only,
         );
         assert_eq!(
-            roster.due(now + Duration::from_secs(1), true),
+            roster.due(now + Duration::from_secs(1), always),
             Some("z.tar".into())
         );
     }

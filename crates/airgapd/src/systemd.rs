@@ -4,6 +4,10 @@
 //! importing, so failures are only noted.
 
 use std::cell::RefCell;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -32,14 +36,22 @@ impl Systemd {
         send(&[NotifyState::Ready]);
     }
 
-    /// The one line that `systemctl status` shows. Sent only when it differs from the last.
+    /// The one line that `systemctl status` shows. Sent only when it differs from the last, and dropped where systemd is
+    /// too busy to take it: what follows from waiting for it would be worse than an old line.
     pub(crate) fn status(&self, status: &str) {
-        // A line break would begin another assignment.
-        let line = status.replace(['\n', '\r'], " ");
-        if *self.status.borrow() != line {
-            send(&[NotifyState::Status(&line)]);
-            self.status.replace(line);
+        if !self.is_news(status) {
+            return;
         }
+        let line = one_line(status);
+        match send_if_possible(&format!("STATUS={line}\n")) {
+            Ok(()) => drop(self.status.replace(line)),
+            Err(error) => debug!("cannot tell systemd: {error}"),
+        }
+    }
+
+    /// Whether `systemctl status` shows something else.
+    pub(crate) fn is_news(&self, status: &str) -> bool {
+        *self.status.borrow() != one_line(status)
     }
 
     /// A stop has begun; systemd then waits for the end of the process.
@@ -70,9 +82,27 @@ fn send(states: &[NotifyState<'_>]) {
     }
 }
 
+/// A line break would begin another assignment.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}
+
+/// Sends without waiting. Nothing is sent where nobody listens.
+fn send_if_possible(message: &str) -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&path)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(message.as_bytes(), &address).map(|_| ())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
     use std::process::Command;
 
     use super::*;

@@ -517,7 +517,9 @@ impl Run<'_> {
                 let updated = self.update_record(step, None, labels).await?;
                 Ok(updated.then_some(RecordOutcome::Relabelled))
             }
-            action @ (RecordAction::Unchanged | RecordAction::Conflict { .. }) => Ok(Some(unwritten(action))),
+            action @ (RecordAction::Unchanged | RecordAction::Conflict { .. } | RecordAction::Leave(_)) => {
+                Ok(Some(unwritten(action)))
+            }
         }
     }
 
@@ -544,6 +546,7 @@ fn is_space(error: &Error) -> bool {
 fn unwritten(action: &RecordAction) -> RecordOutcome {
     match action {
         RecordAction::Conflict { refuse, .. } => RecordOutcome::Left { refused: *refuse },
+        RecordAction::Leave(_) => RecordOutcome::Left { refused: false },
         _ => RecordOutcome::Unchanged,
     }
 }

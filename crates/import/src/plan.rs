@@ -4,7 +4,7 @@
 //! left to decide. The same function serves the daemon, `import`, `import --dry-run`, and the comparison of an
 //! unchanged bundle with containerd at a restart.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use containerd::{BlobInfo, ImageRecord};
@@ -34,6 +34,20 @@ pub struct Intent {
     pub source: Source,
     /// What to do about names that are taken.
     pub on_conflict: OnConflict,
+    /// Names that are left as they are whatever the bundle says, each with the reason.
+    pub leave: BTreeMap<String, String>,
+}
+
+impl Intent {
+    /// To record every image of a source, and to move names of others by a rule.
+    #[must_use]
+    pub fn new(source: Source, on_conflict: OnConflict) -> Intent {
+        Intent {
+            source,
+            on_conflict,
+            leave: BTreeMap::new(),
+        }
+    }
 }
 
 /// Every step of an import, in order.
@@ -116,6 +130,8 @@ pub enum RecordAction {
         /// Whether that makes the image a failed one.
         refuse: bool,
     },
+    /// The name is not this bundle's to decide about; why.
+    Leave(String),
 }
 
 impl RecordAction {
@@ -157,9 +173,12 @@ impl ImagePlan {
 
     /// Whether all its names belong to others and stay with them: blobs that no record of ours keeps are not sent.
     fn is_unwanted(&self) -> bool {
-        self.records
-            .iter()
-            .all(|record| matches!(record.action, RecordAction::Conflict { .. }))
+        self.records.iter().all(|record| {
+            matches!(
+                record.action,
+                RecordAction::Conflict { .. } | RecordAction::Leave(_)
+            )
+        })
     }
 
     fn bytes_to_send(&self) -> u64 {
@@ -287,10 +306,14 @@ fn gc_key(kind: ChildKind, number: usize) -> String {
 /// Decides what happens to one record, given the record of that name.
 #[must_use]
 pub fn plan_record(wanted: &NamedTarget, there: Option<&ImageRecord>, intent: &Intent) -> RecordStep {
-    let action = match there {
-        None => RecordAction::Create(created_labels(&intent.source)),
-        Some(record) if is_same_target(&record.target, &wanted.target) => relabel(record, &intent.source),
-        Some(record) => move_or_leave(record, intent),
+    let left = intent.leave.get(&wanted.name);
+    let action = match (left, there) {
+        (Some(why), _) => RecordAction::Leave(why.clone()),
+        (None, None) => RecordAction::Create(created_labels(&intent.source)),
+        (None, Some(record)) if is_same_target(&record.target, &wanted.target) => {
+            relabel(record, &intent.source)
+        }
+        (None, Some(record)) => move_or_leave(record, intent),
     };
     RecordStep {
         name: wanted.name.clone(),
@@ -399,6 +422,7 @@ impl fmt::Display for RecordStep {
             RecordAction::Conflict { with, .. } => {
                 write!(f, "leave   {name}: it belongs to somebody else, {with}")
             }
+            RecordAction::Leave(why) => write!(f, "leave   {name}: {why}"),
         }
     }
 }
@@ -461,10 +485,7 @@ mod tests {
     }
 
     fn intent() -> Intent {
-        Intent {
-            source: Source::Bundle("b.tar".into()),
-            on_conflict: OnConflict::Replace,
-        }
+        Intent::new(Source::Bundle("b.tar".into()), OnConflict::Replace)
     }
 
     fn blob(fill: char, labels: &[(&str, char)]) -> BlobInfo {
@@ -664,6 +685,21 @@ mod tests {
                 refuse: true
             }
         );
+    }
+
+    #[test]
+    fn a_name_to_be_left_is_left_and_an_image_of_no_other_name_sends_nothing() {
+        let intent = Intent {
+            leave: BTreeMap::from([("r.test/a:1".to_owned(), "another bundle has it".to_owned())]),
+            ..intent()
+        };
+        let image = image("r.test/a:1");
+        let plan = plan(&[&image], &Survey::default(), &intent);
+        assert_eq!(
+            plan.images[0].records[0].action,
+            RecordAction::Leave("another bundle has it".to_owned())
+        );
+        assert!(plan.is_done() && plan.images[0].blobs.is_empty());
     }
 
     #[test]

@@ -431,12 +431,13 @@ fn record_report(step: &RecordStep, outcome: &RecordOutcome, taken: &Taken) -> I
 }
 
 fn taken_by(action: &RecordAction) -> Option<String> {
-    let RecordAction::Conflict { with, .. } = action else {
-        return None;
-    };
-    Some(format!(
-        "the name is taken by {with}, which is not ours (onConflict decides)"
-    ))
+    match action {
+        RecordAction::Conflict { with, .. } => Some(format!(
+            "the name is taken by {with}, which is not ours (onConflict decides)"
+        )),
+        RecordAction::Leave(why) => Some(why.clone()),
+        _ => None,
+    }
 }
 
 fn planned(action: &RecordAction) -> RecordOutcome {
@@ -446,6 +447,7 @@ fn planned(action: &RecordAction) -> RecordOutcome {
         RecordAction::Relabel(_) => RecordOutcome::Relabelled,
         RecordAction::Unchanged => RecordOutcome::Unchanged,
         RecordAction::Conflict { refuse, .. } => RecordOutcome::Left { refused: *refuse },
+        RecordAction::Leave(_) => RecordOutcome::Left { refused: false },
     }
 }
 

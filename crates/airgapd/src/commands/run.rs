@@ -3,22 +3,22 @@
 use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::info;
 
 use super::Exit;
 use crate::config::Settings;
-use crate::daemon;
+use crate::daemon::{self, Signal};
 use crate::node;
 use crate::systemd::Systemd;
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT; a second one ends it at once.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<Exit> {
-    let stop = stop_signal()?;
+    let mut signals = signals()?;
     let evidence = node::probe(Path::new("/"));
     let explicit = settings.distribution.is_some() || settings.address.is_some();
     if !explicit && evidence.is_controller_without_worker() {
-        return idle(&stop).await;
+        return idle(&mut signals).await;
     }
     let node = node::decide(&evidence, &settings)?;
     let because = if node.because.is_empty() {
@@ -31,36 +31,37 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<Exit> {
         "bundles from {images}, images to the containerd on {socket} ({}: {because})",
         node.distribution.name()
     );
-    daemon::run(settings, node, stop).await?;
+    daemon::run(settings, node, signals).await?;
     Ok(Exit::Done)
 }
 
 /// A controller that runs no containers has no containerd, and nothing is wrong with that.
-async fn idle(stop: &CancellationToken) -> anyhow::Result<Exit> {
+async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     let systemd = Systemd::from_environment();
     info!("this is a k0s controller without a worker: there is nothing to import for");
     systemd.ready();
     systemd.status("idle: a controller without a worker");
-    stop.cancelled().await;
+    while signals.recv().await == Some(Signal::Reload) {}
     systemd.stopping();
     Ok(Exit::Done)
 }
 
-fn stop_signal() -> anyhow::Result<CancellationToken> {
-    let stop = CancellationToken::new();
+fn signals() -> anyhow::Result<UnboundedReceiver<Signal>> {
+    let (sender, receiver) = unbounded_channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let stopper = stop.clone();
     tokio::spawn(async move {
         loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => info!("SIGHUP: the configuration is read at the start only; restart for a new one"),
+            let heard = tokio::select! {
+                _ = terminate.recv() => Signal::Stop,
+                _ = interrupt.recv() => Signal::Stop,
+                _ = hangup.recv() => Signal::Reload,
+            };
+            if sender.send(heard).is_err() {
+                return;
             }
         }
-        stopper.cancel();
     });
-    Ok(stop)
+    Ok(receiver)
 }

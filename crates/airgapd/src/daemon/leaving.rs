@@ -116,6 +116,10 @@ impl Daemon {
             changes,
         } in withdrawals(&records, vouch, self.settings.on_removal)
         {
+            if self.jobs.writer_of(&name).is_some() {
+                // Somebody is about to vouch for it; what is left to do is done after that.
+                continue;
+            }
             let update = ImageUpdate {
                 target: None,
                 labels: changes,

@@ -27,10 +27,7 @@ async fn records(client: &Client) -> BTreeMap<String, ImageRecord> {
 }
 
 async fn import_as(client: &Client, stock: &Stock, source: Source) {
-    let intent = Intent {
-        source,
-        on_conflict: OnConflict::Replace,
-    };
+    let intent = Intent::new(source, OnConflict::Replace);
     let (policy, lease) = (policy(), bundle_id(BUNDLE));
     let imported = import(client, &stock.bundle, &policy, &intent, &lease, false, &Silent).await;
     assert!(imported.expect("containerd answers").stopped.is_none());

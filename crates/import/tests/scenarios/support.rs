@@ -315,10 +315,7 @@ pub(crate) fn intent() -> Intent {
 }
 
 pub(crate) fn intent_with(on_conflict: OnConflict) -> Intent {
-    Intent {
-        source: Source::Bundle(BUNDLE.to_owned()),
-        on_conflict,
-    }
+    Intent::new(Source::Bundle(BUNDLE.to_owned()), on_conflict)
 }
 
 /// Imports a bundle as the daemon would.

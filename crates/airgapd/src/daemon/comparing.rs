@@ -1,0 +1,239 @@
+//! containerd: the connection, and the comparison of what the ledger knows with what is there.
+
+use std::ffi::{OsStr, OsString};
+use std::time::{Duration, Instant};
+
+use import::{LEASE_PREFIX, Survey, bundle_id, labels};
+use tracing::{debug, info, warn};
+
+use super::telling::shown;
+use super::{BURST, Connection, Daemon, FIRST_WAIT, LONGEST_WAIT, Up};
+use crate::desired::{self, Moved, Standing};
+use crate::ledger::{self, Context};
+use crate::roster::Phase;
+use crate::runtime::{self, Runtime, Unusable};
+
+impl Daemon {
+    pub(super) async fn connect_if_due(&mut self) {
+        let Connection::Down { next, .. } = &self.connection else {
+            return;
+        };
+        if *next > Instant::now() {
+            return;
+        }
+        match self.connect().await {
+            Ok(up) => {
+                let Runtime {
+                    version, platform, ..
+                } = &up.runtime;
+                info!(
+                    "connected to containerd {} on {}; this node is {platform}",
+                    version.text,
+                    self.socket.display()
+                );
+                self.check_context(&up);
+                self.connection = Connection::Up(Box::new(up));
+                self.roster.doubt();
+            }
+            Err(error) => self.wait_for_containerd(&error),
+        }
+    }
+
+    /// Has everything compared in the next turn.
+    pub(super) fn compare_soon(&mut self) {
+        self.compare_within(Duration::ZERO);
+    }
+
+    /// Has everything compared no later than that.
+    pub(super) fn compare_within(&mut self, wait: Duration) {
+        if let Connection::Up(up) = &mut self.connection {
+            up.compare = up.compare.min(Instant::now() + wait);
+        }
+    }
+
+    async fn connect(&self) -> Result<Up, Unusable> {
+        let runtime = runtime::connect(&self.socket, &self.settings).await?;
+        // First the subscription, then the comparison: what happens in between is then not lost.
+        let events = runtime.client.image_events().await?;
+        let policy = runtime::policy(&self.settings, Some(&runtime));
+        Ok(Up {
+            runtime,
+            events,
+            policy,
+            compare: Instant::now(),
+            leases_swept: false,
+        })
+    }
+
+    fn wait_for_containerd(&mut self, error: &Unusable) {
+        let Connection::Down { next, wait, said } = &mut self.connection else {
+            return;
+        };
+        let text = match error.is_unreachable() {
+            true => format!("no containerd on {}", self.socket.display()),
+            false => import::chain(error),
+        };
+        if said.as_ref() != Some(&text) {
+            warn!("{text}; waiting for it ({})", import::chain(error));
+        }
+        *said = Some(text);
+        *next = Instant::now() + *wait;
+        *wait = (*wait * 2).min(LONGEST_WAIT);
+    }
+
+    /// What the ledger says holds for one containerd, one boot and one set of rules.
+    pub(super) fn check_context(&mut self, up: &Up) {
+        let context = Context {
+            containerd: Some(up.runtime.uuid.clone()),
+            boot: ledger::boot_id(),
+            selection: Some(runtime::fingerprint(&self.settings, &up.runtime)),
+            folder: self.ledger.context.folder,
+            program: Some(ledger::PROGRAM.to_owned()),
+        };
+        if self.ledger.context.selection.is_some() && self.ledger.context.selection != context.selection {
+            info!("the node's platform or the configuration changed: every bundle is looked at again");
+            let is_settled = |phase| {
+                matches!(
+                    phase,
+                    Phase::Known | Phase::Done | Phase::Running | Phase::Failed { retry: None }
+                )
+            };
+            for name in self.roster.names(is_settled) {
+                self.roster.set(&name, Phase::Ready);
+            }
+            self.jobs.drop_if(|_| true);
+        }
+        self.ledger.context = context;
+    }
+
+    /// Drops a connection that failed.
+    pub(super) fn lost(&mut self, error: &dyn std::error::Error) {
+        warn!("containerd went away: {}", import::chain(error));
+        self.connection = Connection::Down {
+            next: Instant::now() + FIRST_WAIT,
+            wait: FIRST_WAIT,
+            said: None,
+        };
+        self.roster.doubt();
+    }
+
+    /// Compares what the ledger knows with what is there: one listing of records, one of blobs, no bundle opened.
+    pub(super) async fn compare_if_due(&mut self) {
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
+        if up.compare > Instant::now() {
+            return;
+        }
+        up.compare = Instant::now() + self.settings.resync;
+        match Survey::of(&up.runtime.client, &desired::digests(&self.ledger)).await {
+            Ok(survey) => {
+                self.compare(&survey);
+                if let Err(error) = self.withdraw(&survey).await {
+                    return self.lost(&error);
+                }
+            }
+            Err(error) => return self.lost(&error),
+        }
+        self.sweep_leases().await;
+        self.save();
+    }
+
+    fn compare(&mut self, survey: &Survey) {
+        let desired = self.ledger.desired_images();
+        let mut findings: Vec<(OsString, Standing, Vec<Moved>)> = Vec::new();
+        for name in self
+            .roster
+            .names(|phase| matches!(phase, Phase::Known | Phase::Done))
+        {
+            if let Some(entry) = self.ledger.get(&name) {
+                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey);
+                findings.push((name, standing, moved));
+            }
+        }
+        for (name, standing, moved) in findings {
+            for Moved {
+                name: image,
+                from,
+                to,
+            } in moved
+            {
+                if self.moved.insert((image.clone(), to.to_string())) {
+                    warn!(bundle = %shown(&name), image, "somebody else moved the record from {from} to {to}: left alone");
+                }
+            }
+            match standing {
+                Standing::InPlace => self.roster.set(&name, Phase::Done),
+                Standing::Missing(what) => self.restore(&name, &what),
+            }
+        }
+    }
+
+    /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
+    /// and again.
+    fn restore(&mut self, name: &OsStr, what: &str) {
+        let bundle = shown(name);
+        let now = Instant::now();
+        match self.healing.wait(name, now) {
+            None => {
+                info!(
+                    bundle,
+                    outcome = "restored",
+                    "{what} is missing in containerd: restoring it"
+                );
+                self.roster.set(name, Phase::Ready);
+            }
+            Some(wait) => {
+                warn!(
+                    bundle,
+                    "{what} is missing in containerd once more: somebody seems to remove it on purpose, so it is restored in {wait:?}"
+                );
+                self.roster.postpone(name, now + wait);
+            }
+        }
+    }
+
+    /// Has leases looked through again at the next comparison.
+    pub(super) fn sweep_soon(&mut self) {
+        if let Connection::Up(up) = &mut self.connection {
+            up.leases_swept = false;
+        }
+        self.compare_within(BURST);
+    }
+
+    /// Gives leases back that an earlier run left behind for bundles that are done or gone.
+    async fn sweep_leases(&mut self) {
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
+        if std::mem::replace(&mut up.leases_swept, true) {
+            return;
+        }
+        let client = up.runtime.client.clone();
+        let pending = self.roster.names(|phase| !matches!(phase, Phase::Done));
+        let kept: Vec<String> = pending
+            .iter()
+            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&name.to_string_lossy())))
+            .collect();
+        let swept = async {
+            for lease in client
+                .leases()
+                .await?
+                .into_iter()
+                .filter(|lease| lease.id.starts_with(LEASE_PREFIX))
+            {
+                let mark = lease.labels.get(labels::LEASE_MARK);
+                if mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE))
+                    && !kept.iter().any(|id| lease.id.starts_with(id.as_str()))
+                {
+                    debug!(lease = lease.id, "giving back a lease that was left behind");
+                    client.delete_lease(&lease.id, false).await?;
+                }
+            }
+            Ok::<(), containerd::Error>(())
+        };
+        if let Err(error) = swept.await {
+            self.lost(&error);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What came of jobs: what is said, what the ledger keeps, and whether and when a file is tried again.
+
+use std::ffi::OsStr;
+use std::time::Instant;
+
+use bundle::Bundle;
+use import::{BundleReport, ImageOutcome, ImageReport, Outcome, Selection};
+use jiff::Timestamp;
+use tracing::{debug, error, warn};
+
+use super::job::{Order, Pulled};
+use super::jobs::{Job, Stage};
+use super::telling::{log_report, shown};
+use super::{BURST, Daemon};
+use crate::checksum;
+use crate::ledger::{self, ErrorClass, Imported, LastError};
+use crate::roster::Phase;
+
+impl Daemon {
+    pub(super) fn unverified(&mut self, order: &Order, failure: &checksum::Failure) {
+        use checksum::Failure;
+        match failure {
+            Failure::Missing { .. } | Failure::NoFile => {
+                if self.roster.await_checksum(&order.name) {
+                    warn!(bundle = %shown(&order.name), "waiting: {failure}");
+                }
+            }
+            Failure::Unusable { .. } | Failure::Mismatch { .. } => {
+                self.refuse(order, &failure.to_string());
+            }
+            Failure::Changed | Failure::Read(_) => {
+                self.failed(order, &failure.to_string(), ErrorClass::Transient, true);
+            }
+        }
+        self.save();
+    }
+
+    /// Leaves a bundle alone until it, its checksum or the rules change. What was imported of it before is neither
+    /// taken back nor restored any more.
+    pub(super) fn refuse(&mut self, order: &Order, why: &str) {
+        let before = self.ledger.get(&order.name);
+        let text = match before.and_then(|entry| entry.imported.as_ref()) {
+            Some(_) => {
+                format!("{why} (what was imported of it before stays, and is not looked after any more)")
+            }
+            None => why.to_owned(),
+        };
+        self.failed(order, &text, ErrorClass::Refused, false);
+        self.save();
+    }
+
+    pub(super) fn unreadable(&mut self, order: &Order, error: &bundle::Error) {
+        let report = BundleReport::unreadable(&order.path(), error, order.elapsed());
+        let text = report.error.unwrap_or_default();
+        let transient = matches!(error.fault, bundle::Fault::Changed | bundle::Fault::Io { .. });
+        let class = if transient {
+            ErrorClass::Transient
+        } else {
+            ErrorClass::Bundle
+        };
+        self.failed(order, &text, class, transient);
+    }
+
+    /// Writes down that a file failed. A refusal that is forgotten is found again, and a thousand of them are saved
+    /// together.
+    pub(super) fn failed(&mut self, order: &Order, text: &str, class: ErrorClass, retry: bool) {
+        let bundle = shown(&order.name);
+        if class != ErrorClass::Bundle || self.refusals.admit() {
+            error!(bundle, outcome = "failed", "not imported: {text}");
+        } else {
+            debug!(bundle, outcome = "failed", "not imported: {text}");
+        }
+        self.record_failure(order, ledger::Outcome::Failed, text, class);
+        self.roster.fail(&order.name, Instant::now(), retry);
+    }
+
+    fn record_failure(&mut self, order: &Order, outcome: ledger::Outcome, text: &str, class: ErrorClass) {
+        let error = LastError {
+            text: text.to_owned(),
+            class,
+            at: Timestamp::now(),
+        };
+        let identity = order.version.identity.clone();
+        self.ledger.record_failure(&order.name, identity, outcome, error);
+        self.unsaved = true;
+    }
+
+    fn stopped(&mut self, order: &Order, report: &BundleReport, error: &import::Error) {
+        let text = report.error.clone().unwrap_or_default();
+        let (class, retry) = match error {
+            import::Error::Containerd(inner) => match inner.recovery() {
+                containerd::Recovery::Space => (ErrorClass::Space, true),
+                containerd::Recovery::Permanent => (ErrorClass::Permanent, true),
+                _ => (ErrorClass::Transient, true),
+            },
+            _ => (ErrorClass::Transient, error.is_transient()),
+        };
+        self.failed(order, &text, class, retry);
+        if report.cause == Some(import::Cause::Unreachable) {
+            self.lost(error);
+        }
+    }
+
+    /// Writes down what came of an import.
+    pub(super) fn end_import(&mut self, name: &OsStr, result: Result<import::Imported, import::Error>) {
+        let Some(job) = self.jobs.end(name) else {
+            return;
+        };
+        match result {
+            Ok(imported) => self.imported(&job, imported),
+            Err(_) if !self.is_current(&job) => self.started_over(name),
+            Err(error) => {
+                let order = &job.order;
+                let report = BundleReport::untried(&order.path(), &error, order.elapsed());
+                self.stopped(order, &report, &error);
+            }
+        }
+        if job.disturbed {
+            self.compare_within(BURST);
+        }
+        if self.roster.phase(name) == Some(Phase::Done) {
+            self.save();
+        }
+    }
+
+    /// What a job wrote is known to be its bundle's; the file as it is now comes next.
+    fn started_over(&mut self, name: &OsStr) {
+        self.relist = true;
+        if self.roster.phase(name) == Some(Phase::Running) {
+            self.roster.set(name, Phase::Ready);
+        }
+    }
+
+    fn imported(&mut self, job: &Job, imported: import::Imported) {
+        let import::Imported {
+            report,
+            selection,
+            stopped,
+            ..
+        } = imported;
+        let order = &job.order;
+        log_report(&order.name, &report);
+        if let Stage::Importing(bundle) = &job.stage
+            && (report.landed() || report.outcome == Outcome::Skipped)
+        {
+            self.write_down(job, bundle, &report, &selection);
+        }
+        if !self.is_current(job) {
+            return self.started_over(&order.name);
+        }
+        match stopped {
+            Some(error) => self.stopped(order, &report, &error),
+            None if matches!(report.outcome, Outcome::Failed | Outcome::Partial) => {
+                self.incomplete(order, &report);
+            }
+            None => self.roster.set(&order.name, Phase::Done),
+        }
+    }
+
+    /// Writes down what is wrong with a bundle of which not everything landed. It is tried again when the file changes.
+    fn incomplete(&mut self, order: &Order, report: &BundleReport) {
+        let mut failed = report
+            .images
+            .iter()
+            .filter(|image| image.outcome == ImageOutcome::Failed);
+        let reason =
+            |image: &ImageReport| format!("{}: {}", image.name, image.reason.as_deref().unwrap_or("failed"));
+        let text = failed.next().map(reason).unwrap_or_default();
+        let class = if report.cause == Some(import::Cause::Bundle) {
+            ErrorClass::Bundle
+        } else {
+            ErrorClass::Permanent
+        };
+        self.record_failure(order, report.outcome.into(), &text, class);
+        self.roster.fail(&order.name, Instant::now(), false);
+    }
+
+    fn write_down(&mut self, job: &Job, bundle: &Bundle, report: &BundleReport, selection: &Selection) {
+        // A name that is left to another is still wanted: it comes back when the other is gone.
+        let is_wanted = |image: &&ImageReport| image.outcome.is_in_place() || job.left.contains(&image.name);
+        let images = report.images.iter().filter(is_wanted).filter_map(|image| {
+            Some(ledger::ImageEntry {
+                name: image.name.clone(),
+                target: image.digest.parse().ok()?,
+            })
+        });
+        let closures = selection.taken().flat_map(|taken| {
+            let blobs = taken.closure.blobs.iter();
+            let digests: Vec<_> = blobs.map(|blob| blob.digest.clone()).collect();
+            let targets = taken.records.iter().map(|record| record.target.digest().clone());
+            targets.map(move |target| (target, digests.clone()))
+        });
+        let Order { name, version, .. } = &*job.order;
+        let imported = Imported {
+            identity: match version.is_layout {
+                // A folder has no identity but that of its listing.
+                true => version.identity.clone(),
+                false => bundle.identity().clone(),
+            },
+            sidecar: version.sidecar.clone(),
+            catalog: bundle.catalog().digest.clone(),
+            images: images.collect(),
+            at: Timestamp::now(),
+            duration_ms: report.duration_ms,
+            sent_bytes: report.blobs.sent_bytes,
+        };
+        self.ledger
+            .record_import(name, report.outcome.into(), imported, closures);
+        self.unsaved = true;
+    }
+
+    /// Writes down what came of a list.
+    pub(super) fn end_pull(&mut self, name: &OsStr, pulled: Pulled) {
+        let Some(job) = self.jobs.end(name) else {
+            return;
+        };
+        let Stage::Pulling { catalog } = &job.stage else {
+            return;
+        };
+        let Pulled { images, problems } = pulled;
+        let targets = images.iter().map(|image| image.target.clone());
+        let closures: Vec<_> = targets.map(|target| (target.clone(), vec![target])).collect();
+        let outcome = match (closures.is_empty(), problems.is_empty()) {
+            (_, true) => ledger::Outcome::Imported,
+            (false, false) => ledger::Outcome::Partial,
+            (true, false) => ledger::Outcome::Failed,
+        };
+        let order = &job.order;
+        let imported = Imported {
+            identity: order.version.identity.clone(),
+            sidecar: order.version.sidecar.clone(),
+            catalog: catalog.clone(),
+            images,
+            at: Timestamp::now(),
+            duration_ms: u64::try_from(order.elapsed().as_millis()).unwrap_or(u64::MAX),
+            sent_bytes: 0,
+        };
+        self.ledger.record_import(name, outcome, imported, closures);
+        match problems.first() {
+            _ if !self.is_current(&job) => self.started_over(name),
+            None => self.roster.set(name, Phase::Done),
+            Some(text) => {
+                self.record_failure(order, outcome, text, ErrorClass::Transient);
+                self.roster.fail(name, Instant::now(), true);
+            }
+        }
+        self.save();
+    }
+}

@@ -1,0 +1,397 @@
+//! Taking files on: the look that tells whether one is finished, and the orders for the jobs.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bundle::Identity;
+use import::{Intent, Source};
+use oci_spec::image::Digest;
+use tracing::{debug, error, info, warn};
+
+use super::job::{self, Opened, Order, Read};
+use super::jobs::{Came, Job, Stage};
+use super::listing::is_known;
+use super::telling::shown;
+use super::{Connection, Daemon};
+use crate::config::Checksums;
+use crate::folder::{self, Ending, Observation, Reason, Refused, Settle};
+use crate::ledger::{self, ErrorClass};
+use crate::lists;
+use crate::roster::{Phase, Version};
+use crate::trust;
+
+/// How soon a file is looked at again that changed while it was looked at.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why a name is left to a bundle that arrived later.
+const LATER: &str = "a bundle that arrived later has this name";
+
+impl Daemon {
+    /// Takes on the file that is due, if any.
+    pub(super) fn take_on_one(&mut self) -> bool {
+        let may_start = |name: &OsStr, version: &Version| self.may_start(name, version);
+        let Some(name) = self.roster.due(Instant::now(), may_start) else {
+            return false;
+        };
+        let Some(version) = self.roster.version(&name) else {
+            return false;
+        };
+        let opened = self
+            .folder()
+            .map(|folder| job::open_listed(&folder, &name, &version));
+        match opened {
+            Ok(Ok(Some(file))) => self.take_on(&name, file, version),
+            Ok(Ok(None)) => self.look_again(&name),
+            Ok(Err(Refused::Gone)) | Err(_) => {
+                self.relist = true;
+                self.roster.set(&name, Phase::Done);
+            }
+            Ok(Err(refused)) => self.turned_away(&name, &refused),
+        }
+        true
+    }
+
+    fn may_start(&self, name: &OsStr, version: &Version) -> bool {
+        let connected = matches!(self.connection, Connection::Up(_));
+        let is_repair = is_known(&self.ledger, name, version);
+        let size = match version.is_layout {
+            // Nobody knows how much is below it.
+            true => u64::MAX,
+            false => version.identity.size,
+        };
+        connected && !self.is_draining && self.jobs.lane_for(name, size, is_repair).is_some()
+    }
+
+    fn take_on(&mut self, name: &OsStr, file: File, version: Version) {
+        match self.roster.phase(name) {
+            Some(Phase::Settling { .. }) if version.is_layout => drop(self.settle_layout(name, true)),
+            Some(Phase::Settling { .. }) => self.settle(name, &file),
+            _ => self.start_job(name, file, version),
+        }
+    }
+
+    fn turned_away(&mut self, name: &OsStr, refused: &Refused) {
+        if self.refusals.admit() {
+            warn!(bundle = %shown(name), "not imported: {refused}");
+        } else {
+            debug!(bundle = %shown(name), "not imported: {refused}");
+        }
+        self.roster.set(name, Phase::Failed { retry: None });
+    }
+
+    /// Spares files that an earlier run of this program found bad: they are told of once more and not read again.
+    pub(super) fn recall_damage(&mut self) {
+        if self.ledger.context.program.as_deref() != Some(ledger::PROGRAM) {
+            return;
+        }
+        for name in self.roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
+            let (Some(entry), Some(identity)) = (self.ledger.get(&name), self.roster.identity(&name)) else {
+                continue;
+            };
+            let Some(text) = entry.damage(&identity) else {
+                continue;
+            };
+            if self.refusals.admit() {
+                error!(bundle = %shown(&name), outcome = "failed", "not imported, as before: {text}");
+            }
+            // What did land of it is looked after like anything else.
+            let phase = match entry.outcome {
+                ledger::Outcome::Partial => Phase::Known,
+                _ => Phase::Failed { retry: None },
+            };
+            self.roster.set(&name, phase);
+        }
+    }
+
+    fn settle(&mut self, name: &OsStr, file: &File) {
+        let Some(since) = self.roster.still_since(name) else {
+            return;
+        };
+        // The listing may be older than the file: what is about to be judged is what is open.
+        match file.metadata() {
+            Ok(metadata) if Some(Identity::of(&metadata)) == self.roster.identity(name) => {}
+            _ => return self.look_again(name),
+        }
+        match Observation::of(file, since) {
+            Ok(mut seen) => {
+                let is_list = lists::is_list(name, seen.ending, seen.size);
+                if is_list {
+                    // However short, it will not become an archive.
+                    seen.ending = Ending::Foreign;
+                }
+                if is_list && !self.settings.pull_lists {
+                    return self.settle_ignored(name, &seen);
+                }
+                self.settled(name, folder::settle(&seen, Instant::now()));
+            }
+            Err(error) => {
+                warn!(bundle = %shown(name), "cannot be read: {error}");
+                self.roster.fail(name, Instant::now(), true);
+            }
+        }
+    }
+
+    /// A list that nobody asked for: ignored as soon as it is finished.
+    fn settle_ignored(&mut self, name: &OsStr, seen: &Observation) {
+        match folder::settle(seen, Instant::now()) {
+            Settle::Settled => {
+                if self.roster.ignore(name, Reason::List) {
+                    info!(file = %shown(name), "ignored: {}", Reason::List);
+                }
+            }
+            settle => self.settled(name, settle),
+        }
+    }
+
+    /// Whether it was settled; as long as it is not known to be whole, it is asked again after it was opened.
+    fn settle_layout(&mut self, name: &OsStr, is_whole: bool) -> bool {
+        let Some(since) = self.roster.still_since(name) else {
+            return false;
+        };
+        let settle = folder::settle_layout(is_whole, since, Instant::now());
+        self.settled(name, settle);
+        settle == Settle::Settled
+    }
+
+    fn settled(&mut self, name: &OsStr, settle: Settle) {
+        if let Some(why) = self.roster.settle(name, settle) {
+            warn!(bundle = %shown(name), "not imported, and nothing has happened for a while: {why}");
+        }
+        // Its place in the order is that in which bundles were finished, not that in which there was time for them.
+        if let (Some(Phase::Ready), Some(identity)) = (self.roster.phase(name), self.roster.identity(name)) {
+            self.unsaved |= self.ledger.arrive(name, &identity);
+        }
+    }
+
+    pub(super) fn look_again(&mut self, name: &OsStr) {
+        self.relist = true;
+        let look = Instant::now() + AGAIN;
+        self.roster.set(name, Phase::Settling { look });
+    }
+
+    fn start_job(&mut self, name: &OsStr, file: File, version: Version) {
+        let Connection::Up(up) = &self.connection else {
+            return;
+        };
+        let is_repair = is_known(&self.ledger, name, &version);
+        let size = version.identity.size;
+        let Some(lane) = self.jobs.lane_for(name, size, is_repair) else {
+            return;
+        };
+        let mode = self.settings.checksums;
+        // One that was imported without a checksum is known too, and not enough where one is required.
+        let is_needed = mode == Checksums::Require && version.sidecar.is_none();
+        let is_checked = mode == Checksums::Off || is_repair && !is_needed;
+        let order = Arc::new(Order {
+            name: name.to_owned(),
+            version,
+            images_dir: self.images_dir.clone(),
+            settings: Arc::clone(&self.settings),
+            client: up.runtime.client.clone(),
+            policy: up.policy.clone(),
+            started: Instant::now(),
+        });
+        self.roster.set(name, Phase::Running);
+        let open = job::open(Arc::clone(&order), file, is_checked);
+        self.jobs.start(order, lane, open);
+    }
+
+    /// Takes over what a job came back with.
+    pub(super) fn on_job(&mut self, name: &OsStr, came: Option<Came>) {
+        match came {
+            Some(Came::Opened(opened)) => self.opened(name, opened),
+            Some(Came::Imported(result)) => self.end_import(name, *result),
+            Some(Came::Pulled(pulled)) => self.end_pull(name, pulled),
+            None => self.dropped(name),
+        }
+        self.start_unblocked();
+    }
+
+    /// A job was dropped because its file or the rules changed.
+    fn dropped(&mut self, name: &OsStr) {
+        self.jobs.end(name);
+        if self.roster.phase(name) == Some(Phase::Running) {
+            self.roster.set(name, Phase::Ready);
+        }
+        // Its lease may be nobody's any more.
+        self.sweep_soon();
+    }
+
+    fn opened(&mut self, name: &OsStr, opened: Opened) {
+        match opened {
+            Opened::Read { found, is_reserved } if self.puts_off(name, &found, is_reserved) => {
+                self.jobs.end(name);
+            }
+            Opened::Read { found: Ok(read), .. } => self.admit(name, read),
+            Opened::List(Ok(text)) => self.start_pull(name, text),
+            refused => {
+                if let Some(job) = self.jobs.end(name) {
+                    self.not_opened(&job, refused);
+                }
+            }
+        }
+    }
+
+    /// Puts off what looks like an upload that goes on later, for as long as that may be.
+    fn puts_off(
+        &mut self,
+        name: &OsStr,
+        found: &Result<Box<Read>, bundle::Error>,
+        is_reserved: bool,
+    ) -> bool {
+        let Some(job) = self.jobs.get(name).filter(|job| self.is_current(job)) else {
+            return false;
+        };
+        let is_layout = job.order.version.is_layout;
+        let since = self.roster.still_since(name).filter(|_| !is_layout);
+        let until = since.and_then(|since| folder::may_go_on_until(since, Instant::now()));
+        let Some(look) = until.filter(|_| job::may_go_on(found, is_reserved)) else {
+            return false;
+        };
+        info!(bundle = %shown(name), "not whole yet; it is read again when it has changed, or has not for a while");
+        self.roster.set(name, Phase::Settling { look });
+        true
+    }
+
+    fn not_opened(&mut self, job: &Job, opened: Opened) {
+        let (order, name) = (&*job.order, &job.order.name);
+        if !self.is_current(job) {
+            return;
+        }
+        match opened {
+            Opened::NotNow => self.look_again(name),
+            Opened::Unverified(failure) => self.unverified(order, &failure),
+            Opened::Read {
+                found: Err(error), ..
+            } => {
+                if !order.version.is_layout || self.settle_layout(name, false) {
+                    self.unreadable(order, &error);
+                }
+            }
+            Opened::List(Err(error)) => {
+                let text = format!("it cannot be read: {error}");
+                self.failed(order, &text, ErrorClass::Bundle, false);
+            }
+            Opened::List(Ok(_)) | Opened::Read { found: Ok(_), .. } => unreachable!("these go on"),
+        }
+    }
+
+    /// Lets a bundle go on whose catalog was read, or turns it away by what it says.
+    fn admit(&mut self, name: &OsStr, read: Box<Read>) {
+        let Some(job) = self.jobs.get(name) else {
+            return;
+        };
+        let order = Arc::clone(&job.order);
+        if self.is_draining || !self.is_current(job) {
+            return self.dropped(name);
+        }
+        let is_layout = order.version.is_layout;
+        if is_layout && read.broken.is_some() && !self.settle_layout(name, false) {
+            self.jobs.end(name);
+            return;
+        }
+        if is_layout {
+            info!(bundle = %shown(name), "importing");
+        }
+        let trusted = self.settings.trusted_digests.as_ref();
+        if let Some(reason) = read.unfinished() {
+            self.jobs.end(name);
+            return self.failed(&order, &reason, ErrorClass::Bundle, false);
+        }
+        match trusted.map(|trusted| trust::check(trusted, &read.bundle.catalog().digest)) {
+            Some(Err(why)) => {
+                self.jobs.end(name);
+                self.refuse(&order, &why);
+            }
+            Some(Ok(())) | None => self.jobs.wait(name, read),
+        }
+    }
+
+    /// Starts the imports that wait for nothing any more.
+    fn start_unblocked(&mut self) {
+        while !self.is_draining {
+            let ledger = &self.ledger;
+            let arrival = |name: &OsStr| ledger.get(name).map_or(u64::MAX, |entry| entry.arrival);
+            let Some((name, read)) = self.jobs.unblocked(arrival) else {
+                return;
+            };
+            self.start_import(&name, *read);
+        }
+    }
+
+    fn start_import(&mut self, name: &OsStr, read: Read) {
+        if std::mem::take(&mut self.unsaved) {
+            // What a crash leaves in containerd must be known to be this bundle's.
+            self.save();
+        }
+        let source = Source::Bundle(name.to_string_lossy().into_owned());
+        let leave = self.names_to_leave(name, &read);
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        job.left = leave.keys().cloned().collect();
+        let intent = Intent {
+            leave,
+            ..Intent::new(source, self.settings.on_conflict)
+        };
+        let (order, bytes) = (Arc::clone(&job.order), Arc::clone(&job.bytes));
+        let import = job::import(order, Arc::clone(&read.bundle), intent, bytes);
+        let stage = Stage::Importing(read.bundle);
+        self.jobs
+            .go_on(name, stage, async { Came::Imported(Box::new(import.await)) });
+    }
+
+    /// Names of a bundle's that are not its to write, with the reason.
+    fn names_to_leave(&self, name: &OsStr, read: &Read) -> BTreeMap<String, String> {
+        let later = self.ledger.later_claims(name);
+        let is_taken = |(name, target): &(&String, &Digest)| {
+            later.get(name.as_str()).is_some_and(|wanted| wanted != target)
+        };
+        let taken = read.records.iter().filter(is_taken);
+        taken
+            .map(|(image, _)| (image.clone(), LATER.to_owned()))
+            .collect()
+    }
+
+    fn start_pull(&mut self, name: &OsStr, text: String) {
+        let Some(order) = self.jobs.get_mut(name).map(|job| Arc::clone(&job.order)) else {
+            return;
+        };
+        let catalog = job::list_digest(&text);
+        if let Some(trusted) = &self.settings.trusted_digests
+            && let Err(why) = trust::check(trusted, &catalog)
+        {
+            self.jobs.end(name);
+            return self.refuse(&order, &why);
+        }
+        let pull = job::pull(order, text);
+        self.jobs.go_on(name, Stage::Pulling { catalog }, async {
+            Came::Pulled(pull.await)
+        });
+    }
+
+    /// Whether a job is still for the file as it is now, by the rules as they are now.
+    pub(super) fn is_current(&self, job: &Job) -> bool {
+        let order = &job.order;
+        !job.is_outdated && self.roster.version(&order.name).as_ref() == Some(&order.version)
+    }
+
+    /// Drops the jobs of files that were replaced or are gone.
+    pub(super) fn drop_outdated_jobs(&mut self) {
+        let roster = &self.roster;
+        let is_outdated = |order: &Order| roster.version(&order.name).as_ref() != Some(&order.version);
+        let outdated: Vec<OsString> = self
+            .jobs
+            .all()
+            .filter(|job| is_outdated(&job.order))
+            .map(|job| job.order.name.clone())
+            .collect();
+        for name in &outdated {
+            info!(bundle = %shown(name), "it was replaced or removed while it was imported: stopping");
+        }
+        self.jobs.drop_if(is_outdated);
+    }
+}

@@ -1,0 +1,196 @@
+//! The daemon stays alive beside a long import: it lists, heals, imports others, and stops when it is told to.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fake_containerd::Fault;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::bundles::{self, image};
+use crate::support::node::Daemon;
+use crate::support::{Node, Target, on_the_fake};
+
+const KNOWN: &str = "registry.test/known:1";
+const SLOW: &str = "registry.test/slow:1";
+const SHARED: &str = "registry.test/shared:1";
+
+/// From now on every blob takes so long to be committed.
+fn slow_commits(target: &Target, by: Duration) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    fake.inject(Fault::SlowCommit { by });
+}
+
+fn importing(daemon: &Daemon, bundle: &str) {
+    daemon.wait_until("the import runs", || {
+        let log = daemon.log();
+        log.lines()
+            .any(|line| line.contains(bundle) && line.contains("importing"))
+    });
+}
+
+/// Makes an archive one that only the lane of large bundles takes, without a byte to be read.
+fn enlarge(archive: &Path) {
+    let file = File::options().write(true).open(archive).expect("it is there");
+    file.set_len(65 << 20).expect("a sparse file is free");
+}
+
+fn while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("known.tar"), [image(KNOWN)]);
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    slow_commits(target, Duration::from_secs(8));
+    bundles::write(&node.images().join("slow.tar"), [image(SLOW)]);
+    enlarge(&node.images().join("slow.tar"));
+    importing(&daemon, "slow.tar");
+
+    target.remove_record(KNOWN);
+    daemon.wait_until("the record is back", || target.record(KNOWN).is_some());
+    fs::write(node.images().join(".hidden"), "").expect("a file");
+    daemon.wait_for_log(".hidden");
+    assert!(
+        target.record(SLOW).is_none(),
+        "the import is over, so nothing was shown"
+    );
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("it comes to its end", || target.record(SLOW).is_some());
+    daemon.finish(target);
+}
+
+fn a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    slow_commits(target, Duration::from_secs(5));
+    let place = node.images().join("a.tar");
+    bundles::write(&place, [image(SLOW)]);
+    importing(&daemon, "a.tar");
+    let next = node.path("next.tar");
+    bundles::write(&next, [image(KNOWN)]);
+    fs::rename(&next, &place).expect("it can be replaced");
+    daemon.wait_for_log("it was replaced or removed");
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("the new one is imported", || target.record(KNOWN).is_some());
+    assert!(target.record(SLOW).is_none());
+    daemon.finish(target);
+}
+
+fn a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    slow_commits(target, Duration::from_secs(5));
+    let place = node.images().join("a.tar");
+    bundles::write(&place, [image(SLOW)]);
+    importing(&daemon, "a.tar");
+    daemon.wait_until("something is held", || !target.leases().is_empty());
+    fs::remove_file(&place).expect("it can be removed");
+    daemon.wait_for_log("it was replaced or removed");
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("its lease is given back", || target.leases().is_empty());
+    assert!(target.record(SLOW).is_none());
+    let log = daemon.stop();
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+/// The lane of small bundles overtakes; the order in which bundles arrived still decides.
+fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    slow_commits(target, Duration::from_secs(1));
+    bundles::write(&node.images().join("first.tar"), [image(SLOW)]);
+    enlarge(&node.images().join("first.tar"));
+    importing(&daemon, "first.tar");
+    bundles::write(&node.images().join("older.tar"), [image(SHARED)]);
+    enlarge(&node.images().join("older.tar"));
+    // What is dropped after this is listed after it.
+    fs::write(node.images().join(".hidden"), "").expect("a file");
+    daemon.wait_for_log(".hidden");
+    let newer = bundles::write(&node.images().join("small.tar"), [image(SHARED)]);
+    let wanted = &newer.images[0].root;
+    daemon.wait_until("the small one is imported", || {
+        target
+            .record(SHARED)
+            .is_some_and(|record| record.target.digest() == wanted)
+    });
+    daemon.wait_for_log("a bundle that arrived later has this name");
+    daemon.wait_until("the older one is done", || target.leases().is_empty());
+    assert_eq!(target.expect_record(SHARED).target.digest(), wanted);
+
+    // With the newer one gone, the name returns to the older.
+    fs::remove_file(node.images().join("small.tar")).expect("it can be removed");
+    daemon.wait_until("the name returns", || {
+        target
+            .record(SHARED)
+            .is_some_and(|record| record.target.digest() != wanted)
+    });
+    daemon.finish(target);
+}
+
+fn signal(daemon: &Daemon, signal: Signal) {
+    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("it runs"), signal).expect("it runs");
+}
+
+fn a_stop_lets_an_import_come_to_its_end_and_takes_on_nothing_new(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    slow_commits(target, Duration::from_millis(700));
+    bundles::write(&node.images().join("a.tar"), [image(SLOW)]);
+    daemon.wait_until("something is held", || !target.leases().is_empty());
+    signal(&daemon, Signal::TERM);
+    daemon.wait_until("systemd hears of it", || daemon.notified().contains("STOPPING=1"));
+    bundles::write(&node.images().join("b.tar"), [image(KNOWN)]);
+    let mut daemon = daemon;
+    assert!(daemon.wait().success());
+    assert!(target.record(SLOW).is_some(), "{}", daemon.log());
+    assert!(target.record(KNOWN).is_none());
+    assert!(target.leases().is_empty());
+}
+
+fn a_stop_waits_for_the_grace_and_no_longer_and_the_next_start_goes_on(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("grace: 1s");
+    let mut daemon = node.start();
+    slow_commits(target, Duration::from_secs(60));
+    bundles::write(&node.images().join("a.tar"), [image(SLOW)]);
+    daemon.wait_until("something is held", || !target.leases().is_empty());
+    let told = Instant::now();
+    signal(&daemon, Signal::TERM);
+    assert!(daemon.wait().success());
+    assert!(told.elapsed() >= Duration::from_secs(1), "it did not wait");
+    assert!(
+        daemon.log().contains("goes on at the next start"),
+        "{}",
+        daemon.log()
+    );
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || target.record(SLOW).is_some());
+    daemon.finish(target);
+}
+
+fn a_second_signal_ends_it_at_once(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("grace: 10m");
+    let mut daemon = node.start();
+    slow_commits(target, Duration::from_secs(600));
+    bundles::write(&node.images().join("a.tar"), [image(SLOW)]);
+    daemon.wait_until("something is held", || !target.leases().is_empty());
+    signal(&daemon, Signal::TERM);
+    daemon.wait_for_log("stopping: waiting");
+    signal(&daemon, Signal::INT);
+    assert!(daemon.wait().success());
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    node.start().finish(target);
+}
+
+on_the_fake! {
+    while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back,
+    a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end,
+    a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind,
+    of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first,
+    a_stop_lets_an_import_come_to_its_end_and_takes_on_nothing_new,
+    a_stop_waits_for_the_grace_and_no_longer_and_the_next_start_goes_on,
+    a_second_signal_ends_it_at_once,
+}
