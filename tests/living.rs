@@ -1,9 +1,10 @@
 //! The daemon stays alive beside a long import: it lists, heals, imports others, and stops when it is told to.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bundle::fixtures::{Data, Image};
 use fake_containerd::Fault;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -29,10 +30,13 @@ fn importing(daemon: &Daemon, bundle: &str) {
     });
 }
 
-/// Makes an archive one that only the lane of large bundles takes, without a byte to be read.
-fn enlarge(archive: &Path) {
-    let file = File::options().write(true).open(archive).expect("it is there");
-    file.set_len(65 << 20).expect("a sparse file is free");
+/// Writes a bundle that only the lane of large bundles takes. It is hardly any work for all that.
+fn write_large(path: &Path, image: Image) {
+    let mut archive = bundles::layout([image]).build();
+    archive
+        .add("padding", Data::zeros(65 << 20))
+        .move_first("padding");
+    archive.write_to(path);
 }
 
 fn while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back(target: &Target) {
@@ -42,8 +46,7 @@ fn while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back
     daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
     daemon.wait_until("it is quiet", || target.leases().is_empty());
     slow_commits(target, Duration::from_secs(8));
-    bundles::write(&node.images().join("slow.tar"), [image(SLOW)]);
-    enlarge(&node.images().join("slow.tar"));
+    write_large(&node.images().join("slow.tar"), image(SLOW));
     importing(&daemon, "slow.tar");
 
     target.remove_record(KNOWN);
@@ -98,11 +101,9 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     let node = Node::on(target);
     let daemon = node.start();
     slow_commits(target, Duration::from_secs(1));
-    bundles::write(&node.images().join("first.tar"), [image(SLOW)]);
-    enlarge(&node.images().join("first.tar"));
+    write_large(&node.images().join("first.tar"), image(SLOW));
     importing(&daemon, "first.tar");
-    bundles::write(&node.images().join("older.tar"), [image(SHARED)]);
-    enlarge(&node.images().join("older.tar"));
+    write_large(&node.images().join("older.tar"), image(SHARED));
     // What is dropped after this is listed after it.
     fs::write(node.images().join(".hidden"), "").expect("a file");
     daemon.wait_for_log(".hidden");
