@@ -12,10 +12,12 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::folder::Folder;
+use crate::frames::Frames;
 use crate::packed::{Packed, Pass};
 use crate::places::{Place, Places};
+use crate::read::{self, Access};
 use crate::sparse::{Expanded, SparseFile};
-use crate::{BlobStream, Catalog, Error, Fault, Limits, read};
+use crate::{BlobStream, Catalog, Error, Fault, Limits};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
 ///
@@ -35,13 +37,16 @@ pub struct Bundle {
 enum Source {
     Plain(Arc<File>),
     Packed(Arc<File>, Arc<Packed>),
+    Framed(Arc<File>, Arc<Frames>),
     Folder(Arc<Folder>),
 }
 
 impl Source {
     fn identity(&self) -> io::Result<Identity> {
         match self {
-            Self::Plain(file) | Self::Packed(file, _) => Ok(Identity::of(&file.metadata()?)),
+            Self::Plain(file) | Self::Packed(file, _) | Self::Framed(file, _) => {
+                Ok(Identity::of(&file.metadata()?))
+            }
             Self::Folder(folder) => folder.identity(),
         }
     }
@@ -51,8 +56,8 @@ impl Bundle {
     /// Opens a file, reads its headers and documents, and draws up the catalog.
     ///
     /// Blobs that are not documents are not read, except compressed layers of Docker archives, whose digest is
-    /// nowhere else. A compressed file is read and decompressed from beginning to end. Blocking; memory is bounded
-    /// by `limits` and not by the file.
+    /// nowhere else. A compressed file is read and decompressed from beginning to end, unless it has a table that
+    /// allows to go into it. Blocking; memory is bounded by `limits` and not by the file.
     ///
     /// # Errors
     ///
@@ -89,11 +94,12 @@ impl Bundle {
         let file = Arc::new(file);
         let identity = Identity::of(&metadata);
         let read = read::read(&file, &identity, limits).map_err(|fault| fault.in_file(path));
-        let bundle = |(catalog, places, packed)| Self {
+        let bundle = |(catalog, places, access)| Self {
             path: path.to_owned(),
-            source: match packed {
-                None => Source::Plain(Arc::clone(&file)),
-                Some(packed) => Source::Packed(Arc::clone(&file), packed),
+            source: match access {
+                Access::Plain => Source::Plain(Arc::clone(&file)),
+                Access::Packed(packed) => Source::Packed(Arc::clone(&file), packed),
+                Access::Framed(frames) => Source::Framed(Arc::clone(&file), frames),
             },
             identity,
             catalog,
@@ -200,6 +206,15 @@ impl Bundle {
                 archive: SparseIn::Packed(Arc::clone(packed)),
                 sparse: Arc::clone(sparse),
             },
+            (Place::Sparse(sparse), Source::Framed(_, frames)) => Bytes::Sparse {
+                archive: SparseIn::Frames(Arc::clone(frames)),
+                sparse: Arc::clone(sparse),
+            },
+            (Place::Extent { offset, size }, Source::Framed(_, frames)) => Bytes::InFrames {
+                frames: Arc::clone(frames),
+                offset: *offset,
+                size: *size,
+            },
             (Place::InFolder { name, identity }, Source::Folder(folder)) => Bytes::InFolder {
                 folder: Arc::clone(folder),
                 name: Arc::clone(name),
@@ -210,8 +225,8 @@ impl Bundle {
         Some(Blob(bytes))
     }
 
-    /// Whether blobs are best taken in the order of the archive: see [`Bundle::stream`]. Of a compressed bundle,
-    /// reading a single blob means decompressing everything before it.
+    /// Whether blobs are best taken in the order of the archive: see [`Bundle::stream`]. Of a compressed bundle without
+    /// a table of its frames, reading a single blob means decompressing everything before it.
     pub fn is_sequential(&self) -> bool {
         matches!(self.source, Source::Packed(..))
     }
@@ -229,7 +244,7 @@ impl Bundle {
             .filter_map(|digest| Some((digest.clone(), self.places.get(digest)?, self.blob(digest)?)));
         let packed = match &self.source {
             Source::Packed(_, packed) => Some(packed),
-            Source::Plain(_) | Source::Folder(_) => None,
+            Source::Plain(_) | Source::Framed(..) | Source::Folder(_) => None,
         };
         BlobStream::new(&self.path, blobs, packed).map_err(|fault| fault.in_file(&self.path))
     }
@@ -305,6 +320,12 @@ enum Bytes {
         archive: SparseIn,
         sparse: Arc<SparseFile>,
     },
+    /// The same where frames can be gone into.
+    InFrames {
+        frames: Arc<Frames>,
+        offset: u64,
+        size: u64,
+    },
     InFolder {
         folder: Arc<Folder>,
         name: Arc<str>,
@@ -318,21 +339,23 @@ enum Bytes {
 enum SparseIn {
     File(Arc<File>),
     Packed(Arc<Packed>),
+    Frames(Arc<Frames>),
 }
 
 impl Blob {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
-            Bytes::InFile { size, .. } | Bytes::Packed { size, .. } => *size,
+            Bytes::InFile { size, .. } | Bytes::Packed { size, .. } | Bytes::InFrames { size, .. } => *size,
             Bytes::Sparse { sparse, .. } => sparse.map.size,
             Bytes::InFolder { identity, .. } => identity.size,
             Bytes::InMemory(bytes) => bytes.len() as u64,
         }
     }
 
-    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking; of a compressed
-    /// bundle, everything before is decompressed first unless it is a document that was kept.
+    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking; of a bundle that
+    /// [is sequential](Bundle::is_sequential), everything before is decompressed first unless it is a document that
+    /// was kept.
     ///
     /// The reader gives [`io::ErrorKind::UnexpectedEof`] if the file was cut short after it was opened.
     ///
@@ -356,6 +379,11 @@ impl Blob {
                 offset: start,
                 size,
             } => Box::new(packed.reader_at(start + offset)?.take(size - offset)),
+            Bytes::InFrames {
+                frames,
+                offset: start,
+                size,
+            } => Box::new(frames.reader_at(start + offset).take(size - offset)),
             Bytes::InFolder {
                 folder,
                 name,
@@ -396,6 +424,10 @@ impl SparseIn {
         Ok(match self {
             Self::File(file) => {
                 let stored = Extent::new(Arc::clone(file), start, left);
+                Box::new(Expanded::new(map, stored, offset))
+            }
+            Self::Frames(frames) => {
+                let stored = frames.reader_at(start).take(left);
                 Box::new(Expanded::new(map, stored, offset))
             }
             Self::Packed(packed) => {

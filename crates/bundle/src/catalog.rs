@@ -9,7 +9,7 @@ use std::fmt;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
-use crate::{Compression, Warning};
+use crate::{Compression, Reliance, Warning};
 
 /// Everything [`Bundle::open`](crate::Bundle::open) found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub struct Catalog {
     pub digest: Digest,
     /// One per entry of `index.json` or element of `manifest.json`, in the document's order.
     pub images: Vec<Image>,
+    /// The blobs that a delta bundle counts on its destination to have; they are absent here. None if the bundle is
+    /// no delta.
+    pub relies_on: Option<Reliance>,
     /// What an operator should hear about although it stops nothing.
     pub warnings: Vec<Warning>,
     /// How the archive ends.
@@ -231,8 +234,8 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartState {
     /// In the archive, with the right size. Configs of images are also verified by digest; layers are not
-    /// read, whoever moves them verifies them. Only in a compressed archive, all of which has to be read, a layer
-    /// without its sha256 is broken.
+    /// read, whoever moves them verifies them. Only in a compressed archive that is read as a whole, for want of a
+    /// table of its frames, a layer without its sha256 is broken.
     Present,
     /// Not in the archive.
     Absent,

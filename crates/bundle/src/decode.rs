@@ -28,10 +28,15 @@ const FEW_FRAMES: u64 = 10_000;
 const SMALL_FRAME: u64 = 256;
 
 /// The largest window that zstd has on this kind of machine, as a binary logarithm.
-const LARGEST_WINDOW_LOG: u32 = if usize::BITS == 32 { 30 } else { 31 };
+pub(crate) const LARGEST_WINDOW_LOG: u32 = if usize::BITS == 32 { 30 } else { 31 };
 
 /// What liblzma needs beside the dictionary.
 const LZMA_OVERHEAD: u64 = 1 << 20;
+
+/// How many frames a file of this length may have.
+pub(crate) fn most_frames(length: u64, limits: &Limits) -> u64 {
+    (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)
+}
 
 /// Bytes of a magic number and the like that begins a frame; of bzip2's and xz's, the part that never varies.
 const MAGIC: usize = 4;
@@ -385,7 +390,7 @@ impl Decoder {
             compression,
             engine: Engine::new(source, compression, limits)?,
             state: State::Between,
-            frames: (0, (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)),
+            frames: (0, most_frames(length, limits)),
             made: (0, limits.expanded(length)),
             expansion: limits.expansion,
             window_log: limits.zstd_window_log,

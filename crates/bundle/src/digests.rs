@@ -58,7 +58,7 @@ impl Hasher {
     }
 
     /// A hasher of the digest's algorithm, which [`parse`] has accepted.
-    fn of(digest: &Digest) -> Self {
+    pub(crate) fn of(digest: &Digest) -> Self {
         match digest.algorithm() {
             DigestAlgorithm::Sha512 => Self::Sha512(Sha512::new()),
             _ => Self::sha256(),

@@ -176,6 +176,12 @@ pub enum Warning {
         /// What is wrong.
         reason: String,
     },
+    /// The bundle says that it relies on blobs elsewhere, but the list of them is unusable: what is absent is simply
+    /// absent.
+    RelianceUnusable {
+        /// What is wrong with the list.
+        reason: String,
+    },
     /// `manifest.json` lists images that `index.json`, which counts, does not.
     NotInIndex {
         /// How many.
@@ -211,6 +217,12 @@ impl fmt::Display for Warning {
             Self::IndexUnusable(reason) => write!(f, "index.json {reason}; manifest.json is used instead"),
             Self::OciSideBroken { image, reason } => {
                 write!(f, "{image}: {reason}; manifest.json is used instead")
+            }
+            Self::RelianceUnusable { reason } => {
+                write!(
+                    f,
+                    "this is a delta, but its list of what it relies on is unusable: {reason}"
+                )
             }
             Self::NotInIndex { count } => {
                 write!(

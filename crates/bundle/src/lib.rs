@@ -1,4 +1,4 @@
-//! Reads image bundles into a checked catalog.
+//! Reads image bundles into a checked catalog, and writes bundles: see [`write`].
 //!
 //! A bundle is an archive of container images: an OCI image layout, a Docker archive, or both in one. This
 //! crate finds out what is in it and whether it is whole, and hands out blobs. It trusts nothing: every
@@ -19,7 +19,7 @@
 //! # Ok::<(), airgapd_bundle::Error>(())
 //! ```
 //!
-//! The inside, from below: `decode` decompresses a file from its beginning to its end; `tar` walks the headers of
+//! The inside, from below: `decode` decompresses a file from its beginning to its end, and `frames` goes into one that has a table of its frames; `tar` walks the headers of
 //! an archive, in a file or in a stream, and is strict about them; `table` turns them into a table of names with
 //! links resolved (`entries`), each standing for a place where bytes are, some of them `sparse`, and `packed` keeps what one pass over a compressed
 //! archive has seen; `folder` is what stands in for an archive that was extracted; `documents` has the lenient
@@ -40,6 +40,7 @@ mod escape;
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
 mod folder;
+mod frames;
 mod layout;
 mod limits;
 mod members;
@@ -47,10 +48,12 @@ mod packed;
 mod places;
 mod read;
 mod reader;
+mod reliance;
 mod sparse;
 mod stream;
 mod table;
 mod tar;
+pub mod write;
 
 pub use bundle::{Blob, Bundle, Identity};
 pub use catalog::{
@@ -59,4 +62,5 @@ pub use catalog::{
 pub use compression::Compression;
 pub use error::{Error, Fault, Warning};
 pub use limits::Limits;
+pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};
 pub use stream::{BlobStream, StreamedBlob};

@@ -11,8 +11,9 @@ use serde::Deserialize as _;
 use serde_json::value::RawValue;
 
 use crate::docker::Docker;
-use crate::documents::{self, DockerImage, Index, LayoutFile, RawList};
+use crate::documents::{self, Annotated, DockerImage, Index, LayoutFile, RawList};
 use crate::folder::Folder;
+use crate::frames::Frames;
 use crate::layout::{self, Layout};
 use crate::packed::Packed;
 use crate::places::Places;
@@ -20,7 +21,7 @@ use crate::reader::Reader;
 use crate::table::{Archive, Found};
 use crate::{
     Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Manifest, PartState,
-    Truncation, Warning, digests, tar,
+    Reliance, Truncation, Warning, digests, reliance, tar,
 };
 
 const LAYOUT_FILE: &str = "oci-layout";
@@ -31,26 +32,50 @@ const DOCKER: &str = "manifest.json";
 /// below them, and some over.
 const MOST_PASSES: u32 = 6;
 
+/// How the bytes of an archive are got at.
+pub(crate) enum Access {
+    /// They stand in the file.
+    Plain,
+    /// They are compressed, and had from the beginning only.
+    Packed(Arc<Packed>),
+    /// They are compressed in frames that can be gone into.
+    Framed(Arc<Frames>),
+}
+
 /// Draws up the catalog of a file.
 pub(crate) fn read(
     file: &Arc<File>,
     identity: &Identity,
     limits: &Limits,
-) -> Result<(Catalog, Places, Option<Arc<Packed>>), Fault> {
+) -> Result<(Catalog, Places, Access), Fault> {
     match recognise(file, identity.size)? {
         Compression::None => {
             let mut archive = Archive::scan(file, identity.size, limits)?;
             let (catalog, places) = draw(&mut archive, Compression::None, limits)?;
-            Ok((catalog, places, None))
+            Ok((catalog, places, Access::Plain))
         }
         codec => {
+            if codec == Compression::Zstd
+                && let Some(read) = read_frames(file, identity.size, limits)
+            {
+                return Ok(read);
+            }
             let packed = Arc::new(Packed::new(file, identity, codec, limits));
             recognise_packed(&packed)?;
             let mut archive = Archive::unpack(&packed, limits)?;
             let (catalog, places) = draw(&mut archive, codec, limits)?;
-            Ok((catalog, places, Some(packed)))
+            Ok((catalog, places, Access::Packed(packed)))
         }
     }
+}
+
+/// Draws up the catalog of a file with a table of its frames. None where there is no table, or where anything is wrong
+/// with it or what it leads to: then every byte is read, and what is wrong is found by that.
+fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
+    let frames = Arc::new(Frames::find(file, length, limits).ok()??);
+    let mut archive = Archive::scan_frames(&frames, limits).ok()?;
+    let (catalog, places) = draw(&mut archive, Compression::Zstd, limits).ok()?;
+    Some((catalog, places, Access::Framed(frames)))
 }
 
 /// Draws up the catalog of a folder.
@@ -92,6 +117,7 @@ fn draw_once(
         compression,
         digest: found.digest,
         images: found.images,
+        relies_on: found.relies_on,
         warnings,
         ending: archive.ending.clone(),
     };
@@ -165,6 +191,7 @@ struct Images {
     format: Format,
     digest: Digest,
     images: Vec<Image>,
+    relies_on: Option<Reliance>,
     warnings: Vec<Warning>,
 }
 
@@ -303,8 +330,14 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
         },
         digest: digests::sha256(document),
         images: images?,
+        relies_on: None,
         warnings: Vec::new(),
     };
+    match reliance(reader, document)? {
+        None => {}
+        Some(Ok(reliance)) => images.relies_on = Some(reliance),
+        Some(Err(reason)) => images.warnings.push(Warning::RelianceUnusable { reason }),
+    }
     if let Some(docker) = docker {
         compare_sides(reader, &mut images, document, docker)?;
     }
@@ -328,8 +361,28 @@ fn from_docker(reader: &mut Reader<'_>, document: &[u8]) -> Result<Images, Fault
         format: Format::DockerArchive,
         digest,
         images,
+        relies_on: None,
         warnings: Vec::new(),
     })
+}
+
+/// What a delta relies on; the inner error says why its list of that is unusable.
+fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Reliance, String>>, Fault> {
+    let Ok(Annotated { annotations }) = documents::parse(index) else {
+        return Ok(None);
+    };
+    let digest = match reliance::pointer(&annotations) {
+        None => return Ok(None),
+        Some(Ok(digest)) => digest,
+        Some(Err(reason)) => return Ok(Some(Err(reason))),
+    };
+    let place = match reader.archive.find(&digests::blob_name(&digest)) {
+        Found::File(place) => place,
+        Found::Nothing => return Ok(Some(Err(format!("blob {digest} is not in the bundle")))),
+        Found::Unusable(reason) => return Ok(Some(Err(format!("blob {digest} is {reason}")))),
+    };
+    let document = reader.document(&place, &digest)?;
+    Ok(Some(document.and_then(|bytes| reliance::parse(&bytes))))
 }
 
 /// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not matter.

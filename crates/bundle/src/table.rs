@@ -15,6 +15,7 @@ use crate::decode::Decoder;
 use crate::digests::{self, Hasher};
 use crate::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
 use crate::folder::Folder;
+use crate::frames::Frames;
 use crate::packed::{Facts, Kept, Packed};
 use crate::places::Place;
 use crate::sparse::{Expanded, Map, SparseFile};
@@ -54,6 +55,8 @@ enum Store {
     Plain(Arc<File>),
     /// A compressed one: what was kept of it.
     Packed { packed: Arc<Packed>, kept: Kept },
+    /// A compressed one with a table of its frames.
+    Framed(Arc<Frames>),
     /// No archive at all but a folder, whose entries are looked up as they are asked for.
     Folder(Arc<Folder>),
 }
@@ -81,6 +84,15 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Reads all headers of a compressed tar archive that can be gone into.
+    pub(crate) fn scan_frames(frames: &Arc<Frames>, limits: &Limits) -> Result<Self, Fault> {
+        let mut archive = Self::new(Store::Framed(Arc::clone(frames)));
+        let mut walk = Walk::new(frames.reader_at(0), limits);
+        archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
+        archive.length = frames.length;
+        Ok(archive)
+    }
+
     /// Reads all of a compressed tar archive.
     pub(crate) fn unpack(packed: &Arc<Packed>, limits: &Limits) -> Result<Self, Fault> {
         let mut archive = Self::new(Store::Packed {
@@ -91,7 +103,9 @@ impl Archive {
         let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
         archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
             Store::Packed { kept, .. } => kept.take(entry, walk, limits),
-            Store::Plain(_) | Store::Folder(_) => unreachable!("this archive is compressed"),
+            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => {
+                unreachable!("this archive is compressed and has no table")
+            }
         })?;
         archive.finish(walk.into_input(), packed.compression)
     }
@@ -109,7 +123,7 @@ impl Archive {
     /// What it is called in messages.
     pub(crate) fn noun(&self) -> &'static str {
         match self.store {
-            Store::Plain(_) | Store::Packed { .. } => "archive",
+            Store::Plain(_) | Store::Framed(_) | Store::Packed { .. } => "archive",
             Store::Folder(_) => "folder",
         }
     }
@@ -286,7 +300,7 @@ impl Archive {
     fn place(&self, place: Place) -> Place {
         match &self.store {
             Store::Packed { kept, .. } => kept.place(place),
-            Store::Plain(_) | Store::Folder(_) => place,
+            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => place,
         }
     }
 
@@ -305,7 +319,7 @@ impl Archive {
     /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
     pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
         match &mut self.store {
-            Store::Plain(_) | Store::Folder(_) => Ok(false),
+            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => Ok(false),
             Store::Packed { packed, kept } => kept.fetch(packed),
         }
     }
@@ -340,7 +354,7 @@ impl Archive {
     fn facts(&self, place: &Place) -> Option<Facts> {
         match &self.store {
             Store::Packed { kept, .. } => kept.facts(place.offset()?),
-            Store::Plain(_) | Store::Folder(_) => None,
+            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => None,
         }
     }
 
@@ -352,9 +366,18 @@ impl Archive {
                 take(&bytes[..end]);
                 return Ok(());
             }
+            (Place::Extent { offset, size }, Store::Framed(frames)) => {
+                let wanted = (*size).min(at_most);
+                return take_pieces(frames.reader_at(*offset).take(wanted), take);
+            }
             (Place::Extent { offset, size }, Store::Plain(file)) => (&**file, *offset, size.min(&at_most)),
             (Place::Sparse(sparse), Store::Plain(file)) => {
                 let stored = Extent::new(Arc::clone(file), sparse.offset, sparse.stored);
+                let expanded = Expanded::new(Arc::clone(&sparse.map), stored, 0);
+                return take_pieces(expanded.take(at_most), take);
+            }
+            (Place::Sparse(sparse), Store::Framed(frames)) => {
+                let stored = frames.reader_at(sparse.offset).take(sparse.stored);
                 let expanded = Expanded::new(Arc::clone(&sparse.map), stored, 0);
                 return take_pieces(expanded.take(at_most), take);
             }

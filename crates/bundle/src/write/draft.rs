@@ -1,0 +1,99 @@
+//! What a bundle shall hold, before its archive is laid out.
+
+use std::collections::HashSet;
+
+use oci_spec::image::{Descriptor, Digest};
+use platforms::Platform;
+
+use crate::{BlobRef, Content, Image, Node, PartState, Reliance};
+
+/// What a bundle shall hold. The order of images and names does not matter: they are sorted.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// The images. One that is there twice, or under two names, is written once.
+    pub images: Vec<DraftImage>,
+    /// The layers that are left out because the bundle's destination has them: see [`Draft::leave_out`]. The bundle
+    /// names them, and none of them is asked for although images list it.
+    pub relies_on: Option<Reliance>,
+}
+
+impl Draft {
+    /// Makes a delta of it: leaves out the layers that are among `present`, which is what a base called `base` has.
+    ///
+    /// Documents stay, so that the bundle tells all about its images wherever it is looked at. Without any such layer
+    /// it is no delta, and relies on nothing.
+    pub fn leave_out(&mut self, base: &str, present: &HashSet<Digest>) {
+        let documents: HashSet<&Digest> = self
+            .images
+            .iter()
+            .flat_map(|image| image.documents.iter().map(|blob| &blob.digest))
+            .collect();
+        let layers = self.images.iter().flat_map(|image| &image.layers);
+        let left_out: Vec<BlobRef> = layers
+            .filter(|blob| present.contains(&blob.digest) && !documents.contains(&blob.digest))
+            .cloned()
+            .collect();
+        self.relies_on = (!left_out.is_empty()).then(|| Reliance::new(base, left_out));
+    }
+}
+
+/// An image that a bundle shall hold: its names and its blobs.
+#[derive(Clone, Debug)]
+pub struct DraftImage {
+    /// Full references (`docker.io/library/a:1`, `quay.io/b@sha256:...`): each gets an entry of `index.json`. None for
+    /// an image without a name.
+    pub names: Vec<String>,
+    /// The index or manifest that the names stand for. Its annotations are kept, but for those that give names.
+    pub target: Descriptor,
+    /// The platform of its entry: for manifests that no index tells of.
+    pub platform: Option<Platform>,
+    /// The blobs that are JSON documents: indexes, manifests, configs, the target among them.
+    pub documents: Vec<BlobRef>,
+    /// All other blobs that are to be in the bundle. Of platforms that are left out there is nothing here.
+    pub layers: Vec<BlobRef>,
+}
+
+impl DraftImage {
+    /// An image of a bundle as it is: its names, and every blob that is there.
+    pub fn of(image: &Image) -> Self {
+        let mut draft = Self {
+            names: image.names.iter().map(|name| name.as_str().to_owned()).collect(),
+            target: image.root.descriptor.clone(),
+            platform: image.root.platform.clone(),
+            documents: Vec::new(),
+            layers: Vec::new(),
+        };
+        draft.add(&image.root);
+        draft
+    }
+
+    /// Adds a node and what is below it, as far as it is there.
+    fn add(&mut self, node: &Node) {
+        let blob = BlobRef::of(&node.descriptor);
+        match &node.content {
+            Content::Index(children) => {
+                self.documents.push(blob);
+                children.iter().for_each(|child| self.add(child));
+            }
+            Content::Manifest(manifest) => {
+                self.documents.push(blob);
+                if manifest.config.state == PartState::Present {
+                    self.documents.push(BlobRef::of(&manifest.config.descriptor));
+                }
+                let present = manifest
+                    .layers
+                    .iter()
+                    .filter(|part| part.state == PartState::Present);
+                self.layers
+                    .extend(present.map(|part| BlobRef::of(&part.descriptor)));
+            }
+            Content::Other => self.layers.push(blob),
+            Content::Absent | Content::Broken(_) => {}
+        }
+    }
+
+    /// Its blobs, documents first.
+    pub fn blobs(&self) -> impl Iterator<Item = &BlobRef> {
+        self.documents.iter().chain(&self.layers)
+    }
+}

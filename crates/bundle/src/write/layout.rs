@@ -1,0 +1,219 @@
+//! Every entry of a bundle's archive, in order, before the first byte is written.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use oci_spec::image::{Descriptor, Digest};
+use platforms::Platform;
+use serde::Serialize;
+
+use super::{Draft, DraftImage, WriteError, entry};
+use crate::{BlobRef, digests, reliance};
+
+/// The name of an image for containerd and everything that is built on it.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// The name of an image for other tools (OCI image-spec, "Pre-Defined Annotation Keys").
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// The archive of a [`Draft`]: which entries there are, and in which order.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Names and bytes of what we write ourselves.
+    own: Vec<(String, Vec<u8>)>,
+    blobs: Vec<BlobRef>,
+    digest: Digest,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IndexDocument<'a> {
+    schema_version: u8,
+    media_type: &'static str,
+    manifests: Vec<Entry<'a>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'static str, String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    media_type: &'a str,
+    digest: &'a Digest,
+    size: u64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform: Option<&'a Platform>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<&'a str>,
+}
+
+impl Layout {
+    /// Lays a draft out: documents before layers, both in the order of the images' names, each blob once.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::Draft`] when there is no image, a blob is given with two sizes, an image does not list its own
+    /// target, or there are more images than readers take.
+    pub fn of(draft: &Draft) -> Result<Self, WriteError> {
+        let mut images: Vec<&DraftImage> = draft.images.iter().collect();
+        images.sort_by_key(|image| (image.names.iter().min(), image.target.digest().to_string()));
+        check(&images)?;
+        let relied_on: HashSet<&Digest> = draft
+            .relies_on
+            .iter()
+            .flat_map(|reliance| reliance.blobs.iter().map(|blob| &blob.digest))
+            .collect();
+        let mut order = Order {
+            relied_on: HashSet::new(),
+            sizes: HashMap::new(),
+            blobs: Vec::new(),
+        };
+        let documents = images.iter().flat_map(|image| &image.documents);
+        for blob in documents {
+            order.add(blob)?;
+        }
+        order.relied_on = relied_on;
+        for blob in images.iter().flat_map(|image| &image.layers) {
+            order.add(blob)?;
+        }
+        let reliance = draft.relies_on.as_ref();
+        let document = reliance.map(reliance::document);
+        let annotations = reliance.zip(document.as_deref());
+        let index = index(
+            &images,
+            annotations.map(|(reliance, document)| reliance::annotations(reliance, document)),
+        );
+        let digest = digests::sha256(&index);
+        let mut own = vec![
+            ("oci-layout".to_owned(), LAYOUT_FILE.to_vec()),
+            ("index.json".to_owned(), index),
+        ];
+        own.extend(document.map(|document| (digests::blob_name(&digests::sha256(&document)), document)));
+        Ok(Self {
+            own,
+            blobs: order.blobs,
+            digest,
+        })
+    }
+
+    /// The blobs that are written, in their order: documents, then layers.
+    pub fn blobs(&self) -> &[BlobRef] {
+        &self.blobs
+    }
+
+    /// The digest of `index.json`: what the catalog of the bundle will have as its own.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// How many bytes the archive has before it is compressed.
+    pub fn archive_size(&self) -> u64 {
+        let own = self
+            .own
+            .iter()
+            .map(|(name, bytes)| entry::length(name, bytes.len() as u64));
+        let blobs = self
+            .blobs
+            .iter()
+            .map(|blob| entry::length(&digests::blob_name(&blob.digest), blob.size));
+        own.chain(blobs).sum::<u64>() + 2 * entry::BLOCK as u64
+    }
+
+    pub(super) fn own_documents(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.own
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+    }
+}
+
+fn check(images: &[&DraftImage]) -> Result<(), WriteError> {
+    if images.is_empty() {
+        return Err(WriteError::Draft("there are no images to write".to_owned()));
+    }
+    let limit = crate::Limits::default().images;
+    let entries: usize = images.iter().map(|image| image.names.len().max(1)).sum();
+    if entries > limit {
+        return Err(WriteError::Draft(format!(
+            "{entries} names of images are more than the {limit} that a bundle may have; make several bundles"
+        )));
+    }
+    let lacks_target =
+        |image: &&&DraftImage| !image.blobs().any(|blob| blob.digest == *image.target.digest());
+    match images.iter().find(lacks_target) {
+        None => Ok(()),
+        Some(image) => Err(WriteError::Draft(format!(
+            "{} is not among the blobs of its own image",
+            image.target.digest()
+        ))),
+    }
+}
+
+struct Order<'a> {
+    relied_on: HashSet<&'a Digest>,
+    sizes: HashMap<&'a Digest, u64>,
+    blobs: Vec<BlobRef>,
+}
+
+impl<'a> Order<'a> {
+    fn add(&mut self, blob: &'a BlobRef) -> Result<(), WriteError> {
+        match self.sizes.insert(&blob.digest, blob.size) {
+            Some(size) if size != blob.size => Err(WriteError::Draft(format!(
+                "blob {} is said to have {size} bytes and {} bytes",
+                blob.digest, blob.size
+            ))),
+            Some(_) => Ok(()),
+            None => {
+                if !self.relied_on.contains(&blob.digest) {
+                    self.blobs.push(blob.clone());
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, String>>) -> Vec<u8> {
+    let mut names: Vec<(Option<&str>, &DraftImage)> = Vec::new();
+    for image in images {
+        if image.names.is_empty() {
+            names.push((None, image));
+        }
+        names.extend(image.names.iter().map(|name| (Some(name.as_str()), *image)));
+    }
+    names.sort_by_key(|(name, image)| (*name, image.target.digest().to_string()));
+    names.dedup_by(|(one, a), (other, b)| {
+        one == other && a.target.digest() == b.target.digest() && a.platform == b.platform
+    });
+    let document = IndexDocument {
+        schema_version: 2,
+        media_type: "application/vnd.oci.image.index.v1+json",
+        manifests: names.iter().map(|(name, image)| entry_of(*name, image)).collect(),
+        annotations: annotations.unwrap_or_default(),
+    };
+    serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
+}
+
+/// One entry of `index.json`. Both annotations have the full name: a tag alone would be the same for many images of a
+/// bundle, and whoever asks for one of them by it would get any.
+fn entry_of<'a>(name: Option<&'a str>, image: &'a DraftImage) -> Entry<'a> {
+    let target: &Descriptor = &image.target;
+    let kept = target.annotations().iter().flatten();
+    let mut annotations: BTreeMap<&str, &str> = kept
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .filter(|(key, _)| *key != CONTAINERD_NAME && *key != REF_NAME)
+        .collect();
+    if let Some(name) = name {
+        annotations.insert(CONTAINERD_NAME, name);
+        annotations.insert(REF_NAME, name);
+    }
+    Entry {
+        media_type: target.media_type().as_ref(),
+        digest: target.digest(),
+        size: target.size(),
+        annotations,
+        platform: image.platform.as_ref(),
+        artifact_type: target.artifact_type().as_ref().map(AsRef::as_ref),
+    }
+}

@@ -1,0 +1,424 @@
+//! Bundles that are written: the same bytes for the same content, read back as what they were drafted.
+
+mod common;
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::path::Path;
+
+use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, Manifest, Node, digest_of};
+use airgapd_bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, write};
+use airgapd_bundle::{BlobRef, Bundle, Catalog, Compression, Content, PartState};
+use common::*;
+use oci_spec::image::Digest;
+
+const WRITTEN: [Compression; 3] = [Compression::None, Compression::Gzip, Compression::Zstd];
+
+/// Noise, so that compressing it does not make it small.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    (0..length).map(step).collect()
+}
+
+/// Two images that share a layer, one of them in a nested index.
+fn source() -> Bundle {
+    let shared = Layer::plain(noise(300_000, 7).into());
+    let nested = Node::Index(vec![Node::Index(vec![
+        Manifest::new("linux/amd64").with_layer(shared.clone()).into(),
+        Manifest::new("linux/arm64").layer(b"small".to_vec()).into(),
+    ])]);
+    let archive = Fixture::new()
+        .image(Image::new("docker.io/library/nested:1").root(nested))
+        .image(
+            Image::new("docker.io/library/single:1")
+                .platform("linux/amd64")
+                .with_layer(shared)
+                .layer(noise(70_000, 9)),
+        )
+        .build();
+    good(&archive)
+}
+
+fn draft(bundle: &Bundle) -> Draft {
+    Draft {
+        images: bundle.catalog().images.iter().map(DraftImage::of).collect(),
+        relies_on: None,
+    }
+}
+
+/// Gives blobs of a bundle, at most so many bytes at a time.
+struct Slow<'a>(&'a Bundle, usize);
+
+struct SlowReader(Box<dyn Read + Send>, usize);
+
+impl Read for SlowReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = buffer.len().min(self.1);
+        self.0.read(&mut buffer[..n])
+    }
+}
+
+impl BlobFeed for Slow<'_> {
+    fn open(&mut self, blob: &BlobRef) -> io::Result<Box<dyn Read + '_>> {
+        let found = self
+            .0
+            .blob(&blob.digest)
+            .expect("only blobs of the draft are asked for");
+        Ok(Box::new(SlowReader(found.open(0)?, self.1)))
+    }
+}
+
+fn written(draft: &Draft, from: &Bundle, compression: Compression) -> Vec<u8> {
+    let layout = Layout::of(draft).unwrap();
+    let mut bytes = Vec::new();
+    let written = write(&layout, compression, &mut bytes, &mut Slow(from, usize::MAX)).unwrap();
+    assert_eq!(written.file, bytes.len() as u64);
+    assert_eq!(written.archive, layout.archive_size());
+    bytes
+}
+
+/// What a catalog says of its images, whatever the archive is like.
+fn images(catalog: &Catalog) -> Vec<(String, Node_)> {
+    let mut images: Vec<_> = catalog
+        .images
+        .iter()
+        .map(|image| {
+            let mut root = image.root.clone();
+            root.descriptor.set_annotations(None);
+            (image.names[0].as_str().to_owned(), root)
+        })
+        .collect();
+    images.sort_by(|a, b| a.0.cmp(&b.0));
+    images
+}
+
+type Node_ = airgapd_bundle::Node;
+
+#[test]
+fn what_is_written_is_read_back_in_every_compression() {
+    let source = source();
+    for compression in WRITTEN {
+        let bundle = open(&written(&draft(&source), &source, compression)).unwrap();
+        let catalog = bundle.catalog();
+        assert_eq!(catalog.compression, compression);
+        assert_eq!(catalog.warnings, []);
+        assert_eq!(&catalog.digest, Layout::of(&draft(&source)).unwrap().digest());
+        assert_eq!(images(catalog), images(source.catalog()));
+        for image in &catalog.images {
+            assert!(is_whole(&image.root));
+            assert_blobs_are_right(&bundle, &image.root);
+        }
+    }
+}
+
+#[test]
+fn neither_order_nor_pieces_change_a_byte() {
+    let source = source();
+    let forward = draft(&source);
+    let mut backward = forward.clone();
+    backward.images.reverse();
+    let twice = Draft {
+        images: [forward.images.clone(), forward.images.clone()].concat(),
+        relies_on: None,
+    };
+    for compression in WRITTEN {
+        let expected = written(&forward, &source, compression);
+        assert_eq!(written(&backward, &source, compression), expected);
+        assert_eq!(written(&twice, &source, compression), expected);
+        let mut slow = Vec::new();
+        let layout = Layout::of(&forward).unwrap();
+        write(&layout, compression, &mut slow, &mut Slow(&source, 1000)).unwrap();
+        assert_eq!(slow, expected);
+    }
+}
+
+#[test]
+fn names_come_first_and_headers_tell_nothing_of_their_writer() {
+    let source = source();
+    let bytes = written(&draft(&source), &source, Compression::None);
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    let mut names = Vec::new();
+    let mut sizes = Vec::new();
+    for entry in archive.entries().unwrap() {
+        let entry = entry.unwrap();
+        let header = entry.header();
+        assert_eq!(header.mtime().unwrap(), 0);
+        assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
+        assert_eq!(header.mode().unwrap(), 0o644);
+        assert_eq!(header.username_bytes(), Some(&b""[..]));
+        names.push(entry.path().unwrap().display().to_string());
+        sizes.push(entry.size());
+    }
+    assert_eq!(&names[..2], ["oci-layout", "index.json"]);
+    let first_layer = sizes.iter().position(|size| *size >= 70_000).unwrap();
+    // Two indexes, three manifests, three configs, and the two documents of the archive.
+    assert_eq!(first_layer, 10);
+}
+
+#[test]
+fn every_name_gets_an_entry_for_all_readers() {
+    let source = source();
+    let mut draft = draft(&source);
+    draft.images[0].names.push("quay.io/other/name:2".to_owned());
+    let bytes = written(&draft, &source, Compression::None);
+    let bundle = open(&bytes).unwrap();
+    let names: Vec<_> = bundle
+        .catalog()
+        .images
+        .iter()
+        .map(|i| i.names[0].as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "docker.io/library/nested:1",
+            "docker.io/library/single:1",
+            "quay.io/other/name:2"
+        ]
+    );
+    for image in &bundle.catalog().images {
+        let annotations = image.root.descriptor.annotations().clone().unwrap();
+        for key in ["io.containerd.image.name", "org.opencontainers.image.ref.name"] {
+            assert_eq!(annotations[key], image.names[0].as_str());
+        }
+    }
+}
+
+#[test]
+fn blobs_that_are_not_what_they_should_be_are_refused() {
+    let source = source();
+    let layout = Layout::of(&draft(&source)).unwrap();
+    let victim = layout.blobs().last().unwrap().clone();
+    let bad = |change: fn(Vec<u8>) -> Vec<u8>| {
+        let mut feed = |blob: &BlobRef| -> io::Result<Box<dyn Read>> {
+            let mut bytes = Vec::new();
+            source
+                .blob(&blob.digest)
+                .unwrap()
+                .open(0)?
+                .read_to_end(&mut bytes)?;
+            let bytes = if blob.digest == victim.digest {
+                change(bytes)
+            } else {
+                bytes
+            };
+            Ok(Box::new(io::Cursor::new(bytes)))
+        };
+        write(&layout, Compression::None, io::sink(), &mut feed).unwrap_err()
+    };
+    let flipped = bad(|mut bytes| {
+        bytes[17] ^= 1;
+        bytes
+    });
+    assert!(
+        matches!(&flipped, WriteError::Digest { digest, .. } if *digest == victim.digest),
+        "{flipped}"
+    );
+    let short = bad(|bytes| bytes[..bytes.len() - 1].to_vec());
+    assert!(
+        short
+            .to_string()
+            .contains(&format!("{} bytes and has {}", victim.size, victim.size - 1)),
+        "{short}"
+    );
+    let long = bad(|bytes| [bytes.as_slice(), b"x"].concat());
+    assert!(long.to_string().contains("and has more"), "{long}");
+    let mut gone = |blob: &BlobRef| -> io::Result<Box<dyn Read>> {
+        Err(io::Error::other(format!("no {}", blob.digest)))
+    };
+    let gone = write(&layout, Compression::None, io::sink(), &mut gone).unwrap_err();
+    assert!(matches!(gone, WriteError::Blob { .. }));
+}
+
+#[test]
+fn a_draft_that_contradicts_itself_is_refused() {
+    let source = source();
+    let good = draft(&source);
+    assert!(Layout::of(&Draft::default()).is_err());
+    let mut sizes = good.clone();
+    sizes.images[0].layers[0].size += 1;
+    assert!(Layout::of(&sizes).unwrap_err().to_string().contains("bytes and"));
+    let mut rootless = good.clone();
+    rootless.images[0].documents.remove(0);
+    assert!(
+        Layout::of(&rootless)
+            .unwrap_err()
+            .to_string()
+            .contains("its own image")
+    );
+    let mut many = good;
+    many.images[0].names = (0..1001).map(|i| format!("docker.io/library/a:{i}")).collect();
+    assert!(
+        Layout::of(&many)
+            .unwrap_err()
+            .to_string()
+            .contains("several bundles")
+    );
+}
+
+#[test]
+fn a_zstd_bundle_can_be_gone_into() {
+    let source = source();
+    let bytes = written(&draft(&source), &source, Compression::Zstd);
+    let plain = zstd::decode_all(bytes.as_slice()).unwrap();
+    assert_eq!(plain, written(&draft(&source), &source, Compression::None));
+    let bundle = open(&bytes).unwrap();
+    assert!(!bundle.is_sequential());
+    for blob in Layout::of(&draft(&source)).unwrap().blobs() {
+        let blob = bundle.blob(&blob.digest).unwrap();
+        let mut whole = Vec::new();
+        blob.open(0).unwrap().read_to_end(&mut whole).unwrap();
+        for offset in [1, blob.size() / 2, blob.size()] {
+            let mut rest = Vec::new();
+            blob.open(offset).unwrap().read_to_end(&mut rest).unwrap();
+            assert_eq!(rest, whole[usize::try_from(offset).unwrap()..]);
+        }
+    }
+}
+
+#[test]
+fn a_blob_of_several_frames_is_one_blob() {
+    // Two frames, of 32 and 8 MiB: zeros, and therefore quick.
+    let image = Image::new("docker.io/library/a:1").platform("linux/amd64");
+    let source = good(
+        &Fixture::new()
+            .image(image.with_layer(Layer::zeros(40 << 20)))
+            .build(),
+    );
+    let bytes = written(&draft(&source), &source, Compression::Zstd);
+    let bundle = open(&bytes).unwrap();
+    assert!(!bundle.is_sequential());
+    let image = only_image(&bundle);
+    assert_blobs_are_right(&bundle, &image.root);
+    let layer = &manifest(&image.root).layers[0].descriptor;
+    let mut end = Vec::new();
+    let blob = bundle.blob(layer.digest()).unwrap();
+    blob.open(blob.size() - 5).unwrap().read_to_end(&mut end).unwrap();
+    assert_eq!(end, [0; 5]);
+}
+
+#[test]
+fn a_table_that_lies_is_not_believed() {
+    let source = source();
+    let bytes = written(&draft(&source), &source, Compression::Zstd);
+    let expected = images(open(&bytes).unwrap().catalog());
+    let length = bytes.len();
+    let count = u32::from_le_bytes(bytes[length - 9..length - 5].try_into().unwrap());
+    let table = 9 + 8 + 8 * usize::try_from(count).unwrap();
+    let mut believed = 0;
+    for at in length - table..length {
+        for flip in [0x01, 0x80] {
+            let mut lying = bytes.clone();
+            lying[at] ^= flip;
+            // The magic number and length of the skippable frame are every reader's.
+            let Ok(bundle) = open(&lying) else {
+                assert!(at < length - table + 8, "byte {at} of {length}");
+                continue;
+            };
+            believed += u32::from(!bundle.is_sequential());
+            assert_eq!(images(bundle.catalog()), expected, "byte {at} of {length}");
+        }
+    }
+    assert_eq!(believed, 0);
+}
+
+#[test]
+fn a_table_of_frames_that_hide_others_is_not_believed() {
+    // Two frames in one row: whoever reads all bytes sees what the table leaves out.
+    let source = source();
+    let plain = written(&draft(&source), &source, Compression::None);
+    let frame = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap();
+    let row = |packed: usize, contained: usize| {
+        [packed, contained]
+            .map(|n| u32::try_from(n).unwrap().to_le_bytes())
+            .concat()
+    };
+    let (first, hidden) = (frame(&plain), frame(b"hidden"));
+    let mut bytes = [first.as_slice(), &hidden].concat();
+    let table = row(first.len() + hidden.len(), plain.len());
+    bytes.extend(0x184D_2A5E_u32.to_le_bytes());
+    bytes.extend(17_u32.to_le_bytes());
+    bytes.extend(table);
+    bytes.extend(1_u32.to_le_bytes());
+    bytes.push(0);
+    bytes.extend(0x8F92_EAB1_u32.to_le_bytes());
+    let bundle = open(&bytes).unwrap();
+    let image = &bundle.catalog().images[1];
+    let layer = manifest(&image.root)
+        .layers
+        .last()
+        .unwrap()
+        .descriptor
+        .digest()
+        .clone();
+    let mut read = Vec::new();
+    let blob = bundle.blob(&layer).unwrap();
+    // Either the table was not used at all, or what it hides is noticed where the frame ends.
+    match blob.open(0).and_then(|mut reader| reader.read_to_end(&mut read)) {
+        Ok(_) => assert_eq!(digest_of(&read), layer),
+        Err(error) => assert!(error.to_string().contains("larger than the table"), "{error}"),
+    }
+}
+
+#[test]
+fn a_delta_says_what_it_relies_on() {
+    let source = source();
+    let mut delta = draft(&source);
+    let shared = delta.images[0].layers[0].clone();
+    let config = delta.images[0].documents.last().unwrap().digest.clone();
+    let present: HashSet<Digest> = [shared.digest.clone(), config, digest_of(b"of others")].into();
+    delta.leave_out("base.tar", &present);
+    let bytes = written(&delta, &source, Compression::None);
+    assert!((bytes.len() as u64) < shared.size);
+    let bundle = open(&bytes).unwrap();
+    let reliance = bundle.catalog().relies_on.clone().unwrap();
+    assert_eq!(reliance.base, "base.tar");
+    assert_eq!(reliance.blobs, std::slice::from_ref(&shared));
+    assert!(bundle.blob(&shared.digest).is_none());
+    let Content::Manifest(single) = &bundle.catalog().images[1].root.content else {
+        panic!("a manifest was expected")
+    };
+    assert_eq!(single.config.state, PartState::Present);
+    assert_eq!(single.layers[0].state, PartState::Absent);
+    assert_eq!(single.layers[1].state, PartState::Present);
+    let mut none = draft(&source);
+    none.leave_out("base.tar", &[digest_of(b"of others")].into());
+    assert_eq!(none.relies_on, None);
+}
+
+#[test]
+fn an_output_is_there_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bundle.tar");
+    let listing = || -> Vec<String> {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    let mut output = Output::create(&path).unwrap();
+    io::Write::write_all(&mut output, b"half").unwrap();
+    assert!(
+        listing().iter().all(|name| name.starts_with('.')),
+        "{:?}",
+        listing()
+    );
+    drop(output);
+    assert_eq!(listing(), Vec::<String>::new());
+    std::fs::write(&path, b"old").unwrap();
+    let mut output = Output::create(&path).unwrap();
+    io::Write::write_all(&mut output, b"new").unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    output.commit().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    assert_eq!(listing(), ["bundle.tar"]);
+    assert!(Output::create(folder.path()).is_err());
+    assert!(Output::create(Path::new("/")).is_err());
+    assert!(Output::create(&folder.path().join("no/such/folder.tar")).is_err());
+}
