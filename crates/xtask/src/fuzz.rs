@@ -75,6 +75,12 @@ fn seed(corpus: &Path) -> Result<()> {
                 &archive.to_compressed(codec),
             )?;
         }
+        write(
+            corpus,
+            "reader",
+            &format!("sparse-{at}"),
+            &with_a_sparse_file(&archive),
+        )?;
     }
     for (at, (kind, document)) in documents().into_iter().enumerate() {
         write(
@@ -132,13 +138,29 @@ fn archives() -> Vec<Archive> {
     archives
 }
 
+/// The archive with its first file as a sparse one without holes (GNU tar manual, old GNU format).
+fn with_a_sparse_file(archive: &Archive) -> Vec<u8> {
+    let mut bytes = archive.to_bytes();
+    let size = archive.bytes_of(&archive.entries[0].name).len();
+    let header = &mut bytes[..512];
+    header[156] = b'S';
+    header[386..410].copy_from_slice(format!("{:011o}\0{size:011o}\0", 0).as_bytes());
+    header[483..495].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    bytes
+}
+
 /// Documents of good bundles, each with the number that says in whose place it stands.
 fn documents() -> Vec<(u8, Vec<u8>)> {
     let image = Image::new("r.test/a:1").platform("linux/amd64").layer(b"x");
     let archive = Layout::hybrid().image(image).build();
     let manifest = archive.name_of(&archive.images[0].manifests[0].digest);
     let place = |kind: u8, name: &str| (kind, archive.bytes_of(name));
+    let shouted = archive.bytes_of("index.json").to_ascii_uppercase();
     vec![
+        (0, shouted),
         place(0, "index.json"),
         place(1, "manifest.json"),
         place(2, "index.json"),
@@ -158,3 +180,22 @@ const NAMES: [&str; 10] = [
     "windows(10.0.17763)/amd64",
     "linux",
 ];
+
+#[cfg(test)]
+mod tests {
+    use bundle::{Bundle, Limits};
+
+    use super::*;
+
+    #[test]
+    fn the_seeds_with_sparse_files_are_good_bundles() {
+        let folder = tempfile::tempdir().unwrap();
+        for archive in archives() {
+            let path = folder.path().join("seed.tar");
+            fs::write(&path, with_a_sparse_file(&archive)).unwrap();
+            let bundle = Bundle::open(&path, &Limits::default()).unwrap();
+            assert_eq!(bundle.catalog().warnings, []);
+            assert_eq!(bundle.catalog().images.len(), 1);
+        }
+    }
+}
