@@ -7,7 +7,7 @@ pub mod target;
 pub mod waiting;
 
 pub use node::Node;
-pub use target::{Place, Target, run_on};
+pub use target::{Own, Place, Target, run_on, run_on_own};
 pub use waiting::{unique, wait_for, wait_until};
 
 /// Makes tests of a scenario, a function of a [`Target`]: one on the stand-in and one on each generation of containerd.
@@ -74,4 +74,28 @@ macro_rules! on_real_containerds {
     };
 }
 
-pub(crate) use {on_each_containerd, on_each_real_containerd, on_real_containerds, on_the_fake};
+/// Makes tests of a scenario that does to containerd what nobody else may see: each generation, one of its own.
+macro_rules! on_its_own_containerd {
+    ($options:expr; $($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            #[test]
+            fn containerd_1_6() {
+                crate::support::run_on_own(xtask::Generation::V1_6, &$options, super::$scenario);
+            }
+
+            #[test]
+            fn containerd_1_7() {
+                crate::support::run_on_own(xtask::Generation::V1_7, &$options, super::$scenario);
+            }
+
+            #[test]
+            fn containerd_2() {
+                crate::support::run_on_own(xtask::Generation::V2, &$options, super::$scenario);
+            }
+        }
+    )+};
+}
+
+pub(crate) use {
+    on_each_containerd, on_each_real_containerd, on_its_own_containerd, on_real_containerds, on_the_fake,
+};

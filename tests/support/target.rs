@@ -1,7 +1,7 @@
 //! The containerd of one scenario: the stand-in or a real one, seen through one door.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -9,7 +9,7 @@ use containerd::{BlobSource, BlobSpec, Client, CriImage, ImageChange, ImageRecor
 use fake_containerd::{Fake, FakeConfig};
 use oci_spec::image::{Descriptor, Digest};
 use tokio::runtime::Runtime;
-use xtask::Generation;
+use xtask::{Containerd, Generation, Options, Parts};
 
 use super::containerds::{self, Served};
 use super::waiting::{unique, wait_until};
@@ -37,6 +37,24 @@ pub struct Target {
 enum Server {
     Fake(Arc<Fake>),
     Real(&'static Served, Generation),
+    /// One that a scenario has for itself: its programs and its socket.
+    Own(Arc<Parts>, PathBuf),
+}
+
+/// A real containerd that a scenario has for itself, to stop, kill, replace or fill.
+pub struct Own {
+    pub containerd: Containerd,
+    pub target: Target,
+}
+
+/// Plays a scenario on a containerd of its own.
+pub fn run_on_own(generation: Generation, options: &Options, scenario: impl FnOnce(&mut Own)) {
+    let Some(containerd) = containerds::own_with(generation, options) else {
+        return;
+    };
+    let server = Server::Own(Arc::new(containerd.parts().clone()), containerd.socket());
+    let target = Target::new(server, KUBERNETES.to_owned(), None);
+    scenario(&mut Own { containerd, target });
 }
 
 /// Plays a scenario. Afterwards the stand-in must not have minded anything.
@@ -65,6 +83,7 @@ impl Target {
         let kubernetes = match &self.server {
             Server::Fake(_) => None,
             Server::Real(served, _) => Some(served.kubernetes()),
+            Server::Own(..) => None,
         };
         Target::new(self.server.clone(), KUBERNETES.to_owned(), kubernetes)
     }
@@ -79,6 +98,7 @@ impl Target {
         let socket = match &server {
             Server::Fake(fake) => fake.socket(),
             Server::Real(served, _) => &served.place.socket,
+            Server::Own(_, socket) => socket,
         };
         let client = runtime
             .block_on(Client::connect(socket, &namespace))
@@ -97,6 +117,7 @@ impl Target {
         match &self.server {
             Server::Fake(_) => Place::Fake,
             Server::Real(_, generation) => Place::Real(*generation),
+            Server::Own(parts, _) => Place::Real(parts.generation),
         }
     }
 
@@ -112,14 +133,14 @@ impl Target {
     pub fn as_fake(&self) -> Option<&Fake> {
         match &self.server {
             Server::Fake(fake) => Some(fake),
-            Server::Real(..) => None,
+            Server::Real(..) | Server::Own(..) => None,
         }
     }
 
     /// The real containerd, if it is one.
     pub fn as_real(&self) -> Option<&'static Served> {
         match &self.server {
-            Server::Fake(_) => None,
+            Server::Fake(_) | Server::Own(..) => None,
             Server::Real(served, _) => Some(served),
         }
     }
@@ -319,8 +340,12 @@ impl Target {
 
     /// Runs the `ctr` of a real containerd in our namespace and gives what it printed.
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        let served = self.as_real().expect("only a real containerd has a ctr");
-        let mut command = Command::new(&served.parts.ctr);
+        let ctr = match &self.server {
+            Server::Fake(_) => panic!("only a real containerd has a ctr"),
+            Server::Real(served, _) => &served.parts.ctr,
+            Server::Own(parts, _) => &parts.ctr,
+        };
+        let mut command = Command::new(ctr);
         command
             .arg("--address")
             .arg(self.socket())

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use import::{Alias, DigestReferences, Naming, OnConflict, Pattern, Reference};
+use import::{Alias, DigestReferences, MinFree, Naming, OnConflict, Pattern, Reference};
 use oci_spec::image::{Digest, DigestAlgorithm};
 use platforms::Platform;
 use serde::Serialize;
@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) resync: Duration,
     /// How long a stop waits for the blob in flight.
     pub(crate) grace: Duration,
+    /// What has to stay free on the disk of containerd's content store.
+    pub(crate) min_free: MinFree,
     /// How long our pin stays after the last bundle that vouches for an image is gone.
     pub(crate) unpin_grace: Duration,
     pub(crate) on_removal: OnRemoval,
@@ -82,6 +84,7 @@ impl Default for Settings {
             platforms: PlatformChoice::Node,
             resync: Duration::from_secs(600),
             grace: Duration::from_secs(20),
+            min_free: MinFree::default(),
             unpin_grace: Duration::ZERO,
             on_removal: OnRemoval::Unpin,
             on_conflict: OnConflict::Replace,
@@ -279,6 +282,11 @@ const KEYS: &[Key] = &[
         show: |s| shown_duration(s.grace),
     },
     Key {
+        name: "minFree",
+        set: |s, v| store(&mut s.min_free, min_free(v)),
+        show: |s| shown_min_free(s.min_free),
+    },
+    Key {
         name: "unpinGrace",
         set: |s, v| store(&mut s.unpin_grace, duration(v)),
         show: |s| shown_duration(s.unpin_grace),
@@ -397,7 +405,7 @@ const KEYS: &[Key] = &[
 
 /// Keys whose function is still to come. They are refused by name: a setting that is taken and does
 /// nothing is worse than none.
-const NOT_YET: &[&str] = &["unpack", "exclude", "minFree", "priority", "coexistence"];
+const NOT_YET: &[&str] = &["unpack", "exclude", "priority", "coexistence"];
 
 /// Keys that hold keys.
 const GROUPS: [&str; 2] = ["limits", "log"];
@@ -1076,15 +1084,29 @@ fn count<T: TryFrom<u64>>(value: &Value) -> Result<T, String> {
 const UNITS: [(&str, u32); 5] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
 
 fn size(value: &Value) -> Result<u64, String> {
+    size_or_zero(value)
+        .filter(|size| *size > 0)
+        .ok_or_else(|| got("a size such as 8MiB", value))
+}
+
+fn size_or_zero(value: &Value) -> Option<u64> {
     let with_unit = |text: &str| {
         let (digits, shift) = UNITS
             .iter()
             .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))?;
         digits.trim_end().parse::<u64>().ok()?.checked_mul(1 << shift)
     };
-    let read = number(value).or_else(|| with_unit(value.as_str()?));
-    read.filter(|size| *size > 0)
-        .ok_or_else(|| got("a size such as 8MiB", value))
+    number(value).or_else(|| with_unit(value.as_str()?))
+}
+
+/// So many bytes, or so many hundredths of the disk.
+fn min_free(value: &Value) -> Result<MinFree, String> {
+    let percent = |text: &str| text.strip_suffix('%')?.trim_end().parse::<u8>().ok();
+    let read = match value.as_str().and_then(percent) {
+        Some(percent) => Some(MinFree::Percent(percent)).filter(|_| percent <= 100),
+        None => size_or_zero(value).map(MinFree::Bytes),
+    };
+    read.ok_or_else(|| got("a size such as 5GiB or a part of the disk such as 10%", value))
 }
 
 /// The binary logarithm of a window, which is a power of two. zstd knows none below 1 KiB or beyond 2 GiB.
@@ -1239,6 +1261,14 @@ fn shown_size(size: u64) -> Value {
         .max_by_key(|(_, shift)| *shift);
     let (unit, shift) = unit.expect("bytes divide everything");
     format!("{}{unit}", size >> shift).into()
+}
+
+fn shown_min_free(min_free: MinFree) -> Value {
+    match min_free {
+        MinFree::Bytes(0) => 0.into(),
+        MinFree::Bytes(bytes) => shown_size(bytes),
+        MinFree::Percent(percent) => format!("{percent}%").into(),
+    }
 }
 
 fn shown_platforms(platforms: &PlatformChoice) -> Value {

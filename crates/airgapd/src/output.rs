@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use import::{BundleReport, ImageOutcome, ImageReport, Outcome};
+pub(crate) use import::bytes;
+use import::{BundleReport, Forecast, ImageOutcome, ImageReport, Outcome};
 use serde::Serialize;
 
 use crate::config::OutputFormat;
@@ -65,21 +66,6 @@ fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
-}
-
-/// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
-pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if count < 1000 {
-        return format!("{count} B");
-    }
-    let mut scaled = count;
-    let mut unit = 0;
-    while scaled >= 1_000_000 && unit + 1 < UNITS.len() {
-        scaled /= 1000;
-        unit += 1;
-    }
-    format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
 }
 
 /// How wide text for people is, in characters.
@@ -153,7 +139,19 @@ pub(crate) fn import_text(report: &BundleReport, dry_run: bool) -> String {
         blobs.not_needed,
         bytes(blobs.not_needed_bytes)
     );
+    if let Some(space) = report.space.as_ref().filter(|_| dry_run) {
+        let _ = writeln!(text, "  space: {}", space_text(space));
+    }
     text
+}
+
+fn space_text(space: &Forecast) -> String {
+    let verdict = if space.shortage().is_some() {
+        "does not fit"
+    } else {
+        "fits"
+    };
+    format!("{verdict}: {space}")
 }
 
 fn seconds(milliseconds: u64) -> String {

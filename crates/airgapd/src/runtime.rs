@@ -1,10 +1,10 @@
 //! The containerd this node's images go to: connecting to it, asking it what it is, and refusing it where it cannot be
 //! the one that kubelet uses.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use containerd::{Client, Version};
-use import::{Policy, Wanted};
+use import::{Policy, Space, Wanted};
 use platforms::{Matcher, Platform, Rules};
 
 use crate::config::{PlatformChoice, Settings};
@@ -21,6 +21,8 @@ pub(crate) struct Runtime {
     pub(crate) platform: Platform,
     /// Another one means another containerd, or one that was wiped.
     pub(crate) uuid: String,
+    /// Its content store, where that is on a file system that can be seen from here.
+    pub(crate) store: Option<PathBuf>,
 }
 
 /// Why a socket is not used.
@@ -61,12 +63,29 @@ pub(crate) async fn connect(socket: &Path, settings: &Settings) -> Result<Runtim
     }
     let platform = client.node_platform().await?.unwrap_or_else(platforms::host);
     let uuid = client.server_uuid().await?;
+    let store = visible_store(&client).await?;
     Ok(Runtime {
         client,
         version,
         platform,
         uuid,
+        store,
     })
+}
+
+/// containerd says where its store is in its own view of the file system; ours may be another (a container that was
+/// given the socket, a chroot). A folder there that looks like a store is taken for the store.
+async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::Error> {
+    let store = client.content_root().await?;
+    Ok(store.filter(|store| store.join("ingest").is_dir()))
+}
+
+/// Where the blobs of this containerd go, and what has to stay free there.
+pub(crate) fn space(settings: &Settings, runtime: &Runtime) -> Space {
+    Space {
+        store: runtime.store.clone(),
+        min_free: settings.min_free,
+    }
 }
 
 /// What decides over a catalog on this node: its platforms, by containerd's rules, and the naming rules.

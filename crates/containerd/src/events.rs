@@ -1,6 +1,7 @@
-//! News of image records. An event is a hint to look again, not the truth: there is no replay, and a broken
+//! News of image records, and of content that is deleted. An event is a hint to look again, not the truth: there is no replay, and a broken
 //! connection loses what happened meanwhile, so whoever watches lists after subscribing.
 
+use containerd_client::events::ContentDelete;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::{ImageCreate, ImageDelete, ImageUpdate, SubscribeRequest};
 use containerd_client::types::Envelope;
@@ -12,10 +13,10 @@ use crate::Client;
 use crate::connect::MAX_MESSAGE;
 use crate::error::Error;
 
-/// A change to an image record of our namespace.
+/// A change to an image record of our namespace, or the end of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageEvent {
-    /// The record's name.
+    /// The record's name; the digest of a blob.
     pub name: String,
     /// What happened to it.
     pub kind: ImageChange,
@@ -30,6 +31,8 @@ pub enum ImageChange {
     Updated,
     /// It was deleted.
     Deleted,
+    /// It is no record but a blob, and a client deleted it. What is collected as garbage is not told of.
+    ContentDeleted,
 }
 
 /// A subscription to the changes of image records. Dropping it ends it.
@@ -81,9 +84,9 @@ impl Client {
         reader: &mpsc::Sender<ImageEvent>,
         sent: tokio::sync::oneshot::Sender<()>,
     ) {
-        let filter = format!("namespace=={namespace},topic~=\"^/images/\"");
+        let filter = |topic: &str| format!("namespace=={namespace},topic{topic}");
         let request = self.request(SubscribeRequest {
-            filters: vec![filter],
+            filters: vec![filter("~=\"^/images/\""), filter("==\"/content/delete\"")],
         });
         let mut client = EventsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);
         let mut subscribing = std::pin::pin!(client.subscribe(request));
@@ -126,6 +129,10 @@ fn image_event(envelope: &Envelope, namespace: &str) -> Option<ImageEvent> {
         "/images/create" => (ImageCreate::decode(bytes).ok()?.name, ImageChange::Created),
         "/images/update" => (ImageUpdate::decode(bytes).ok()?.name, ImageChange::Updated),
         "/images/delete" => (ImageDelete::decode(bytes).ok()?.name, ImageChange::Deleted),
+        "/content/delete" => (
+            ContentDelete::decode(bytes).ok()?.digest,
+            ImageChange::ContentDeleted,
+        ),
         _ => return None,
     };
     Some(ImageEvent { name, kind })
@@ -148,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn only_image_events_of_the_own_namespace_are_told() {
+    fn only_changed_images_and_deleted_content_of_the_own_namespace_are_told() {
         let value = ImageDelete { name: "x".to_owned() }.encode_to_vec();
         let told = |namespace, topic| image_event(&envelope(namespace, topic, value.clone()), "k8s.io");
         let deleted = ImageEvent {
@@ -157,7 +164,11 @@ mod tests {
         };
         assert_eq!(told("k8s.io", "/images/delete"), Some(deleted));
         assert_eq!(told("moby", "/images/delete"), None);
-        assert_eq!(told("k8s.io", "/content/delete"), None);
+        assert_eq!(told("k8s.io", "/content/create"), None);
+        assert_eq!(
+            told("k8s.io", "/content/delete").map(|event| event.kind),
+            Some(ImageChange::ContentDeleted)
+        );
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct FakeConfig {
     pub socket: Option<PathBuf>,
     /// What introspection says the server is.
     pub uuid: String,
+    /// Where introspection says that content is kept. Nothing is written there. Default: it does not say.
+    pub content_root: Option<PathBuf>,
 }
 
 impl Default for FakeConfig {
@@ -46,6 +48,7 @@ impl Default for FakeConfig {
             discard_data_above: None,
             socket: None,
             uuid: "a1b2c3d4-0000-4000-8000-00000000fa6e".to_owned(),
+            content_root: None,
         }
     }
 }

@@ -70,8 +70,13 @@ fn plugins(state: &State) -> Vec<wire::Plugin> {
         ..Default::default()
     };
     let here = std::slice::from_ref(&platform);
+    let root = state.config.content_root.iter();
+    let exports = root.map(|root| ("root".to_owned(), root.display().to_string()));
     let mut plugins = vec![
-        plugin("io.containerd.content.v1", "content", &[]),
+        wire::Plugin {
+            exports: exports.collect(),
+            ..plugin("io.containerd.content.v1", "content", &[])
+        },
         plugin("io.containerd.snapshotter.v1", "native", here),
         plugin("io.containerd.snapshotter.v1", "overlayfs", here),
         plugin("io.containerd.metadata.v1", "bolt", &[]),

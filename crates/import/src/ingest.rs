@@ -25,6 +25,7 @@ use crate::plan::{
     BlobAction, BlobStep, ImagePlan, Intent, Plan, RecordAction, RecordStep, missing_gc_labels, plan_record,
 };
 use crate::select::NamedTarget;
+use crate::space::Shortage;
 
 /// Blobs sent at the same time, each over a connection of its own. containerd gains nothing from more.
 const PARALLEL_BLOBS: usize = 4;
@@ -142,14 +143,39 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         on_disk: OnDisk::default(),
     };
     let stopped = run.all().await.err();
-    // A run that was stopped is taken up again: its lease keeps what has been moved.
-    if stopped.is_none()
-        && let Err(error) = lease::give_back(job.client, job.lease_id).await
-    {
+    // A run that was stopped is taken up again: its lease keeps what has been moved. But a full disk hurts everybody on
+    // the node, for as long as the lease would live.
+    let is_over = stopped.as_ref().is_none_or(Error::is_space);
+    if is_over && let Err(error) = lease::give_back(job.client, job.lease_id).await {
         tracing::debug!(%error, "the lease was not given back and ends by itself");
     }
     run.result.stopped = stopped;
     run.result
+}
+
+/// The result of a plan that is not begun for want of space: only what was in place is.
+pub(crate) fn not_begun(job: &Job<'_>, shortage: Shortage) -> Ingested {
+    let mut result = Ingested {
+        stopped: Some(Error::NoSpace(Box::new(shortage))),
+        ..Ingested::default()
+    };
+    for image in job.plan.images.iter().filter(|image| image.is_done()) {
+        let in_place = image.blobs.iter().map(|step| step.digest.clone());
+        result.present.extend(in_place);
+        result.images.push(ImageResult {
+            index: image.index,
+            records: Ok(in_place_records(image)),
+        });
+    }
+    result
+}
+
+/// The records of an image for which nothing is written.
+fn in_place_records(image: &ImagePlan) -> Vec<(RecordStep, RecordOutcome)> {
+    let records = image.records.iter();
+    records
+        .map(|step| (step.clone(), unwritten(&step.action)))
+        .collect()
 }
 
 struct Run<'a> {
@@ -279,11 +305,7 @@ impl Run<'_> {
         if image.is_done() {
             let in_place = image.blobs.iter().map(|step| step.digest.clone());
             self.result.present.extend(in_place);
-            return Ok(image
-                .records
-                .iter()
-                .map(|step| (step.clone(), unwritten(&step.action)))
-                .collect());
+            return Ok(in_place_records(image));
         }
         self.check_known_bad(image)?;
         self.leaves(image).await?;
@@ -307,7 +329,7 @@ impl Run<'_> {
         let ended = self.spread(image, &lease, &mut tasks).await;
         if let Err(Fault::Stop(error)) = &ended {
             tasks.shutdown().await;
-            if is_space(error) {
+            if error.is_space() {
                 self.clear_away(image).await;
             }
         }
@@ -537,10 +559,6 @@ impl Run<'_> {
         let updated = self.job.client.update_image(&step.name, &update).await?;
         Ok(updated.is_some_and(|record| record.target.digest() == step.target.digest()))
     }
-}
-
-fn is_space(error: &Error) -> bool {
-    matches!(error, Error::Containerd(error) if error.recovery() == Recovery::Space)
 }
 
 fn unwritten(action: &RecordAction) -> RecordOutcome {

@@ -15,6 +15,7 @@ mod plan;
 mod release;
 mod report;
 mod select;
+mod space;
 mod survey;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use std::time::Instant;
 use bundle::Bundle;
 use containerd::{Client, Recovery};
 
+use ingest::not_begun;
 pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, Silent, carry_out, chain};
 pub use labels::{Source, bundle_id, short_hash};
 pub use lease::{Lease, PREFIX as LEASE_PREFIX};
@@ -39,7 +41,9 @@ pub use select::{
     Child, ChildKind, Choice, Closure, Member, NamedTarget, Policy, Selection, Skip, Taken, Verdict, Wanted,
     platform_text, problems, select,
 };
-pub use survey::{Survey, digests_of};
+pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space, bytes};
+use survey::forget_lost;
+pub use survey::{Survey, any_without_file, digests_of};
 
 /// Why an import stopped before its end. What is wrong with a single image is in its report instead.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +72,9 @@ pub enum Error {
     /// The lease was deleted again and again while the import ran.
     #[error("the lease of this import is deleted by somebody else again and again")]
     LeaseKeepsVanishing,
+    /// What is missing would not fit on containerd's disk, or would leave less than is to stay free. Nothing was sent.
+    #[error(transparent)]
+    NoSpace(Box<Shortage>),
     /// A task of ours failed.
     #[error("a task of the import failed")]
     Task(#[source] tokio::task::JoinError),
@@ -82,8 +89,20 @@ impl Error {
                 error.recovery(),
                 Recovery::Transient | Recovery::Space | Recovery::LeaseLost
             ),
-            Error::Changed { .. } | Error::LeaseKeepsVanishing => true,
+            Error::Changed { .. } | Error::LeaseKeepsVanishing | Error::NoSpace(_) => true,
             Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => false,
+        }
+    }
+}
+
+impl Error {
+    /// Whether containerd's disk is, or would be, full.
+    #[must_use]
+    pub fn is_space(&self) -> bool {
+        match self {
+            Error::Containerd(error) => error.recovery() == Recovery::Space,
+            Error::NoSpace(_) => true,
+            _ => false,
         }
     }
 }
@@ -106,7 +125,8 @@ const SHA512_SINCE: (u64, u64) = (2, 3);
 
 /// Imports a bundle, or plans to.
 ///
-/// `dry_run` stops before the first write. The survey is the only thing that can fail as a whole; what goes wrong
+/// `dry_run` stops before the first write. So does an import that would not fit on containerd's disk, where that can be
+/// known (see [`Space`]): it is [`Imported::stopped`] with [`Error::NoSpace`]. The survey is the only thing that can fail as a whole; what goes wrong
 /// afterwards is in the report. Safe to cancel at any time (see [`carry_out`]).
 ///
 /// # Errors
@@ -130,16 +150,23 @@ pub async fn import(
         }
     }
     let taken: Vec<&Taken> = selection.taken().collect();
+    let store = intent.space.store.as_deref();
     let survey = Survey::of(client, &digests_of(taken.iter().copied())).await?;
+    let survey = survey.checked(client, store).await?;
     let plan = plan(&taken, &survey, intent);
-    if dry_run {
+    let forecast = intent.space.forecast(client, &plan).await?;
+    let shortage = forecast.as_ref().and_then(Forecast::shortage);
+    if dry_run && shortage.is_none() {
         let report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());
         return Ok(Imported {
-            report,
+            report: report.with_forecast(forecast),
             selection,
             plan,
             stopped: None,
         });
+    }
+    if let (Some(store), None) = (store, &shortage) {
+        forget_lost(client, &survey.lost, store).await?;
     }
     let job = Job {
         client,
@@ -149,10 +176,13 @@ pub async fn import(
         lease_id,
         observer,
     };
-    let ingested = carry_out(&job).await;
+    let ingested = match shortage {
+        Some(shortage) => not_begun(&job, shortage),
+        None => carry_out(&job).await,
+    };
     let report = BundleReport::of(bundle, &selection, &ingested, started.elapsed());
     Ok(Imported {
-        report,
+        report: report.with_forecast(forecast),
         selection,
         plan,
         stopped: ingested.stopped,

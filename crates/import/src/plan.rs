@@ -12,6 +12,7 @@ use oci_spec::image::{Descriptor, Digest};
 
 use crate::labels::{self, CRI_MANAGED, LabelChanges, Labels, Source};
 use crate::select::{Child, ChildKind, Member, NamedTarget, Taken};
+use crate::space::Space;
 use crate::survey::Survey;
 
 /// What to do about a record that has our name and another target, and is not ours.
@@ -36,6 +37,8 @@ pub struct Intent {
     pub on_conflict: OnConflict,
     /// Names that are left as they are whatever the bundle says, each with the reason.
     pub leave: BTreeMap<String, String>,
+    /// Where the blobs go, and what stays free there.
+    pub space: Space,
 }
 
 impl Intent {
@@ -46,6 +49,7 @@ impl Intent {
             source,
             on_conflict,
             leave: BTreeMap::new(),
+            space: Space::default(),
         }
     }
 }
@@ -511,6 +515,7 @@ mod tests {
                 .map(|record| (record.name.clone(), record))
                 .collect(),
             blobs,
+            lost: Vec::new(),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::Error;
 use crate::ingest::{ImageResult, Ingested, RecordOutcome, chain};
 use crate::plan::{BlobAction, Plan, RecordAction, RecordStep};
 use crate::select::{Choice, Selection, Taken, Verdict};
+use crate::space::Forecast;
 
 /// What became of a bundle as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -69,6 +70,8 @@ pub struct BundleReport {
     pub images: Vec<ImageReport>,
     /// What was moved.
     pub blobs: BlobCounts,
+    /// What that meant for containerd's disk before it began; absent where nothing was to be sent or nobody can tell.
+    pub space: Option<Forecast>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
     /// What the operator should know of the archive although it stops nothing.
@@ -214,11 +217,20 @@ impl BundleReport {
             error: None,
             images: Vec::new(),
             blobs: BlobCounts::default(),
+            space: None,
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             warnings: Vec::new(),
             cause: None,
             retry: false,
         }
+    }
+
+    /// The same with what was foreseen for containerd's disk.
+    #[must_use]
+    pub fn with_forecast(mut self, forecast: Option<Forecast>) -> BundleReport {
+        self.warnings.extend(forecast.iter().flat_map(Forecast::warnings));
+        self.space = forecast;
+        self
     }
 
     /// Whether at least one image is in place.
@@ -318,7 +330,9 @@ fn cause_of(error: &Error) -> Cause {
             Cause::Unreachable
         }
         Error::Changed { .. } | Error::Read { .. } | Error::Bundle(_) => Cause::File,
-        Error::Containerd(_) | Error::Task(_) | Error::LeaseKeepsVanishing => Cause::Other,
+        Error::Containerd(_) | Error::NoSpace(_) | Error::Task(_) | Error::LeaseKeepsVanishing => {
+            Cause::Other
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! containerd through its `ctr`; the typed client is tested against these, so they must not depend on it.
 
 mod cleanup;
+mod disk;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub struct Options {
     pub sandbox_image: String,
     /// Where layers are unpacked to.
     pub snapshotter: Snapshotter,
+    /// Bytes of a disk of its own for the root: an ext4 image on a loop device, or memory where there are no loop devices.
+    pub disk: Option<u64>,
     /// Lines appended to `config.toml` (format version 2), for plugins that the file does not configure yet.
     pub extra_config: String,
 }
@@ -49,6 +52,7 @@ impl Default for Options {
             cri: true,
             sandbox_image: "airgapd.test/pause:latest".to_owned(),
             snapshotter: Snapshotter::Auto,
+            disk: None,
             extra_config: String::new(),
         }
     }
@@ -115,6 +119,9 @@ impl Containerd {
             snapshotter,
         };
         fs::write(folder.path.join("config.toml"), config(&layout, options))?;
+        if let Some(bytes) = options.disk {
+            disk::mount(&folder.path.join("disk.img"), &folder.path.join("root"), bytes)?;
+        }
         let mut containerd = Self {
             parts,
             snapshotter,
@@ -299,6 +306,28 @@ impl Containerd {
     /// As for [`start`](Self::start).
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
+        self.spawn()
+    }
+
+    /// Starts another generation on what this one has, as an upgrade does.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    pub fn become_generation(&mut self, generation: Generation) -> Result<()> {
+        self.stop()?;
+        self.parts = containerd_parts(generation)?;
+        self.spawn()
+    }
+
+    /// Starts it again with nothing, as after its root was wiped or another containerd took its place.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start), and when files cannot be removed.
+    pub fn restart_empty(&mut self) -> Result<()> {
+        self.stop()?;
+        fs::remove_dir_all(self.root())?;
         self.spawn()
     }
 

@@ -90,7 +90,10 @@ impl Import<'_> {
             Err(report) => return (*report, String::new()),
         };
         let (source, lease_id) = whose(path, &self.node.images_dir, self.settings.recursive);
-        let intent = Intent::new(source, self.settings.on_conflict);
+        let intent = Intent {
+            space: runtime::space(self.settings, self.runtime),
+            ..Intent::new(source, self.settings.on_conflict)
+        };
         let client = &self.runtime.client;
         let progress = Progress::start(path.display().to_string());
         match import::import(

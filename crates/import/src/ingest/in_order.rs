@@ -11,7 +11,7 @@ use oci_spec::image::Digest;
 use tokio::task::{JoinError, JoinSet};
 
 use super::pass::{OnceSource, Pass, Passing};
-use super::{Fault, Moved, PARALLEL_BLOBS, Run, is_space};
+use super::{Fault, Moved, PARALLEL_BLOBS, Run};
 use crate::Error;
 use crate::plan::{BlobAction, BlobStep, ImagePlan};
 
@@ -36,7 +36,7 @@ impl<'a> Run<'a> {
         if let Err(Fault::Stop(error)) = &ended {
             drop(pass);
             tasks.shutdown().await;
-            if is_space(error) {
+            if error.is_space() {
                 for image in &self.job.plan.images {
                     self.clear_away(image).await;
                 }

@@ -1,0 +1,587 @@
+//! Whether what an import sends will fit: the bytes and files that are missing against what the file system of
+//! containerd's content store has left.
+//!
+//! What to make of the figures is pure. Only [`Space`] looks at a disk, and only where the store can be seen from here:
+//! a daemon that has nothing but containerd's socket imports without a forecast.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use containerd::{Client, ingest_ref};
+use oci_spec::image::Digest;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+use crate::plan::{BlobAction, BlobStep, Plan};
+
+/// Above this part of the disk in use kubelet removes unused images; below the rest free it evicts pods
+/// (`imageGCHighThresholdPercent` and `imagefs.available<15%`, both by default).
+const KUBELET_USED_PERCENT: u64 = 85;
+/// Below this part of the inodes free kubelet evicts pods (`imagefs.inodesFree<5%` by default).
+const KUBELET_INODES_PERCENT: u64 = 5;
+/// Files of an ingest that is under way: its folder, the data, and what containerd notes of it.
+const INGEST_FILES: u64 = 6;
+/// Ingests that are under way at a time.
+const INGESTS: u64 = 4;
+
+/// How much of containerd's disk stays free, whatever a bundle wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinFree {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of the disk, 100 at most.
+    Percent(u8),
+}
+
+impl Default for MinFree {
+    fn default() -> MinFree {
+        MinFree::Bytes(0)
+    }
+}
+
+impl MinFree {
+    fn bytes_of(self, disk: &Disk) -> u64 {
+        match self {
+            MinFree::Bytes(bytes) => bytes,
+            MinFree::Percent(percent) => share(disk.size, u64::from(percent)),
+        }
+    }
+}
+
+/// `percent` hundredths of a figure, rounded up.
+fn share(of: u64, percent: u64) -> u64 {
+    let share = (u128::from(of) * u128::from(percent)).div_ceil(100);
+    u64::try_from(share).unwrap_or(u64::MAX)
+}
+
+/// A file system, as statvfs(3) shows it to those without privileges (and to kubelet).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes in all.
+    pub size: u64,
+    /// Bytes free.
+    pub free: u64,
+    /// Inodes in all; 0 where the file system makes them as it needs them.
+    pub inodes: u64,
+    /// Inodes free.
+    pub free_inodes: u64,
+    /// Files take up multiples of this many bytes.
+    pub block: u64,
+}
+
+impl Disk {
+    /// Looks at the file system that holds `path`. Does not follow a quota of a user or group.
+    ///
+    /// # Errors
+    ///
+    /// Those of statvfs(3), for instance when `path` is not there.
+    pub fn of(path: &Path) -> io::Result<Disk> {
+        let stat = rustix::fs::statvfs(path)?;
+        let block = stat.f_frsize.max(1);
+        Ok(Disk {
+            size: stat.f_blocks.saturating_mul(block),
+            free: stat.f_bavail.saturating_mul(block),
+            inodes: stat.f_files,
+            free_inodes: stat.f_favail,
+            block,
+        })
+    }
+}
+
+/// What an import would add to a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Bytes, in whole blocks.
+    pub bytes: u64,
+    /// Files.
+    pub inodes: u64,
+}
+
+impl Demand {
+    /// What blobs of which so many bytes are missing each take up.
+    fn of(missing: &[u64], block: u64) -> Demand {
+        let block = block.max(1);
+        let in_blocks = |bytes: &u64| bytes.div_ceil(block).saturating_mul(block);
+        let count = missing.len() as u64;
+        Demand {
+            bytes: missing.iter().map(in_blocks).fold(0, u64::saturating_add),
+            inodes: count + count.min(INGESTS) * INGEST_FILES,
+        }
+    }
+}
+
+/// How an import would leave the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// containerd's content store.
+    pub store: PathBuf,
+    /// Its file system now.
+    pub disk: Disk,
+    /// What comes on top.
+    pub demand: Demand,
+    /// Bytes that stay free.
+    pub min_free: u64,
+}
+
+impl Forecast {
+    /// Weighs what is wanted against what is there.
+    #[must_use]
+    pub fn new(store: &Path, disk: Disk, demand: Demand, min_free: MinFree) -> Forecast {
+        Forecast {
+            store: store.to_owned(),
+            min_free: min_free.bytes_of(&disk),
+            disk,
+            demand,
+        }
+    }
+
+    /// What is lacking, if anything is.
+    #[must_use]
+    pub fn shortage(&self) -> Option<Shortage> {
+        let is_short = self.lacking_bytes() > 0 || self.lacks_inodes();
+        is_short.then(|| Shortage(self.clone()))
+    }
+
+    fn lacking_bytes(&self) -> u64 {
+        let wanted = self.demand.bytes.saturating_add(self.min_free);
+        wanted.saturating_sub(self.disk.free)
+    }
+
+    fn lacks_inodes(&self) -> bool {
+        self.disk.inodes > 0 && self.demand.inodes > self.disk.free_inodes
+    }
+
+    /// What kubelet will make of the disk, where that is worth knowing.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let Forecast {
+            disk, demand, store, ..
+        } = self;
+        let mut warnings = Vec::new();
+        let free = disk.free.saturating_sub(demand.bytes);
+        let used = percent(disk.size.saturating_sub(free), disk.size);
+        if demand.bytes > 0 && used > KUBELET_USED_PERCENT {
+            warnings.push(format!(
+                "the disk of {} will be {used} % full: above {KUBELET_USED_PERCENT} % kubelet removes unused images, and with less than {} % free it evicts pods",
+                store.display(),
+                100 - KUBELET_USED_PERCENT
+            ));
+        }
+        let free = disk.free_inodes.saturating_sub(demand.inodes);
+        if demand.inodes > 0 && disk.inodes > 0 && free < share(disk.inodes, KUBELET_INODES_PERCENT) {
+            warnings.push(format!(
+                "the disk of {} will have {free} of {} inodes free: below {KUBELET_INODES_PERCENT} % kubelet evicts pods",
+                store.display(),
+                disk.inodes
+            ));
+        }
+        warnings
+    }
+}
+
+/// Hundredths, rounded up.
+fn percent(part: u64, whole: u64) -> u64 {
+    let percent = (u128::from(part) * 100).div_ceil(u128::from(whole.max(1)));
+    u64::try_from(percent).unwrap_or(u64::MAX)
+}
+
+/// For documents; the keys are described in `docs/json.md`.
+impl Serialize for Forecast {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut space = serializer.serialize_struct("Forecast", 9)?;
+        space.serialize_field("path", &self.store)?;
+        space.serialize_field("size_bytes", &self.disk.size)?;
+        space.serialize_field("free_bytes", &self.disk.free)?;
+        space.serialize_field("wanted_bytes", &self.demand.bytes)?;
+        space.serialize_field("min_free_bytes", &self.min_free)?;
+        space.serialize_field("inodes", &self.disk.inodes)?;
+        space.serialize_field("free_inodes", &self.disk.free_inodes)?;
+        space.serialize_field("wanted_inodes", &self.demand.inodes)?;
+        space.serialize_field("fits", &self.shortage().is_none())?;
+        space.end()
+    }
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Forecast {
+            store,
+            disk,
+            demand,
+            min_free,
+        } = self;
+        write!(
+            f,
+            "{} wanted, {} of {} free in {}",
+            bytes(demand.bytes),
+            bytes(disk.free),
+            bytes(disk.size),
+            store.display()
+        )?;
+        if *min_free > 0 {
+            write!(f, ", {} to stay free (minFree)", bytes(*min_free))?;
+        }
+        Ok(())
+    }
+}
+
+/// A forecast that says no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage(Forecast);
+
+impl Shortage {
+    /// Whether a disk that looks like this now has what was lacking.
+    #[must_use]
+    pub fn is_over(&self, disk: Disk) -> bool {
+        let Shortage(forecast) = self;
+        let now = Forecast {
+            disk,
+            ..forecast.clone()
+        };
+        now.shortage().is_none()
+    }
+
+    /// Where space is lacking.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        &self.0.store
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shortage(forecast) = self;
+        let Forecast { disk, demand, .. } = forecast;
+        write!(f, "no space for it on containerd's disk: {forecast}; ")?;
+        match forecast.lacking_bytes() {
+            0 => write!(
+                f,
+                "{} files wanted, {} of {} inodes free: free {} inodes there",
+                demand.inodes,
+                disk.free_inodes,
+                disk.inodes,
+                demand.inodes.saturating_sub(disk.free_inodes)
+            ),
+            lacking if forecast.min_free > 0 => write!(f, "free {} there, or lower minFree", bytes(lacking)),
+            lacking => write!(f, "free {} there", bytes(lacking)),
+        }
+    }
+}
+
+impl std::error::Error for Shortage {}
+
+/// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    if count < 1000 {
+        return format!("{count} B");
+    }
+    let mut scaled = count;
+    let mut unit = 0;
+    while scaled >= 1_000_000 && unit + 1 < UNITS.len() {
+        scaled /= 1000;
+        unit += 1;
+    }
+    format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
+}
+
+/// Where content goes and what has to stay free there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// containerd's content store, where it can be seen from here.
+    pub store: Option<PathBuf>,
+    /// What stays free.
+    pub min_free: MinFree,
+}
+
+impl Space {
+    /// How a plan would leave the disk; `None` where it adds nothing that matters, or nobody can tell.
+    ///
+    /// Safe to cancel.
+    ///
+    /// # Errors
+    ///
+    /// What the client reports when asked for half written blobs.
+    pub(crate) async fn forecast(
+        &self,
+        client: &Client,
+        plan: &Plan,
+    ) -> Result<Option<Forecast>, containerd::Error> {
+        let Some(store) = self.store.as_deref().filter(|_| !plan.is_done()) else {
+            return Ok(None);
+        };
+        let Ok(disk) = Disk::of(store) else {
+            return Ok(None);
+        };
+        let sends = plan.bytes_to_send() > 0;
+        if !sends && self.min_free == MinFree::default() {
+            return Ok(None);
+        }
+        let begun: HashMap<String, u64> = match sends {
+            true => client.ingests().await?.into_iter(),
+            false => Vec::new().into_iter(),
+        }
+        .map(|ingest| (ingest.reference, ingest.offset))
+        .collect();
+        let there = |digest: &Digest| match begun.get(&ingest_ref(digest)) {
+            Some(offset) => *offset,
+            // Another namespace may have it, or nobody any more: it is taken over and not stored twice.
+            None => stored_bytes(store, digest).unwrap_or_default(),
+        };
+        let demand = Demand::of(&missing(plan, there), disk.block);
+        Ok(Some(Forecast::new(store, disk, demand, self.min_free)))
+    }
+
+    /// Why nothing may be imported at the moment, however small: the disk has less than `minFree`.
+    #[must_use]
+    pub fn below_minimum(&self) -> Option<Shortage> {
+        if self.min_free == MinFree::default() {
+            return None;
+        }
+        let store = self.store.as_deref()?;
+        let disk = Disk::of(store).ok()?;
+        Forecast::new(store, disk, Demand::default(), self.min_free).shortage()
+    }
+}
+
+/// How many bytes are missing of each blob that is sent, given how many are there.
+fn missing(plan: &Plan, there: impl Fn(&Digest) -> u64) -> Vec<u64> {
+    let mut seen = HashSet::new();
+    let steps = plan.images.iter().flat_map(|image| &image.blobs);
+    steps
+        .filter(|step| step.action == BlobAction::Send && seen.insert(&step.digest))
+        .map(|BlobStep { digest, size, .. }| size.saturating_sub(there(digest)))
+        .collect()
+}
+
+/// The length of a blob's file in a content store.
+///
+/// # Errors
+///
+/// Those of stat(2).
+pub(crate) fn stored_bytes(store: &Path, digest: &Digest) -> io::Result<u64> {
+    let file = blob_file(store, digest);
+    std::fs::metadata(file).map(|metadata| metadata.len())
+}
+
+/// Where a content store keeps a blob.
+fn blob_file(store: &Path, digest: &Digest) -> PathBuf {
+    let algorithm = digest.algorithm().to_string();
+    store.join("blobs").join(algorithm).join(digest.digest())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::ImagePlan;
+
+    const MB: u64 = 1_000_000;
+
+    /// Disk of 1 GB with 100,000 inodes.
+    fn disk(free: u64, free_inodes: u64) -> Disk {
+        Disk {
+            size: 1000 * MB,
+            free,
+            inodes: 100_000,
+            free_inodes,
+            block: 1000,
+        }
+    }
+
+    fn forecast(wanted: u64, inodes: u64, disk: Disk, min_free: MinFree) -> Forecast {
+        let demand = Demand {
+            bytes: wanted,
+            inodes,
+        };
+        Forecast::new(Path::new("/store"), disk, demand, min_free)
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_figures_and_the_way_out() {
+        use MinFree::{Bytes, Percent};
+        let none = Bytes(0);
+        let cases = [
+            (500 * MB, 5, disk(500 * MB, 99), none, None),
+            (
+                500 * MB + 1,
+                5,
+                disk(500 * MB, 99),
+                none,
+                Some("500.0 MB wanted, 500.0 MB of 1.0 GB free in /store; free 1 B there"),
+            ),
+            (
+                500 * MB,
+                5,
+                disk(550 * MB, 99),
+                Bytes(100 * MB),
+                Some(
+                    "500.0 MB wanted, 550.0 MB of 1.0 GB free in /store, 100.0 MB to stay free (minFree); free 50.0 MB there, or lower minFree",
+                ),
+            ),
+            (500 * MB, 5, disk(600 * MB, 99), Percent(10), None),
+            (
+                0,
+                0,
+                disk(99 * MB, 99),
+                Percent(10),
+                Some(
+                    "0 B wanted, 99.0 MB of 1.0 GB free in /store, 100.0 MB to stay free (minFree); free 1.0 MB there, or lower minFree",
+                ),
+            ),
+            (
+                1,
+                100,
+                disk(500 * MB, 99),
+                none,
+                Some(
+                    "1 B wanted, 500.0 MB of 1.0 GB free in /store; 100 files wanted, 99 of 100000 inodes free: free 1 inodes there",
+                ),
+            ),
+            (u64::MAX, 0, disk(500 * MB, 99), Bytes(u64::MAX), Some("wanted")),
+        ];
+        for (wanted, inodes, disk, min_free, expected) in cases {
+            let shortage = forecast(wanted, inodes, disk, min_free).shortage();
+            let text = shortage.as_ref().map(ToString::to_string);
+            match expected {
+                None => assert_eq!(text, None),
+                Some(expected) => {
+                    let text = text.unwrap_or_default();
+                    assert!(text.contains(expected), "{text}");
+                    assert!(
+                        text.starts_with("no space for it on containerd's disk: "),
+                        "{text}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_system_without_inodes_of_its_own_has_as_many_as_are_wanted() {
+        let unlimited = Disk {
+            inodes: 0,
+            free_inodes: 0,
+            ..disk(MB, 0)
+        };
+        let forecast = forecast(1, 1000, unlimited, MinFree::default());
+        assert_eq!(forecast.shortage(), None);
+        assert_eq!(forecast.warnings(), [""; 0]);
+    }
+
+    #[test]
+    fn a_shortage_is_over_when_there_is_enough_and_not_before() {
+        let shortage = forecast(500 * MB, 50, disk(0, 10), MinFree::Bytes(MB))
+            .shortage()
+            .unwrap();
+        assert!(!shortage.is_over(disk(501 * MB - 1, 50)));
+        assert!(!shortage.is_over(disk(501 * MB, 49)));
+        assert!(shortage.is_over(disk(501 * MB, 50)));
+    }
+
+    #[test]
+    fn kubelets_thresholds_are_warned_of_only_where_the_import_passes_them() {
+        for (wanted, inodes, disk, words) in [
+            (100 * MB, 10, disk(250 * MB, 90_000), vec![]),
+            (100 * MB + 1, 10, disk(250 * MB, 90_000), vec!["86 % full"]),
+            (
+                100 * MB,
+                10,
+                disk(900 * MB, 5009),
+                vec!["4999 of 100000 inodes free"],
+            ),
+            (
+                100 * MB,
+                10,
+                disk(100 * MB, 10),
+                vec!["100 % full", "0 of 100000"],
+            ),
+            (0, 0, disk(0, 0), vec![]),
+        ] {
+            let warnings = forecast(wanted, inodes, disk, MinFree::default()).warnings();
+            assert_eq!(warnings.len(), words.len(), "{warnings:?}");
+            for (warning, word) in warnings.iter().zip(words) {
+                assert!(warning.contains(word) && warning.contains("/store"), "{warning}");
+            }
+        }
+    }
+
+    #[test]
+    fn blobs_take_whole_blocks_and_files_of_their_own() {
+        let demand = |missing: &[u64]| {
+            let Demand { bytes, inodes } = Demand::of(missing, 4096);
+            (bytes, inodes)
+        };
+        assert_eq!(demand(&[]), (0, 0));
+        assert_eq!(demand(&[1]), (4096, 7));
+        assert_eq!(demand(&[4096, 4097, 0]), (3 * 4096, 3 + 18));
+        assert_eq!(demand(&[1; 100]), (100 * 4096, 100 + 24));
+        assert_eq!(demand(&[u64::MAX, u64::MAX]).0, u64::MAX);
+    }
+
+    #[test]
+    fn only_what_is_not_there_yet_is_missing_and_a_shared_blob_once() {
+        let digest =
+            |fill: char| -> Digest { format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap() };
+        let step = |fill, action| BlobStep {
+            digest: digest(fill),
+            size: 1000,
+            action,
+            labels: Default::default(),
+            children: Vec::new(),
+        };
+        let image = |blobs| ImagePlan {
+            index: 0,
+            blobs,
+            records: Vec::new(),
+            platforms: Vec::new(),
+        };
+        let plan = Plan {
+            images: vec![
+                image(vec![
+                    step('a', BlobAction::Send),
+                    step('b', BlobAction::Hold),
+                    step('c', BlobAction::Send),
+                ]),
+                image(vec![step('a', BlobAction::Send), step('d', BlobAction::Send)]),
+            ],
+        };
+        let there = |at: &Digest| match at.digest().chars().next() {
+            Some('c') => 400,
+            Some('d') => 5000,
+            _ => 0,
+        };
+        assert_eq!(missing(&plan, there), [1000, 600, 0]);
+    }
+
+    #[test]
+    fn a_disk_is_looked_at_through_any_folder_on_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::of(folder.path()).unwrap();
+        assert!(disk.size > 0 && disk.free <= disk.size && disk.block > 0);
+        assert!(Disk::of(&folder.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn without_a_store_in_sight_nothing_is_below_the_minimum() {
+        let min_free = MinFree::Percent(100);
+        let hidden = Space {
+            store: None,
+            min_free,
+        };
+        assert_eq!(hidden.below_minimum(), None);
+        let folder = tempfile::tempdir().unwrap();
+        let seen = Space {
+            store: Some(folder.path().to_owned()),
+            min_free,
+        };
+        assert!(seen.below_minimum().is_some());
+        let without = Space {
+            min_free: MinFree::default(),
+            ..seen
+        };
+        assert_eq!(without.below_minimum(), None);
+    }
+}

@@ -1,0 +1,38 @@
+//! A small disk for the root of a private containerd, so that it can be full.
+//!
+//! Nothing here cleans up: the folder that the disk is mounted in is unmounted and removed as a whole, also after a run
+//! that was killed, and a loop device goes with its mount.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::output_of;
+
+/// Mounts a file system of `bytes` on a new folder.
+pub(super) fn mount(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
+    fs::create_dir(folder)?;
+    // The loop devices of a container are its host's, and often out of reach.
+    on_loop_device(image, folder, bytes)
+        .or_else(|_| in_memory(folder, bytes))
+        .with_context(|| format!("cannot mount a disk of {bytes} bytes on {}", folder.display()))
+}
+
+fn on_loop_device(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
+    File::create(image)?.set_len(bytes)?;
+    // Root may not use more than others: kubelet and airgapd count what others may use.
+    output_of(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(image))?;
+    output_of(Command::new("mount").args(["-o", "loop"]).arg(image).arg(folder)).map(drop)
+}
+
+fn in_memory(folder: &Path, bytes: u64) -> Result<()> {
+    let size = format!("size={bytes}");
+    output_of(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(folder),
+    )
+    .map(drop)
+}

@@ -1,0 +1,332 @@
+//! What does not fit is not begun, what fills the disk is taken back, and both go on when there is room.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use bundle::fixtures::{Image, Layer};
+use fake_containerd::{FakeConfig, Fault};
+use serde_json::Value;
+use tonic::Code;
+use xtask::Options;
+
+use crate::support::bundles::{self, image, native, text};
+use crate::support::node::Daemon;
+use crate::support::{Node, Own, Target, on_its_own_containerd, on_the_fake, unique, wait_until};
+
+const BIG: &str = "registry.test/big:1";
+const SMALL: &str = "registry.test/small:1";
+const MIB: u64 = 1 << 20;
+/// A disk on which a containerd with CRI has some room.
+const DISK: u64 = 160 * MIB;
+
+/// A containerd on a disk of its own.
+fn on_a_small_disk() -> Options {
+    Options {
+        disk: Some(DISK),
+        ..Options::default()
+    }
+}
+
+fn big_image(size: u64) -> Image {
+    Image::new(BIG)
+        .platform(native())
+        .layer(unique())
+        .with_layer(Layer::zeros(size))
+}
+
+/// Bytes free on the disk of a folder.
+fn free(folder: &Path) -> u64 {
+    let stat = rustix::fs::statvfs(folder).unwrap();
+    stat.f_bavail * stat.f_frsize
+}
+
+/// Fills the disk of a folder until so many bytes are left.
+fn fill(folder: &Path, left: u64) -> PathBuf {
+    let file = folder.join("somebody-elses");
+    let size = free(folder)
+        .checked_sub(left)
+        .expect("there is more room than that");
+    let output = fs::File::create(&file).unwrap();
+    rustix::fs::fallocate(&output, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
+    output.sync_all().unwrap();
+    file
+}
+
+/// Why the last try of the only bundle failed, as the ledger has it.
+fn last_error(node: &Node) -> Option<(String, String)> {
+    let ledger: Value = serde_json::from_str(&fs::read_to_string(node.ledger()).ok()?).ok()?;
+    let error = ledger["bundles"].as_object()?.values().next()?["last_error"].clone();
+    Some((
+        error["class"].as_str()?.to_owned(),
+        error["text"].as_str()?.to_owned(),
+    ))
+}
+
+fn is_in_place(target: &Target, name: &str) -> bool {
+    target.record(name).is_some() && target.is_pinned(name)
+}
+
+/// Nothing of ours is on the disk of containerd that no record needs.
+fn nothing_is_left(target: &Target) -> bool {
+    target.leases().is_empty() && target.ingests().is_empty()
+}
+
+#[allow(clippy::print_stderr, reason = "a figure for whoever runs this by hand")]
+fn report(target: &Target, what: &str, since: Instant) {
+    eprintln!(
+        "{what} on {:?}: {:.2} s",
+        target.place(),
+        since.elapsed().as_secs_f64()
+    );
+}
+
+fn what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits(own: &mut Own) {
+    let (root, target) = (own.containerd.root(), &own.target);
+    let node = Node::on(target);
+    let file = node.path("big.tar");
+    bundles::write(&file, [big_image(48 * MIB)]);
+    let ballast = fill(&root, 30 * MIB);
+    let before = free(&root);
+
+    let plan = node.import(["--dry-run", &text(&file)]).exits(1).bundle();
+    let space = &plan["space"];
+    assert_eq!(space["fits"], false, "{plan:#}");
+    assert!(space["wanted_bytes"].as_u64().unwrap() >= 48 * MIB, "{plan:#}");
+    assert!(space["free_bytes"].as_u64().unwrap() <= 30 * MIB, "{plan:#}");
+    let answer = node.import([&text(&file)]).exits(1);
+    let error = answer.bundle()["error"].as_str().unwrap().to_owned();
+    for part in ["no space for it", "50.", "wanted", "free", &text(&root)] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+
+    let daemon = node.start();
+    node.drop_in(&file);
+    daemon.wait_for_log("no space for it");
+    daemon.wait_until("the ledger says why", || {
+        last_error(&node).is_some_and(|(class, text)| class == "space" && text.contains("wanted"))
+    });
+    assert!(target.names().is_empty() && nothing_is_left(target));
+    assert!(before.abs_diff(free(&root)) < 2 * MIB, "nothing was written");
+
+    fs::remove_file(ballast).unwrap();
+    let since = Instant::now();
+    daemon.wait_until("the image", || is_in_place(target, BIG));
+    report(target, "imported after space was freed", since);
+    let log = daemon.finish(target);
+    assert_eq!(log.matches("no space for it").count(), 1, "{log}");
+}
+
+/// The program in a place from which containerd's root cannot be seen, as in a container that was given the socket.
+fn out_of_sight(program: &Command, root: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script]).arg(root);
+    command.arg(program.get_program()).args(program.get_args());
+    program
+        .get_envs()
+        .for_each(|(name, _)| drop(command.env_remove(name)));
+    command
+}
+
+/// Nobody could foresee it.
+fn a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers(own: &mut Own) {
+    let (root, target) = (own.containerd.root(), &own.target);
+    let node = Node::on(target);
+    let bundle = node.images().join("both.tar");
+    bundles::write(&bundle, [big_image(48 * MIB), image(SMALL)]);
+    let ballast = fill(&root, 30 * MIB);
+    let before = free(&root);
+    let command = out_of_sight(&node.command(["run"]), &root);
+    let daemon = Daemon::start(command, &node.path("notify.sock"));
+    daemon.wait_for_log("no space left");
+    daemon.wait_until("the ledger says why", || {
+        last_error(&node).is_some_and(|(class, text)| class == "space" && text.contains("no space"))
+    });
+    assert!(is_in_place(target, SMALL), "what fits is there");
+    assert!(target.record(BIG).is_none(), "nothing is half recorded");
+    daemon.wait_until("everything is given back", || {
+        nothing_is_left(target) && before.abs_diff(free(&root)) < 2 * MIB
+    });
+
+    fs::remove_file(ballast).unwrap();
+    let since = Instant::now();
+    daemon.wait_until("the image", || is_in_place(target, BIG));
+    report(target, "recovered from a full disk that nobody sees", since);
+    daemon.finish(target);
+}
+
+fn below_min_free_nothing_is_imported_or_healed_until_there_is_more(own: &mut Own) {
+    let (root, target) = (own.containerd.root(), &own.target);
+    let node = Node::on(target);
+    node.configure_also("minFree: 40MiB");
+    let daemon = node.start();
+    bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
+    daemon.wait_until("the first image", || is_in_place(target, SMALL));
+    daemon.wait_until("it is quiet", || nothing_is_left(target));
+
+    let ballast = fill(&root, 20 * MIB);
+    let names = [1, 2, 3].map(|n| format!("registry.test/later-{n}:1"));
+    for (n, name) in names.iter().enumerate() {
+        bundles::write(&node.images().join(format!("later-{n}.tar")), [image(name)]);
+    }
+    target.remove_record(SMALL);
+    daemon.wait_for_log("minFree");
+    daemon.wait_for_log("is missing in containerd");
+    assert_eq!(daemon.count("minFree"), 1, "said once:\n{}", daemon.log());
+
+    fs::remove_file(ballast).unwrap();
+    daemon.wait_until("everything", || {
+        names.iter().all(|name| is_in_place(target, name)) && is_in_place(target, SMALL)
+    });
+    daemon.finish(target);
+}
+
+on_its_own_containerd! {
+    on_a_small_disk();
+    what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits,
+    a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers,
+    below_min_free_nothing_is_imported_or_healed_until_there_is_more,
+}
+
+/// containerd passes the system's words on, and a quota has others than a disk.
+fn a_quota_that_is_used_up_is_a_full_disk(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    fake.inject(Fault::FailAll {
+        rpc: "Content.Write",
+        code: Code::Unknown,
+        message: "write /var/lib/containerd/ingest/1/data: disk quota exceeded".to_owned(),
+    });
+    bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
+    let daemon = node.start();
+    daemon.wait_for_log("disk quota exceeded");
+    daemon.wait_until("the ledger says why", || {
+        last_error(&node).is_some_and(|(class, _)| class == "space")
+    });
+    fake.clear_faults();
+    daemon.wait_until("the image", || is_in_place(target, SMALL));
+    daemon.finish(target);
+}
+
+/// The stand-in's store is nowhere; that of a folder is that of its disk.
+fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
+    let store = tempfile::tempdir().unwrap();
+    fs::create_dir(store.path().join("ingest")).unwrap();
+    let target = Target::fake(FakeConfig {
+        content_root: Some(store.path().to_owned()),
+        ..FakeConfig::default()
+    });
+    let node = Node::on(&target);
+    let file = text(&node.path("a.tar"));
+    bundles::write(file.as_ref(), [image(SMALL)]);
+    let space = node.import(["--dry-run", &file]).exits(0).bundle()["space"].clone();
+    let keys: Vec<_> = space.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = [
+        "fits",
+        "free_bytes",
+        "free_inodes",
+        "inodes",
+        "min_free_bytes",
+        "path",
+        "size_bytes",
+        "wanted_bytes",
+        "wanted_inodes",
+    ];
+    assert_eq!(keys, expected, "{space:#}");
+    assert_eq!(
+        (&space["fits"], &space["path"]),
+        (&true.into(), &text(store.path()).into())
+    );
+    assert!(space["wanted_bytes"].as_u64() > Some(0), "{space:#}");
+
+    let said = node.airgapd(["import", "--dry-run", &file]).exits(0);
+    assert!(said.stdout.contains("space: fits: "), "{said:?}");
+    assert!(said.stdout.contains(&text(store.path())), "{said:?}");
+}
+
+/// The daemon remembers what it can and says what it cannot.
+fn a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else(target: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let node = Node::on(target);
+    let disk = StateDisk::mount(&node.state());
+    for (name, option) in [("full", None), ("read-only", Some("remount,ro"))] {
+        let before = is_full(&node.state(), option.is_none());
+        if let Some(option) = option {
+            disk.remount(option);
+        }
+        let daemon = node.start();
+        let image_name = format!("registry.test/{name}:1");
+        bundles::write(&node.images().join(format!("{name}.tar")), [image(&image_name)]);
+        daemon.wait_until("the image", || is_in_place(target, &image_name));
+        said_once(&daemon, "without memory");
+        daemon.finish(target);
+        drop(before);
+        if option.is_some() {
+            disk.remount("remount,rw");
+        }
+    }
+    let daemon = node.start();
+    daemon.wait_until("the ledger is written again", || {
+        fs::read_to_string(node.ledger()).is_ok_and(|text| text.contains("read-only.tar"))
+    });
+    daemon.finish(target);
+}
+
+fn said_once(daemon: &Daemon, word: &str) {
+    wait_until("it is said", || daemon.count(word) == 1);
+}
+
+struct Ballast(Option<PathBuf>);
+
+/// Fills the disk of a folder where asked for, until dropped.
+fn is_full(folder: &Path, is_wanted: bool) -> Ballast {
+    Ballast(is_wanted.then(|| fill(folder, 0)))
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0 {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+struct StateDisk(PathBuf);
+
+impl StateDisk {
+    fn mount(folder: &Path) -> StateDisk {
+        let mut mount = Command::new("mount");
+        let mount = mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder);
+        assert!(mount.status().expect("mount runs").success());
+        StateDisk(folder.to_owned())
+    }
+
+    fn remount(&self, option: &str) {
+        let mut mount = Command::new("mount");
+        assert!(
+            mount
+                .args(["-o", option])
+                .arg(&self.0)
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+}
+
+impl Drop for StateDisk {
+    fn drop(&mut self) {
+        let mut umount = Command::new("umount");
+        let _ = umount.arg("--lazy").arg(&self.0).status();
+    }
+}
+
+on_the_fake! {
+    a_dry_run_says_what_is_wanted_and_what_there_is,
+    a_quota_that_is_used_up_is_a_full_disk,
+    a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else,
+}
