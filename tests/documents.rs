@@ -78,6 +78,7 @@ fn import_prints_one_document_with_stable_keys(target: &Target) {
             "error": null,
             "images": [image(NAME, outcome), image(&format!("registry.test/app@{root}"), outcome)],
             "blobs": blobs,
+            "space": null,
             "duration_ms": 0,
             "warnings": [],
         }]})

@@ -124,9 +124,9 @@ fn out_of_sight(program: &Command, root: &Path) -> Command {
     let script = "mount -t tmpfs none \"$0\" && exec \"$@\"";
     command.args(["--mount", "sh", "-c", script]).arg(root);
     command.arg(program.get_program()).args(program.get_args());
-    program
-        .get_envs()
-        .for_each(|(name, _)| drop(command.env_remove(name)));
+    for (name, _) in program.get_envs() {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -175,16 +175,23 @@ fn below_min_free_nothing_is_imported_or_healed_until_there_is_more(own: &mut Ow
     daemon.wait_for_log("minFree");
     daemon.wait_for_log("is missing in containerd");
     assert_eq!(daemon.count("minFree"), 1, "said once:\n{}", daemon.log());
+    assert!(target.record(SMALL).is_none(), "nothing is healed");
+    assert!(
+        names.iter().all(|name| target.record(name).is_none()),
+        "nothing is imported"
+    );
 
     fs::remove_file(ballast).unwrap();
     daemon.wait_until("everything", || {
+        // Somebody has to take what the daemon tells the service manager.
+        daemon.notified();
         names.iter().all(|name| is_in_place(target, name)) && is_in_place(target, SMALL)
     });
     daemon.finish(target);
 }
 
 on_its_own_containerd! {
-    on_a_small_disk();
+    on_a_small_disk;
     what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits,
     a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers,
     below_min_free_nothing_is_imported_or_healed_until_there_is_more,

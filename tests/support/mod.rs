@@ -74,23 +74,24 @@ macro_rules! on_real_containerds {
     };
 }
 
-/// Makes tests of a scenario that does to containerd what nobody else may see: each generation, one of its own.
+/// Makes tests of a scenario that does to containerd what nobody else may see: each generation, one of its own, with the
+/// options that a function gives.
 macro_rules! on_its_own_containerd {
-    ($options:expr; $($scenario:ident),+ $(,)?) => {$(
+    ($options:ident; $($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
             #[test]
             fn containerd_1_6() {
-                crate::support::run_on_own(xtask::Generation::V1_6, &$options, super::$scenario);
+                crate::support::run_on_own(xtask::Generation::V1_6, &super::$options(), super::$scenario);
             }
 
             #[test]
             fn containerd_1_7() {
-                crate::support::run_on_own(xtask::Generation::V1_7, &$options, super::$scenario);
+                crate::support::run_on_own(xtask::Generation::V1_7, &super::$options(), super::$scenario);
             }
 
             #[test]
             fn containerd_2() {
-                crate::support::run_on_own(xtask::Generation::V2, &$options, super::$scenario);
+                crate::support::run_on_own(xtask::Generation::V2, &super::$options(), super::$scenario);
             }
         }
     )+};

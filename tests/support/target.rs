@@ -137,14 +137,6 @@ impl Target {
         }
     }
 
-    /// The real containerd, if it is one.
-    pub fn as_real(&self) -> Option<&'static Served> {
-        match &self.server {
-            Server::Fake(_) | Server::Own(..) => None,
-            Server::Real(served, _) => Some(served),
-        }
-    }
-
     /// Nothing that the stand-in minds has been done to it, and whoever wrote has given back leases and ingests.
     pub fn assert_tidy(&self) {
         if let Some(fake) = self.as_fake() {

@@ -8,6 +8,7 @@
 //! and in the ledger.
 
 mod comparing;
+mod disk;
 mod job;
 mod jobs;
 mod leaving;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bundle::Identity;
-use containerd::ImageEvents;
+use containerd::{ImageChange, ImageEvents};
 use import::Policy;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -109,6 +110,8 @@ struct Daemon {
     connection: Connection,
     systemd: Systemd,
     healing: Healing,
+    /// containerd's disk.
+    disk: disk::Watched,
     /// Records that others moved, and where to, as far as it was said.
     moved: HashSet<(String, String)>,
     /// A stop has begun: nothing new is taken on.
@@ -172,6 +175,7 @@ impl Daemon {
             },
             systemd: Systemd::from_environment(),
             healing: Healing::default(),
+            disk: disk::Watched::new(now),
             moved: HashSet::new(),
             is_draining: false,
             settings: Arc::new(settings),
@@ -188,6 +192,7 @@ impl Daemon {
                 self.drop_outdated_jobs();
             }
             self.connect_if_due().await;
+            self.look_at_disk();
             self.compare_if_due().await;
             let worked = self.take_on_one();
             if !worked {
@@ -211,10 +216,11 @@ impl Daemon {
         let now = Instant::now();
         let connected = matches!(self.connection, Connection::Up(_));
         let wake = self.roster.next_due(now, connected).unwrap_or(now + IDLE);
-        wake.min(match &self.connection {
+        let wake = wake.min(match &self.connection {
             Connection::Down { next, .. } => *next,
             Connection::Up(up) => up.compare,
-        })
+        });
+        self.disk_due().map_or(wake, |due| wake.min(due))
     }
 
     /// Tells systemd how it goes if that is news, and when to do so if it was told something else a moment ago.
@@ -295,6 +301,13 @@ impl Daemon {
             };
             return;
         };
+        if event.kind == ImageChange::ContentDeleted {
+            if event.name.parse().is_ok_and(|digest| self.ledger.needs(&digest)) {
+                debug!(digest = event.name, "a blob of a managed image was deleted");
+                up.compare = up.compare.min(Instant::now() + BURST);
+            }
+            return;
+        }
         if let Some(job) = self.jobs.writer_of(&event.name) {
             // Most likely by the job; what else it may be is compared when the job is done.
             job.disturbed = true;

@@ -343,6 +343,11 @@ impl Ledger {
         Some(entry)
     }
 
+    /// Whether an image of a bundle needs this blob.
+    pub(crate) fn needs(&self, digest: &Digest) -> bool {
+        self.closures.values().any(|closure| closure.contains(digest))
+    }
+
     /// What a target needs on this node, the target itself included.
     pub(crate) fn closure(&self, target: &Digest) -> Option<&[Digest]> {
         self.closures.get(target.as_ref()).map(Vec::as_slice)

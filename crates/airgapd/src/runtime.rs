@@ -74,10 +74,13 @@ pub(crate) async fn connect(socket: &Path, settings: &Settings) -> Result<Runtim
 }
 
 /// containerd says where its store is in its own view of the file system; ours may be another (a container that was
-/// given the socket, a chroot). A folder there that looks like a store is taken for the store.
+/// given the socket, a chroot). The store itself is made with the first blob; containerd's database beside it is older.
 async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::Error> {
-    let store = client.content_root().await?;
-    Ok(store.filter(|store| store.join("ingest").is_dir()))
+    let is_visible = |store: &PathBuf| {
+        let database = store.with_file_name("io.containerd.metadata.v1.bolt");
+        store.is_dir() || database.is_dir()
+    };
+    Ok(client.content_root().await?.filter(is_visible))
 }
 
 /// Where the blobs of this containerd go, and what has to stay free there.

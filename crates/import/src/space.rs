@@ -72,13 +72,16 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Looks at the file system that holds `path`. Does not follow a quota of a user or group.
+    /// Looks at the file system that holds, or is going to hold, `path`. Does not see the quota of a user or group.
     ///
     /// # Errors
     ///
-    /// Those of statvfs(3), for instance when `path` is not there.
+    /// Those of statvfs(3), for instance when neither `path` nor its parent is there.
     pub fn of(path: &Path) -> io::Result<Disk> {
-        let stat = rustix::fs::statvfs(path)?;
+        let stat = match (rustix::fs::statvfs(path), path.parent()) {
+            (Err(rustix::io::Errno::NOENT), Some(parent)) => rustix::fs::statvfs(parent),
+            (stat, _) => stat,
+        }?;
         let block = stat.f_frsize.max(1);
         Ok(Disk {
             size: stat.f_blocks.saturating_mul(block),
@@ -464,7 +467,7 @@ mod tests {
         let unlimited = Disk {
             inodes: 0,
             free_inodes: 0,
-            ..disk(MB, 0)
+            ..disk(900 * MB, 0)
         };
         let forecast = forecast(1, 1000, unlimited, MinFree::default());
         assert_eq!(forecast.shortage(), None);
@@ -561,7 +564,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::of(folder.path()).unwrap();
         assert!(disk.size > 0 && disk.free <= disk.size && disk.block > 0);
-        assert!(Disk::of(&folder.path().join("absent")).is_err());
+        assert_eq!(Disk::of(&folder.path().join("absent")).unwrap().size, disk.size);
+        assert!(Disk::of(&folder.path().join("absent/absent")).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::telling::shown;
 use super::{BURST, Connection, Daemon, FIRST_WAIT, LONGEST_WAIT, Up};
 use crate::desired::{self, Moved, Standing};
-use crate::ledger::{self, Context};
+use crate::ledger::{self, Context, Ledger};
 use crate::roster::Phase;
 use crate::runtime::{self, Runtime, Unusable};
 
@@ -33,6 +33,7 @@ impl Daemon {
                 );
                 self.check_context(&up);
                 self.connection = Connection::Up(Box::new(up));
+                self.forget_disk();
                 self.roster.doubt();
             }
             Err(error) => self.wait_for_containerd(&error),
@@ -126,7 +127,7 @@ impl Daemon {
             return;
         }
         up.compare = Instant::now() + self.settings.resync;
-        match Survey::of(&up.runtime.client, &desired::digests(&self.ledger)).await {
+        match survey(&up.runtime, &self.ledger).await {
             Ok(survey) => {
                 self.compare(&survey);
                 if let Err(error) = self.withdraw(&survey).await {
@@ -236,4 +237,11 @@ impl Daemon {
             self.lost(&error);
         }
     }
+}
+
+/// What containerd has of what the ledger knows.
+async fn survey(runtime: &Runtime, ledger: &Ledger) -> Result<Survey, containerd::Error> {
+    let client = &runtime.client;
+    let survey = Survey::of(client, &desired::digests(ledger)).await?;
+    survey.checked(client, runtime.store.as_deref()).await
 }

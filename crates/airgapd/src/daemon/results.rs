@@ -88,14 +88,17 @@ impl Daemon {
     fn stopped(&mut self, order: &Order, report: &BundleReport, error: &import::Error) {
         let text = report.error.clone().unwrap_or_default();
         let (class, retry) = match error {
+            error if error.is_space() => (ErrorClass::Space, true),
             import::Error::Containerd(inner) => match inner.recovery() {
-                containerd::Recovery::Space => (ErrorClass::Space, true),
                 containerd::Recovery::Permanent => (ErrorClass::Permanent, true),
                 _ => (ErrorClass::Transient, true),
             },
             _ => (ErrorClass::Transient, error.is_transient()),
         };
         self.failed(order, &text, class, retry);
+        if let import::Error::NoSpace(shortage) = error {
+            self.wait_for_room(&order.name, shortage);
+        }
         if report.cause == Some(import::Cause::Unreachable) {
             self.lost(error);
         }

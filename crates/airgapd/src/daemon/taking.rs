@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
-use import::{Intent, Source};
+use import::{Intent, Source, Space};
 use oci_spec::image::Digest;
 use tracing::{debug, error, info, warn};
 
@@ -21,6 +21,7 @@ use crate::folder::{self, Ending, Observation, Reason, Refused, Settle};
 use crate::ledger::{self, ErrorClass};
 use crate::lists;
 use crate::roster::{Phase, Version};
+use crate::runtime;
 use crate::trust;
 
 /// How soon a file is looked at again that changed while it was looked at.
@@ -62,7 +63,8 @@ impl Daemon {
             true => u64::MAX,
             false => version.identity.size,
         };
-        connected && !self.is_draining && self.jobs.lane_for(name, size, is_repair).is_some()
+        let has_room = !self.disk.is_below();
+        connected && has_room && !self.is_draining && self.jobs.lane_for(name, size, is_repair).is_some()
     }
 
     fn take_on(&mut self, name: &OsStr, file: File, version: Version) {
@@ -329,12 +331,14 @@ impl Daemon {
         }
         let source = Source::Bundle(name.to_string_lossy().into_owned());
         let leave = self.names_to_leave(name, &read);
+        let space = self.space();
         let Some(job) = self.jobs.get_mut(name) else {
             return;
         };
         job.left = leave.keys().cloned().collect();
         let intent = Intent {
             leave,
+            space,
             ..Intent::new(source, self.settings.on_conflict)
         };
         let (order, bytes) = (Arc::clone(&job.order), Arc::clone(&job.bytes));
@@ -342,6 +346,14 @@ impl Daemon {
         let stage = Stage::Importing(read.bundle);
         self.jobs
             .go_on(name, stage, async { Came::Imported(Box::new(import.await)) });
+    }
+
+    /// Where the blobs go. Without a connection the import has to find out for itself that there is no room.
+    fn space(&self) -> Space {
+        match &self.connection {
+            Connection::Up(up) => runtime::space(&self.settings, &up.runtime),
+            Connection::Down { .. } => Space::default(),
+        }
     }
 
     /// Names of a bundle's that are not its to write, with the reason.

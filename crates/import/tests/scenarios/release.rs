@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use airgapd_import::{
-    Intent, OnConflict, Release, Silent, Source, bundle_id, import, labels, release,
-};
+use airgapd_import::{Intent, OnConflict, Release, Silent, Source, bundle_id, import, labels, release};
 use containerd::{Client, ImageRecord, ImageUpdate};
 
 use crate::support::{

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use airgapd_import::{
-    Imported, Intent, Job, Naming, Observer, OnConflict, Plan, Policy, Selection, Silent, Source,
-    Survey, Taken, Wanted, bundle_id, digests_of, import, labels, missing_gc_labels, plan, select,
+    Imported, Intent, Job, Naming, Observer, OnConflict, Plan, Policy, Selection, Silent, Source, Survey,
+    Taken, Wanted, bundle_id, digests_of, import, labels, missing_gc_labels, plan, select,
 };
 use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
