@@ -13,6 +13,7 @@ mod damage;
 mod documents;
 mod dropping;
 mod endurance;
+mod faults;
 mod folders;
 mod healing;
 mod importing;
