@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use import::{Source, Survey, labels};
 use oci_spec::image::Digest;
 
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{self, Entry, Ledger};
 
 /// How an imported bundle stands in containerd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(crate) fn standing(
     desired: &BTreeMap<&str, (&Digest, &Entry)>,
     survey: &Survey,
 ) -> (Standing, Vec<Moved>) {
-    let source = Source::Bundle(entry.file.to_string_lossy().into_owned());
+    let source = Source::Bundle(ledger::label_name(&entry.file));
     let mut moved = Vec::new();
     for image in entry.imported.iter().flat_map(|imported| &imported.images) {
         let is_ours = desired

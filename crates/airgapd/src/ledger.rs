@@ -34,8 +34,21 @@ pub(crate) struct BundleId(String);
 impl BundleId {
     /// The id of the bundle with this file name.
     pub(crate) fn of(file: &OsStr) -> BundleId {
-        BundleId(import::short_hash(file.as_bytes()))
+        BundleId(import::bundle_id(&label_name(file)))
     }
+}
+
+/// A file's name as labels and leases have it. Names are bytes and labels are text (protobuf has no other strings), so
+/// bytes that are no UTF-8 are written as `\xff`: two files that differ in them only are two bundles.
+pub(crate) fn label_name(file: &OsStr) -> String {
+    let mut text = String::new();
+    for chunk in file.as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
 }
 
 impl fmt::Display for BundleId {
@@ -817,6 +830,22 @@ mod tests {
 
     fn knows_closure(ledger: &Ledger, target: char) -> bool {
         ledger.closure(&digest(target)).is_some()
+    }
+
+    #[test]
+    fn names_that_are_no_text_are_told_apart_in_labels() {
+        let table: [(&[u8], &str); 4] = [
+            (b"a.tar", "a.tar"),
+            ("\u{e4}.tar".as_bytes(), "\u{e4}.tar"),
+            (b"\xff.tar", "\\xff.tar"),
+            (b"a\xfe\xffb", "a\\xfe\\xffb"),
+        ];
+        for (file, expected) in table {
+            let file = OsStr::from_bytes(file);
+            assert_eq!(label_name(file), expected);
+            // What a label says leads back to the bundle.
+            assert_eq!(BundleId::of(OsStr::new(&label_name(file))), BundleId::of(file));
+        }
     }
 
     #[test]

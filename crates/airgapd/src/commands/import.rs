@@ -219,7 +219,7 @@ fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     let below = parent.strip_prefix(images_dir.canonicalize().ok()?).ok()?;
     let is_reached = recursive || below.as_os_str().is_empty();
     let name = below.join(path.file_name()?);
-    is_reached.then(|| name.to_string_lossy().into_owned())
+    is_reached.then(|| crate::ledger::label_name(name.as_os_str()))
 }
 
 /// One exit status for all bundles: an unreachable containerd first, then whether anything landed, then whose fault it is.

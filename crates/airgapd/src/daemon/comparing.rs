@@ -214,7 +214,7 @@ impl Daemon {
         let pending = self.roster.names(|phase| !matches!(phase, Phase::Done));
         let kept: Vec<String> = pending
             .iter()
-            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&name.to_string_lossy())))
+            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&ledger::label_name(name))))
             .collect();
         let swept = async {
             for lease in client

@@ -22,7 +22,7 @@ use super::telling::shown;
 use crate::checksum::{self, Checksum, sidecar_of};
 use crate::config::{Checksums, Settings};
 use crate::folder::{self, Ending, Folder, Observation, Refused, Writer};
-use crate::ledger::ImageEntry;
+use crate::ledger::{self, ImageEntry};
 use crate::lists;
 use crate::progress::Progress;
 use crate::roster::Version;
@@ -166,7 +166,7 @@ pub(super) async fn import(
     intent: Intent,
     bytes: Arc<AtomicU64>,
 ) -> Result<import::Imported, import::Error> {
-    let lease_id = bundle_id(&order.name.to_string_lossy());
+    let lease_id = bundle_id(&ledger::label_name(&order.name));
     let progress = Progress::counting(shown(&order.name), bytes);
     import::import(
         &order.client,
@@ -185,7 +185,7 @@ pub(super) async fn pull(order: Arc<Order>, text: String) -> Pulled {
     let name = &order.name;
     info!(bundle = %shown(name), "pulling the images of a list");
     let naming = order.settings.naming();
-    let source = Source::Bundle(name.to_string_lossy().into_owned());
+    let source = Source::Bundle(ledger::label_name(name));
     let mut pulled = Pulled::default();
     for reference in lists::parse(&text, &naming) {
         let provided = match reference {

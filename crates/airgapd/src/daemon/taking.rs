@@ -329,7 +329,7 @@ impl Daemon {
             // What a crash leaves in containerd must be known to be this bundle's.
             self.save();
         }
-        let source = Source::Bundle(name.to_string_lossy().into_owned());
+        let source = Source::Bundle(ledger::label_name(name));
         let leave = self.names_to_leave(name, &read);
         let space = self.space();
         let Some(job) = self.jobs.get_mut(name) else {
