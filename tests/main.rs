@@ -10,6 +10,7 @@
 mod archives;
 mod content;
 mod damage;
+mod documentation;
 mod documents;
 mod dropping;
 mod endurance;

@@ -659,4 +659,26 @@ mod tests {
             assert!(!is_stream(other, &file), "{other}");
         }
     }
+
+    /// The journal's catalog (`journalctl -x`) and the program go by the same ids, and neither has one more.
+    #[test]
+    fn the_message_catalog_explains_every_message_id() {
+        let catalog = include_str!("../../../systemd/airgapd.catalog");
+        let mut explained: Vec<_> = catalog
+            .lines()
+            .filter_map(|line| line.strip_prefix("-- "))
+            .collect();
+        let mut sent: Vec<_> = MESSAGE_IDS.iter().map(|(_, id)| *id).collect();
+        explained.sort_unstable();
+        sent.sort_unstable();
+        assert_eq!(explained, sent);
+        for entry in catalog.split("\n-- ").skip(1) {
+            let (header, text) = entry.split_once("\n\n").expect("a text below the header");
+            assert!(
+                header.contains("\nSubject: ") && header.contains("\nDefined-By: airgapd"),
+                "{header}"
+            );
+            assert!(text.trim().lines().count() > 1, "{header}");
+        }
+    }
 }

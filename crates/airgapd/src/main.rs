@@ -37,6 +37,9 @@ use crate::config::{Config, Given, OutputFormat, Settings};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(exit) = commands::documentation::run(&cli.command) {
+        return exit.into();
+    }
     let config = match config::load(&cli.common, flags_of(&cli.command), std::env::vars_os()) {
         Ok(config) => config,
         Err(mistakes) => {
@@ -63,7 +66,11 @@ fn flags_of(command: &Command) -> Vec<Given> {
         Command::Run(platform) => platform.given(),
         Command::Import(args) => args.given(),
         Command::Inspect(args) => args.given(),
-        Command::Release(_) | Command::Config(_) | Command::ListImages(_) => Vec::new(),
+        Command::Release(_)
+        | Command::Config(_)
+        | Command::ListImages(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Vec::new(),
     }
 }
 
@@ -95,7 +102,9 @@ fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyho
             }
             Command::ListImages(args) => commands::list_images::run(&args, format).await,
             Command::Run(_) => commands::run::run(settings).await,
-            Command::Config(_) => unreachable!("it needs no runtime"),
+            Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
+                unreachable!("it needs no runtime")
+            }
         }
     });
     // A thread that reads a bundle may be at it for minutes, and nothing of it is needed any more.

@@ -17,7 +17,12 @@ pub(crate) fn text(text: &str) -> io::Result<()> {
 }
 
 fn print(text: &str) -> io::Result<()> {
-    forgive_closed_pipe(io::stdout().lock().write_all(text.as_bytes()))
+    raw(text.as_bytes())
+}
+
+/// Prints bytes as they are: scripts and pages that this program made of nothing foreign.
+pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
+    forgive_closed_pipe(io::stdout().lock().write_all(bytes))
 }
 
 /// Text without control and format characters other than the ends of its lines.

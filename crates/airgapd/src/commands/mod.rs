@@ -1,6 +1,7 @@
 //! One module for each command.
 
 pub(crate) mod config;
+pub(crate) mod documentation;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod list_images;

@@ -1,0 +1,58 @@
+//! What packages ship beside the program is made by the program: completions and manual pages.
+
+use std::fs;
+
+use crate::support::node::program;
+
+/// The commands as the program's help lists them.
+fn commands() -> Vec<String> {
+    let help = program().arg("--help").output().expect("the program runs").stdout;
+    let help = String::from_utf8(help).expect("help is text");
+    let (_, list) = help.split_once("Commands:\n").expect("there are commands");
+    list.lines()
+        .take_while(|line| !line.is_empty())
+        // What is indented further goes on from the line above.
+        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn completions_for_each_shell_know_every_command() {
+    let commands = commands();
+    assert!(commands.iter().any(|command| command == "import"), "{commands:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let answer = program().args(["completions", shell]).output().unwrap();
+        assert!(answer.status.success());
+        let script = String::from_utf8(answer.stdout).unwrap();
+        for command in &commands {
+            assert!(script.contains(command.as_str()), "{shell}: {command}");
+        }
+    }
+}
+
+#[test]
+fn there_is_a_manual_page_for_the_program_and_each_command_whatever_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let answer = program()
+        .arg("man")
+        .arg(folder.path())
+        .args(["--config", "/nonexistent/config.yaml"])
+        .output()
+        .unwrap();
+    assert!(answer.status.success(), "{answer:?}");
+    for command in commands() {
+        let page = fs::read_to_string(folder.path().join(format!("airgapd-{command}.1"))).unwrap();
+        assert!(page.contains(".TH") && page.contains(&command), "{command}");
+    }
+    assert!(folder.path().join("airgapd.1").is_file());
+}
+
+#[test]
+fn a_folder_for_the_pages_that_is_not_there_is_named() {
+    let answer = program().args(["man", "/nonexistent"]).output().unwrap();
+    assert_eq!(answer.status.code(), Some(1));
+    let said = String::from_utf8(answer.stderr).unwrap();
+    assert!(said.contains("/nonexistent"), "{said}");
+}
