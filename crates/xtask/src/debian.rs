@@ -35,11 +35,18 @@ fn codename_in(os_release: &str) -> Option<String> {
 pub(crate) struct Archive {
     folder: TempDir,
     sources: PathBuf,
+    /// As dpkg names it, where it is not this machine's own.
+    architecture: Option<&'static str>,
 }
 
 impl Archive {
     /// Fetches the package lists of `suite` from this machine's mirror into a temporary folder.
     pub(crate) fn open(suite: &str) -> Result<Self> {
+        Self::open_for(suite, None)
+    }
+
+    /// The same for packages of another architecture, which can be unpacked but not run.
+    pub(crate) fn open_for(suite: &str, architecture: Option<&'static str>) -> Result<Self> {
         let Some(codename) = codename() else {
             bail!("this machine is not a Debian, so its package source is not known");
         };
@@ -50,7 +57,11 @@ impl Archive {
         }
         let sources = folder.path().join(source.file_name());
         fs::write(&sources, source.text())?;
-        let archive = Self { folder, sources };
+        let archive = Self {
+            folder,
+            sources,
+            architecture,
+        };
         output_of(archive.apt_get().args(["-qq", "update"]))
             .with_context(|| format!("cannot fetch the package lists of Debian {suite}"))?;
         Ok(archive)
@@ -99,7 +110,10 @@ impl Archive {
             // The folder is ours alone; apt's download user could not write there.
             "APT::Sandbox::User=root".to_owned(),
         ];
-        for option in options {
+        let foreign = self.architecture.iter().flat_map(|architecture| {
+            ["APT::Architecture", "APT::Architectures"].map(|key| format!("{key}={architecture}"))
+        });
+        for option in options.into_iter().chain(foreign) {
             command.args(["-o", &option]);
         }
         command

@@ -5,6 +5,7 @@
 
 mod checks;
 mod demo;
+mod dist;
 mod endurance;
 mod fuzz;
 
@@ -80,6 +81,15 @@ enum Task {
     Placing,
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
+    /// Build what is handed out: a static program, packages (.deb, .rpm), a tarball, a bill of materials, checksums.
+    Dist {
+        /// For which processors: x86_64, aarch64, armv7.
+        #[arg(long = "for", default_value = "x86_64")]
+        architectures: Vec<dist::Architecture>,
+        /// Build everything a second time from an empty folder and compare.
+        #[arg(long)]
+        twice: bool,
+    },
     /// Print the path of a protobuf compiler, for `PROTOC` of one's own cargo.
     Protoc,
     /// Only fetch what the other tasks need: protoc, containerds, runc, busybox, tools.
@@ -123,6 +133,7 @@ fn perform(task: Task) -> Result<()> {
         ),
         Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
         Task::Advisories => checks::advisories(),
+        Task::Dist { architectures, twice } => dist::run_task(&architectures, twice),
         Task::Protoc => {
             println!("{}", parts::protoc()?.display());
             Ok(())

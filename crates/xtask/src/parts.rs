@@ -243,6 +243,37 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// The headers of musl for an architecture as dpkg names it, for C code in a statically linked program.
+///
+/// # Errors
+///
+/// When they cannot be fetched.
+pub fn musl_headers(architecture: &'static str) -> Result<PathBuf> {
+    let folder = provide(&format!("musl-{architecture}"), |folder| {
+        note(&format!("fetching musl's headers for {architecture} from Debian"));
+        Archive::open_for(OLDEST_SUITE, Some(architecture))?.unpack("musl-dev", folder)
+    })
+    .with_context(|| format!("cannot provide musl's headers for {architecture}"))?;
+    let include = folder.join("usr/include");
+    fs::read_dir(&include)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.join("stdlib.h").is_file())
+        .context("the package has no headers")
+}
+
+/// A C compiler for another architecture, by the name that Debian gives it (`aarch64-linux-gnu` for instance).
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn cross_compiler(triplet: &str) -> Result<PathBuf> {
+    let program = format!("{triplet}-gcc");
+    match on_path(&program) {
+        Some(program) => Ok(program),
+        None => private_program(&program, &[&format!("gcc-{triplet}")]),
+    }
+}
+
 /// Tools that tests make real bundles with.
 const TEST_TOOLS: [&str; 2] = ["skopeo", "umoci"];
 

@@ -1,0 +1,474 @@
+//! What is handed out: a statically linked program for each architecture, packages, a tarball, a bill of materials.
+//!
+//! Everything is reproducible: paths of this machine are mapped away, times are that of the last commit, archives are
+//! sorted. Rust's own musl targets bring the C library; the C code among the dependencies (zstd, xz) is compiled
+//! against musl's headers from Debian, so nothing has to be installed.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+use xtask::{on_path, parts, workspace};
+
+use crate::checks::{cargo, cargo_tool, run, step};
+
+const CARGO_DEB: &str = "3.8.0";
+const CARGO_GENERATE_RPM: &str = "0.21.1";
+const CARGO_CYCLONEDX: &str = "0.5.9";
+
+/// A processor that nodes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Architecture {
+    #[value(name = "x86_64")]
+    X86_64,
+    Aarch64,
+    Armv7,
+}
+
+impl Architecture {
+    /// Rust's name of the target.
+    fn target(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-musl",
+            Self::Aarch64 => "aarch64-unknown-linux-musl",
+            Self::Armv7 => "armv7-unknown-linux-musleabihf",
+        }
+    }
+
+    /// dpkg's name.
+    fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+            Self::Armv7 => "armhf",
+        }
+    }
+
+    /// The name in the files that are handed out.
+    fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+            Self::Armv7 => "armv7",
+        }
+    }
+
+    fn c_compiler(self) -> Result<PathBuf> {
+        match self {
+            Self::X86_64 => on_path("cc").context("there is no C compiler (cc)"),
+            Self::Aarch64 => parts::cross_compiler("aarch64-linux-gnu"),
+            Self::Armv7 => parts::cross_compiler("arm-linux-gnueabihf"),
+        }
+    }
+}
+
+/// Builds everything into `target/dist`; `twice` builds it again elsewhere and compares.
+pub(crate) fn run_task(architectures: &[Architecture], twice: bool) -> Result<()> {
+    let target = workspace().join("target");
+    let out = target.join("dist");
+    make(architectures, &out, &target.join("dist-build"))?;
+    if twice {
+        step("everything a second time, from an empty folder");
+        let again = tempfile::Builder::new()
+            .prefix("airgapd-dist-")
+            .tempdir_in(&target)?;
+        let second = again.path().join("dist");
+        make(architectures, &second, &again.path().join("build"))?;
+        compare(&out, &second)?;
+    }
+    step(&format!("done: {}", out.display()));
+    print!("{}", fs::read_to_string(out.join(SUMS))?);
+    Ok(())
+}
+
+/// The list of checksums, in the form that `sha256sum --check` reads.
+const SUMS: &str = "SHA256SUMS";
+
+fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> {
+    if out.exists() {
+        fs::remove_dir_all(out)?;
+    }
+    fs::create_dir_all(out)?;
+    let epoch = commit_time()?;
+    for (index, architecture) in architectures.iter().enumerate() {
+        let program = compile(*architecture, build)?;
+        // What a program says of itself can only be asked where it runs; it says the same everywhere.
+        let share = build.join("share");
+        if index == 0 || !share.is_dir() {
+            documentation(&share)?;
+        }
+        let release = Release {
+            architecture: *architecture,
+            program: &program,
+            share: &share,
+            out,
+            epoch: &epoch,
+        };
+        release.tarball(build)?;
+        release.deb(build)?;
+        release.rpm(build)?;
+    }
+    bill_of_materials(out)?;
+    checksums(out)
+}
+
+/// Seconds since 1970 of the last commit: the one time that everything in a release carries.
+fn commit_time() -> Result<String> {
+    let output = Command::new("git")
+        .args(["log", "-1", "--format=%ct"])
+        .current_dir(workspace())
+        .output()
+        .context("cannot run git")?;
+    let time = String::from_utf8(output.stdout)?.trim().to_owned();
+    if time.is_empty() {
+        bail!("git gives no time of the last commit, which everything in a release would carry");
+    }
+    Ok(time)
+}
+
+/// Builds the static program for one architecture.
+fn compile(architecture: Architecture, build: &Path) -> Result<PathBuf> {
+    let target = architecture.target();
+    step(&format!("the program for {target}"));
+    provide_target(target)?;
+    let compiler = architecture.c_compiler()?;
+    let underscored = target.replace('-', "_");
+    let mut cargo = cargo()?;
+    cargo
+        .args([
+            "build",
+            "--locked",
+            "--release",
+            "--package",
+            "airgapd",
+            "--target",
+            target,
+        ])
+        .arg("--target-dir")
+        .arg(build)
+        .env("SOURCE_DATE_EPOCH", commit_time()?)
+        .env(format!("CC_{underscored}"), &compiler)
+        .env(format!("CFLAGS_{underscored}"), c_flags(architecture, &compiler)?)
+        .env(
+            format!("CARGO_TARGET_{}_LINKER", underscored.to_uppercase()),
+            &compiler,
+        )
+        .env("RUSTFLAGS", rust_flags(build));
+    run(&mut cargo)?;
+    let program = build.join(target).join("release/airgapd");
+    refuse_dynamic(&program)?;
+    Ok(program)
+}
+
+/// Has rustup bring the target's standard library; a toolchain without rustup must have it.
+fn provide_target(target: &str) -> Result<()> {
+    if on_path("rustup").is_none() {
+        return Ok(());
+    }
+    run(Command::new("rustup")
+        .current_dir(workspace())
+        .args(["target", "add", target]))
+    .with_context(|| format!("rustup cannot provide Rust's standard library for {target}"))
+}
+
+/// musl's headers instead of the machine's, and no folder of this machine in the result.
+fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
+    let output = Command::new(compiler).arg("-print-file-name=include").output()?;
+    let own = String::from_utf8(output.stdout)?.trim().to_owned();
+    let musl = parts::musl_headers(architecture.debian())?;
+    let outline = match architecture {
+        // Without it gcc calls helpers of its own runtime library.
+        Architecture::Aarch64 => " -mno-outline-atomics",
+        Architecture::X86_64 | Architecture::Armv7 => "",
+    };
+    Ok(format!(
+        "-nostdinc -isystem {own} -isystem {} -U_FORTIFY_SOURCE -fno-stack-protector -ffile-prefix-map={}=/cargo{outline}",
+        musl.display(),
+        cargo_home().display()
+    ))
+}
+
+fn rust_flags(build: &Path) -> String {
+    format!(
+        "--remap-path-prefix={}=/build --remap-path-prefix={}=/airgapd --remap-path-prefix={}=/cargo -C target-feature=+crt-static",
+        build.display(),
+        workspace().display(),
+        cargo_home().display()
+    )
+}
+
+fn cargo_home() -> PathBuf {
+    std::env::var_os("CARGO_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+        PathBuf::from,
+    )
+}
+
+/// A program that wants an interpreter would not start on a node with another C library, or under the unit.
+fn refuse_dynamic(program: &Path) -> Result<()> {
+    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let needle = b"/lib/ld-";
+    if bytes.windows(needle.len()).any(|window| window == needle) {
+        bail!("{} is not linked statically", program.display());
+    }
+    Ok(())
+}
+
+/// Manual pages and completions, made by the program itself, built for this machine.
+fn documentation(share: &Path) -> Result<()> {
+    step("manual pages and completions");
+    if share.exists() {
+        fs::remove_dir_all(share)?;
+    }
+    let man = share.join("man");
+    fs::create_dir_all(&man)?;
+    let airgapd = |arguments: &[&std::ffi::OsStr]| -> Result<Vec<u8>> {
+        let output = cargo()?
+            .args(["run", "--quiet", "--locked", "--package", "airgapd", "--"])
+            .args(arguments)
+            .output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output.stdout)
+    };
+    airgapd(&["man".as_ref(), man.as_os_str()])?;
+    for page in fs::read_dir(&man)? {
+        run(Command::new("gzip").args(["-n", "-9"]).arg(page?.path()))?;
+    }
+    for (shell, file) in [("bash", "airgapd"), ("zsh", "_airgapd"), ("fish", "airgapd.fish")] {
+        fs::write(
+            share.join(file),
+            airgapd(&["completions".as_ref(), shell.as_ref()])?,
+        )?;
+    }
+    Ok(())
+}
+
+/// One architecture's packages.
+struct Release<'a> {
+    architecture: Architecture,
+    program: &'a Path,
+    share: &'a Path,
+    out: &'a Path,
+    epoch: &'a str,
+}
+
+impl Release<'_> {
+    /// Where files go on a node: source, place. The packages' own tables in Cargo.toml say the same.
+    fn files(&self) -> Vec<(PathBuf, &'static str)> {
+        let tree = workspace();
+        vec![
+            (self.program.to_owned(), "bin/airgapd"),
+            (tree.join("systemd/airgapd.service"), "systemd/airgapd.service"),
+            (tree.join("systemd/airgapd.catalog"), "systemd/airgapd.catalog"),
+            (tree.join("config/config.yaml"), "config/config.yaml"),
+            (tree.join("README.md"), "README.md"),
+            (tree.join("SECURITY.md"), "SECURITY.md"),
+            (tree.join("LICENSE"), "LICENSE"),
+        ]
+    }
+
+    /// `airgapd-<version>-<architecture>.tar.gz` with one folder of that name.
+    fn tarball(&self, build: &Path) -> Result<()> {
+        let name = format!("airgapd-{}-{}", version(), self.architecture.name());
+        step(&format!("{name}.tar.gz"));
+        let stage = build.join("stage");
+        if stage.exists() {
+            fs::remove_dir_all(&stage)?;
+        }
+        let root = stage.join(&name);
+        for (from, to) in self.files() {
+            let to = root.join(to);
+            fs::create_dir_all(to.parent().expect("it lies below the root"))?;
+            fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+        for folder in ["docs", "config/fleet"] {
+            let from = workspace().join(folder);
+            if from.is_dir() {
+                run(Command::new("cp").arg("-r").arg(from).arg(root.join(folder)))?;
+            }
+        }
+        run(Command::new("cp")
+            .arg("-r")
+            .arg(self.share)
+            .arg(root.join("share")))?;
+        let tar = self.out.join(format!("{name}.tar"));
+        run(Command::new("tar")
+            .args([
+                "--sort=name",
+                "--owner=0",
+                "--group=0",
+                "--numeric-owner",
+                "--format=gnu",
+                "--mode=go+u,go-w",
+            ])
+            .arg(format!("--mtime=@{}", self.epoch))
+            .arg("-cf")
+            .arg(&tar)
+            .arg("-C")
+            .arg(&stage)
+            .arg(&name))?;
+        run(Command::new("gzip").args(["-n", "-9"]).arg(tar))
+    }
+
+    /// A Debian package, as `[package.metadata.deb]` describes it.
+    fn deb(&self, build: &Path) -> Result<()> {
+        step(&format!("the Debian package for {}", self.architecture.debian()));
+        let place = self.out.join(format!(
+            "airgapd_{}_{}.deb",
+            version(),
+            self.architecture.debian()
+        ));
+        self.stage_for_packagers()?;
+        run(cargo()?
+            .env("SOURCE_DATE_EPOCH", self.epoch)
+            .env("CARGO_TARGET_DIR", build)
+            .env("PATH", path_with(&cargo_tool("cargo-deb", CARGO_DEB)?)?)
+            .args([
+                "deb",
+                "--no-build",
+                "--no-strip",
+                "--locked",
+                "--package",
+                "airgapd",
+                "--target",
+            ])
+            .arg(self.architecture.target())
+            .arg("--output")
+            .arg(place))
+    }
+
+    /// An RPM package, as `[package.metadata.generate-rpm]` describes it.
+    fn rpm(&self, build: &Path) -> Result<()> {
+        step(&format!("the RPM package for {}", self.architecture.name()));
+        let place = self
+            .out
+            .join(format!("airgapd-{}.{}.rpm", version(), self.architecture.name()));
+        run(cargo()?
+            .env(
+                "PATH",
+                path_with(&cargo_tool("cargo-generate-rpm", CARGO_GENERATE_RPM)?)?,
+            )
+            .args([
+                "generate-rpm",
+                "--package",
+                "crates/airgapd",
+                "--source-date",
+                self.epoch,
+                "--target-dir",
+            ])
+            .arg(build)
+            .args(["--target", self.architecture.target(), "--output"])
+            .arg(place))
+    }
+
+    /// The tables in Cargo.toml can only name fixed places: what is built is copied to one.
+    fn stage_for_packagers(&self) -> Result<()> {
+        let stage = workspace().join("target/package");
+        if stage.exists() {
+            fs::remove_dir_all(&stage)?;
+        }
+        fs::create_dir_all(&stage)?;
+        fs::copy(self.program, stage.join("airgapd"))?;
+        run(Command::new("cp")
+            .arg("-r")
+            .arg(self.share)
+            .arg(stage.join("share")))
+    }
+}
+
+/// cargo finds its sub-commands on the PATH.
+fn path_with(program: &Path) -> Result<std::ffi::OsString> {
+    let folder = program.parent().context("a program lies in a folder")?.to_owned();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::join_paths(
+        std::iter::once(folder).chain(std::env::split_paths(&path)),
+    )?)
+}
+
+fn version() -> &'static str {
+    // All packages of this workspace have one version.
+    env!("CARGO_PKG_VERSION")
+}
+
+/// What the program is made of, as CycloneDX, without what differs from run to run.
+fn bill_of_materials(out: &Path) -> Result<()> {
+    step("the bill of materials");
+    let tool = cargo_tool("cargo-cyclonedx", CARGO_CYCLONEDX)?;
+    let name = "airgapd.cdx";
+    run(cargo()?
+        .env("PATH", path_with(&tool)?)
+        .args([
+            "cyclonedx",
+            "--format",
+            "json",
+            "--target",
+            "x86_64-unknown-linux-musl",
+            "--no-build-deps",
+        ])
+        .args([
+            "--manifest-path",
+            "crates/airgapd/Cargo.toml",
+            "--override-filename",
+            name,
+        ]))?;
+    let made = workspace().join("crates/airgapd").join(format!("{name}.json"));
+    let text = fs::read_to_string(&made).context("cargo-cyclonedx wrote no document")?;
+    fs::remove_file(&made)?;
+    // A random serial number and the time of the run.
+    let kept: Vec<_> = text
+        .lines()
+        .filter(|line| !line.contains("\"serialNumber\"") && !line.contains("\"timestamp\""))
+        .map(|line| line.replace(&*workspace().to_string_lossy(), "/airgapd"))
+        .collect();
+    fs::write(out.join(format!("{name}.json")), kept.join("\n") + "\n")?;
+    Ok(())
+}
+
+fn checksums(out: &Path) -> Result<()> {
+    let mut text = String::new();
+    for (name, sum) in sums(out)? {
+        let _ = writeln!(text, "{sum}  {name}");
+    }
+    fs::write(out.join(SUMS), text)?;
+    Ok(())
+}
+
+/// Each file and its SHA-256, by name.
+fn sums(out: &Path) -> Result<Vec<(String, String)>> {
+    let mut names: Vec<_> = fs::read_dir(out)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    names.retain(|name| name != SUMS);
+    names.sort();
+    names
+        .into_iter()
+        .map(|name| {
+            let digest = Sha256::digest(fs::read(out.join(&name))?);
+            let hex = digest.iter().fold(String::new(), |mut hex, byte| {
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            });
+            Ok((name, hex))
+        })
+        .collect()
+}
+
+fn compare(first: &Path, second: &Path) -> Result<()> {
+    let (first, second) = (sums(first)?, sums(second)?);
+    let differing: Vec<_> = first
+        .iter()
+        .filter(|entry| !second.contains(entry))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if first.len() != second.len() || !differing.is_empty() {
+        bail!("two builds differ in {}", differing.join(", "));
+    }
+    step("both builds are the same, byte by byte");
+    Ok(())
+}
