@@ -33,4 +33,5 @@ mod restarting;
 mod space;
 mod support;
 mod trust;
+mod verifying;
 mod watching;

@@ -18,7 +18,7 @@ use crate::needs::{K0sArgs, ManifestArgs};
 )]
 #[command(
     after_help = "Exit status: 0 done, 1 something failed or nothing landed, 2 usage or configuration, \
-                        3 containerd cannot be reached, 5 the bundle is bad and nothing landed."
+                        3 containerd cannot be reached, 4 verify found something missing, 5 the bundle is bad and nothing landed."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// List the images that a k0s cluster needs, and those of Kubernetes manifests
     ListImages(ListImagesArgs),
+    /// Say whether every image that this node will be asked for is there, whole
+    Verify(VerifyArgs),
     /// Take back our labels and pins; image records stay
     Release(ReleaseArgs),
     /// Show the effective configuration and where each value comes from
@@ -103,6 +105,34 @@ pub(crate) struct ListImagesArgs {
     /// The platform of the nodes, such as linux/arm64 or windows/amd64; without it, this machine's
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VerifyArgs {
+    /// Lists of references, one on each line; - for standard input
+    #[arg(long, num_args = 1.., value_name = "LIST")]
+    pub(crate) images: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) k0s: K0sArgs,
+    #[command(flatten)]
+    pub(crate) manifests: ManifestArgs,
+    /// kubelet's folder of static pods
+    #[arg(long, value_name = "DIR")]
+    pub(crate) static_pods: Option<PathBuf>,
+    /// What containerd starts every pod with, where it does not tell
+    #[arg(long, value_name = "REFERENCE")]
+    pub(crate) sandbox_image: Option<String>,
+    /// Also want that nobody pulls: every pull policy must be Never
+    #[arg(long)]
+    pub(crate) require_never: bool,
+    /// kubelet's configuration, to be warned of settings that refuse imported images
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubelet_config: Option<PathBuf>,
+    /// Ask bundles instead of containerd, before they travel
+    #[arg(long = "bundle", num_args = 1.., value_name = "FILE")]
+    pub(crate) bundles: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) platform: PlatformFlag,
 }
 
 #[derive(Args, Debug)]

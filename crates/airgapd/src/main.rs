@@ -23,6 +23,7 @@ mod runtime;
 mod sys;
 mod systemd;
 mod trust;
+mod verify;
 mod watch;
 mod withdraw;
 
@@ -66,6 +67,7 @@ fn flags_of(command: &Command) -> Vec<Given> {
         Command::Run(platform) => platform.given(),
         Command::Import(args) => args.given(),
         Command::Inspect(args) => args.given(),
+        Command::Verify(args) => args.platform.given(),
         Command::Release(_)
         | Command::Config(_)
         | Command::ListImages(_)
@@ -101,6 +103,9 @@ fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyho
                 commands::release::run(&args, &settings, &this_node(&settings)?, format).await
             }
             Command::ListImages(args) => commands::list_images::run(&args, format).await,
+            Command::Verify(args) => {
+                commands::verify::run(&args, &settings, || this_node(&settings), format).await
+            }
             Command::Run(_) => commands::run::run(settings).await,
             Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
                 unreachable!("it needs no runtime")

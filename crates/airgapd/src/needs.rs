@@ -8,14 +8,16 @@ mod files;
 mod k0s;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use clap::Args;
 use import::Reference;
-use requirements::{Limits, manifests};
+use requirements::{Limits, lists, manifests};
 use serde::Serialize;
 
 use files::Text;
+pub(crate) use files::read as read_text;
 pub(crate) use k0s::{K0sAnswer, K0sArgs};
 
 /// The flag for manifests.
@@ -32,6 +34,9 @@ pub(crate) struct ManifestArgs {
 pub(crate) enum Kind {
     K0s,
     Manifest,
+    StaticPod,
+    List,
+    Sandbox,
 }
 
 /// One place that asks for an image.
@@ -48,6 +53,19 @@ pub(crate) struct Source {
     pub(crate) given: String,
     /// The pull policy that follows.
     pub(crate) pull_policy: Option<String>,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [&self.path, &self.object, &self.field];
+        let mut parts: Vec<&str> = parts.into_iter().flatten().map(String::as_str).collect();
+        match self.kind {
+            Kind::K0s => parts.insert(0, "k0s"),
+            Kind::Sandbox => parts.insert(0, "containerd's sandbox image"),
+            Kind::Manifest | Kind::StaticPod | Kind::List => {}
+        }
+        f.write_str(&parts.join(": "))
+    }
 }
 
 /// An image that will be asked for.
@@ -73,10 +91,11 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    /// Adds the images of manifests.
+    /// Adds the images of manifests. For static pods kubelet's own rules hold: every file of the folder itself that
+    /// does not begin with a dot.
     pub(crate) fn add_manifests(&mut self, paths: &[impl AsRef<Path>], kind: Kind) {
         for path in paths {
-            let texts = files::texts(path.as_ref(), false, &mut self.mistakes);
+            let texts = files::texts(path.as_ref(), kind == Kind::StaticPod, &mut self.mistakes);
             for text in texts {
                 self.add_manifest(&text, kind);
             }
@@ -90,6 +109,9 @@ impl Needs {
             .extend(found.problems.iter().map(|problem| format!("{name}: {problem}")));
         self.notes
             .extend(found.notes.iter().map(|note| format!("{name}: {note}")));
+        if kind == Kind::StaticPod && found.objects == 0 && found.problems.is_empty() {
+            self.notes.push(format!("{name}: there is no pod in it"));
+        }
         self.found.extend(found.uses.into_iter().map(|found| Source {
             kind,
             path: Some(name.clone()),
@@ -98,6 +120,40 @@ impl Needs {
             field: Some(found.field),
             given: found.reference,
         }));
+    }
+
+    /// Adds the references of a plain list.
+    pub(crate) fn add_list(&mut self, path: &Path) {
+        let text = match files::read(path) {
+            Ok(text) => text,
+            Err(mistake) => return self.mistakes.push(mistake),
+        };
+        self.found
+            .extend(lists::parse(&text.text).into_iter().map(|line| Source {
+                kind: Kind::List,
+                path: Some(text.name.clone()),
+                object: None,
+                field: Some(format!("line {}", line.number)),
+                given: line.reference,
+                pull_policy: None,
+            }));
+    }
+
+    /// Adds what containerd itself starts every pod with.
+    pub(crate) fn add_sandbox(&mut self, reference: String) {
+        self.found.push(Source {
+            kind: Kind::Sandbox,
+            path: None,
+            object: None,
+            field: None,
+            given: reference,
+            pull_policy: None,
+        });
+    }
+
+    /// Who asks for what, in the order of the sources.
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.found
     }
 
     /// The references as they stand there, in the order of the sources.

@@ -7,12 +7,12 @@ use oci_spec::image::{Descriptor, Digest};
 use serde_json::value::RawValue;
 
 use crate::documents::{self, Annotated, Config, Index, RawDescriptor};
-use crate::reader::{Located, Reader, stand_in};
+use crate::reader::{Blobs, stand_in};
 use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName, escape};
 
 /// Makes images of the entries of an `index.json`.
-pub(crate) struct Layout<'r, 'a> {
-    reader: &'r mut Reader<'a>,
+pub(crate) struct Layout<'r, B> {
+    reader: &'r mut B,
     /// Indexes that were walked, by digest and depth: a sub-tree that is shared is read once and charged
     /// each time.
     walked: HashMap<(Digest, u32), Walked>,
@@ -27,8 +27,8 @@ struct Walked {
     kept: u64,
 }
 
-impl<'r, 'a> Layout<'r, 'a> {
-    pub(crate) fn new(reader: &'r mut Reader<'a>) -> Self {
+impl<'r, B: Blobs> Layout<'r, B> {
+    pub(crate) fn new(reader: &'r mut B) -> Self {
         Self {
             reader,
             walked: HashMap::new(),
@@ -39,15 +39,21 @@ impl<'r, 'a> Layout<'r, 'a> {
     /// Makes the image of one entry.
     pub(crate) fn image(&mut self, entry: &RawValue) -> Result<Image, Fault> {
         let mut root = self.outline(entry)?;
-        self.fill(&mut root, 0)?;
-        // What lies below the limit may be this node's or not: nothing is known of it.
-        if let Some(reason) = self.too_deep.take() {
-            root.content = Content::Broken(reason);
-        }
+        self.resolve(&mut root)?;
         Ok(Image {
             names: names(entry),
             root,
         })
+    }
+
+    /// Looks for everything behind a node that counts as absent so far.
+    pub(crate) fn resolve(&mut self, root: &mut Node) -> Result<(), Fault> {
+        self.fill(root, 0)?;
+        // What lies below the limit may be this node's or not: nothing is known of it.
+        if let Some(reason) = self.too_deep.take() {
+            root.content = Content::Broken(reason);
+        }
+        Ok(())
     }
 
     /// Makes a node of an entry, all but its content: it counts as absent until somebody has looked.
@@ -87,11 +93,11 @@ impl<'r, 'a> Layout<'r, 'a> {
     fn content(&mut self, descriptor: &Descriptor, depth: u32) -> Result<Content, Fault> {
         let digest = descriptor.digest();
         let media_type = descriptor.media_type().as_ref();
-        let place = match self.reader.locate(descriptor) {
-            Located::Present(place) => place,
-            Located::Absent => return Ok(Content::Absent),
-            Located::Broken(reason) => return Ok(Content::Broken(reason)),
-        };
+        match self.reader.state(descriptor) {
+            PartState::Present => {}
+            PartState::Absent => return Ok(Content::Absent),
+            PartState::Broken(reason) => return Ok(Content::Broken(reason)),
+        }
         if documents::is_schema_1(media_type) {
             return Ok(Content::Broken(format!(
                 "{digest} is a Docker schema 1 manifest, which is not supported"
@@ -101,8 +107,8 @@ impl<'r, 'a> Layout<'r, 'a> {
         if !is_index && !documents::is_manifest(media_type) {
             return Ok(Content::Other);
         }
-        if is_index && depth >= self.reader.limits.index_depth {
-            let limit = self.reader.limits.index_depth;
+        if is_index && depth >= self.reader.limits().index_depth {
+            let limit = self.reader.limits().index_depth;
             let reason = format!("index {digest} is nested deeper than {limit} levels");
             self.too_deep = Some(reason.clone());
             return Ok(Content::Broken(reason));
@@ -112,7 +118,7 @@ impl<'r, 'a> Layout<'r, 'a> {
             self.too_deep = walked.too_deep.clone().or(self.too_deep.take());
             return Ok(walked.content.clone());
         }
-        let bytes = match self.reader.document(&place, digest)? {
+        let bytes = match self.reader.contents(descriptor)? {
             Ok(bytes) => bytes,
             Err(reason) => return Ok(Content::Broken(reason)),
         };
@@ -198,7 +204,7 @@ impl<'r, 'a> Layout<'r, 'a> {
     fn part(&mut self, given: &RawDescriptor) -> Result<Part, String> {
         let descriptor = given.to_descriptor()?;
         self.reader.take_embedded(given, &descriptor);
-        let state = self.reader.locate(&descriptor).into();
+        let state = self.reader.state(&descriptor);
         Ok(Part { descriptor, state })
     }
 
@@ -207,13 +213,10 @@ impl<'r, 'a> Layout<'r, 'a> {
         if manifest.kind != Kind::Image {
             return Ok(manifest);
         }
-        let Located::Present(place) = self.reader.locate(&manifest.config.descriptor) else {
+        if self.reader.state(&manifest.config.descriptor) != PartState::Present {
             return Ok(manifest);
-        };
-        match self
-            .reader
-            .document(&place, manifest.config.descriptor.digest())?
-        {
+        }
+        match self.reader.contents(&manifest.config.descriptor)? {
             Err(reason) => manifest.config.state = PartState::Broken(reason),
             Ok(bytes) => match documents::parse::<Config>(&bytes) {
                 Ok(config) => {

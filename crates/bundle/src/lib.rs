@@ -41,6 +41,7 @@ mod escape;
 pub mod fixtures;
 mod folder;
 mod frames;
+mod graph;
 mod layout;
 mod limits;
 mod members;
@@ -61,6 +62,7 @@ pub use catalog::{
 };
 pub use compression::Compression;
 pub use error::{Error, Fault, Warning};
+pub use graph::{Store, resolve};
 pub use limits::Limits;
 pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};
 pub use stream::{BlobStream, StreamedBlob};

@@ -35,6 +35,79 @@ pub(crate) struct Account {
     read: u64,
 }
 
+impl Account {
+    /// Puts descriptors, and the bytes they keep, on the account.
+    pub(crate) fn charge(&mut self, limits: &Limits, descriptors: usize, kept: u64) -> Result<(), Fault> {
+        self.descriptors += descriptors;
+        self.kept += kept;
+        if self.descriptors > limits.descriptors {
+            return Err(Fault::Limit {
+                what: "descriptors in all images together".to_owned(),
+                limit: limits.descriptors as u64,
+            });
+        }
+        if self.kept > limits.json_document {
+            let what = "bytes of annotations and embedded data in all images together".to_owned();
+            return Err(Fault::Limit {
+                what,
+                limit: limits.json_document,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What images are made of: an archive's blobs, or those of another store.
+pub(crate) trait Blobs {
+    /// What they may cost.
+    fn limits(&self) -> &Limits;
+
+    /// What they have cost.
+    fn spent(&self) -> Account;
+
+    /// Puts descriptors, and the bytes they keep, on the account.
+    fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault>;
+
+    /// Takes the bytes that a descriptor embeds, if they are right and there is no such blob.
+    fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor);
+
+    /// What is there of a blob.
+    fn state(&mut self, descriptor: &Descriptor) -> PartState;
+
+    /// Reads and verifies a document that is there; the inner error says why it is unusable.
+    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, String>, Fault>;
+}
+
+impl Blobs for Reader<'_> {
+    fn limits(&self) -> &Limits {
+        self.limits
+    }
+
+    fn spent(&self) -> Account {
+        self.spent
+    }
+
+    fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
+        Reader::charge(self, descriptors, kept)
+    }
+
+    fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor) {
+        Reader::take_embedded(self, given, descriptor);
+    }
+
+    fn state(&mut self, descriptor: &Descriptor) -> PartState {
+        self.locate(descriptor).into()
+    }
+
+    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, String>, Fault> {
+        match self.locate(descriptor) {
+            Located::Present(place) => self.document(&place, descriptor.digest()),
+            Located::Absent => Ok(Err(format!("blob {} is not there", descriptor.digest()))),
+            Located::Broken(reason) => Ok(Err(reason)),
+        }
+    }
+}
+
 /// A blob that a descriptor names.
 pub(crate) enum Located {
     Present(Place),
@@ -67,29 +140,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn spent(&self) -> Account {
-        self.spent
-    }
-
     /// Puts descriptors, and the bytes they keep, on the account.
     pub(crate) fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
-        self.spent.descriptors += descriptors;
-        self.spent.kept += kept;
-        if self.spent.descriptors > self.limits.descriptors {
-            let limit = self.limits.descriptors as u64;
-            return Err(Fault::Limit {
-                what: "descriptors in all images together".to_owned(),
-                limit,
-            });
-        }
-        if self.spent.kept > self.limits.json_document {
-            let what = "bytes of annotations and embedded data in all images together".to_owned();
-            return Err(Fault::Limit {
-                what,
-                limit: self.limits.json_document,
-            });
-        }
-        Ok(())
+        self.spent.charge(self.limits, descriptors, kept)
     }
 
     /// Finds the blob of a descriptor, and remembers it if its size is right.

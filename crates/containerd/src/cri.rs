@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{ImageFsInfoRequest, ImageSpec, ImageStatusRequest, PullImageRequest, VersionRequest};
+use k8s_cri::v1::{
+    ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListPodSandboxRequest, PodSandboxStatusRequest,
+    PullImageRequest, StatusRequest, VersionRequest,
+};
 use tonic::Request;
 use tonic::transport::Channel;
 
@@ -105,6 +108,47 @@ impl Cri {
         })
     }
 
+    /// Asks which image every pod is started with (often called pause); `None` where CRI does not tell.
+    ///
+    /// containerd up to 1.7 has it in the configuration that its verbose status shows. From 2.0 on it is in another
+    /// plugin's configuration and not shown, so the pods that there are tell it, if there are any.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn sandbox_image(&self) -> Result<Option<String>, Error> {
+        let attempt = "ask CRI for its sandbox image";
+        let mut client = self.runtime_client();
+        let status = match self
+            .client
+            .unary(client.status(StatusRequest { verbose: true }))
+            .await
+        {
+            Ok(status) => status,
+            Err(failure) if failure.is_unimplemented() => return Ok(None),
+            Err(failure) => return Err(self.client.fail(failure, attempt)),
+        };
+        if let Some(image) = text_in(status.info.get("config"), "sandboxImage") {
+            return Ok(Some(image));
+        }
+        let pods = self
+            .client
+            .unary(client.list_pod_sandbox(ListPodSandboxRequest { filter: None }))
+            .await;
+        let pods = pods.map_err(|failure| self.client.fail(failure, attempt))?;
+        let newest = pods.items.into_iter().max_by_key(|pod| pod.created_at);
+        let Some(pod) = newest else { return Ok(None) };
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: pod.id,
+            verbose: true,
+        };
+        match self.client.unary(client.pod_sandbox_status(request)).await {
+            Ok(status) => Ok(text_in(status.info.get("info"), "image")),
+            // It has gone meanwhile.
+            Err(failure) if failure.is_not_found() => Ok(None),
+            Err(failure) => Err(self.client.fail(failure, attempt)),
+        }
+    }
+
     /// Asks for an image by name, name and digest, or id, as kubelet does before it decides to pull.
     ///
     /// # Errors
@@ -185,6 +229,13 @@ impl Cri {
     }
 }
 
+/// A text of a JSON object that CRI shows to people.
+fn text_in(document: Option<&String>, key: &str) -> Option<String> {
+    let document: serde_json::Value = serde_json::from_str(document?).ok()?;
+    let text = document.get(key)?.as_str()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
 /// Snapshotters keep their data in a directory named after the plugin.
 fn snapshotter_of(mountpoint: &str) -> Option<&str> {
     let (_, directory) = mountpoint.rsplit_once('/')?;
@@ -196,6 +247,21 @@ fn snapshotter_of(mountpoint: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_text_that_is_there_is_taken_from_a_document() {
+        for (document, expected) in [
+            (Some(r#"{"sandboxImage":"a"}"#), Some("a")),
+            (Some(r#"{"sandboxImage":""}"#), None),
+            (Some(r#"{"sandboxImage":1}"#), None),
+            (Some("{}"), None),
+            (Some("no JSON"), None),
+            (None, None),
+        ] {
+            let found = text_in(document.map(str::to_owned).as_ref(), "sandboxImage");
+            assert_eq!(found.as_deref(), expected, "{document:?}");
+        }
+    }
 
     #[test]
     fn the_snapshotter_is_told_by_its_directory() {

@@ -218,6 +218,35 @@ pub fn select(catalog: &Catalog, policy: &Policy) -> Selection {
     }
 }
 
+/// What is to be said of an image that is not in a bundle but in a store, and has a record there already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Everything that is needed to run it is there.
+    Whole(Closure),
+    /// Nothing in it runs here; the platforms it has.
+    Foreign(Vec<String>),
+    /// It is not a container image; its type.
+    Artifact(String),
+    /// It cannot be run: each problem names the platform and the blob.
+    Broken(Vec<String>),
+}
+
+/// Judges an image in the store called `place` (as in "is not in containerd") as [`select`] judges those of a bundle.
+#[must_use]
+pub fn judge(root: &Node, wanted: &Wanted, place: &'static str) -> Judgement {
+    let walk = Walk {
+        wanted,
+        judge_by_config: false,
+        place,
+    };
+    match walk.root(root, &mut Vec::new()) {
+        Ok((closure, _)) => Judgement::Whole(closure),
+        Err(Unfit::Foreign(offered)) => Judgement::Foreign(offered),
+        Err(Unfit::Artifact(kind)) => Judgement::Artifact(kind),
+        Err(Unfit::Broken(problems)) => Judgement::Broken(problems),
+    }
+}
+
 /// Entries of the archive for the same target: bundlers list an image once for each of its names.
 fn group_by_target(images: &[Image]) -> Vec<Vec<&Image>> {
     let mut groups: Vec<Vec<&Image>> = Vec::new();
@@ -242,6 +271,7 @@ fn choose(group: &[&Image], format: Format, policy: &Policy) -> (Choice, Rank) {
     let walk = Walk {
         wanted: &policy.wanted,
         judge_by_config: format == Format::DockerArchive,
+        place: BUNDLE,
     };
     let (verdict, rank) = match walk.root(root, &mut notes) {
         Ok((closure, rank)) => (named(group, closure, policy, &mut notes), rank),
@@ -388,7 +418,12 @@ struct Walk<'a> {
     wanted: &'a Wanted,
     /// A Docker archive has no descriptors: what stands for one was made from the config.
     judge_by_config: bool,
+    /// What the place is called that the blobs are in.
+    place: &'static str,
 }
+
+/// What a bundle is called in messages.
+const BUNDLE: &str = "the bundle";
 
 impl Walk<'_> {
     fn root(&self, node: &Node, notes: &mut Vec<String>) -> Result<(Closure, Rank), Unfit> {
@@ -396,10 +431,7 @@ impl Walk<'_> {
             Content::Manifest(manifest) => self.single(node, manifest, notes),
             Content::Index(children) => self.index(node, children, notes),
             Content::Other => Err(Unfit::Artifact(node.descriptor.media_type().to_string())),
-            Content::Absent => Err(Unfit::Broken(vec![format!(
-                "{} is not in the bundle",
-                node.descriptor.digest()
-            )])),
+            Content::Absent => Err(Unfit::Broken(vec![absent(&node.descriptor, self.place)])),
             Content::Broken(reason) => Err(Unfit::Broken(vec![reason.clone()])),
         }
     }
@@ -421,7 +453,7 @@ impl Walk<'_> {
                 "neither its descriptor nor its config says a platform: taken to be for this node".to_owned(),
             );
         }
-        let problems = problems(node, manifest);
+        let problems = problems_in(self.place, node, manifest);
         if !problems.is_empty() {
             return Err(Unfit::Broken(problems));
         }
@@ -443,9 +475,10 @@ impl Walk<'_> {
         let mut problems = Vec::new();
         for node in &best {
             match &node.content {
-                Content::Manifest(manifest) => problems.extend(self::problems(node, manifest)),
+                Content::Manifest(manifest) => problems.extend(problems_in(self.place, node, manifest)),
                 Content::Absent => {
-                    problems.push(format!("{}: {}", platform_text(node), absent(&node.descriptor)));
+                    let absent = absent(&node.descriptor, self.place);
+                    problems.push(format!("{}: {absent}", platform_text(node)));
                 }
                 Content::Broken(reason) => problems.push(format!("{}: {reason}", platform_text(node))),
                 Content::Index(_) | Content::Other => {}
@@ -612,14 +645,18 @@ pub fn platform_text(node: &Node) -> String {
     stated_platform(node).map_or_else(|| "unknown platform".to_owned(), ToString::to_string)
 }
 
-/// Everything that keeps a manifest from running: absent or damaged parts, each named.
+/// Everything that keeps a manifest of a bundle from running: absent or damaged parts, each named.
 #[must_use]
 pub fn problems(node: &Node, manifest: &Manifest) -> Vec<String> {
+    problems_in(BUNDLE, node, manifest)
+}
+
+fn problems_in(place: &str, node: &Node, manifest: &Manifest) -> Vec<String> {
     let platform = platform_text(node);
     let count = manifest.layers.len();
-    let config = part_problem(&manifest.config).map(|problem| format!("{platform}: config {problem}"));
+    let config = part_problem(&manifest.config, place).map(|problem| format!("{platform}: config {problem}"));
     let layers = manifest.layers.iter().enumerate().filter_map(|(at, layer)| {
-        let problem = part_problem(layer)?;
+        let problem = part_problem(layer, place)?;
         Some(format!("{platform}: layer {} of {count} {problem}", at + 1))
     });
     let others = manifest
@@ -629,16 +666,16 @@ pub fn problems(node: &Node, manifest: &Manifest) -> Vec<String> {
     config.into_iter().chain(layers).chain(others).collect()
 }
 
-fn part_problem(part: &Part) -> Option<String> {
+fn part_problem(part: &Part, place: &str) -> Option<String> {
     match &part.state {
         PartState::Present => None,
-        PartState::Absent => Some(absent(&part.descriptor)),
+        PartState::Absent => Some(absent(&part.descriptor, place)),
         PartState::Broken(reason) => Some(format!("{}: {reason}", part.descriptor.digest())),
     }
 }
 
-fn absent(descriptor: &Descriptor) -> String {
-    format!("{} is not in the bundle", descriptor.digest())
+fn absent(descriptor: &Descriptor, place: &str) -> String {
+    format!("{} is not in {place}", descriptor.digest())
 }
 
 /// Collects a closure: children before parents, each blob once.

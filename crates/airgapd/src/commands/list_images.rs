@@ -23,7 +23,9 @@ pub(crate) async fn run(args: &ListImagesArgs, format: OutputFormat) -> anyhow::
     let platform = match args.platform.as_deref().map(str::parse).transpose() {
         Ok(platform) => platform,
         Err(error) => {
-            tracing::error!("--platform: {error}");
+            let text = format!("--platform: {error}");
+            tracing::error!("{text}");
+            output::failure(format, &text)?;
             return Ok(Exit::Usage);
         }
     };
@@ -39,6 +41,7 @@ pub(crate) async fn run(args: &ListImagesArgs, format: OutputFormat) -> anyhow::
         for mistake in needs.mistakes.iter().flat_map(|mistake| mistake.lines()) {
             tracing::error!("{mistake}");
         }
+        output::failure(format, &needs.mistakes.join("\n"))?;
         return Ok(Exit::Usage);
     }
     let images = if args.manifests.manifests.is_empty() {

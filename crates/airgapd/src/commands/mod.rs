@@ -7,6 +7,7 @@ pub(crate) mod inspect;
 pub(crate) mod list_images;
 pub(crate) mod release;
 pub(crate) mod run;
+pub(crate) mod verify;
 
 /// How the program ends. The numbers are promised to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub(crate) enum Exit {
     Usage,
     /// containerd cannot be reached.
     Unreachable,
+    /// Something that was asked for is missing.
+    Missing,
     /// The bundle is bad and nothing landed.
     BadBundle,
 }
@@ -30,6 +33,7 @@ impl From<Exit> for std::process::ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Unreachable => 3,
+            Exit::Missing => 4,
             Exit::BadBundle => 5,
         })
     }

@@ -47,6 +47,14 @@ pub(crate) struct K0sArgs {
     pub(crate) all: bool,
 }
 
+impl K0sArgs {
+    /// Whether anything of k0s was asked for.
+    pub(crate) fn is_given(&self) -> bool {
+        let files = [&self.k0s_config, &self.k0s, &self.image_set];
+        files.iter().any(|file| file.is_some()) || self.k0s_version.is_some() || self.all
+    }
+}
+
 /// Where the list of k0s comes from.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct K0sAnswer {

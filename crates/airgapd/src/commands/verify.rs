@@ -1,0 +1,462 @@
+//! `airgapd verify`: will every image that this node is asked for be there, whole, without a registry?
+//!
+//! The question is answered for the containerd of this node, or with `--bundle` for bundles before they travel.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use bundle::Limits;
+use import::{Policy, Reference};
+use platforms::Platform;
+use requirements::kubelet::{self, Kubelet};
+use serde::Serialize;
+
+use super::Exit;
+use crate::cli::VerifyArgs;
+use crate::config::{OutputFormat, PlatformChoice, Settings};
+use crate::needs::{self, K0sAnswer, Kind, Need, Needs, Source};
+use crate::node::Runtime as Node;
+use crate::output::{self, paragraph};
+use crate::runtime::{self, Runtime};
+use crate::verify::{Answer, Shelf, Status, answer};
+
+/// The namespace that CRI works in.
+const KUBERNETES: &str = "k8s.io";
+
+/// The document of `airgapd verify -o json`.
+#[derive(Debug, Serialize)]
+struct Document {
+    /// Whether nothing is missing and, where it was required, nothing is pulled.
+    complete: bool,
+    /// The containerd that was asked; `null` for bundles.
+    containerd: Option<Asked>,
+    /// The bundles that were asked instead.
+    bundles: Vec<String>,
+    k0s: Option<K0sAnswer>,
+    images: Vec<Answer>,
+    /// With `--require-never`: who would pull.
+    pulls: Vec<Pull>,
+    warnings: Vec<String>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Asked {
+    socket: String,
+    version: String,
+    namespace: String,
+    platform: String,
+}
+
+/// Somebody who does not say `Never`.
+#[derive(Debug, Serialize)]
+struct Pull {
+    reference: String,
+    source: Source,
+}
+
+/// Where the images must be.
+enum Place {
+    Containerd(Box<Runtime>),
+    Bundles,
+}
+
+/// Gathers, asks, and tells. Exit status 4 when anything is missing.
+pub(crate) async fn run(
+    args: &VerifyArgs,
+    settings: &Settings,
+    node: impl FnOnce() -> anyhow::Result<Node>,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let mut images_dir = None;
+    let place = if args.bundles.is_empty() {
+        let node = node()?;
+        images_dir = Some(node.images_dir.clone());
+        match runtime::connect(&node.socket, settings).await {
+            Ok(runtime) => Place::Containerd(Box::new(runtime)),
+            Err(error) => {
+                let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
+                let exit = if error.is_unreachable() {
+                    Exit::Unreachable
+                } else {
+                    Exit::Failed
+                };
+                return fail(format, &[text], exit);
+            }
+        }
+    } else {
+        Place::Bundles
+    };
+    let runtime = match &place {
+        Place::Containerd(runtime) => Some(&**runtime),
+        Place::Bundles => None,
+    };
+    let mut needs = Needs::default();
+    let kubelet = gather(args, settings, runtime, &mut needs).await?;
+    if needs.mistakes.is_empty() && needs.sources().is_empty() {
+        needs.mistakes.push(
+            "there is nothing to verify: give --images, --k0s-config, --manifests or --static-pods, with an image in it"
+                .to_owned(),
+        );
+    }
+    if !needs.mistakes.is_empty() {
+        return fail(format, &needs.mistakes, Exit::Usage);
+    }
+    let policy = runtime::policy(settings, runtime);
+    let images = match &place {
+        Place::Containerd(runtime) => {
+            let there =
+                in_containerd(runtime, &policy, settings, &needs.merged(), images_dir.as_deref()).await;
+            match there {
+                Ok(images) => images,
+                Err(error) => return fail(format, &[import::chain(&error)], Exit::Unreachable),
+            }
+        }
+        Place::Bundles => match in_bundles(&args.bundles, &policy, &settings.limits, &needs.merged()).await {
+            Ok(images) => images,
+            Err(mistakes) => return fail(format, &mistakes, Exit::BadBundle),
+        },
+    };
+    let pulls = if args.require_never {
+        pulls(needs.sources())
+    } else {
+        Vec::new()
+    };
+    let document = Document {
+        complete: pulls.is_empty() && !images.iter().any(Answer::is_missing),
+        containerd: runtime.map(asked),
+        bundles: args
+            .bundles
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect(),
+        warnings: kubelet
+            .map(|kubelet| objections(&kubelet, &images))
+            .unwrap_or_default(),
+        k0s: needs.k0s,
+        images,
+        pulls,
+        notes: needs.notes,
+    };
+    tell(&document, format)
+}
+
+fn fail(format: OutputFormat, mistakes: &[String], exit: Exit) -> anyhow::Result<Exit> {
+    for mistake in mistakes.iter().flat_map(|mistake| mistake.lines()) {
+        tracing::error!("{mistake}");
+    }
+    output::failure(format, &mistakes.join("\n"))?;
+    Ok(exit)
+}
+
+fn asked(runtime: &Runtime) -> Asked {
+    Asked {
+        socket: runtime.client.socket().display().to_string(),
+        version: runtime.version.text.clone(),
+        namespace: runtime.client.namespace().to_owned(),
+        platform: runtime.platform.to_string(),
+    }
+}
+
+/// Everything the operator points at, and what containerd itself will ask for.
+async fn gather(
+    args: &VerifyArgs,
+    settings: &Settings,
+    runtime: Option<&Runtime>,
+    needs: &mut Needs,
+) -> anyhow::Result<Option<Kubelet>> {
+    for list in &args.images {
+        needs.add_list(list);
+    }
+    if args.k0s.is_given() {
+        needs
+            .add_k0s(&args.k0s, platform_of(settings, runtime).as_ref())
+            .await;
+    }
+    needs.add_manifests(&args.manifests.manifests, Kind::Manifest);
+    needs.add_manifests(args.static_pods.as_slice(), Kind::StaticPod);
+    match (&args.sandbox_image, runtime) {
+        (Some(given), _) => needs.add_sandbox(given.clone()),
+        (None, Some(runtime)) if settings.cri && settings.namespace == KUBERNETES => {
+            match runtime.client.cri().sandbox_image().await? {
+                Some(image) => needs.add_sandbox(image),
+                None => needs.notes.push(
+                    "containerd does not tell which image it starts pods with: --sandbox-image does"
+                        .to_owned(),
+                ),
+            }
+        }
+        (None, _) => {}
+    }
+    Ok(args
+        .kubelet_config
+        .as_deref()
+        .and_then(|path| kubelet_of(path, needs)))
+}
+
+/// The platform whose images k0s is asked for: the first that was chosen, or the node's.
+fn platform_of(settings: &Settings, runtime: Option<&Runtime>) -> Option<Platform> {
+    match &settings.platforms {
+        PlatformChoice::These(platforms) => platforms.first().cloned(),
+        PlatformChoice::Node | PlatformChoice::All => runtime.map(|runtime| runtime.platform.clone()),
+    }
+}
+
+fn kubelet_of(path: &Path, needs: &mut Needs) -> Option<Kubelet> {
+    let text = needs::read_text(path)
+        .map_err(|mistake| needs.mistakes.push(mistake))
+        .ok()?;
+    match kubelet::parse(&text.text, &requirements::Limits::default()) {
+        Ok(kubelet) => Some(kubelet),
+        Err(problems) => {
+            needs.mistakes.extend(
+                problems
+                    .0
+                    .iter()
+                    .map(|problem| format!("{}: {problem}", text.name)),
+            );
+            None
+        }
+    }
+}
+
+async fn in_containerd(
+    runtime: &Runtime,
+    policy: &Policy,
+    settings: &Settings,
+    needs: &[Need],
+    images_dir: Option<&Path>,
+) -> Result<Vec<Answer>, containerd::Error> {
+    let shelf = Shelf::of_containerd(&runtime.client, &policy.wanted, &settings.limits).await?;
+    let all = |bundles: &Shelf| {
+        needs
+            .iter()
+            .map(|need| answer(need, &shelf, bundles))
+            .collect::<Vec<_>>()
+    };
+    let mut answers = all(&Shelf::default());
+    if let Some(images_dir) = images_dir
+        && answers.iter().any(Answer::is_missing)
+    {
+        // Only now, since bundles can be large: who has what is missing?
+        let (bundles, _) = shelf_of(&bundles_in(images_dir), policy, &settings.limits).await;
+        answers = all(&bundles);
+    }
+    if settings.cri && settings.namespace == KUBERNETES {
+        ask_cri(runtime, &mut answers).await?;
+    }
+    Ok(answers)
+}
+
+/// What containerd has, CRI takes in a moment later; until then kubelet does not see it.
+async fn ask_cri(runtime: &Runtime, answers: &mut [Answer]) -> Result<(), containerd::Error> {
+    let cri = runtime.client.cri();
+    for answer in answers.iter_mut().filter(|answer| !answer.is_missing()) {
+        if cri.image_status(&answer.reference).await?.is_none() {
+            answer
+                .warnings
+                .push("CRI has not taken it in yet: kubelet does not see it".to_owned());
+        }
+    }
+    Ok(())
+}
+
+async fn in_bundles(
+    paths: &[PathBuf],
+    policy: &Policy,
+    limits: &Limits,
+    needs: &[Need],
+) -> Result<Vec<Answer>, Vec<String>> {
+    let (shelf, mistakes) = shelf_of(paths, policy, limits).await;
+    if !mistakes.is_empty() {
+        return Err(mistakes);
+    }
+    let nothing = Shelf::default();
+    Ok(needs.iter().map(|need| answer(need, &shelf, &nothing)).collect())
+}
+
+/// What several bundles have, and why others could not be read.
+async fn shelf_of(paths: &[PathBuf], policy: &Policy, limits: &Limits) -> (Shelf, Vec<String>) {
+    let mut shelf = Shelf::default();
+    let mut mistakes = Vec::new();
+    for path in paths {
+        match super::import::open(path, limits).await {
+            Ok(bundle) => shelf.join(Shelf::of_bundle(&bundle, path, policy)),
+            Err(error) => mistakes.push(import::chain(&error)),
+        }
+    }
+    (shelf, mistakes)
+}
+
+/// What may be a bundle in the images folder; whoever opens it finds out.
+fn bundles_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_shown = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
+    };
+    let is_openable = |path: &PathBuf| path.is_file() || path.join("index.json").is_file();
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| is_shown(path) && is_openable(path))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Everybody who may pull.
+fn pulls(sources: &[Source]) -> Vec<Pull> {
+    let may_pull = |source: &&Source| {
+        source
+            .pull_policy
+            .as_deref()
+            .is_some_and(|policy| policy != "Never")
+    };
+    let pull = |source: &Source| Pull {
+        reference: source.given.clone(),
+        source: source.clone(),
+    };
+    sources.iter().filter(may_pull).map(pull).collect()
+}
+
+/// What kubelet has against images that nobody pulled, each objection once with the images it concerns.
+fn objections(kubelet: &Kubelet, images: &[Answer]) -> Vec<String> {
+    let mut objections: Vec<(String, usize)> = Vec::new();
+    for image in images {
+        let Ok(reference) = image.reference.parse::<Reference>() else {
+            continue;
+        };
+        let Some(objection) = kubelet.objection(reference.repository()) else {
+            continue;
+        };
+        match objections.iter_mut().find(|(known, _)| *known == objection) {
+            Some((_, count)) => *count += 1,
+            None => objections.push((objection, 1)),
+        }
+    }
+    let text = |(objection, count)| match count {
+        1 => objection,
+        count => format!("{objection} ({count} references)"),
+    };
+    objections.into_iter().map(text).collect()
+}
+
+fn tell(document: &Document, format: OutputFormat) -> anyhow::Result<Exit> {
+    match format {
+        OutputFormat::Json => output::json(document)?,
+        OutputFormat::Text => {
+            for note in &document.notes {
+                tracing::warn!("{note}");
+            }
+            if let Some(k0s) = &document.k0s {
+                tracing::info!("{}", k0s.text());
+            }
+            output::text(&text(document))?;
+        }
+    }
+    Ok(if document.complete {
+        Exit::Done
+    } else {
+        Exit::Missing
+    })
+}
+
+fn text(document: &Document) -> String {
+    let mut out = String::new();
+    let (missing, present): (Vec<_>, Vec<_>) = document.images.iter().partition(|image| image.is_missing());
+    for image in &present {
+        write_present(&mut out, image);
+    }
+    for image in &missing {
+        write_missing(&mut out, image);
+    }
+    for pull in &document.pulls {
+        let policy = pull.source.pull_policy.as_deref().unwrap_or_default();
+        paragraph(
+            &mut out,
+            "PULLS    ",
+            &format!("{} with {policy}, not Never", pull.reference),
+        );
+        paragraph(&mut out, "  asked  ", &pull.source.to_string());
+    }
+    for warning in &document.warnings {
+        paragraph(&mut out, "warning  ", warning);
+    }
+    let place = match &document.containerd {
+        Some(asked) => format!("in containerd {} for {}", asked.version, asked.platform),
+        None => format!("in {}", document.bundles.join(", ")),
+    };
+    let mut summary = format!(
+        "{} of {} references are there, whole, {place}",
+        present.len(),
+        document.images.len()
+    );
+    if !missing.is_empty() {
+        let _ = write!(summary, "; {} are missing", missing.len());
+    }
+    if !document.pulls.is_empty() {
+        let _ = write!(summary, "; {} may be pulled", document.pulls.len());
+    }
+    paragraph(&mut out, "", &summary);
+    out
+}
+
+fn write_present(out: &mut String, image: &Answer) {
+    let mut told = image.platforms.clone();
+    if image.pinned == Some(true) {
+        told.push("pinned".to_owned());
+    }
+    told.extend(image.bundles.iter().cloned());
+    paragraph(
+        out,
+        "ok       ",
+        &format!("{}  {}", image.reference, told.join(", ")),
+    );
+    for warning in &image.warnings {
+        paragraph(out, "  warning ", warning);
+    }
+}
+
+fn write_missing(out: &mut String, image: &Answer) {
+    let label = match image.status {
+        Status::Incomplete => "BROKEN   ",
+        Status::InvalidReference => "INVALID  ",
+        Status::Absent | Status::WrongPlatform | Status::NotAnImage | Status::Present => "MISSING  ",
+    };
+    paragraph(out, label, &image.reference);
+    for problem in &image.problems {
+        paragraph(out, "  why    ", problem);
+    }
+    if let Some(near) = &image.near_miss {
+        paragraph(out, "  near   ", &format!("{} in {}", near.reference, near.place));
+    }
+    if let Some(bundle) = &image.found_in {
+        paragraph(out, "  found  ", bundle);
+    }
+    if let Some(remedy) = &image.remedy {
+        paragraph(out, "  remedy ", remedy);
+    }
+    for source in &image.sources {
+        paragraph(out, "  asked  ", &source.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objections_are_told_once_however_many_images_they_concern() {
+        let settings = "kind: KubeletConfiguration\nimagePullCredentialsVerificationPolicy: AlwaysVerify\n";
+        let kubelet = kubelet::parse(settings, &requirements::Limits::default()).unwrap();
+        let need = |reference: &str| Need {
+            reference: reference.to_owned(),
+            sources: Vec::new(),
+        };
+        let nothing = Shelf::default();
+        let images = ["a.test/a:1", "a.test/b:1"].map(|name| answer(&need(name), &nothing, &nothing));
+        let told = objections(&kubelet, &images);
+        assert!(told.len() == 1 && told[0].ends_with("(2 references)"), "{told:?}");
+        assert!(objections(&Kubelet::default(), &images).is_empty());
+    }
+}

@@ -1,0 +1,369 @@
+//! One reference held against what there is.
+//!
+//! CRI normalises what a pod asks for and looks for a record of exactly that name; with a tag and a digest the tag does
+//! not count; a config's digest, or the beginning of one, is an id (containerd's CRI plugin, `LocalResolve`). So a pod
+//! may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
+
+use import::{Judgement, Reference};
+use serde::Serialize;
+
+use super::{Held, Shelf};
+use crate::needs::{Need, Source};
+
+/// How many hexadecimal digits make an id: shorter ones may be names.
+const SHORTEST_ID: usize = 12;
+
+/// Whether a reference will be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// It is there, down to every blob.
+    Present,
+    /// There is no image of this name.
+    Absent,
+    /// It is there, and something it needs is not, or is damaged.
+    Incomplete,
+    /// It is there for other platforms only.
+    WrongPlatform,
+    /// What has the name is no container image.
+    NotAnImage,
+    /// It is no image reference.
+    InvalidReference,
+}
+
+/// How a near miss differs from what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Difference {
+    Digest,
+    Registry,
+    Tag,
+    Platform,
+}
+
+/// An image that is almost the one that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct NearMiss {
+    pub(crate) differs_in: Difference,
+    pub(crate) reference: String,
+    /// `containerd`, or the bundle.
+    pub(crate) place: String,
+}
+
+/// What there is to say about one reference.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Answer {
+    pub(crate) reference: String,
+    pub(crate) status: Status,
+    /// What the name points at.
+    pub(crate) digest: Option<String>,
+    /// `containerd`, or the bundle.
+    pub(crate) place: Option<String>,
+    /// The platforms that are whole, or that there are instead.
+    pub(crate) platforms: Vec<String>,
+    pub(crate) pinned: Option<bool>,
+    /// The bundles that vouch for it.
+    pub(crate) bundles: Vec<String>,
+    /// What is wrong.
+    pub(crate) problems: Vec<String>,
+    /// A bundle on this disk that has the image, whole.
+    pub(crate) found_in: Option<String>,
+    pub(crate) near_miss: Option<NearMiss>,
+    /// What to do about it.
+    pub(crate) remedy: Option<String>,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) sources: Vec<Source>,
+}
+
+impl Answer {
+    fn new(need: &Need, status: Status) -> Answer {
+        Answer {
+            reference: need.reference.clone(),
+            status,
+            digest: None,
+            place: None,
+            platforms: Vec::new(),
+            pinned: None,
+            bundles: Vec::new(),
+            problems: Vec::new(),
+            found_in: None,
+            near_miss: None,
+            remedy: None,
+            warnings: Vec::new(),
+            sources: need.sources.clone(),
+        }
+    }
+
+    fn about(need: &Need, held: &Held) -> Answer {
+        let (status, platforms, problems) = match &held.state {
+            Judgement::Whole(closure) => (Status::Present, closure.platforms.clone(), Vec::new()),
+            Judgement::Foreign(offered) => (Status::WrongPlatform, offered.clone(), vec![only_for(offered)]),
+            Judgement::Artifact(kind) => (
+                Status::NotAnImage,
+                Vec::new(),
+                vec![format!("it is not a container image but {kind}")],
+            ),
+            Judgement::Broken(problems) => (Status::Incomplete, Vec::new(), problems.clone()),
+        };
+        Answer {
+            digest: Some(held.target.to_string()),
+            place: Some(held.place.clone()),
+            platforms,
+            problems,
+            pinned: held.pinned,
+            bundles: held.bundles.clone(),
+            ..Answer::new(need, status)
+        }
+    }
+
+    pub(crate) fn is_missing(&self) -> bool {
+        self.status != Status::Present
+    }
+}
+
+fn only_for(offered: &[String]) -> String {
+    match offered {
+        [] => "nothing in it is for this node".to_owned(),
+        offered => format!("it is not for this node, only for {}", offered.join(", ")),
+    }
+}
+
+/// What a reference means to CRI.
+enum Wanted {
+    /// A record of this name; the reference it was made of.
+    Name(String, Reference),
+    /// An image by its id or the beginning of it.
+    Id(String),
+}
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_hex = !hex.is_empty() && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if is_hex && (text.len() > hex.len() || (SHORTEST_ID..=64).contains(&hex.len())) {
+        return Ok(Wanted::Id(text.to_owned()));
+    }
+    let reference: Reference = text
+        .parse()
+        .map_err(|error: import::InvalidReference| error.to_string())?;
+    let name = match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => format!("{}@{digest}", reference.repository()),
+        (None, Some(tag)) => format!("{}:{tag}", reference.repository()),
+        (None, None) => format!("{}:latest", reference.repository()),
+    };
+    Ok(Wanted::Name(name, reference))
+}
+
+fn find<'s>(wanted: &Wanted, shelf: &'s Shelf) -> Option<&'s Held> {
+    match wanted {
+        Wanted::Name(name, _) => shelf.get(name),
+        Wanted::Id(id) => shelf.by_id(id),
+    }
+}
+
+/// Answers for one need: `shelf` is where it must be, `bundles` are those it could still come from.
+pub(crate) fn answer(need: &Need, shelf: &Shelf, bundles: &Shelf) -> Answer {
+    let given = need
+        .sources
+        .first()
+        .map_or(need.reference.as_str(), |source| source.given.as_str());
+    let wanted = match wanted(given) {
+        Ok(wanted) => wanted,
+        Err(reason) => {
+            let mut answer = Answer::new(need, Status::InvalidReference);
+            answer.problems.push(reason);
+            answer.remedy = Some("correct it where it is asked for".to_owned());
+            return answer;
+        }
+    };
+    let mut answer = match find(&wanted, shelf) {
+        Some(held) => Answer::about(need, held),
+        None => Answer::new(need, Status::Absent),
+    };
+    match answer.status {
+        Status::Present => warn(&mut answer),
+        _ => advise(&mut answer, &wanted, shelf, bundles),
+    }
+    answer
+}
+
+fn warn(answer: &mut Answer) {
+    if answer.pinned == Some(false) {
+        answer
+            .warnings
+            .push("it is not pinned: kubelet may remove it when the disk is full".to_owned());
+    }
+}
+
+/// Adds what comes closest and what to do.
+fn advise(answer: &mut Answer, wanted: &Wanted, shelf: &Shelf, bundles: &Shelf) {
+    if answer.status == Status::Absent {
+        answer.problems.push(match wanted {
+            Wanted::Name(name, _) => format!("there is no image of the name {name}"),
+            Wanted::Id(_) => "there is no image with this id".to_owned(),
+        });
+    }
+    let in_bundle = find(wanted, bundles);
+    if let Some(held) = in_bundle.filter(|held| held.is_whole()) {
+        answer.found_in = Some(held.place.clone());
+        answer.remedy = Some(format!("airgapd import {}", held.place));
+        return;
+    }
+    if let Some(held) = in_bundle {
+        answer
+            .problems
+            .push(format!("{} has it, but {}", held.place, flaw(&held.state)));
+    }
+    if let Some(foreign) = [find(wanted, shelf), in_bundle]
+        .into_iter()
+        .flatten()
+        .find(|held| is_foreign(held))
+    {
+        answer.near_miss = Some(near(foreign, Difference::Platform));
+        answer.remedy = Some("bundle it for this node's platform too".to_owned());
+        return;
+    }
+    match answer.status {
+        Status::Incomplete => {
+            answer.remedy = Some("import a bundle that has it, whole: only what is missing moves".to_owned());
+        }
+        Status::NotAnImage => {
+            answer.remedy = Some("use its name for the image it was meant for, or another name".to_owned());
+        }
+        _ => closest(answer, wanted, shelf, bundles),
+    }
+}
+
+fn is_foreign(held: &Held) -> bool {
+    matches!(held.state, Judgement::Foreign(_))
+}
+
+fn flaw(state: &Judgement) -> String {
+    match state {
+        Judgement::Whole(_) => "it is whole".to_owned(),
+        Judgement::Foreign(offered) => only_for(offered),
+        Judgement::Artifact(kind) => format!("it is not a container image but {kind}"),
+        Judgement::Broken(problems) => problems.join("; "),
+    }
+}
+
+fn near(held: &Held, differs_in: Difference) -> NearMiss {
+    NearMiss {
+        differs_in,
+        reference: held.name.clone(),
+        place: held.place.clone(),
+    }
+}
+
+/// Names the image that differs least, and how to get from one to the other.
+fn closest(answer: &mut Answer, wanted: &Wanted, shelf: &Shelf, bundles: &Shelf) {
+    let Wanted::Name(_, reference) = wanted else {
+        answer.remedy = Some("import the bundle that has it, or ask for it by name".to_owned());
+        return;
+    };
+    let everything = || shelf.all().chain(bundles.all()).filter(|held| held.is_whole());
+    let found = other_digest(reference, everything())
+        .or_else(|| other_registry(reference, everything()))
+        .or_else(|| other_tag(reference, everything()));
+    match found {
+        Some((near, remedy)) => {
+            answer.near_miss = Some(near);
+            answer.remedy = Some(remedy);
+        }
+        None => answer.remedy = Some("add it to a bundle: no bundle here has anything like it".to_owned()),
+    }
+}
+
+type Found = Option<(NearMiss, String)>;
+
+/// The digest of something else in the same image, or another build.
+fn other_digest<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) -> Found {
+    let digest = reference.digest()?;
+    let same = held.filter(|held| parts(&held.name).0 == reference.repository());
+    let mut same: Vec<&Held> = same.collect();
+    // With a tag, that one first; names with a tag say more than those by digest.
+    same.sort_by_key(|held| {
+        let tag = parts(&held.name).1;
+        (tag.is_none() || tag != reference.tag(), tag.is_none())
+    });
+    let below = |held: &&Held| {
+        held.below
+            .iter()
+            .find(|(found, _)| found.as_ref() == digest)
+            .map(|(_, platform)| platform.clone())
+    };
+    if let Some((held, platform)) = same.iter().find_map(|held| Some((*held, below(held)?))) {
+        let (repository, target) = (reference.repository(), &held.target);
+        let remedy = format!(
+            "that digest is its {platform} manifest: pin to the index with {repository}@{target}, or import it with digestReferences: all"
+        );
+        return Some((near(held, Difference::Digest), remedy));
+    }
+    if let Some(held) = same.iter().find(|held| held.target.as_ref() == digest) {
+        let remedy = "the image is there, without a name by digest: import its bundle again, which adds one"
+            .to_owned();
+        return Some((near(held, Difference::Digest), remedy));
+    }
+    let held = same.first()?;
+    let remedy = format!(
+        "it is another build, {}: bundle the one that is asked for, or ask for this one",
+        held.target
+    );
+    Some((near(held, Difference::Digest), remedy))
+}
+
+/// The same path and tag, or at least the same last part of the path, elsewhere.
+fn other_registry<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) -> Found {
+    let is_same_version = |held: &&Held| match (reference.digest(), parts(&held.name)) {
+        (Some(digest), _) => held.target.as_ref() == digest,
+        (None, (_, tag)) => tag.is_some() && tag == reference.tag(),
+    };
+    let (wanted_host, wanted_path) = reference.repository().split_once('/')?;
+    let similarity = |held: &Held| {
+        let (repository, _) = parts(&held.name);
+        let (_, path) = repository.split_once('/')?;
+        let last = |path: &str| path.rsplit('/').next().map(str::to_owned);
+        match path {
+            path if path == wanted_path => Some(0),
+            path if last(path) == last(wanted_path) => Some(1),
+            _ => None,
+        }
+    };
+    let found = held
+        .filter(is_same_version)
+        .filter_map(|held| Some((similarity(held)?, held)));
+    let (similarity, held) = found.min_by_key(|(similarity, _)| *similarity)?;
+    let from = parts(&held.name).0;
+    let (from, to) = match (similarity, from.split_once('/')) {
+        (0, Some((host, _))) => (host, wanted_host),
+        _ => (from, reference.repository()),
+    };
+    let remedy = format!("ask for {}, or import it with the alias {from}={to}", held.name);
+    Some((near(held, Difference::Registry), remedy))
+}
+
+fn other_tag<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) -> Found {
+    let same =
+        held.filter(|held| parts(&held.name).0 == reference.repository() && parts(&held.name).1.is_some());
+    let held = same.max_by_key(|held| {
+        alike(
+            parts(&held.name).1.unwrap_or_default(),
+            reference.tag().unwrap_or_default(),
+        )
+    })?;
+    let remedy = format!("bundle {reference}, or ask for {}", held.name);
+    Some((near(held, Difference::Tag), remedy))
+}
+
+/// How many characters two tags begin with in common.
+fn alike(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count()
+}
+
+/// Repository and tag of a record's name.
+fn parts(name: &str) -> (&str, Option<&str>) {
+    let without_digest = name.split('@').next().unwrap_or(name);
+    match without_digest.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
+        _ => (without_digest, None),
+    }
+}

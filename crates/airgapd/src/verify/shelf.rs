@@ -1,0 +1,292 @@
+//! Images by name, as a containerd or a bundle has them, each with what it lacks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use bundle::{Bundle, Content, Limits, Node};
+use containerd::{Client, ImageRecord};
+use import::labels::{BUNDLE_PREFIX, IMPORTED, PINNED, PINNED_VALUE};
+use import::{ChildKind, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
+use oci_spec::image::{Descriptor, Digest};
+
+/// What containerd is called in messages.
+const CONTAINERD: &str = "containerd";
+
+/// One name and what is behind it.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) name: String,
+    pub(crate) target: Digest,
+    /// Whether it can run on this node.
+    pub(crate) state: Judgement,
+    /// The manifests and indexes below the target, each with its platform.
+    pub(crate) below: Vec<(Digest, String)>,
+    /// `containerd`, or the bundle.
+    pub(crate) place: String,
+    /// Whether kubelet's garbage collector leaves it alone; `None` for bundles.
+    pub(crate) pinned: Option<bool>,
+    /// The bundles that vouch for it.
+    pub(crate) bundles: Vec<String>,
+}
+
+/// Everything that a containerd or several bundles have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shelf {
+    held: BTreeMap<String, Held>,
+    /// Images by the digest of their config, which is what CRI calls their id.
+    ids: BTreeMap<String, String>,
+}
+
+impl Shelf {
+    /// Asks containerd for its records and blobs, and reads the documents behind each record.
+    ///
+    /// # Errors
+    ///
+    /// What the client reports while it lists. What cannot be read later is told of the image.
+    pub(crate) async fn of_containerd(
+        client: &Client,
+        wanted: &Wanted,
+        limits: &Limits,
+    ) -> Result<Shelf, containerd::Error> {
+        let records = client.images().await?;
+        let blobs = client.blobs().await?;
+        let store = Store {
+            client: client.clone(),
+            sizes: blobs.into_iter().map(|blob| (blob.digest, blob.size)).collect(),
+            runtime: tokio::runtime::Handle::current(),
+            lost: None,
+        };
+        let (wanted, limits) = (wanted.clone(), limits.clone());
+        // Each document is waited for, so this has a thread of its own.
+        let read = tokio::task::spawn_blocking(move || Shelf::read(records, store, &wanted, &limits));
+        read.await.expect("reading never panics")
+    }
+
+    fn read(
+        records: Vec<ImageRecord>,
+        mut store: Store,
+        wanted: &Wanted,
+        limits: &Limits,
+    ) -> Result<Shelf, containerd::Error> {
+        let mut judged: HashMap<Digest, (Judgement, Vec<(Digest, String)>)> = HashMap::new();
+        let mut shelf = Shelf::default();
+        for record in records {
+            let target = record.target.digest().clone();
+            let (state, below) = judged
+                .entry(target.clone())
+                .or_insert_with(|| examine(&record.target, &mut store, wanted, limits))
+                .clone();
+            if let Some(error) = store.lost.take() {
+                return Err(error);
+            }
+            if record.name.starts_with("sha256:") {
+                shelf.ids.insert(record.name.clone(), record.name.clone());
+            }
+            shelf.put(Held {
+                target,
+                state,
+                below,
+                place: CONTAINERD.to_owned(),
+                pinned: Some(
+                    record
+                        .labels
+                        .get(PINNED)
+                        .is_some_and(|value| value == PINNED_VALUE),
+                ),
+                bundles: vouchers(&record),
+                name: record.name,
+            });
+        }
+        Ok(shelf)
+    }
+
+    /// What a bundle would bring, under the names it would have.
+    pub(crate) fn of_bundle(bundle: &Bundle, path: &Path, policy: &Policy) -> Shelf {
+        let place = path.display().to_string();
+        let mut shelf = Shelf::default();
+        for choice in import::select(bundle.catalog(), policy).choices {
+            let digest = choice.target.digest().clone();
+            let entries = bundle
+                .catalog()
+                .images
+                .iter()
+                .filter(|image| *image.root.descriptor.digest() == digest);
+            let entries: Vec<_> = entries.collect();
+            let mut below = Vec::new();
+            entries
+                .iter()
+                .take(1)
+                .for_each(|image| collect(&image.root, &mut below));
+            let (state, names) = match choice.verdict {
+                Verdict::Take(taken) => {
+                    let names = taken
+                        .records
+                        .into_iter()
+                        .map(|record| (record.name, record.target.digest().clone()));
+                    (Judgement::Whole(taken.closure), names.collect())
+                }
+                verdict => {
+                    let given = entries
+                        .iter()
+                        .flat_map(|image| policy.naming.names_of(&image.names, &digest).references);
+                    let names = given.map(|name| (name.to_string(), digest.clone())).collect();
+                    match state_of(verdict) {
+                        Some(state) => (state, names),
+                        None => continue,
+                    }
+                }
+            };
+            shelf.put_all(names, &state, &below, &place);
+        }
+        shelf
+    }
+
+    fn put_all(
+        &mut self,
+        names: Vec<(String, Digest)>,
+        state: &Judgement,
+        below: &[(Digest, String)],
+        place: &str,
+    ) {
+        for (name, target) in names {
+            if let Judgement::Whole(closure) = state {
+                let children = closure.blobs.iter().flat_map(|blob| &blob.children);
+                let configs = children.filter(|child| child.kind == ChildKind::Config);
+                self.ids
+                    .extend(configs.map(|child| (child.digest.to_string(), name.clone())));
+            }
+            self.put(Held {
+                name,
+                target,
+                state: state.clone(),
+                below: below.to_vec(),
+                place: place.to_owned(),
+                pinned: None,
+                bundles: Vec::new(),
+            });
+        }
+    }
+
+    /// Adds what another bundle has; of two with the same name a whole one counts.
+    pub(crate) fn join(&mut self, other: Shelf) {
+        self.ids.extend(other.ids);
+        other.held.into_values().for_each(|held| self.put(held));
+    }
+
+    fn put(&mut self, held: Held) {
+        let is_better = |known: &Held| !known.is_whole() && held.is_whole();
+        if self.held.get(&held.name).is_none_or(is_better) {
+            self.held.insert(held.name.clone(), held);
+        }
+    }
+
+    /// The image of that exact name.
+    pub(crate) fn get(&self, name: &str) -> Option<&Held> {
+        self.held.get(name)
+    }
+
+    /// The image with that id, or the only one whose id begins so.
+    pub(crate) fn by_id(&self, id: &str) -> Option<&Held> {
+        let id = if id.starts_with("sha256:") {
+            id.to_owned()
+        } else {
+            format!("sha256:{id}")
+        };
+        let mut found = self
+            .ids
+            .range(id.clone()..)
+            .take_while(|(known, _)| known.starts_with(&id));
+        let (_, name) = found.next()?;
+        match found.next() {
+            Some(_) => None,
+            None => self.get(name),
+        }
+    }
+
+    /// Everything there is, by name.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Held> {
+        self.held.values()
+    }
+}
+
+impl Held {
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.state, Judgement::Whole(_))
+    }
+}
+
+/// What a verdict without records says of the image; `None` where nothing of it would ever be there.
+fn state_of(verdict: Verdict) -> Option<Judgement> {
+    match verdict {
+        Verdict::Broken(problems) => Some(Judgement::Broken(problems)),
+        Verdict::Skip(Skip::Foreign { offered }) => Some(Judgement::Foreign(offered)),
+        Verdict::Skip(Skip::Artifact(kind)) => Some(Judgement::Artifact(kind)),
+        Verdict::Skip(Skip::Unnamed | Skip::Outranked) | Verdict::Forbidden => None,
+        Verdict::Take(taken) => Some(Judgement::Whole(taken.closure)),
+    }
+}
+
+/// The files that vouch for a record.
+fn vouchers(record: &ImageRecord) -> Vec<String> {
+    let sources = record.labels.iter();
+    let sources = sources.filter(|(key, _)| key.starts_with(BUNDLE_PREFIX) || *key == IMPORTED);
+    sources.map(|(_, file)| file.clone()).collect()
+}
+
+fn examine(
+    target: &Descriptor,
+    store: &mut Store,
+    wanted: &Wanted,
+    limits: &Limits,
+) -> (Judgement, Vec<(Digest, String)>) {
+    match bundle::resolve(target, store, limits) {
+        Ok(node) => {
+            let mut below = Vec::new();
+            collect(&node, &mut below);
+            (import::judge(&node, wanted, CONTAINERD), below)
+        }
+        Err(fault) => (Judgement::Broken(vec![fault.to_string()]), Vec::new()),
+    }
+}
+
+/// The manifests and indexes below a node.
+fn collect(node: &Node, below: &mut Vec<(Digest, String)>) {
+    let Content::Index(children) = &node.content else {
+        return;
+    };
+    for child in children {
+        below.push((child.descriptor.digest().clone(), platform_text(child)));
+        collect(child, below);
+    }
+}
+
+/// containerd's content store, asked from a thread that may wait.
+struct Store {
+    client: Client,
+    sizes: HashMap<Digest, u64>,
+    runtime: tokio::runtime::Handle,
+    /// Why containerd does not answer any more.
+    lost: Option<containerd::Error>,
+}
+
+impl bundle::Store for Store {
+    fn size(&self, digest: &Digest) -> Option<u64> {
+        self.sizes.get(digest).copied()
+    }
+
+    fn read(&mut self, digest: &Digest) -> Result<Vec<u8>, String> {
+        let size = self.size(digest).unwrap_or_default();
+        self.runtime
+            .block_on(self.client.read_blob(digest, size))
+            .map_err(|error| {
+                let reason = import::chain(&error);
+                if matches!(
+                    error,
+                    containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }
+                ) {
+                    self.lost = Some(error);
+                }
+                reason
+            })
+    }
+}
