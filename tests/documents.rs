@@ -252,6 +252,71 @@ fn inspect_of_a_bundle_that_is_not_whole_ends_with_5(target: &Target) {
     assert_eq!(image["records"], json!([]));
 }
 
+fn verify_prints_one_document_with_stable_keys(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundle().write_to(file.as_ref());
+    node.import(["--platform", "linux/amd64", &file]).exits(0);
+    let list = text(&node.path("list.txt"));
+    std::fs::write(&list, "registry.test/app:1\nregistry.test/app:2\n").unwrap();
+    let document = node
+        .airgapd([
+            "verify",
+            "-o",
+            "json",
+            "--platform",
+            "linux/amd64",
+            "--images",
+            &list,
+        ])
+        .exits(4)
+        .json();
+    let source = |line: usize, given: &str| {
+        json!({"kind": "list", "path": list, "object": null, "field": format!("line {line}"), "given": given,
+            "pull_policy": null})
+    };
+    assert!(document["containerd"]["version"].is_string(), "{document:#}");
+    let expected = json!({
+        "complete": false,
+        "containerd": document["containerd"],
+        "bundles": [],
+        "k0s": null,
+        "images": [{
+            "reference": NAME,
+            "status": "present",
+            "digest": archive.images[0].root.to_string(),
+            "place": "containerd",
+            "platforms": ["linux/amd64"],
+            "pinned": true,
+            "bundles": ["bundle.tar"],
+            "problems": [],
+            "found_in": null,
+            "near_miss": null,
+            "remedy": null,
+            "warnings": [],
+            "sources": [source(1, NAME)],
+        }, {
+            "reference": "registry.test/app:2",
+            "status": "absent",
+            "digest": null,
+            "place": null,
+            "platforms": [],
+            "pinned": null,
+            "bundles": [],
+            "problems": ["there is no image of the name registry.test/app:2"],
+            "found_in": null,
+            "near_miss": {"differs_in": "tag", "reference": NAME, "place": "containerd"},
+            "remedy": format!("bundle registry.test/app:2, or ask for {NAME}"),
+            "warnings": [],
+            "sources": [source(2, "registry.test/app:2")],
+        }],
+        "pulls": [],
+        "warnings": [],
+        "notes": [],
+    });
+    assert_eq!(document, expected);
+}
+
 fn release_and_config_print_documents_with_stable_keys(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -297,5 +362,6 @@ on_the_fake!(
     inspect_prints_one_document_with_stable_keys,
     inspect_of_a_bundle_that_is_not_whole_ends_with_5,
     every_command_prints_a_document_where_it_comes_to_nothing,
+    verify_prints_one_document_with_stable_keys,
     release_and_config_print_documents_with_stable_keys,
 );

@@ -53,6 +53,8 @@ struct Asked {
 struct Pull {
     reference: String,
     source: Source,
+    /// What to change.
+    remedy: &'static str,
 }
 
 /// Where the images must be.
@@ -315,6 +317,10 @@ fn pulls(sources: &[Source]) -> Vec<Pull> {
     let pull = |source: &Source| Pull {
         reference: source.given.clone(),
         source: source.clone(),
+        remedy: match source.kind {
+            Kind::K0s => "set spec.images.default_pull_policy: Never in the configuration of k0s",
+            Kind::Manifest | Kind::StaticPod | Kind::List | Kind::Sandbox => "set its pull policy to Never",
+        },
     };
     sources.iter().filter(may_pull).map(pull).collect()
 }
@@ -370,15 +376,7 @@ fn text(document: &Document) -> String {
     for image in &missing {
         write_missing(&mut out, image);
     }
-    for pull in &document.pulls {
-        let policy = pull.source.pull_policy.as_deref().unwrap_or_default();
-        paragraph(
-            &mut out,
-            "PULLS    ",
-            &format!("{} with {policy}, not Never", pull.reference),
-        );
-        paragraph(&mut out, "  asked  ", &pull.source.to_string());
-    }
+    write_pulls(&mut out, &document.pulls);
     for warning in &document.warnings {
         paragraph(&mut out, "warning  ", warning);
     }
@@ -399,6 +397,21 @@ fn text(document: &Document) -> String {
     }
     paragraph(&mut out, "", &summary);
     out
+}
+
+/// Each by itself, apart from those of k0s, which one setting decides over.
+fn write_pulls(out: &mut String, pulls: &[Pull]) {
+    let (of_k0s, others): (Vec<_>, Vec<_>) = pulls.iter().partition(|pull| pull.source.kind == Kind::K0s);
+    if let [first, ..] = of_k0s[..] {
+        paragraph(out, "PULLS    ", &format!("{} images of k0s", of_k0s.len()));
+        paragraph(out, "  remedy ", first.remedy);
+    }
+    for pull in others {
+        let policy = pull.source.pull_policy.as_deref().unwrap_or_default();
+        paragraph(out, "PULLS    ", &format!("{}, with {policy}", pull.reference));
+        paragraph(out, "  remedy ", pull.remedy);
+        paragraph(out, "  asked  ", &pull.source.to_string());
+    }
 }
 
 fn write_present(out: &mut String, image: &Answer) {
