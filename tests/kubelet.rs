@@ -172,6 +172,12 @@ async fn run_pod(target: &Target, image: &str, logs: &Path) -> String {
         .unwrap()
         .into_inner()
         .pod_sandbox_id;
+    // Every containerd tells what it starts pods with, at the latest now.
+    let cri = containerd::Client::connect(target.socket(), target.namespace())
+        .await
+        .unwrap()
+        .cri();
+    assert_eq!(cri.sandbox_image().await.unwrap().as_deref(), Some(SANDBOX_IMAGE));
     let ended = async {
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox.clone(),

@@ -232,6 +232,14 @@ fn every_mistake_is_named_at_once_and_nothing_is_listed() {
         unknown.stderr
     );
     list(&node, &["--platform", "a b"], None, "").exits(2);
+    let twice = list(
+        &node,
+        &["--k0s-config", "-", "--manifests", "-"],
+        None,
+        "spec: {}",
+    )
+    .exits(2);
+    assert!(twice.stderr.contains("twice"), "{}", twice.stderr);
 }
 
 #[test]
@@ -300,6 +308,10 @@ fn the_program_on_the_machine_is_preferred_where_it_can_answer() {
         );
         assert!(answer.stderr.contains("cannot be asked"), "{}", answer.stderr);
     }
+    let silent = k0s(&node, NEWEST, "exit 0");
+    let answer = list(&node, &["--platform", "linux/amd64"], Some(&silent), "").exits(0);
+    assert_eq!(answer.stdout, DEFAULTS);
+    let old = k0s(&node, "v1.34.10+k0s.0", "exit 9");
     // Whoever names the program wants its answer and no other.
     let answer = list(&node, &["--k0s", old.join("k0s").to_str().unwrap()], None, "").exits(2);
     assert!(answer.stderr.contains("exit status: 9"), "{}", answer.stderr);

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The largest file that is read.
 const LARGEST: u64 = 64 << 20;
@@ -21,6 +22,9 @@ pub(crate) struct Text {
     pub(crate) text: String,
 }
 
+/// Whether standard input was read: it can be only once, and a second reader would find it empty.
+static STDIN_TAKEN: AtomicBool = AtomicBool::new(false);
+
 /// Reads a file, or standard input for `-`.
 ///
 /// # Errors
@@ -33,6 +37,9 @@ pub(crate) fn read(path: &Path) -> Result<Text, String> {
     } else {
         path.display().to_string()
     };
+    if is_stdin && STDIN_TAKEN.swap(true, Ordering::Relaxed) {
+        return Err("standard input was asked for twice: give one of the two as a file".to_owned());
+    }
     let bytes = if is_stdin {
         bounded(io::stdin().lock())
     } else {

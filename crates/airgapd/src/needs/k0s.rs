@@ -253,6 +253,9 @@ impl Asked<'_> {
             }
         });
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
+        if sources.is_empty() {
+            return Err("it lists no images at all".to_owned());
+        }
         let path = program.display().to_string();
         Ok((sources, self.answer(Some(release), "program", Some(path))))
     }
