@@ -75,6 +75,15 @@ fn a_record_that_somebody_else_moved_is_left_alone_and_told_once(target: &Target
     daemon.wait_for_log("left alone");
     assert_eq!(target.expect_record(ONE).target.digest(), elsewhere.digest());
     assert_eq!(daemon.count("left alone"), 1);
+
+    target.remove_record(TWO);
+    daemon.wait_until("the other one is restored", || is_pinned(target, TWO));
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    assert_eq!(
+        target.expect_record(ONE).target.digest(),
+        elsewhere.digest(),
+        "and nothing else of its bundle is touched"
+    );
     daemon.finish(target);
 }
 

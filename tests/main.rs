@@ -28,6 +28,7 @@ mod memory;
 mod placing;
 mod reaching;
 mod releasing;
+mod reloading;
 mod removing;
 mod restarting;
 mod space;

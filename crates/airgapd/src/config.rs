@@ -60,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) digest_references: DigestReferences,
     /// What bundles may call their images; empty allows every name.
     pub(crate) allowed_names: Vec<Pattern>,
+    /// Images that are neither imported nor restored, by name.
+    pub(crate) exclude: Vec<Pattern>,
     pub(crate) checksums: Checksums,
     /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
     pub(crate) trusted_digests: Option<PathBuf>,
@@ -93,6 +95,7 @@ impl Default for Settings {
             base_name: None,
             digest_references: DigestReferences::Target,
             allowed_names: Vec::new(),
+            exclude: Vec::new(),
             checksums: Checksums::IfPresent,
             trusted_digests: None,
             pull_lists: false,
@@ -332,6 +335,11 @@ const KEYS: &[Key] = &[
         show: |s| s.allowed_names.iter().map(ToString::to_string).collect(),
     },
     Key {
+        name: "exclude",
+        set: |s, v| store(&mut s.exclude, patterns(v)),
+        show: |s| s.exclude.iter().map(ToString::to_string).collect(),
+    },
+    Key {
         name: "checksums",
         set: |s, v| store(&mut s.checksums, word(v, CHECKSUMS)),
         show: |s| shown_word(s.checksums, CHECKSUMS),
@@ -405,10 +413,52 @@ const KEYS: &[Key] = &[
 
 /// Keys whose function is still to come. They are refused by name: a setting that is taken and does
 /// nothing is worse than none.
-const NOT_YET: &[&str] = &["unpack", "exclude", "priority", "coexistence"];
+const NOT_YET: &[&str] = &["unpack", "priority", "coexistence"];
 
 /// Keys that hold keys.
 const GROUPS: [&str; 2] = ["limits", "log"];
+
+/// Keys that say what the daemon is bound to while it runs.
+const UNTIL_RESTART: [&str; 8] = [
+    "distribution",
+    "dataDir",
+    "imagesDir",
+    "stateDir",
+    "address",
+    "namespace",
+    "log.level",
+    "log.format",
+];
+
+/// What a configuration that was read again changes.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Reloaded {
+    /// What holds from now on.
+    pub(crate) settings: Settings,
+    /// The keys that have another value now.
+    pub(crate) applied: Vec<&'static str>,
+    /// The keys that keep their old value until a restart.
+    pub(crate) postponed: Vec<&'static str>,
+}
+
+/// Puts new settings in the place of old ones, as far as that goes without a restart.
+pub(crate) fn reload(old: &Settings, new: Settings) -> Reloaded {
+    let differs = |key: &&Key| (key.show)(old) != (key.show)(&new);
+    let changed: Vec<&'static Key> = KEYS.iter().filter(differs).collect();
+    let (postponed, applied): (Vec<_>, Vec<_>) = changed
+        .into_iter()
+        .partition(|key| UNTIL_RESTART.contains(&key.name));
+    let mut settings = new;
+    for key in &postponed {
+        (key.set)(&mut settings, &(key.show)(old)).expect("what is shown can be read again");
+    }
+    let names = |keys: Vec<&'static Key>| keys.into_iter().map(|key| key.name).collect();
+    Reloaded {
+        settings,
+        applied: names(applied),
+        postponed: names(postponed),
+    }
+}
 
 /// Where a value comes from; the later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -1628,6 +1678,34 @@ mod tests {
     fn no_key_both_works_and_is_still_to_come() {
         for key in NOT_YET {
             assert!(KEYS.iter().all(|known| known.name != *key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_reload_takes_what_it_can_and_names_what_waits_for_a_restart() {
+        let old = Settings::default();
+        let new = Settings {
+            resync: Duration::from_secs(7),
+            exclude: vec!["r.test/*".parse().unwrap()],
+            namespace: "other".to_owned(),
+            state_dir: "/elsewhere".into(),
+            ..Settings::default()
+        };
+        let reloaded = reload(&old, new.clone());
+        assert_eq!(reloaded.applied, ["resync", "exclude"]);
+        assert_eq!(reloaded.postponed, ["stateDir", "namespace"]);
+        let wanted = Settings {
+            namespace: old.namespace.clone(),
+            state_dir: old.state_dir.clone(),
+            ..new
+        };
+        assert_eq!(reloaded.settings, wanted);
+    }
+
+    #[test]
+    fn every_key_that_waits_for_a_restart_is_a_key() {
+        for name in UNTIL_RESTART {
+            assert!(KEYS.iter().any(|key| key.name == name), "{name}");
         }
     }
 }

@@ -13,11 +13,12 @@ mod job;
 mod jobs;
 mod leaving;
 mod listing;
+mod reloading;
 mod results;
 mod taking;
 mod telling;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use self::jobs::{Came, Jobs};
+pub(crate) use self::reloading::Read as ReadConfiguration;
 use self::telling::Refusals;
 use crate::config::Settings;
 use crate::healing::Healing;
@@ -71,8 +73,9 @@ pub(crate) async fn run(
     settings: Settings,
     node: crate::node::Runtime,
     signals: mpsc::UnboundedReceiver<Signal>,
+    configuration: reloading::Read,
 ) -> anyhow::Result<()> {
-    let mut daemon = Daemon::start(settings, node, signals)?;
+    let mut daemon = Daemon::start(settings, node, signals, configuration)?;
     daemon.work().await;
     daemon.drain().await;
     daemon.save();
@@ -83,6 +86,7 @@ pub(crate) async fn run(
 struct Daemon {
     settings: Arc<Settings>,
     signals: mpsc::UnboundedReceiver<Signal>,
+    configuration: reloading::Read,
     images_dir: PathBuf,
     socket: PathBuf,
     watch: Watch,
@@ -114,6 +118,8 @@ struct Daemon {
     disk: disk::Watched,
     /// Records that others moved, and where to, as far as it was said.
     moved: HashSet<(String, String)>,
+    /// The same by bundle, as of the last comparison.
+    elsewhere: HashMap<OsString, BTreeSet<String>>,
     /// A stop has begun: nothing new is taken on.
     is_draining: bool,
 }
@@ -143,6 +149,7 @@ impl Daemon {
         settings: Settings,
         node: crate::node::Runtime,
         signals: mpsc::UnboundedReceiver<Signal>,
+        configuration: reloading::Read,
     ) -> anyhow::Result<Daemon> {
         let (store, ledger, notices) = Store::open(&settings.state_dir)?;
         for notice in notices {
@@ -159,6 +166,7 @@ impl Daemon {
             roster: Roster::default(),
             jobs: Jobs::default(),
             signals,
+            configuration,
             trouble: None,
             vanished: None,
             place: None,
@@ -177,6 +185,7 @@ impl Daemon {
             healing: Healing::default(),
             disk: disk::Watched::new(now),
             moved: HashSet::new(),
+            elsewhere: HashMap::new(),
             is_draining: false,
             settings: Arc::new(settings),
         })
@@ -256,9 +265,7 @@ impl Daemon {
             Happened::Change(change) => self.on_event(change),
             Happened::Job(name, came) => self.on_job(&name, *came),
             Happened::Signal(Signal::Stop) => self.is_draining = true,
-            Happened::Signal(Signal::Reload) => {
-                info!("SIGHUP: the configuration is read at the start only; restart for a new one");
-            }
+            Happened::Signal(Signal::Reload) => self.reload(),
         }
     }
 

@@ -34,7 +34,7 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::commands::Exit;
-use crate::config::{Config, Given, OutputFormat, Settings};
+use crate::config::{Common, Config, Given, Settings};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -83,16 +83,19 @@ fn execute(cli: Cli, config: Config) -> anyhow::Result<Exit> {
             let node = node::decide(&node::probe(Path::new("/")), &config.settings);
             commands::config::run(&args, &config, node, format)
         }
-        command => block_on(command, config.settings, format),
+        command => block_on(command, config.settings, &cli.common),
     }
 }
 
 /// Two threads are enough: the bytes are moved by containerd and hashed there.
-fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyhow::Result<Exit> {
+fn block_on(command: Command, settings: Settings, common: &Common) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let format = common.output;
+    let (common, flags) = (common.clone(), flags_of(&command));
+    let configuration = Box::new(move || config::load(&common, flags.clone(), std::env::vars_os()));
     let exit = runtime.block_on(async {
         match command {
             Command::Inspect(args) => commands::inspect::run(&args, &settings, format).await,
@@ -106,7 +109,7 @@ fn block_on(command: Command, settings: Settings, format: OutputFormat) -> anyho
             Command::Verify(args) => {
                 commands::verify::run(&args, &settings, || this_node(&settings), format).await
             }
-            Command::Run(_) => commands::run::run(settings).await,
+            Command::Run(_) => commands::run::run(settings, configuration).await,
             Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
                 unreachable!("it needs no runtime")
             }

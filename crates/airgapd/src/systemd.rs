@@ -36,6 +36,14 @@ impl Systemd {
         send(&[NotifyState::Ready]);
     }
 
+    /// The configuration is read again; [`Systemd::ready`] says when that is done.
+    pub(crate) fn reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => send(&[NotifyState::Reloading, now]),
+            Err(error) => debug!("cannot tell systemd: {error}"),
+        }
+    }
+
     /// The one line that `systemctl status` shows. Sent only when it differs from the last, and dropped where systemd is
     /// too busy to take it: what follows from waiting for it would be worse than an old line.
     pub(crate) fn status(&self, status: &str) {

@@ -8,12 +8,12 @@ use tracing::info;
 
 use super::Exit;
 use crate::config::Settings;
-use crate::daemon::{self, Signal};
+use crate::daemon::{self, ReadConfiguration, Signal};
 use crate::node;
 use crate::systemd::Systemd;
 
-/// Runs until SIGTERM or SIGINT; a second one ends it at once.
-pub(crate) async fn run(settings: Settings) -> anyhow::Result<Exit> {
+/// Runs until SIGTERM or SIGINT; a second one ends it at once. SIGHUP has `configuration` read again.
+pub(crate) async fn run(settings: Settings, configuration: ReadConfiguration) -> anyhow::Result<Exit> {
     let mut signals = signals()?;
     let evidence = node::probe(Path::new("/"));
     let explicit = settings.distribution.is_some() || settings.address.is_some();
@@ -31,7 +31,7 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<Exit> {
         "bundles from {images}, images to the containerd on {socket} ({}: {because})",
         node.distribution.name()
     );
-    daemon::run(settings, node, signals).await?;
+    daemon::run(settings, node, signals, configuration).await?;
     Ok(Exit::Done)
 }
 

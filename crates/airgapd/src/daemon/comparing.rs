@@ -1,5 +1,6 @@
 //! containerd: the connection, and the comparison of what the ledger knows with what is there.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,7 @@ impl Daemon {
                     version.text,
                     self.socket.display()
                 );
-                self.check_context(&up);
+                self.check_context(&up.runtime);
                 self.connection = Connection::Up(Box::new(up));
                 self.forget_disk();
                 self.roster.doubt();
@@ -83,11 +84,11 @@ impl Daemon {
     }
 
     /// What the ledger says holds for one containerd, one boot and one set of rules.
-    pub(super) fn check_context(&mut self, up: &Up) {
+    pub(super) fn check_context(&mut self, runtime: &Runtime) {
         let context = Context {
-            containerd: Some(up.runtime.uuid.clone()),
+            containerd: Some(runtime.uuid.clone()),
             boot: ledger::boot_id(),
-            selection: Some(runtime::fingerprint(&self.settings, &up.runtime)),
+            selection: Some(runtime::fingerprint(&self.settings, runtime)),
             folder: self.ledger.context.folder,
             program: Some(ledger::PROGRAM.to_owned()),
         };
@@ -96,7 +97,11 @@ impl Daemon {
             let is_settled = |phase| {
                 matches!(
                     phase,
-                    Phase::Known | Phase::Done | Phase::Running | Phase::Failed { retry: None }
+                    Phase::Known
+                        | Phase::Done
+                        | Phase::Running
+                        | Phase::Waiting
+                        | Phase::Failed { retry: None }
                 )
             };
             for name in self.roster.names(is_settled) {
@@ -148,25 +153,31 @@ impl Daemon {
             .names(|phase| matches!(phase, Phase::Known | Phase::Done))
         {
             if let Some(entry) = self.ledger.get(&name) {
-                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey);
+                let exclude = &self.settings.exclude;
+                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey, exclude);
                 findings.push((name, standing, moved));
             }
         }
         for (name, standing, moved) in findings {
-            for Moved {
-                name: image,
-                from,
-                to,
-            } in moved
-            {
-                if self.moved.insert((image.clone(), to.to_string())) {
-                    warn!(bundle = %shown(&name), image, "somebody else moved the record from {from} to {to}: left alone");
-                }
-            }
+            self.note_moved(&name, moved);
             match standing {
                 Standing::InPlace => self.roster.set(&name, Phase::Done),
                 Standing::Missing(what) => self.restore(&name, &what),
             }
+        }
+    }
+
+    /// Says once of each record that somebody else moved it, and keeps in mind not to move it back.
+    fn note_moved(&mut self, bundle: &OsStr, moved: Vec<Moved>) {
+        for Moved { name, from, to } in &moved {
+            if self.moved.insert((name.clone(), to.to_string())) {
+                warn!(bundle = %shown(bundle), image = name, "somebody else moved the record from {from} to {to}: left alone");
+            }
+        }
+        let names: BTreeSet<String> = moved.into_iter().map(|moved| moved.name).collect();
+        match names.is_empty() {
+            true => drop(self.elsewhere.remove(bundle)),
+            false => drop(self.elsewhere.insert(bundle.to_owned(), names)),
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bundle::{Bundle, Identity};
 use containerd::Client;
-use import::{Intent, Policy, Selection, Source, Verdict, bundle_id};
+use import::{Intent, Policy, Reference, Selection, Source, Verdict, bundle_id};
 use oci_spec::image::Digest;
 use tracing::{debug, error, info};
 
@@ -187,7 +187,18 @@ pub(super) async fn pull(order: Arc<Order>, text: String) -> Pulled {
     let naming = order.settings.naming();
     let source = Source::Bundle(ledger::label_name(name));
     let mut pulled = Pulled::default();
+    let is_excluded = |reference: &Reference| {
+        let name = reference.to_string();
+        order
+            .settings
+            .exclude
+            .iter()
+            .any(|pattern| pattern.matches(&name))
+    };
     for reference in lists::parse(&text, &naming) {
+        if reference.as_ref().is_ok_and(is_excluded) {
+            continue;
+        }
         let provided = match reference {
             Ok(reference) => lists::provide(&order.client, &reference, &naming, &source)
                 .await

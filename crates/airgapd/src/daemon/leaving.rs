@@ -162,6 +162,7 @@ impl Daemon {
             return Vouch::Unknown;
         };
         match imported.images.iter().find(|image| image.name == record.name) {
+            None if self.is_excluded(&record.name) => Vouch::Unknown,
             None => Vouch::No,
             Some(image) if image.target == *record.target.digest() => Vouch::Yes,
             // Another bundle of ours has the name by now; or somebody else moved it, which is told and left alone.
@@ -170,6 +171,11 @@ impl Daemon {
                 _ => Vouch::Unknown,
             },
         }
+    }
+
+    /// Whether an operator's pattern excludes a name: what is there of it stays as it is.
+    fn is_excluded(&self, name: &str) -> bool {
+        self.settings.exclude.iter().any(|pattern| pattern.matches(name))
     }
 
     /// Forgets files that are not there when no record carries their label (any more).
@@ -187,6 +193,7 @@ impl Daemon {
         for name in forgotten {
             self.ledger.forget(&name);
             self.healing.forget(&name);
+            self.elsewhere.remove(&name);
         }
         if self.vanished.is_some() {
             self.notice_gone();

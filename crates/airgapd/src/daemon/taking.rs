@@ -17,6 +17,7 @@ use super::listing::is_known;
 use super::telling::shown;
 use super::{Connection, Daemon};
 use crate::config::Checksums;
+use crate::desired;
 use crate::folder::{self, Ending, Observation, Reason, Refused, Settle};
 use crate::ledger::{self, ErrorClass};
 use crate::lists;
@@ -27,8 +28,10 @@ use crate::trust;
 /// How soon a file is looked at again that changed while it was looked at.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Why a name is left to a bundle that arrived later.
+/// Why a name of a bundle's is left as it is.
 const LATER: &str = "a bundle that arrived later has this name";
+const MOVED: &str = "somebody else moved the record since the bundle was imported";
+const EXCLUDED: &str = "`exclude` names it";
 
 impl Daemon {
     /// Takes on the file that is due, if any.
@@ -330,8 +333,10 @@ impl Daemon {
             self.save();
         }
         let source = Source::Bundle(ledger::label_name(name));
-        let leave = self.names_to_leave(name, &read);
-        let space = self.space();
+        let Some(order) = self.jobs.get(name).map(|job| Arc::clone(&job.order)) else {
+            return;
+        };
+        let (leave, space) = (self.names_to_leave(&order, &read), self.space());
         let Some(job) = self.jobs.get_mut(name) else {
             return;
         };
@@ -341,7 +346,7 @@ impl Daemon {
             space,
             ..Intent::new(source, self.settings.on_conflict)
         };
-        let (order, bytes) = (Arc::clone(&job.order), Arc::clone(&job.bytes));
+        let bytes = Arc::clone(&job.bytes);
         let import = job::import(order, Arc::clone(&read.bundle), intent, bytes);
         let stage = Stage::Importing(read.bundle);
         self.jobs
@@ -357,15 +362,23 @@ impl Daemon {
     }
 
     /// Names of a bundle's that are not its to write, with the reason.
-    fn names_to_leave(&self, name: &OsStr, read: &Read) -> BTreeMap<String, String> {
-        let later = self.ledger.later_claims(name);
+    fn names_to_leave(&self, order: &Order, read: &Read) -> BTreeMap<String, String> {
+        let mut leave = BTreeMap::new();
+        if is_known(&self.ledger, &order.name, &order.version) {
+            // It is restored, and what others did on purpose since its import is not undone by that.
+            let elsewhere = self.elsewhere.get(&order.name).into_iter().flatten();
+            leave.extend(elsewhere.map(|name| (name.clone(), MOVED.to_owned())));
+        }
+        let later = self.ledger.later_claims(&order.name);
         let is_taken = |(name, target): &(&String, &Digest)| {
             later.get(name.as_str()).is_some_and(|wanted| wanted != target)
         };
         let taken = read.records.iter().filter(is_taken);
-        taken
-            .map(|(image, _)| (image.clone(), LATER.to_owned()))
-            .collect()
+        leave.extend(taken.map(|(name, _)| (name.clone(), LATER.to_owned())));
+        let names = read.records.keys().map(String::as_str);
+        let excluded = desired::excluded(names, &self.settings.exclude).into_iter();
+        leave.extend(excluded.map(|name| (name.to_owned(), EXCLUDED.to_owned())));
+        leave
     }
 
     fn start_pull(&mut self, name: &OsStr, text: String) {

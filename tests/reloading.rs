@@ -1,0 +1,88 @@
+//! SIGHUP, and what it is mostly for: images that an operator excludes.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::bundles::{self, image};
+use crate::support::node::Daemon;
+use crate::support::target::PINNED;
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const ONE: &str = "registry.test/one:1";
+const TWO: &str = "registry.test/two:1";
+
+fn is_pinned(target: &Target, name: &str) -> bool {
+    let record = target.record(name);
+    record.is_some_and(|record| record.labels.contains_key(PINNED))
+}
+
+/// Puts something else in the place of a part of the configuration, and tells the daemon.
+fn change(node: &Node, daemon: &Daemon, from: &str, to: &str) {
+    let before = fs::read_to_string(node.path("config.yaml")).expect("there is a configuration");
+    assert!(before.contains(from), "{before}");
+    node.configure(&before.replace(from, to));
+    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("it runs"), Signal::HUP).expect("it runs");
+}
+
+fn what_is_excluded_is_neither_imported_nor_restored_and_what_is_there_stays(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("exclude: [registry.test/two*]");
+    bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
+    let daemon = node.start();
+    daemon.wait_until("the other one is imported", || is_pinned(target, ONE));
+    daemon.wait_for_log("`exclude` names it");
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    assert!(!target.names().iter().any(|name| name.contains("two")));
+
+    change(&node, &daemon, "registry.test/two*", "registry.test/one:*");
+    daemon.wait_for_log("exclude changed");
+    daemon.wait_until("what is not excluded any more is imported", || {
+        is_pinned(target, TWO)
+    });
+    assert!(is_pinned(target, ONE), "an excluded image loses nothing");
+    target.remove_record(ONE);
+    target.remove_record(TWO);
+    daemon.wait_until("the one is restored", || is_pinned(target, TWO));
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    assert!(target.record(ONE).is_none(), "the other is not");
+    daemon.finish(target);
+}
+
+on_each_containerd! {
+    what_is_excluded_is_neither_imported_nor_restored_and_what_is_there_stays,
+}
+
+fn a_configuration_with_mistakes_leaves_the_old_one_in_force(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("resync: 10m");
+    let daemon = node.start();
+    change(&node, &daemon, "resync: 10m", "resync: soon\nexlude: []");
+    daemon.wait_for_log("the one before stays");
+    let log = daemon.log();
+    assert!(log.contains("resync") && log.contains("exlude"), "{log}");
+    daemon.wait_until("systemd hears that it is over", || {
+        let told = daemon.notified();
+        let last = told.rfind("READY=1");
+        last > told.find("RELOADING=1") && told.contains("MONOTONIC_USEC=")
+    });
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    daemon.wait_until("it goes on", || is_pinned(target, ONE));
+    daemon.finish(target);
+}
+
+fn what_a_reload_cannot_change_is_named(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("grace: 20s");
+    let daemon = node.start();
+    change(&node, &daemon, "grace: 20s", "grace: 2s\nlog: {level: debug}");
+    daemon.wait_for_log("restart airgapd for the new log.level");
+    assert!(daemon.log().contains("grace changed"), "{}", daemon.log());
+    daemon.stop();
+}
+
+on_the_fake! {
+    a_configuration_with_mistakes_leaves_the_old_one_in_force,
+    what_a_reload_cannot_change_is_named,
+}
