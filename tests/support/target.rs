@@ -311,8 +311,13 @@ impl Target {
             .collect()
     }
 
-    pub fn ingests(&self) -> BTreeSet<String> {
+    /// The writes under way, or left behind, as containerd tells of them.
+    pub fn ingests_in_full(&self) -> Vec<containerd::Ingest> {
         self.wait_for(self.client.ingests())
+    }
+
+    pub fn ingests(&self) -> BTreeSet<String> {
+        self.ingests_in_full()
             .into_iter()
             .map(|ingest| ingest.reference)
             .collect()

@@ -19,6 +19,7 @@ use platforms::Platform;
 use serde::Serialize;
 use serde_yaml::Value;
 
+use crate::coexistence::Coexistence;
 use crate::node::Distribution;
 
 /// Where the configuration file is unless `--config` or `AIRGAPD_CONFIG` say otherwise. It may be
@@ -53,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) unpin_grace: Duration,
     pub(crate) on_removal: OnRemoval,
     pub(crate) on_conflict: OnConflict,
+    pub(crate) coexistence: Coexistence,
     pub(crate) aliases: Vec<Alias>,
     /// Names for images that the archive leaves without one, by the digest of their target.
     pub(crate) names: BTreeMap<String, Reference>,
@@ -90,6 +92,7 @@ impl Default for Settings {
             unpin_grace: Duration::ZERO,
             on_removal: OnRemoval::Unpin,
             on_conflict: OnConflict::Replace,
+            coexistence: Coexistence::Auto,
             aliases: Vec::new(),
             names: BTreeMap::new(),
             base_name: None,
@@ -185,6 +188,11 @@ const DISTRIBUTIONS: Words<Option<Distribution>> = &[
     ("k3s", Some(Distribution::K3s)),
     ("rke2", Some(Distribution::Rke2)),
     ("containerd", Some(Distribution::Containerd)),
+];
+const COEXISTENCE: Words<Coexistence> = &[
+    ("auto", Coexistence::Auto),
+    ("follow", Coexistence::Follow),
+    ("exclusive", Coexistence::Exclusive),
 ];
 const ON_REMOVAL: Words<OnRemoval> = &[("unpin", OnRemoval::Unpin), ("keep", OnRemoval::Keep)];
 const ON_CONFLICT: Words<OnConflict> = &[
@@ -305,6 +313,11 @@ const KEYS: &[Key] = &[
         show: |s| shown_word(s.on_conflict, ON_CONFLICT),
     },
     Key {
+        name: "coexistence",
+        set: |s, v| store(&mut s.coexistence, word(v, COEXISTENCE)),
+        show: |s| shown_word(s.coexistence, COEXISTENCE),
+    },
+    Key {
         name: "aliases",
         set: |s, v| store(&mut s.aliases, aliases(v)),
         show: |s| {
@@ -413,7 +426,7 @@ const KEYS: &[Key] = &[
 
 /// Keys whose function is still to come. They are refused by name: a setting that is taken and does
 /// nothing is worse than none.
-const NOT_YET: &[&str] = &["unpack", "priority", "coexistence"];
+const NOT_YET: &[&str] = &["unpack", "priority"];
 
 /// Keys that hold keys.
 const GROUPS: [&str; 2] = ["limits", "log"];

@@ -9,6 +9,7 @@
 
 mod comparing;
 mod disk;
+mod following;
 mod job;
 mod jobs;
 mod leaving;
@@ -31,6 +32,7 @@ use import::Policy;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use self::following::Following;
 use self::jobs::{Came, Jobs};
 pub(crate) use self::reloading::Read as ReadConfiguration;
 use self::telling::Refusals;
@@ -114,6 +116,7 @@ struct Daemon {
     connection: Connection,
     systemd: Systemd,
     healing: Healing,
+    following: Following,
     /// containerd's disk.
     disk: disk::Watched,
     /// Records that others moved, and where to, as far as it was said.
@@ -158,6 +161,7 @@ impl Daemon {
         let watch = Watch::start(&node.images_dir).context("cannot watch the images folder")?;
         let now = Instant::now();
         Ok(Daemon {
+            following: Following::new(&node),
             images_dir: node.images_dir,
             socket: node.socket,
             watch,
@@ -203,6 +207,7 @@ impl Daemon {
             self.connect_if_due().await;
             self.look_at_disk();
             self.compare_if_due().await;
+            self.follow_if_due().await;
             let worked = self.take_on_one();
             if !worked {
                 self.refusals.sum_up();
@@ -229,7 +234,11 @@ impl Daemon {
             Connection::Down { next, .. } => *next,
             Connection::Up(up) => up.compare,
         });
-        self.disk_due().map_or(wake, |due| wake.min(due))
+        let look = self.following.next_look().filter(|_| connected);
+        [self.disk_due(), look]
+            .into_iter()
+            .flatten()
+            .fold(wake, Instant::min)
     }
 
     /// Tells systemd how it goes if that is news, and when to do so if it was told something else a moment ago.
@@ -346,7 +355,7 @@ impl Daemon {
         let waiting = count(|phase| {
             matches!(
                 phase,
-                Phase::Settling { .. } | Phase::Ready | Phase::Known | Phase::Waiting
+                Phase::Settling { .. } | Phase::Ready | Phase::Following | Phase::Known | Phase::Waiting
             )
         });
         let trouble = self

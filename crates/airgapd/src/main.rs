@@ -5,6 +5,7 @@
 
 mod checksum;
 mod cli;
+mod coexistence;
 mod commands;
 mod config;
 mod daemon;

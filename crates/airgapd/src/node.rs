@@ -194,6 +194,9 @@ pub(crate) struct Runtime {
     pub(crate) distribution: Distribution,
     pub(crate) images_dir: PathBuf,
     pub(crate) socket: PathBuf,
+    /// Folder and socket are those that the distribution uses itself: its own importer, where it has one, takes bundles
+    /// from the same folder into the same containerd.
+    pub(crate) is_home: bool,
     /// What the choice rests on, to be told to the operator.
     pub(crate) because: Vec<String>,
     /// Nothing at all was found: what was chosen is only the default. Whoever waits for containerd
@@ -255,10 +258,14 @@ pub(crate) fn decide(evidence: &Evidence, settings: &Settings) -> Result<Runtime
         }
         (None, _) => distribution.default_socket().to_path_buf(),
     };
+    let is_home = distribution != Distribution::Containerd
+        && images_dir == distribution.images_below(&data_dir().0)
+        && socket == distribution.default_socket();
     Ok(Runtime {
         distribution,
         images_dir,
         socket,
+        is_home,
         because,
         assumed,
     })
@@ -540,6 +547,46 @@ mod tests {
             let expected = (distribution, folder.to_owned(), socket.to_owned());
             assert_eq!(decided(&evidence, &Settings::default()), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn a_distribution_is_at_home_in_its_own_folder_and_containerd_only() {
+        let evidence = |command: &str| Evidence {
+            k0s: with_unit("k0sworker", command),
+            ..Evidence::default()
+        };
+        let settings = |images_dir: Option<&str>, address: Option<&str>| Settings {
+            images_dir: images_dir.map(PathBuf::from),
+            address: address.map(PathBuf::from),
+            ..Settings::default()
+        };
+        let table = [
+            ("k0s worker", None, None, true),
+            ("k0s worker --data-dir=/data/k0s", None, None, true),
+            (
+                "k0s worker",
+                Some("/var/lib/k0s/images"),
+                Some("/run/k0s/containerd.sock"),
+                true,
+            ),
+            ("k0s worker", Some("/srv/images"), None, false),
+            ("k0s worker", None, Some("/run/containerd/containerd.sock"), false),
+            (
+                "k0s worker --cri-socket=remote:unix:///run/c.sock",
+                None,
+                None,
+                false,
+            ),
+        ];
+        for (command, images_dir, address, wanted) in table {
+            let decided = decide(&evidence(command), &settings(images_dir, address)).unwrap();
+            assert_eq!(decided.is_home, wanted, "{command} {images_dir:?} {address:?}");
+        }
+        assert!(
+            !decide(&Evidence::default(), &Settings::default())
+                .unwrap()
+                .is_home
+        );
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(crate) enum Phase {
     Ready,
     /// A job of the daemon is at it.
     Running,
+    /// Finished, and left to another importer first.
+    Following,
     /// The ledger knows this very file: compared with containerd before it is opened.
     Known,
     /// Finished, and missing something beside it: looked at again when that comes.
@@ -303,6 +305,7 @@ impl Tracked {
             Phase::Failed { retry: Some(retry) } => Some((Some(retry), Step::Start)),
             Phase::Failed { retry: None }
             | Phase::Running
+            | Phase::Following
             | Phase::Known
             | Phase::Waiting
             | Phase::Ignored

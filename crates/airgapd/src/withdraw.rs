@@ -29,7 +29,7 @@ pub(crate) struct Withdrawal {
     pub(crate) name: String,
     /// The bundles that vouch for it no more, by file name.
     pub(crate) bundles: BTreeSet<String>,
-    /// Whether our pin goes.
+    /// Whether the pin goes.
     pub(crate) unpins: bool,
     /// The labels that go.
     pub(crate) changes: LabelChanges,
@@ -62,7 +62,7 @@ fn withdrawal(
     if on_removal == OnRemoval::Keep {
         changes.retain(|key, _| key != PINNED && key != OUR_PIN);
     }
-    let unpins = changes.contains_key(OUR_PIN);
+    let unpins = changes.contains_key(PINNED);
     Some(Withdrawal {
         name: record.name.clone(),
         bundles,
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn labels_go_as_far_as_nobody_else_vouches() {
         type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let table: [Row<'_>; 6] = [
+        let table: [Row<'_>; 7] = [
             (
                 "the last of ours takes the pin along",
                 &[A, PIN, OURS],
@@ -132,6 +132,11 @@ mod tests {
                 "a pin of somebody else stays",
                 &[A, PIN, ("io.k0sproject.ocibundle-paths", "{}")],
                 &[A.0],
+            ),
+            (
+                "a pin that k0s wants too stays, and is its own",
+                &[A, PIN, OURS, ("io.k0sproject.ocibundle-paths", "{}")],
+                &[A.0, OURS.0],
             ),
             ("what still vouches stays", &[B, PIN, OURS], &[]),
             (

@@ -30,6 +30,9 @@ pub struct Options {
     pub stall: Duration,
     /// For another client that writes the same blob, since its last progress; a commit may take its time. Default 60 s.
     pub lock_wait: Duration,
+    /// For another importer that writes the same blob under a name of its own, since its last progress. Longer would wait
+    /// for what was left behind by one that died. Default 10 s.
+    pub other_wait: Duration,
     /// Connections for writing blobs, and so blobs under way at a time; the next one waits. Default 4.
     pub write_connections: usize,
 }
@@ -41,6 +44,7 @@ impl Default for Options {
             collection_deadline: Duration::from_secs(300),
             stall: Duration::from_secs(60),
             lock_wait: Duration::from_secs(60),
+            other_wait: Duration::from_secs(10),
             write_connections: 4,
         }
     }

@@ -24,6 +24,7 @@ mod hash;
 mod images;
 mod introspection;
 mod leases;
+mod others;
 mod wire;
 mod write;
 

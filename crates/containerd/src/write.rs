@@ -6,6 +6,9 @@
 //! and COMMIT, with the digest, has containerd check what it got. Whatever ends a pass badly is judged by
 //! [`verdict`]: sometimes it is worth another pass from a clean slate, never more than [`PASSES`] in all.
 //!
+//! Before anything is sent, a look at the other ingests tells whether another importer is at the same blob
+//! ([`crate::others`]); then its end is waited for, and mostly the blob is there.
+//!
 //! Nothing is committed unless the source had exactly the declared length, and nothing stays behind after a
 //! commit that failed or on a full disk; after a broken connection the ingest stays, to be resumed.
 
@@ -17,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
+use jiff::Timestamp;
 use oci_spec::image::Digest;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -31,6 +35,7 @@ use crate::content::{content_client, ingest_ref};
 use crate::error::{Error, Failure};
 use crate::feed::{Fed, Feed, hash_beginning};
 use crate::hash::Hasher;
+use crate::others::Others;
 use crate::wire::{Labels, check_digest, labels_to_wire, size_from_wire, size_to_wire};
 
 /// Messages read ahead of the connection.
@@ -39,6 +44,8 @@ const READ_AHEAD: usize = 4;
 const PASSES: usize = 3;
 /// For containerd to finish a stream that has nothing left to do.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// Up to so many bytes a blob is sent sooner than it is found out whether another importer is just sending it.
+const WORTH_A_LOOK: u64 = 64 << 10;
 /// First and longest pause between tries to open a locked ingest.
 const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(16), Duration::from_secs(2));
 
@@ -174,6 +181,7 @@ impl Client {
             spec,
             source,
             sent: 0,
+            has_outwaited: false,
         }
         .write()
         .await;
@@ -307,6 +315,8 @@ struct Writer<'a> {
     source: Arc<dyn BlobSource>,
     /// Bytes sent so far, over all passes.
     sent: u64,
+    /// Whether others that were at the same blob have been waited for. Once is enough: they may come again and again.
+    has_outwaited: bool,
 }
 
 enum Pass {
@@ -328,7 +338,7 @@ impl Writer<'_> {
     }
 
     async fn pass(&mut self, last: bool) -> Result<Pass, Error> {
-        let Some(stream) = self.open().await? else {
+        let Some(stream) = self.open_alone().await? else {
             return self.take_present().await;
         };
         match Standing::of(&stream.standing, self.spec.size) {
@@ -348,6 +358,35 @@ impl Writer<'_> {
             }
             Standing::TooMuch { .. } => self.restart(stream, "the ingest is longer than the blob").await,
         }
+    }
+
+    /// Opens the ingest like [`Writer::open`], but not while another importer sends the same blob under another name.
+    async fn open_alone(&mut self) -> Result<Option<WriteStream>, Error> {
+        let Some(stream) = self.open().await? else {
+            return Ok(None);
+        };
+        let standing = Standing::of(&stream.standing, self.spec.size);
+        let BlobSpec { digest, size, .. } = self.spec;
+        let is_to_be_sent = standing != Standing::Whole && *size > WORTH_A_LOOK;
+        if !is_to_be_sent || std::mem::replace(&mut self.has_outwaited, true) {
+            return Ok(Some(stream));
+        }
+        let mut others = Others::of(digest, *size, self.client.options());
+        let mut next = others.look(&self.client.ingests().await?, Instant::now(), Timestamp::now());
+        if next.is_none() {
+            return Ok(Some(stream));
+        }
+        // Another of us may wait for our ingest meanwhile, or it would be left behind when the blob is there at last.
+        stream.finish().await;
+        if standing == Standing::Empty {
+            self.client.clean_up(digest).await;
+        }
+        tracing::debug!(%digest, "another importer is sending the blob: waiting for it");
+        while let Some(pause) = next {
+            sleep(jittered(pause)).await;
+            next = others.look(&self.client.ingests().await?, Instant::now(), Timestamp::now());
+        }
+        self.open().await
     }
 
     /// Opens the ingest, waiting for somebody else to let go of it for as long as they get on with it. `None` means

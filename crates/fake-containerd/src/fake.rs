@@ -226,7 +226,8 @@ impl Fake {
         self.with(|state| state.log.calls.clone())
     }
 
-    /// Bytes of content received, by digest (or by ingest ref where that names none), whether committed or not.
+    /// Bytes of content received, by digest (or by ingest ref where that names none), whether committed or not. What
+    /// [another importer](crate::GoImporter) sends is not counted.
     pub fn received(&self) -> BTreeMap<String, u64> {
         self.with(|state| state.log.received.clone())
     }

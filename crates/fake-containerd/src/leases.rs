@@ -31,7 +31,7 @@ impl Leases for Service {
                 labels: without_empty(labels),
                 created,
                 resources: Default::default(),
-                seeded: false,
+                seeded: call.foreign,
             };
             let answer = on_the_wire(&id, &lease);
             leases.insert(id.clone(), lease);

@@ -5,6 +5,8 @@
 //! the store looks like, in which order it was changed, and whether [`Fake::check_done`] finds a violation. What it answers
 //! was measured on containerd 1.6.20, 1.7.24 and 2.1.9; the tests of this crate run the same raw scenarios on those.
 //!
+//! [`GoImporter`] plays another importer beside ours, on the stand-in and on a real containerd alike.
+//!
 //! It never unpacks, mounts or runs anything, and knows nothing of how bundles are read.
 
 mod content;
@@ -15,6 +17,7 @@ mod fake;
 mod faults;
 mod filters;
 mod gc;
+mod go_importer;
 mod images;
 mod inspect;
 mod introspection;
@@ -34,6 +37,7 @@ pub use digest::sha256;
 pub use fake::{Fake, FakeConfig};
 pub use faults::Fault;
 pub use gc::GcPolicy;
+pub use go_importer::{GoImporter, ImportFailed, K0S_SOURCES, K3S_PINNED, Step};
 pub use inspect::{BlobRecord, Event, ImageRecord, IngestRecord, LeaseRecord, Mutation, Target};
 pub use platform::NodePlatform;
 pub use seed::SeedImage;

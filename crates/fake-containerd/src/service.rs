@@ -11,6 +11,9 @@ use crate::faults::Obstacle;
 use crate::server::Connections;
 use crate::state::State;
 
+/// Marks the calls of another importer, whose manners are not judged and whose bytes are not counted.
+pub(crate) const FOREIGN_HEADER: &str = "fake-containerd-foreign";
+
 /// One service implementation for all; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Service {
@@ -24,6 +27,8 @@ pub(crate) struct Call {
     pub(crate) rpc: &'static str,
     pub(crate) namespace: String,
     pub(crate) lease: Option<String>,
+    /// Whether it plays another importer: its manners are not judged.
+    pub(crate) foreign: bool,
 }
 
 impl Service {
@@ -32,7 +37,16 @@ impl Service {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of this lock panics")
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        state.lenient = false;
+        state
+    }
+
+    /// The state for what a call does: what another importer does is not minded.
+    pub(crate) fn state_for(&self, call: &Call) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        state.lenient = call.foreign;
+        state
     }
 
     /// Carries out a unary call that needs a namespace.
@@ -43,7 +57,7 @@ impl Service {
         act: impl FnOnce(&mut State, &Call, Q) -> Result<A, Status>,
     ) -> Result<Response<A>, Status> {
         let call = self.enter(rpc, request.metadata()).await?;
-        let mut state = self.state();
+        let mut state = self.state_for(&call);
         let answer = act(&mut state, &call, request.into_inner());
         state.settle();
         delivered(&mut state, rpc, answer)
@@ -83,6 +97,7 @@ impl Service {
             rpc,
             namespace,
             lease: header("containerd-lease").filter(|id| !id.is_empty()),
+            foreign: header(FOREIGN_HEADER).is_some(),
         })
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) dirty: bool,
     /// Something changed since the last collection.
     pub(crate) mutated: bool,
+    /// What is done at the moment is another importer's, and not minded.
+    pub(crate) lenient: bool,
     sequence: u64,
 }
 
@@ -193,6 +195,7 @@ impl State {
             clock_skew: jiff::SignedDuration::ZERO,
             dirty: false,
             mutated: false,
+            lenient: false,
             sequence: 0,
         }
     }
@@ -239,7 +242,9 @@ impl State {
     }
 
     pub(crate) fn violation(&mut self, sentence: impl Into<String>) {
-        self.log.violations.push(sentence.into());
+        if !self.lenient {
+            self.log.violations.push(sentence.into());
+        }
     }
 
     /// Notes a change for the order log and for the collector.

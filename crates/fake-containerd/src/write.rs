@@ -77,7 +77,7 @@ async fn open(service: &Service, call: Call, first: &WriteContentRequest) -> Res
         return Err(Status::invalid_argument("first message must have a reference"));
     }
     let patience = {
-        let mut state = service.state();
+        let mut state = service.state_for(&call);
         state.check_opening(&call, first);
         if state.version.waits_for_ref() {
             LOCK_PATIENCE
@@ -87,7 +87,7 @@ async fn open(service: &Service, call: Call, first: &WriteContentRequest) -> Res
     };
     let started = Instant::now();
     loop {
-        let opening = service.state().open(service, &call, first)?;
+        let opening = service.state_for(&call).open(service, &call, first)?;
         match opening {
             Opening::Opened(writer) => return Ok(*writer),
             Opening::Locked(status) if started.elapsed() >= patience => return Err(status),
@@ -120,7 +120,7 @@ impl Session {
         let obstacle = self.service.state().faults.on_message(self.answered, commit);
         obstacle.met().await?;
         let answer = {
-            let mut state = self.service.state();
+            let mut state = self.service.state_for(&self.writer.call);
             let answer = self.writer.act(&mut state, message);
             state.settle();
             answer
@@ -240,7 +240,7 @@ impl State {
         if ingest.locked.is_some() {
             return ingest;
         }
-        ingest.seeded = false;
+        ingest.seeded = call.foreign;
         ingest.expected = adopted.map(|(digest, _)| digest.clone());
         if call.lease.is_none() {
             ingest.expires = Some(expires);
@@ -380,7 +380,9 @@ impl Writer {
         let (admitted, barrier) = state.faults.admit(data.len() as u64);
         let admitted = usize::try_from(admitted).expect("not more than the message holds");
         self.partial().write(&data[..admitted]);
-        *state.log.received.entry(self.subject()).or_default() += admitted as u64;
+        if !self.call.foreign {
+            *state.log.received.entry(self.subject()).or_default() += admitted as u64;
+        }
         let now = state.now();
         if let Some(ingest) = self.ingest(state) {
             ingest.updated = now;

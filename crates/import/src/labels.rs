@@ -16,6 +16,12 @@ pub const OUR_PIN: &str = "io.airgapd.pinned";
 pub const BUNDLE_PREFIX: &str = "io.airgapd.bundle.";
 /// The image was imported by hand; its value is the file name. Only `airgapd release` takes it back.
 pub const IMPORTED: &str = "io.airgapd.import";
+/// k0s's importer keeps the bundles of a record in it: a JSON object of paths and their times of change.
+pub const K0S_SOURCES: &str = "io.k0sproject.ocibundle-paths";
+/// k3s's importer pinned the record.
+pub const K3S_PINNED: &str = "io.cattle.k3s.pinned";
+/// RKE2's importer pinned the record.
+pub const RKE2_PINNED: &str = "io.cattle.rke2.pinned";
 /// CRI's mark on records it knows. Cleared when a record changes its target, so that CRI looks at it again.
 pub const CRI_MANAGED: &str = "io.cri-containerd.image";
 
@@ -86,6 +92,14 @@ pub fn is_source(key: &str) -> bool {
     key.starts_with(BUNDLE_PREFIX) || key == IMPORTED
 }
 
+/// Whether another importer wants the record pinned. Its pin and ours are one label, so that label is its too.
+#[must_use]
+pub fn is_pinned_by_others(labels: &Labels) -> bool {
+    [K0S_SOURCES, K3S_PINNED, RKE2_PINNED]
+        .iter()
+        .any(|key| labels.contains_key(*key))
+}
+
 /// What has to change on a record with `labels` so that `source` vouches for it and it is pinned.
 ///
 /// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed.
@@ -105,7 +119,8 @@ pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
 }
 
 /// What has to change on a record with `labels` when the sources that `gone` names no longer vouch for it: their
-/// labels go, and with the last of ours our pin.
+/// labels go, and with the last of ours our pin. Where another importer wants the record pinned, too, the pin becomes its
+/// own: only our mark on it goes.
 #[must_use]
 pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChanges {
     let mut changes: LabelChanges = BTreeMap::new();
@@ -118,8 +133,10 @@ pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChange
         }
     }
     if left == 0 && labels.contains_key(OUR_PIN) && (!changes.is_empty() || !is_vouched_for(labels)) {
-        changes.insert(PINNED.to_owned(), None);
         changes.insert(OUR_PIN.to_owned(), None);
+        if !is_pinned_by_others(labels) {
+            changes.insert(PINNED.to_owned(), None);
+        }
     }
     changes
 }
@@ -203,6 +220,22 @@ mod tests {
             (OUR_PIN.to_owned(), None),
         ];
         assert_eq!(changes, LabelChanges::from(wanted));
+    }
+
+    #[test]
+    fn a_pin_that_another_importer_wants_too_is_left_to_it() {
+        let one = Source::Bundle("a.tar".into()).label();
+        for theirs in [K0S_SOURCES, K3S_PINNED, RKE2_PINNED] {
+            let there = labels(&[
+                (PINNED, "pinned"),
+                (OUR_PIN, "true"),
+                (&one.0, &one.1),
+                (theirs, "{}"),
+            ]);
+            let mut wanted = vec![(one.0.as_str(), false), (OUR_PIN, false)];
+            wanted.sort_unstable();
+            assert_eq!(keys(&disown(&there, |_, _| true)), wanted, "{theirs}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use containerd::{Client, Error, ImageRecord, ImageUpdate};
 use serde::Serialize;
 
-use crate::labels::{self, LabelChanges, OUR_PIN};
+use crate::labels::{self, LabelChanges, PINNED};
 use crate::lease;
 
 /// What is taken back.
@@ -22,7 +22,7 @@ pub enum Release {
 pub struct Released {
     /// The record.
     pub name: String,
-    /// Whether our pin goes.
+    /// Whether the pin goes.
     pub unpinned: bool,
     /// The labels that go.
     pub labels: Vec<String>,
@@ -57,7 +57,7 @@ fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
         changes => changes,
     };
     let labels: Vec<String> = changes.keys().cloned().collect();
-    let unpinned = changes.contains_key(OUR_PIN);
+    let unpinned = changes.contains_key(PINNED);
     (!labels.is_empty()).then(|| Released {
         name: record.name.clone(),
         unpinned,

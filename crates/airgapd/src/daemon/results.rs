@@ -10,9 +10,10 @@ use tracing::{debug, error, warn};
 
 use super::job::{Order, Pulled};
 use super::jobs::{Job, Stage};
-use super::telling::{log_report, shown};
+use super::telling::{log_repairs, log_report, shown};
 use super::{BURST, Daemon};
 use crate::checksum;
+use crate::coexistence::repaired;
 use crate::ledger::{self, ErrorClass, Imported, LastError};
 use crate::roster::Phase;
 
@@ -138,11 +139,12 @@ impl Daemon {
         let import::Imported {
             report,
             selection,
+            plan,
             stopped,
-            ..
         } = imported;
         let order = &job.order;
         log_report(&order.name, &report);
+        log_repairs(&order.name, &repaired(&plan, &report));
         if let Stage::Importing(bundle) = &job.stage
             && (report.landed() || report.outcome == Outcome::Skipped)
         {

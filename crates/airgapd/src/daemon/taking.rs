@@ -74,6 +74,7 @@ impl Daemon {
         match self.roster.phase(name) {
             Some(Phase::Settling { .. }) if version.is_layout => drop(self.settle_layout(name, true)),
             Some(Phase::Settling { .. }) => self.settle(name, &file),
+            _ if self.is_left_to_others(name, &file, &version) => {}
             _ => self.start_job(name, file, version),
         }
     }

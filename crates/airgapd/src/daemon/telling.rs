@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use import::{BundleReport, ImageOutcome, ImageReport};
 use tracing::{debug, error, info, warn};
 
+use crate::coexistence::Repaired;
+
 /// A file name for people and logs: control bytes escaped.
 pub(super) fn shown(name: &OsStr) -> String {
     import::printable(&name.to_string_lossy())
@@ -84,6 +86,19 @@ pub(super) fn log_report(name: &OsStr, report: &BundleReport) {
         "bundle {outcome}: {} sent in {milliseconds} ms",
         crate::output::bytes(bytes)
     );
+}
+
+/// One line for each image that others had recorded before it was whole.
+pub(super) fn log_repairs(name: &OsStr, repaired: &[Repaired]) {
+    for Repaired { image, blobs, bytes } in repaired {
+        warn!(
+            bundle = %shown(name),
+            image,
+            outcome = "repaired",
+            "its record was there without {blobs} of its blobs ({}): repaired",
+            crate::output::bytes(*bytes)
+        );
+    }
 }
 
 /// One line for each image. Its `name@digest` record goes without saying.
