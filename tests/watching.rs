@@ -1,6 +1,8 @@
 //! Where the kernel tells too little of the folder: nothing is missed, and what is the matter is said.
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -102,7 +104,78 @@ fn what_comes_while_the_kernels_queue_overflows_is_imported(target: &Target) {
     daemon.finish(target);
 }
 
+/// Whatever is done to the folder itself: what then lies under its path is imported, soon, and nothing loops meanwhile.
+fn whatever_the_path_leads_to_is_the_folder(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    is_imported(&node, target, "before.tar");
+
+    fs::remove_dir_all(node.images()).unwrap();
+    daemon.wait_for_log("cannot open the images folder");
+    fs::create_dir(node.images()).unwrap();
+    is_imported(&node, target, "made-anew.tar");
+
+    let elsewhere = node.path("elsewhere");
+    fs::rename(node.images(), &elsewhere).unwrap();
+    fs::create_dir(node.images()).unwrap();
+    is_imported(&node, target, "swapped.tar");
+
+    fs::remove_dir_all(node.images()).unwrap();
+    symlink(&elsewhere, node.images()).unwrap();
+    is_imported(&node, target, "by-a-link.tar");
+    let third = node.path("third");
+    fs::create_dir(&third).unwrap();
+    symlink(&third, node.path("link")).unwrap();
+    fs::rename(node.path("link"), node.images()).unwrap();
+    is_imported(&node, target, "by-a-link-that-was-switched.tar");
+
+    let lines = daemon.log().lines().count();
+    assert!(lines < 60, "{lines} lines:\n{}", daemon.log());
+    daemon.finish(target);
+}
+
+/// A file system that is mounted over the folder, which inotify says nothing of.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// `None` where we may not mount.
+    fn over(folder: &Path) -> Option<Mounted> {
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "mode=0755", "tmpfs"])
+            .arg(folder);
+        let done = mount.output().is_ok_and(|output| output.status.success());
+        done.then(|| Mounted(folder.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn what_is_mounted_over_the_folder_is_the_folder_and_no_pin_goes(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let (bundle, below) = marker(node.path("below.tar"));
+    node.drop_in(&bundle);
+    wait_for(SOON, "the image", || target.record(&below).is_some());
+    let Some(mounted) = Mounted::over(&node.images()) else {
+        return;
+    };
+    is_imported(&node, target, "above.tar");
+    daemon.wait_for_log("another folder than before");
+    assert!(target.is_pinned(&below), "an empty mountpoint is no wish");
+    drop(mounted);
+    is_imported(&node, target, "below-again.tar");
+    assert!(target.is_pinned(&below));
+    daemon.finish(target);
+}
+
 on_the_fake!(
+    whatever_the_path_leads_to_is_the_folder,
+    what_is_mounted_over_the_folder_is_the_folder_and_no_pin_goes,
     without_a_watch_the_folder_is_looked_at_every_few_seconds,
     what_comes_while_the_kernels_queue_overflows_is_imported,
 );
