@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Common, Given, PlatformFlag};
 use crate::needs::{K0sArgs, ManifestArgs};
@@ -39,6 +39,8 @@ pub(crate) enum Command {
     ListImages(ListImagesArgs),
     /// Say whether every image that this node will be asked for is there, whole
     Verify(VerifyArgs),
+    /// Make a bundle of images in registries
+    BundleArtifacts(BundleArtifactsArgs),
     /// Take back our labels and pins; image records stay
     Release(ReleaseArgs),
     /// Show the effective configuration and where each value comes from
@@ -105,6 +107,87 @@ pub(crate) struct ListImagesArgs {
     /// The platform of the nodes, such as linux/arm64 or windows/amd64; without it, this machine's
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
+}
+
+impl Command {
+    /// Whether `--output` may be a file.
+    pub(crate) fn writes_a_file(&self) -> bool {
+        matches!(self, Command::BundleArtifacts(_))
+    }
+}
+
+/// How registries are spoken to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Insecure {
+    /// By TLS, with certificates that are checked.
+    #[default]
+    No,
+    /// By TLS, whoever answers.
+    SkipTlsVerify,
+    /// Without TLS.
+    PlainHttp,
+}
+
+/// Compressions that bundles are written in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compress {
+    /// None: most layers are compressed already.
+    #[default]
+    None,
+    /// zstd in frames that can be read one by one.
+    Zstd,
+    /// gzip.
+    Gzip,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The bundle goes to --output FILE, or to standard output with --output -. Images may also come on standard input, one on \
+each line; empty lines and those that begin with # do not count.
+
+  airgapd bundle-artifacts registry.k8s.io/pause:3.10 quay.io/k0sproject/coredns:1.12.2 -o images.tar
+  airgapd list-images | airgapd bundle-artifacts --platform linux/amd64 --platform linux/arm64 -o images.tar
+  airgapd bundle-artifacts --base images-1.31.tar -o update.tar < images-1.32.txt")]
+pub(crate) struct BundleArtifactsArgs {
+    /// Images by tag, by digest or both; from standard input if there are none here
+    #[arg(value_name = "REFERENCE")]
+    pub(crate) references: Vec<String>,
+    /// Take the best of each image for this platform; `all` takes everything [default: this machine's]
+    #[arg(long = "platform", value_name = "PLATFORM")]
+    pub(crate) platforms: Vec<String>,
+    /// How the bundle is compressed
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub(crate) compress: Compress,
+    /// Make a delta: leave out layers that this bundle has; may be given several times
+    #[arg(long, value_name = "BUNDLE")]
+    pub(crate) base: Vec<PathBuf>,
+    /// Make a delta: leave out layers that a node has, by the answer of `airgapd inventory`; may be given several times
+    #[arg(long, value_name = "INVENTORY")]
+    pub(crate) have: Vec<PathBuf>,
+    /// Keep what was fetched in this folder, and do not fetch it again
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) cache: Option<PathBuf>,
+    /// How many transfers run at a time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) concurrency: u16,
+    /// How often a transfer is tried again that makes no progress
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) retries: u32,
+    /// Whether registries may be spoken to without checked TLS; holds for all of them
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) insecure_registries: Insecure,
+    /// Credentials as docker, podman and skopeo keep them [default: where those keep them]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) registries_config: Vec<PathBuf>,
+    /// Trust the certificates in this PEM file, too; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Vec<PathBuf>,
+    /// Look for images below a prefix elsewhere first: docker.io=mirror.example:5000/hub; may be given several times
+    #[arg(long, value_name = "PREFIX=PREFIX")]
+    pub(crate) mirror: Vec<registry::Rule>,
+    /// Fetch images below a prefix from elsewhere, under their own names; may be given several times
+    #[arg(long, value_name = "PREFIX=PREFIX")]
+    pub(crate) rewrite: Vec<registry::Rule>,
 }
 
 #[derive(Args, Debug)]

@@ -636,15 +636,34 @@ pub(crate) struct Common {
     /// Namespace in containerd; Kubernetes uses k8s.io
     #[arg(long, value_name = "NAME", global = true)]
     pub(crate) namespace: Option<String>,
-    /// Form of the answer on standard output
-    #[arg(short, long, value_name = "FORM", value_enum, default_value_t, global = true)]
-    pub(crate) output: OutputFormat,
+    /// Form of the answer: text or json [default: text]; of commands that make a bundle also its file, `-` for standard
+    /// output
+    #[arg(short, long, value_name = "text|json|FILE", value_parser = Output::parse, global = true)]
+    pub(crate) output: Vec<Output>,
     /// Say more; twice for everything
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(crate) verbose: u8,
     /// Say nothing but errors
     #[arg(short, long, conflicts_with = "verbose", global = true)]
     pub(crate) quiet: bool,
+}
+
+/// A value of `--output`: the form of the answer, or where a bundle goes. A file by the name of a form is `./json`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    Form(OutputFormat),
+    File(PathBuf),
+}
+
+impl Output {
+    #[expect(clippy::unnecessary_wraps, reason = "the command line's parsers may fail")]
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "text" => Self::Form(OutputFormat::Text),
+            "json" => Self::Form(OutputFormat::Json),
+            file => Self::File(file.into()),
+        })
+    }
 }
 
 /// The form of an answer.
@@ -676,6 +695,24 @@ impl PlatformFlag {
 }
 
 impl Common {
+    /// The form of the answer; the last one that was typed.
+    pub(crate) fn form(&self) -> OutputFormat {
+        let forms = self.output.iter().filter_map(|output| match output {
+            Output::Form(form) => Some(*form),
+            Output::File(_) => None,
+        });
+        forms.last().unwrap_or_default()
+    }
+
+    /// The file that a bundle goes to; the last one that was typed.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        let files = self.output.iter().filter_map(|output| match output {
+            Output::Form(_) => None,
+            Output::File(file) => Some(file.as_path()),
+        });
+        files.last()
+    }
+
     /// What was typed. Relative paths are relative to the working directory, as in every program.
     fn given(&self, mistakes: &mut Vec<Mistake>) -> Vec<Given> {
         let paths = [

@@ -42,16 +42,23 @@ fn main() -> ExitCode {
     if let Some(exit) = commands::documentation::run(&cli.command) {
         return exit.into();
     }
+    if let Some(file) = cli.common.file()
+        && !cli.command.writes_a_file()
+    {
+        let file = import::printable(&file.to_string_lossy());
+        let _ = output::complain(&format!("--output {file}: this command answers as text or json"));
+        return Exit::Usage.into();
+    }
     let config = match config::load(&cli.common, flags_of(&cli.command), std::env::vars_os()) {
         Ok(config) => config,
         Err(mistakes) => {
             let _ = output::complain(&mistakes.to_string());
-            let _ = output::failure(cli.common.output, &mistakes.to_string());
+            let _ = output::failure(cli.common.form(), &mistakes.to_string());
             return Exit::Usage.into();
         }
     };
     log::init(config.settings.log);
-    let format = cli.common.output;
+    let format = cli.common.form();
     match execute(cli, config) {
         Ok(exit) => exit.into(),
         Err(error) => {
@@ -72,53 +79,62 @@ fn flags_of(command: &Command) -> Vec<Given> {
         Command::Release(_)
         | Command::Config(_)
         | Command::ListImages(_)
+        | Command::BundleArtifacts(_)
         | Command::Completions(_)
         | Command::Man(_) => Vec::new(),
     }
 }
 
 fn execute(cli: Cli, config: Config) -> anyhow::Result<Exit> {
-    let format = cli.common.output;
+    let format = cli.common.form();
+    let file = cli.common.file().map(Path::to_owned);
     match cli.command {
         Command::Config(args) => {
             let node = node::decide(&node::probe(Path::new("/")), &config.settings);
             commands::config::run(&args, &config, node, format)
         }
-        command => block_on(command, config.settings, &cli.common),
+        Command::BundleArtifacts(args) => {
+            let run = commands::bundle_artifacts::run(args, file, config.settings.limits, format);
+            block_on(run)
+        }
+        command => block_on(answer(command, config.settings, cli.common)),
     }
 }
 
 /// Two threads are enough: the bytes are moved by containerd and hashed there.
-fn block_on(command: Command, settings: Settings, common: &Common) -> anyhow::Result<Exit> {
+fn block_on(answer: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let format = common.output;
-    let (common, flags) = (common.clone(), flags_of(&command));
-    let configuration = Box::new(move || config::load(&common, flags.clone(), std::env::vars_os()));
-    let exit = runtime.block_on(async {
-        match command {
-            Command::Inspect(args) => commands::inspect::run(&args, &settings, format).await,
-            Command::Import(args) => {
-                commands::import::run(&args, &settings, &this_node(&settings)?, format).await
-            }
-            Command::Release(args) => {
-                commands::release::run(&args, &settings, &this_node(&settings)?, format).await
-            }
-            Command::ListImages(args) => commands::list_images::run(&args, format).await,
-            Command::Verify(args) => {
-                commands::verify::run(&args, &settings, || this_node(&settings), format).await
-            }
-            Command::Run(_) => commands::run::run(settings, configuration).await,
-            Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
-                unreachable!("it needs no runtime")
-            }
-        }
-    });
+    let exit = runtime.block_on(answer);
     // A thread that reads a bundle may be at it for minutes, and nothing of it is needed any more.
     runtime.shutdown_background();
     exit
+}
+
+async fn answer(command: Command, settings: Settings, common: Common) -> anyhow::Result<Exit> {
+    let (format, flags) = (common.form(), flags_of(&command));
+    match command {
+        Command::Inspect(args) => commands::inspect::run(&args, &settings, format).await,
+        Command::Import(args) => {
+            commands::import::run(&args, &settings, &this_node(&settings)?, format).await
+        }
+        Command::Release(args) => {
+            commands::release::run(&args, &settings, &this_node(&settings)?, format).await
+        }
+        Command::ListImages(args) => commands::list_images::run(&args, format).await,
+        Command::Verify(args) => {
+            commands::verify::run(&args, &settings, || this_node(&settings), format).await
+        }
+        Command::Run(_) => {
+            let configuration = move || config::load(&common, flags.clone(), std::env::vars_os());
+            commands::run::run(settings, Box::new(configuration)).await
+        }
+        Command::Config(_) | Command::Completions(_) | Command::Man(_) | Command::BundleArtifacts(_) => {
+            unreachable!("these are called by themselves")
+        }
+    }
 }
 
 /// Which containerd this node's images go to, by what is installed on it.

@@ -45,6 +45,17 @@ pub(crate) fn complain(text: &str) -> io::Result<()> {
     forgive_closed_pipe(writeln!(io::stderr().lock(), "airgapd: {text}"))
 }
 
+/// Shows how far something has come, in place of what was shown before; an empty text takes it away. For a terminal
+/// on standard error only.
+pub(crate) fn progress(text: &str) -> io::Result<()> {
+    forgive_closed_pipe(write!(io::stderr().lock(), "\r{}\u{1b}[K", visible(text)))
+}
+
+/// Says what was done where standard output is taken by something else.
+pub(crate) fn aside(text: &str) -> io::Result<()> {
+    forgive_closed_pipe(io::stderr().lock().write_all(visible(text).as_bytes()))
+}
+
 /// Prints one JSON document.
 pub(crate) fn json(document: &impl Serialize) -> io::Result<()> {
     let mut out = serde_json::to_string_pretty(document)?;

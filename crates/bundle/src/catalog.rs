@@ -4,6 +4,7 @@
 //! Names, media types and annotations are the archive's own words: whoever prints them escapes them
 //! ([`RawName`] and the reasons in here do so themselves).
 
+use std::collections::HashSet;
 use std::fmt;
 
 use oci_spec::image::{Descriptor, Digest};
@@ -33,6 +34,40 @@ pub struct Catalog {
     pub warnings: Vec<Warning>,
     /// How the archive ends.
     pub ending: Ending,
+}
+
+impl Catalog {
+    /// The catalog as it is where these blobs are: of those that a delta relies on, they count as present. For
+    /// choosing what to take; the bundle still does not have them.
+    #[must_use]
+    pub fn completed_by(&self, elsewhere: &HashSet<Digest>) -> Catalog {
+        let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
+        let there: HashSet<&Digest> = relied_on
+            .map(|blob| &blob.digest)
+            .filter(|digest| elsewhere.contains(digest))
+            .collect();
+        let mut completed = self.clone();
+        if !there.is_empty() {
+            for image in &mut completed.images {
+                complete(&mut image.root, &there);
+            }
+        }
+        completed
+    }
+}
+
+fn complete(node: &mut Node, there: &HashSet<&Digest>) {
+    match &mut node.content {
+        Content::Index(children) => children.iter_mut().for_each(|child| complete(child, there)),
+        Content::Manifest(manifest) => {
+            for part in std::iter::once(&mut manifest.config).chain(&mut manifest.layers) {
+                if part.state == PartState::Absent && there.contains(part.descriptor.digest()) {
+                    part.state = PartState::Present;
+                }
+            }
+        }
+        Content::Other | Content::Absent | Content::Broken(_) => {}
+    }
 }
 
 /// The layout of a bundle, recognised by content and never by name.

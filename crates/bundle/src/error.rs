@@ -176,6 +176,13 @@ pub enum Warning {
         /// What is wrong.
         reason: String,
     },
+    /// The bundle is a delta: layers of its images are not in it, because its destination has them.
+    Delta {
+        /// What the base is called, escaped.
+        base: String,
+        /// How many layers were left out.
+        count: usize,
+    },
     /// The bundle says that it relies on blobs elsewhere, but the list of them is unusable: what is absent is simply
     /// absent.
     RelianceUnusable {
@@ -217,6 +224,12 @@ impl fmt::Display for Warning {
             Self::IndexUnusable(reason) => write!(f, "index.json {reason}; manifest.json is used instead"),
             Self::OciSideBroken { image, reason } => {
                 write!(f, "{image}: {reason}; manifest.json is used instead")
+            }
+            Self::Delta { base, count } => {
+                write!(
+                    f,
+                    "this is a delta on {base}: {count} of its layers have to be there already"
+                )
             }
             Self::RelianceUnusable { reason } => {
                 write!(

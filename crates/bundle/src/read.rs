@@ -21,7 +21,7 @@ use crate::reader::Reader;
 use crate::table::{Archive, Found};
 use crate::{
     Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Manifest, PartState,
-    Reliance, Truncation, Warning, digests, reliance, tar,
+    Reliance, Truncation, Warning, digests, escape, reliance, tar,
 };
 
 const LAYOUT_FILE: &str = "oci-layout";
@@ -335,7 +335,13 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
     };
     match reliance(reader, document)? {
         None => {}
-        Some(Ok(reliance)) => images.relies_on = Some(reliance),
+        Some(Ok(reliance)) => {
+            images.warnings.push(Warning::Delta {
+                base: escape::text(&reliance.base).to_string(),
+                count: reliance.blobs.len(),
+            });
+            images.relies_on = Some(reliance);
+        }
         Some(Err(reason)) => images.warnings.push(Warning::RelianceUnusable { reason }),
     }
     if let Some(docker) = docker {

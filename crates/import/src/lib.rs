@@ -18,12 +18,14 @@ mod select;
 mod space;
 mod survey;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bundle::Bundle;
+use bundle::{BlobRef, Bundle};
 use containerd::{Client, Recovery};
+use oci_spec::image::Digest;
 
 use ingest::not_begun;
 pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, Silent, carry_out, chain};
@@ -75,6 +77,18 @@ pub enum Error {
     /// What is missing would not fit on containerd's disk, or would leave less than is to stay free. Nothing was sent.
     #[error(transparent)]
     NoSpace(Box<Shortage>),
+    /// The bundle is a delta, and what it is a delta on is not here. Its images that need none of that are in place.
+    #[error(
+        "{} is a delta on {base}, which is not all here: import {base} first. {}", path.display(), missing_text(.missing)
+    )]
+    BaseMissing {
+        /// The bundle.
+        path: PathBuf,
+        /// What the base is called, fit to print.
+        base: String,
+        /// The blobs that are not there.
+        missing: Vec<BlobRef>,
+    },
     /// A task of ours failed.
     #[error("a task of the import failed")]
     Task(#[source] tokio::task::JoinError),
@@ -89,7 +103,10 @@ impl Error {
                 error.recovery(),
                 Recovery::Transient | Recovery::Space | Recovery::LeaseLost
             ),
-            Error::Changed { .. } | Error::LeaseKeepsVanishing | Error::NoSpace(_) => true,
+            Error::Changed { .. }
+            | Error::LeaseKeepsVanishing
+            | Error::NoSpace(_)
+            | Error::BaseMissing { .. } => true,
             Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => false,
         }
     }
@@ -105,6 +122,21 @@ impl Error {
             _ => false,
         }
     }
+}
+
+/// Names the first few blobs that are missing, and counts them all.
+fn missing_text(missing: &[BlobRef]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<_> = missing
+        .iter()
+        .take(SHOWN)
+        .map(|blob| format!("{} ({} bytes)", blob.digest, blob.size))
+        .collect();
+    let more = match missing.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("Missing: {}{more}", shown.join(", "))
 }
 
 /// What an import did: for people in the report, for the ledger in the images.
@@ -142,7 +174,10 @@ pub async fn import(
     observer: &dyn Observer,
 ) -> Result<Imported, Error> {
     let started = Instant::now();
-    let mut selection = select(bundle.catalog(), policy);
+    let elsewhere = relied_on_and_there(client, bundle).await?;
+    let catalog = bundle.catalog().completed_by(&elsewhere);
+    let mut selection = select(&catalog, policy);
+    let missing = missing_base(bundle, &selection, &elsewhere);
     if selection.needs_sha512() {
         let version = client.version().await?;
         if (version.major, version.minor) < SHA512_SINCE {
@@ -157,12 +192,13 @@ pub async fn import(
     let forecast = intent.space.forecast(client, &plan).await?;
     let shortage = forecast.as_ref().and_then(Forecast::shortage);
     if dry_run && shortage.is_none() {
-        let report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());
+        let mut report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());
+        report.error = missing.as_ref().map(|error| chain(error)).or(report.error);
         return Ok(Imported {
             report: report.with_forecast(forecast),
             selection,
             plan,
-            stopped: None,
+            stopped: missing,
         });
     }
     if let (Some(store), None) = (store, &shortage) {
@@ -176,15 +212,47 @@ pub async fn import(
         lease_id,
         observer,
     };
-    let ingested = match shortage {
+    let mut ingested = match shortage {
         Some(shortage) => not_begun(&job, shortage),
         None => carry_out(&job).await,
     };
+    ingested.stopped = ingested.stopped.or(missing);
     let report = BundleReport::of(bundle, &selection, &ingested, started.elapsed());
     Ok(Imported {
         report: report.with_forecast(forecast),
         selection,
         plan,
         stopped: ingested.stopped,
+    })
+}
+
+/// Of the blobs that a delta relies on, those that containerd has. A bundle that is no delta costs no request.
+async fn relied_on_and_there(client: &Client, bundle: &Bundle) -> Result<HashSet<Digest>, Error> {
+    let Some(reliance) = &bundle.catalog().relies_on else {
+        return Ok(HashSet::new());
+    };
+    let wanted: HashSet<&Digest> = reliance.blobs.iter().map(|blob| &blob.digest).collect();
+    let there = client.blobs().await?.into_iter().map(|blob| blob.digest);
+    Ok(there.filter(|digest| wanted.contains(digest)).collect())
+}
+
+/// What to say when images are not taken for want of a delta's base.
+fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Digest>) -> Option<Error> {
+    let reliance = bundle.catalog().relies_on.as_ref()?;
+    let problems = selection.choices.iter().flat_map(|choice| match &choice.verdict {
+        Verdict::Broken(problems) => problems.as_slice(),
+        Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => &[],
+    });
+    let problems: Vec<&String> = problems.collect();
+    // Each problem names its blob. What other platforms would need is nobody's problem here.
+    let is_missed = |blob: &&BlobRef| {
+        let digest = blob.digest.as_ref();
+        !elsewhere.contains(&blob.digest) && problems.iter().any(|problem| problem.contains(digest))
+    };
+    let missing: Vec<BlobRef> = reliance.blobs.iter().filter(is_missed).cloned().collect();
+    (!missing.is_empty()).then(|| Error::BaseMissing {
+        path: bundle.path().to_owned(),
+        base: printable(&reliance.base).trim_matches('"').to_owned(),
+        missing,
     })
 }

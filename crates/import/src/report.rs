@@ -330,9 +330,11 @@ fn cause_of(error: &Error) -> Cause {
             Cause::Unreachable
         }
         Error::Changed { .. } | Error::Read { .. } | Error::Bundle(_) => Cause::File,
-        Error::Containerd(_) | Error::NoSpace(_) | Error::Task(_) | Error::LeaseKeepsVanishing => {
-            Cause::Other
-        }
+        Error::Containerd(_)
+        | Error::NoSpace(_)
+        | Error::Task(_)
+        | Error::LeaseKeepsVanishing
+        | Error::BaseMissing { .. } => Cause::Other,
     }
 }
 

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub(crate) mod bundle_artifacts;
 pub(crate) mod config;
 pub(crate) mod documentation;
 pub(crate) mod import;

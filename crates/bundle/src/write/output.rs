@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::WriteError;
@@ -67,13 +67,9 @@ impl Output {
             .map_err(|source| failed("sync the folder of the output", source))
     }
 
-    /// Bytes that are on the way to the disk, or there.
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be examined.
-    pub fn size(&self) -> io::Result<u64> {
-        self.file.as_file().metadata().map(|metadata| metadata.size())
+    /// Where the file is until then: for those who end without dropping it.
+    pub fn temporary(&self) -> &Path {
+        self.file.path()
     }
 }
 

@@ -1,0 +1,556 @@
+//! `airgapd bundle-artifacts`: a bundle of images in registries, made on the connected side.
+//!
+//! First every document of every image is read, so that what is wrong with any of them is said before the first layer
+//! moves. Then the archive is laid out, and layers are fetched in its order while it is written.
+
+use std::collections::HashSet;
+use std::io::{self, BufWriter, IsTerminal as _, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bundle::write::{Draft, DraftImage, Layout, Output, Written};
+use bundle::{Bundle, Compression, Inventory, Limits};
+use futures_util::StreamExt as _;
+use oci_spec::image::Digest;
+use platforms::{Matcher, Platform, Rules};
+use registry::{
+    Cache, Client, Counters, Credentials, Feed, ImageRef, Options, Proxies, Resolved, Retry, Security, Wanted,
+};
+use serde::Serialize;
+
+use super::Exit;
+use crate::cli::{BundleArtifactsArgs, Compress, Insecure};
+use crate::config::OutputFormat;
+use crate::output;
+
+/// A list of references on standard input may be this long, in bytes.
+const LONGEST_LIST: u64 = 4 << 20;
+
+/// An inventory may be this long, in bytes.
+const LARGEST_INVENTORY: u64 = 64 << 20;
+
+/// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+const SHOWN_EVERY: Duration = Duration::from_millis(500);
+
+/// Where the bundle goes.
+enum Target {
+    Stdout,
+    File(PathBuf),
+}
+
+/// Makes a bundle. Interrupted, it leaves nothing.
+pub(crate) async fn run(
+    args: BundleArtifactsArgs,
+    file: Option<PathBuf>,
+    limits: Limits,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    let (target, references, wanted) = match request(&args, file, format) {
+        Ok(request) => request,
+        Err(mistake) => {
+            output::complain(&mistake)?;
+            output::failure(format, &mistake)?;
+            return Ok(Exit::Usage);
+        }
+    };
+    let client = Arc::new(Client::new(options(&args)?)?);
+    let images = resolve_all(&client, &references, &wanted, usize::from(args.concurrency)).await?;
+    let mut draft = Draft {
+        images: images.iter().map(|image| image.draft.clone()).collect(),
+        relies_on: None,
+    };
+    let total = Layout::of(&draft)?
+        .blobs()
+        .iter()
+        .map(|blob| blob.size)
+        .sum::<u64>();
+    if !args.base.is_empty() || !args.have.is_empty() {
+        let (name, present) = read_bases(&args, &limits).await?;
+        draft.leave_out(&name, &present);
+    }
+    let layout = Layout::of(&draft)?;
+    let counters = Counters::default();
+    let job = Job {
+        args: &args,
+        target: &target,
+        layout: &layout,
+        client: &client,
+        images: &images,
+        counters: &counters,
+    };
+    let written = job.write().await?;
+    let report = Report::new(&job, &draft, written, total, started.elapsed());
+    match (format, &target) {
+        (OutputFormat::Json, _) => output::json(&report)?,
+        (OutputFormat::Text, Target::File(_)) => output::text(&report.text())?,
+        (OutputFormat::Text, Target::Stdout) => output::aside(&report.text())?,
+    }
+    Ok(Exit::Done)
+}
+
+/// What was asked for, or what is wrong with that.
+fn request(
+    args: &BundleArtifactsArgs,
+    file: Option<PathBuf>,
+    format: OutputFormat,
+) -> Result<(Target, Vec<ImageRef>, Wanted), String> {
+    let target = match file {
+        None => return Err("say where the bundle goes: --output FILE, or - for standard output".to_owned()),
+        Some(file) if file.as_os_str() != "-" => Target::File(file),
+        Some(_) if io::stdout().is_terminal() => {
+            return Err(
+                "a bundle is nothing for a terminal: give --output FILE, or redirect standard output"
+                    .to_owned(),
+            );
+        }
+        Some(_) if format == OutputFormat::Json => {
+            return Err("the bundle and its report cannot both go to standard output".to_owned());
+        }
+        Some(_) => Target::Stdout,
+    };
+    Ok((target, references(args)?, wanted(&args.platforms)?))
+}
+
+/// The images that are asked for, each once, sorted by nothing but their order.
+fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, String> {
+    let listed;
+    let texts: Vec<&str> = if args.references.is_empty() {
+        if io::stdin().is_terminal() {
+            return Err("name images, or give a list of them on standard input".to_owned());
+        }
+        listed = read_list()?;
+        let lines = listed.trim_start_matches('\u{feff}').lines().map(str::trim);
+        lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .collect()
+    } else {
+        args.references.iter().map(String::as_str).collect()
+    };
+    let (mut found, mut mistakes) = (Vec::new(), Vec::new());
+    for text in texts {
+        match text.parse::<import::Reference>() {
+            Ok(reference) => {
+                let reference = image_ref(&reference);
+                if !found.contains(&reference) {
+                    found.push(reference);
+                }
+            }
+            Err(error) => mistakes.push(error.to_string()),
+        }
+    }
+    match (mistakes.is_empty(), found.is_empty()) {
+        (false, _) => Err(mistakes.join("\n")),
+        (true, true) => Err("no image is named".to_owned()),
+        (true, false) => Ok(found),
+    }
+}
+
+fn read_list() -> Result<String, String> {
+    let mut text = String::new();
+    let read = io::stdin()
+        .lock()
+        .take(LONGEST_LIST + 1)
+        .read_to_string(&mut text);
+    read.map_err(|error| format!("standard input: {error}"))?;
+    if text.len() as u64 > LONGEST_LIST {
+        return Err(format!(
+            "standard input: a list of more than {LONGEST_LIST} bytes"
+        ));
+    }
+    Ok(text)
+}
+
+fn image_ref(reference: &import::Reference) -> ImageRef {
+    let digest = reference
+        .digest()
+        .map(|digest| digest.parse().expect("a reference's digest was checked"));
+    let tag = reference.tag().map(ToOwned::to_owned);
+    ImageRef {
+        repository: reference.repository().to_owned(),
+        tag: tag.or_else(|| digest.is_none().then(|| "latest".to_owned())),
+        digest,
+    }
+}
+
+fn wanted(platforms: &[String]) -> Result<Wanted, String> {
+    if platforms.iter().any(|platform| platform == "all") {
+        return if platforms.len() == 1 {
+            Ok(Wanted::All)
+        } else {
+            Err("--platform all goes with no other platform".to_owned())
+        };
+    }
+    let only = |platform: &Platform| Matcher::only(platform, Rules::Rc3);
+    let parsed = platforms.iter().map(|text| {
+        let platform = text.parse::<Platform>();
+        platform.map_err(|error| format!("--platform {}: {error}", import::printable(text)))
+    });
+    let parsed: Vec<Platform> = parsed.collect::<Result<_, _>>()?;
+    Ok(Wanted::Best(match parsed.as_slice() {
+        [] => vec![only(&platforms::host())],
+        parsed => parsed.iter().map(only).collect(),
+    }))
+}
+
+fn options(args: &BundleArtifactsArgs) -> anyhow::Result<Options> {
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("--ca-file {}", path.display()));
+    let variable = |name: &str| {
+        let value = std::env::var(name).or_else(|_| std::env::var(name.to_lowercase()));
+        value.ok().filter(|value| !value.is_empty())
+    };
+    let proxy = |name: &str| variable(name).or_else(|| variable("ALL_PROXY"));
+    let default_files = if args.registries_config.is_empty() {
+        default_credentials()
+    } else {
+        Vec::new()
+    };
+    Ok(Options {
+        security: match args.insecure_registries {
+            Insecure::No => Security::Verify,
+            Insecure::SkipTlsVerify => Security::SkipVerify,
+            Insecure::PlainHttp => Security::PlainHttp,
+        },
+        roots: args.ca_file.iter().map(read).collect::<Result<_, _>>()?,
+        proxies: Proxies {
+            http: proxy("HTTP_PROXY"),
+            https: proxy("HTTPS_PROXY"),
+            no_proxy: variable("NO_PROXY"),
+        },
+        rewrites: args.rewrite.clone(),
+        mirrors: args.mirror.clone(),
+        credentials: Credentials::read(&args.registries_config, &default_files)?,
+        retry: Retry {
+            times: args.retries,
+            ..Retry::default()
+        },
+    })
+}
+
+/// Where skopeo, podman and docker keep credentials, in the order in which the first two look for them.
+fn default_credentials() -> Vec<PathBuf> {
+    let folder = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let home = folder("HOME");
+    let in_home = |path: &str| home.as_ref().map(|home| home.join(path));
+    let config = folder("XDG_CONFIG_HOME").or_else(|| in_home(".config"));
+    let docker = folder("DOCKER_CONFIG").or_else(|| in_home(".docker"));
+    [
+        folder("REGISTRY_AUTH_FILE"),
+        folder("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+        config.map(|folder| folder.join("containers/auth.json")),
+        docker.map(|folder| folder.join("config.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Reads the documents of all images, some at a time; says of each what is wrong with it.
+async fn resolve_all(
+    client: &Arc<Client>,
+    references: &[ImageRef],
+    wanted: &Wanted,
+    concurrency: usize,
+) -> anyhow::Result<Vec<Resolved>> {
+    let resolving = references
+        .iter()
+        .map(|reference| registry::resolve(client, reference, wanted));
+    let resolved: Vec<_> = futures_util::stream::iter(resolving)
+        .buffered(concurrency)
+        .collect()
+        .await;
+    let (mut images, mut problems) = (Vec::new(), Vec::new());
+    for image in resolved {
+        match image {
+            Ok(image) => images.push(image),
+            Err(error) => problems.push(import::chain(&error)),
+        }
+    }
+    if !problems.is_empty() {
+        bail!("no bundle was made: {}", problems.join("\n"));
+    }
+    Ok(images)
+}
+
+/// What the bases of a delta are called, and the layers they have.
+async fn read_bases(
+    args: &BundleArtifactsArgs,
+    limits: &Limits,
+) -> anyhow::Result<(String, HashSet<Digest>)> {
+    let (mut names, mut present) = (Vec::new(), HashSet::new());
+    for path in &args.base {
+        let base = super::import::open(path, limits).await?;
+        names.push(
+            path.file_name()
+                .unwrap_or(path.as_os_str())
+                .to_string_lossy()
+                .into_owned(),
+        );
+        present.extend(layers_of(&base));
+    }
+    for path in &args.have {
+        let inventory = read_inventory(path).with_context(|| format!("--have {}", path.display()))?;
+        names.push(format!("node {}", inventory.node));
+        present.extend(inventory.blobs.into_iter().map(|blob| blob.digest));
+    }
+    Ok((names.join(", "), present))
+}
+
+/// The layers that are where a bundle was imported: its own, and those it relied on.
+fn layers_of(base: &Bundle) -> HashSet<Digest> {
+    let catalog = base.catalog();
+    let images: Vec<DraftImage> = catalog.images.iter().map(DraftImage::of).collect();
+    let own = images.iter().flat_map(|image| &image.layers);
+    let relied_on = catalog.relies_on.iter().flat_map(|reliance| &reliance.blobs);
+    own.chain(relied_on).map(|blob| blob.digest.clone()).collect()
+}
+
+fn read_inventory(path: &Path) -> anyhow::Result<Inventory> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(LARGEST_INVENTORY + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_INVENTORY {
+        bail!("it has more than {LARGEST_INVENTORY} bytes");
+    }
+    Inventory::parse(&bytes).map_err(anyhow::Error::msg)
+}
+
+struct Job<'a> {
+    args: &'a BundleArtifactsArgs,
+    target: &'a Target,
+    layout: &'a Layout,
+    client: &'a Arc<Client>,
+    images: &'a [Resolved],
+    counters: &'a Counters,
+}
+
+impl Job<'_> {
+    /// Writes the bundle on a thread of its own, and shows how far it is.
+    async fn write(&self) -> anyhow::Result<Written> {
+        let cache = self.args.cache.clone().map(Cache::open).transpose()?;
+        let output = match self.target {
+            Target::Stdout => None,
+            Target::File(path) => Some(Output::create(path).with_context(|| path.display().to_string())?),
+        };
+        let half_file = output.as_ref().map(|output| output.temporary().to_owned());
+        let concurrency = usize::from(self.args.concurrency);
+        let blobs = self.layout.blobs();
+        let feed = Feed::begin(
+            self.client,
+            self.images,
+            blobs,
+            concurrency,
+            cache.as_ref(),
+            self.counters,
+        );
+        let (layout, compression) = (self.layout.clone(), compression(self.args.compress));
+        let writing = tokio::task::spawn_blocking(move || write(&layout, compression, output, feed));
+        tokio::select! {
+            written = writing => written?,
+            () = self.show() => unreachable!("it is shown for ever"),
+            () = interrupted() => {
+                if let Some(path) = half_file {
+                    let _ = std::fs::remove_file(path);
+                }
+                bail!("interrupted: no bundle was made")
+            }
+        }
+    }
+
+    async fn show(&self) {
+        let total: u64 = self.layout.blobs().iter().map(|blob| blob.size).sum();
+        let on_terminal = io::stderr().is_terminal();
+        let started = Instant::now();
+        loop {
+            tokio::time::sleep(if on_terminal { SHOWN_EVERY } else { TOLD_EVERY }).await;
+            let done =
+                self.counters.fetched.load(Ordering::Relaxed) + self.counters.cached.load(Ordering::Relaxed);
+            let rate =
+                done.saturating_mul(1000) / u64::try_from(started.elapsed().as_millis()).unwrap_or(1).max(1);
+            let [done, total, rate] = [done, total, rate].map(output::bytes);
+            let text = format!("{done} of {total}, {rate}/s");
+            if on_terminal {
+                let _ = output::progress(&text);
+            } else {
+                tracing::info!("{text}");
+            }
+        }
+    }
+}
+
+fn compression(compress: Compress) -> Compression {
+    match compress {
+        Compress::None => Compression::None,
+        Compress::Zstd => Compression::Zstd,
+        Compress::Gzip => Compression::Gzip,
+    }
+}
+
+fn write(
+    layout: &Layout,
+    compression: Compression,
+    output: Option<Output>,
+    mut feed: Feed,
+) -> anyhow::Result<Written> {
+    let written = match output {
+        None => bundle::write::write(layout, compression, io::stdout().lock(), &mut feed)?,
+        Some(mut output) => {
+            let buffered = BufWriter::with_capacity(256 << 10, &mut output);
+            let written = bundle::write::write(layout, compression, buffered, &mut feed)?;
+            output.commit()?;
+            written
+        }
+    };
+    feed.finish();
+    Ok(written)
+}
+
+/// Somebody wants an end.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// The document of `airgapd bundle-artifacts -o json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The file; `-` for standard output.
+    path: String,
+    /// Bytes of the file, and of the archive in it.
+    bytes: u64,
+    archive_bytes: u64,
+    /// The digest of the bundle's index.
+    digest: String,
+    compression: &'static str,
+    /// What a delta relies on, by name.
+    base: Option<String>,
+    images: Vec<ImageReport>,
+    blobs: BlobReport,
+    duration_ms: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageReport {
+    name: String,
+    names: Vec<String>,
+    digest: String,
+    media_type: String,
+    platforms: Vec<String>,
+    /// Asked for, and not offered.
+    missing_platforms: Vec<String>,
+    /// Bytes of all its blobs, those that it shares with others included.
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct BlobReport {
+    written: usize,
+    written_bytes: u64,
+    fetched_bytes: u64,
+    cached_bytes: u64,
+    /// Left out because the base of a delta has them.
+    left_out: usize,
+    left_out_bytes: u64,
+}
+
+impl Report {
+    fn new(job: &Job<'_>, draft: &Draft, written: Written, total: u64, took: Duration) -> Self {
+        let blobs = job.layout.blobs();
+        let written_bytes: u64 = blobs.iter().map(|blob| blob.size).sum();
+        Self {
+            path: match job.target {
+                Target::Stdout => "-".to_owned(),
+                Target::File(path) => path.display().to_string(),
+            },
+            bytes: written.file,
+            archive_bytes: written.archive,
+            digest: job.layout.digest().to_string(),
+            compression: compression(job.args.compress).as_str(),
+            base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
+            images: job.images.iter().map(ImageReport::new).collect(),
+            blobs: BlobReport {
+                written: blobs.len(),
+                written_bytes,
+                fetched_bytes: job.counters.fetched.load(Ordering::Relaxed),
+                cached_bytes: job.counters.cached.load(Ordering::Relaxed),
+                left_out: draft
+                    .relies_on
+                    .as_ref()
+                    .map_or(0, |reliance| reliance.blobs.len()),
+                left_out_bytes: total - written_bytes,
+            },
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn text(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for image in &self.images {
+            let platforms = image.platforms.join(", ");
+            let _ = writeln!(
+                text,
+                "  {:>9}  {} ({platforms})",
+                output::bytes(image.bytes),
+                image.name
+            );
+            for missing in &image.missing_platforms {
+                let _ = writeln!(text, "             has nothing for {missing}");
+            }
+        }
+        let blobs = &self.blobs;
+        let _ = writeln!(
+            text,
+            "{}: {} images, {} in {} blobs ({} fetched, {} from the cache)",
+            self.path,
+            self.images.len(),
+            output::bytes(self.bytes),
+            blobs.written,
+            output::bytes(blobs.fetched_bytes),
+            output::bytes(blobs.cached_bytes),
+        );
+        if let Some(base) = &self.base {
+            let bytes = output::bytes(blobs.left_out_bytes);
+            let _ = writeln!(
+                text,
+                "a delta on {base}: {} layers ({bytes}) are left out",
+                blobs.left_out
+            );
+        }
+        text
+    }
+}
+
+impl ImageReport {
+    fn new(image: &Resolved) -> Self {
+        let blobs: std::collections::HashMap<_, _> = image
+            .draft
+            .blobs()
+            .map(|blob| (&blob.digest, blob.size))
+            .collect();
+        Self {
+            name: image.reference.to_string(),
+            names: image.draft.names.clone(),
+            digest: image.draft.target.digest().to_string(),
+            media_type: image.draft.target.media_type().to_string(),
+            platforms: image.platforms.clone(),
+            missing_platforms: image.missing.clone(),
+            bytes: blobs.values().sum(),
+        }
+    }
+}

@@ -1,0 +1,690 @@
+//! Requests to registries: authentication, locations one after the other, and trying again.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bundle::BlobRef;
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use reqwest::{Method, Response, StatusCode, Url};
+use serde::Deserialize;
+
+use crate::challenge::{self, Challenge};
+use crate::credentials::{Credentials, Secret};
+use crate::locations::{Location, Rule, locations};
+use crate::{Error, digest};
+
+/// The largest document that is fetched, in bytes: what bundles are read with.
+const LARGEST_DOCUMENT: u64 = 8 << 20;
+
+/// The largest answer of a token service, and the largest text of an error that is looked at.
+const LARGEST_ANSWER: u64 = 1 << 20;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A connection on which nothing comes for this long is broken.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// The longest wait that a registry may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+                              application/vnd.docker.distribution.manifest.list.v2+json, \
+                              application/vnd.docker.distribution.manifest.v2+json, */*;q=0.5";
+
+/// How registries are spoken to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Security {
+    /// TLS, with certificates that are checked.
+    #[default]
+    Verify,
+    /// TLS, whoever answers. Blobs are proven by digest all the same, tags and credentials are anybody's.
+    SkipVerify,
+    /// No TLS at all.
+    PlainHttp,
+}
+
+/// Proxies as the usual environment variables give them.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies {
+    /// `HTTP_PROXY`.
+    pub http: Option<String>,
+    /// `HTTPS_PROXY`.
+    pub https: Option<String>,
+    /// `NO_PROXY`: hosts, domains, addresses and networks, with commas between them.
+    pub no_proxy: Option<String>,
+}
+
+/// How often and after which pause something is tried again.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    /// Further tries without any progress.
+    pub times: u32,
+    /// Before the first of them; each pause is twice the one before, ten seconds at most.
+    pub pause: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            times: 5,
+            pause: Duration::from_millis(500),
+        }
+    }
+}
+
+impl Retry {
+    pub(crate) fn pause(&self, failures: u32) -> Duration {
+        let doubled = self.pause.saturating_mul(1 << failures.saturating_sub(1).min(16));
+        doubled.min(Duration::from_secs(10))
+    }
+}
+
+/// Everything that decides how registries are reached.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether there is TLS.
+    pub security: Security,
+    /// Certificates that are trusted beside those of the system, as PEM.
+    pub roots: Vec<Vec<u8>>,
+    /// Proxies; none unless given.
+    pub proxies: Proxies,
+    /// Where repositories are fetched from in place of where their names say.
+    pub rewrites: Vec<Rule>,
+    /// Where repositories are looked for first.
+    pub mirrors: Vec<Rule>,
+    /// Users.
+    pub credentials: Credentials,
+    /// Trying again.
+    pub retry: Retry,
+}
+
+/// Talks to registries. Share it in an `Arc`.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    options: Options,
+    /// The `Authorization` that was accepted last.
+    granted: Mutex<HashMap<Location, HeaderValue>>,
+}
+
+/// A manifest or index as the registry gave it.
+pub(crate) struct Document {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) content_type: String,
+}
+
+/// A blob on its way, from the offset that was asked for.
+pub(crate) struct Body {
+    response: Response,
+    /// Bytes to pass over, where the registry does not know ranges.
+    skip: u64,
+    what: String,
+    host: String,
+}
+
+impl Client {
+    /// Makes a client. No connection is made yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] when a certificate or proxy is none.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        // Whoever was first has installed the same, or has reasons of their own.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let plain = options.security == Security::PlainHttp;
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("airgapd/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(SILENCE)
+            .tls_danger_accept_invalid_certs(options.security == Security::SkipVerify)
+            .redirect(reqwest::redirect::Policy::custom(move |attempt| {
+                if attempt.previous().len() > 10 {
+                    attempt.error("more than ten redirects")
+                } else if attempt.url().scheme() != "https" && !plain {
+                    attempt.error("a redirect from https to http")
+                } else {
+                    attempt.follow()
+                }
+            }))
+            .no_proxy();
+        for pem in &options.roots {
+            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| bad(&error))?;
+            if certificates.is_empty() {
+                return Err(Error::Options(
+                    "a file of certificates has none in PEM form".to_owned(),
+                ));
+            }
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let exceptions = || {
+            options
+                .proxies
+                .no_proxy
+                .as_deref()
+                .and_then(reqwest::NoProxy::from_string)
+        };
+        let proxy = |url: &Option<String>, make: fn(&str) -> reqwest::Result<reqwest::Proxy>| {
+            let proxy = url.as_deref().filter(|url| !url.is_empty()).map(make).transpose();
+            proxy
+                .map(|proxy| proxy.map(|proxy| proxy.no_proxy(exceptions())))
+                .map_err(|error| bad(&error))
+        };
+        for proxy in [
+            proxy(&options.proxies.http, |url| reqwest::Proxy::http(url))?,
+            proxy(&options.proxies.https, |url| reqwest::Proxy::https(url))?,
+        ] {
+            builder = proxy.into_iter().fold(builder, reqwest::ClientBuilder::proxy);
+        }
+        Ok(Self {
+            http: builder.build().map_err(|error| bad(&error))?,
+            options,
+            granted: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn retry(&self) -> Retry {
+        self.options.retry
+    }
+
+    /// Fetches a manifest or index by tag or digest, from the first location that has it. Safe to cancel.
+    pub(crate) async fn manifest(&self, repository: &str, reference: &str) -> Result<Document, Error> {
+        let separator = if reference.contains(':') { '@' } else { ':' };
+        let what = format!("{repository}{separator}{reference}");
+        self.anywhere(repository, async |location: &Location| {
+            let accept = [(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES))];
+            let response = self
+                .get(location, &format!("manifests/{reference}"), &what, &accept)
+                .await?;
+            let content_type = response
+                .headers()
+                .get(CONTENT_TYPE)
+                .and_then(|value| value.to_str().ok());
+            let content_type = content_type
+                .unwrap_or_default()
+                .split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
+            let bytes = self.whole(response, LARGEST_DOCUMENT, location, &what).await?;
+            Ok(Document { bytes, content_type })
+        })
+        .await
+    }
+
+    /// Fetches a small blob whole, and proves it. Safe to cancel.
+    pub(crate) async fn document_blob(&self, repository: &str, blob: &BlobRef) -> Result<Vec<u8>, Error> {
+        let what = format!("blob {} of {repository}", blob.digest);
+        let unusable = |reason: String| Error::Document {
+            what: what.clone(),
+            reason,
+        };
+        if blob.size > LARGEST_DOCUMENT {
+            return Err(unusable(format!(
+                "it has {} bytes, more than {LARGEST_DOCUMENT}",
+                blob.size
+            )));
+        }
+        let bytes = self
+            .anywhere(repository, async |location: &Location| {
+                let response = self
+                    .get(location, &format!("blobs/{}", blob.digest), &what, &[])
+                    .await?;
+                self.whole(response, blob.size, location, &what).await
+            })
+            .await?;
+        if digest::fits(&bytes, &blob.digest) {
+            Ok(bytes)
+        } else {
+            Err(unusable("its bytes do not have that digest".to_owned()))
+        }
+    }
+
+    /// Begins a blob at an offset: one try at each location. Its bytes are not proven. Safe to cancel.
+    pub(crate) async fn blob(&self, repository: &str, blob: &BlobRef, offset: u64) -> Result<Body, Error> {
+        let what = format!("blob {} of {repository}", blob.digest);
+        let mut last = None;
+        for location in locations(repository, &self.options.rewrites, &self.options.mirrors) {
+            let range =
+                HeaderValue::from_str(&format!("bytes={offset}-")).expect("digits are a header value");
+            let range = [(RANGE, range)];
+            let headers = if offset > 0 { &range[..] } else { &[] };
+            match self
+                .try_get(&location, &format!("blobs/{}", blob.digest), &what, headers)
+                .await
+            {
+                Ok(response) => {
+                    let is_rest = response.status() == StatusCode::PARTIAL_CONTENT;
+                    return Ok(Body {
+                        skip: if is_rest { 0 } else { offset },
+                        response,
+                        what,
+                        host: location.host,
+                    });
+                }
+                Err(error) => last = more_telling(last, error),
+            }
+        }
+        Err(last.unwrap_or_else(|| nowhere(&what)))
+    }
+
+    /// Does something at the first location where it works.
+    async fn anywhere<T>(
+        &self,
+        repository: &str,
+        act: impl AsyncFn(&Location) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut last = None;
+        for location in locations(repository, &self.options.rewrites, &self.options.mirrors) {
+            match act(&location).await {
+                Ok(done) => return Ok(done),
+                Err(error) => {
+                    tracing::debug!(%location, %error, "not from here");
+                    last = more_telling(last, error);
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| nowhere(repository)))
+    }
+
+    /// Asks again and again while that may help.
+    async fn get(
+        &self,
+        location: &Location,
+        path: &str,
+        what: &str,
+        headers: &[(reqwest::header::HeaderName, HeaderValue)],
+    ) -> Result<Response, Error> {
+        let mut failures = 0;
+        loop {
+            match self.try_get(location, path, what, headers).await {
+                Err(error) if error.is_transient() && failures < self.options.retry.times => {
+                    failures += 1;
+                    tracing::debug!(%error, failures, "trying again");
+                    tokio::time::sleep(self.options.retry.pause(failures)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_get(
+        &self,
+        location: &Location,
+        path: &str,
+        what: &str,
+        headers: &[(reqwest::header::HeaderName, HeaderValue)],
+    ) -> Result<Response, Error> {
+        let scheme = if self.options.security == Security::PlainHttp {
+            "http"
+        } else {
+            "https"
+        };
+        let url = format!("{scheme}://{}/v2/{}/{path}", location.api_host(), location.path);
+        let url = Url::parse(&url)
+            .map_err(|error| Error::Options(format!("{location} is no place of a registry: {error}")))?;
+        let granted = self
+            .granted
+            .lock()
+            .expect("nobody panics with it")
+            .get(location)
+            .cloned();
+        let response = self.send(location, &url, what, headers, granted).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return self.checked(response, location, what).await;
+        }
+        let authorization = self.authorize(location, what, response.headers()).await?;
+        let response = self
+            .send(location, &url, what, headers, Some(authorization.clone()))
+            .await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            return Err(denied(location, what, "the credentials are not accepted"));
+        }
+        self.granted
+            .lock()
+            .expect("nobody panics with it")
+            .insert(location.clone(), authorization);
+        self.checked(response, location, what).await
+    }
+
+    async fn send(
+        &self,
+        location: &Location,
+        url: &Url,
+        what: &str,
+        headers: &[(reqwest::header::HeaderName, HeaderValue)],
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response, Error> {
+        let mut request = self.http.request(Method::GET, url.clone());
+        for (name, value) in headers {
+            request = request.header(name, value.clone());
+        }
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        request
+            .send()
+            .await
+            .map_err(|error| broken(location, what, error))
+    }
+
+    async fn checked(&self, response: Response, location: &Location, what: &str) -> Result<Response, Error> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            let wait = response
+                .headers()
+                .get(RETRY_AFTER)
+                .and_then(|value| value.to_str().ok()?.parse().ok());
+            let wait = Duration::from_secs(wait.unwrap_or(0)).min(LONGEST_WAIT);
+            tokio::time::sleep(wait).await;
+        }
+        let (what, host) = (what.to_owned(), location.host.clone());
+        let message = self.message(response, location, &what).await;
+        Err(match status {
+            StatusCode::NOT_FOUND => Error::NotFound { what, host, message },
+            StatusCode::FORBIDDEN => Error::Denied {
+                what,
+                host,
+                reason: if message.is_empty() {
+                    "forbidden".to_owned()
+                } else {
+                    message
+                },
+            },
+            status => Error::Status {
+                what,
+                host,
+                status: status.as_u16(),
+                message,
+            },
+        })
+    }
+
+    /// What a registry says about its refusal, in one line.
+    async fn message(&self, response: Response, location: &Location, what: &str) -> String {
+        #[derive(Deserialize)]
+        struct Envelope {
+            errors: Vec<Problem>,
+        }
+        #[derive(Deserialize)]
+        struct Problem {
+            #[serde(default)]
+            code: String,
+            #[serde(default)]
+            message: String,
+        }
+        let Ok(bytes) = self.whole(response, LARGEST_ANSWER, location, what).await else {
+            return String::new();
+        };
+        let Ok(envelope) = serde_json::from_slice::<Envelope>(&bytes) else {
+            return String::new();
+        };
+        let texts = envelope
+            .errors
+            .iter()
+            .map(|problem| match problem.message.as_str() {
+                "" => problem.code.clone(),
+                message => message.to_owned(),
+            });
+        let text = texts.collect::<Vec<_>>().join("; ");
+        text.chars().filter(|c| !c.is_control()).take(300).collect()
+    }
+
+    /// Reads an answer to its end.
+    async fn whole(
+        &self,
+        mut response: Response,
+        limit: u64,
+        location: &Location,
+        what: &str,
+    ) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| broken(location, what, error))?
+        {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > limit {
+                return Err(Error::Document {
+                    what: what.to_owned(),
+                    reason: format!("{} sends more than {limit} bytes", location.host),
+                });
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Answers a challenge.
+    async fn authorize(
+        &self,
+        location: &Location,
+        what: &str,
+        headers: &HeaderMap,
+    ) -> Result<HeaderValue, Error> {
+        let texts = headers
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let challenges: Vec<_> = texts.flat_map(challenge::parse).collect();
+        let secret = self.options.credentials.of(location).await?;
+        if let Some(Secret::Bearer(token)) = &secret {
+            return header(location, what, format!("Bearer {token}"));
+        }
+        let bearer = challenges
+            .iter()
+            .find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+        match (bearer, &secret) {
+            (
+                Some(Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                }),
+                _,
+            ) => {
+                let token = self
+                    .token(
+                        location,
+                        what,
+                        (realm, service.as_deref(), scope.as_deref()),
+                        secret.as_ref(),
+                    )
+                    .await?;
+                header(location, what, format!("Bearer {token}"))
+            }
+            (_, Some(Secret::Password { user, password })) if challenges.contains(&Challenge::Basic) => {
+                header(location, what, basic(user, password))
+            }
+            (_, None) => Err(denied(
+                location,
+                what,
+                "it wants credentials; give a file with them by --registries-config",
+            )),
+            _ => Err(denied(
+                location,
+                what,
+                "it wants credentials of a kind that is not known here",
+            )),
+        }
+    }
+
+    /// Gets a token: with a refresh token as OAuth 2 does it, else as Docker's token services always have.
+    async fn token(
+        &self,
+        location: &Location,
+        what: &str,
+        (realm, service, scope): (&str, Option<&str>, Option<&str>),
+        secret: Option<&Secret>,
+    ) -> Result<String, Error> {
+        let url = Url::parse(realm)
+            .map_err(|_| denied(location, what, "its token service has no usable address"))?;
+        if url.scheme() != "https" && self.options.security != Security::PlainHttp {
+            return Err(denied(location, what, "its token service is not behind TLS"));
+        }
+        let default_scope = format!("repository:{}:pull", location.path);
+        let scope = scope.unwrap_or(&default_scope);
+        let mut query: Vec<(&str, &str)> = service.map(|service| ("service", service)).into_iter().collect();
+        query.push(("scope", scope));
+        let request = match secret {
+            Some(Secret::Identity(token)) => {
+                query.extend([
+                    ("grant_type", "refresh_token"),
+                    ("refresh_token", token),
+                    ("client_id", "airgapd"),
+                ]);
+                let form = encoded(&query);
+                let request = self.http.post(url);
+                request
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(form)
+            }
+            _ => {
+                let mut url = url;
+                url.query_pairs_mut().extend_pairs(&query);
+                let request = self.http.get(url);
+                match secret {
+                    Some(Secret::Password { user, password }) => {
+                        request.header(AUTHORIZATION, header(location, what, basic(user, password))?)
+                    }
+                    _ => request,
+                }
+            }
+        };
+        let response = request
+            .send()
+            .await
+            .map_err(|error| broken(location, what, error))?;
+        let status = response.status();
+        if matches!(
+            status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST
+        ) {
+            let reason = if secret.is_some() {
+                "its token service does not accept the credentials"
+            } else {
+                "its token service gives no token without credentials; give a file with them by --registries-config"
+            };
+            return Err(denied(location, what, reason));
+        }
+        let response = self.checked(response, location, what).await?;
+        let bytes = self.whole(response, LARGEST_ANSWER, location, what).await?;
+        #[derive(Deserialize)]
+        struct Token {
+            #[serde(default)]
+            token: String,
+            #[serde(default)]
+            access_token: String,
+        }
+        match serde_json::from_slice(&bytes) {
+            Ok(Token { token, .. }) if !token.is_empty() => Ok(token),
+            Ok(Token { access_token, .. }) if !access_token.is_empty() => Ok(access_token),
+            _ => Err(denied(
+                location,
+                what,
+                "its token service answers without a token",
+            )),
+        }
+    }
+}
+
+impl Body {
+    /// The next bytes; none at the end. Safe to cancel, which loses nothing.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, Error> {
+        loop {
+            let chunk = self.response.chunk().await.map_err(|error| Error::Transfer {
+                what: self.what.clone(),
+                host: self.host.clone(),
+                source: error.without_url(),
+            })?;
+            let Some(mut chunk) = chunk else {
+                return Ok(None);
+            };
+            let skipped = usize::try_from(self.skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
+            self.skip -= skipped as u64;
+            let _ = chunk.split_to(skipped);
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
+            }
+        }
+    }
+
+    /// What to say when it ends too soon.
+    pub(crate) fn short(&self, got: u64, expected: u64) -> Error {
+        Error::Short {
+            what: self.what.clone(),
+            host: self.host.clone(),
+            got,
+            expected,
+        }
+    }
+}
+
+/// Of two failures at different locations the one that says more: that something is absent elsewhere says least.
+fn more_telling(before: Option<Error>, error: Error) -> Option<Error> {
+    match before {
+        Some(before)
+            if matches!(error, Error::NotFound { .. }) && !matches!(before, Error::NotFound { .. }) =>
+        {
+            Some(before)
+        }
+        _ => Some(error),
+    }
+}
+
+fn nowhere(what: &str) -> Error {
+    Error::Options(format!("{what} names no registry"))
+}
+
+fn bad(error: &reqwest::Error) -> Error {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    Error::Options(text)
+}
+
+fn broken(location: &Location, what: &str, error: reqwest::Error) -> Error {
+    // Redirects lead to addresses that are as good as credentials.
+    Error::Transfer {
+        what: what.to_owned(),
+        host: location.host.clone(),
+        source: error.without_url(),
+    }
+}
+
+fn denied(location: &Location, what: &str, reason: &str) -> Error {
+    Error::Denied {
+        what: what.to_owned(),
+        host: location.host.clone(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn basic(user: &str, password: &str) -> String {
+    use base64::Engine as _;
+    let pair = format!("{user}:{password}");
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+fn header(location: &Location, what: &str, text: String) -> Result<HeaderValue, Error> {
+    let mut value =
+        HeaderValue::try_from(text).map_err(|_| denied(location, what, "its token is no header value"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// `application/x-www-form-urlencoded`.
+fn encoded(pairs: &[(&str, &str)]) -> String {
+    let mut url = Url::parse("http://form.invalid").expect("this is a URL");
+    url.query_pairs_mut().extend_pairs(pairs);
+    url.query().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,131 @@
+//! Why something could not be fetched.
+
+use oci_spec::image::Digest;
+
+/// Why something could not be fetched. Texts name the image or blob and the registry; causes are in the source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The options contradict themselves or cannot be used.
+    #[error("{0}")]
+    Options(String),
+    /// A file with credentials, or a credential helper, is unusable.
+    #[error("credentials: {0}")]
+    Credentials(String),
+    /// The registry cannot be reached, or the connection broke.
+    #[error("cannot fetch {what} from {host}")]
+    Transfer {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// What the connection says.
+        source: reqwest::Error,
+    },
+    /// The connection ended before all bytes were there.
+    #[error("the transfer of {what} from {host} ended after {got} of {expected} bytes")]
+    Short {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// Bytes that came.
+        got: u64,
+        /// Bytes that should have come.
+        expected: u64,
+    },
+    /// The registry has no such thing, or does not show it to us.
+    #[error("{what} is not in {host}{}", with(.message))]
+    NotFound {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// What the registry says.
+        message: String,
+    },
+    /// The registry wants other credentials, or any.
+    #[error("{host} refuses access to {what}: {reason}")]
+    Denied {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// Why, and what may help.
+        reason: String,
+    },
+    /// The registry answers with another error.
+    #[error("{host} answers {status} when asked for {what}{}", with(.message))]
+    Status {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the registry says.
+        message: String,
+    },
+    /// A document of an image is unusable.
+    #[error("{what}: {reason}")]
+    Document {
+        /// Which one.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tag and the digest beside it are two images.
+    #[error("{name}: the tag is {found} in the registry, not {pinned}; give one of them only")]
+    Disagree {
+        /// The reference.
+        name: String,
+        /// What the tag is.
+        found: Digest,
+        /// What was asked for.
+        pinned: Digest,
+    },
+    /// An image offers nothing for the platforms asked for.
+    #[error("{name} has nothing for {wanted}; it offers {offered}")]
+    Platform {
+        /// The image.
+        name: String,
+        /// The platforms that were asked for.
+        wanted: String,
+        /// Those that there are.
+        offered: String,
+    },
+}
+
+fn with(message: &str) -> String {
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(": {message}")
+    }
+}
+
+impl Error {
+    /// Whether the same may go well a moment later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Transfer { source, .. } => !source.is_builder() && !is_certificate(source),
+            Error::Short { .. } => true,
+            Error::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
+            _ => false,
+        }
+    }
+}
+
+/// A certificate that is not trusted now will not be a moment later.
+fn is_certificate(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if cause.downcast_ref::<rustls::Error>().is_some()
+            || cause.to_string().contains("invalid peer certificate")
+        {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}

@@ -1,0 +1,27 @@
+//! Fetches images and other artifacts from OCI registries, for bundles.
+//!
+//! [`resolve`] reads the documents of a reference and chooses platforms as containerd would; [`Feed`] fetches layers, several
+//! at a time, and hands them out in the order in which a bundle is written. Everything is known by digest before it
+//! is fetched and proven by it afterwards, which makes retries, resumed transfers, mirrors and the cache harmless.
+//!
+//! It speaks the OCI distribution-spec 1.1 (pull) with the token and basic authentication of Docker's registries, over
+//! a stock HTTP client. It knows nothing of containerd and of what a reference means to people, and it neither
+//! prints nor reads the environment: proxies and the places of credentials are given to it.
+
+mod cache;
+mod challenge;
+mod client;
+mod credentials;
+mod digest;
+mod error;
+mod feed;
+mod locations;
+mod resolve;
+
+pub use cache::Cache;
+pub use client::{Client, Options, Proxies, Retry, Security};
+pub use credentials::Credentials;
+pub use error::Error;
+pub use feed::{Counters, Feed};
+pub use locations::{InvalidRule, Rule};
+pub use resolve::{ImageRef, Resolved, Wanted, resolve};
