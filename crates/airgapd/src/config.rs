@@ -697,20 +697,20 @@ impl PlatformFlag {
 impl Common {
     /// The form of the answer; the last one that was typed.
     pub(crate) fn form(&self) -> OutputFormat {
-        let forms = self.output.iter().filter_map(|output| match output {
+        let mut forms = self.output.iter().filter_map(|output| match output {
             Output::Form(form) => Some(*form),
             Output::File(_) => None,
         });
-        forms.last().unwrap_or_default()
+        forms.next_back().unwrap_or_default()
     }
 
     /// The file that a bundle goes to; the last one that was typed.
     pub(crate) fn file(&self) -> Option<&Path> {
-        let files = self.output.iter().filter_map(|output| match output {
+        let mut files = self.output.iter().filter_map(|output| match output {
             Output::Form(_) => None,
             Output::File(file) => Some(file.as_path()),
         });
-        files.last()
+        files.next_back()
     }
 
     /// What was typed. Relative paths are relative to the working directory, as in every program.
