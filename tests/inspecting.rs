@@ -157,7 +157,7 @@ fn what_is_no_bundle_ends_with_5_and_the_reason(target: &Target) {
         let answer = node.airgapd(["inspect", path]).exits(5);
         assert!(answer.stderr.contains("not an image bundle"), "{answer:?}");
     }
-    node.airgapd(["inspect", "/nonexistent"]).exits(5);
+    node.airgapd(["inspect", "/nonexistent"]).exits(1);
 }
 
 fn a_docker_archive_is_told_by_its_looks(target: &Target) {

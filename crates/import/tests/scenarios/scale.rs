@@ -85,6 +85,8 @@ async fn the_calls_for_a_thousand_images_grow_with_blobs_and_records_alone() {
         // The survey.
         ("Images.List", 1),
         ("Content.List", 1),
+        // Where the blobs go, and whether they fit there.
+        ("Introspection.Plugins", 1),
         // To find the lease, and to give it back.
         ("Leases.List", 2),
         ("Leases.Create", 1),
