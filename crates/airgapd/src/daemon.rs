@@ -123,6 +123,8 @@ struct Daemon {
     moved: HashSet<(String, String)>,
     /// The same by bundle, as of the last comparison.
     elsewhere: HashMap<OsString, BTreeSet<String>>,
+    /// Bundles whose jobs were dropped: their leases are still there, for the next job.
+    abandoned: HashSet<OsString>,
     /// A stop has begun: nothing new is taken on.
     is_draining: bool,
 }
@@ -190,6 +192,7 @@ impl Daemon {
             disk: disk::Watched::new(now),
             moved: HashSet::new(),
             elsewhere: HashMap::new(),
+            abandoned: HashSet::new(),
             is_draining: false,
             settings: Arc::new(settings),
         })

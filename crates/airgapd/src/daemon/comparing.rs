@@ -222,7 +222,8 @@ impl Daemon {
             return;
         }
         let client = up.runtime.client.clone();
-        let pending = self.roster.names(|phase| !matches!(phase, Phase::Done));
+        let is_over = |phase| matches!(phase, Phase::Done | Phase::Failed { retry: None });
+        let pending = self.roster.names(|phase| !is_over(phase));
         let kept: Vec<String> = pending
             .iter()
             .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&ledger::label_name(name))))

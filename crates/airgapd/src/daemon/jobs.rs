@@ -195,8 +195,8 @@ impl Jobs {
     }
 
     /// Drops the jobs that `is_outdated` names. What they have moved stays under their leases.
-    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Order) -> bool) {
-        for job in self.running.values_mut().filter(|job| is_outdated(&job.order)) {
+    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) {
+        for job in self.running.values_mut().filter(|job| is_outdated(job)) {
             job.is_outdated = true;
             job.task.iter().for_each(AbortHandle::abort);
         }

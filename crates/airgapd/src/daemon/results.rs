@@ -73,6 +73,9 @@ impl Daemon {
         }
         self.record_failure(order, ledger::Outcome::Failed, text, class);
         self.roster.fail(&order.name, Instant::now(), retry);
+        if !retry && self.abandoned.remove(&order.name) {
+            self.sweep_soon();
+        }
     }
 
     fn record_failure(&mut self, order: &Order, outcome: ledger::Outcome, text: &str, class: ErrorClass) {

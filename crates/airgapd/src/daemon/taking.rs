@@ -223,6 +223,7 @@ impl Daemon {
             self.roster.set(name, Phase::Ready);
         }
         // Its lease may be nobody's any more.
+        self.abandoned.insert(name.to_owned());
         self.sweep_soon();
     }
 
@@ -405,14 +406,24 @@ impl Daemon {
         !job.is_outdated && self.roster.version(&order.name).as_ref() == Some(&order.version)
     }
 
-    /// Drops the jobs of files that were replaced or are gone.
+    /// Drops the jobs of files that were replaced or are gone. A checksum that comes while images are on their way stops
+    /// nothing: each byte is held against its digest, and the file against its checksum afterwards.
     pub(super) fn drop_outdated_jobs(&mut self) {
         let roster = &self.roster;
-        let is_outdated = |order: &Order| roster.version(&order.name).as_ref() != Some(&order.version);
+        let is_outdated = |job: &Job| {
+            let order = &job.order;
+            let is_importing = matches!(job.stage, Stage::Importing(_));
+            roster
+                .version(&order.name)
+                .is_none_or(|version| match is_importing {
+                    true => version.identity != order.version.identity,
+                    false => version != order.version,
+                })
+        };
         let outdated: Vec<OsString> = self
             .jobs
             .all()
-            .filter(|job| is_outdated(&job.order))
+            .filter(|job| is_outdated(job))
             .map(|job| job.order.name.clone())
             .collect();
         for name in &outdated {
