@@ -15,23 +15,32 @@ const EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Progress {
     bytes: Arc<AtomicU64>,
+    planned: Arc<AtomicU64>,
     reporter: JoinHandle<()>,
 }
 
 impl Progress {
     /// Starts to report the import of a bundle.
     pub(crate) fn start(bundle: String) -> Progress {
-        Progress::counting(bundle, Arc::default())
+        Progress::counting(bundle, Arc::default(), Arc::default())
     }
 
-    /// The same, with a counter of acknowledged bytes that others read too.
-    pub(crate) fn counting(bundle: String, bytes: Arc<AtomicU64>) -> Progress {
+    /// The same, with counters that others read too: of acknowledged bytes, and of those that are to be sent in all.
+    pub(crate) fn counting(bundle: String, bytes: Arc<AtomicU64>, planned: Arc<AtomicU64>) -> Progress {
         let reporter = tokio::spawn(report(bundle, Arc::clone(&bytes)));
-        Progress { bytes, reporter }
+        Progress {
+            bytes,
+            planned,
+            reporter,
+        }
     }
 }
 
 impl Observer for Progress {
+    fn planned(&self, bytes: u64) {
+        self.planned.store(bytes, Ordering::Relaxed);
+    }
+
     fn bytes(&self) -> Option<Arc<AtomicU64>> {
         Some(Arc::clone(&self.bytes))
     }

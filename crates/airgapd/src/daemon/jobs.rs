@@ -55,6 +55,8 @@ pub(super) struct Job {
     pub(super) left: BTreeSet<String>,
     /// Bytes that containerd has acknowledged.
     pub(super) bytes: Arc<AtomicU64>,
+    /// Bytes that it sends in all, as soon as that is known.
+    pub(super) planned: Arc<AtomicU64>,
     /// A record it writes changed meanwhile, by its hand or another's.
     pub(super) disturbed: bool,
     /// Its file or the rules changed: whatever it comes back with, the file is not done.
@@ -100,6 +102,7 @@ impl Jobs {
             records: BTreeMap::new(),
             left: BTreeSet::new(),
             bytes: Arc::default(),
+            planned: Arc::default(),
             disturbed: false,
             is_outdated: false,
             task: None,
