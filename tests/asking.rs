@@ -346,7 +346,64 @@ fn what_a_killed_daemon_left_is_replaced_and_a_second_one_keeps_away(target: &Ta
     daemon.finish(target);
 }
 
+/// What the doctor finds of one subject: the verdict, the text and the remedy.
+fn found(document: &Value, subject: &str) -> Vec<(String, String)> {
+    let findings = document["findings"].as_array().expect("a list");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for finding in findings {
+        assert_eq!(
+            finding["remedy"].is_null(),
+            finding["verdict"] == "ok",
+            "{finding:#}"
+        );
+    }
+    let of_subject = findings.iter().filter(|finding| finding["subject"] == subject);
+    of_subject
+        .map(|finding| (text(&finding["verdict"]), text(&finding["text"])))
+        .collect()
+}
+
+fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
+    let node = Node::on(target);
+    let verdict = |subject: &str, exit: i32| {
+        let document = node.airgapd(["doctor", "-o", "json"]).exits(exit).json();
+        assert_eq!(document["healthy"], json!(exit == 0), "{document:#}");
+        found(&document, subject)
+    };
+    assert_eq!(verdict("daemon", 1)[0].0, "problem");
+    let daemon = node.start();
+    put(&node, "one.tar", ONE);
+    node.airgapd(["wait"]).exits(0);
+    assert_eq!(
+        verdict("daemon", 0)[0],
+        ("ok".to_owned(), "it runs; bundles: 1".to_owned())
+    );
+    assert_eq!(verdict("containerd", 0)[0].0, "ok");
+    assert_eq!(verdict("inotify", 0)[0].0, "ok");
+    put_broken(&node, "bad.tar");
+    node.airgapd(["wait"]).exits(1);
+    assert!(verdict("daemon", 1)[0].1.contains("1 of 2 bundles"));
+    fs::remove_file(node.images().join("bad.tar")).unwrap();
+    node.airgapd(["wait"]).exits(0);
+
+    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o777)).unwrap();
+    let (is, why) = verdict("folder", 1).remove(0);
+    assert!(
+        is == "problem" && why.contains("everybody can write it"),
+        "{is} {why}"
+    );
+    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
+    let text = node.airgapd(["doctor"]).exits(0).stdout;
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    daemon.finish(target);
+
+    let nowhere = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());
+    let document = nowhere.airgapd(["doctor", "-o", "json"]).exits(1).json();
+    assert_eq!(found(&document, "containerd")[0].0, "problem");
+}
+
 on_each_containerd!(
+    the_doctor_names_what_is_wrong_and_what_to_do,
     a_bundle_copied_a_moment_ago_is_waited_for,
     status_shows_bundles_and_images_with_the_daemon_and_without,
 );

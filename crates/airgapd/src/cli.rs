@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Wait until every bundle of the images folder, or one, is in place
     Wait(WaitArgs),
+    /// Say what on this node keeps bundles from being imported, and what to do about it
+    Doctor,
     /// Take back our labels and pins; image records stay
     Release(ReleaseArgs),
     /// Show the effective configuration and where each value comes from

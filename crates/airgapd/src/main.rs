@@ -85,6 +85,7 @@ fn flags_of(command: &Command) -> Vec<Given> {
         | Command::BundleArtifacts(_)
         | Command::Completions(_)
         | Command::Man(_)
+        | Command::Doctor
         | Command::Status(_)
         | Command::Wait(_) => Vec::new(),
     }
@@ -132,6 +133,7 @@ async fn answer(command: Command, settings: Settings, common: Common) -> anyhow:
         Command::Status(args) => {
             commands::status::run(&args, &settings, &this_node(&settings)?, format).await
         }
+        Command::Doctor => commands::doctor::run(&settings, format).await,
         Command::Wait(args) => commands::wait::run(&args, &settings, format).await,
         Command::Verify(args) => {
             commands::verify::run(&args, &settings, || this_node(&settings), format).await

@@ -2,6 +2,7 @@
 
 pub(crate) mod bundle_artifacts;
 pub(crate) mod config;
+pub(crate) mod doctor;
 pub(crate) mod documentation;
 pub(crate) mod import;
 pub(crate) mod inspect;
