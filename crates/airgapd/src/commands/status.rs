@@ -19,6 +19,7 @@ use crate::folder::{Depth, Folder};
 use crate::ledger::{self, Ledger};
 use crate::node::Runtime as Node;
 use crate::output::{self, bytes};
+use crate::progress;
 use crate::roster::{Roster, Version};
 use crate::runtime::{self, Runtime};
 use crate::status::{
@@ -243,17 +244,7 @@ fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
         bundle.name
     );
     if let Some(progress) = &bundle.progress {
-        let of = progress.total_bytes.map(|total| format!(" of {}", bytes(total)));
-        let rest = progress
-            .remaining_ms
-            .map(|ms| format!(", {} s left", ms.div_ceil(1000)));
-        let line = format!(
-            "{}{} sent, {}/s{}",
-            bytes(progress.sent_bytes),
-            of.unwrap_or_default(),
-            bytes(progress.bytes_per_second),
-            rest.unwrap_or_default()
-        );
+        let line = progress::bar(progress);
         output::paragraph(text, "    ", &line);
     }
     if let Some(reason) = reason(bundle) {
