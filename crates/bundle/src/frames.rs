@@ -174,13 +174,21 @@ fn rows(table: &[u8], width: usize) -> Option<Vec<Row>> {
         };
         packed_start += row.packed;
         start += row.contained;
-        (row.packed > 0 && row.contained > 0).then_some(row)
+        (row.packed > 0).then_some(row)
     };
     table.chunks_exact(width).map(row).collect()
 }
 
 fn number(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes.try_into().expect("four bytes"))
+}
+
+/// A frame of so many bytes that contains nothing.
+pub(crate) fn ballast(bytes: u32) -> Vec<u8> {
+    let mut frame = SKIPPABLE_MAGIC.to_le_bytes().to_vec();
+    frame.extend_from_slice(&bytes.to_le_bytes());
+    frame.resize(frame.len() + bytes as usize, 0);
+    frame
 }
 
 /// Whether a frame begins where its row says and gives the size that its row gives.
@@ -190,6 +198,10 @@ fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
         .unwrap_or(FRAME_HEADER)
         .min(FRAME_HEADER);
     file.read_exact_at(&mut header[..n], row.packed_start)?;
+    if row.contained == 0 {
+        let is_skippable = n >= SKIPPABLE_HEADER && number(&header[..4]) == SKIPPABLE_MAGIC;
+        return Ok(is_skippable && u64::from(number(&header[4..8])) == row.packed - SKIPPABLE_HEADER as u64);
+    }
     let is_frame = header.starts_with(&zstd::zstd_safe::MAGICNUMBER.to_le_bytes());
     let size = zstd::zstd_safe::get_frame_content_size(&header[..n]);
     Ok(is_frame && matches!(size, Ok(Some(size)) if size == row.contained))

@@ -33,6 +33,15 @@ impl Limits {
     pub(crate) fn expanded(&self, length: u64) -> u64 {
         length.saturating_mul(self.expansion).max(EXPANSION_ALLOWED)
     }
+
+    /// How many bytes a file must have that becomes so many; none where any may.
+    pub(crate) fn least_file(&self, expanded: u64) -> u64 {
+        if expanded <= EXPANSION_ALLOWED {
+            0
+        } else {
+            expanded.div_ceil(self.expansion)
+        }
+    }
 }
 
 /// What may come of any file, however small: a few empty layers pack better than any limit on the whole.
@@ -48,7 +57,8 @@ impl Default for Limits {
             images: 1_000,
             extended_header: 64 << 10,
             zstd_window_log: 27,
-            expansion: 1_000,
+            // gzip makes 1032 bytes of one at most; what we write with zstd keeps to it by ballast.
+            expansion: 1_100,
         }
     }
 }

@@ -304,6 +304,34 @@ fn a_blob_of_several_frames_is_one_blob() {
 }
 
 #[test]
+fn what_compresses_beyond_belief_is_no_bomb_when_it_is_ours() {
+    // More than any file may become whatever its size.
+    let image = Image::new("docker.io/library/a:1").platform("linux/amd64");
+    let source = good(
+        &Fixture::new()
+            .image(image.with_layer(Layer::zeros(80 << 20)))
+            .build(),
+    );
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let bytes = written(&draft(&source), &source, compression);
+        assert!(bytes.len() < 100_000, "{compression}: {}", bytes.len());
+        let bundle = open(&bytes).unwrap();
+        assert_eq!(
+            bundle.is_sequential(),
+            compression == Compression::Gzip,
+            "{compression}"
+        );
+        let image = only_image(&bundle);
+        assert_blobs_are_right(&bundle, &image.root);
+        // Whoever does not go by the table takes it, too.
+        let mut unsought = bytes.clone();
+        let last = unsought.len() - 1;
+        unsought[last] ^= u8::from(compression == Compression::Zstd);
+        assert!(open(&unsought).unwrap().is_sequential(), "{compression}");
+    }
+}
+
+#[test]
 fn a_table_that_lies_is_not_believed() {
     let source = source();
     let bytes = written(&draft(&source), &source, Compression::Zstd);

@@ -8,8 +8,8 @@ use flate2::GzBuilder;
 use flate2::write::GzEncoder;
 
 use super::Written;
-use crate::Compression;
-use crate::frames::SeekTable;
+use crate::frames::{SeekTable, ballast};
+use crate::{Compression, Limits};
 
 /// Bytes of a blob that are compressed at a time.
 pub(super) const PIECE: usize = 128 << 10;
@@ -100,7 +100,7 @@ impl<W: Write> Packer<W> {
         let mut target = match self.codec {
             Codec::Plain(target) => target,
             Codec::Gzip(encoder) => encoder.finish()?,
-            Codec::Zstd(frames) => frames.finish()?,
+            Codec::Zstd(frames) => frames.finish(self.archive)?,
         };
         target.flush()?;
         Ok(Written {
@@ -249,11 +249,20 @@ impl<W: Write> Frames<Counted<W>> {
         Ok(())
     }
 
-    fn finish(mut self) -> io::Result<Counted<W>> {
+    fn finish(mut self, archive: u64) -> io::Result<Counted<W>> {
         self.end_shared()?;
         let State::Between(mut target) = self.state else {
             return Err(io::Error::other("a frame was not ended"));
         };
+        let missing = Limits::default().least_file(archive).saturating_sub(target.count);
+        if missing > 0 {
+            // Zeros compress thirty thousandfold, which readers are right to take for an attack.
+            let bytes =
+                u32::try_from(missing).map_err(|_| io::Error::other("layers of zeros beyond any measure"))?;
+            let ballast = ballast(bytes);
+            target.write_all(&ballast)?;
+            self.table.push(ballast.len() as u64, 0)?;
+        }
         target.write_all(&self.table.to_frame())?;
         Ok(target)
     }
