@@ -4,7 +4,7 @@
 //! is proven again before it is used: somebody may have written to it since.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
 
 use bundle::BlobRef;
@@ -55,6 +55,21 @@ impl Cache {
         Some(file)
     }
 
+    /// Reads a small blob that is here and whole. Blocking.
+    pub(crate) fn read(&self, blob: &BlobRef) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut file = self.find(blob)?.take(blob.size);
+        file.read_to_end(&mut bytes).ok()?;
+        digest::fits(&bytes, &blob.digest).then_some(bytes)
+    }
+
+    /// Keeps a small blob whose bytes have been proven. Blocking.
+    pub(crate) fn put(&self, blob: &BlobRef, bytes: &[u8]) -> io::Result<()> {
+        let mut keeping = self.keep(blob)?;
+        keeping.write(bytes)?;
+        keeping.commit()
+    }
+
     /// Begins to keep a blob. Blocking.
     pub(crate) fn keep(&self, blob: &BlobRef) -> io::Result<Keeping> {
         let path = self.path(blob);
@@ -91,7 +106,6 @@ impl Keeping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
 
     #[test]
     fn only_whole_blobs_are_found() {

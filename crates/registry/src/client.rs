@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::challenge::{self, Challenge};
 use crate::credentials::{Credentials, Secret};
 use crate::locations::{Location, Rule, locations};
-use crate::{Error, digest};
+use crate::{Error, digest, error};
 
 /// The largest document that is fetched, in bytes: what bundles are read with.
 const LARGEST_DOCUMENT: u64 = 8 << 20;
@@ -87,8 +87,8 @@ impl Retry {
 pub struct Options {
     /// Whether there is TLS.
     pub security: Security,
-    /// Certificates that are trusted beside those of the system, as PEM.
-    pub roots: Vec<Vec<u8>>,
+    /// Certificates that are trusted beside those of the system: what the file is called, and its PEM.
+    pub roots: Vec<(String, Vec<u8>)>,
     /// Proxies; none unless given.
     pub proxies: Proxies,
     /// Where repositories are fetched from in place of where their names say.
@@ -134,52 +134,25 @@ impl Client {
     pub fn new(options: Options) -> Result<Self, Error> {
         // Whoever was first has installed the same, or has reasons of their own.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let plain = options.security == Security::PlainHttp;
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("airgapd/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE)
-            .tls_danger_accept_invalid_certs(options.security == Security::SkipVerify)
-            .redirect(reqwest::redirect::Policy::custom(move |attempt| {
-                if attempt.previous().len() > 10 {
-                    attempt.error("more than ten redirects")
-                } else if attempt.url().scheme() != "https" && !plain {
-                    attempt.error("a redirect from https to http")
-                } else {
-                    attempt.follow()
-                }
-            }))
-            .no_proxy();
-        for pem in &options.roots {
-            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| bad(&error))?;
-            if certificates.is_empty() {
-                return Err(Error::Options(
-                    "a file of certificates has none in PEM form".to_owned(),
-                ));
+        let certificates = certificates(&options.roots)?;
+        let builder = || -> Result<_, Error> {
+            let proxies = proxies(&options.proxies)?;
+            Ok(proxies
+                .into_iter()
+                .fold(builder(options.security), reqwest::ClientBuilder::proxy))
+        };
+        let with_system = builder()?.tls_certs_merge(certificates.clone()).build();
+        let http = match with_system {
+            Ok(http) => http,
+            // That is an error where the system has no certificates at all, also for those who need none.
+            Err(error) => {
+                tracing::debug!(error = %crate::feed::chain(&error), "without the system's certificates");
+                let without = builder()?.tls_certs_only(certificates).build();
+                without.map_err(|error| bad(&error))?
             }
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let exceptions = || {
-            options
-                .proxies
-                .no_proxy
-                .as_deref()
-                .and_then(reqwest::NoProxy::from_string)
         };
-        let proxy = |url: &Option<String>, make: fn(&str) -> reqwest::Result<reqwest::Proxy>| {
-            let proxy = url.as_deref().filter(|url| !url.is_empty()).map(make).transpose();
-            proxy
-                .map(|proxy| proxy.map(|proxy| proxy.no_proxy(exceptions())))
-                .map_err(|error| bad(&error))
-        };
-        for proxy in [
-            proxy(&options.proxies.http, |url| reqwest::Proxy::http(url))?,
-            proxy(&options.proxies.https, |url| reqwest::Proxy::https(url))?,
-        ] {
-            builder = proxy.into_iter().fold(builder, reqwest::ClientBuilder::proxy);
-        }
         Ok(Self {
-            http: builder.build().map_err(|error| bad(&error))?,
+            http,
             options,
             granted: Mutex::default(),
         })
@@ -626,6 +599,58 @@ impl Body {
     }
 }
 
+fn builder(security: Security) -> reqwest::ClientBuilder {
+    let plain = security == Security::PlainHttp;
+    reqwest::Client::builder()
+        .user_agent(concat!("airgapd/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(SILENCE)
+        .tls_danger_accept_invalid_certs(security == Security::SkipVerify)
+        .redirect(reqwest::redirect::Policy::custom(move |attempt| {
+            if attempt.previous().len() > 10 {
+                attempt.error("more than ten redirects")
+            } else if attempt.url().scheme() != "https" && !plain {
+                attempt.error("a redirect from https to http")
+            } else {
+                attempt.follow()
+            }
+        }))
+        .no_proxy()
+}
+
+/// The certificates in these files.
+fn certificates(roots: &[(String, Vec<u8>)]) -> Result<Vec<reqwest::Certificate>, Error> {
+    let mut all = Vec::new();
+    for (name, pem) in roots {
+        let unusable = |reason: &str| Error::Options(format!("{name}: {reason}"));
+        let certificates = reqwest::Certificate::from_pem_bundle(pem)
+            .map_err(|error| unusable(&crate::feed::chain(&error)))?;
+        if certificates.is_empty() {
+            return Err(unusable("there is no certificate in PEM form in it"));
+        }
+        all.extend(certificates);
+    }
+    Ok(all)
+}
+
+fn proxies(proxies: &Proxies) -> Result<Vec<reqwest::Proxy>, Error> {
+    let exceptions = || {
+        proxies
+            .no_proxy
+            .as_deref()
+            .and_then(reqwest::NoProxy::from_string)
+    };
+    let proxy = |url: &Option<String>, make: fn(&str) -> reqwest::Result<reqwest::Proxy>| {
+        let proxy = url.as_deref().filter(|url| !url.is_empty()).map(make).transpose();
+        proxy
+            .map(|proxy| proxy.map(|proxy| proxy.no_proxy(exceptions())))
+            .map_err(|error| bad(&error))
+    };
+    let http = proxy(&proxies.http, |url| reqwest::Proxy::http(url))?;
+    let https = proxy(&proxies.https, |url| reqwest::Proxy::https(url))?;
+    Ok(http.into_iter().chain(https).collect())
+}
+
 /// Of two failures at different locations the one that says more: that something is absent elsewhere says least.
 fn more_telling(before: Option<Error>, error: Error) -> Option<Error> {
     match before {
@@ -643,22 +668,11 @@ fn nowhere(what: &str) -> Error {
 }
 
 fn bad(error: &reqwest::Error) -> Error {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    Error::Options(text)
+    Error::Options(crate::feed::chain(error))
 }
 
 fn broken(location: &Location, what: &str, error: reqwest::Error) -> Error {
-    // Redirects lead to addresses that are as good as credentials.
-    Error::Transfer {
-        what: what.to_owned(),
-        host: location.host.clone(),
-        source: error.without_url(),
-    }
+    error::of_transfer(what, &location.host, error)
 }
 
 fn denied(location: &Location, what: &str, reason: &str) -> Error {

@@ -22,6 +22,30 @@ pub enum Error {
         /// What the connection says.
         source: reqwest::Error,
     },
+    /// The registry's certificate is not to be trusted.
+    #[error(
+        "the certificate of {host} is not trusted, so {what} is not fetched; --ca-file names the certificate of its authority"
+    )]
+    Untrusted {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// What is wrong with it.
+        source: reqwest::Error,
+    },
+    /// Something answers that does not speak TLS.
+    #[error(
+        "{host} does not speak TLS, so {what} is not fetched; --insecure-registries plain-http is for such a registry"
+    )]
+    NoTls {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// What came in place of TLS.
+        source: reqwest::Error,
+    },
     /// The connection ended before all bytes were there.
     #[error("the transfer of {what} from {host} ended after {got} of {expected} bytes")]
     Short {
@@ -108,7 +132,7 @@ impl Error {
     /// Whether the same may go well a moment later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Transfer { source, .. } => !source.is_builder() && !is_certificate(source),
+            Error::Transfer { source, .. } => !source.is_builder(),
             Error::Short { .. } => true,
             Error::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
             _ => false,
@@ -116,16 +140,20 @@ impl Error {
     }
 }
 
-/// A certificate that is not trusted now will not be a moment later.
-fn is_certificate(error: &reqwest::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if cause.downcast_ref::<rustls::Error>().is_some()
-            || cause.to_string().contains("invalid peer certificate")
-        {
-            return true;
+/// What a request that failed comes to. Redirects lead to addresses that are as good as credentials: no URL is kept.
+pub(crate) fn of_transfer(what: &str, host: &str, error: reqwest::Error) -> Error {
+    let (what, host, source) = (what.to_owned(), host.to_owned(), error.without_url());
+    let mut cause = std::error::Error::source(&source);
+    while let Some(error) = cause {
+        // The transport keeps the error of TLS as the text of another one.
+        let text = error.to_string();
+        if text.contains("invalid peer certificate") {
+            return Error::Untrusted { what, host, source };
         }
-        source = cause.source();
+        if text.contains("InvalidContentType") {
+            return Error::NoTls { what, host, source };
+        }
+        cause = error.source();
     }
-    false
+    Error::Transfer { what, host, source }
 }

@@ -10,14 +10,14 @@ use platforms::{Matcher, Platform};
 use serde_json::Value;
 
 use crate::client::{Client, Document};
-use crate::{Error, digest};
+use crate::{Cache, Error, digest};
 
 /// Levels of indexes, and descriptors in all of them: what bundles are read with.
 const DEEPEST: usize = 8;
 const MOST_DESCRIPTORS: usize = 10_000;
 
-/// Docker's and BuildKit's mark on an attestation: the manifest that it is about.
-const REFERS_TO: &str = "vnd.docker.reference.digest";
+/// Marks on an attestation or signature in an index, of the manifest that it is about: BuildKit's and containerd's.
+const REFERS_TO: [&str; 2] = ["vnd.docker.reference.digest", "io.containerd.manifest.subject"];
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -88,13 +88,19 @@ pub struct Resolved {
     pub missing: Vec<String>,
 }
 
-/// Reads the documents of an image, and chooses among its platforms. Safe to cancel.
+/// Reads the documents of an image, and chooses among its platforms. Those in the cache are not fetched; what a name
+/// stands for is asked for each time. Safe to cancel.
 ///
 /// # Errors
 ///
 /// When the registry does not give what is needed, a document is not what its digest says or not of a kind that is
 /// known, the tag and the digest of the reference are two images, or nothing suits the platforms.
-pub async fn resolve(client: &Client, reference: &ImageRef, wanted: &Wanted) -> Result<Resolved, Error> {
+pub async fn resolve(
+    client: &Client,
+    cache: Option<&Cache>,
+    reference: &ImageRef,
+    wanted: &Wanted,
+) -> Result<Resolved, Error> {
     let name = reference.to_string();
     let pinned = reference.digest.as_ref();
     let asked = match (&reference.tag, pinned) {
@@ -118,6 +124,7 @@ pub async fn resolve(client: &Client, reference: &ImageRef, wanted: &Wanted) -> 
     }
     let mut walk = Walk {
         client,
+        cache,
         name: &name,
         repository: &reference.repository,
         wanted,
@@ -241,6 +248,7 @@ impl Entry {
 
 struct Walk<'a> {
     client: &'a Client,
+    cache: Option<&'a Cache>,
     name: &'a str,
     repository: &'a str,
     wanted: &'a Wanted,
@@ -274,6 +282,10 @@ impl Walk<'_> {
     }
 
     async fn fetch(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        let blob = BlobRef::of(descriptor);
+        if let Some(bytes) = self.cached(&blob).await {
+            return Ok(bytes);
+        }
         let digest = descriptor.digest();
         let document = self.client.manifest(self.repository, digest.as_ref()).await?;
         if document.bytes.len() as u64 != descriptor.size() || !digest::fits(&document.bytes, digest) {
@@ -283,7 +295,33 @@ impl Walk<'_> {
                 "its bytes do not have that digest and size",
             ));
         }
+        self.keep(&blob, &document.bytes).await;
         Ok(document.bytes)
+    }
+
+    async fn config(&self, blob: &BlobRef) -> Result<Vec<u8>, Error> {
+        if let Some(bytes) = self.cached(blob).await {
+            return Ok(bytes);
+        }
+        let bytes = self.client.document_blob(self.repository, blob).await?;
+        self.keep(blob, &bytes).await;
+        Ok(bytes)
+    }
+
+    async fn cached(&self, blob: &BlobRef) -> Option<Vec<u8>> {
+        let (cache, blob) = (self.cache?.clone(), blob.clone());
+        let read = tokio::task::spawn_blocking(move || cache.read(&blob)).await;
+        read.ok().flatten()
+    }
+
+    /// A cache that cannot be written costs the next run time, and this one nothing.
+    async fn keep(&self, blob: &BlobRef, bytes: &[u8]) {
+        let Some(cache) = self.cache.cloned() else { return };
+        let (blob, bytes) = (blob.clone(), bytes.to_owned());
+        let kept = tokio::task::spawn_blocking(move || cache.put(&blob, &bytes)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::warn!(%error, "a document is not kept in the cache");
+        }
     }
 
     /// One that is described as one kind and built like another would be two images for two readers (CVE-2021-41190).
@@ -410,7 +448,7 @@ impl Walk<'_> {
         let layers = layers.collect::<Result<Vec<_>, _>>().map_err(bad)?;
         self.count(digest, layers.len() + 1)?;
         let blob = BlobRef::of(&config.descriptor);
-        let bytes = self.client.document_blob(self.repository, &blob).await?;
+        let bytes = self.config(&blob).await?;
         if entry.refers_to.is_none() {
             self.platforms
                 .extend(platform_text(entry.platform.as_ref(), &bytes));
@@ -500,9 +538,9 @@ fn entry(value: &Value) -> Result<Entry, String> {
     Ok(Entry {
         descriptor: Descriptor::new(MediaType::from(media_type), size, digest),
         platform,
-        refers_to: annotations
-            .get(REFERS_TO)
-            .and_then(|subject| subject.as_str())
+        refers_to: REFERS_TO
+            .iter()
+            .find_map(|mark| annotations.get(*mark)?.as_str())
             .map(ToOwned::to_owned),
     })
 }

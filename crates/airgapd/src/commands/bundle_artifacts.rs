@@ -59,7 +59,9 @@ pub(crate) async fn run(
         }
     };
     let client = Arc::new(Client::new(options(&args)?)?);
-    let images = resolve_all(&client, &references, &wanted, usize::from(args.concurrency)).await?;
+    let cache = args.cache.clone().map(Cache::open).transpose()?;
+    let concurrency = usize::from(args.concurrency);
+    let images = resolve_all(&client, cache.as_ref(), &references, &wanted, concurrency).await?;
     let mut draft = Draft {
         images: images.iter().map(|image| image.draft.clone()).collect(),
         relies_on: None,
@@ -80,6 +82,7 @@ pub(crate) async fn run(
         target: &target,
         layout: &layout,
         client: &client,
+        cache: cache.as_ref(),
         images: &images,
         counters: &counters,
     };
@@ -198,7 +201,11 @@ fn wanted(platforms: &[String]) -> Result<Wanted, String> {
 }
 
 fn options(args: &BundleArtifactsArgs) -> anyhow::Result<Options> {
-    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("--ca-file {}", path.display()));
+    let read = |path: &PathBuf| {
+        let name = format!("--ca-file {}", path.display());
+        let pem = std::fs::read(path).with_context(|| name.clone())?;
+        anyhow::Ok((name, pem))
+    };
     let variable = |name: &str| {
         let value = std::env::var(name).or_else(|_| std::env::var(name.to_lowercase()));
         value.ok().filter(|value| !value.is_empty())
@@ -256,13 +263,14 @@ fn default_credentials() -> Vec<PathBuf> {
 /// Reads the documents of all images, some at a time; says of each what is wrong with it.
 async fn resolve_all(
     client: &Arc<Client>,
+    cache: Option<&Cache>,
     references: &[ImageRef],
     wanted: &Wanted,
     concurrency: usize,
 ) -> anyhow::Result<Vec<Resolved>> {
     let resolving = references
         .iter()
-        .map(|reference| registry::resolve(client, reference, wanted));
+        .map(|reference| registry::resolve(client, cache, reference, wanted));
     let resolved: Vec<_> = futures_util::stream::iter(resolving)
         .buffered(concurrency)
         .collect()
@@ -329,6 +337,7 @@ struct Job<'a> {
     target: &'a Target,
     layout: &'a Layout,
     client: &'a Arc<Client>,
+    cache: Option<&'a Cache>,
     images: &'a [Resolved],
     counters: &'a Counters,
 }
@@ -336,7 +345,6 @@ struct Job<'a> {
 impl Job<'_> {
     /// Writes the bundle on a thread of its own, and shows how far it is.
     async fn write(&self) -> anyhow::Result<Written> {
-        let cache = self.args.cache.clone().map(Cache::open).transpose()?;
         let output = match self.target {
             Target::Stdout => None,
             Target::File(path) => Some(Output::create(path).with_context(|| path.display().to_string())?),
@@ -349,7 +357,7 @@ impl Job<'_> {
             self.images,
             blobs,
             concurrency,
-            cache.as_ref(),
+            self.cache,
             self.counters,
         );
         let (layout, compression) = (self.layout.clone(), compression(self.args.compress));
