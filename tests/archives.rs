@@ -1,45 +1,14 @@
 //! Archives as real tools write them, and digests as containerd makes them.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use bundle::fixtures::{Image, Layout};
 use xtask::Generation;
 
 use crate::support::bundles::{self, docker, image, native, needed_here, records_of, text};
+use crate::support::tools::{run, tool};
 use crate::support::{Node, Place, Target, on_each_containerd, on_each_real_containerd, unique};
-
-/// Runs a tool; `None` where there is none on this machine, which only a complete machine minds.
-#[allow(
-    clippy::print_stderr,
-    reason = "a test run has no other place to say what it leaves out"
-)]
-fn tool(name: &str) -> Option<PathBuf> {
-    match xtask::parts::tool(name) {
-        Ok(program) => Some(program),
-        Err(error)
-            if std::env::var_os(xtask::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") =>
-        {
-            panic!("{name} is required: {error:#}")
-        }
-        Err(error) => {
-            eprintln!("left out, no {name}: {error:#}");
-            None
-        }
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
 
 /// A Docker archive with two plain layers, one of them used twice.
 fn docker_image(name: &str) -> Image {

@@ -8,7 +8,6 @@
 #![allow(unreachable_pub, reason = "nothing outside this program can reach anything")]
 
 mod archives;
-mod asking;
 mod coexisting;
 mod content;
 mod damage;
@@ -29,6 +28,7 @@ mod living;
 mod memory;
 mod placing;
 mod reaching;
+mod registries;
 mod releasing;
 mod reloading;
 mod removing;

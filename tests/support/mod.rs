@@ -2,8 +2,11 @@
 
 pub mod bundles;
 pub mod containerds;
+pub mod middleman;
 pub mod node;
+pub mod registry;
 pub mod target;
+pub mod tools;
 pub mod waiting;
 
 pub use node::Node;

@@ -274,8 +274,8 @@ pub fn cross_compiler(triplet: &str) -> Result<PathBuf> {
     }
 }
 
-/// Tools that tests make real bundles with.
-const TEST_TOOLS: [&str; 2] = ["skopeo", "umoci"];
+/// Tools that tests make real bundles with, and the registry that they fetch from.
+const TEST_TOOLS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "zstd"];
 
 /// Everything that builds, tests and the demonstration may ask for, so that they need not wait for it later.
 ///

@@ -1,0 +1,155 @@
+//! Deltas: what the destination has does not travel, and what it lacks is said. And layers that compress beyond belief.
+
+use std::fs;
+use std::process::Command;
+
+use bundle::fixtures::{Image, Layer, Manifest};
+use serde_json::json;
+
+use super::{bundle, noise_image, noise_layer};
+use crate::support::bundles::{native, text};
+use crate::support::registry::Registry;
+use crate::support::tools::{run, tool};
+use crate::support::{Node, Target, on_each_containerd};
+
+const MIB: usize = 1 << 20;
+
+/// Six layers of 10 MiB, and one of 1 MiB that changes.
+fn version(changed: u64) -> Image {
+    let mut layers: Vec<_> = (0..6).map(|seed| (10 * MIB, seed)).collect();
+    layers.push((MIB, changed));
+    noise_image(&layers)
+}
+
+fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Target) {
+    let Some(registry) = Registry::start() else { return };
+    let node = Node::on(target);
+    let file = |name: &str| text(&node.path(name));
+    // containerd shares content between namespaces: what another test has must not count.
+    let seed = u64::from(registry.port()) << 8;
+    let (old, _) = registry.push("big/image", "1", version(seed));
+    let (new, root) = registry.push("big/image", "2", version(seed + 1));
+    bundle([&old, "-o", &file("base.tar")]).exits(0);
+    let report = bundle([
+        &new,
+        "-o",
+        &file("delta.tar"),
+        "--base",
+        &file("base.tar"),
+        "-o",
+        "json",
+    ]);
+    let report = report.exits(0).json();
+    let size = fs::metadata(node.path("delta.tar")).unwrap().len();
+    assert!(
+        size < (MIB + MIB / 20) as u64,
+        "{size} bytes for a layer of 1 MiB"
+    );
+    assert_eq!(report["base"], "base.tar");
+    assert_eq!(report["blobs"]["left_out"], 6);
+
+    let about = node.airgapd(["inspect", &file("delta.tar")]);
+    assert!(about.said().contains("base.tar"), "{about:?}");
+    let elsewhere = target.elsewhere();
+    let stranger = Node::on(&elsewhere);
+    let answer = stranger.import([file("delta.tar")]).exits(1);
+    let kept = noise_layer(10 * MIB, 0);
+    assert!(
+        answer.said().contains("base.tar") && answer.said().contains(kept.digest().as_ref()),
+        "{answer:?}"
+    );
+    assert!(elsewhere.names().is_empty() && elsewhere.leases().is_empty() && elsewhere.ingests().is_empty());
+
+    node.import([file("base.tar")]).exits(0);
+    let report = node.import([file("delta.tar")]).exits(0).bundle();
+    assert!(
+        report["blobs"]["sent_bytes"].as_u64().unwrap() < 2 * MIB as u64,
+        "{report:#}"
+    );
+    assert_eq!(*target.expect_record(&new).target.digest(), root);
+    assert!(target.is_pinned(&new));
+    // It is whole whatever becomes of the base.
+    target.remove_record(&old);
+    target.collect_garbage();
+    assert!(target.digests().contains(kept.digest().as_ref()));
+}
+
+/// A layer of zeros compresses a thousandfold and more, and is no attack when we have made it ourselves.
+#[test]
+fn what_compresses_beyond_belief_is_read_back() {
+    let Some(registry) = Registry::start() else { return };
+    crate::support::run_on(crate::support::Place::Fake, |target| {
+        let node = Node::on(target);
+        let zeros = Manifest::new(native())
+            .with_layer(Layer::zeros(200 << 20))
+            .layer(crate::support::unique());
+        let (name, _) = registry.push("some/zeros", "1", Image::unnamed().manifest(zeros));
+        for form in ["zstd", "gzip"] {
+            let target = target.elsewhere();
+            let node_there = Node::on(&target);
+            let file = text(&node.path(form));
+            bundle([&name, "-o", &file, "--compress", form]).exits(0);
+            assert!(fs::metadata(&file).unwrap().len() < 1 << 20, "{form}");
+            node.airgapd(["inspect", "--verify", &file]).exits(0);
+            node_there.import([&file]).exits(0);
+            assert!(target.is_pinned(&name), "{form}");
+            target.assert_tidy();
+        }
+    });
+}
+
+#[test]
+fn zstd_bundles_are_plain_zstd_for_others() {
+    let Some(registry) = Registry::start() else { return };
+    let Some(zstd) = tool("zstd") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (name, _) = registry.push("some/image", "1", noise_image(&[(MIB, 1), (100_000, 2), (10, 3)]));
+    let path = |name: &str| text(&folder.path().join(name));
+    bundle([&name, "-o", &path("plain.tar")]).exits(0);
+    bundle([&name, "-o", &path("packed.tar.zst"), "--compress", "zstd"]).exits(0);
+    run(Command::new(zstd).args(["-q", "-d", &path("packed.tar.zst"), "-o", &path("unpacked.tar")]));
+    assert!(fs::read(path("plain.tar")).unwrap() == fs::read(path("unpacked.tar")).unwrap());
+    // The table of frames is the last one, and says what it is.
+    let packed = fs::read(path("packed.tar.zst")).unwrap();
+    assert!(packed.ends_with(&0x8F92_EAB1_u32.to_le_bytes()));
+}
+
+#[test]
+fn an_inventory_stands_for_a_base() {
+    let Some(registry) = Registry::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&folder.path().join(name));
+    let (name, _) = registry.push("some/image", "1", noise_image(&[(MIB, 1), (MIB, 2)]));
+    let had = noise_layer(MIB, 1).digest().to_string();
+    let blobs = json!([{"digest": had, "size": MIB + 2048}]);
+    let write = |document: serde_json::Value| fs::write(path("have.json"), document.to_string()).unwrap();
+    write(json!({"version": 1, "node": "worker-3", "blobs": blobs, "images": []}));
+    let arguments = [
+        &name,
+        "-o",
+        &path("delta.tar"),
+        "-o",
+        "json",
+        "--have",
+        &path("have.json"),
+    ]
+    .map(String::from);
+    let report = bundle(arguments.clone()).exits(0).json();
+    assert_eq!(
+        (&report["base"], &report["blobs"]["left_out"]),
+        (&json!("node worker-3"), &json!(1))
+    );
+    assert!(!super::blobs_in(path("delta.tar").as_ref()).contains(&had));
+    // One that has nothing of it makes no delta.
+    write(json!({"version": 1, "node": "empty", "blobs": [], "images": []}));
+    let report = bundle(arguments.clone()).exits(0).json();
+    assert_eq!(report["base"], json!(null));
+    write(json!({"version": 2}));
+    let answer = bundle(arguments).exits(1);
+    assert!(
+        answer.said().contains("have.json") && answer.said().contains("version 2"),
+        "{answer:?}"
+    );
+}
+
+on_each_containerd!(one_changed_layer_is_all_that_travels_and_the_base_must_be_there);
