@@ -1,6 +1,7 @@
 //! What packages ship beside the program is made by the program: completions and manual pages.
 
 use std::fs;
+use std::path::Path;
 
 use crate::support::node::program;
 
@@ -55,4 +56,38 @@ fn a_folder_for_the_pages_that_is_not_there_is_named() {
     assert_eq!(answer.status.code(), Some(1));
     let said = String::from_utf8(answer.stderr).unwrap();
     assert!(said.contains("/nonexistent"), "{said}");
+}
+
+/// What is quoted as a symptom is what the program says.
+#[test]
+fn symptoms_are_quoted_in_the_words_of_the_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut sources = String::new();
+    let mut folders = vec![root.join("crates")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                None if path.is_dir() => folders.push(path),
+                Some("rs") => sources.push_str(&fs::read_to_string(&path).unwrap()),
+                _ => {}
+            }
+        }
+    }
+    let text = fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+    let mut quoted = 0;
+    for row in rows {
+        let symptom = row.split('`').next().unwrap();
+        for words in symptom
+            .split('…')
+            .map(|words| words.trim_matches([' ', '.', ',']))
+        {
+            quoted += 1;
+            // An outcome is put into the sentence.
+            let words = words.strip_prefix("bundle ").unwrap_or(words);
+            assert!(sources.contains(words), "nobody says {words:?}");
+        }
+    }
+    assert!(quoted > 10);
 }

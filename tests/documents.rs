@@ -317,6 +317,56 @@ fn verify_prints_one_document_with_stable_keys(target: &Target) {
     assert_eq!(document, expected);
 }
 
+fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
+    let node = Node::on(target);
+    let archive = bundle().write_to(&node.path("bundle.tar"));
+    node.configure_also("platforms: [linux/amd64]");
+    let daemon = node.start();
+    std::fs::rename(node.path("bundle.tar"), node.images().join("bundle.tar")).unwrap();
+    let waited = node.airgapd(["wait", "-o", "json"]).exits(0).json();
+    let document = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    daemon.finish(target);
+    let known = |key: &str| document["bundles"][0][key].clone();
+    assert!(
+        known("imported_at").is_string() && known("duration_ms").is_u64(),
+        "{document:#}"
+    );
+    let shown = json!({
+        "name": "bundle.tar",
+        "state": "done",
+        "size": std::fs::metadata(node.images().join("bundle.tar")).unwrap().len(),
+        "outcome": "imported",
+        "catalog": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),
+        "images": 2,
+        "imported_at": known("imported_at"),
+        "duration_ms": known("duration_ms"),
+        "sent_bytes": known("sent_bytes"),
+        "progress": null,
+        "waits_for": null,
+        "error": null,
+        "retry_in_ms": null,
+    });
+    let image = |name: &str| {
+        json!({"name": name, "digest": archive.images[0].root.to_string(), "bundle": "bundle.tar", "record": "in-place",
+            "missing_blobs": [], "pinned": true})
+    };
+    let expected = json!({
+        "daemon": {"version": env!("CARGO_PKG_VERSION"), "pid": document["daemon"]["pid"],
+            "started_at": document["daemon"]["started_at"]},
+        "containerd": {"socket": text(target.socket()), "namespace": target.namespace(), "reachable": true,
+            "version": document["containerd"]["version"], "platform": "linux/amd64", "problem": null},
+        "folder": {"path": text(&node.images()), "problem": null},
+        "bundles": [shown],
+        "images": [image(NAME), image(&format!("registry.test/app@{}", archive.images[0].root))],
+        "problems": [],
+    });
+    assert_eq!(document, expected);
+    let waited_ms = waited["waited_ms"].clone();
+    assert!(waited_ms.is_u64());
+    let expected = json!({"outcome": "converged", "error": null, "bundles": [shown], "waited_ms": waited_ms});
+    assert_eq!(waited, expected);
+}
+
 fn release_and_config_print_documents_with_stable_keys(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -363,5 +413,6 @@ on_the_fake!(
     inspect_of_a_bundle_that_is_not_whole_ends_with_5,
     every_command_prints_a_document_where_it_comes_to_nothing,
     verify_prints_one_document_with_stable_keys,
+    status_and_wait_print_documents_with_stable_keys,
     release_and_config_print_documents_with_stable_keys,
 );

@@ -8,6 +8,7 @@
 #![allow(unreachable_pub, reason = "nothing outside this program can reach anything")]
 
 mod archives;
+mod asking;
 mod coexisting;
 mod content;
 mod damage;

@@ -38,9 +38,10 @@ impl Node {
         fs::create_dir(node.images()).expect("a folder");
         fs::create_dir(node.state()).expect("a folder");
         node.configure(&format!(
-            "imagesDir: {}\nstateDir: {}\naddress: {}\nnamespace: {namespace}\n",
+            "imagesDir: {}\nstateDir: {}\nruntimeDir: {}\naddress: {}\nnamespace: {namespace}\n",
             node.images().display(),
             node.state().display(),
+            node.path("run").display(),
             socket.display()
         ));
         node

@@ -18,7 +18,7 @@ use crate::needs::{K0sArgs, ManifestArgs};
 )]
 #[command(
     after_help = "Exit status: 0 done, 1 something failed or nothing landed, 2 usage or configuration, \
-                        3 containerd cannot be reached, 4 verify found something missing, 5 the bundle is bad and nothing landed."
+                        3 containerd cannot be reached, 4 verify found something missing, 5 the bundle is bad and nothing landed, 6 waited in vain, 7 no daemon answers."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -41,6 +41,12 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Make a bundle of images in registries
     BundleArtifacts(BundleArtifactsArgs),
+    /// Show how bundles and images stand, with the daemon or without
+    Status(StatusArgs),
+    /// Wait until every bundle of the images folder, or one, is in place
+    Wait(WaitArgs),
+    /// Say what on this node keeps bundles from being imported, and what to do about it
+    Doctor,
     /// Take back our labels and pins; image records stay
     Release(ReleaseArgs),
     /// Show the effective configuration and where each value comes from
@@ -216,6 +222,31 @@ pub(crate) struct VerifyArgs {
     pub(crate) bundles: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) platform: PlatformFlag,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// Go on showing it, until interrupted
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The images folder is listed first, so a file counts that was copied a moment ago. Uploads that have come to a halt are \
+waited for like others.
+
+Exit status: 0 in place, 1 failed, 6 not in time, 7 no daemon answers.")]
+pub(crate) struct WaitArgs {
+    /// Only for this bundle, by its file name in the images folder; may be given several times
+    #[arg(long = "bundle", value_name = "NAME")]
+    pub(crate) bundles: Vec<String>,
+    /// For every bundle of the folder, as without --bundle
+    #[arg(long, conflicts_with = "bundles")]
+    pub(crate) all: bool,
+    /// How long, such as 90s or 10m; 0s only looks once
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: std::time::Duration,
 }
 
 #[derive(Args, Debug)]

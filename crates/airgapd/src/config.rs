@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +39,12 @@ pub(crate) struct Settings {
     /// Whether bundles are looked for in sub-folders of the images folder too.
     pub(crate) recursive: bool,
     pub(crate) state_dir: PathBuf,
+    /// Where the control socket is, and the metrics if nothing else is said.
+    pub(crate) runtime_dir: PathBuf,
+    /// The file that node_exporter reads; `None` is one in the runtime folder.
+    pub(crate) metrics_file: Option<PathBuf>,
+    /// Where metrics are served by HTTP, too.
+    pub(crate) metrics_address: Option<SocketAddr>,
     /// containerd's socket; `None` is the distribution's own.
     pub(crate) address: Option<PathBuf>,
     pub(crate) namespace: String,
@@ -82,6 +89,9 @@ impl Default for Settings {
             images_dir: None,
             recursive: false,
             state_dir: PathBuf::from("/var/lib/airgapd"),
+            runtime_dir: PathBuf::from("/run/airgapd"),
+            metrics_file: None,
+            metrics_address: None,
             address: None,
             namespace: "k8s.io".to_owned(),
             cri: true,
@@ -263,6 +273,24 @@ const KEYS: &[Key] = &[
         show: |s| shown_path(Some(&s.state_dir)),
     },
     Key {
+        name: "runtimeDir",
+        set: |s, v| store(&mut s.runtime_dir, absolute_path(v)),
+        show: |s| shown_path(Some(&s.runtime_dir)),
+    },
+    Key {
+        name: "metricsFile",
+        set: |s, v| store(&mut s.metrics_file, optional(v, absolute_path)),
+        show: |s| shown_path(s.metrics_file.as_deref()),
+    },
+    Key {
+        name: "metricsAddress",
+        set: |s, v| store(&mut s.metrics_address, optional(v, loopback)),
+        show: |s| {
+            s.metrics_address
+                .map_or(Value::Null, |address| address.to_string().into())
+        },
+    },
+    Key {
         name: "address",
         set: |s, v| store(&mut s.address, optional(v, socket)),
         show: |s| shown_path(s.address.as_deref()),
@@ -432,11 +460,13 @@ const NOT_YET: &[&str] = &["unpack", "priority"];
 const GROUPS: [&str; 2] = ["limits", "log"];
 
 /// Keys that say what the daemon is bound to while it runs.
-const UNTIL_RESTART: [&str; 8] = [
+const UNTIL_RESTART: [&str; 10] = [
     "distribution",
     "dataDir",
     "imagesDir",
     "stateDir",
+    "runtimeDir",
+    "metricsAddress",
     "address",
     "namespace",
     "log.level",
@@ -1120,6 +1150,16 @@ fn absolute_path(value: &Value) -> Result<PathBuf, String> {
     match path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
         true => Ok(path.to_owned()),
         false => Err(got("an absolute path", value)),
+    }
+}
+
+/// An address that only this machine can reach: whoever wants more puts a proxy in front that knows who may ask.
+fn loopback(value: &Value) -> Result<SocketAddr, String> {
+    let wanted = "an address of this machine with a port, such as 127.0.0.1:9799";
+    let address: SocketAddr = text(value, wanted)?.parse().map_err(|_| got(wanted, value))?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err(got(wanted, value)),
     }
 }
 

@@ -7,6 +7,7 @@
 //! writes roster and ledger. Dropping any of it at any await loses nothing: what matters is in containerd under a lease
 //! and in the ledger.
 
+mod answering;
 mod comparing;
 mod disk;
 mod following;
@@ -32,13 +33,16 @@ use import::Policy;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use self::answering::Asked;
 use self::following::Following;
 use self::jobs::{Came, Jobs};
 pub(crate) use self::reloading::Read as ReadConfiguration;
 use self::telling::Refusals;
 use crate::config::Settings;
+use crate::control::Question;
 use crate::healing::Healing;
 use crate::ledger::{Ledger, Saved, Store};
+use crate::metrics::Metrics;
 use crate::roster::{Phase, Roster};
 use crate::runtime::Runtime;
 use crate::systemd::Systemd;
@@ -117,12 +121,16 @@ struct Daemon {
     systemd: Systemd,
     healing: Healing,
     following: Following,
+    asked: Asked,
+    metrics: Metrics,
     /// containerd's disk.
     disk: disk::Watched,
     /// Records that others moved, and where to, as far as it was said.
     moved: HashSet<(String, String)>,
     /// The same by bundle, as of the last comparison.
     elsewhere: HashMap<OsString, BTreeSet<String>>,
+    /// Bundles whose jobs were dropped: their leases are still there, for the next job.
+    abandoned: HashSet<OsString>,
     /// A stop has begun: nothing new is taken on.
     is_draining: bool,
 }
@@ -187,9 +195,12 @@ impl Daemon {
             },
             systemd: Systemd::from_environment(),
             healing: Healing::default(),
+            asked: Asked::start(&settings),
+            metrics: Metrics::new(),
             disk: disk::Watched::new(now),
             moved: HashSet::new(),
             elsewhere: HashMap::new(),
+            abandoned: HashSet::new(),
             is_draining: false,
             settings: Arc::new(settings),
         })
@@ -206,6 +217,7 @@ impl Daemon {
             }
             self.connect_if_due().await;
             self.look_at_disk();
+            self.write_metrics_if_due();
             self.compare_if_due().await;
             self.follow_if_due().await;
             let worked = self.take_on_one();
@@ -235,7 +247,7 @@ impl Daemon {
             Connection::Up(up) => up.compare,
         });
         let look = self.following.next_look().filter(|_| connected);
-        [self.disk_due(), look]
+        [self.disk_due(), look, self.asked.metrics_due()]
             .into_iter()
             .flatten()
             .fold(wake, Instant::min)
@@ -263,6 +275,7 @@ impl Daemon {
             (name, came) = self.jobs.next() => Happened::Job(name, Box::new(came)),
             () = self.watch.changed() => Happened::Hint,
             change = next_event(&mut self.connection) => Happened::Change(change),
+            question = self.asked.next() => Happened::Question(question),
             () = sleep_until(until) => Happened::Nothing,
         }
     }
@@ -273,6 +286,7 @@ impl Daemon {
             Happened::Hint => self.relist = true,
             Happened::Change(change) => self.on_event(change),
             Happened::Job(name, came) => self.on_job(&name, *came),
+            Happened::Question(question) => self.answer(question),
             Happened::Signal(Signal::Stop) => self.is_draining = true,
             Happened::Signal(Signal::Reload) => self.reload(),
         }
@@ -293,6 +307,7 @@ impl Daemon {
         while !self.jobs.is_empty() {
             match self.happens(deadline).await {
                 Happened::Job(name, came) => self.on_job(&name, *came),
+                Happened::Question(question) => self.answer(question),
                 Happened::Signal(Signal::Stop) => break,
                 _ if Instant::now() >= deadline => break,
                 _ => {}
@@ -383,6 +398,8 @@ enum Happened {
     Hint,
     /// A record changed, or the connection is gone.
     Change(Option<containerd::ImageEvent>),
+    /// Somebody wants to know how it stands.
+    Question(Question),
     /// A job came back.
     Job(OsString, Box<Option<Came>>),
     Signal(Signal),

@@ -6,6 +6,7 @@ use import::{Pattern, Source, Survey, labels};
 use oci_spec::image::Digest;
 
 use crate::ledger::{self, Entry, ImageEntry, Ledger};
+use crate::status::{ImageStatus, RecordStatus};
 
 /// How an imported bundle stands in containerd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +75,37 @@ pub(crate) fn standing(
         }
     }
     (missing.map_or(Standing::InPlace, Standing::Missing), moved)
+}
+
+/// Every image that bundles vouch for, and what is missing of it.
+/// What the operator excludes is not among them.
+pub(crate) fn images(ledger: &Ledger, survey: &Survey, exclude: &[Pattern]) -> Vec<ImageStatus> {
+    let mut desired = ledger.desired_images();
+    let left_out: BTreeSet<String> = excluded(desired.keys().copied(), exclude)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    desired.retain(|name, _| !left_out.contains(*name));
+    let image = |(name, (target, entry)): (&&str, &(&Digest, &Entry))| {
+        let record = survey.records.get(*name);
+        let closure = ledger.closure(target).unwrap_or_default();
+        let missing = closure
+            .iter()
+            .filter(|digest| !survey.blobs.contains_key(*digest));
+        ImageStatus {
+            name: (*name).to_owned(),
+            digest: target.to_string(),
+            bundle: ledger::label_name(&entry.file),
+            record: match record {
+                None => RecordStatus::Missing,
+                Some(record) if record.target.digest() == *target => RecordStatus::InPlace,
+                Some(_) => RecordStatus::Elsewhere,
+            },
+            missing_blobs: missing.map(ToString::to_string).collect(),
+            pinned: record.is_some_and(|record| record.labels.contains_key(labels::PINNED)),
+        }
+    };
+    desired.iter().map(image).collect()
 }
 
 /// How a record stands.

@@ -475,6 +475,14 @@ pub(crate) fn boot_id() -> Option<String> {
     Some(id.trim().to_owned())
 }
 
+/// What the daemon last wrote down, for commands beside it. `None` where there is nothing to be read.
+pub(crate) fn read(folder: &Path) -> Option<Ledger> {
+    match load(&folder.join(FILE)) {
+        Loaded::Ledger(ledger, _) => Some(*ledger),
+        Loaded::Nothing | Loaded::Newer(_) | Loaded::Broken(_) | Loaded::Unreadable(_) => None,
+    }
+}
+
 const FILE: &str = "state.json";
 const ASIDE: &str = "state.json.bad";
 const LOCK: &str = "lock";

@@ -8,6 +8,7 @@ mod cli;
 mod coexistence;
 mod commands;
 mod config;
+mod control;
 mod daemon;
 mod desired;
 mod folder;
@@ -15,12 +16,14 @@ mod healing;
 mod ledger;
 mod lists;
 mod log;
+mod metrics;
 mod needs;
 mod node;
 mod output;
 mod progress;
 mod roster;
 mod runtime;
+mod status;
 mod sys;
 mod systemd;
 mod trust;
@@ -81,7 +84,10 @@ fn flags_of(command: &Command) -> Vec<Given> {
         | Command::ListImages(_)
         | Command::BundleArtifacts(_)
         | Command::Completions(_)
-        | Command::Man(_) => Vec::new(),
+        | Command::Man(_)
+        | Command::Doctor
+        | Command::Status(_)
+        | Command::Wait(_) => Vec::new(),
     }
 }
 
@@ -124,6 +130,11 @@ async fn answer(command: Command, settings: Settings, common: Common) -> anyhow:
             commands::release::run(&args, &settings, &this_node(&settings)?, format).await
         }
         Command::ListImages(args) => commands::list_images::run(&args, format).await,
+        Command::Status(args) => {
+            commands::status::run(&args, &settings, &this_node(&settings)?, format).await
+        }
+        Command::Doctor => commands::doctor::run(&settings, format).await,
+        Command::Wait(args) => commands::wait::run(&args, &settings, format).await,
         Command::Verify(args) => {
             commands::verify::run(&args, &settings, || this_node(&settings), format).await
         }

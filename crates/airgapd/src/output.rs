@@ -51,6 +51,11 @@ pub(crate) fn progress(text: &str) -> io::Result<()> {
     forgive_closed_pipe(write!(io::stderr().lock(), "\r{}\u{1b}[K", visible(text)))
 }
 
+/// Shows text in place of all that is on the terminal.
+pub(crate) fn screen(text: &str) -> io::Result<()> {
+    raw(format!("\u{1b}[H\u{1b}[2J{}", visible(text)).as_bytes())
+}
+
 /// Says what was done where standard output is taken by something else.
 pub(crate) fn aside(text: &str) -> io::Result<()> {
     forgive_closed_pipe(io::stderr().lock().write_all(visible(text).as_bytes()))

@@ -1,37 +1,70 @@
-//! How far an import has come: a line in the log now and then, for bundles that take long.
+//! How far an import has come: a bar for whoever sits at a terminal, otherwise a line in the log now and then, for
+//! bundles that take long. With `-q` neither.
 
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use import::Observer;
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{Level, info};
+
+use crate::output::{self, bytes};
+use crate::status::{ProgressStatus, millis};
 
 /// A big bundle is reported at most this often.
 const EVERY: Duration = Duration::from_secs(10);
+/// How often a bar moves.
+const MOVES: Duration = Duration::from_millis(200);
+/// How long a bar is, in characters.
+const BAR: u64 = 30;
 
 /// Watches one import and reports it until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bytes: Arc<AtomicU64>,
+    planned: Arc<AtomicU64>,
     reporter: JoinHandle<()>,
+    on_terminal: bool,
 }
 
 impl Progress {
-    /// Starts to report the import of a bundle.
+    /// Starts to report the import of a bundle to whoever typed the command.
     pub(crate) fn start(bundle: String) -> Progress {
-        Progress::counting(bundle, Arc::default())
+        let (bytes, planned) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let on_terminal = io::stderr().is_terminal() && tracing::enabled!(Level::INFO);
+        let counters = (Arc::clone(&bytes), Arc::clone(&planned));
+        let reporter = match on_terminal {
+            true => tokio::spawn(draw(counters)),
+            false => tokio::spawn(report(bundle, counters)),
+        };
+        Progress {
+            bytes,
+            planned,
+            reporter,
+            on_terminal,
+        }
     }
 
-    /// The same, with a counter of acknowledged bytes that others read too.
-    pub(crate) fn counting(bundle: String, bytes: Arc<AtomicU64>) -> Progress {
-        let reporter = tokio::spawn(report(bundle, Arc::clone(&bytes)));
-        Progress { bytes, reporter }
+    /// The same for the log, with counters that others read too: of acknowledged bytes, and of those that are to be sent
+    /// in all.
+    pub(crate) fn counting(bundle: String, bytes: Arc<AtomicU64>, planned: Arc<AtomicU64>) -> Progress {
+        let counters = (Arc::clone(&bytes), Arc::clone(&planned));
+        Progress {
+            bytes,
+            planned,
+            reporter: tokio::spawn(report(bundle, counters)),
+            on_terminal: false,
+        }
     }
 }
 
 impl Observer for Progress {
+    fn planned(&self, bytes: u64) {
+        self.planned.store(bytes, Ordering::Relaxed);
+    }
+
     fn bytes(&self) -> Option<Arc<AtomicU64>> {
         Some(Arc::clone(&self.bytes))
     }
@@ -40,21 +73,90 @@ impl Observer for Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.reporter.abort();
+        if self.on_terminal {
+            let _ = output::progress("");
+        }
     }
 }
 
-async fn report(bundle: String, bytes: Arc<AtomicU64>) {
+async fn report(bundle: String, (sent, planned): (Arc<AtomicU64>, Arc<AtomicU64>)) {
     let started = Instant::now();
     loop {
         tokio::time::sleep(EVERY).await;
-        let sent = bytes.load(Ordering::Relaxed);
-        let rate = sent / started.elapsed().as_secs().max(1);
-        info!(
-            bundle,
-            bytes = sent,
-            "{} sent so far, {}/s",
-            crate::output::bytes(sent),
-            crate::output::bytes(rate)
-        );
+        let so_far = so_far(&sent, &planned, started);
+        info!(bundle, bytes = so_far.sent_bytes, "{}", line(&so_far));
+    }
+}
+
+async fn draw((sent, planned): (Arc<AtomicU64>, Arc<AtomicU64>)) {
+    let started = Instant::now();
+    loop {
+        tokio::time::sleep(MOVES).await;
+        let _ = output::progress(&bar(&so_far(&sent, &planned, started)));
+    }
+}
+
+fn so_far(sent: &AtomicU64, planned: &AtomicU64, started: Instant) -> ProgressStatus {
+    let (sent, planned) = (sent.load(Ordering::Relaxed), planned.load(Ordering::Relaxed));
+    ProgressStatus::new(sent, planned, millis(started.elapsed()))
+}
+
+/// How far it has come, in words.
+pub(crate) fn line(progress: &ProgressStatus) -> String {
+    let of = progress.total_bytes.map(|total| format!(" of {}", bytes(total)));
+    let rest = progress
+        .remaining_ms
+        .map(|ms| format!(", {} s left", ms.div_ceil(1000)));
+    format!(
+        "{}{} sent, {}/s{}",
+        bytes(progress.sent_bytes),
+        of.unwrap_or_default(),
+        bytes(progress.bytes_per_second),
+        rest.unwrap_or_default()
+    )
+}
+
+/// The same behind a bar; without one as long as nobody knows how much it will be.
+pub(crate) fn bar(progress: &ProgressStatus) -> String {
+    let line = line(progress);
+    match progress.total_bytes {
+        Some(total) if total > 0 => {
+            let part = u128::from(progress.sent_bytes.min(total)) * 100 / u128::from(total);
+            let full = usize::try_from(part * u128::from(BAR) / 100).unwrap_or(0);
+            let empty = usize::try_from(BAR).unwrap_or(0).saturating_sub(full);
+            format!("[{}{}] {part:>3} %  {line}", "#".repeat(full), ".".repeat(empty))
+        }
+        _ => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_long_whatever_it_shows_and_fits_a_screen() {
+        let table = [
+            (
+                (0, 1000, 1000),
+                "[..............................]   0 %  0 B of 1.0 kB sent, 0 B/s",
+            ),
+            (
+                (500, 1000, 1000),
+                "[###############...............]  50 %  500 B of 1.0 kB sent, 500 B/s, 1 s left",
+            ),
+            (
+                (1000, 1000, 500),
+                "[##############################] 100 %  1.0 kB of 1.0 kB sent, 2.0 kB/s, 0 s left",
+            ),
+            ((700, 0, 1000), "700 B sent, 700 B/s"),
+        ];
+        for ((sent, total, ms), wanted) in table {
+            let drawn = bar(&ProgressStatus::new(sent, total, ms));
+            assert_eq!(drawn, wanted);
+            assert!(drawn.chars().count() <= 100, "{drawn}");
+        }
+        let most = bar(&ProgressStatus::new(u64::MAX, u64::MAX, 1));
+        assert!(most.starts_with("[######"), "{most}");
     }
 }

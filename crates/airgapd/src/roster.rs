@@ -11,6 +11,7 @@ use bundle::Identity;
 
 use crate::checksum::sidecar_of;
 use crate::folder::{Class, Listed, Reason, Settle, Why};
+use crate::ledger::Ledger;
 
 /// The first wait after a try that may go better later, doubled up to [`LONGEST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -32,6 +33,19 @@ pub(crate) struct Version {
     pub(crate) sidecar: Option<Identity>,
     /// It is a folder, an unpacked layout.
     pub(crate) is_layout: bool,
+}
+
+impl Version {
+    /// Whether the ledger's last import of the bundle by this name is of this very file, checked against this very
+    /// checksum, and nothing was left to try again.
+    pub(crate) fn is_known(&self, ledger: &Ledger, name: &OsStr) -> bool {
+        ledger.get(name).is_some_and(|entry| {
+            let imported = entry.imported.as_ref().is_some_and(|imported| {
+                imported.identity == self.identity && imported.sidecar == self.sidecar
+            });
+            imported && entry.identity == self.identity && entry.last_error.is_none()
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -257,6 +271,14 @@ impl Roster {
                     .then_some(why)
             }
         }
+    }
+
+    /// Why a file that does not get finished was reported.
+    pub(crate) fn stalled(&self, name: &OsStr) -> Option<Why> {
+        self.told.iter().find_map(|(told, what)| match what {
+            Told::Waiting(why) if told == name => Some(*why),
+            _ => None,
+        })
     }
 
     /// The names in one phase, told by `is`.

@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use containerd::{Client, Version};
-use import::{Policy, Space, Wanted};
+use import::{Policy, Space, Survey, Wanted};
 use platforms::{Matcher, Platform, Rules};
 
 use crate::config::{PlatformChoice, Settings};
+use crate::desired;
+use crate::ledger::Ledger;
 
 /// The namespace that kubelet's images live in.
 const KUBERNETES: &str = "k8s.io";
@@ -81,6 +83,17 @@ async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::E
         store.is_dir() || database.is_dir()
     };
     Ok(client.content_root().await?.filter(is_visible))
+}
+
+/// What containerd has of what the ledger knows: one listing of records, one of blobs, no bundle opened.
+///
+/// # Errors
+///
+/// When containerd does not answer.
+pub(crate) async fn survey(runtime: &Runtime, ledger: &Ledger) -> Result<Survey, containerd::Error> {
+    let client = &runtime.client;
+    let survey = Survey::of(client, &desired::digests(ledger)).await?;
+    survey.checked(client, runtime.store.as_deref()).await
 }
 
 /// Where the blobs of this containerd go, and what has to stay free there.

@@ -36,6 +36,10 @@ const LEASE_ROUNDS: usize = 3;
 
 /// Hears what happens during an import, as it happens. All methods may be called from any thread.
 pub trait Observer: Send + Sync {
+    /// So many bytes are missing in containerd and will be sent. Comes first, if the import begins at all.
+    fn planned(&self, bytes: u64) {
+        let _ = bytes;
+    }
     /// A blob was sent, or found in place.
     fn blob(&self, digest: &Digest, sent_bytes: Option<u64>) {
         let _ = (digest, sent_bytes);

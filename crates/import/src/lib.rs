@@ -214,7 +214,10 @@ pub async fn import(
     };
     let mut ingested = match shortage {
         Some(shortage) => not_begun(&job, shortage),
-        None => carry_out(&job).await,
+        None => {
+            observer.planned(plan.bytes_to_send());
+            carry_out(&job).await
+        }
     };
     ingested.stopped = ingested.stopped.or(missing);
     let report = BundleReport::of(bundle, &selection, &ingested, started.elapsed());

@@ -2,13 +2,16 @@
 
 pub(crate) mod bundle_artifacts;
 pub(crate) mod config;
+pub(crate) mod doctor;
 pub(crate) mod documentation;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod list_images;
 pub(crate) mod release;
 pub(crate) mod run;
+pub(crate) mod status;
 pub(crate) mod verify;
+pub(crate) mod wait;
 
 /// How the program ends. The numbers are promised to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +28,10 @@ pub(crate) enum Exit {
     Missing,
     /// The bundle is bad and nothing landed.
     BadBundle,
+    /// What was waited for has not happened in time.
+    TimedOut,
+    /// No daemon answers.
+    NoDaemon,
 }
 
 impl From<Exit> for std::process::ExitCode {
@@ -36,6 +43,8 @@ impl From<Exit> for std::process::ExitCode {
             Exit::Unreachable => 3,
             Exit::Missing => 4,
             Exit::BadBundle => 5,
+            Exit::TimedOut => 6,
+            Exit::NoDaemon => 7,
         })
     }
 }

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use super::telling::shown;
 use super::{BURST, Connection, Daemon, FIRST_WAIT, LONGEST_WAIT, Up};
 use crate::desired::{self, Moved, Standing};
-use crate::ledger::{self, Context, Ledger};
+use crate::ledger::{self, Context};
 use crate::roster::Phase;
 use crate::runtime::{self, Runtime, Unusable};
 
@@ -132,7 +132,7 @@ impl Daemon {
             return;
         }
         up.compare = Instant::now() + self.settings.resync;
-        match survey(&up.runtime, &self.ledger).await {
+        match runtime::survey(&up.runtime, &self.ledger).await {
             Ok(survey) => {
                 self.compare(&survey);
                 if let Err(error) = self.withdraw(&survey).await {
@@ -222,7 +222,8 @@ impl Daemon {
             return;
         }
         let client = up.runtime.client.clone();
-        let pending = self.roster.names(|phase| !matches!(phase, Phase::Done));
+        let is_over = |phase| matches!(phase, Phase::Done | Phase::Failed { retry: None });
+        let pending = self.roster.names(|phase| !is_over(phase));
         let kept: Vec<String> = pending
             .iter()
             .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&ledger::label_name(name))))
@@ -248,11 +249,4 @@ impl Daemon {
             self.lost(&error);
         }
     }
-}
-
-/// What containerd has of what the ledger knows.
-async fn survey(runtime: &Runtime, ledger: &Ledger) -> Result<Survey, containerd::Error> {
-    let client = &runtime.client;
-    let survey = Survey::of(client, &desired::digests(ledger)).await?;
-    survey.checked(client, runtime.store.as_deref()).await
 }

@@ -159,15 +159,15 @@ fn broken(selection: &Selection) -> Option<String> {
     })
 }
 
-/// Imports a bundle. Acknowledged bytes are added to `bytes`.
+/// Imports a bundle. Acknowledged bytes are added to `bytes`, and `planned` is set to what they will come to.
 pub(super) async fn import(
     order: Arc<Order>,
     bundle: Arc<Bundle>,
     intent: Intent,
-    bytes: Arc<AtomicU64>,
+    (bytes, planned): (Arc<AtomicU64>, Arc<AtomicU64>),
 ) -> Result<import::Imported, import::Error> {
     let lease_id = bundle_id(&ledger::label_name(&order.name));
-    let progress = Progress::counting(shown(&order.name), bytes);
+    let progress = Progress::counting(shown(&order.name), bytes, planned);
     import::import(
         &order.client,
         &bundle,

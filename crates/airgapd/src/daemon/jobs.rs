@@ -55,6 +55,8 @@ pub(super) struct Job {
     pub(super) left: BTreeSet<String>,
     /// Bytes that containerd has acknowledged.
     pub(super) bytes: Arc<AtomicU64>,
+    /// Bytes that it sends in all, as soon as that is known.
+    pub(super) planned: Arc<AtomicU64>,
     /// A record it writes changed meanwhile, by its hand or another's.
     pub(super) disturbed: bool,
     /// Its file or the rules changed: whatever it comes back with, the file is not done.
@@ -100,6 +102,7 @@ impl Jobs {
             records: BTreeMap::new(),
             left: BTreeSet::new(),
             bytes: Arc::default(),
+            planned: Arc::default(),
             disturbed: false,
             is_outdated: false,
             task: None,
@@ -195,8 +198,8 @@ impl Jobs {
     }
 
     /// Drops the jobs that `is_outdated` names. What they have moved stays under their leases.
-    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Order) -> bool) {
-        for job in self.running.values_mut().filter(|job| is_outdated(&job.order)) {
+    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) {
+        for job in self.running.values_mut().filter(|job| is_outdated(job)) {
             job.is_outdated = true;
             job.task.iter().for_each(AbortHandle::abort);
         }

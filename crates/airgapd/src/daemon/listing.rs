@@ -9,7 +9,7 @@ use super::telling::shown;
 use super::{Daemon, MOST_IGNORED};
 use crate::config::Checksums;
 use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listing, Reason};
-use crate::ledger::{self, Ledger};
+use crate::ledger;
 use crate::roster::{Phase, Version};
 use crate::trust;
 
@@ -81,7 +81,7 @@ impl Daemon {
             listed.retain(|entry| entry.class != Class::Ignored(Reason::Checksum));
         }
         let ledger = &self.ledger;
-        let known = |name: &OsStr, version: &Version| is_known(ledger, name, version);
+        let known = |name: &OsStr, version: &Version| version.is_known(ledger, name);
         let told = self.roster.list(listed, Instant::now(), known);
         let ignored = told.len();
         for (name, reason) in told.into_iter().take(MOST_IGNORED) {
@@ -125,15 +125,4 @@ impl Daemon {
         }
         self.trusted = stamp;
     }
-}
-
-/// Whether the ledger's last import of a bundle is of this very file, checked against this very checksum, and nothing
-/// was left to try again.
-pub(super) fn is_known(ledger: &Ledger, name: &OsStr, version: &Version) -> bool {
-    ledger.get(name).is_some_and(|entry| {
-        let imported = entry.imported.as_ref().is_some_and(|imported| {
-            imported.identity == version.identity && imported.sidecar == version.sidecar
-        });
-        imported && entry.identity == version.identity && entry.last_error.is_none()
-    })
 }

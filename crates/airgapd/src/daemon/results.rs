@@ -52,6 +52,7 @@ impl Daemon {
 
     pub(super) fn unreadable(&mut self, order: &Order, error: &bundle::Error) {
         let report = BundleReport::unreadable(&order.path(), error, order.elapsed());
+        self.count(&report);
         let text = report.error.unwrap_or_default();
         let transient = matches!(error.fault, bundle::Fault::Changed | bundle::Fault::Io { .. });
         let class = if transient {
@@ -73,6 +74,9 @@ impl Daemon {
         }
         self.record_failure(order, ledger::Outcome::Failed, text, class);
         self.roster.fail(&order.name, Instant::now(), retry);
+        if !retry && self.abandoned.remove(&order.name) {
+            self.sweep_soon();
+        }
     }
 
     fn record_failure(&mut self, order: &Order, outcome: ledger::Outcome, text: &str, class: ErrorClass) {
@@ -116,6 +120,7 @@ impl Daemon {
             Err(error) => {
                 let order = &job.order;
                 let report = BundleReport::untried(&order.path(), &error, order.elapsed());
+                self.count(&report);
                 self.stopped(order, &report, &error);
             }
         }
@@ -125,6 +130,10 @@ impl Daemon {
         if self.roster.phase(name) == Some(Phase::Done) {
             self.save();
         }
+    }
+
+    fn count(&self, report: &BundleReport) {
+        self.metrics.count(report, Timestamp::now().as_second());
     }
 
     /// What a job wrote is known to be its bundle's; the file as it is now comes next.
@@ -144,6 +153,7 @@ impl Daemon {
         } = imported;
         let order = &job.order;
         log_report(&order.name, &report);
+        self.count(&report);
         log_repairs(&order.name, &repaired(&plan, &report));
         if let Stage::Importing(bundle) = &job.stage
             && (report.landed() || report.outcome == Outcome::Skipped)

@@ -13,7 +13,6 @@ use tracing::{debug, error, info, warn};
 
 use super::job::{self, Opened, Order, Read};
 use super::jobs::{Came, Job, Stage};
-use super::listing::is_known;
 use super::telling::shown;
 use super::{Connection, Daemon};
 use crate::config::Checksums;
@@ -60,7 +59,7 @@ impl Daemon {
 
     fn may_start(&self, name: &OsStr, version: &Version) -> bool {
         let connected = matches!(self.connection, Connection::Up(_));
-        let is_repair = is_known(&self.ledger, name, version);
+        let is_repair = version.is_known(&self.ledger, name);
         let size = match version.is_layout {
             // Nobody knows how much is below it.
             true => u64::MAX,
@@ -182,7 +181,7 @@ impl Daemon {
         let Connection::Up(up) = &self.connection else {
             return;
         };
-        let is_repair = is_known(&self.ledger, name, &version);
+        let is_repair = version.is_known(&self.ledger, name);
         let size = version.identity.size;
         let Some(lane) = self.jobs.lane_for(name, size, is_repair) else {
             return;
@@ -223,6 +222,7 @@ impl Daemon {
             self.roster.set(name, Phase::Ready);
         }
         // Its lease may be nobody's any more.
+        self.abandoned.insert(name.to_owned());
         self.sweep_soon();
     }
 
@@ -347,8 +347,8 @@ impl Daemon {
             space,
             ..Intent::new(source, self.settings.on_conflict)
         };
-        let bytes = Arc::clone(&job.bytes);
-        let import = job::import(order, Arc::clone(&read.bundle), intent, bytes);
+        let counters = (Arc::clone(&job.bytes), Arc::clone(&job.planned));
+        let import = job::import(order, Arc::clone(&read.bundle), intent, counters);
         let stage = Stage::Importing(read.bundle);
         self.jobs
             .go_on(name, stage, async { Came::Imported(Box::new(import.await)) });
@@ -365,7 +365,7 @@ impl Daemon {
     /// Names of a bundle's that are not its to write, with the reason.
     fn names_to_leave(&self, order: &Order, read: &Read) -> BTreeMap<String, String> {
         let mut leave = BTreeMap::new();
-        if is_known(&self.ledger, &order.name, &order.version) {
+        if order.version.is_known(&self.ledger, &order.name) {
             // It is restored, and what others did on purpose since its import is not undone by that.
             let elsewhere = self.elsewhere.get(&order.name).into_iter().flatten();
             leave.extend(elsewhere.map(|name| (name.clone(), MOVED.to_owned())));
@@ -405,14 +405,24 @@ impl Daemon {
         !job.is_outdated && self.roster.version(&order.name).as_ref() == Some(&order.version)
     }
 
-    /// Drops the jobs of files that were replaced or are gone.
+    /// Drops the jobs of files that were replaced or are gone. A checksum that comes while images are on their way stops
+    /// nothing: each byte is held against its digest, and the file against its checksum afterwards.
     pub(super) fn drop_outdated_jobs(&mut self) {
         let roster = &self.roster;
-        let is_outdated = |order: &Order| roster.version(&order.name).as_ref() != Some(&order.version);
+        let is_outdated = |job: &Job| {
+            let order = &job.order;
+            let is_importing = matches!(job.stage, Stage::Importing(_));
+            roster
+                .version(&order.name)
+                .is_none_or(|version| match is_importing {
+                    true => version.identity != order.version.identity,
+                    false => version != order.version,
+                })
+        };
         let outdated: Vec<OsString> = self
             .jobs
             .all()
-            .filter(|job| is_outdated(&job.order))
+            .filter(|job| is_outdated(job))
             .map(|job| job.order.name.clone())
             .collect();
         for name in &outdated {

@@ -1,0 +1,285 @@
+//! `airgapd status`: how bundles and images stand, with a daemon or without.
+//!
+//! What is going on comes from the daemon, over its control socket; what has happened from the ledger; what is in place
+//! now from containerd itself. Any of the three may be away, and then the rest is shown, and what is missing is said.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::Exit;
+use crate::cli::StatusArgs;
+use crate::config::{OutputFormat, Settings};
+use crate::control::{self, Unanswered};
+use crate::desired;
+use crate::folder::{Depth, Folder};
+use crate::ledger::{self, Ledger};
+use crate::node::Runtime as Node;
+use crate::output::{self, bytes};
+use crate::progress;
+use crate::roster::{Roster, Version};
+use crate::runtime::{self, Runtime};
+use crate::status::{
+    self, BundleStatus, ContainerdStatus, FolderStatus, ImageStatus, Standing, State, Status,
+};
+
+/// How often `--watch` looks.
+const PACE: Duration = Duration::from_secs(1);
+
+/// The document of `airgapd status -o json`.
+#[derive(Debug, Serialize)]
+struct Document {
+    #[serde(flatten)]
+    status: Status,
+    /// What bundles vouch for; absent when containerd could not be asked.
+    images: Option<Vec<ImageStatus>>,
+    /// What is wrong, if anything is: the reason of exit status 1 or 3.
+    problems: Vec<String>,
+}
+
+/// Shows how everything stands. Exit status 1 when a bundle or an image is not as it should be, 3 when that cannot be
+/// known.
+pub(crate) async fn run(
+    args: &StatusArgs,
+    settings: &Settings,
+    node: &Node,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let mut shown = String::new();
+    loop {
+        let document = look(settings, node).await;
+        let text = match format {
+            OutputFormat::Text => text(&document),
+            OutputFormat::Json => serde_json::to_string(&document)?,
+        };
+        if !args.watch {
+            match format {
+                OutputFormat::Text => output::text(&text)?,
+                OutputFormat::Json => output::json(&document)?,
+            }
+            return Ok(exit(&document));
+        }
+        if text != shown {
+            match format {
+                OutputFormat::Text if io::stdout().is_terminal() => output::screen(&text)?,
+                OutputFormat::Text | OutputFormat::Json => output::text(&format!("{text}\n"))?,
+            }
+            shown = text;
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+async fn look(settings: &Settings, node: &Node) -> Document {
+    let (answer, runtime) = tokio::join!(
+        control::ask(&settings.runtime_dir, false),
+        runtime::connect(&node.socket, settings)
+    );
+    let ledger = ledger::read(&settings.state_dir).unwrap_or_default();
+    let mut problems = Vec::new();
+    let runtime = runtime.map_err(|error| import::chain(&error));
+    let status = match answer {
+        Ok(status) => status,
+        Err(unanswered) => {
+            if !matches!(unanswered, Unanswered::NoDaemon(_)) {
+                problems.push(unanswered.to_string());
+            }
+            without_daemon(settings, node, &ledger, &runtime)
+        }
+    };
+    let images = match &runtime {
+        Ok(runtime) => match runtime::survey(runtime, &ledger).await {
+            Ok(survey) => Some(desired::images(&ledger, &survey, &settings.exclude)),
+            Err(error) => {
+                problems.push(import::chain(&error));
+                None
+            }
+        },
+        Err(error) => {
+            problems.push(error.clone());
+            None
+        }
+    };
+    problems.extend(problems_of(&status, images.as_deref()));
+    Document {
+        status,
+        images,
+        problems,
+    }
+}
+
+/// The same form, from what is on disk.
+fn without_daemon(
+    settings: &Settings,
+    node: &Node,
+    ledger: &Ledger,
+    runtime: &Result<Runtime, String>,
+) -> Status {
+    let mut roster = Roster::default();
+    let listed = Folder::open_dir(&node.images_dir).and_then(|folder| {
+        folder.list(Depth {
+            recursive: settings.recursive,
+            allow_insecure: settings.allow_insecure_dir,
+        })
+    });
+    let problem = match listed {
+        Ok(listing) => {
+            let known = |name: &std::ffi::OsStr, version: &Version| version.is_known(ledger, name);
+            roster.list(listing.entries, Instant::now(), known);
+            None
+        }
+        Err(error) => Some(format!("cannot list the images folder: {error}")),
+    };
+    Status {
+        daemon: None,
+        containerd: ContainerdStatus {
+            socket: node.socket.display().to_string(),
+            namespace: settings.namespace.clone(),
+            reachable: runtime.is_ok(),
+            version: runtime.as_ref().ok().map(|runtime| runtime.version.text.clone()),
+            platform: runtime.as_ref().ok().map(|runtime| runtime.platform.to_string()),
+            problem: runtime.as_ref().err().cloned(),
+        },
+        folder: FolderStatus {
+            path: node.images_dir.display().to_string(),
+            problem,
+        },
+        bundles: status::bundles(&roster, ledger, &BTreeMap::new(), Instant::now()),
+    }
+}
+
+fn problems_of(status: &Status, images: Option<&[ImageStatus]>) -> Vec<String> {
+    let folder = status.folder.problem.iter().cloned();
+    let failed = status
+        .bundles
+        .iter()
+        .filter(|bundle| bundle.state.standing() == Standing::Failed)
+        .map(|bundle| format!("{}: {}", bundle.name, reason(bundle).unwrap_or_default()));
+    let images = images.unwrap_or_default().iter();
+    let missing = images.filter_map(|image| Some(format!("{}: {}", image.name, image.problem()?)));
+    folder.chain(failed).chain(missing).collect()
+}
+
+fn exit(document: &Document) -> Exit {
+    match (&document.images, document.problems.as_slice()) {
+        (None, _) => Exit::Unreachable,
+        (Some(_), []) => Exit::Done,
+        (Some(_), _) => Exit::Failed,
+    }
+}
+
+fn reason(bundle: &BundleStatus) -> Option<&str> {
+    let error = bundle.error.as_ref().map(|error| error.text.as_str());
+    bundle.waits_for.as_deref().or(error)
+}
+
+fn text(document: &Document) -> String {
+    let mut text = String::new();
+    head(&mut text, &document.status);
+    if document.status.bundles.is_empty() {
+        text.push_str("\nno bundles\n");
+    } else {
+        let _ = writeln!(
+            text,
+            "\n{:<18} {:>6} {:>9} {:>9}  {:<17} BUNDLE",
+            "STATE", "IMAGES", "SIZE", "TOOK", "IMPORTED"
+        );
+    }
+    for bundle in &document.status.bundles {
+        bundle_lines(&mut text, bundle, document.status.daemon.is_some());
+    }
+    images_text(&mut text, document.images.as_deref());
+    text
+}
+
+fn head(text: &mut String, status: &Status) {
+    let daemon = match &status.daemon {
+        Some(daemon) => format!(
+            "airgapd {}, pid {}, since {}",
+            daemon.version,
+            daemon.pid,
+            minute(daemon.started_at)
+        ),
+        None => "not running".to_owned(),
+    };
+    output::paragraph(text, "daemon      ", &daemon);
+    let containerd = &status.containerd;
+    let which = match (&containerd.version, &containerd.platform) {
+        (Some(version), Some(platform)) => format!(
+            "{version} on {}, namespace {}, {platform}",
+            containerd.socket, containerd.namespace
+        ),
+        _ => containerd
+            .problem
+            .clone()
+            .unwrap_or_else(|| format!("not connected to {}", containerd.socket)),
+    };
+    output::paragraph(text, "containerd  ", &which);
+    output::paragraph(text, "folder      ", &status.folder.path);
+    if let Some(problem) = &status.folder.problem {
+        output::paragraph(text, "            ", problem);
+    }
+}
+
+fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
+    // Without a daemon nobody is at work: what would be next is not what is.
+    let state = match bundle.state {
+        State::Checking if !is_live => "imported",
+        State::Settling if !is_live => "not imported",
+        state => state.as_str(),
+    };
+    let dash = || "-".to_owned();
+    let took = bundle
+        .duration_ms
+        .map_or_else(dash, |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
+    let when = bundle.imported_at.map_or_else(dash, minute);
+    let _ = writeln!(
+        text,
+        "{state:<18} {:>6} {:>9} {took:>9}  {when:<17} {}",
+        bundle.images,
+        bytes(bundle.size),
+        bundle.name
+    );
+    if let Some(progress) = &bundle.progress {
+        let line = progress::bar(progress);
+        output::paragraph(text, "    ", &line);
+    }
+    if let Some(reason) = reason(bundle) {
+        output::paragraph(text, "    ", reason);
+    }
+    if let Some(ms) = bundle.retry_in_ms {
+        output::paragraph(text, "    ", &format!("tried again in {} s", ms.div_ceil(1000)));
+    }
+}
+
+fn images_text(text: &mut String, images: Option<&[ImageStatus]>) {
+    let Some(images) = images else {
+        text.push_str("\nimages: unknown, since containerd could not be asked\n");
+        return;
+    };
+    let problems: Vec<_> = images
+        .iter()
+        .filter_map(|image| Some((image, image.problem()?)))
+        .collect();
+    let _ = writeln!(
+        text,
+        "\nimages: {} of {} in place",
+        images.len() - problems.len(),
+        images.len()
+    );
+    for (image, problem) in problems {
+        output::paragraph(
+            text,
+            "  ",
+            &format!("{} ({}): {problem}", image.name, image.bundle),
+        );
+    }
+}
+
+/// A time without its seconds, in UTC as the journal of a node has it.
+fn minute(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%MZ").to_string()
+}

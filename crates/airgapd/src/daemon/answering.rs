@@ -1,0 +1,174 @@
+//! What the daemon tells those who ask: on its control socket, and in the file of its metrics.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::{Connection, Daemon};
+use crate::config::Settings;
+use crate::control::{self, Answer, Question, Want};
+use crate::metrics;
+use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, ProgressStatus, Status};
+
+/// How often the file of the metrics is written: as often as they are usually read.
+const METRICS_PACE: Duration = Duration::from_secs(15);
+
+/// Those who ask.
+pub(super) struct Asked {
+    /// None where the socket could not be made.
+    questions: Option<mpsc::Receiver<Question>>,
+    started_at: Timestamp,
+    /// None where nobody asked for it.
+    metrics: Option<MetricsFile>,
+}
+
+/// The file that node_exporter reads.
+struct MetricsFile {
+    path: PathBuf,
+    due: Instant,
+    /// What was said about it.
+    said: Option<String>,
+}
+
+impl Asked {
+    /// Opens the control socket. That it cannot be had is no reason not to import.
+    pub(super) fn start(settings: &Settings) -> Asked {
+        let folder = &settings.runtime_dir;
+        let questions = match control::listen(folder) {
+            Ok((sender, questions)) => {
+                settings
+                    .metrics_address
+                    .iter()
+                    .for_each(|address| serve_metrics(*address, sender.clone()));
+                Some(questions)
+            }
+            Err(error) => {
+                warn!("no control socket in {}: {error}", folder.display());
+                None
+            }
+        };
+        // Where there is no runtime folder, nobody asked for the file.
+        let by_default = || questions.is_some().then(|| folder.join("airgapd.prom"));
+        let file = settings.metrics_file.clone().or_else(by_default);
+        Asked {
+            questions,
+            started_at: Timestamp::now(),
+            metrics: file.map(|path| MetricsFile {
+                path,
+                due: Instant::now(),
+                said: None,
+            }),
+        }
+    }
+
+    /// The next question. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Question {
+        let question = match &mut self.questions {
+            Some(questions) => questions.recv().await,
+            None => None,
+        };
+        match question {
+            Some(question) => question,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn metrics_due(&self) -> Option<Instant> {
+        self.metrics.as_ref().map(|file| file.due)
+    }
+}
+
+fn serve_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) {
+    if let Err(error) = control::listen_for_metrics(address, questions) {
+        warn!("no metrics on {address}: {error}");
+    }
+}
+
+impl Daemon {
+    /// Answers a question. Whoever asked may be gone by now.
+    pub(super) fn answer(&mut self, question: Question) {
+        let answer = match question.want {
+            Want::Status => Answer::Status(Box::new(self.snapshot())),
+            Want::Listed => {
+                self.list();
+                self.drop_outdated_jobs();
+                Answer::Status(Box::new(self.snapshot()))
+            }
+            Want::Metrics => Answer::Metrics(self.metrics.text(&self.snapshot())),
+        };
+        let _ = question.answer.send(answer);
+    }
+
+    pub(super) fn write_metrics_if_due(&mut self) {
+        let now = Instant::now();
+        if self.asked.metrics_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let text = self.metrics.text(&self.snapshot());
+        let Some(file) = &mut self.asked.metrics else {
+            return;
+        };
+        file.due = now + METRICS_PACE;
+        let problem = metrics::write(&file.path, &text).err();
+        let problem = problem.map(|error| error.to_string());
+        if let Some(problem) = problem.as_ref().filter(|_| file.said != problem) {
+            warn!("no metrics in {}: {problem}", file.path.display());
+        }
+        file.said = problem;
+    }
+
+    /// How everything stands at this moment.
+    fn snapshot(&self) -> Status {
+        let progress = self.jobs.all().map(|job| {
+            let elapsed = status::millis(job.order.elapsed());
+            let (sent, planned) = (&job.bytes, &job.planned);
+            let progress = ProgressStatus::new(
+                sent.load(Ordering::Relaxed),
+                planned.load(Ordering::Relaxed),
+                elapsed,
+            );
+            (job.order.name.clone(), progress)
+        });
+        let progress: BTreeMap<OsString, ProgressStatus> = progress.collect();
+        Status {
+            daemon: Some(DaemonStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                started_at: self.asked.started_at,
+            }),
+            containerd: self.containerd_status(),
+            folder: FolderStatus {
+                path: self.images_dir.display().to_string(),
+                problem: self.trouble.clone().or_else(|| self.vanished.clone()),
+            },
+            bundles: status::bundles(&self.roster, &self.ledger, &progress, Instant::now()),
+        }
+    }
+
+    fn containerd_status(&self) -> ContainerdStatus {
+        let unreached = ContainerdStatus {
+            socket: self.socket.display().to_string(),
+            namespace: self.settings.namespace.clone(),
+            ..ContainerdStatus::default()
+        };
+        match &self.connection {
+            Connection::Up(up) => ContainerdStatus {
+                reachable: true,
+                version: Some(up.runtime.version.text.clone()),
+                platform: Some(up.runtime.platform.to_string()),
+                ..unreached
+            },
+            Connection::Down { said, .. } => ContainerdStatus {
+                problem: said.clone(),
+                ..unreached
+            },
+        }
+    }
+}

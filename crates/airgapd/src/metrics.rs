@@ -1,0 +1,198 @@
+//! Metrics, as Prometheus reads them (text format 0.0.4): what happened since the start is counted here, how things
+//! stand is taken from a [`Status`] when somebody asks.
+//!
+//! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for counters. Bundles are
+//! labelled by file name and by the digest of their catalog, so that a fleet can be asked on how many nodes a bundle is.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use import::BundleReport;
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::status::{State, Status};
+
+/// How long imports take, in seconds: from what was there already to tens of gigabytes.
+const DURATIONS: [f64; 8] = [0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3600.0];
+
+/// What is counted from the start of the daemon.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    imports: IntCounterVec,
+    sent: IntCounter,
+    present: IntCounter,
+    seconds: Histogram,
+    last_success: IntGauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let registry = Registry::new();
+        let imports = IntCounterVec::new(
+            Opts::new("airgapd_imports_total", "Imports that ended, by outcome"),
+            &["outcome"],
+        );
+        let sent = IntCounter::new("airgapd_sent_bytes_total", "Bytes of blobs sent to containerd");
+        let present = IntCounter::new(
+            "airgapd_present_bytes_total",
+            "Bytes of blobs that were not sent because containerd had them",
+        );
+        let options = HistogramOpts::new("airgapd_import_duration_seconds", "How long imports took");
+        let seconds = Histogram::with_opts(options.buckets(DURATIONS.to_vec()));
+        let last_success = IntGauge::new(
+            "airgapd_last_success_timestamp_seconds",
+            "When an import last ended with everything in place",
+        );
+        Metrics {
+            imports: registered(&registry, imports),
+            sent: registered(&registry, sent),
+            present: registered(&registry, present),
+            seconds: registered(&registry, seconds),
+            last_success: registered(&registry, last_success),
+            registry,
+        }
+    }
+
+    /// Counts an import that ended at this time, in seconds since 1970.
+    pub(crate) fn count(&self, report: &BundleReport, now: i64) {
+        self.imports.with_label_values(&[report.outcome.as_str()]).inc();
+        self.sent.inc_by(report.blobs.sent_bytes);
+        self.present.inc_by(report.blobs.present_bytes);
+        self.seconds
+            .observe(Duration::from_millis(report.duration_ms).as_secs_f64());
+        if report.landed() {
+            self.last_success.set(now);
+        }
+    }
+
+    /// Everything, as text.
+    pub(crate) fn text(&self, status: &Status) -> String {
+        let standing = standing(status);
+        let mut families = self.registry.gather();
+        families.extend(standing.gather());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .expect("metrics are named and typed correctly")
+    }
+}
+
+/// Replaces a file that node_exporter reads: it sees the old text or the new one.
+///
+/// # Errors
+///
+/// Those of the file system.
+pub(crate) fn write(file: &Path, text: &str) -> io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".airgapd-metrics-");
+    let mut new = builder.tempfile_in(folder)?;
+    io::Write::write_all(&mut new, text.as_bytes())?;
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    new.as_file().set_permissions(readable)?;
+    new.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// How things stand, as gauges.
+fn standing(status: &Status) -> Registry {
+    let registry = Registry::new();
+    let build = gauges(
+        &registry,
+        "airgapd_build_info",
+        "The version of airgapd",
+        &["version"],
+    );
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let up = gauges(
+        &registry,
+        "airgapd_containerd_up",
+        "Whether containerd can be reached, and which it is",
+        &["version", "platform"],
+    );
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let containerd = &status.containerd;
+    up.with_label_values(&[&text(&containerd.version), &text(&containerd.platform)])
+        .set(containerd.reachable.into());
+    let folder = gauges(
+        &registry,
+        "airgapd_folder_up",
+        "Whether bundles can be imported from the images folder",
+        &[],
+    );
+    folder
+        .with_label_values::<&str>(&[])
+        .set(status.folder.problem.is_none().into());
+    add_bundles(&registry, status);
+    registry
+}
+
+fn add_bundles(registry: &Registry, status: &Status) {
+    let by_state = gauges(
+        registry,
+        "airgapd_bundles",
+        "Bundles, by how far they have come",
+        &["state"],
+    );
+    for state in State::ALL {
+        let count = status
+            .bundles
+            .iter()
+            .filter(|bundle| bundle.state == state)
+            .count();
+        by_state
+            .with_label_values(&[state.as_str()])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    let info = gauges(
+        registry,
+        "airgapd_bundle_info",
+        "A bundle, the digest of its catalog as last imported, and how far it has come",
+        &["bundle", "digest", "state"],
+    );
+    let images = gauges(
+        registry,
+        "airgapd_bundle_images",
+        "Image records that a bundle vouches for",
+        &["bundle"],
+    );
+    let imported = GaugeVec::new(
+        Opts::new(
+            "airgapd_bundle_imported_timestamp_seconds",
+            "When a bundle was last imported",
+        ),
+        &["bundle"],
+    );
+    let imported = registered(registry, imported);
+    for bundle in &status.bundles {
+        let name = bundle.name.as_str();
+        let digest = bundle.catalog.as_deref().unwrap_or_default();
+        info.with_label_values(&[name, digest, bundle.state.as_str()])
+            .set(1);
+        images
+            .with_label_values(&[name])
+            .set(i64::try_from(bundle.images).unwrap_or(i64::MAX));
+        if let Some(at) = bundle.imported_at {
+            let seconds = Duration::from_millis(u64::try_from(at.as_millisecond()).unwrap_or(0));
+            imported.with_label_values(&[name]).set(seconds.as_secs_f64());
+        }
+    }
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
+    let metric = metric.expect("the name and the labels are valid");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("every name is given once");
+    metric
+}
