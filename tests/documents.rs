@@ -367,6 +367,75 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
     assert_eq!(waited, expected);
 }
 
+fn export_and_inventory_print_documents_with_stable_keys(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundle().write_to(file.as_ref());
+    node.import(["--platform", "linux/amd64", &file]).exits(0);
+    let root = archive.images[0].root.to_string();
+    let [ours, other] = &archive.images[0].manifests[..] else {
+        panic!("two platforms")
+    };
+    let digests = [
+        root.as_str(),
+        ours.digest.as_ref(),
+        ours.config.as_ref(),
+        ours.layers[0].as_ref(),
+    ];
+    let sizes = digests.map(|digest| size_of(&archive, digest));
+    let out = text(&node.path("out.tar"));
+    let arguments = [
+        "export",
+        "-o",
+        "json",
+        "-o",
+        &out,
+        "--platform",
+        "linux/amd64",
+        NAME,
+    ];
+    let document = node.airgapd(arguments).exits(0).json();
+    let bytes = std::fs::metadata(&out).unwrap().len();
+    let inspected = node.airgapd(["inspect", "-o", "json", &out]).json();
+    let reason = format!("linux/s390x: {} is not in containerd", other.digest);
+    let expected = json!({
+        "path": out,
+        "bytes": bytes,
+        "archive_bytes": bytes,
+        "digest": inspected["digest"],
+        "compression": "none",
+        "images": [{
+            "name": NAME,
+            "names": [NAME, format!("registry.test/app@{root}")],
+            "digest": root,
+            "media_type": "application/vnd.oci.image.index.v1+json",
+            "platforms": ["linux/amd64"],
+            "absent": [],
+            "left_out": [{"platform": "linux/s390x", "digest": other.digest.to_string(), "reason": reason}],
+            "bytes": sizes.iter().sum::<u64>(),
+        }],
+        "skipped": [],
+        "blobs": {"written": 4, "written_bytes": sizes.iter().sum::<u64>()},
+        "duration_ms": document["duration_ms"],
+    });
+    assert_eq!(document, expected);
+
+    let mut blobs: Vec<(&str, u64)> = digests.into_iter().zip(sizes).collect();
+    blobs.sort_unstable();
+    let blobs: Vec<Value> = blobs
+        .into_iter()
+        .map(|(digest, size)| json!({"digest": digest, "size": size}))
+        .collect();
+    let inventory = node.airgapd(["inventory"]).exits(0).json();
+    let images = [NAME.to_owned(), format!("registry.test/app@{root}")]
+        .map(|name| json!({"name": name, "digest": root}));
+    assert!(inventory["node"].is_string());
+    assert_eq!(
+        inventory,
+        json!({"version": 1, "node": inventory["node"], "blobs": blobs, "images": images})
+    );
+}
+
 fn release_and_config_print_documents_with_stable_keys(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -413,6 +482,7 @@ on_the_fake!(
     inspect_of_a_bundle_that_is_not_whole_ends_with_5,
     every_command_prints_a_document_where_it_comes_to_nothing,
     verify_prints_one_document_with_stable_keys,
+    export_and_inventory_print_documents_with_stable_keys,
     status_and_wait_print_documents_with_stable_keys,
     release_and_config_print_documents_with_stable_keys,
 );

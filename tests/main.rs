@@ -16,6 +16,7 @@ mod documentation;
 mod documents;
 mod dropping;
 mod endurance;
+mod exporting;
 mod faults;
 mod folders;
 mod healing;

@@ -41,6 +41,10 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Make a bundle of images in registries
     BundleArtifacts(BundleArtifactsArgs),
+    /// Make a bundle of images that this node's containerd has
+    Export(ExportArgs),
+    /// Say what this node has, as JSON, for `bundle-artifacts --have`
+    Inventory,
     /// Show how bundles and images stand, with the daemon or without
     Status(StatusArgs),
     /// Wait until every bundle of the images folder, or one, is in place
@@ -118,7 +122,10 @@ pub(crate) struct ListImagesArgs {
 impl Command {
     /// Whether `--output` may be a file.
     pub(crate) fn writes_a_file(&self) -> bool {
-        matches!(self, Command::BundleArtifacts(_))
+        matches!(
+            self,
+            Command::BundleArtifacts(_) | Command::Export(_) | Command::Inventory
+        )
     }
 }
 
@@ -194,6 +201,32 @@ pub(crate) struct BundleArtifactsArgs {
     /// Fetch images below a prefix from elsewhere, under their own names; may be given several times
     #[arg(long, value_name = "PREFIX=PREFIX")]
     pub(crate) rewrite: Vec<registry::Rule>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The bundle goes to --output FILE, or to standard output with --output -. Images may also come on standard input, one on \
+each line; empty lines and those that begin with # do not count. Of each image what is whole for this node's platform is \
+taken, or for those of --platform; the digest of its index stays the same.
+
+  airgapd export --all -o node.tar
+  airgapd export registry.k8s.io/pause:3.10 quay.io/k0sproject/coredns:1.12.2 -o images.tar
+  airgapd list-images | airgapd export --compress zstd -o images.tar.zst")]
+pub(crate) struct ExportArgs {
+    /// Images by tag, by digest, by both or by id; from standard input if none are named
+    #[arg(value_name = "REFERENCE", conflicts_with = "all")]
+    pub(crate) references: Vec<String>,
+    /// Everything that has a name and is whole
+    #[arg(long, conflicts_with = "images")]
+    pub(crate) all: bool,
+    /// Lists of references, one on each line; - for standard input
+    #[arg(long, num_args = 1.., value_name = "LIST")]
+    pub(crate) images: Vec<PathBuf>,
+    /// How the bundle is compressed
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub(crate) compress: Compress,
+    #[command(flatten)]
+    pub(crate) platform: PlatformFlag,
 }
 
 #[derive(Args, Debug)]

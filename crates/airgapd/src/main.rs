@@ -8,6 +8,7 @@ mod cli;
 mod coexistence;
 mod commands;
 mod config;
+mod content;
 mod control;
 mod daemon;
 mod desired;
@@ -79,10 +80,12 @@ fn flags_of(command: &Command) -> Vec<Given> {
         Command::Import(args) => args.given(),
         Command::Inspect(args) => args.given(),
         Command::Verify(args) => args.platform.given(),
+        Command::Export(args) => args.platform.given(),
         Command::Release(_)
         | Command::Config(_)
         | Command::ListImages(_)
         | Command::BundleArtifacts(_)
+        | Command::Inventory
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Doctor
@@ -128,6 +131,14 @@ async fn answer(command: Command, settings: Settings, common: Common) -> anyhow:
         }
         Command::Release(args) => {
             commands::release::run(&args, &settings, &this_node(&settings)?, format).await
+        }
+        Command::Export(args) => {
+            let file = common.file().map(Path::to_owned);
+            commands::export::run(args, file, &settings, &this_node(&settings)?, format).await
+        }
+        Command::Inventory => {
+            let file = common.file().map(Path::to_owned);
+            commands::inventory::run(file, &settings, &this_node(&settings)?, format).await
         }
         Command::ListImages(args) => commands::list_images::run(&args, format).await,
         Command::Status(args) => {

@@ -3,15 +3,16 @@
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
     AbortRequest, DeleteContentRequest, Info, InfoRequest, ListContentRequest, ListStatusesRequest,
-    ReadContentRequest, Status as IngestStatus, UpdateRequest,
+    ReadContentRequest, ReadContentResponse, Status as IngestStatus, UpdateRequest,
 };
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use prost_types::FieldMask;
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::connect::MAX_MESSAGE;
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::hash::Hasher;
 use crate::wire::{self, Labels, check_digest, digest_from_wire, label_path, size_from_wire, time_from_wire};
 use crate::{Client, within};
@@ -40,6 +41,34 @@ pub struct Ingest {
     pub started_at: Option<Timestamp>,
     /// When something was last written, where containerd says so.
     pub updated_at: Option<Timestamp>,
+}
+
+/// A blob that is being read.
+pub struct BlobReader {
+    client: Client,
+    digest: Digest,
+    stream: Streaming<ReadContentResponse>,
+}
+
+impl std::fmt::Debug for BlobReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobReader")
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BlobReader {
+    /// The next bytes, about a MiB; none at the end. A piece is lost when this is cancelled.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when the blob was deleted; otherwise those of any call.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        match self.client.next(&mut self.stream).await {
+            Ok(piece) => Ok(piece.map(|piece| piece.data)),
+            Err(failure) => Err(self.client.unreadable(failure, &self.digest)),
+        }
+    }
 }
 
 /// The name of our ingest of a blob. It follows from the digest, so an interrupted write is found again by the
@@ -127,28 +156,10 @@ impl Client {
     /// [`Error::Gone`] when there is no such blob; [`Error::Content`] when its bytes are not the digest's;
     /// [`Error::Invalid`] when it is larger than `limit`.
     pub async fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, Error> {
-        check_digest(digest)?;
-        let attempt = || format!("read blob {digest}");
-        let gone = || Error::gone(format!("blob {digest}"), attempt());
-        let request = self.request(ReadContentRequest {
-            digest: digest.to_string(),
-            offset: 0,
-            size: 0,
-        });
-        let mut client = self.content();
-        let mut stream = match within(self.options().stall, client.read(request)).await {
-            Ok(answer) => answer.into_inner(),
-            Err(failure) if failure.is_not_found() => return Err(gone()),
-            Err(failure) => return Err(self.fail(failure, attempt())),
-        };
+        let mut reader = self.open_blob(digest, 0).await?;
         let mut bytes = Vec::new();
-        loop {
-            match self.next(&mut stream).await {
-                Ok(Some(piece)) => bytes.extend_from_slice(&piece.data),
-                Ok(None) => break,
-                Err(failure) if failure.is_not_found() => return Err(gone()),
-                Err(failure) => return Err(self.fail(failure, attempt())),
-            }
+        while let Some(piece) = reader.next().await? {
+            bytes.extend_from_slice(&piece);
             if bytes.len() as u64 > limit {
                 return Err(Error::Invalid(format!(
                     "blob {digest} is larger than {limit} bytes"
@@ -163,6 +174,37 @@ impl Client {
             ));
         }
         Ok(bytes)
+    }
+
+    /// Begins to read a blob, from an offset in bytes on. What is read is not checked.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when there is no such blob, which may also turn out with the first piece.
+    pub async fn open_blob(&self, digest: &Digest, offset: u64) -> Result<BlobReader, Error> {
+        check_digest(digest)?;
+        let request = self.request(ReadContentRequest {
+            digest: digest.to_string(),
+            offset: i64::try_from(offset)
+                .map_err(|_| Error::Invalid(format!("blob {digest} has no byte {offset}")))?,
+            size: 0,
+        });
+        let mut client = self.content();
+        match within(self.options().stall, client.read(request)).await {
+            Ok(answer) => Ok(BlobReader {
+                client: self.clone(),
+                digest: digest.clone(),
+                stream: answer.into_inner(),
+            }),
+            Err(failure) => Err(self.unreadable(failure, digest)),
+        }
+    }
+
+    fn unreadable(&self, failure: Failure, digest: &Digest) -> Error {
+        let attempt = format!("read blob {digest}");
+        if failure.is_not_found() {
+            return Error::gone(format!("blob {digest}"), attempt);
+        }
+        self.fail(failure, attempt)
     }
 
     /// Deletes a blob from the namespace; says whether it was there.

@@ -39,7 +39,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use connect::Options;
-pub use content::{BlobInfo, Ingest, ingest_ref};
+pub use content::{BlobInfo, BlobReader, Ingest, ingest_ref};
 pub use cri::{Cri, CriImage, CriVersion, ImageFilesystem};
 pub use error::{Cause, Error, Recovery};
 pub use events::{ImageChange, ImageEvent, ImageEvents};

@@ -41,7 +41,7 @@ pub use release::{Release, Released, release, release_plan};
 pub use report::{BlobCounts, BundleReport, Cause, ImageOutcome, ImageReport, Outcome};
 pub use select::{
     Child, ChildKind, Choice, Closure, Judgement, Member, NamedTarget, Policy, Selection, Skip, Taken,
-    Verdict, Wanted, judge, platform_text, problems, select,
+    Verdict, Wanted, judge, platform_text, problems, problems_in, select,
 };
 pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space, bytes};
 use survey::forget_lost;

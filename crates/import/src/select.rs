@@ -651,7 +651,9 @@ pub fn problems(node: &Node, manifest: &Manifest) -> Vec<String> {
     problems_in(BUNDLE, node, manifest)
 }
 
-fn problems_in(place: &str, node: &Node, manifest: &Manifest) -> Vec<String> {
+/// The same of a manifest in the store called `place` (as in "is not in containerd").
+#[must_use]
+pub fn problems_in(place: &str, node: &Node, manifest: &Manifest) -> Vec<String> {
     let platform = platform_text(node);
     let count = manifest.layers.len();
     let config = part_problem(&manifest.config, place).map(|problem| format!("{platform}: config {problem}"));

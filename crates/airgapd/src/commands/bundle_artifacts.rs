@@ -4,15 +4,15 @@
 //! moves. Then the archive is laid out, and layers are fetched in its order while it is written.
 
 use std::collections::HashSet;
-use std::io::{self, BufWriter, IsTerminal as _, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bundle::write::{Draft, DraftImage, Layout, Output, Written};
-use bundle::{Bundle, Compression, Inventory, Limits};
+use bundle::write::{Draft, DraftImage, Layout, Written};
+use bundle::{Bundle, Inventory, Limits};
 use futures_util::StreamExt as _;
 use oci_spec::image::Digest;
 use platforms::{Matcher, Platform, Rules};
@@ -22,25 +22,13 @@ use registry::{
 use serde::Serialize;
 
 use super::Exit;
-use crate::cli::{BundleArtifactsArgs, Compress, Insecure};
+use super::making::{self, Target, Told, compression};
+use crate::cli::{BundleArtifactsArgs, Insecure};
 use crate::config::OutputFormat;
 use crate::output;
 
-/// A list of references on standard input may be this long, in bytes.
-const LONGEST_LIST: u64 = 4 << 20;
-
 /// An inventory may be this long, in bytes.
 const LARGEST_INVENTORY: u64 = 64 << 20;
-
-/// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
-const SHOWN_EVERY: Duration = Duration::from_millis(500);
-
-/// Where the bundle goes.
-enum Target {
-    Stdout,
-    File(PathBuf),
-}
 
 /// Makes a bundle. Interrupted, it leaves nothing.
 pub(crate) async fn run(
@@ -88,11 +76,7 @@ pub(crate) async fn run(
     };
     let written = job.write().await?;
     let report = Report::new(&job, &draft, written, total, started.elapsed());
-    match (format, &target) {
-        (OutputFormat::Json, _) => output::json(&report)?,
-        (OutputFormat::Text, Target::File(_)) => output::text(&report.text())?,
-        (OutputFormat::Text, Target::Stdout) => output::aside(&report.text())?,
-    }
+    target.tell(format, &report)?;
     Ok(Exit::Done)
 }
 
@@ -102,37 +86,21 @@ fn request(
     file: Option<PathBuf>,
     format: OutputFormat,
 ) -> Result<(Target, Vec<ImageRef>, Wanted), String> {
-    let target = match file {
-        None => return Err("say where the bundle goes: --output FILE, or - for standard output".to_owned()),
-        Some(file) if file.as_os_str() != "-" => Target::File(file),
-        Some(_) if io::stdout().is_terminal() => {
-            return Err(
-                "a bundle is nothing for a terminal: give --output FILE, or redirect standard output"
-                    .to_owned(),
-            );
-        }
-        Some(_) if format == OutputFormat::Json => {
-            return Err("the bundle and its report cannot both go to standard output".to_owned());
-        }
-        Some(_) => Target::Stdout,
-    };
+    let target = Target::of(file, format)?;
     Ok((target, references(args)?, wanted(&args.platforms)?))
 }
 
 /// The images that are asked for, each once, sorted by nothing but their order.
 fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, String> {
     let listed;
-    let texts: Vec<&str> = if args.references.is_empty() {
+    let texts = if args.references.is_empty() {
         if io::stdin().is_terminal() {
             return Err("name images, or give a list of them on standard input".to_owned());
         }
-        listed = read_list()?;
-        let lines = listed.trim_start_matches('\u{feff}').lines().map(str::trim);
-        lines
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .collect()
+        listed = making::read_list(Path::new("-"))?;
+        &listed
     } else {
-        args.references.iter().map(String::as_str).collect()
+        &args.references
     };
     let (mut found, mut mistakes) = (Vec::new(), Vec::new());
     for text in texts {
@@ -151,21 +119,6 @@ fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, String> {
         (true, true) => Err("no image is named".to_owned()),
         (true, false) => Ok(found),
     }
-}
-
-fn read_list() -> Result<String, String> {
-    let mut text = String::new();
-    let read = io::stdin()
-        .lock()
-        .take(LONGEST_LIST + 1)
-        .read_to_string(&mut text);
-    read.map_err(|error| format!("standard input: {error}"))?;
-    if text.len() as u64 > LONGEST_LIST {
-        return Err(format!(
-            "standard input: a list of more than {LONGEST_LIST} bytes"
-        ));
-    }
-    Ok(text)
 }
 
 fn image_ref(reference: &import::Reference) -> ImageRef {
@@ -345,11 +298,6 @@ struct Job<'a> {
 impl Job<'_> {
     /// Writes the bundle on a thread of its own, and shows how far it is.
     async fn write(&self) -> anyhow::Result<Written> {
-        let output = match self.target {
-            Target::Stdout => None,
-            Target::File(path) => Some(Output::create(path).with_context(|| path.display().to_string())?),
-        };
-        let half_file = output.as_ref().map(|output| output.temporary().to_owned());
         let concurrency = usize::from(self.args.concurrency);
         let blobs = self.layout.blobs();
         let feed = Feed::begin(
@@ -360,77 +308,15 @@ impl Job<'_> {
             self.cache,
             self.counters,
         );
-        let (layout, compression) = (self.layout.clone(), compression(self.args.compress));
-        let writing = tokio::task::spawn_blocking(move || write(&layout, compression, output, feed));
-        tokio::select! {
-            written = writing => written?,
-            () = self.show() => unreachable!("it is shown for ever"),
-            () = interrupted() => {
-                if let Some(path) = half_file {
-                    let _ = std::fs::remove_file(path);
-                }
-                bail!("interrupted: no bundle was made")
-            }
-        }
-    }
-
-    async fn show(&self) {
-        let total: u64 = self.layout.blobs().iter().map(|blob| blob.size).sum();
-        let on_terminal = io::stderr().is_terminal();
-        let started = Instant::now();
-        loop {
-            tokio::time::sleep(if on_terminal { SHOWN_EVERY } else { TOLD_EVERY }).await;
-            let done =
-                self.counters.fetched.load(Ordering::Relaxed) + self.counters.cached.load(Ordering::Relaxed);
-            let rate =
-                done.saturating_mul(1000) / u64::try_from(started.elapsed().as_millis()).unwrap_or(1).max(1);
-            let [done, total, rate] = [done, total, rate].map(output::bytes);
-            let text = format!("{done} of {total}, {rate}/s");
-            if on_terminal {
-                let _ = output::progress(&text);
-            } else {
-                tracing::info!("{text}");
-            }
-        }
-    }
-}
-
-fn compression(compress: Compress) -> Compression {
-    match compress {
-        Compress::None => Compression::None,
-        Compress::Zstd => Compression::Zstd,
-        Compress::Gzip => Compression::Gzip,
-    }
-}
-
-fn write(
-    layout: &Layout,
-    compression: Compression,
-    output: Option<Output>,
-    mut feed: Feed,
-) -> anyhow::Result<Written> {
-    let written = match output {
-        None => bundle::write::write(layout, compression, io::stdout().lock(), &mut feed)?,
-        Some(mut output) => {
-            let buffered = BufWriter::with_capacity(256 << 10, &mut output);
-            let written = bundle::write::write(layout, compression, buffered, &mut feed)?;
-            output.commit()?;
-            written
-        }
-    };
-    feed.finish();
-    Ok(written)
-}
-
-/// Somebody wants an end.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+        let done =
+            || self.counters.fetched.load(Ordering::Relaxed) + self.counters.cached.load(Ordering::Relaxed);
+        let form = compression(self.args.compress);
+        let (written, feed) = tokio::select! {
+            written = making::write(self.target, self.layout, form, feed, done) => written?,
+            () = making::interrupted() => bail!("interrupted: no bundle was made"),
+        };
+        feed.finish();
+        Ok(written)
     }
 }
 
@@ -481,10 +367,7 @@ impl Report {
         let blobs = job.layout.blobs();
         let written_bytes: u64 = blobs.iter().map(|blob| blob.size).sum();
         Self {
-            path: match job.target {
-                Target::Stdout => "-".to_owned(),
-                Target::File(path) => path.display().to_string(),
-            },
+            path: job.target.shown(),
             bytes: written.file,
             archive_bytes: written.archive,
             digest: job.layout.digest().to_string(),
@@ -502,10 +385,12 @@ impl Report {
                     .map_or(0, |reliance| reliance.blobs.len()),
                 left_out_bytes: total - written_bytes,
             },
-            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            duration_ms: making::milliseconds(took),
         }
     }
+}
 
+impl Told for Report {
     fn text(&self) -> String {
         use std::fmt::Write as _;
         let mut text = String::new();

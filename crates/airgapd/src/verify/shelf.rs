@@ -9,8 +9,7 @@ use import::labels::{BUNDLE_PREFIX, IMPORTED, PINNED, PINNED_VALUE};
 use import::{ChildKind, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
 use oci_spec::image::{Descriptor, Digest};
 
-/// What containerd is called in messages.
-const CONTAINERD: &str = "containerd";
+use crate::content::{CONTAINERD, ContentStore};
 
 /// One name and what is behind it.
 #[derive(Clone, Debug)]
@@ -50,12 +49,7 @@ impl Shelf {
     ) -> Result<Shelf, containerd::Error> {
         let records = client.images().await?;
         let blobs = client.blobs().await?;
-        let store = Store {
-            client: client.clone(),
-            sizes: blobs.into_iter().map(|blob| (blob.digest, blob.size)).collect(),
-            runtime: tokio::runtime::Handle::current(),
-            lost: None,
-        };
+        let store = ContentStore::of(client, blobs.into_iter().map(|blob| (blob.digest, blob.size)));
         let (wanted, limits) = (wanted.clone(), limits.clone());
         // Each document is waited for, so this has a thread of its own.
         let read = tokio::task::spawn_blocking(move || Shelf::read(records, store, &wanted, &limits));
@@ -64,7 +58,7 @@ impl Shelf {
 
     fn read(
         records: Vec<ImageRecord>,
-        mut store: Store,
+        mut store: ContentStore,
         wanted: &Wanted,
         limits: &Limits,
     ) -> Result<Shelf, containerd::Error> {
@@ -76,7 +70,7 @@ impl Shelf {
                 .entry(target.clone())
                 .or_insert_with(|| examine(&record.target, &mut store, wanted, limits))
                 .clone();
-            if let Some(error) = store.lost.take() {
+            if let Some(error) = store.take_failure() {
                 return Err(error);
             }
             if record.name.starts_with("sha256:") {
@@ -235,7 +229,7 @@ fn vouchers(record: &ImageRecord) -> Vec<String> {
 
 fn examine(
     target: &Descriptor,
-    store: &mut Store,
+    store: &mut ContentStore,
     wanted: &Wanted,
     limits: &Limits,
 ) -> (Judgement, Vec<(Digest, String)>) {
@@ -257,36 +251,5 @@ fn collect(node: &Node, below: &mut Vec<(Digest, String)>) {
     for child in children {
         below.push((child.descriptor.digest().clone(), platform_text(child)));
         collect(child, below);
-    }
-}
-
-/// containerd's content store, asked from a thread that may wait.
-struct Store {
-    client: Client,
-    sizes: HashMap<Digest, u64>,
-    runtime: tokio::runtime::Handle,
-    /// Why containerd does not answer any more.
-    lost: Option<containerd::Error>,
-}
-
-impl bundle::Store for Store {
-    fn size(&self, digest: &Digest) -> Option<u64> {
-        self.sizes.get(digest).copied()
-    }
-
-    fn read(&mut self, digest: &Digest) -> Result<Vec<u8>, String> {
-        let size = self.size(digest).unwrap_or_default();
-        self.runtime
-            .block_on(self.client.read_blob(digest, size))
-            .map_err(|error| {
-                let reason = import::chain(&error);
-                if matches!(
-                    error,
-                    containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }
-                ) {
-                    self.lost = Some(error);
-                }
-                reason
-            })
     }
 }

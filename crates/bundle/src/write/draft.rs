@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
-use crate::{BlobRef, Content, Image, Node, PartState, Reliance};
+use crate::{BlobRef, Content, Image, Node, Part, PartState, Reliance};
 
 /// What a bundle shall hold. The order of images and names does not matter: they are sorted.
 #[derive(Clone, Debug, Default)]
@@ -63,29 +63,43 @@ impl DraftImage {
             documents: Vec::new(),
             layers: Vec::new(),
         };
-        draft.add(&image.root);
+        draft.add(&image.root, &|_| true);
         draft
     }
 
-    /// Adds a node and what is below it, as far as it is there.
-    fn add(&mut self, node: &Node) {
+    /// The part of an image that these blobs are: of whatever else it has, nothing is taken.
+    pub fn part(names: Vec<String>, root: &Node, blobs: &HashSet<Digest>) -> Self {
+        let mut draft = Self {
+            names,
+            target: root.descriptor.clone(),
+            platform: root.platform.clone(),
+            documents: Vec::new(),
+            layers: Vec::new(),
+        };
+        draft.add(root, &|digest| blobs.contains(digest));
+        draft
+    }
+
+    /// Adds a node and what is below it, as far as it is there and wanted.
+    fn add(&mut self, node: &Node, is_wanted: &dyn Fn(&Digest) -> bool) {
+        if !is_wanted(node.descriptor.digest()) {
+            return;
+        }
         let blob = BlobRef::of(&node.descriptor);
         match &node.content {
             Content::Index(children) => {
                 self.documents.push(blob);
-                children.iter().for_each(|child| self.add(child));
+                children.iter().for_each(|child| self.add(child, is_wanted));
             }
             Content::Manifest(manifest) => {
+                let is_taken =
+                    |part: &&Part| part.state == PartState::Present && is_wanted(part.descriptor.digest());
+                let taken = |part: &Part| BlobRef::of(&part.descriptor);
                 self.documents.push(blob);
-                if manifest.config.state == PartState::Present {
-                    self.documents.push(BlobRef::of(&manifest.config.descriptor));
-                }
-                let present = manifest
-                    .layers
-                    .iter()
-                    .filter(|part| part.state == PartState::Present);
+                self.documents
+                    .extend(Some(&manifest.config).filter(is_taken).map(taken));
                 self.layers
-                    .extend(present.map(|part| BlobRef::of(&part.descriptor)));
+                    .extend(manifest.layers.iter().filter(is_taken).map(taken));
             }
             Content::Other => self.layers.push(blob),
             Content::Absent | Content::Broken(_) => {}

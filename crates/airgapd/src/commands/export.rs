@@ -1,0 +1,485 @@
+//! `airgapd export`: a bundle of what this node's containerd has.
+//!
+//! First everything is looked up and put under a lease, so that what is wrong with any image is said before the first
+//! layer is read, and so that nothing is collected while it is. A name that was asked for and is not there, or not
+//! whole, ends it; of everything (`--all`) what is whole is taken and the rest is told.
+
+mod choice;
+mod feed;
+pub(crate) mod stock;
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use bundle::Limits;
+use bundle::write::{Draft, Layout, Written};
+use containerd::{Client, Held};
+use import::{Lease, Wanted, short_hash};
+use oci_spec::image::Digest;
+use platforms::Matcher;
+use serde::Serialize;
+
+use self::choice::{Choice, LeftOut, Platforms};
+use self::feed::Feed;
+use self::stock::{Stock, Wish};
+use super::Exit;
+use super::making::{self, Target, Told};
+use crate::cli::{Compress, ExportArgs};
+use crate::config::{OutputFormat, PlatformChoice, Settings};
+use crate::needs::Need;
+use crate::node::Runtime as Node;
+use crate::output;
+use crate::runtime::{self, Runtime};
+use crate::verify::{Shelf, answer};
+
+/// How often it is looked again when something goes while it is looked at.
+const TRIES: usize = 5;
+
+/// What says in containerd whose the lease is.
+const MARK: &str = "export";
+
+/// What was asked for.
+enum Asked {
+    Everything,
+    These(Vec<String>),
+}
+
+/// Exports images. Interrupted, it leaves nothing: neither half a file nor a lease.
+pub(crate) async fn run(
+    args: ExportArgs,
+    file: Option<PathBuf>,
+    settings: &Settings,
+    node: &Node,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    let (target, asked) = match request(&args, file, format) {
+        Ok(request) => request,
+        Err(mistake) => {
+            output::complain(&mistake)?;
+            output::failure(format, &mistake)?;
+            return Ok(Exit::Usage);
+        }
+    };
+    let runtime = match runtime::connect(&node.socket, settings).await {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
+            tracing::error!("{text}");
+            output::failure(format, &text)?;
+            return Ok(if error.is_unreachable() {
+                Exit::Unreachable
+            } else {
+                Exit::Failed
+            });
+        }
+    };
+    let export = Export {
+        runtime: &runtime,
+        asked: &asked,
+        platforms: platforms(settings, &runtime),
+        limits: settings.limits.clone(),
+        compress: args.compress,
+        target: &target,
+    };
+    let report = tokio::select! {
+        report = export.leased(started) => report?,
+        () = making::interrupted() => {
+            export.give_back().await;
+            bail!("interrupted: no bundle was made")
+        }
+    };
+    target.tell(format, &report)?;
+    Ok(Exit::Done)
+}
+
+fn request(
+    args: &ExportArgs,
+    file: Option<PathBuf>,
+    format: OutputFormat,
+) -> Result<(Target, Asked), String> {
+    let target = Target::of(file, format)?;
+    if args.all {
+        return Ok((target, Asked::Everything));
+    }
+    let mut texts = args.references.clone();
+    for list in &args.images {
+        texts.extend(making::read_list(list)?);
+    }
+    if args.references.is_empty() && args.images.is_empty() {
+        if io::stdin().is_terminal() {
+            return Err(
+                "name images, give a list of them with --images or on standard input, or take --all"
+                    .to_owned(),
+            );
+        }
+        texts = making::read_list(Path::new("-"))?;
+    }
+    if texts.is_empty() {
+        return Err("no image is named".to_owned());
+    }
+    Ok((target, Asked::These(texts)))
+}
+
+fn platforms(settings: &Settings, runtime: &Runtime) -> Platforms {
+    let these = match &settings.platforms {
+        PlatformChoice::All => return Platforms::All,
+        PlatformChoice::These(platforms) => platforms.as_slice(),
+        PlatformChoice::Node => std::slice::from_ref(&runtime.platform),
+    };
+    let rules = runtime.version.rules();
+    let wanted = these.iter().map(|platform| {
+        let only = Matcher::only(platform, rules);
+        (platform.to_string(), Wanted::Platforms(vec![only]))
+    });
+    Platforms::These(wanted.collect())
+}
+
+struct Export<'a> {
+    runtime: &'a Runtime,
+    asked: &'a Asked,
+    platforms: Platforms,
+    limits: Limits,
+    compress: Compress,
+    target: &'a Target,
+}
+
+/// What is exported, and of everything what is not.
+#[derive(Default)]
+struct Selection {
+    choices: Vec<Choice>,
+    skipped: Vec<Skipped>,
+}
+
+impl Export<'_> {
+    /// Exports under a lease, which is given back whatever comes of it.
+    async fn leased(&self, started: Instant) -> anyhow::Result<Report> {
+        let lease = Lease::acquire(self.client(), &lease_name(), MARK).await?;
+        let made = self.make(&lease, started).await;
+        self.give_back().await;
+        made
+    }
+
+    fn client(&self) -> &Client {
+        &self.runtime.client
+    }
+
+    /// The lease ends by itself if it cannot be given back.
+    async fn give_back(&self) {
+        let id = format!("{}{}", import::LEASE_PREFIX, lease_name());
+        if let Err(error) = self.client().delete_lease(&id, false).await {
+            tracing::warn!("lease {id} is not given back: {}", import::chain(&error));
+        }
+    }
+
+    async fn make(&self, lease: &Lease, started: Instant) -> anyhow::Result<Report> {
+        let selection = self.select(lease).await?;
+        let draft = Draft {
+            images: selection
+                .choices
+                .iter()
+                .map(|choice| choice.draft.clone())
+                .collect(),
+            relies_on: None,
+        };
+        let layout = Layout::of(&draft)?;
+        for choice in &selection.choices {
+            for absent in &choice.absent {
+                tracing::warn!("{}: {absent}", choice.wish.label);
+            }
+        }
+        let read = Arc::new(AtomicU64::new(0));
+        let feed = Feed::new(self.client(), Arc::clone(&read));
+        let compression = making::compression(self.compress);
+        let done = || read.load(Ordering::Relaxed);
+        let (written, _) = making::write(self.target, &layout, compression, feed, done).await?;
+        Ok(Report {
+            compression: compression.as_str(),
+            ..Report::new(self.target, &layout, &selection, written, started.elapsed())
+        })
+    }
+
+    /// Chooses, and holds what was chosen; again if any of it went meanwhile.
+    async fn select(&self, lease: &Lease) -> anyhow::Result<Selection> {
+        for _ in 0..TRIES {
+            let stock = Arc::new(Stock::of(self.runtime).await?);
+            let selection = self.choose(&stock).await?;
+            let blobs = selection.choices.iter().flat_map(|choice| choice.draft.blobs());
+            let digests: HashSet<_> = blobs.map(|blob| &blob.digest).collect();
+            if self.hold(lease, &stock, &digests).await? {
+                let now = Stock::of(self.runtime).await?;
+                if digests.iter().all(|digest| now.has(digest)) {
+                    return Ok(selection);
+                }
+            }
+        }
+        bail!("no bundle was made: images go while they are looked at, again and again")
+    }
+
+    /// Puts blobs under the lease; says whether all were there. What they refer to is held with them.
+    async fn hold(
+        &self,
+        lease: &Lease,
+        stock: &Stock,
+        digests: &HashSet<&Digest>,
+    ) -> Result<bool, containerd::Error> {
+        for blob in stock.roots(digests) {
+            match self
+                .client()
+                .hold_blob(lease.id(), &blob.digest, blob.size)
+                .await?
+            {
+                Held::Held => {}
+                Held::Absent => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    async fn choose(&self, stock: &Arc<Stock>) -> anyhow::Result<Selection> {
+        let (wishes, mut problems) = match self.asked {
+            Asked::Everything => (stock.everything(), Vec::new()),
+            Asked::These(texts) => self.find(stock, texts).await?,
+        };
+        let mut store = stock.store(self.runtime);
+        let (platforms, limits, stock) = (self.platforms.clone(), self.limits.clone(), Arc::clone(stock));
+        // Each document is waited for, so this has a thread of its own.
+        let looking = tokio::task::spawn_blocking(move || {
+            let mut looked_up = Vec::new();
+            for wish in wishes {
+                let node = stock::look_up(&wish.target, &mut store, &limits);
+                if let Some(error) = store.take_failure() {
+                    return Err(error);
+                }
+                let (label, digest) = (wish.label.clone(), wish.target.digest().to_string());
+                let chosen = match node {
+                    Ok(node) => choice::choose(wish, &node, &platforms, &stock),
+                    Err(reason) => Err(vec![reason]),
+                };
+                looked_up.push(chosen.map_err(|problems| Skipped {
+                    name: label,
+                    digest,
+                    reason: problems.join("; "),
+                }));
+            }
+            Ok(looked_up)
+        });
+        let mut selection = Selection::default();
+        for chosen in looking.await?? {
+            match (chosen, self.asked) {
+                (Ok(choice), _) => selection.choices.push(choice),
+                (Err(skipped), Asked::Everything) => selection.skipped.push(skipped),
+                (Err(skipped), Asked::These(_)) => {
+                    problems.push(format!("{}: {}", skipped.name, skipped.reason));
+                }
+            }
+        }
+        if selection.choices.is_empty() && problems.is_empty() {
+            problems.push(nothing(&selection.skipped));
+        }
+        if problems.is_empty() {
+            Ok(selection)
+        } else {
+            bail!("no bundle was made: {}", problems.join("\n"))
+        }
+    }
+
+    /// The images that are meant, each once, and what is wrong with the other texts.
+    async fn find(&self, stock: &Stock, texts: &[String]) -> anyhow::Result<(Vec<Wish>, Vec<String>)> {
+        let mut wishes: Vec<Wish> = Vec::new();
+        let (mut problems, mut unknown) = (Vec::new(), Vec::new());
+        for text in texts {
+            match stock.find(text) {
+                Err(problem) => problems.push(problem),
+                Ok(None) => unknown.push(text),
+                Ok(Some(wish)) => match wishes
+                    .iter_mut()
+                    .find(|known| known.target.digest() == wish.target.digest())
+                {
+                    Some(known) => known.names.extend(wish.names),
+                    None => wishes.push(wish),
+                },
+            }
+        }
+        if !unknown.is_empty() {
+            problems.extend(self.near_misses(&unknown).await?);
+        }
+        Ok((wishes, problems))
+    }
+
+    /// Says for each of these that it is not there, and what comes closest.
+    async fn near_misses(&self, unknown: &[&String]) -> anyhow::Result<Vec<String>> {
+        let shelf = Shelf::of_containerd(self.client(), &Wanted::All, &self.limits).await?;
+        let told = unknown.iter().map(|text| {
+            let need = Need {
+                reference: (*text).clone(),
+                sources: Vec::new(),
+            };
+            let near = answer(&need, &shelf, &Shelf::default()).near_miss;
+            let near = near
+                .map(|near| format!("; there is {}", near.reference))
+                .unwrap_or_default();
+            let text = import::printable(text);
+            format!(
+                "{}: containerd has no image of this name{near}",
+                text.trim_matches('"')
+            )
+        });
+        Ok(told.collect())
+    }
+}
+
+/// The same for the whole run, and never that of another one.
+fn lease_name() -> String {
+    static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let make = || {
+        let seed = format!("{} {}", std::process::id(), jiff::Timestamp::now());
+        format!("{MARK}-{}", short_hash(seed.as_bytes()))
+    };
+    NAME.get_or_init(make).clone()
+}
+
+fn nothing(skipped: &[Skipped]) -> String {
+    let reasons = skipped
+        .iter()
+        .map(|image| format!("\n{}: {}", image.name, image.reason));
+    match skipped {
+        [] => "there are no images in this namespace of containerd (--namespace names another)".to_owned(),
+        skipped => format!(
+            "none of {} images is whole:{}",
+            skipped.len(),
+            reasons.collect::<String>()
+        ),
+    }
+}
+
+/// The document of `airgapd export -o json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The file; `-` for standard output.
+    path: String,
+    /// Bytes of the file, and of the archive in it.
+    bytes: u64,
+    archive_bytes: u64,
+    /// The digest of the bundle's index.
+    digest: String,
+    compression: &'static str,
+    images: Vec<ImageReport>,
+    /// What was not asked for by name and is not whole.
+    skipped: Vec<Skipped>,
+    blobs: BlobReport,
+    duration_ms: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageReport {
+    name: String,
+    names: Vec<String>,
+    digest: String,
+    media_type: String,
+    platforms: Vec<String>,
+    /// Asked for, and not whole.
+    absent: Vec<String>,
+    /// What its index lists and the bundle has not.
+    left_out: Vec<LeftOut>,
+    /// Bytes of all its blobs, those that it shares with others included.
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Skipped {
+    name: String,
+    digest: String,
+    reason: String,
+}
+
+#[derive(Debug, Serialize)]
+struct BlobReport {
+    written: usize,
+    written_bytes: u64,
+}
+
+impl Report {
+    fn new(
+        target: &Target,
+        layout: &Layout,
+        selection: &Selection,
+        written: Written,
+        took: Duration,
+    ) -> Report {
+        let skipped = selection.skipped.iter().map(|image| Skipped {
+            name: image.name.clone(),
+            digest: image.digest.clone(),
+            reason: image.reason.clone(),
+        });
+        Report {
+            path: target.shown(),
+            bytes: written.file,
+            archive_bytes: written.archive,
+            digest: layout.digest().to_string(),
+            compression: "none",
+            images: selection.choices.iter().map(ImageReport::new).collect(),
+            skipped: skipped.collect(),
+            blobs: BlobReport {
+                written: layout.blobs().len(),
+                written_bytes: layout.blobs().iter().map(|blob| blob.size).sum(),
+            },
+            duration_ms: making::milliseconds(took),
+        }
+    }
+}
+
+impl ImageReport {
+    fn new(choice: &Choice) -> ImageReport {
+        let blobs: HashMap<_, _> = choice
+            .draft
+            .blobs()
+            .map(|blob| (&blob.digest, blob.size))
+            .collect();
+        ImageReport {
+            name: choice.wish.label.clone(),
+            names: choice.draft.names.clone(),
+            digest: choice.wish.target.digest().to_string(),
+            media_type: choice.wish.target.media_type().to_string(),
+            platforms: choice.platforms.clone(),
+            absent: choice.absent.clone(),
+            left_out: choice.left_out.clone(),
+            bytes: blobs.values().sum(),
+        }
+    }
+}
+
+impl Told for Report {
+    fn text(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for image in &self.images {
+            let bytes = output::bytes(image.bytes);
+            let _ = writeln!(
+                text,
+                "  {bytes:>9}  {} ({})",
+                image.name,
+                image.platforms.join(", ")
+            );
+            for absent in &image.absent {
+                output::paragraph(&mut text, "             absent: ", absent);
+            }
+        }
+        for image in &self.skipped {
+            let _ = writeln!(text, "    skipped  {}", image.name);
+            output::paragraph(&mut text, "             ", &image.reason);
+        }
+        let (images, bytes) = (self.images.len(), output::bytes(self.bytes));
+        let _ = writeln!(
+            text,
+            "{}: {images} images, {bytes} in {} blobs",
+            self.path, self.blobs.written
+        );
+        text
+    }
+}

@@ -1,0 +1,198 @@
+//! What of an image can be exported: what is whole in containerd, of the platforms that are wanted. Pure.
+
+use std::collections::HashSet;
+
+use bundle::write::DraftImage;
+use bundle::{Content, Kind, Manifest, Node, PartState};
+use import::{Judgement, Wanted, platform_text, problems_in};
+use oci_spec::image::Digest;
+use serde::Serialize;
+
+use super::stock::{Stock, Wish};
+use crate::content::CONTAINERD;
+
+/// What to say where the layers of an image are not there any more because containerd has thrown them away.
+const DISCARDED: &str = "its layers were discarded after unpacking (discard_unpacked_layers in containerd's \
+                         configuration): import or pull it again without that";
+
+/// The platforms that are wanted, each by itself.
+#[derive(Clone, Debug)]
+pub(super) enum Platforms {
+    /// Whatever is whole.
+    All,
+    /// The best for each of these.
+    These(Vec<(String, Wanted)>),
+}
+
+/// An image that is exported, as far as it is.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) wish: Wish,
+    pub(super) draft: DraftImage,
+    /// The platforms that are in it.
+    pub(super) platforms: Vec<String>,
+    /// What was wanted and is not whole, in sentences.
+    pub(super) absent: Vec<String>,
+    /// What it offers and the bundle has not.
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// A manifest of an index that is not exported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct LeftOut {
+    platform: String,
+    digest: String,
+    reason: String,
+}
+
+/// Chooses what is whole.
+///
+/// # Errors
+///
+/// Why nothing of the image can be exported, in sentences.
+pub(super) fn choose(
+    wish: Wish,
+    root: &Node,
+    platforms: &Platforms,
+    stock: &Stock,
+) -> Result<Choice, Vec<String>> {
+    let mut held = Held::default();
+    match platforms {
+        Platforms::All => held.add("", &judge_whole(root)),
+        Platforms::These(each) => {
+            for (platform, wanted) in each {
+                held.add(platform, &import::judge(root, wanted, CONTAINERD));
+            }
+        }
+    }
+    if matches!(platforms, Platforms::All) && held.blobs.is_empty() {
+        held.absent
+            .extend(left_out(root, &held.blobs).into_iter().map(|left| left.reason));
+    }
+    if !held.absent.is_empty() && lost_its_layers(root, stock) {
+        held.absent.push(DISCARDED.to_owned());
+    }
+    if held.blobs.is_empty() {
+        return Err(held.absent);
+    }
+    let names = wish.names.iter().cloned().collect();
+    Ok(Choice {
+        draft: DraftImage::part(names, root, &held.blobs),
+        platforms: held.platforms,
+        absent: held.absent,
+        left_out: left_out(root, &held.blobs),
+        wish,
+    })
+}
+
+/// What is whole, over all the platforms that were asked for.
+#[derive(Default)]
+struct Held {
+    blobs: HashSet<Digest>,
+    platforms: Vec<String>,
+    absent: Vec<String>,
+}
+
+impl Held {
+    fn add(&mut self, wanted: &str, judgement: &Judgement) {
+        match judgement {
+            Judgement::Whole(closure) => {
+                self.blobs
+                    .extend(closure.blobs.iter().map(|blob| blob.digest.clone()));
+                for platform in &closure.platforms {
+                    if !self.platforms.contains(platform) {
+                        self.platforms.push(platform.clone());
+                    }
+                }
+            }
+            Judgement::Broken(problems) => self.absent.extend(problems.iter().cloned()),
+            Judgement::Artifact(kind) => self
+                .absent
+                .push(format!("it is not a container image but {kind}")),
+            Judgement::Foreign(_) if wanted.is_empty() => {}
+            Judgement::Foreign(offered) if offered.is_empty() => {
+                self.absent.push(format!("it has nothing for {wanted}"));
+            }
+            Judgement::Foreign(offered) => {
+                self.absent.push(format!(
+                    "it has nothing for {wanted}, but for {}",
+                    offered.join(", ")
+                ));
+            }
+        }
+    }
+}
+
+/// Judges what is left of an image when everything is taken away that is not whole.
+fn judge_whole(root: &Node) -> Judgement {
+    let mut rest = root.clone();
+    if let Content::Index(children) = &mut rest.content {
+        children.iter_mut().for_each(take_away_broken);
+    }
+    import::judge(&rest, &Wanted::All, CONTAINERD)
+}
+
+fn take_away_broken(node: &mut Node) {
+    if let Content::Index(children) = &mut node.content {
+        children.iter_mut().for_each(take_away_broken);
+    } else if problem(node).is_some() {
+        node.content = Content::Absent;
+    }
+}
+
+/// Why a manifest is not whole; none if it is.
+fn problem(node: &Node) -> Option<String> {
+    match &node.content {
+        Content::Manifest(manifest) => {
+            let problems = problems_in(CONTAINERD, node, manifest);
+            (!problems.is_empty()).then(|| problems.join("; "))
+        }
+        Content::Absent => Some(format!(
+            "{}: {} is not in {CONTAINERD}",
+            platform_text(node),
+            node.descriptor.digest()
+        )),
+        Content::Broken(reason) => Some(format!("{}: {reason}", platform_text(node))),
+        Content::Index(_) | Content::Other => None,
+    }
+}
+
+/// The manifests below an index that are not among the blobs, and why.
+fn left_out(root: &Node, blobs: &HashSet<Digest>) -> Vec<LeftOut> {
+    let Content::Index(children) = &root.content else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for node in children {
+        found.extend(left_out(node, blobs));
+        if matches!(node.content, Content::Index(_)) || blobs.contains(node.descriptor.digest()) {
+            continue;
+        }
+        found.push(LeftOut {
+            platform: platform_text(node),
+            digest: node.descriptor.digest().to_string(),
+            reason: problem(node).unwrap_or_else(|| "not asked for".to_owned()),
+        });
+    }
+    found
+}
+
+/// Whether an image was unpacked and has lost its layers since.
+fn lost_its_layers(node: &Node, stock: &Stock) -> bool {
+    match &node.content {
+        Content::Index(children) => children.iter().any(|child| lost_its_layers(child, stock)),
+        Content::Manifest(manifest) => {
+            manifest.kind == Kind::Image
+                && stock.was_unpacked(manifest.config.descriptor.digest())
+                && lacks_layers(manifest)
+        }
+        Content::Other | Content::Absent | Content::Broken(_) => false,
+    }
+}
+
+fn lacks_layers(manifest: &Manifest) -> bool {
+    manifest
+        .layers
+        .iter()
+        .any(|layer| layer.state == PartState::Absent)
+}

@@ -1,0 +1,117 @@
+//! Blobs of a containerd, for whoever writes them down.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bundle::BlobRef;
+use bundle::write::BlobFeed;
+use containerd::{Client, Error, Recovery};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+/// Pieces, of about a MiB each, that are read ahead of the writer.
+const AHEAD: usize = 4;
+
+/// containerd may be restarted meanwhile: so often a blob is gone on with that makes no progress, after such a pause.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Reads blobs out of containerd, one after the other.
+#[derive(Debug)]
+pub(super) struct Feed {
+    client: Client,
+    runtime: Handle,
+    read: Arc<AtomicU64>,
+}
+
+impl Feed {
+    /// Blobs of this containerd; `read` counts their bytes. To be called in a runtime.
+    pub(super) fn new(client: &Client, read: Arc<AtomicU64>) -> Feed {
+        Feed {
+            client: client.clone(),
+            runtime: Handle::current(),
+            read,
+        }
+    }
+}
+
+impl BlobFeed for Feed {
+    fn open(&mut self, blob: &BlobRef) -> io::Result<Box<dyn Read + '_>> {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let (client, blob) = (self.client.clone(), blob.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = send(&client, &blob, &sender).await {
+                // Nobody listens where the writer has given up.
+                let _ = sender.send(Err(error)).await;
+            }
+        });
+        Ok(Box::new(Pieces {
+            receiver,
+            piece: io::Cursor::default(),
+            read: Arc::clone(&self.read),
+        }))
+    }
+}
+
+type Piece = Result<Vec<u8>, Error>;
+
+/// Sends a blob, and goes on where it was when containerd comes back.
+async fn send(client: &Client, blob: &BlobRef, sender: &mpsc::Sender<Piece>) -> Result<(), Error> {
+    let (mut offset, mut tries) = (0, 0);
+    while offset < blob.size {
+        let before = offset;
+        let Err(error) = send_from(client, blob, &mut offset, sender).await else {
+            return Ok(());
+        };
+        tries = if offset > before { 0 } else { tries + 1 };
+        // The lease holds what is read: what is gone all the same does not come back.
+        let may_pass = error.recovery() == Recovery::Transient && !matches!(error, Error::Gone { .. });
+        if !may_pass || tries == TRIES {
+            return Err(error);
+        }
+        tracing::debug!(digest = %blob.digest, offset, "reading again: {}", import::chain(&error));
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+async fn send_from(
+    client: &Client,
+    blob: &BlobRef,
+    offset: &mut u64,
+    sender: &mpsc::Sender<Piece>,
+) -> Result<(), Error> {
+    let mut reader = client.open_blob(&blob.digest, *offset).await?;
+    while let Some(piece) = reader.next().await? {
+        *offset += piece.len() as u64;
+        if sender.send(Ok(piece)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Pieces of a blob as one. It is read on a thread that may wait.
+struct Pieces {
+    receiver: mpsc::Receiver<Piece>,
+    piece: io::Cursor<Vec<u8>>,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.piece.read(buffer)?;
+            if n > 0 || buffer.is_empty() {
+                self.read.fetch_add(n as u64, Ordering::Relaxed);
+                return Ok(n);
+            }
+            match self.receiver.blocking_recv() {
+                None => return Ok(0),
+                Some(piece) => self.piece = io::Cursor::new(piece.map_err(io::Error::other)?),
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `airgapd inventory`: what this node has, for `bundle-artifacts --have` on the connected side.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use bundle::write::Output;
+use bundle::{BlobRef, Inventory, InventoryImage};
+
+use super::Exit;
+use super::export::stock::Stock;
+use crate::config::{OutputFormat, Settings};
+use crate::node::Runtime as Node;
+use crate::output;
+use crate::runtime;
+
+/// Lists the image records and the blobs that they keep. What nothing keeps may be collected before a delta arrives,
+/// so it does not count.
+pub(crate) async fn run(
+    file: Option<PathBuf>,
+    settings: &Settings,
+    node: &Node,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let runtime = match runtime::connect(&node.socket, settings).await {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
+            tracing::error!("{text}");
+            output::failure(format, &text)?;
+            return Ok(if error.is_unreachable() {
+                Exit::Unreachable
+            } else {
+                Exit::Failed
+            });
+        }
+    };
+    let inventory = inventory(&Stock::of(&runtime).await?);
+    match file.filter(|file| file.as_os_str() != "-") {
+        None => output::json(&inventory)?,
+        Some(file) => {
+            let mut bytes = serde_json::to_vec_pretty(&inventory)?;
+            bytes.push(b'\n');
+            let place = || file.display().to_string();
+            let mut output = Output::create(&file).with_context(place)?;
+            output.write_all(&bytes).with_context(place)?;
+            output.commit().with_context(place)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn inventory(stock: &Stock) -> Inventory {
+    let blobs = stock.kept().into_iter().map(|blob| BlobRef {
+        digest: blob.digest.clone(),
+        size: blob.size,
+    });
+    let images = stock.named().map(|record| InventoryImage {
+        name: record.name.clone(),
+        digest: record.target.digest().clone(),
+    });
+    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Inventory::new(node, blobs, images.collect())
+}

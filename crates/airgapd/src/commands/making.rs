@@ -1,0 +1,187 @@
+//! What the commands that make bundles have in common: where a bundle goes, how it is written, and what is shown
+//! meanwhile.
+
+use std::io::{self, BufWriter, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bundle::Compression;
+use bundle::write::{BlobFeed, Layout, Output, Written};
+
+use crate::cli::Compress;
+use crate::config::OutputFormat;
+use crate::output;
+
+/// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+const SHOWN_EVERY: Duration = Duration::from_millis(500);
+
+/// Where a bundle goes.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Stdout,
+    File(PathBuf),
+}
+
+impl Target {
+    /// Takes `--output FILE` for a place, where it is one.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the command line.
+    pub(crate) fn of(file: Option<PathBuf>, format: OutputFormat) -> Result<Target, String> {
+        match file {
+            None => Err("say where the bundle goes: --output FILE, or - for standard output".to_owned()),
+            Some(file) if file.as_os_str() != "-" => Ok(Target::File(file)),
+            Some(_) if io::stdout().is_terminal() => Err(
+                "a bundle is nothing for a terminal: give --output FILE, or redirect standard output"
+                    .to_owned(),
+            ),
+            Some(_) if format == OutputFormat::Json => {
+                Err("the bundle and its report cannot both go to standard output".to_owned())
+            }
+            Some(_) => Ok(Target::Stdout),
+        }
+    }
+
+    /// What to call it.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Target::Stdout => "-".to_owned(),
+            Target::File(path) => path.display().to_string(),
+        }
+    }
+
+    /// Says what was done, where the bundle leaves room for it.
+    pub(crate) fn tell(&self, format: OutputFormat, report: &impl Told) -> io::Result<()> {
+        match (format, self) {
+            (OutputFormat::Json, _) => output::json(report),
+            (OutputFormat::Text, Target::File(_)) => output::text(&report.text()),
+            (OutputFormat::Text, Target::Stdout) => output::aside(&report.text()),
+        }
+    }
+}
+
+/// A report in both forms.
+pub(crate) trait Told: serde::Serialize {
+    /// For people.
+    fn text(&self) -> String;
+}
+
+/// The form that was asked for.
+pub(crate) fn compression(compress: Compress) -> Compression {
+    match compress {
+        Compress::None => Compression::None,
+        Compress::Zstd => Compression::Zstd,
+        Compress::Gzip => Compression::Gzip,
+    }
+}
+
+/// Writes a bundle on a thread of its own, and shows how far it is: `done` is how many bytes of its blobs were had.
+/// Gives back what fed it. Dropped before its end, it leaves no file.
+pub(crate) async fn write<F: BlobFeed + Send + 'static>(
+    target: &Target,
+    layout: &Layout,
+    compression: Compression,
+    feed: F,
+    done: impl Fn() -> u64,
+) -> anyhow::Result<(Written, F)> {
+    let output = match target {
+        Target::Stdout => None,
+        Target::File(path) => Some(Output::create(path).with_context(|| path.display().to_string())?),
+    };
+    let mut half_file = HalfFile(output.as_ref().map(|output| output.temporary().to_owned()));
+    let total: u64 = layout.blobs().iter().map(|blob| blob.size).sum();
+    let layout = layout.clone();
+    let writing = tokio::task::spawn_blocking(move || write_now(&layout, compression, output, feed));
+    let written = tokio::select! {
+        written = writing => written?,
+        () = show(total, done) => unreachable!("it is shown for ever"),
+    };
+    half_file.0 = None;
+    if has_bar() {
+        let _ = output::progress("");
+    }
+    written
+}
+
+/// The thread that writes goes on when nobody waits for it, until the program ends: its file goes first.
+struct HalfFile(Option<PathBuf>);
+
+impl Drop for HalfFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn write_now<F: BlobFeed>(
+    layout: &Layout,
+    compression: Compression,
+    output: Option<Output>,
+    mut feed: F,
+) -> anyhow::Result<(Written, F)> {
+    let written = match output {
+        None => bundle::write::write(layout, compression, io::stdout().lock(), &mut feed)?,
+        Some(mut output) => {
+            let buffered = BufWriter::with_capacity(256 << 10, &mut output);
+            let written = bundle::write::write(layout, compression, buffered, &mut feed)?;
+            output.commit()?;
+            written
+        }
+    };
+    Ok((written, feed))
+}
+
+/// Whether somebody watches.
+fn has_bar() -> bool {
+    io::stderr().is_terminal() && tracing::enabled!(tracing::Level::INFO)
+}
+
+async fn show(total: u64, done: impl Fn() -> u64) {
+    let on_terminal = has_bar();
+    let started = Instant::now();
+    loop {
+        tokio::time::sleep(if on_terminal { SHOWN_EVERY } else { TOLD_EVERY }).await;
+        let done = done();
+        let rate =
+            done.saturating_mul(1000) / u64::try_from(started.elapsed().as_millis()).unwrap_or(1).max(1);
+        let [done, total, rate] = [done, total, rate].map(output::bytes);
+        let text = format!("{done} of {total}, {rate}/s");
+        if on_terminal {
+            let _ = output::progress(&text);
+        } else {
+            tracing::info!("{text}");
+        }
+    }
+}
+
+/// Waits until somebody wants an end.
+pub(crate) async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// The references of a list: a file, or `-` for standard input.
+///
+/// # Errors
+///
+/// A sentence that names the file.
+pub(crate) fn read_list(path: &Path) -> Result<Vec<String>, String> {
+    let text = crate::needs::read_text(path)?;
+    let lines = requirements::lists::parse(&text.text).into_iter();
+    Ok(lines.map(|line| line.reference).collect())
+}
+
+/// How long something took, in milliseconds.
+pub(crate) fn milliseconds(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}
