@@ -8,6 +8,7 @@ mod demo;
 mod dist;
 mod endurance;
 mod fuzz;
+mod packaged;
 
 use std::process::ExitCode;
 
@@ -90,6 +91,8 @@ enum Task {
         #[arg(long)]
         twice: bool,
     },
+    /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it, purge it.
+    Packaged,
     /// Print the path of a protobuf compiler, for `PROTOC` of one's own cargo.
     Protoc,
     /// Only fetch what the other tasks need: protoc, containerds, runc, busybox, tools.
@@ -134,6 +137,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
         Task::Advisories => checks::advisories(),
         Task::Dist { architectures, twice } => dist::run_task(&architectures, twice),
+        Task::Packaged => packaged::run_task(),
         Task::Protoc => {
             println!("{}", parts::protoc()?.display());
             Ok(())
