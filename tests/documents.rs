@@ -160,6 +160,7 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
         "format": "oci-layout",
         "compression": "none",
         "producer": "skopeo or podman (oci-archive)",
+        "relies_on": null,
         "verified": null,
         "digest": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),
         "size": std::fs::metadata(&file).unwrap().len(),

@@ -489,3 +489,54 @@ fn a_terminal_gets_no_bundle() {
     let both = bundle([&name, "-o", "-", "-o", "json"]).exits(2);
     assert!(both.said().contains("cannot both go"), "{both:?}");
 }
+
+/// The document as `docs/json.md` promises it to scripts.
+#[test]
+fn the_report_is_one_document_with_stable_keys() {
+    let Some(registry) = registry() else { return };
+    let folder = TempDir::new().unwrap();
+    let (name, file) = (
+        format!("{}/some/image:1", registry.host()),
+        text(&folder.path().join("bundle.tar")),
+    );
+    let report = bundle([&name, "-o", &file, "-o", "json"]).exits(0).json();
+    let inspected = answer(crate::support::node::program().args(["inspect", "-o", "json", &file]));
+    let inspected = inspected.exits(0).json();
+    let image = &inspected["images"][0];
+    let bytes = &image["platforms"][0]["size"];
+    assert!(report["duration_ms"].is_u64(), "{report:#}");
+    let expected = serde_json::json!({
+        "path": file,
+        "bytes": inspected["size"],
+        "archive_bytes": inspected["size"],
+        "digest": inspected["digest"],
+        "compression": "none",
+        "base": null,
+        "images": [{
+            "name": name,
+            "names": [name],
+            "digest": image["digest"],
+            "media_type": "application/vnd.oci.image.manifest.v1+json",
+            "platforms": [native()],
+            "missing_platforms": [],
+            "bytes": bytes,
+        }],
+        "blobs": {
+            "written": 3,
+            "written_bytes": bytes,
+            "fetched_bytes": report["blobs"]["fetched_bytes"],
+            "cached_bytes": 0,
+            "left_out": 0,
+            "left_out_bytes": 0,
+        },
+        "duration_ms": report["duration_ms"],
+    });
+    assert_eq!(report, expected);
+    let failed = bundle([&name.replace(":1", ":9"), "-o", &file, "-o", "json"]).exits(1);
+    let failed = failed.json();
+    assert!(
+        failed["error"].as_str().unwrap().contains("some/image:9"),
+        "{failed:#}"
+    );
+    assert_eq!(failed.as_object().unwrap().len(), 1);
+}

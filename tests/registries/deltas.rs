@@ -10,7 +10,7 @@ use super::{bundle, noise_image, noise_layer};
 use crate::support::bundles::{native, text};
 use crate::support::registry::Registry;
 use crate::support::tools::{run, tool};
-use crate::support::{Node, Target, on_each_containerd};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
 const MIB: usize = 1 << 20;
 
@@ -48,8 +48,24 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
     assert_eq!(report["base"], "base.tar");
     assert_eq!(report["blobs"]["left_out"], 6);
 
-    let about = node.airgapd(["inspect", &file("delta.tar")]);
-    assert!(about.said().contains("base.tar"), "{about:?}");
+    let about = node.airgapd(["inspect", "--verify", &file("delta.tar")]).exits(0);
+    assert!(
+        about
+            .stdout
+            .contains("delta on base.tar, which has 6 of its layers"),
+        "{about:?}"
+    );
+    let document = node
+        .airgapd(["inspect", "-o", "json", &file("delta.tar")])
+        .exits(0)
+        .json();
+    assert_eq!(document["relies_on"]["base"], "base.tar");
+    assert_eq!(document["relies_on"]["blobs"].as_array().unwrap().len(), 6);
+    assert_eq!(
+        document["images"][0]["platforms"][0]["blobs"][1]["state"],
+        "relied-on"
+    );
+
     let elsewhere = target.elsewhere();
     let stranger = Node::on(&elsewhere);
     let answer = stranger.import([file("delta.tar")]).exits(1);
@@ -152,4 +168,24 @@ fn an_inventory_stands_for_a_base() {
     );
 }
 
+/// In the folder as well: said while the base is not there, imported once it is.
+fn a_delta_in_the_folder_waits_for_its_base(target: &Target) {
+    let Some(registry) = Registry::start() else { return };
+    let node = Node::on(target);
+    let file = |name: &str| text(&node.path(name));
+    let (old, _) = registry.push("some/image", "1", noise_image(&[(MIB, 1), (1000, 2)]));
+    let (new, _) = registry.push("some/image", "2", noise_image(&[(MIB, 1), (1000, 3)]));
+    bundle([&old, "-o", &file("base.tar")]).exits(0);
+    bundle([&new, "-o", &file("delta.tar"), "--base", &file("base.tar")]).exits(0);
+    let daemon = node.start();
+    node.drop_in(&node.path("delta.tar"));
+    daemon.wait_for_log("base.tar");
+    assert!(target.record(&new).is_none());
+    node.drop_in(&node.path("base.tar"));
+    daemon.wait_until("the base is imported", || target.record(&old).is_some());
+    daemon.wait_until("the delta is imported", || target.record(&new).is_some());
+    daemon.finish(target);
+}
+
+on_the_fake!(a_delta_in_the_folder_waits_for_its_base);
 on_each_containerd!(one_changed_layer_is_all_that_travels_and_the_base_must_be_there);

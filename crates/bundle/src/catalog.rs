@@ -37,6 +37,13 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// The catalog as it is where everything is that a delta relies on.
+    #[must_use]
+    pub fn with_its_base(&self) -> Catalog {
+        let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
+        self.completed_by(&relied_on.map(|blob| blob.digest.clone()).collect())
+    }
+
     /// The catalog as it is where these blobs are: of those that a delta relies on, they count as present. For
     /// choosing what to take; the bundle still does not have them.
     #[must_use]

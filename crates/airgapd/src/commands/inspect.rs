@@ -5,11 +5,14 @@
 mod producer;
 mod verify;
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bundle::{Bundle, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName};
+use bundle::{
+    BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Reliance,
+};
 use import::{Choice, Policy, Selection, Verdict, select};
 use serde::Serialize;
 
@@ -27,8 +30,10 @@ pub(crate) struct Inspection {
     /// The identity of the content.
     digest: String,
     size: u64,
-    /// Everything that the bundle holds and this node could be asked to run is whole.
+    /// Everything that the bundle holds and this node could be asked to run is whole; of a delta, with its base.
     complete: bool,
+    /// What a delta needs to be there when it is imported.
+    relies_on: Option<InspectedBase>,
     /// What `--verify` found.
     verified: Option<Verification>,
     /// Why not, or what the reader should know.
@@ -36,6 +41,17 @@ pub(crate) struct Inspection {
     images: Vec<InspectedImage>,
     /// Always none: what cannot be read has a document of its own.
     error: Option<String>,
+}
+
+/// The base of a delta.
+#[derive(Debug, Serialize)]
+struct InspectedBase {
+    /// What it is called: a bundle's file name, or a node.
+    base: String,
+    /// Layers that are not in the bundle.
+    blobs: Vec<BlobRef>,
+    /// Bytes of them all.
+    bytes: u64,
 }
 
 /// The document for a file of which nothing can be told but why.
@@ -86,14 +102,14 @@ struct InspectedBlob {
     digest: String,
     media_type: String,
     size: u64,
-    /// `present`, `absent` or `broken`.
+    /// `present`, `absent`, `broken`, or `relied-on`: left out of a delta.
     state: &'static str,
 }
 
 impl Inspection {
     /// Looks at a bundle with the eyes of a node.
     pub(crate) fn of(bundle: &Bundle, policy: &Policy) -> Inspection {
-        let catalog = bundle.catalog();
+        let catalog = &bundle.catalog().with_its_base();
         let selection = select(catalog, policy);
         let mut warnings: Vec<String> = catalog.warnings.iter().map(ToString::to_string).collect();
         match &catalog.ending {
@@ -106,7 +122,7 @@ impl Inspection {
         let images: Vec<_> = selection
             .choices
             .iter()
-            .map(|choice| inspect_image(choice, bundle))
+            .map(|choice| inspect_image(choice, catalog))
             .collect();
         Inspection {
             path: bundle.path().to_owned(),
@@ -116,11 +132,26 @@ impl Inspection {
             digest: catalog.digest.to_string(),
             size: bundle.identity().size,
             complete: is_complete(&selection) && !matches!(catalog.ending, Ending::Truncated(_)),
+            relies_on: catalog.relies_on.as_ref().map(InspectedBase::of),
             verified: None,
             warnings,
             images,
             error: None,
         }
+        .with_marks()
+    }
+
+    /// Marks the layers that a delta was made without.
+    fn with_marks(mut self) -> Inspection {
+        let relied_on = self.relies_on.iter().flat_map(|base| &base.blobs);
+        let relied_on: HashSet<&str> = relied_on.map(|blob| blob.digest.as_ref()).collect();
+        let platforms = self.images.iter_mut().flat_map(|image| &mut image.platforms);
+        for blob in platforms.flat_map(|platform| &mut platform.blobs) {
+            if relied_on.contains(blob.digest.as_str()) {
+                blob.state = "relied-on";
+            }
+        }
+        self
     }
 
     /// Adds what reading every byte came to.
@@ -156,6 +187,9 @@ impl Inspection {
         if let Some(producer) = self.producer {
             paragraph(out, "  made by  ", &format!("{producer}, by its looks"));
         }
+        if let Some(base) = &self.relies_on {
+            paragraph(out, "  delta on ", &base.text());
+        }
         if let Some(verified) = &self.verified {
             write_verification(out, verified);
         }
@@ -166,6 +200,21 @@ impl Inspection {
             image.write_text(out);
         }
         text
+    }
+}
+
+impl InspectedBase {
+    fn of(reliance: &Reliance) -> InspectedBase {
+        InspectedBase {
+            base: import::printable(&reliance.base).trim_matches('"').to_owned(),
+            blobs: reliance.blobs.clone(),
+            bytes: reliance.blobs.iter().map(|blob| blob.size).sum(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let (count, bytes) = (self.blobs.len(), crate::output::bytes(self.bytes));
+        format!("{}, which has {count} of its layers ({bytes})", self.base)
     }
 }
 
@@ -192,10 +241,9 @@ fn is_complete(selection: &Selection) -> bool {
         .any(|choice| matches!(choice.verdict, Verdict::Broken(_)))
 }
 
-fn inspect_image(choice: &Choice, bundle: &Bundle) -> InspectedImage {
+fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
     let root = &choice.target;
-    let images = bundle
-        .catalog()
+    let images = catalog
         .images
         .iter()
         .filter(|image| image.root.descriptor.digest() == root.digest());

@@ -128,7 +128,8 @@ pub(super) fn may_go_on(found: &Result<Box<Read>, bundle::Error>, is_reserved: b
 
 impl Read {
     fn of(bundle: Bundle, policy: &Policy) -> Read {
-        let selection = import::select(bundle.catalog(), policy);
+        // Whether a delta's base is there is found out when it is imported.
+        let selection = import::select(&bundle.catalog().with_its_base(), policy);
         let records = selection.taken().flat_map(|taken| &taken.records);
         Read {
             records: records
