@@ -3,6 +3,7 @@
 // A task runner's output is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod checks;
 mod demo;
 mod dist;
@@ -38,6 +39,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure airgapd beside containerd's own importer and the limits of this machine (root).
+    Bench(bench::Arguments),
     /// Check formatting, lints, documentation, licences and sources, then run all tests.
     Ci {
         /// Everything but the tests.
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Demo { generation } => demo::run(generation),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Test { arguments } => checks::test(&arguments),
         Task::Ci { without_tests } => {
             checks::static_checks()?;

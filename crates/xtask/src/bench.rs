@@ -1,0 +1,170 @@
+//! `cargo xtask bench`: how fast airgapd is beside its peers and the limits of the machine.
+//!
+//! All contenders of a scenario run on the same private containerd, one after the other in every round, each round in
+//! another order, and what counts are the ratios of their medians: absolute times belong to the machine. What a scenario
+//! came to is kept in `target/bench`, and `docs/performance.md` is made of these files.
+
+mod bundles;
+mod contender;
+mod daemon;
+mod document;
+mod machine;
+mod measure;
+mod results;
+mod scenario;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum as _};
+use xtask::{Containerd, Generation, Options, is_root, workspace};
+
+use self::bundles::Bundles;
+use self::contender::Contender;
+use self::measure::Sample;
+use self::results::Outcome;
+use self::scenario::Scenario;
+use crate::checks;
+
+/// What is measured, and how often.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Only these scenarios.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    scenario: Vec<Scenario>,
+    /// Which containerd: 2, 1.7 or 1.6.
+    #[arg(long, default_value_t = Generation::V2)]
+    containerd: Generation,
+    /// How often each contender runs; the median counts.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Measure this airgapd instead of the one that is built from here.
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// Only write docs/performance.md, from what was measured before.
+    #[arg(long)]
+    document: bool,
+}
+
+/// Runs what was asked for.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.document {
+        return document::write();
+    }
+    if !is_root() {
+        bail!("only root can start the containerd that everything is measured on");
+    }
+    let scenarios = match arguments.scenario.as_slice() {
+        [] => Scenario::value_variants(),
+        some => some,
+    };
+    let program = match &arguments.program {
+        Some(program) => std::path::absolute(program)?,
+        None => build()?,
+    };
+    for scenario in scenarios {
+        checks::step(&format!(
+            "{}: {}, containerd {}",
+            scenario.name(),
+            scenario.title(),
+            arguments.containerd
+        ));
+        let outcome = Bench::start(arguments, &program, *scenario)?.measure()?;
+        print!("{}", outcome.table());
+        outcome.save()?;
+    }
+    document::write()
+}
+
+/// The program as it is shipped.
+fn build() -> Result<PathBuf> {
+    checks::step("building airgapd for release");
+    checks::run(checks::cargo()?.args(["build", "--release", "--locked", "--package", "airgapd"]))?;
+    Ok(target().join("release/airgapd"))
+}
+
+fn target() -> PathBuf {
+    workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// Everything a scenario needs.
+struct Bench {
+    scenario: Scenario,
+    runs: usize,
+    containerd: Containerd,
+    program: PathBuf,
+    bundles: Bundles,
+    /// Gone with the bench: configuration, copies.
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn start(arguments: &Arguments, program: &std::path::Path, scenario: Scenario) -> Result<Self> {
+        let options = Options {
+            cri: scenario.needs_cri(),
+            ..Options::default()
+        };
+        let containerd = Containerd::start(arguments.containerd, &options)?;
+        let folder = tempfile::Builder::new().prefix("airgapd-bench-").tempdir()?;
+        let cri = scenario.needs_cri();
+        std::fs::write(folder.path().join("config.yaml"), format!("cri: {cri}\n"))?;
+        Ok(Self {
+            scenario,
+            runs: arguments.runs.max(1),
+            bundles: Bundles::in_target(&target())?,
+            program: program.to_owned(),
+            containerd,
+            folder,
+        })
+    }
+
+    /// Has every contender run, again and again, and keeps what it cost.
+    fn measure(&self) -> Result<Outcome> {
+        let contenders = self.scenario.contenders();
+        let load = machine::load();
+        let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); contenders.len()];
+        for round in 0..self.runs {
+            for turn in 0..contenders.len() {
+                // Nobody always runs after the same one.
+                let at = (turn + round) % contenders.len();
+                let sample = self
+                    .run_once(contenders[at])
+                    .with_context(|| format!("measuring {}", contenders[at].name()))?;
+                samples[at].push(sample);
+            }
+        }
+        let measured: Vec<_> = contenders.into_iter().zip(samples).collect();
+        Ok(Outcome::of(self.scenario, &self.containerd, load, &measured))
+    }
+
+    fn run_once(&self, contender: Contender) -> Result<Sample> {
+        match self.scenario {
+            Scenario::Restart => daemon::restart(self),
+            Scenario::Drop => daemon::drop_in(self, contender),
+            _ => contender::run(self, contender),
+        }
+    }
+
+    /// Leaves containerd as empty as it began.
+    fn empty(&self) -> Result<()> {
+        let listed = |what: &str| -> Result<Vec<String>> {
+            let lines = self.containerd.ctr(&[what, "ls", "-q"])?;
+            Ok(lines.lines().map(str::to_owned).collect())
+        };
+        let images = listed("images")?;
+        if !images.is_empty() {
+            let names = images.iter().map(String::as_str);
+            let arguments: Vec<_> = ["images", "rm"].into_iter().chain(names).collect();
+            self.containerd.ctr(&arguments)?;
+        }
+        for lease in listed("leases")? {
+            self.containerd.ctr(&["leases", "rm", &lease])?;
+        }
+        self.containerd.force_gc()?;
+        let left = listed("content")?.len();
+        if left > 0 {
+            bail!("{left} blobs are left after everything was removed");
+        }
+        Ok(())
+    }
+}

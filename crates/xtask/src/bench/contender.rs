@@ -1,0 +1,133 @@
+//! Who is compared with whom: airgapd, containerd's own importer in two ways, and what the machine could do.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+use xtask::Generation;
+use xtask::runtime::NAMESPACE;
+
+use super::measure::{self, Sample};
+use super::{Bench, Scenario};
+
+/// One that takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contender {
+    /// `airgapd import`, or its daemon.
+    Airgapd,
+    /// What k0s and k3s do inside: the client writes blob after blob.
+    CtrLocal,
+    /// What `ctr` does when nothing else is said: in containerd 2, the transfer service; with unpacking.
+    Ctr,
+    /// [`CtrLocal`](Self::CtrLocal) behind a decompressor.
+    CtrLocalPiped,
+    /// [`Ctr`](Self::Ctr) behind a decompressor.
+    CtrPiped,
+    /// Only the checksum, with the processor's instructions for it.
+    Hash,
+    /// Only the copy, as far as the disk.
+    Copy,
+}
+
+impl Contender {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Airgapd => "airgapd",
+            Self::CtrLocal => "ctr import --local --no-unpack",
+            Self::Ctr => "ctr import",
+            Self::CtrLocalPiped => "decompressor | ctr import --local --no-unpack",
+            Self::CtrPiped => "decompressor | ctr import",
+            Self::Hash => "openssl dgst -sha256",
+            Self::Copy => "cp and fsync",
+        }
+    }
+}
+
+/// Has a contender import the scenario's bundle once.
+pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
+    let (before, bundle) = bench.scenario.bundles(&bench.bundles)?;
+    bench.empty()?;
+    if let Some(before) = before {
+        measure::pipeline(&bench.containerd, commands(bench, contender, &before.path))?;
+    }
+    // Everybody finds the bundle in memory and the disk idle.
+    io::copy(&mut File::open(&bundle.path)?, &mut io::sink())?;
+    rustix::fs::sync();
+    let sample = measure::pipeline(&bench.containerd, commands(bench, contender, &bundle.path))?;
+    let _ = std::fs::remove_file(bench.folder.path().join("copy"));
+    Ok(sample)
+}
+
+/// The commands of a contender, the output of each going into the next.
+fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Vec<Command> {
+    match contender {
+        Contender::Airgapd => vec![airgapd(bench, bundle)],
+        Contender::CtrLocal => vec![ctr(bench, local(bench), bundle)],
+        Contender::Ctr => vec![ctr(bench, &[], bundle)],
+        Contender::CtrLocalPiped => vec![
+            decompressor(bench, bundle),
+            ctr(bench, local(bench), Path::new("-")),
+        ],
+        Contender::CtrPiped => vec![decompressor(bench, bundle), ctr(bench, &[], Path::new("-"))],
+        Contender::Hash => {
+            let mut openssl = Command::new("openssl");
+            openssl.args(["dgst", "-sha256"]).arg(bundle);
+            vec![openssl]
+        }
+        Contender::Copy => {
+            let copy = bench.folder.path().join("copy");
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", "cp \"$0\" \"$1\" && sync \"$1\""])
+                .arg(bundle)
+                .arg(copy);
+            vec![shell]
+        }
+    }
+}
+
+fn airgapd(bench: &Bench, bundle: &Path) -> Command {
+    let mut command = Command::new(&bench.program);
+    command
+        .args(["import", "--quiet", "--config"])
+        .arg(bench.folder.path().join("config.yaml"))
+        .arg("--address")
+        .arg(bench.containerd.socket())
+        .arg(bundle);
+    without_our_environment(&mut command);
+    command
+}
+
+/// The environment of whoever starts the bench configures nothing.
+pub(super) fn without_our_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AIRGAPD_")) {
+        command.env_remove(name);
+    }
+}
+
+fn ctr(bench: &Bench, flags: &[&str], bundle: &Path) -> Command {
+    let mut command = bench.containerd.ctr_in(NAMESPACE);
+    command.args(["images", "import"]).args(flags).arg(bundle);
+    command
+}
+
+/// `ctr` of 1.6 knows no `--local`: there is nothing else.
+fn local(bench: &Bench) -> &'static [&'static str] {
+    match bench.containerd.generation() {
+        Generation::V1_6 => &["--no-unpack"],
+        Generation::V1_7 | Generation::V2 => &["--local", "--no-unpack"],
+    }
+}
+
+fn decompressor(bench: &Bench, bundle: &Path) -> Command {
+    let program = if bench.scenario == Scenario::Gzip {
+        "gzip"
+    } else {
+        "zstd"
+    };
+    let mut command = Command::new(program);
+    command.arg("-dc").arg(bundle);
+    command
+}

@@ -1,0 +1,258 @@
+//! What the daemon needs: to be ready again after a restart, and for a bundle that is dropped.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Bench;
+use super::contender::{Contender, without_our_environment};
+use super::measure::{self, Sample};
+
+/// How long anything here may take.
+const WITHIN: Duration = Duration::from_secs(120);
+
+/// How many bundles of ten images lie in the folder when the daemon is restarted.
+const MANY: usize = 50;
+
+/// Starts the daemon on a folder that it knows, until it says that all is in place.
+pub(super) fn restart(bench: &Bench) -> Result<Sample> {
+    let node = Node::of(bench);
+    if !node.images.exists() {
+        node.create()?;
+        for number in 0..MANY {
+            let bundle = bench.bundles.many(number)?;
+            fs::copy(&bundle.path, node.images.join(format!("many-{number}.tar")))?;
+        }
+        let mut first = Daemon::start(bench, &node)?;
+        first.until(&format!("{MANY} bundles in place"))?;
+        first.stop()?;
+    }
+    rustix::fs::sync();
+    measure::around(&bench.containerd, || {
+        let started = Instant::now();
+        let mut daemon = Daemon::start(bench, &node)?;
+        daemon.until(&format!("{MANY} bundles in place"))?;
+        let wall = started.elapsed().as_secs_f64();
+        let (cpu, peak) = daemon.usage()?;
+        daemon.stop()?;
+        Ok(Sample {
+            wall,
+            cpu,
+            peak,
+            ..Sample::default()
+        })
+    })
+}
+
+/// Copies a bundle into the folder of a running daemon, until containerd has told of its last record.
+pub(super) fn drop_in(bench: &Bench, _contender: Contender) -> Result<Sample> {
+    let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
+    let node = Node::of(bench);
+    if node.images.exists() {
+        node.remove()?;
+    }
+    bench.empty()?;
+    node.create()?;
+    let events = Events::of(bench)?;
+    let mut daemon = Daemon::start(bench, &node)?;
+    daemon.until("0 bundles in place")?;
+    rustix::fs::sync();
+    measure::around(&bench.containerd, || {
+        let (before, _) = daemon.usage()?;
+        fs::copy(&bundle.path, node.images.join("dropped.tar"))?;
+        let closed = Instant::now();
+        let last = events.wait_for(bundle.records)?;
+        let (cpu, peak) = daemon.usage()?;
+        daemon.stop()?;
+        Ok(Sample {
+            wall: last.duration_since(closed).as_secs_f64(),
+            cpu: cpu - before,
+            peak,
+            ..Sample::default()
+        })
+    })
+}
+
+/// The folders of a node.
+struct Node {
+    images: PathBuf,
+    state: PathBuf,
+}
+
+impl Node {
+    fn of(bench: &Bench) -> Self {
+        let folder = bench.folder.path();
+        Self {
+            images: folder.join("images"),
+            state: folder.join("state"),
+        }
+    }
+
+    fn create(&self) -> Result<()> {
+        fs::create_dir(&self.images)?;
+        fs::create_dir(&self.state)?;
+        Ok(())
+    }
+
+    fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.images)?;
+        fs::remove_dir_all(&self.state)?;
+        Ok(())
+    }
+}
+
+/// A running daemon that tells us what it would tell systemd.
+struct Daemon {
+    child: Child,
+    notifications: UnixDatagram,
+}
+
+impl Daemon {
+    fn start(bench: &Bench, node: &Node) -> Result<Self> {
+        let path = bench.folder.path().join("notify.sock");
+        if path.exists() {
+            fs::remove_file(&path)?;
+        }
+        let notifications = UnixDatagram::bind(&path)?;
+        let mut command = Command::new(&bench.program);
+        command
+            .args(["run", "--quiet", "--config"])
+            .arg(bench.folder.path().join("config.yaml"))
+            .arg("--images-dir")
+            .arg(&node.images)
+            .arg("--state-dir")
+            .arg(&node.state)
+            .arg("--address")
+            .arg(bench.containerd.socket())
+            .stdin(Stdio::null());
+        without_our_environment(&mut command);
+        // After ours are gone: this one it shall see.
+        command.env("NOTIFY_SOCKET", &path);
+        let child = command.spawn().context("cannot start the daemon")?;
+        Ok(Self { child, notifications })
+    }
+
+    /// Waits for a status that begins so.
+    fn until(&mut self, status: &str) -> Result<()> {
+        self.notifications
+            .set_read_timeout(Some(Duration::from_millis(200)))?;
+        let wanted = format!("STATUS={status}");
+        let deadline = Instant::now() + WITHIN;
+        let (mut message, mut last) = ([0; 4096], String::new());
+        while Instant::now() < deadline {
+            if let Ok(length) = self.notifications.recv(&mut message) {
+                last = String::from_utf8_lossy(&message[..length]).into_owned();
+                if last
+                    .lines()
+                    .any(|line| line.starts_with(&wanted) && !line.contains("waiting for containerd"))
+                {
+                    return Ok(());
+                }
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the daemon ended by itself ({status})");
+            }
+        }
+        bail!(
+            "the daemon did not say `{wanted}` in {} s; its last word was {last:?}",
+            WITHIN.as_secs()
+        )
+    }
+
+    /// Processor time in seconds and peak memory in MiB so far.
+    fn usage(&self) -> Result<(f64, f64)> {
+        let pid = self.child.id();
+        Ok((
+            measure::cpu_of(pid)?,
+            measure::mib(measure::peak_of(pid).unwrap_or(0)),
+        ))
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What containerd tells of new image records, each with the moment at which it was told.
+struct Events {
+    child: Child,
+    told: Receiver<Instant>,
+}
+
+impl Events {
+    fn of(bench: &Bench) -> Result<Self> {
+        let mut child = bench
+            .containerd
+            .ctr_in(xtask::runtime::NAMESPACE)
+            .arg("events")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = child.stdout.take().context("the events have no output")?;
+        let (teller, told) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                // CRI adds records under the ids of images, which are not waited for.
+                let is_record = line.contains("/images/create") && !line.contains("\"name\":\"sha256:");
+                let is_probe = line.contains("/namespaces/create");
+                if (is_record || is_probe) && teller.send(Instant::now()).is_err() {
+                    return;
+                }
+            }
+        });
+        let events = Self { child, told };
+        events.wait_until_heard(bench)?;
+        Ok(events)
+    }
+
+    /// Events are not repeated to those who come late: something else is made to happen until it is heard of.
+    fn wait_until_heard(&self, bench: &Bench) -> Result<()> {
+        let deadline = Instant::now() + WITHIN;
+        while Instant::now() < deadline {
+            bench.containerd.ctr(&["namespaces", "create", "airgapd-bench"])?;
+            let heard = self.told.recv_timeout(Duration::from_millis(100));
+            bench.containerd.ctr(&["namespaces", "remove", "airgapd-bench"])?;
+            if heard.is_ok() {
+                while self.told.recv_timeout(Duration::from_millis(100)).is_ok() {}
+                return Ok(());
+            }
+        }
+        bail!("containerd tells no events")
+    }
+
+    /// Waits for so many records, and gives the moment of the last.
+    fn wait_for(&self, records: usize) -> Result<Instant> {
+        let mut last = Instant::now();
+        for number in 0..records {
+            last = self
+                .told
+                .recv_timeout(WITHIN)
+                .with_context(|| format!("only {number} of {records} records have come"))?;
+        }
+        Ok(last)
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

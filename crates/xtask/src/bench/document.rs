@@ -1,0 +1,111 @@
+//! `docs/performance.md`, made of what was measured.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use xtask::workspace;
+
+use super::measure::Sample;
+use super::results::{Measured, Outcome};
+use super::scenario;
+
+/// What the figures mean and where the time goes; written by hand.
+const FINDINGS: &str = include_str!("findings.md");
+
+/// Writes it from everything that was measured on this machine so far.
+pub(super) fn write() -> Result<()> {
+    let mut outcomes = Outcome::all_saved()?;
+    if outcomes.is_empty() {
+        bail!("nothing was measured yet: run `cargo xtask bench` as root");
+    }
+    outcomes.sort_by_key(|outcome| (scenario::position_of(&outcome.scenario), order_of(outcome)));
+    let path = workspace().join("docs/performance.md");
+    fs::write(&path, text(&outcomes)).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The newest containerd first.
+fn order_of(outcome: &Outcome) -> usize {
+    let order = ["2", "1.7", "1.6"];
+    order
+        .iter()
+        .position(|generation| *generation == outcome.generation)
+        .unwrap_or(order.len())
+}
+
+fn text(outcomes: &[Outcome]) -> String {
+    let mut text = "# Performance\n\nMade by `cargo xtask bench`; the text is in `crates/xtask/src/bench/findings.md`.\n\n".to_owned();
+    text += FINDINGS;
+    text += "\n## The machine\n\n";
+    let mut machines: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| outcome.machine.in_words())
+        .collect();
+    machines.dedup();
+    for machine in machines {
+        let _ = writeln!(text, "{machine}.");
+    }
+    text += "\n## What was wanted, what came of it\n\n";
+    text +=
+        "| scenario | containerd | measure | measured | wanted at most | |\n|---|---|---|---:|---:|---|\n";
+    for outcome in outcomes {
+        promises(&mut text, outcome);
+    }
+    text += "\n## Everything that was measured\n";
+    for outcome in outcomes {
+        figures(&mut text, outcome);
+    }
+    text
+}
+
+fn promises(text: &mut String, outcome: &Outcome) {
+    for promise in &outcome.promises {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {:.3} | {} | {} |",
+            outcome.scenario,
+            outcome.containerd,
+            promise.measure,
+            promise.measured,
+            promise.at_most,
+            promise.verdict()
+        );
+    }
+}
+
+fn figures(text: &mut String, outcome: &Outcome) {
+    let runs = outcome.contenders.first().map_or(0, |first| first.runs);
+    let [before, after] = outcome.load;
+    let _ = writeln!(
+        text,
+        "\n### `{}` on containerd {}: {}\n\nMedians of {runs} runs each; the machine's load was {before:.1} before and {after:.1} after them.",
+        outcome.scenario, outcome.containerd, outcome.title
+    );
+    if let Some(fewest) = outcome.fewest_writes {
+        let _ = writeln!(
+            text,
+            "The fewest write transactions for what airgapd writes here are {fewest}: two for a blob, one for a record."
+        );
+    }
+    *text += "\n| | airgapd's share of its time | seconds | CPU s | peak MiB | containerd CPU s | containerd peak MiB | write transactions |\n|---|---:|---:|---:|---:|---:|---:|---:|\n";
+    for measured in &outcome.contenders {
+        row(text, outcome, measured);
+    }
+}
+
+fn row(text: &mut String, outcome: &Outcome, measured: &Measured) {
+    let Sample {
+        wall,
+        cpu,
+        peak,
+        server_cpu,
+        server_peak,
+        transactions,
+    } = measured.median;
+    let _ = writeln!(
+        text,
+        "| {} | {:.3} | {wall:.3} | {cpu:.2} | {peak:.1} | {server_cpu:.2} | {server_peak:.1} | {transactions:.0} |",
+        measured.name,
+        outcome.ratio_to(measured),
+    );
+}

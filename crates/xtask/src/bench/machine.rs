@@ -1,0 +1,110 @@
+//! The machine that figures belong to, and how busy it was.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// What figures depend on. What cannot be found out is empty or zero.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Machine {
+    /// As the processor calls itself.
+    pub(super) processor: String,
+    pub(super) cores: usize,
+    /// Whether the processor has instructions for SHA-256, which most of the work is.
+    pub(super) hashes_in_hardware: bool,
+    /// In GiB.
+    pub(super) memory: f64,
+    pub(super) kernel: String,
+    /// What containerd's content lies on: `ext4` for instance.
+    pub(super) filesystem: String,
+}
+
+impl Machine {
+    /// This machine, with containerd's content in `folder`.
+    pub(super) fn this(folder: &Path) -> Self {
+        let cpuinfo = read("/proc/cpuinfo");
+        let field = |name| field(&cpuinfo, name).unwrap_or_default();
+        let flags = format!(" {} {} ", field("flags"), field("Features"));
+        Self {
+            processor: field("model name").to_owned(),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            hashes_in_hardware: flags.contains(" sha_ni ") || flags.contains(" sha2 "),
+            memory: memory(&read("/proc/meminfo")),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            filesystem: filesystem(&read("/proc/self/mounts"), folder),
+        }
+    }
+
+    /// One sentence of it.
+    pub(super) fn in_words(&self) -> String {
+        let sha = if self.hashes_in_hardware {
+            "with"
+        } else {
+            "without"
+        };
+        format!(
+            "{} cores of {} ({sha} instructions for SHA-256), {:.0} GiB of memory, Linux {}, containerd's content on {}",
+            self.cores, self.processor, self.memory, self.kernel, self.filesystem
+        )
+    }
+}
+
+/// How many processes wanted a core, on average over the last minute.
+pub(super) fn load() -> f64 {
+    let text = read("/proc/loadavg");
+    text.split(' ')
+        .next()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or(0.0)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_once(':').map(|(_, value)| value.trim())
+}
+
+fn memory(meminfo: &str) -> f64 {
+    let total = field(meminfo, "MemTotal").and_then(|text| text.split(' ').next());
+    total.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / f64::from(1 << 20)
+}
+
+/// The type of the mount that a folder lies on: the one with the longest path above it.
+fn filesystem(mounts: &str, folder: &Path) -> String {
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            Some((fields.nth(1)?, fields.next()?))
+        })
+        .filter(|(point, _)| folder.starts_with(point))
+        // Of several mounts on one point, the last one counts: so does `max_by_key`.
+        .max_by_key(|(point, _)| point.len())
+        .map(|(_, kind)| kind.to_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_nearest_to_the_folder_says_its_filesystem() {
+        let mounts = "/dev/a / ext4 rw 0 0\ntmpfs /srv tmpfs rw 0 0\n/dev/b /srv/x xfs rw 0 0\n";
+        for (folder, kind) in [("/srv/x/y", "xfs"), ("/srv/xy", "tmpfs"), ("/home", "ext4")] {
+            assert_eq!(filesystem(mounts, Path::new(folder)), kind, "{folder}");
+        }
+        assert_eq!(filesystem("", Path::new("/")), "");
+    }
+
+    #[test]
+    fn memory_is_told_in_gib() {
+        let text = "MemTotal:       24576000 kB\nMemFree:        1 kB\n";
+        assert!((memory(text) - 23.4375).abs() < 1e-6);
+        assert!(memory("").abs() < 1e-6);
+    }
+}

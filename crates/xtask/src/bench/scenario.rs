@@ -1,0 +1,174 @@
+//! What is measured, who takes part, and what is to come of it.
+
+use bundle::Compression;
+use clap::ValueEnum;
+
+use super::bundles::{Bundle, Bundles, SMALL_IMAGES};
+use super::contender::Contender;
+
+/// A thing that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Scenario {
+    /// A first import
+    Cold,
+    /// A first import of a bundle for four platforms
+    Platforms,
+    /// A first import of many small images
+    Small,
+    /// An import of what is there
+    Warm,
+    /// An import of the next release
+    Changed,
+    /// A first import of a gzip bundle
+    Gzip,
+    /// A first import of a zstd bundle
+    Zstd,
+    /// A start of the daemon with nothing to do
+    Restart,
+    /// From a dropped bundle to its records
+    Drop,
+}
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub(super) measure: Measure,
+    pub(super) at_most: f64,
+}
+
+/// A figure of airgapd that something is wanted of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Measure {
+    /// In seconds.
+    Time,
+    /// Processor time, in seconds.
+    Processor,
+    /// Its time as a share of that of others, added up.
+    TimeAgainst(&'static [Contender]),
+    /// Its processor time as a share of that of another one.
+    ProcessorAgainst(Contender),
+    /// Its peak memory as a share of that of another one.
+    MemoryAgainst(Contender),
+}
+
+impl Measure {
+    pub(super) fn in_words(self) -> String {
+        match self {
+            Self::Time => "seconds".to_owned(),
+            Self::Processor => "CPU seconds".to_owned(),
+            Self::TimeAgainst(others) => {
+                let names: Vec<_> = others.iter().map(|other| other.name()).collect();
+                format!("time against {}", names.join(" + "))
+            }
+            Self::ProcessorAgainst(other) => format!("CPU against {}", other.name()),
+            Self::MemoryAgainst(other) => format!("memory against {}", other.name()),
+        }
+    }
+}
+
+/// Where a scenario stands among all, by its name; after all others if it is not known.
+pub(super) fn position_of(name: &str) -> usize {
+    let all = Scenario::value_variants();
+    all.iter()
+        .position(|scenario| scenario.name() == name)
+        .unwrap_or(all.len())
+}
+
+impl Scenario {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Platforms => "platforms",
+            Self::Small => "small",
+            Self::Warm => "warm",
+            Self::Changed => "changed",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Restart => "restart",
+            Self::Drop => "drop",
+        }
+    }
+
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Cold => "first import of 600 MB, six images, one platform",
+            Self::Platforms => "first import of 600 MB, three images, four platforms",
+            Self::Small => "first import of 200 images of 40 KB",
+            Self::Warm => "import of 600 MB that are there already",
+            Self::Changed => "import of 600 MB of which a tenth is new",
+            Self::Gzip => "first import of a .tar.gz, 600 MB of plain layers before compression",
+            Self::Zstd => "first import of a .tar.zst, 600 MB of plain layers before compression",
+            Self::Restart => "start of the daemon to ready with 50 bundles and 500 images in place",
+            Self::Drop => "from the end of copying a bundle of 10 MB to its last record",
+        }
+    }
+
+    /// Whether CRI runs in containerd. Where importers are compared it does not: it answers every record with one of
+    /// its own, at a time of its choosing.
+    pub(super) fn needs_cri(self) -> bool {
+        matches!(self, Self::Restart | Self::Drop)
+    }
+
+    pub(super) fn contenders(self) -> Vec<Contender> {
+        use Contender::{Airgapd, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Hash};
+        match self {
+            Self::Cold => vec![Airgapd, CtrLocal, Ctr, Hash, Copy],
+            Self::Platforms | Self::Small | Self::Warm | Self::Changed => vec![Airgapd, CtrLocal, Ctr],
+            Self::Gzip | Self::Zstd => vec![Airgapd, CtrLocalPiped, CtrPiped],
+            Self::Restart | Self::Drop => vec![Airgapd],
+        }
+    }
+
+    pub(super) fn targets(self) -> &'static [Target] {
+        use Contender::{Copy, Ctr, CtrLocal, CtrPiped, Hash};
+        use Measure::{MemoryAgainst, Processor, ProcessorAgainst, Time, TimeAgainst};
+        const fn target(measure: Measure, at_most: f64) -> Target {
+            Target { measure, at_most }
+        }
+        const COLD: [Target; 5] = [
+            target(TimeAgainst(&[CtrLocal]), 0.5),
+            target(TimeAgainst(&[Ctr]), 0.25),
+            target(TimeAgainst(&[Hash, Copy]), 1.3),
+            target(ProcessorAgainst(CtrLocal), 1.0),
+            target(MemoryAgainst(CtrLocal), 1.0),
+        ];
+        const PLATFORMS: [Target; 1] = [target(TimeAgainst(&[CtrLocal]), 0.2)];
+        const SMALL: [Target; 1] = [target(TimeAgainst(&[CtrLocal]), 0.6)];
+        const WARM: [Target; 1] = [target(TimeAgainst(&[CtrLocal]), 0.02)];
+        const GZIP: [Target; 1] = [target(TimeAgainst(&[CtrPiped]), 0.8)];
+        // Not slower than 1.1 times theirs by two.
+        const ZSTD: [Target; 1] = [target(TimeAgainst(&[CtrPiped]), 0.55)];
+        const RESTART: [Target; 2] = [target(Time, 0.3), target(Processor, 0.1)];
+        match self {
+            Self::Cold => &COLD,
+            Self::Platforms => &PLATFORMS,
+            Self::Small => &SMALL,
+            Self::Warm => &WARM,
+            Self::Gzip => &GZIP,
+            Self::Zstd => &ZSTD,
+            Self::Restart => &RESTART,
+            Self::Changed | Self::Drop => &[],
+        }
+    }
+
+    /// The fewest write transactions of containerd's database for what airgapd writes, where they are what counts: for a
+    /// blob its opening and its commit, one for a record, and two for the lease.
+    pub(super) fn fewest_writes(self) -> Option<usize> {
+        (self == Self::Small).then_some(2 * 3 * SMALL_IMAGES + 2 * SMALL_IMAGES + 2)
+    }
+
+    /// What is imported, and what was imported before.
+    pub(super) fn bundles(self, bundles: &Bundles) -> anyhow::Result<(Option<Bundle>, Bundle)> {
+        Ok(match self {
+            Self::Cold => (None, bundles.single()?),
+            Self::Platforms => (None, bundles.platforms()?),
+            Self::Small => (None, bundles.small()?),
+            Self::Warm => (Some(bundles.single()?), bundles.single()?),
+            Self::Changed => (Some(bundles.single()?), bundles.single_changed()?),
+            Self::Gzip => (None, bundles.compressed(Compression::Gzip)?),
+            Self::Zstd => (None, bundles.compressed(Compression::Zstd)?),
+            Self::Restart => (None, bundles.many(0)?),
+            Self::Drop => (None, bundles.demo()?),
+        })
+    }
+}
