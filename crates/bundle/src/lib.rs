@@ -1,4 +1,4 @@
-//! Reads image bundles into a checked catalog, and writes bundles: see [`write()`].
+//! Reads image bundles into a checked catalog, and writes bundles: see [`mod@write`].
 //!
 //! A bundle is an archive of container images: an OCI image layout, a Docker archive, or both in one. This
 //! crate finds out what is in it and whether it is whole, and hands out blobs. It trusts nothing: every
