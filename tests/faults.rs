@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use import::bundle_id;
 
@@ -60,7 +60,7 @@ fn other_content_of_the_same_size_and_time_is_imported(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     let name = "registry.test/same-size:1";
-    let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
     let place = node.images().join("same.tar");
     let mut roots = Vec::new();
     let mut sizes = Vec::new();
@@ -114,6 +114,7 @@ fn a_touched_bundle_changes_no_record_and_moves_no_byte(target: &Target) {
         .into_iter()
         .filter(|(_, changed)| changed == name);
     assert_eq!(of_it.count(), 0);
+    daemon.wait_until("the marker is told of", || daemon.count("bundle imported") > 1);
     assert_eq!(
         daemon.count("bundle imported"),
         2,
@@ -153,10 +154,45 @@ fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
 
 on_each_containerd!(a_bundle_that_gets_another_name_keeps_its_pins_and_moves_no_byte);
 on_the_fake!(
+    files_from_the_future_and_from_before_1970_are_imported_once_and_known_at_the_next_start,
     other_content_of_the_same_size_and_time_is_imported,
     a_touched_bundle_changes_no_record_and_moves_no_byte,
     names_that_are_no_text_are_imported_and_shown_escaped,
 );
+
+/// Times are compared for being equal and for nothing else: a clock that jumped, or `touch -d`, changes nothing.
+fn files_from_the_future_and_from_before_1970_are_imported_once_and_known_at_the_next_start(target: &Target) {
+    let node = Node::on(target);
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let times = [
+        ("future", SystemTime::now() + hours(24 * 365 * 50)),
+        ("tomorrow", SystemTime::now() + hours(24)),
+        ("old", SystemTime::UNIX_EPOCH - hours(24 * 365)),
+    ];
+    let names = times.map(|(file, _)| format!("registry.test/{file}:1"));
+    for ((file, time), name) in times.iter().zip(&names) {
+        let placed = node.images().join(format!("{file}.tar"));
+        bundles::write(&placed, [image(name)]);
+        File::options()
+            .write(true)
+            .open(&placed)
+            .unwrap()
+            .set_modified(*time)
+            .unwrap();
+    }
+    let daemon = node.start();
+    daemon.wait_until("all of them", || {
+        names.iter().all(|name| target.record(name).is_some())
+    });
+    daemon.wait_until("they are told of", || daemon.count("bundle imported") == 3);
+    daemon.finish(target);
+    let daemon = node.start();
+    daemon.wait_until("they are known", || {
+        daemon.notified().contains("3 bundles in place")
+    });
+    let log = daemon.finish(target);
+    assert!(!log.contains("importing"), "{log}");
+}
 
 /// `docs/faults.md` names a test for each fault, as `path/of/file.rs::name`.
 #[test]

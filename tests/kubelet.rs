@@ -141,7 +141,7 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     };
     let pause = with_busybox(SANDBOX_IMAGE).entrypoint(&["/bin/busybox", "sleep", "3600"]);
     let app = with_busybox(&name).entrypoint(&["/bin/busybox", "echo", "running without a registry"]);
-    bundles::write(&node.images().join("pod.tar"), [pause, app]);
+    let archive = bundles::write(&node.images().join("pod.tar"), [pause, app]);
     daemon.wait_until("the images", || {
         [SANDBOX_IMAGE, &name]
             .iter()
@@ -150,13 +150,30 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     });
     target.collect_garbage();
 
-    let said = target.block_on(run_pod(&target, &name, &node.path("logs")));
+    let (said, containers) = target.block_on(run_pod(&target, &name, &node.path("logs")));
     assert!(said.contains("running without a registry"), "{said}");
+    // What tells which images are used.
+    let id = archive.images[1].manifests[0].config.to_string();
+    let of_app = containers
+        .iter()
+        .filter(|made| made.image_id.as_ref() == Some(&id));
+    assert_eq!(of_app.count(), 1, "{containers:?}");
+    assert!(
+        containers
+            .iter()
+            .any(|made| made.image == SANDBOX_IMAGE || made.image.contains("pause")),
+        "{containers:?}"
+    );
+    assert_eq!(
+        target.record(&id).map(|record| record.target.digest().clone()),
+        Some(archive.images[1].root.clone())
+    );
     daemon.stop();
 }
 
 /// Runs an image as the only container of a pod on the host's network, and gives what it said.
-async fn run_pod(target: &Target, image: &str, logs: &Path) -> String {
+/// Also gives the containers that there were.
+async fn run_pod(target: &Target, image: &str, logs: &Path) -> (String, Vec<containerd::Container>) {
     let socket = format!("unix://{}", target.socket().display());
     let channel = Endpoint::from_shared(socket).unwrap().connect().await.unwrap();
     let mut runtime = RuntimeServiceClient::new(channel.clone());
@@ -173,10 +190,10 @@ async fn run_pod(target: &Target, image: &str, logs: &Path) -> String {
         .into_inner()
         .pod_sandbox_id;
     // Every containerd tells what it starts pods with, at the latest now.
-    let cri = containerd::Client::connect(target.socket(), target.namespace())
+    let client = containerd::Client::connect(target.socket(), target.namespace())
         .await
-        .unwrap()
-        .cri();
+        .unwrap();
+    let cri = client.cri();
     assert_eq!(cri.sandbox_image().await.unwrap().as_deref(), Some(SANDBOX_IMAGE));
     let ended = async {
         let request = CreateContainerRequest {
@@ -201,6 +218,7 @@ async fn run_pod(target: &Target, image: &str, logs: &Path) -> String {
         wait_for_exit(&mut runtime, container_id).await
     }
     .await;
+    let containers = client.containers().await;
     let _ = runtime
         .stop_pod_sandbox(StopPodSandboxRequest {
             pod_sandbox_id: sandbox.clone(),
@@ -212,7 +230,8 @@ async fn run_pod(target: &Target, image: &str, logs: &Path) -> String {
         })
         .await;
     ended.unwrap();
-    fs::read_to_string(logs.join("app.log")).unwrap()
+    let said = fs::read_to_string(logs.join("app.log")).unwrap();
+    (said, containers.unwrap())
 }
 
 /// The image as kubelet passes it on, policy Never: by the id that CRI gives, and no pull in between.

@@ -3,6 +3,7 @@
 use std::fs;
 
 use bundle::fixtures::Image;
+use fake_containerd::SeedContainer;
 use oci_spec::image::Digest;
 
 use crate::support::bundles::{self, image};
@@ -124,7 +125,42 @@ fn a_name_returns_to_the_older_bundle_when_the_newer_one_leaves(target: &Target)
     assert!(!log.contains("somebody else"), "{log}");
 }
 
+fn with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go(target: &Target) {
+    const NOTED: &str = "registry.test/noted:1";
+    let node = Node::on(target);
+    node.configure_also("onRemoval: delete\n");
+    let daemon = node.start();
+    let (layer, own) = (unique(), unique());
+    let shared = || Image::new(TWO).platform(bundles::native()).layer(layer.as_str());
+    let one = || Image::new(ONE).platform(bundles::native()).layer(own.as_str());
+    let archive = bundles::write(&node.images().join("a.tar"), [one(), shared(), image(NOTED)]);
+    bundles::write(&node.images().join("b.tar"), [shared()]);
+    daemon.wait_until("both bundles vouch", || {
+        is_ours(target, ONE) && sources(target, TWO) == 2 && is_ours(target, NOTED)
+    });
+    target.set_labels(NOTED, &[("note.test/keep", Some("please"))]);
+    fs::remove_file(node.images().join("a.tar")).unwrap();
+    daemon.wait_until("its own image is gone", || target.record(ONE).is_none());
+    let by_digest = format!("registry.test/one@{}", archive.images[0].root);
+    daemon.wait_until("under its other name, too", || {
+        target.record(&by_digest).is_none()
+    });
+    daemon.wait_until("what somebody else has marked is let go", || {
+        is_let_go(target, NOTED)
+    });
+    daemon.wait_until("the shared one is kept by the other", || {
+        sources(target, TWO) == 1
+    });
+    assert!(target.is_pinned(TWO));
+    target.collect_garbage();
+    let layer = archive.images[0].manifests[0].layers[0].to_string();
+    assert!(!target.digests().contains(&layer), "its space is free again");
+    let log = daemon.finish(target);
+    assert!(!log.contains("restor"), "nothing of it was missed: {log}");
+}
+
 on_each_containerd! {
+    with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go,
     a_name_returns_to_the_older_bundle_when_the_newer_one_leaves,
     a_bundle_that_is_removed_takes_its_pins_along_and_leaves_the_records,
     what_was_removed_while_nobody_watched_is_withdrawn_at_the_next_start,
@@ -208,6 +244,64 @@ fn with_keep_the_pin_outlives_the_bundle(target: &Target) {
     daemon.finish(target);
 }
 
+/// Puts a container there as CRI makes them, of an image that CRI has taken in.
+fn run_container(target: &Target, id: &str, image_id: &str) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    let labels = [
+        ("io.kubernetes.pod.namespace", "default"),
+        ("io.kubernetes.pod.name", id),
+        ("io.kubernetes.container.name", "app"),
+    ];
+    let container = SeedContainer {
+        id: id.to_owned(),
+        image: image_id.to_owned(),
+        image_id: image_id.to_owned(),
+        labels: labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+    };
+    fake.put_container(target.namespace(), container);
+}
+
+fn containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_under_them(target: &Target) {
+    let target = target.in_kubernetes();
+    for on_removal in ["unpin", "delete"] {
+        let node = Node::on(&target);
+        node.configure_also(&format!("onRemoval: {on_removal}\n"));
+        let archive = bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+        let daemon = node.start();
+        daemon.wait_until("it is imported", || is_ours(&target, ONE));
+        let id = archive.images[0].manifests[0].config.to_string();
+        daemon.wait_until("CRI has taken it in", || target.record(&id).is_some());
+        run_container(&target, &format!("web-{on_removal}"), &id);
+        fs::remove_file(node.images().join("a.tar")).unwrap();
+        daemon.wait_for_log("containers were made from it");
+        daemon.wait_until("it is let go, and there", || is_let_go(&target, ONE));
+        let log = daemon.finish(&target);
+        let pod = format!("default/web-{on_removal} (app)");
+        assert!(log.contains(&pod), "{log}");
+        assert!(target.record(&id).is_some());
+    }
+}
+
+/// What CRI keeps by the image's id would hold the blobs.
+fn with_delete_cris_own_record_goes_with_the_last_name(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    node.configure_also("onRemoval: delete\n");
+    let archive = bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    let id = archive.images[0].manifests[0].config.to_string();
+    let daemon = node.start();
+    daemon.wait_until("CRI has taken it in", || {
+        target.record(&id).is_some() && is_ours(&target, ONE)
+    });
+    fs::remove_file(node.images().join("a.tar")).unwrap();
+    daemon.wait_until("all its records are gone", || {
+        target.record(ONE).is_none() && target.record(&id).is_none()
+    });
+    daemon.finish(&target);
+}
+
 /// Its checksum file could not even have a name.
 fn a_bundle_with_the_longest_name_there_is_is_imported(target: &Target) {
     let node = Node::on(target);
@@ -218,6 +312,8 @@ fn a_bundle_with_the_longest_name_there_is_is_imported(target: &Target) {
 }
 
 on_the_fake! {
+    containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_under_them,
+    with_delete_cris_own_record_goes_with_the_last_name,
     a_bundle_with_the_longest_name_there_is_is_imported,
     a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_says_otherwise,
     another_folder_in_its_place_unpins_nothing_until_the_operator_says_so,

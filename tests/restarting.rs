@@ -56,6 +56,36 @@ fn imported_earlier(node: &Node, target: &Target, bundle: &Path, names: usize) {
     daemon.stop();
 }
 
+/// What a power cut leaves: containerd lists blobs whose files have lost their end.
+fn after_a_restart_of_the_machine_blobs_are_looked_at_and_what_is_lost_is_brought_back(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let name = "registry.test/cut:1";
+    let archive = bundles::write(&node.path("bundle.tar"), [image(name)]);
+    imported_earlier(&node, target, &node.path("bundle.tar"), 2);
+    let layer = archive.images[0].manifests[0].layers[0].to_string();
+    let whole = fake.blob_bytes(target.namespace(), &layer).unwrap();
+    let reads = fake.calls("Content.Read");
+    let daemon = node.start();
+    until_settled(&node, target, &daemon);
+    daemon.stop();
+    assert_eq!(fake.calls("Content.Read"), reads, "the machine was not restarted");
+
+    assert!(fake.corrupt_blob(&layer, &whole[..whole.len() / 2]));
+    let mut ledger: serde_json::Value = serde_json::from_slice(&fs::read(node.ledger()).unwrap()).unwrap();
+    assert!(ledger["context"]["boot"].is_string());
+    ledger["context"]["boot"] = "an earlier one".into();
+    fs::write(node.ledger(), ledger.to_string()).unwrap();
+    let daemon = node.start();
+    daemon.wait_for_log("1 are lost");
+    daemon.wait_until("it is whole again", || {
+        fake.blob_bytes(target.namespace(), &layer).as_ref() == Some(&whole)
+    });
+    daemon.finish(target);
+    let ledger = fs::read_to_string(node.ledger()).unwrap();
+    assert!(!ledger.contains("an earlier one"), "this boot is known now");
+}
+
 /// A file that was bad is bad still: it is told of and not read again, until the rules change.
 fn a_bad_file_is_told_of_at_the_next_start_and_not_opened(target: &Target) {
     let node = Node::on(target);
@@ -373,6 +403,7 @@ on_each_containerd!(
     a_daemon_killed_half_way_is_finished_by_the_next,
 );
 on_the_fake!(
+    after_a_restart_of_the_machine_blobs_are_looked_at_and_what_is_lost_is_brought_back,
     a_bad_file_is_told_of_at_the_next_start_and_not_opened,
     a_broken_ledger_is_set_aside_and_said,
     a_containerd_that_restarts_meanwhile_is_waited_for,

@@ -53,6 +53,14 @@ const CONTENT: &[Row] = &[
     ("abort", "Abort", "AbortRequest", "Empty", Unary),
 ];
 
+const CONTAINERS: &[Row] = &[(
+    "list_stream",
+    "ListStream",
+    "ListContainersRequest",
+    "ListContainerMessage",
+    ServerStream,
+)];
+
 const LEASES: &[Row] = &[
     ("create", "Create", "CreateRequest", "CreateResponse", Unary),
     ("delete", "Delete", "DeleteRequest", "Empty", Unary),
@@ -182,6 +190,7 @@ const CRI_RUNTIME: &[Row] = &[(
 /// Package, service and methods.
 const SERVICES: &[(&str, &str, &[Row])] = &[
     ("containerd.services.content.v1", "Content", CONTENT),
+    ("containerd.services.containers.v1", "Containers", CONTAINERS),
     ("containerd.services.leases.v1", "Leases", LEASES),
     ("containerd.services.images.v1", "Images", IMAGES),
     ("containerd.services.namespaces.v1", "Namespaces", NAMESPACES),

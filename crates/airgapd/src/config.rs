@@ -146,11 +146,13 @@ pub(crate) enum PlatformChoice {
     All,
 }
 
-/// What becomes of our pin when the last bundle that vouches for an image is gone.
+/// What becomes of our pin, and of the record, when the last bundle that vouches for an image is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnRemoval {
     Unpin,
     Keep,
+    /// The record goes, too, where nobody else wants it.
+    Delete,
 }
 
 /// Whether a bundle is checked against the `<bundle>.sha256` beside it.
@@ -204,7 +206,11 @@ const COEXISTENCE: Words<Coexistence> = &[
     ("follow", Coexistence::Follow),
     ("exclusive", Coexistence::Exclusive),
 ];
-const ON_REMOVAL: Words<OnRemoval> = &[("unpin", OnRemoval::Unpin), ("keep", OnRemoval::Keep)];
+const ON_REMOVAL: Words<OnRemoval> = &[
+    ("unpin", OnRemoval::Unpin),
+    ("keep", OnRemoval::Keep),
+    ("delete", OnRemoval::Delete),
+];
 const ON_CONFLICT: Words<OnConflict> = &[
     ("replace", OnConflict::Replace),
     ("keep", OnConflict::Keep),
@@ -1130,9 +1136,6 @@ fn word<T: Copy>(value: &Value, words: Words<T>) -> Result<T, String> {
 }
 
 fn on_removal(value: &Value) -> Result<OnRemoval, String> {
-    if value.as_str() == Some("delete") {
-        return Err("`delete` is not available in this version; use unpin or keep".to_owned());
-    }
     word(value, ON_REMOVAL)
 }
 
@@ -1543,7 +1546,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_reported_at_once_each_with_its_line() {
         let text = "data_dir: /x\nresync: soon\n\nlimits:\n  # none\n  images: -1\n  imagez: 3\nlog: 5\nunpack: none\n\
-                    onRemoval: delete\nimagesDir: images\n";
+                    onRemoval: forget\nimagesDir: images\n";
         let expected = [
             "c.yaml:1: data_dir: there is no such key; did you mean `dataDir`?",
             "c.yaml:2: resync: expects a duration such as 10m or 20s, got \"soon\"",
@@ -1551,7 +1554,7 @@ mod tests {
             "c.yaml:7: limits.imagez: there is no such key",
             "c.yaml:8: log: holds keys of its own, such as `level`",
             "c.yaml:9: unpack: is not available in this version, and would do nothing; remove it",
-            "c.yaml:10: onRemoval: `delete` is not available in this version; use unpin or keep",
+            "c.yaml:10: onRemoval: expects one of unpin, keep, delete, got \"forget\"",
             "c.yaml:11: imagesDir: expects an absolute path, got \"images\"",
         ];
         assert_eq!(file(text).unwrap_err(), expected);

@@ -23,6 +23,7 @@ mod telling;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,7 @@ use self::following::Following;
 use self::jobs::{Came, Jobs};
 pub(crate) use self::reloading::Read as ReadConfiguration;
 use self::telling::Refusals;
+use crate::backoff::Backoff;
 use crate::config::Settings;
 use crate::control::Question;
 use crate::healing::Healing;
@@ -48,9 +50,11 @@ use crate::runtime::Runtime;
 use crate::systemd::Systemd;
 use crate::watch::Watch;
 
-/// The first wait for a containerd that is not there, doubled up to [`LONGEST_WAIT`].
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The waits for a containerd that is not there.
+const CONNECT: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(5),
+};
 /// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
 const BURST: Duration = Duration::from_millis(200);
 /// Of how many ignored files a listing tells by name; the others are counted.
@@ -59,6 +63,11 @@ const MOST_IGNORED: usize = 20;
 const STATUS_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
+/// How long a turn may wait for containerd and still count as alive. Each call has a deadline of its own, and a turn makes a
+/// handful of them and one for each record that it takes a pin from.
+const LONGEST_TURN: Duration = Duration::from_secs(600);
+/// What ending takes beside the grace: the ledger is written and synced.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What the daemon is told from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,12 +87,12 @@ pub(crate) enum Signal {
 pub(crate) async fn run(
     settings: Settings,
     node: crate::node::Runtime,
-    signals: mpsc::UnboundedReceiver<Signal>,
+    mut signals: mpsc::UnboundedReceiver<Signal>,
     configuration: reloading::Read,
 ) -> anyhow::Result<()> {
-    let mut daemon = Daemon::start(settings, node, signals, configuration)?;
-    daemon.work().await;
-    daemon.drain().await;
+    let mut daemon = Daemon::start(settings, node, configuration)?;
+    daemon.work(&mut signals).await;
+    daemon.drain(&mut signals).await;
     daemon.save();
     info!("stopped");
     Ok(())
@@ -91,7 +100,6 @@ pub(crate) async fn run(
 
 struct Daemon {
     settings: Arc<Settings>,
-    signals: mpsc::UnboundedReceiver<Signal>,
     configuration: reloading::Read,
     images_dir: PathBuf,
     socket: PathBuf,
@@ -118,7 +126,7 @@ struct Daemon {
     /// When systemd was told last how it goes.
     status_said: Instant,
     connection: Connection,
-    systemd: Systemd,
+    systemd: Rc<Systemd>,
     healing: Healing,
     following: Following,
     asked: Asked,
@@ -139,7 +147,7 @@ enum Connection {
     /// Nothing was heard of it yet, or it went away.
     Down {
         next: Instant,
-        wait: Duration,
+        failures: u32,
         said: Option<String>,
     },
     Up(Box<Up>),
@@ -159,7 +167,6 @@ impl Daemon {
     fn start(
         settings: Settings,
         node: crate::node::Runtime,
-        signals: mpsc::UnboundedReceiver<Signal>,
         configuration: reloading::Read,
     ) -> anyhow::Result<Daemon> {
         let (store, ledger, notices) = Store::open(&settings.state_dir)?;
@@ -177,7 +184,6 @@ impl Daemon {
             ledger,
             roster: Roster::default(),
             jobs: Jobs::default(),
-            signals,
             configuration,
             trouble: None,
             vanished: None,
@@ -190,10 +196,10 @@ impl Daemon {
             status_said: now.checked_sub(STATUS_PACE).unwrap_or(now),
             connection: Connection::Down {
                 next: now,
-                wait: FIRST_WAIT,
+                failures: 0,
                 said: None,
             },
-            systemd: Systemd::from_environment(),
+            systemd: Rc::new(Systemd::from_environment()),
             healing: Healing::default(),
             asked: Asked::start(&settings),
             metrics: Metrics::new(),
@@ -207,7 +213,7 @@ impl Daemon {
     }
 
     /// Works until it is told to stop.
-    async fn work(&mut self) {
+    async fn work(&mut self, signals: &mut Signals) {
         self.list();
         self.systemd.ready();
         while !self.is_draining {
@@ -215,11 +221,11 @@ impl Daemon {
                 self.list();
                 self.drop_outdated_jobs();
             }
-            self.connect_if_due().await;
-            self.look_at_disk();
-            self.write_metrics_if_due();
-            self.compare_if_due().await;
-            self.follow_if_due().await;
+            let systemd = Rc::clone(&self.systemd);
+            if let Some(signal) = attended(&systemd, signals, self.consult()).await {
+                self.on(Happened::Signal(signal));
+                continue;
+            }
             let worked = self.take_on_one();
             if !worked {
                 self.refusals.sum_up();
@@ -227,14 +233,23 @@ impl Daemon {
                     self.save();
                 }
             }
-            let status_due = self.tell_systemd();
+            let told_due = self.tell_systemd();
             let until = match worked {
                 true => Instant::now(),
-                false => self.next_due().min(status_due),
+                false => self.next_due().min(told_due),
             };
-            let happened = self.happens(until).await;
+            let happened = self.happens(signals, until).await;
             self.on(happened);
         }
+    }
+
+    /// What a turn asks containerd, which may take its time.
+    async fn consult(&mut self) {
+        self.connect_if_due().await;
+        self.look_at_disk();
+        self.write_metrics_if_due();
+        self.compare_if_due().await;
+        self.follow_if_due().await;
     }
 
     /// When something is due although nothing happens.
@@ -253,25 +268,31 @@ impl Daemon {
             .fold(wake, Instant::min)
     }
 
-    /// Tells systemd how it goes if that is news, and when to do so if it was told something else a moment ago.
+    /// Tells systemd that the loop goes round, and how it goes if that is news and it was not told something else a moment
+    /// ago. Gives when to do so again.
     fn tell_systemd(&mut self) -> Instant {
         let (now, status) = (Instant::now(), self.status());
+        let alive_due = self.systemd.alive().unwrap_or(now + IDLE);
+        alive_due.min(self.tell_status(now, &status))
+    }
+
+    fn tell_status(&mut self, now: Instant, status: &str) -> Instant {
         let due = self.status_said + STATUS_PACE;
-        if !self.systemd.is_news(&status) {
+        if !self.systemd.is_news(status) {
             return now + IDLE;
         }
         if due <= now {
-            self.systemd.status(&status);
+            self.systemd.status(status);
             self.status_said = now;
         }
         if due > now { due } else { now + STATUS_PACE }
     }
 
     /// Waits for the next thing that happens. Safe to cancel.
-    async fn happens(&mut self, until: Instant) -> Happened {
+    async fn happens(&mut self, signals: &mut Signals, until: Instant) -> Happened {
         tokio::select! {
             biased;
-            Some(signal) = self.signals.recv() => Happened::Signal(signal),
+            Some(signal) = signals.recv() => Happened::Signal(signal),
             (name, came) = self.jobs.next() => Happened::Job(name, Box::new(came)),
             () = self.watch.changed() => Happened::Hint,
             change = next_event(&mut self.connection) => Happened::Change(change),
@@ -293,10 +314,10 @@ impl Daemon {
     }
 
     /// Lets what runs come to its end: until the grace is over, or somebody tells us a second time.
-    async fn drain(&mut self) {
-        self.systemd.stopping();
-        self.is_draining = true;
+    async fn drain(&mut self, signals: &mut Signals) {
         let grace = self.settings.grace;
+        self.systemd.stopping(grace + FAREWELL);
+        self.is_draining = true;
         if !self.jobs.is_empty() {
             let text = format!("stopping: waiting up to {grace:?} for the imports that run");
             info!("{text}");
@@ -305,7 +326,8 @@ impl Daemon {
         self.jobs.drop_waiting();
         let deadline = Instant::now() + grace;
         while !self.jobs.is_empty() {
-            match self.happens(deadline).await {
+            let until = self.systemd.alive().map_or(deadline, |due| due.min(deadline));
+            match self.happens(signals, until).await {
                 Happened::Job(name, came) => self.on_job(&name, *came),
                 Happened::Question(question) => self.answer(question),
                 Happened::Signal(Signal::Stop) => break,
@@ -327,7 +349,7 @@ impl Daemon {
             warn!("containerd went away");
             self.connection = Connection::Down {
                 next: Instant::now(),
-                wait: FIRST_WAIT,
+                failures: 0,
                 said: None,
             };
             return;
@@ -379,6 +401,38 @@ impl Daemon {
             .map(|why| format!("; {why}"))
             .unwrap_or_default();
         format!("{done} bundles in place, {running}{waiting} waiting, {failed} failed; {containerd}{trouble}")
+    }
+}
+
+/// What the daemon is told from outside, as it comes.
+type Signals = mpsc::UnboundedReceiver<Signal>;
+
+/// Sees a turn of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for as long as that can be
+/// true, and somebody who wants the daemon to stop need not wait for a containerd that does not answer.
+///
+/// Gives what was heard; a turn that a stop ended is dropped.
+async fn attended(
+    systemd: &Systemd,
+    signals: &mut Signals,
+    turn: impl Future<Output = ()>,
+) -> Option<Signal> {
+    tokio::pin!(turn);
+    let given_up = Instant::now() + LONGEST_TURN;
+    let mut heard = None;
+    loop {
+        let now = Instant::now();
+        let alive_due = (now < given_up).then(|| systemd.alive()).flatten();
+        tokio::select! {
+            biased;
+            Some(signal) = signals.recv() => {
+                heard = Some(signal);
+                if signal == Signal::Stop {
+                    return heard;
+                }
+            }
+            () = &mut turn => return heard,
+            () = sleep_until(alive_due.unwrap_or(given_up + IDLE)) => {}
+        }
     }
 }
 

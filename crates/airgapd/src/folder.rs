@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bundle::Identity;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -732,6 +732,8 @@ impl fmt::Display for Why {
 const STILL: Duration = Duration::from_millis(500);
 /// The same for an archive whose end has been seen and that nobody writes.
 const STILL_WHOLE: Duration = Duration::from_millis(200);
+/// The coarsest time stamps there are: FAT counts two seconds, ext3 and some servers one.
+const COARSEST: Duration = Duration::from_secs(2);
 /// How soon to ask again whether the writer is gone. Its close(2) is an event too; this is for file
 /// systems without events.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -780,6 +782,20 @@ pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
             Ending::Marker | Ending::Reserved | Ending::Compressed | Ending::Foreign,
         ) => Settle::Settled,
     }
+}
+
+/// How much longer a file can change without its identity showing it, by the wall clock `now` that was read before the
+/// file was looked at; `None` when any change shows.
+///
+/// A write in the same tick of the clock leaves a file of the same size with the same times. What is finished has been
+/// still for longer than the ticks of kernels that have fine ones ([`STILL_WHOLE`]); this is for file systems that keep
+/// whole seconds. A time in the future, where the clock was set back, is not that of the next write either.
+pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Duration> {
+    let is_coarse = identity.ctime_ns % 1_000_000_000 == 0;
+    let changed = u64::try_from(identity.ctime_ns).ok().filter(|_| is_coarse)?;
+    let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(changed))?;
+    let age = now.duration_since(changed).ok()?;
+    COARSEST.checked_sub(age).filter(|left| !left.is_zero())
 }
 
 /// How long a layout folder must have been still: nobody can ask who is about to write to a folder.
@@ -949,6 +965,33 @@ mod tests {
             let name = OsStr::from_bytes(name);
             assert_eq!(classify(name, FileType::RegularFile), expected, "{name:?}");
             assert_eq!(classify(name, FileType::Symlink), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_within_a_coarse_tick_is_waited_out_and_a_clock_that_jumps_is_not() {
+        const SECOND: u64 = 1_000_000_000;
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let identity = |ctime_ns: i64| Identity {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime_ns: 0,
+            ctime_ns,
+        };
+        let at = |seconds: u64, ns: u64| i64::try_from(seconds * SECOND + ns).unwrap();
+        let left = Duration::from_secs;
+        for (claim, ctime_ns, expected) in [
+            ("a fine stamp of just now", at(999_999, 1), None),
+            ("a whole second, now", at(1_000_000, 0), Some(left(2))),
+            ("a whole second, a moment ago", at(999_999, 0), Some(left(1))),
+            ("long enough ago", at(999_998, 0), None),
+            ("the clock was set forward since", at(1000, 0), None),
+            ("the clock was set back since", at(1_000_010, 0), None),
+            ("far in the future", i64::MAX, None),
+            ("before 1970", -5_000_000_000, None),
+        ] {
+            assert_eq!(indistinct_for(&identity(ctime_ns), now), expected, "{claim}");
         }
     }
 

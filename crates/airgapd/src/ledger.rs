@@ -153,6 +153,8 @@ pub(crate) enum ErrorClass {
     Transient,
     /// Space on containerd's disk.
     Space,
+    /// A disk that works: containerd's, or the one that the bundle is on.
+    Disk,
     /// Another file: this one is bad.
     Bundle,
     /// Somebody who changes the configuration or the permissions.
@@ -344,7 +346,8 @@ impl Ledger {
             match (is_there(&entry.file), entry.gone) {
                 (true, _) => entry.gone = None,
                 (false, None) => entry.gone = Some(now),
-                (false, Some(_)) => {}
+                // The clock was set back: it cannot have gone in the future.
+                (false, Some(gone)) => entry.gone = Some(gone.min(now)),
             }
         }
     }

@@ -3,6 +3,7 @@
 //! This is the program around the libraries: command line and configuration ([`cli`], [`config`]), which containerd it
 //! is ([`node`], [`runtime`]), the commands, and the daemon with what it watches, remembers and says.
 
+mod backoff;
 mod checksum;
 mod cli;
 mod coexistence;
@@ -28,6 +29,7 @@ mod status;
 mod sys;
 mod systemd;
 mod trust;
+mod uses;
 mod verify;
 mod watch;
 mod withdraw;

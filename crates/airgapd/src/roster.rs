@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 
 use bundle::Identity;
 
+use crate::backoff::Backoff;
 use crate::checksum::sidecar_of;
 use crate::folder::{Class, Listed, Reason, Settle, Why};
 use crate::ledger::Ledger;
 
-/// The first wait after a try that may go better later, doubled up to [`LONGEST_RETRY`].
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// The waits after tries that may go better later.
+const RETRY: Backoff = Backoff {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(300),
+};
 
 /// Every file of the folder that may be a bundle.
 #[derive(Debug, Default)]
@@ -227,17 +230,15 @@ impl Roster {
         self.set(name, Phase::Failed { retry: Some(until) });
     }
 
-    /// Writes down that a file failed. With `retry` it is tried again, later each time.
-    pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: bool) {
+    /// Writes down that a file failed. With `retry`, which is a number by chance, it is tried again, later each time.
+    pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: Option<u64>) {
         let Some(file) = self.files.get_mut(name) else {
             return;
         };
-        let wait = FIRST_RETRY
-            .saturating_mul(1 << file.attempts.min(16))
-            .min(LONGEST_RETRY);
-        file.attempts = file.attempts.saturating_add(1);
+        let failures = file.attempts;
+        file.attempts = failures.saturating_add(1);
         file.phase = Phase::Failed {
-            retry: retry.then(|| now + wait),
+            retry: retry.map(|chance| now + RETRY.wait(failures, chance)),
         };
     }
 
@@ -340,6 +341,9 @@ impl Tracked {
 mod tests {
     use super::*;
 
+    /// Tried again, after the whole wait.
+    const AGAIN: Option<u64> = Some(0);
+
     fn identity(inode: u64) -> Identity {
         Identity {
             device: 1,
@@ -375,7 +379,7 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1), file("b.tar", 2)], now, new_only);
-        roster.fail("a.tar".as_ref(), now, true);
+        roster.fail("a.tar".as_ref(), now, AGAIN);
         let later = now + Duration::from_secs(2);
         assert_eq!(
             roster.next_due(later, true),
@@ -394,11 +398,11 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
-        roster.fail("a.tar".as_ref(), now, true);
+        roster.fail("a.tar".as_ref(), now, AGAIN);
         roster.set("a.tar".as_ref(), Phase::Running);
-        assert_eq!(roster.due(now + LONGEST_RETRY, always), None);
-        roster.fail("a.tar".as_ref(), now, true);
-        assert_eq!(roster.next_due(now, true), Some(now + 2 * FIRST_RETRY));
+        assert_eq!(roster.due(now + RETRY.longest, always), None);
+        roster.fail("a.tar".as_ref(), now, AGAIN);
+        assert_eq!(roster.next_due(now, true), Some(now + 2 * RETRY.first));
     }
 
     #[test]
@@ -532,12 +536,12 @@ mod tests {
         roster.list(vec![file("a.tar", 1)], now, new_only);
         let mut waits = Vec::new();
         for _ in 0..12 {
-            roster.fail("a.tar".as_ref(), now, true);
+            roster.fail("a.tar".as_ref(), now, AGAIN);
             waits.push(roster.next_due(now, true).unwrap() - now);
         }
         assert_eq!(waits[..3], [1, 2, 4].map(Duration::from_secs));
-        assert_eq!(waits[11], LONGEST_RETRY);
-        roster.fail("a.tar".as_ref(), now, false);
+        assert_eq!(waits[11], RETRY.longest);
+        roster.fail("a.tar".as_ref(), now, None);
         assert_eq!(roster.next_due(now, true), None);
     }
 

@@ -87,13 +87,23 @@ async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::E
 
 /// What containerd has of what the ledger knows: one listing of records, one of blobs, no bundle opened.
 ///
+/// After a restart of the machine (`is_new_boot`) each blob is looked at: containerd lists what it had before.
+///
 /// # Errors
 ///
 /// When containerd does not answer.
-pub(crate) async fn survey(runtime: &Runtime, ledger: &Ledger) -> Result<Survey, containerd::Error> {
+pub(crate) async fn survey(
+    runtime: &Runtime,
+    ledger: &Ledger,
+    is_new_boot: bool,
+) -> Result<Survey, containerd::Error> {
     let client = &runtime.client;
     let survey = Survey::of(client, &desired::digests(ledger)).await?;
-    survey.checked(client, runtime.store.as_deref()).await
+    let survey = survey.checked(client, runtime.store.as_deref()).await?;
+    match is_new_boot {
+        true => survey.proven(client).await,
+        false => Ok(survey),
+    }
 }
 
 /// Where the blobs of this containerd go, and what has to stay free there.

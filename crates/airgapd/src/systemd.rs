@@ -3,12 +3,12 @@
 //! Without systemd every call does nothing. A service manager that cannot be reached is no reason to stop
 //! importing, so failures are only noted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tracing::debug;
@@ -16,8 +16,9 @@ use tracing::debug;
 /// The service manager, if one started us.
 #[derive(Debug)]
 pub(crate) struct Systemd {
-    #[allow(dead_code, reason = "as below")]
     watchdog: Option<Duration>,
+    /// When it heard last that we are alive.
+    alive_said: Cell<Option<Instant>>,
     /// What `systemctl status` shows, so that the same is not sent over and over.
     status: RefCell<String>,
 }
@@ -27,6 +28,7 @@ impl Systemd {
     pub(crate) fn from_environment() -> Systemd {
         Systemd {
             watchdog: sd_notify::watchdog_enabled(),
+            alive_said: Cell::default(),
             status: RefCell::default(),
         }
     }
@@ -62,27 +64,35 @@ impl Systemd {
         *self.status.borrow() != one_line(status)
     }
 
-    /// A stop has begun; systemd then waits for the end of the process.
-    pub(crate) fn stopping(&self) {
-        send(&[NotifyState::Stopping]);
+    /// A stop has begun that may take so long. systemd waits for that before it kills, whatever the unit's
+    /// `TimeoutStopSec=` says.
+    pub(crate) fn stopping(&self, may_take: Duration) {
+        let micros = u32::try_from(may_take.as_micros()).unwrap_or(u32::MAX);
+        send(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
     }
 
-    /// How often [`Systemd::alive`] has to be called at least, halved for safety; `None` where nobody
-    /// waits for it.
-    #[allow(dead_code, reason = "the unit asks for no watchdog yet")]
-    pub(crate) fn watchdog(&self) -> Option<Duration> {
-        self.watchdog.map(|limit| limit / 2)
-    }
-
-    /// Work is making progress. To be called by what does the work: a timer of its own would prove
-    /// nothing.
-    #[allow(dead_code, reason = "the unit asks for no watchdog yet")]
-    pub(crate) fn alive(&self) {
-        if self.watchdog.is_some() {
-            send(&[NotifyState::Watchdog]);
+    /// Work goes on. To be called by what does the work: a timer of its own would prove nothing. Tells systemd at half the
+    /// time that it waits (`WATCHDOG_USEC`), and gives when to call again; `None` where nobody waits for it.
+    pub(crate) fn alive(&self) -> Option<Instant> {
+        let (now, pace) = (Instant::now(), self.watchdog? / 2);
+        let due = self.alive_said.get().map(|said| said + pace);
+        if let Some(due) = due.filter(|due| *due > now) {
+            return Some(due);
         }
+        // Not sent is not said: the next call tries again, and the loop does not spin for it.
+        match send_if_possible("WATCHDOG=1\n") {
+            Ok(()) => self.alive_said.set(Some(now)),
+            Err(error) => {
+                debug!("cannot tell systemd: {error}");
+                return Some(now + pace.min(AGAIN));
+            }
+        }
+        Some(now + pace)
     }
 }
+
+/// How soon a message is sent again for which systemd had no room.
+const AGAIN: Duration = Duration::from_secs(1);
 
 fn send(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
@@ -124,10 +134,12 @@ mod tests {
         systemd.status("3 bundles");
         systemd.status("3 bundles");
         systemd.status("4 bundles\nREADY=0");
-        systemd.alive();
-        systemd.stopping();
-        if let Some(every) = systemd.watchdog() {
-            systemd.status(&format!("watchdog {every:?}"));
+        let (before, next) = (Instant::now(), systemd.alive());
+        assert_eq!(systemd.alive(), next, "half the time is not over");
+        systemd.stopping(Duration::from_secs(30));
+        if let Some(next) = next {
+            let half = (next - before).as_secs_f32().round();
+            systemd.status(&format!("again after {half} s"));
         }
     }
 
@@ -166,7 +178,7 @@ mod tests {
             "READY=1",
             "STATUS=3 bundles",
             "STATUS=4 bundles READY=0",
-            "STOPPING=1",
+            "STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000",
         ];
         assert_eq!(heard(&[]), expected);
     }
@@ -174,8 +186,9 @@ mod tests {
     #[test]
     fn with_a_watchdog_systemd_hears_that_we_are_alive() {
         let heard = heard(&[("WATCHDOG_USEC", "6000000")]);
-        assert!(heard.contains(&"WATCHDOG=1".to_owned()), "{heard:?}");
-        assert!(heard.contains(&"STATUS=watchdog 3s".to_owned()), "{heard:?}");
+        let alive = heard.iter().filter(|message| *message == "WATCHDOG=1").count();
+        assert_eq!(alive, 1, "{heard:?}");
+        assert!(heard.contains(&"STATUS=again after 3 s".to_owned()), "{heard:?}");
     }
 
     #[test]

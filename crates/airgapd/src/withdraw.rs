@@ -4,10 +4,13 @@
 //! image. Whatever is not known (the bundle is being replaced, or broken, or the folder itself has vanished) leaves
 //! everything as it is: an image too many costs space, one too few costs a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
 
 use containerd::ImageRecord;
-use import::labels::{self, BUNDLE_PREFIX, LabelChanges, OUR_PIN, PINNED};
+use import::labels::{self, BUNDLE_PREFIX, CRI_MANAGED, LabelChanges, Labels, OUR_PIN, PINNED};
+use jiff::Timestamp;
+use oci_spec::image::Digest;
 
 use crate::config::OnRemoval;
 
@@ -31,6 +34,8 @@ pub(crate) struct Withdrawal {
     pub(crate) bundles: BTreeSet<String>,
     /// Whether the pin goes.
     pub(crate) unpins: bool,
+    /// Whether the record may go as a whole, if no container was made from it.
+    pub(crate) deletes: bool,
     /// The labels that go.
     pub(crate) changes: LabelChanges,
 }
@@ -63,12 +68,51 @@ fn withdrawal(
         changes.retain(|key, _| key != PINNED && key != OUR_PIN);
     }
     let unpins = changes.contains_key(PINNED);
+    let deletes = on_removal == OnRemoval::Delete && unpins && is_nobodys(&record.labels, &changes);
     Some(Withdrawal {
         name: record.name.clone(),
         bundles,
         unpins,
+        deletes,
         changes,
     })
+}
+
+/// Whether nothing is left on a record after `changes` but CRI's note that it has seen it.
+fn is_nobodys(labels: &Labels, changes: &LabelChanges) -> bool {
+    labels
+        .keys()
+        .all(|key| changes.contains_key(key) || key == CRI_MANAGED)
+}
+
+/// The records that CRI keeps by image id (`sha256:…`) of images whose names were all deleted: nothing but those would hold
+/// their blobs.
+pub(crate) fn left_over<'r>(records: &[&'r ImageRecord], deleted: &BTreeSet<String>) -> Vec<&'r ImageRecord> {
+    let is_of_cri = |record: &ImageRecord| {
+        record.name.starts_with("sha256:") && record.labels.keys().all(|key| key == CRI_MANAGED)
+    };
+    let targets_of = |is: &dyn Fn(&ImageRecord) -> bool| -> HashSet<&Digest> {
+        let found = records.iter().filter(|record| is(record));
+        found.map(|record| record.target.digest()).collect()
+    };
+    let gone = targets_of(&|record| deleted.contains(&record.name));
+    let named = targets_of(&|record| !deleted.contains(&record.name) && !is_of_cri(record));
+    let is_left = |record: &&&ImageRecord| {
+        let target = record.target.digest();
+        is_of_cri(record) && gone.contains(target) && !named.contains(target)
+    };
+    records.iter().filter(is_left).copied().collect()
+}
+
+/// How much is left of the time that a pin outlives its last bundle.
+///
+/// A clock that was set back since makes the grace longer, never shorter: [`crate::ledger::Ledger::mark_gone`] lets it
+/// begin anew then.
+pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Duration {
+    match u64::try_from(now.duration_since(gone).as_millis()) {
+        Ok(past) => grace.saturating_sub(Duration::from_millis(past)),
+        Err(_) => grace,
+    }
 }
 
 /// Whether a listing that lacks `gone` of `known` bundles is rather a fault of the folder than somebody's wish: most of
@@ -153,8 +197,79 @@ mod tests {
     }
 
     #[test]
+    fn the_grace_runs_out_with_time_and_a_clock_that_is_set_back_does_not_end_it() {
+        let second = |at: i64| Timestamp::from_second(at).unwrap();
+        let grace = Duration::from_secs(100);
+        for (gone, now, left) in [
+            (0, 0, 100),
+            (0, 40, 60),
+            (0, 100, 0),
+            (0, 1000, 0),
+            (1000, 0, 100),
+        ] {
+            assert_eq!(
+                grace_left(second(gone), second(now), grace),
+                Duration::from_secs(left)
+            );
+        }
+    }
+
+    #[test]
     fn with_keep_only_the_source_goes() {
         assert_eq!(keys(&record(&[A, PIN, OURS]), OnRemoval::Keep), [A.0]);
+    }
+
+    #[test]
+    fn with_delete_a_record_goes_that_nobody_else_has_a_label_on() {
+        const CRI: (&str, &str) = (CRI_MANAGED, "managed");
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+        let table: [Row<'_>; 6] = [
+            ("ours alone", &[A, PIN, OURS, CRI], true),
+            ("another bundle has it", &[A, B, PIN, OURS, CRI], false),
+            ("the pin is somebody else's", &[A, PIN, CRI], false),
+            (
+                "k0s has it",
+                &[A, PIN, OURS, ("io.k0sproject.ocibundle-paths", "{}")],
+                false,
+            ),
+            (
+                "somebody has put a label on it",
+                &[A, PIN, OURS, ("note.test/keep", "")],
+                false,
+            ),
+            ("it had lost its pin", &[A, CRI], false),
+        ];
+        for (claim, labels, deletes) in table {
+            let record = record(labels);
+            let found = withdrawals(&[&record], gone, OnRemoval::Delete);
+            assert_eq!(found[0].deletes, deletes, "{claim}");
+            for other in [OnRemoval::Unpin, OnRemoval::Keep] {
+                assert!(!withdrawals(&[&record], gone, other)[0].deletes, "{claim}");
+            }
+        }
+    }
+
+    #[test]
+    fn cris_own_record_follows_the_last_name_of_its_image() {
+        let named = |name: &str, labels: &[(&str, &str)]| ImageRecord {
+            name: name.to_owned(),
+            ..record(labels)
+        };
+        let by_id = named("sha256:cc", &[(CRI_MANAGED, "managed")]);
+        let (one, two) = (named("r.test/a:1", &[A]), named("r.test/a:2", &[]));
+        let pinned = named("sha256:cc", &[(CRI_MANAGED, "managed"), PIN]);
+        let left = |records: &[&ImageRecord], deleted: &[&str]| {
+            left_over(records, &deleted.iter().map(ToString::to_string).collect()).len()
+        };
+        assert_eq!(left(&[&one, &by_id], &["r.test/a:1"]), 1);
+        assert_eq!(left(&[&one, &two, &by_id], &["r.test/a:1", "r.test/a:2"]), 1);
+        assert_eq!(
+            left(&[&one, &two, &by_id], &["r.test/a:1"]),
+            0,
+            "another name has it"
+        );
+        assert_eq!(left(&[&one, &by_id], &[]), 0, "nothing was deleted");
+        assert_eq!(left(&[&one, &pinned], &["r.test/a:1"]), 0, "CRI has pinned it");
     }
 
     #[test]

@@ -207,6 +207,37 @@ impl Client {
         self.fail(failure, attempt)
     }
 
+    /// Whether containerd can read the last byte of a blob of this size: its file is there and has not lost its end. What it
+    /// cannot say of a blob speaks for it.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] and [`Error::Stalled`].
+    pub async fn has_end(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        check_digest(digest)?;
+        let Some(last) = size.checked_sub(1).and_then(|last| i64::try_from(last).ok()) else {
+            return Ok(true);
+        };
+        let attempt = || format!("read the end of blob {digest}");
+        let request = self.request(ReadContentRequest {
+            digest: digest.to_string(),
+            offset: last,
+            size: 1,
+        });
+        let mut client = self.content();
+        let read = async {
+            let mut stream = within(self.options().stall, client.read(request))
+                .await?
+                .into_inner();
+            self.next(&mut stream).await
+        };
+        match read.await {
+            Ok(piece) => Ok(piece.is_some_and(|piece| !piece.data.is_empty())),
+            Err(failure) if failure.is_not_found() || failure.is_out_of_range() => Ok(false),
+            Err(failure) if failure.is_answer() => Ok(true),
+            Err(failure) => Err(self.fail(failure, attempt())),
+        }
+    }
+
     /// Deletes a blob from the namespace; says whether it was there.
     ///
     /// # Errors

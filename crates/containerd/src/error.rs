@@ -59,6 +59,15 @@ pub enum Error {
         /// containerd's answer.
         source: Cause,
     },
+    /// containerd's disk fails, or was made read-only because it failed.
+    #[error("cannot {attempt}: containerd's disk fails; the kernel's log has more")]
+    #[non_exhaustive]
+    Disk {
+        /// What was being attempted.
+        attempt: String,
+        /// containerd's answer.
+        source: Cause,
+    },
     /// The lease is gone: expired and collected, or deleted by somebody.
     #[error("cannot {attempt}: lease {lease} is gone")]
     #[non_exhaustive]
@@ -128,6 +137,8 @@ pub enum Recovery {
     Transient,
     /// Try again when there is more space; what was half written has been taken back.
     Space,
+    /// Try again with a backoff, and loudly: a disk fails, containerd's or the one that is read from.
+    Disk,
     /// Make a new lease and start the bundle again.
     LeaseLost,
     /// The bundle is bad; trying again is pointless until the file changes.
@@ -146,10 +157,12 @@ impl Error {
             | Error::Gone { .. }
             | Error::Failed { .. } => Recovery::Transient,
             Error::Space { .. } => Recovery::Space,
+            Error::Disk { .. } => Recovery::Disk,
             Error::LeaseLost { .. } => Recovery::LeaseLost,
             Error::Content { .. } => Recovery::Content,
             Error::Source { source, .. } => match source.kind() {
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Recovery::Content,
+                _ if is_disk_failure(source) => Recovery::Disk,
                 _ => Recovery::Transient,
             },
             Error::Invalid(_) | Error::Refused { .. } => Recovery::Permanent,
@@ -296,6 +309,16 @@ impl Failure {
         !self.is_transport() && TEXTS.iter().any(|text| self.message().contains(text))
     }
 
+    /// EIO, EROFS or EUCLEAN, as containerd passes them on.
+    pub(crate) fn is_disk(&self) -> bool {
+        const TEXTS: [&str; 3] = [
+            "input/output error",
+            "read-only file system",
+            "structure needs cleaning",
+        ];
+        !self.is_transport() && TEXTS.iter().any(|text| self.message().contains(text))
+    }
+
     pub(crate) fn is_lease_lost(&self) -> bool {
         self.code() == Some(Code::NotFound) && self.message().contains("lease")
     }
@@ -366,7 +389,7 @@ impl Failure {
         if let Some(lease) = lease.filter(|_| self.is_lease_lost()) {
             return self.into_lease_lost(lease, attempt);
         }
-        let (transport, space) = (self.is_transport(), self.is_space());
+        let (transport, space, disk) = (self.is_transport(), self.is_space(), self.is_disk());
         let permanent = self.code().is_some_and(is_permanent);
         let source = self.into_cause();
         match (transport, space, permanent) {
@@ -376,10 +399,19 @@ impl Failure {
                 source,
             },
             (_, true, _) => Error::Space { attempt, source },
+            _ if disk => Error::Disk { attempt, source },
             (_, _, true) => Error::Refused { attempt, source },
             _ => Error::Failed { attempt, source },
         }
     }
+}
+
+/// Whether the system says that a disk fails, rather than that something is not as it should be: EIO, EROFS (file systems
+/// are made read-only when they fail) or EUCLEAN (they are found to be damaged).
+pub fn is_disk_failure(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::IO | Errno::ROFS | Errno::UCLEAN))
 }
 
 /// Answers that stay the same however often one asks. UNKNOWN is not among them: containerd passes most of its

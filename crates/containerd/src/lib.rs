@@ -15,6 +15,7 @@
 //! ```
 
 mod connect;
+mod containers;
 mod content;
 mod cri;
 mod error;
@@ -39,9 +40,10 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use connect::Options;
+pub use containers::Container;
 pub use content::{BlobInfo, BlobReader, Ingest, ingest_ref};
 pub use cri::{Cri, CriImage, CriVersion, ImageFilesystem};
-pub use error::{Cause, Error, Recovery};
+pub use error::{Cause, Error, Recovery, is_disk_failure};
 pub use events::{ImageChange, ImageEvent, ImageEvents};
 pub use images::{Creation, ImageRecord, ImageUpdate, NewImage};
 pub use introspection::{Plugin, Version};

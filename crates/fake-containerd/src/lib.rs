@@ -9,6 +9,7 @@
 //!
 //! It never unpacks, mounts or runs anything, and knows nothing of how bundles are read.
 
+mod containers;
 mod content;
 mod cri;
 mod digest;
@@ -40,6 +41,6 @@ pub use gc::GcPolicy;
 pub use go_importer::{GoImporter, ImportFailed, K0S_SOURCES, K3S_PINNED, Step};
 pub use inspect::{BlobRecord, Event, ImageRecord, IngestRecord, LeaseRecord, Mutation, Target};
 pub use platform::NodePlatform;
-pub use seed::SeedImage;
+pub use seed::{SeedContainer, SeedImage};
 pub use tonic::Code;
 pub use wire::RPCS;

@@ -8,7 +8,7 @@ use crate::cri;
 use crate::digest::{self, Hasher};
 use crate::fake::Fake;
 use crate::state::{Blob, File, Image, Ingest, Labels, Lease, Partial, State};
-use crate::wire::Descriptor;
+use crate::wire::{self, Descriptor};
 
 /// An image record to be put into the store.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,45 @@ pub struct SeedImage {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A container to be put into the store, as CRI makes them. Nothing runs.
+#[derive(Clone, Debug, Default)]
+pub struct SeedContainer {
+    /// Its id.
+    pub id: String,
+    /// The name of the image record that it was made from.
+    pub image: String,
+    /// The image's id, as CRI notes it; empty for a container that CRI did not make.
+    pub image_id: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 impl Fake {
+    /// Puts a container into a namespace.
+    pub fn put_container(&self, namespace: &str, container: SeedContainer) {
+        let SeedContainer {
+            id,
+            image,
+            image_id,
+            labels,
+        } = container;
+        let metadata = prost_types::Any {
+            type_url: "github.com/containerd/cri/pkg/store/container/Metadata".to_owned(),
+            value: format!(r#"{{"Version":"v1","Metadata":{{"ID":"{id}","ImageRef":"{image_id}"}}}}"#)
+                .into_bytes(),
+        };
+        let of_cri =
+            (!image_id.is_empty()).then(|| ("io.cri-containerd.container.metadata".to_owned(), metadata));
+        let container = wire::Container {
+            id,
+            image,
+            labels: labels.into_iter().collect(),
+            extensions: of_cri.into_iter().collect(),
+            ..Default::default()
+        };
+        self.with(|state| state.namespace_mut(namespace).containers.push(container));
+    }
+
     /// Puts a blob into a namespace and returns its digest. A blob that is there already gets exactly these labels.
     pub fn put_blob(&self, namespace: &str, bytes: &[u8], labels: &[(&str, &str)]) -> String {
         let digest = digest::sha256(bytes);

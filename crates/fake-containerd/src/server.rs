@@ -15,8 +15,9 @@ use tonic::transport::Server;
 
 use crate::service::Service;
 use crate::wire::generated::{
-    content_server::ContentServer, events_server::EventsServer, image_service_server::ImageServiceServer,
-    images_server::ImagesServer, introspection_server::IntrospectionServer, leases_server::LeasesServer,
+    containers_server::ContainersServer, content_server::ContentServer, events_server::EventsServer,
+    image_service_server::ImageServiceServer, images_server::ImagesServer,
+    introspection_server::IntrospectionServer, leases_server::LeasesServer,
     namespaces_server::NamespacesServer, runtime_service_server::RuntimeServiceServer,
     version_server::VersionServer,
 };
@@ -136,6 +137,7 @@ impl Listening {
 fn router(service: &Service, cri: bool) -> tonic::transport::server::Router {
     Server::builder()
         .add_service(unlimited!(ContentServer, service))
+        .add_service(unlimited!(ContainersServer, service))
         .add_service(unlimited!(LeasesServer, service))
         .add_service(unlimited!(ImagesServer, service))
         .add_service(unlimited!(NamespacesServer, service))

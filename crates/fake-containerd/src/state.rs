@@ -16,7 +16,7 @@ use crate::fake::FakeConfig;
 use crate::faults::Faults;
 use crate::inspect::{Event, Mutation};
 use crate::version::Version;
-use crate::wire::{Descriptor, Envelope};
+use crate::wire::{self, Descriptor, Envelope};
 
 /// How long an ingest without lease is kept (containerd's own constant).
 const INGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -69,6 +69,7 @@ pub(crate) struct Namespace {
     pub(crate) ingests: BTreeMap<String, Ingest>,
     pub(crate) images: BTreeMap<String, Image>,
     pub(crate) leases: BTreeMap<String, Lease>,
+    pub(crate) containers: Vec<wire::Container>,
 }
 
 /// A blob as one namespace sees it.

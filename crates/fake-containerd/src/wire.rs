@@ -35,6 +35,10 @@ pub(crate) mod generated {
     ));
     include!(concat!(
         env!("OUT_DIR"),
+        "/containerd.services.containers.v1.Containers.rs"
+    ));
+    include!(concat!(
+        env!("OUT_DIR"),
         "/containerd.services.leases.v1.Leases.rs"
     ));
     include!(concat!(

@@ -219,7 +219,7 @@ impl From<containerd::Error> for Fault {
                 reason: chain(&error),
                 is_content: false,
             }),
-            Recovery::Transient | Recovery::Space => Fault::Stop(Error::Containerd(error)),
+            Recovery::Transient | Recovery::Space | Recovery::Disk => Fault::Stop(Error::Containerd(error)),
         }
     }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bundle::{BlobRef, Bundle};
-use containerd::{Client, Recovery};
+use containerd::{Client, Recovery, is_disk_failure};
 use oci_spec::image::Digest;
 
 use ingest::not_begun;
@@ -101,13 +101,13 @@ impl Error {
         match self {
             Error::Containerd(error) => matches!(
                 error.recovery(),
-                Recovery::Transient | Recovery::Space | Recovery::LeaseLost
+                Recovery::Transient | Recovery::Space | Recovery::Disk | Recovery::LeaseLost
             ),
             Error::Changed { .. }
             | Error::LeaseKeepsVanishing
             | Error::NoSpace(_)
             | Error::BaseMissing { .. } => true,
-            Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => false,
+            Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => self.is_disk(),
         }
     }
 }
@@ -119,6 +119,19 @@ impl Error {
         match self {
             Error::Containerd(error) => error.recovery() == Recovery::Space,
             Error::NoSpace(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a disk fails: containerd's, or the one that the bundle is on.
+    #[must_use]
+    pub fn is_disk(&self) -> bool {
+        match self {
+            Error::Containerd(error) => error.recovery() == Recovery::Disk,
+            Error::Read { source, .. } => is_disk_failure(source),
+            Error::Bundle(error) => {
+                matches!(&error.fault, bundle::Fault::Io { source, .. } if is_disk_failure(source))
+            }
             _ => false,
         }
     }

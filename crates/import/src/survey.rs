@@ -79,6 +79,31 @@ impl Survey {
     }
 }
 
+impl Survey {
+    /// Has containerd read the end of each blob, and forget those whose end it has not got: after the power went, what
+    /// is listed need not be there. One call for each blob.
+    ///
+    /// # Errors
+    ///
+    /// What the client reports. Safe to cancel: what is forgotten is missing like anything that was deleted.
+    pub async fn proven(mut self, client: &Client) -> Result<Survey, Error> {
+        let mut lost = Vec::new();
+        for blob in self.blobs.values() {
+            if !client.has_end(&blob.digest, blob.size).await? {
+                lost.push(blob.clone());
+            }
+        }
+        if !lost.is_empty() {
+            // Where a damaged file is still there nobody can tell from here.
+            forget(client, &lost, true).await?;
+            self.blobs
+                .retain(|digest, _| lost.iter().all(|blob| blob.digest != *digest));
+            self.lost.extend(lost);
+        }
+        Ok(self)
+    }
+}
+
 /// Whether a blob has no file, or one of another length. What cannot be looked at is not lost.
 fn is_lost(store: &Path, blob: &BlobInfo) -> bool {
     match stored_bytes(store, &blob.digest) {
@@ -116,9 +141,12 @@ async fn has_really(client: &Client, blob: &BlobInfo) -> Result<bool, Error> {
 ///
 /// What the client reports. Safe to cancel: what is forgotten is missing like anything that was deleted.
 pub(crate) async fn forget_lost(client: &Client, lost: &[BlobInfo], store: &Path) -> Result<(), Error> {
-    let mut is_damaged = false;
+    let is_damaged = lost.iter().any(|blob| stored_bytes(store, &blob.digest).is_ok());
+    forget(client, lost, is_damaged).await
+}
+
+async fn forget(client: &Client, lost: &[BlobInfo], is_damaged: bool) -> Result<(), Error> {
     for blob in lost {
-        is_damaged |= stored_bytes(store, &blob.digest).is_ok();
         client.delete_blob(&blob.digest).await?;
     }
     if is_damaged {

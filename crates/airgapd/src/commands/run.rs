@@ -42,7 +42,7 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     systemd.ready();
     systemd.status("idle: a controller without a worker");
     while signals.recv().await == Some(Signal::Reload) {}
-    systemd.stopping();
+    systemd.stopping(std::time::Duration::ZERO);
     Ok(Exit::Done)
 }
 

@@ -8,7 +8,8 @@ use import::{LEASE_PREFIX, Survey, bundle_id, labels};
 use tracing::{debug, info, warn};
 
 use super::telling::shown;
-use super::{BURST, Connection, Daemon, FIRST_WAIT, LONGEST_WAIT, Up};
+use super::{BURST, CONNECT, Connection, Daemon, Up};
+use crate::backoff;
 use crate::desired::{self, Moved, Standing};
 use crate::ledger::{self, Context};
 use crate::roster::Phase;
@@ -68,7 +69,7 @@ impl Daemon {
     }
 
     fn wait_for_containerd(&mut self, error: &Unusable) {
-        let Connection::Down { next, wait, said } = &mut self.connection else {
+        let Connection::Down { next, failures, said } = &mut self.connection else {
             return;
         };
         let text = match error.is_unreachable() {
@@ -79,15 +80,16 @@ impl Daemon {
             warn!("{text}; waiting for it ({})", import::chain(error));
         }
         *said = Some(text);
-        *next = Instant::now() + *wait;
-        *wait = (*wait * 2).min(LONGEST_WAIT);
+        *next = Instant::now() + CONNECT.wait(*failures, backoff::chance());
+        *failures = failures.saturating_add(1);
     }
 
     /// What the ledger says holds for one containerd, one boot and one set of rules.
     pub(super) fn check_context(&mut self, runtime: &Runtime) {
         let context = Context {
             containerd: Some(runtime.uuid.clone()),
-            boot: ledger::boot_id(),
+            // Taken over when everything was looked at.
+            boot: self.ledger.context.boot.take(),
             selection: Some(runtime::fingerprint(&self.settings, runtime)),
             folder: self.ledger.context.folder,
             program: Some(ledger::PROGRAM.to_owned()),
@@ -116,8 +118,8 @@ impl Daemon {
     pub(super) fn lost(&mut self, error: &dyn std::error::Error) {
         warn!("containerd went away: {}", import::chain(error));
         self.connection = Connection::Down {
-            next: Instant::now() + FIRST_WAIT,
-            wait: FIRST_WAIT,
+            next: Instant::now() + CONNECT.first,
+            failures: 0,
             said: None,
         };
         self.roster.doubt();
@@ -132,8 +134,17 @@ impl Daemon {
             return;
         }
         up.compare = Instant::now() + self.settings.resync;
-        match runtime::survey(&up.runtime, &self.ledger).await {
+        let boot = ledger::boot_id();
+        let is_new_boot = is_new_boot(self.ledger.context.boot.as_deref(), boot.as_deref());
+        match runtime::survey(&up.runtime, &self.ledger, is_new_boot).await {
             Ok(survey) => {
+                if is_new_boot {
+                    let (whole, lost) = (survey.blobs.len(), survey.lost.len());
+                    info!(
+                        "the machine was started anew: {whole} blobs of imported bundles are there, {lost} are lost"
+                    );
+                }
+                self.ledger.context.boot = boot;
                 self.compare(&survey);
                 if let Err(error) = self.withdraw(&survey).await {
                     return self.lost(&error);
@@ -247,6 +258,29 @@ impl Daemon {
         };
         if let Err(error) = swept.await {
             self.lost(&error);
+        }
+    }
+}
+
+/// Whether the machine was started anew since the ledger was written. What nobody knows is no news.
+fn is_new_boot(before: Option<&str>, now: Option<&str>) -> bool {
+    matches!((before, now), (Some(before), Some(now)) if before != now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_boot_than_the_one_that_is_known_is_a_new_one() {
+        assert!(is_new_boot(Some("a"), Some("b")));
+        for (before, now) in [
+            (Some("a"), Some("a")),
+            (None, Some("a")),
+            (Some("a"), None),
+            (None, None),
+        ] {
+            assert!(!is_new_boot(before, now), "{before:?} {now:?}");
         }
     }
 }

@@ -1,20 +1,22 @@
 //! When bundles leave the folder: what they vouched for is withdrawn, unless it is rather the folder that left.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::time::Instant;
 
-use containerd::{ImageRecord, ImageUpdate};
+use containerd::{Client, ImageRecord, ImageUpdate};
 use import::Survey;
 use import::labels::BUNDLE_PREFIX;
 use jiff::Timestamp;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::telling::shown;
 use super::{Connection, Daemon};
 use crate::ledger::{BundleId, Entry};
 use crate::roster::Phase;
-use crate::withdraw::{Vouch, Withdrawal, is_mass_loss, withdrawals};
+use crate::uses::{Uses, listed};
+use crate::withdraw::{Vouch, Withdrawal, grace_left, is_mass_loss, left_over, withdrawals};
 
 impl Daemon {
     /// Takes the bundles for gone that the ledger knows and the listing lacks, unless the folder itself is at fault.
@@ -97,7 +99,7 @@ impl Daemon {
         }
     }
 
-    /// Takes labels and pins back that no bundle vouches for any more.
+    /// Takes labels and pins back that no bundle vouches for any more, and deletes records where that is wanted.
     ///
     /// # Errors
     ///
@@ -109,34 +111,36 @@ impl Daemon {
         let client = up.runtime.client.clone();
         let records: Vec<&ImageRecord> = survey.records.values().collect();
         let vouch = |file: &str, record: &ImageRecord| self.vouch(file, record);
-        for Withdrawal {
-            name,
-            bundles,
-            unpins,
-            changes,
-        } in withdrawals(&records, vouch, self.settings.on_removal)
-        {
-            if self.jobs.writer_of(&name).is_some() {
-                // Somebody is about to vouch for it; what is left to do is done after that.
+        let mut plan = withdrawals(&records, vouch, self.settings.on_removal);
+        // Where somebody is about to vouch for a record, what is left to do is done after that.
+        plan.retain(|withdrawal| self.jobs.writer_of(&withdrawal.name).is_none());
+        let uses = match plan.iter().any(|withdrawal| withdrawal.unpins) {
+            true => uses(&client, survey).await?,
+            false => Some(Uses::default()),
+        };
+        let mut deleted = BTreeSet::new();
+        for withdrawal in &plan {
+            let Some(record) = survey.records.get(&withdrawal.name) else {
                 continue;
-            }
-            let update = ImageUpdate {
-                target: None,
-                labels: changes,
             };
-            client.update_image(&name, &update).await?;
-            let bundles: Vec<String> = bundles.iter().map(|bundle| shown(OsStr::new(bundle))).collect();
-            let pin = if unpins {
-                "unpinned, the record stays"
+            let users = uses.as_ref().map(|uses| uses.users(record));
+            let deletes = withdrawal.deletes && users.as_ref().is_some_and(BTreeSet::is_empty);
+            if deletes {
+                if client.image(&record.name).await?.as_ref() != Some(record) {
+                    // Somebody else is at it just now: judged anew when it is listed next.
+                    continue;
+                }
+                client.delete_image(&record.name, false).await?;
+                deleted.insert(record.name.clone());
             } else {
-                "still vouched for by others, or kept"
-            };
-            info!(
-                image = name,
-                outcome = "removed",
-                "no longer in {}: {pin}",
-                bundles.join(", ")
-            );
+                let labels = withdrawal.changes.clone();
+                let update = ImageUpdate { target: None, labels };
+                client.update_image(&record.name, &update).await?;
+            }
+            log_withdrawal(withdrawal, deletes, &users.unwrap_or_default());
+        }
+        for record in left_over(&records, &deleted) {
+            client.delete_image(&record.name, false).await?;
         }
         self.forget_withdrawn(&records);
         self.wake_for_grace();
@@ -149,8 +153,8 @@ impl Daemon {
             return Vouch::Unknown;
         };
         if let Some(gone) = entry.gone {
-            let over = Timestamp::now().duration_since(gone).unsigned_abs() >= self.settings.unpin_grace;
-            return if over { Vouch::No } else { Vouch::Unknown };
+            let left = grace_left(gone, Timestamp::now(), self.settings.unpin_grace);
+            return if left.is_zero() { Vouch::No } else { Vouch::Unknown };
         }
         // Only the file as it is now counts, and only when all of it was imported.
         let imported = entry.imported.as_ref().filter(|imported| {
@@ -204,7 +208,7 @@ impl Daemon {
     fn wake_for_grace(&mut self) {
         let grace = self.settings.unpin_grace;
         let now = Timestamp::now();
-        let left = |gone: Timestamp| grace.saturating_sub(now.duration_since(gone).unsigned_abs());
+        let left = |gone: Timestamp| grace_left(gone, now, grace);
         let next = self
             .ledger
             .entries()
@@ -215,5 +219,45 @@ impl Daemon {
         if let (Some(left), Connection::Up(up)) = (next, &mut self.connection) {
             up.compare = up.compare.min(Instant::now() + left.max(super::BURST));
         }
+    }
+}
+
+/// Which containers were made from which images; `None` where containerd does not tell.
+async fn uses(client: &Client, survey: &Survey) -> Result<Option<Uses>, containerd::Error> {
+    match client.containers().await {
+        Ok(containers) => Ok(Some(Uses::of(&containers, &survey.records))),
+        Err(error @ containerd::Error::Refused { .. }) => {
+            debug!("nobody tells which images are used: {}", import::chain(&error));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn log_withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSet<&str>) {
+    let Withdrawal {
+        name,
+        bundles,
+        unpins,
+        ..
+    } = withdrawal;
+    let bundles: Vec<String> = bundles.iter().map(|bundle| shown(OsStr::new(bundle))).collect();
+    let what = match (deleted, unpins) {
+        (true, _) => "deleted",
+        (false, true) => "unpinned, the record stays",
+        (false, false) => "still vouched for by others, or kept",
+    };
+    let bundles = bundles.join(", ");
+    info!(
+        image = name,
+        outcome = "removed",
+        "no longer in {bundles}: {what}"
+    );
+    if *unpins && !users.is_empty() {
+        let users = listed(users);
+        warn!(
+            image = name,
+            "lost its pin, and containers were made from it: {users}; once they are gone kubelet may collect it"
+        );
     }
 }

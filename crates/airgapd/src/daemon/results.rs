@@ -12,6 +12,7 @@ use super::job::{Order, Pulled};
 use super::jobs::{Job, Stage};
 use super::telling::{log_repairs, log_report, shown};
 use super::{BURST, Daemon};
+use crate::backoff;
 use crate::checksum;
 use crate::coexistence::repaired;
 use crate::ledger::{self, ErrorClass, Imported, LastError};
@@ -55,10 +56,10 @@ impl Daemon {
         self.count(&report);
         let text = report.error.unwrap_or_default();
         let transient = matches!(error.fault, bundle::Fault::Changed | bundle::Fault::Io { .. });
-        let class = if transient {
-            ErrorClass::Transient
-        } else {
-            ErrorClass::Bundle
+        let class = match &error.fault {
+            bundle::Fault::Io { source, .. } if containerd::is_disk_failure(source) => ErrorClass::Disk,
+            _ if transient => ErrorClass::Transient,
+            _ => ErrorClass::Bundle,
         };
         self.failed(order, &text, class, transient);
     }
@@ -73,7 +74,8 @@ impl Daemon {
             debug!(bundle, outcome = "failed", "not imported: {text}");
         }
         self.record_failure(order, ledger::Outcome::Failed, text, class);
-        self.roster.fail(&order.name, Instant::now(), retry);
+        let chance = retry.then(backoff::chance);
+        self.roster.fail(&order.name, Instant::now(), chance);
         if !retry && self.abandoned.remove(&order.name) {
             self.sweep_soon();
         }
@@ -94,6 +96,7 @@ impl Daemon {
         let text = report.error.clone().unwrap_or_default();
         let (class, retry) = match error {
             error if error.is_space() => (ErrorClass::Space, true),
+            error if error.is_disk() => (ErrorClass::Disk, true),
             import::Error::Containerd(inner) => match inner.recovery() {
                 containerd::Recovery::Permanent => (ErrorClass::Permanent, true),
                 _ => (ErrorClass::Transient, true),
@@ -187,7 +190,7 @@ impl Daemon {
             ErrorClass::Permanent
         };
         self.record_failure(order, report.outcome.into(), &text, class);
-        self.roster.fail(&order.name, Instant::now(), false);
+        self.roster.fail(&order.name, Instant::now(), None);
     }
 
     fn write_down(&mut self, job: &Job, bundle: &Bundle, report: &BundleReport, selection: &Selection) {
@@ -256,7 +259,7 @@ impl Daemon {
             None => self.roster.set(name, Phase::Done),
             Some(text) => {
                 self.record_failure(order, outcome, text, ErrorClass::Transient);
-                self.roster.fail(name, Instant::now(), true);
+                self.roster.fail(name, Instant::now(), Some(backoff::chance()));
             }
         }
         self.save();

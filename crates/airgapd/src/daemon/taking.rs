@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bundle::Identity;
 use import::{Intent, Source, Space};
@@ -15,6 +15,7 @@ use super::job::{self, Opened, Order, Read};
 use super::jobs::{Came, Job, Stage};
 use super::telling::shown;
 use super::{Connection, Daemon};
+use crate::backoff;
 use crate::config::Checksums;
 use crate::desired;
 use crate::folder::{self, Ending, Observation, Reason, Refused, Settle};
@@ -116,9 +117,16 @@ impl Daemon {
             return;
         };
         // The listing may be older than the file: what is about to be judged is what is open.
-        match file.metadata() {
-            Ok(metadata) if Some(Identity::of(&metadata)) == self.roster.identity(name) => {}
-            _ => return self.look_again(name),
+        let now = SystemTime::now();
+        let identity = file.metadata().map(|metadata| Identity::of(&metadata)).ok();
+        let Some(identity) =
+            identity.filter(|identity| Some(identity) == self.roster.identity(name).as_ref())
+        else {
+            return self.look_again(name);
+        };
+        if let Some(left) = folder::indistinct_for(&identity, now) {
+            let look = Instant::now() + left;
+            return self.roster.set(name, Phase::Settling { look });
         }
         match Observation::of(file, since) {
             Ok(mut seen) => {
@@ -134,7 +142,7 @@ impl Daemon {
             }
             Err(error) => {
                 warn!(bundle = %shown(name), "cannot be read: {error}");
-                self.roster.fail(name, Instant::now(), true);
+                self.roster.fail(name, Instant::now(), Some(backoff::chance()));
             }
         }
     }

@@ -222,6 +222,13 @@ async fn recovery_follows_from_the_code_and_the_text() {
             Recovery::Space,
         ),
         (Code::ResourceExhausted, "disk quota exceeded", Recovery::Space),
+        (Code::Unknown, "write /x/data: input/output error", Recovery::Disk),
+        (Code::Unknown, "open /x: read-only file system", Recovery::Disk),
+        (
+            Code::Internal,
+            "fsync /x: structure needs cleaning",
+            Recovery::Disk,
+        ),
         (
             Code::ResourceExhausted,
             "grpc: received message larger than max",

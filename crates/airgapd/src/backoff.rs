@@ -1,0 +1,79 @@
+//! How long to wait before something is tried again: longer each time, and never quite as long as somebody else.
+//!
+//! Nodes that lose the same thing at the same time would otherwise come back to it at the same time, again and again. Pure:
+//! chance comes in from outside.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
+
+/// Waits that double, from the first to the longest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backoff {
+    /// After the first failure.
+    pub(crate) first: Duration,
+    /// After many.
+    pub(crate) longest: Duration,
+}
+
+impl Backoff {
+    /// The wait after so many failures before this one; `chance` takes off up to a quarter of it.
+    pub(crate) fn wait(self, failures: u32, chance: u64) -> Duration {
+        let whole = self.first.saturating_mul(1 << failures.min(16)).min(self.longest);
+        // In 65536ths, which no duration is too long for.
+        let off = u32::try_from(chance % (1 << 16)).unwrap_or_default();
+        whole - (whole / 4 / (1 << 16)) * off
+    }
+}
+
+/// A number that nobody can foretell.
+pub(crate) fn chance() -> u64 {
+    // The standard library seeds its hash tables with the system's randomness.
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn backoff(first: u64, longest: u64) -> Backoff {
+        Backoff {
+            first: Duration::from_millis(first),
+            longest: Duration::from_millis(longest),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_wait_is_within_a_quarter_of_the_doubled_one_and_never_beyond_the_longest(
+            first in 1..10_000_u64, longest in 1..10_000_000_u64, failures in 0..u32::MAX, chance: u64,
+        ) {
+            let backoff = backoff(first, longest);
+            let whole = Duration::from_millis(first)
+                .saturating_mul(1 << failures.min(16))
+                .min(Duration::from_millis(longest));
+            let wait = backoff.wait(failures, chance);
+            prop_assert!(wait <= whole && wait >= whole * 3 / 4, "{wait:?} of {whole:?}");
+        }
+
+        #[test]
+        fn for_the_same_chance_a_later_wait_is_not_shorter(
+            first in 1..10_000_u64, longest in 1..10_000_000_u64, failures in 0..40_u32, chance: u64,
+        ) {
+            let backoff = backoff(first, longest);
+            prop_assert!(backoff.wait(failures, chance) <= backoff.wait(failures + 1, chance));
+        }
+    }
+
+    #[test]
+    fn chance_makes_use_of_the_whole_quarter() {
+        let backoff = backoff(1000, 60_000);
+        assert_eq!(backoff.wait(0, 0), Duration::from_secs(1));
+        let least = backoff.wait(0, (1 << 16) - 1);
+        assert!(least < Duration::from_millis(751), "{least:?}");
+        let different: std::collections::HashSet<_> = (0..20).map(|_| backoff.wait(3, chance())).collect();
+        assert!(different.len() > 10, "{different:?}");
+    }
+}
