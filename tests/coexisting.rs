@@ -189,8 +189,9 @@ fn a_layer_that_k0s_is_sending_is_waited_for_and_not_sent(target: &Target) {
             thread::sleep(Duration::from_millis(10));
         }
         go.store(true, Ordering::SeqCst);
-        assert!(!is_over, "it has not waited for k0s");
-        Answer::from(importing.wait_with_output().expect("it ends"))
+        let answer = Answer::from(importing.wait_with_output().expect("it ends"));
+        assert!(!is_over, "it has not waited for k0s: {answer:?}");
+        answer
     });
     let blobs = answer.exits(0).bundle()["blobs"].clone();
     let sent = blobs["sent_bytes"].as_u64().expect("a number");
