@@ -40,10 +40,12 @@ fn k3s_imports(target: &Target, bundle: &Path) {
     imported.expect("the archive is to its liking");
 }
 
-/// A bundle in the images folder with one image whose layer is worth counting.
+/// A bundle in the images folder with one image whose layer is worth counting, and in no namespace yet.
 fn put_bundle(node: &Node, file: &str, name: &str) -> (PathBuf, Archive) {
     let path = node.images().join(file);
-    let archive = bundles::write(&path, [image(name).layer(vec![7; 200_000])]);
+    let mut layer = unique().into_bytes();
+    layer.resize(200_000, 7);
+    let archive = bundles::write(&path, [image(name).layer(layer)]);
     (path, archive)
 }
 

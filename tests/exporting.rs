@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::bundles::{self, closure, image, multi_platform, native, text};
-use crate::support::node::Answer;
+use crate::support::node::{self, Answer};
 use crate::support::{
     Node, Place, Target, on_each_containerd, on_each_real_containerd, on_the_fake, unique, wait_until,
 };
@@ -367,7 +367,12 @@ fn nothing_is_written_to_a_terminal_and_mistakes_are_told_before_anything_is_don
         "'{program}' export --all -o - --config '{}'",
         text(&node.path("config.yaml"))
     );
-    let script = Command::new("script")
+    let mut script = Command::new("script");
+    // What the program is not to see, script must not hand on.
+    for (variable, _) in node::program().get_envs().filter(|(_, value)| value.is_none()) {
+        script.env_remove(variable);
+    }
+    let script = script
         .args(["-qec", &on_terminal, "/dev/null"])
         .stdin(Stdio::null())
         .output()

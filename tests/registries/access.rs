@@ -482,6 +482,10 @@ fn a_terminal_gets_no_bundle() {
         .join(" ");
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    // What the program is not to see, script must not hand on.
+    for (variable, _) in command.get_envs().filter(|(_, value)| value.is_none()) {
+        script.env_remove(variable);
+    }
     let answer = Answer::from(script.stdin(Stdio::null()).output().unwrap()).exits(2);
     assert!(answer.stdout.contains("nothing for a terminal"), "{answer:?}");
     let no_output = super::answer(bundler([&name]).args(["--insecure-registries", "plain-http"])).exits(2);
