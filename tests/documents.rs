@@ -437,6 +437,85 @@ fn export_and_inventory_print_documents_with_stable_keys(target: &Target) {
     );
 }
 
+fn the_verbs_on_bundles_print_documents_with_stable_keys(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundle().write_to(file.as_ref());
+    let root = archive.images[0].root.to_string();
+    let manifests = &archive.images[0].manifests;
+    let parts = manifests
+        .iter()
+        .flat_map(|built| built.layers.iter().chain([&built.config, &built.digest]));
+    let size = parts.map(|digest| size_of(&archive, digest)).sum::<u64>() + size_of(&archive, &root);
+    let out = text(&node.path("out.tar"));
+    let written = |document: &Value, path: &str| {
+        let bytes = std::fs::metadata(path).unwrap().len();
+        json!({
+            "path": path,
+            "bytes": bytes,
+            "archive_bytes": bytes,
+            "digest": document["digest"],
+            "base": null,
+            "images": [{"names": [NAME], "digest": root, "bytes": size}],
+        })
+    };
+    let merged = ["bundle", "merge", "-o", "json", "-o", &out, &file];
+    let merged = node.airgapd(merged).exits(0).json();
+    let mut expected = written(&merged, &out);
+    expected["warnings"] = json!([]);
+    expected["duration_ms"] = merged["duration_ms"].clone();
+    assert_eq!(merged, expected);
+
+    let split = [
+        "bundle",
+        "split",
+        "--max-size",
+        "1MiB",
+        "-o",
+        "json",
+        "-o",
+        &out,
+        &file,
+    ];
+    let split = node.airgapd(split).exits(0).json();
+    let volume = text(&node.path("out-1.tar"));
+    let volumes = [written(&split["volumes"][0], &volume)];
+    assert_eq!(
+        split,
+        json!({"volumes": volumes, "warnings": [], "duration_ms": split["duration_ms"]})
+    );
+
+    let other = text(&node.path("other.tar"));
+    let changed = Layout::new().image(Image::new(NAME).platform("linux/amd64").layer("else"));
+    let changed = changed.write_to(other.as_ref());
+    let diff = ["bundle", "diff", "-o", "json", &file, &other];
+    let diff = node.airgapd(diff).exits(0).json();
+    let built = &changed.images[0].manifests[0];
+    let added = [&built.digest, &built.config, &built.layers[0]].map(|digest| size_of(&changed, digest));
+    let side = |path: &str, archive: &Archive| {
+        let digest = bundle::fixtures::digest_of(&archive.bytes_of("index.json"));
+        json!({"path": path, "digest": digest.to_string()})
+    };
+    let expected = json!({
+        "same": false,
+        "from": side(&file, &archive),
+        "to": side(&other, &changed),
+        "images": [{
+            "name": NAME,
+            "change": "changed",
+            "from": {"digest": root, "platforms": ["linux/amd64", "linux/s390x"]},
+            "to": {"digest": changed.images[0].root.to_string(), "platforms": ["linux/amd64"]},
+        }],
+        "unchanged": 0,
+        "blobs": {
+            "added": 3, "added_bytes": added.iter().sum::<u64>(),
+            "removed": 7, "removed_bytes": size,
+            "common": 0, "common_bytes": 0,
+        },
+    });
+    assert_eq!(diff, expected);
+}
+
 fn release_and_config_print_documents_with_stable_keys(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -484,6 +563,7 @@ on_the_fake!(
     every_command_prints_a_document_where_it_comes_to_nothing,
     verify_prints_one_document_with_stable_keys,
     export_and_inventory_print_documents_with_stable_keys,
+    the_verbs_on_bundles_print_documents_with_stable_keys,
     status_and_wait_print_documents_with_stable_keys,
     release_and_config_print_documents_with_stable_keys,
 );

@@ -9,6 +9,7 @@
 
 mod archives;
 mod asking;
+mod bundling;
 mod coexisting;
 mod content;
 mod damage;

@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Say what this node has, as JSON, for `bundle-artifacts --have`
     Inventory,
+    /// Make bundles from bundles, or compare them
+    Bundle(BundleArgs),
     /// Show how bundles and images stand, with the daemon or without
     Status(StatusArgs),
     /// Wait until every bundle of the images folder, or one, is in place
@@ -124,7 +126,12 @@ impl Command {
     pub(crate) fn writes_a_file(&self) -> bool {
         matches!(
             self,
-            Command::BundleArtifacts(_) | Command::Export(_) | Command::Inventory
+            Command::BundleArtifacts(_)
+                | Command::Export(_)
+                | Command::Inventory
+                | Command::Bundle(BundleArgs {
+                    verb: BundleVerb::Merge(_) | BundleVerb::Split(_)
+                })
         )
     }
 }
@@ -230,6 +237,98 @@ pub(crate) struct ExportArgs {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct BundleArgs {
+    #[command(subcommand)]
+    pub(crate) verb: BundleVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BundleVerb {
+    /// Make one bundle of several; a delta and its base make a whole one
+    Merge(MergeArgs),
+    /// Make several bundles of one, each of whole images, that are imported independently
+    Split(SplitArgs),
+    /// Say what changes from one bundle to another
+    Diff(DiffArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The bundle goes to --output FILE, or to standard output with --output -. Where bundles have different images under one \
+name, the last one counts. Of a single bundle it makes one of airgapd's form: from a Docker archive, say.")]
+pub(crate) struct MergeArgs {
+    /// The bundles: files, or folders with extracted OCI image layouts
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) bundles: Vec<PathBuf>,
+    /// How the bundle is compressed
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub(crate) compress: Compress,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "With --output images.tar the volumes are images-1.tar, images-2.tar and so on.")]
+pub(crate) struct SplitArgs {
+    /// The bundle: a file, or a folder with an extracted OCI image layout
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+    /// The most that a volume may have before it is compressed, such as 4GiB or 4.7GB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_size: Size,
+    /// How the volumes are compressed
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub(crate) compress: Compress,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DiffArgs {
+    /// The one bundle
+    #[arg(required = true, value_name = "FROM")]
+    pub(crate) from: PathBuf,
+    /// The other
+    #[arg(required = true, value_name = "TO")]
+    pub(crate) to: PathBuf,
+}
+
+/// A size in bytes, typed with a unit: what is sold in powers of ten has `GB`, what is counted in powers of two `GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Size, String> {
+        const UNITS: [(&str, u64); 9] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+            ("kB", 1_000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+            ("B", 1),
+        ];
+        let with_unit = UNITS
+            .iter()
+            .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
+        let (digits, factor) = with_unit.unwrap_or((text, 1));
+        let (whole, part) = digits
+            .trim_end()
+            .split_once('.')
+            .unwrap_or((digits.trim_end(), "0"));
+        let read = || {
+            let scale = 10_u64.checked_pow(u32::try_from(part.len()).ok()?)?;
+            let digits: u64 = format!("{whole}{part}").parse().ok()?;
+            let bytes = u128::from(digits) * u128::from(factor) / u128::from(scale);
+            u64::try_from(bytes).ok().filter(|bytes| *bytes > 0)
+        };
+        read()
+            .map(Size)
+            .ok_or_else(|| "it should be a size such as 4GiB or 4.7GB".to_owned())
+    }
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct VerifyArgs {
     /// Lists of references, one on each line; - for standard input
     #[arg(long, num_args = 1.., value_name = "LIST")]
@@ -332,4 +431,29 @@ fn given(platform: &PlatformFlag, names: &[String]) -> Vec<Given> {
 fn pair(text: &str) -> (serde_yaml::Value, serde_yaml::Value) {
     let (digest, reference) = text.split_once('=').unwrap_or((text, ""));
     (digest.into(), reference.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units_of_both_kinds() {
+        let rows = [
+            ("512", Some(512)),
+            ("4GiB", Some(4 << 30)),
+            ("4.7GB", Some(4_700_000_000)),
+            ("1.5 MiB", Some(3 << 19)),
+            ("700B", Some(700)),
+            ("0GB", None),
+            ("-1GB", None),
+            ("GB", None),
+            ("1.2.3MB", None),
+            ("99999999999TB", None),
+            ("1.00000000000000000000001MB", None),
+        ];
+        for (text, wanted) in rows {
+            assert_eq!(text.parse::<Size>().ok(), wanted.map(Size), "{text}");
+        }
+    }
 }

@@ -88,6 +88,7 @@ fn flags_of(command: &Command) -> Vec<Given> {
         | Command::ListImages(_)
         | Command::BundleArtifacts(_)
         | Command::Inventory
+        | Command::Bundle(_)
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Doctor
@@ -137,6 +138,10 @@ async fn answer(command: Command, settings: Settings, common: Common) -> anyhow:
         Command::Export(args) => {
             let file = common.file().map(Path::to_owned);
             commands::export::run(args, file, &settings, &this_node(&settings)?, format).await
+        }
+        Command::Bundle(args) => {
+            let file = common.file().map(Path::to_owned);
+            commands::bundles::run(args, file, &settings, format).await
         }
         Command::Inventory => {
             let file = common.file().map(Path::to_owned);

@@ -10,6 +10,7 @@
 
 mod draft;
 mod entry;
+mod from_bundles;
 mod layout;
 mod output;
 mod packer;
@@ -19,6 +20,7 @@ use std::io::{self, Read, Write};
 use oci_spec::image::Digest;
 
 pub use draft::{Draft, DraftImage};
+pub use from_bundles::FromBundles;
 pub use layout::Layout;
 pub use output::Output;
 

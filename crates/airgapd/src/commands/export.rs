@@ -4,7 +4,7 @@
 //! layer is read, and so that nothing is collected while it is. A name that was asked for and is not there, or not
 //! whole, ends it; of everything (`--all`) what is whole is taken and the rest is told.
 
-mod choice;
+pub(crate) mod choice;
 mod feed;
 pub(crate) mod stock;
 

@@ -1,6 +1,7 @@
 //! One module for each command.
 
 pub(crate) mod bundle_artifacts;
+pub(crate) mod bundles;
 pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod documentation;

@@ -39,10 +39,10 @@ pub(super) struct Choice {
 
 /// A manifest of an index that is not exported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct LeftOut {
+pub(crate) struct LeftOut {
     platform: String,
     digest: String,
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Chooses what is whole.
@@ -58,7 +58,7 @@ pub(super) fn choose(
 ) -> Result<Choice, Vec<String>> {
     let mut held = Held::default();
     match platforms {
-        Platforms::All => held.add("", &judge_whole(root)),
+        Platforms::All => held.add("", &judge_whole(root, CONTAINERD)),
         Platforms::These(each) => {
             for (platform, wanted) in each {
                 held.add(platform, &import::judge(root, wanted, CONTAINERD));
@@ -66,8 +66,11 @@ pub(super) fn choose(
         }
     }
     if matches!(platforms, Platforms::All) && held.blobs.is_empty() {
-        held.absent
-            .extend(left_out(root, &held.blobs).into_iter().map(|left| left.reason));
+        held.absent.extend(
+            left_out(root, &held.blobs, CONTAINERD)
+                .into_iter()
+                .map(|left| left.reason),
+        );
     }
     if !held.absent.is_empty() && lost_its_layers(root, stock) {
         held.absent.push(DISCARDED.to_owned());
@@ -80,7 +83,7 @@ pub(super) fn choose(
         draft: DraftImage::part(names, root, &held.blobs),
         platforms: held.platforms,
         absent: held.absent,
-        left_out: left_out(root, &held.blobs),
+        left_out: left_out(root, &held.blobs, CONTAINERD),
         wish,
     })
 }
@@ -124,31 +127,35 @@ impl Held {
 }
 
 /// Judges what is left of an image when everything is taken away that is not whole.
-fn judge_whole(root: &Node) -> Judgement {
+pub(crate) fn judge_whole(root: &Node, place: &'static str) -> Judgement {
     let mut rest = root.clone();
     if let Content::Index(children) = &mut rest.content {
-        children.iter_mut().for_each(take_away_broken);
+        children
+            .iter_mut()
+            .for_each(|child| take_away_broken(child, place));
     }
-    import::judge(&rest, &Wanted::All, CONTAINERD)
+    import::judge(&rest, &Wanted::All, place)
 }
 
-fn take_away_broken(node: &mut Node) {
+fn take_away_broken(node: &mut Node, place: &str) {
     if let Content::Index(children) = &mut node.content {
-        children.iter_mut().for_each(take_away_broken);
-    } else if problem(node).is_some() {
+        children
+            .iter_mut()
+            .for_each(|child| take_away_broken(child, place));
+    } else if problem(node, place).is_some() {
         node.content = Content::Absent;
     }
 }
 
 /// Why a manifest is not whole; none if it is.
-fn problem(node: &Node) -> Option<String> {
+fn problem(node: &Node, place: &str) -> Option<String> {
     match &node.content {
         Content::Manifest(manifest) => {
-            let problems = problems_in(CONTAINERD, node, manifest);
+            let problems = problems_in(place, node, manifest);
             (!problems.is_empty()).then(|| problems.join("; "))
         }
         Content::Absent => Some(format!(
-            "{}: {} is not in {CONTAINERD}",
+            "{}: {} is not in {place}",
             platform_text(node),
             node.descriptor.digest()
         )),
@@ -158,20 +165,20 @@ fn problem(node: &Node) -> Option<String> {
 }
 
 /// The manifests below an index that are not among the blobs, and why.
-fn left_out(root: &Node, blobs: &HashSet<Digest>) -> Vec<LeftOut> {
+pub(crate) fn left_out(root: &Node, blobs: &HashSet<Digest>, place: &str) -> Vec<LeftOut> {
     let Content::Index(children) = &root.content else {
         return Vec::new();
     };
     let mut found = Vec::new();
     for node in children {
-        found.extend(left_out(node, blobs));
+        found.extend(left_out(node, blobs, place));
         if matches!(node.content, Content::Index(_)) || blobs.contains(node.descriptor.digest()) {
             continue;
         }
         found.push(LeftOut {
             platform: platform_text(node),
             digest: node.descriptor.digest().to_string(),
-            reason: problem(node).unwrap_or_else(|| "not asked for".to_owned()),
+            reason: problem(node, place).unwrap_or_else(|| "not asked for".to_owned()),
         });
     }
     found

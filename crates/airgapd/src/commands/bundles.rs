@@ -1,0 +1,274 @@
+//! `airgapd bundle merge`, `split` and `diff`: bundles from bundles.
+//!
+//! All three see a bundle as its images: each by what it stands for, with its full names, and with what of it is whole.
+//! What is not whole for any platform is refused rather than passed on.
+
+mod diff;
+mod source;
+mod volumes;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::bail;
+use bundle::write::{Draft, FromBundles, Layout, Written};
+use serde::Serialize;
+
+use self::source::Sources;
+use super::Exit;
+use super::making::{self, Target, Told};
+use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
+use crate::config::{OutputFormat, Settings};
+use crate::output;
+
+/// Carries out a verb. Interrupted, it leaves no half file.
+pub(crate) async fn run(
+    args: BundleArgs,
+    file: Option<PathBuf>,
+    settings: &Settings,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let verb = async {
+        match args.verb {
+            BundleVerb::Merge(args) => merge(args, file, settings, format).await,
+            BundleVerb::Split(args) => split(args, file, settings, format).await,
+            BundleVerb::Diff(args) => compare(args, settings, format).await,
+        }
+    };
+    tokio::select! {
+        exit = verb => exit,
+        () = making::interrupted() => bail!("interrupted: no bundle was made"),
+    }
+}
+
+fn usage(format: OutputFormat, mistake: &str) -> anyhow::Result<Exit> {
+    output::complain(mistake)?;
+    output::failure(format, mistake)?;
+    Ok(Exit::Usage)
+}
+
+/// Opens bundles; where one is bad, that is the answer.
+async fn open(
+    paths: &[PathBuf],
+    settings: &Settings,
+    format: OutputFormat,
+) -> anyhow::Result<Result<Sources, Exit>> {
+    match Sources::open(paths, settings).await {
+        Ok(sources) => Ok(Ok(sources)),
+        Err((exit, text)) => {
+            tracing::error!("{text}");
+            output::failure(format, &text)?;
+            Ok(Err(exit))
+        }
+    }
+}
+
+async fn merge(
+    args: MergeArgs,
+    file: Option<PathBuf>,
+    settings: &Settings,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    let target = match Target::of(file, format) {
+        Ok(target) => target,
+        Err(mistake) => return usage(format, &mistake),
+    };
+    let mut sources = match open(&args.bundles, settings, format).await? {
+        Ok(sources) => sources,
+        Err(exit) => return Ok(exit),
+    };
+    sources.settle_names();
+    let draft = sources.draft(&sources.items);
+    let layout = Layout::of(&draft)?;
+    let feed = feed(&sources, &layout, &target).await?;
+    let written = write(&target, &layout, args.compress, feed).await?;
+    let report = MergeReport {
+        bundle: FileReport::new(&target, &layout, &draft, written),
+        warnings: sources.warnings,
+        duration_ms: making::milliseconds(started.elapsed()),
+    };
+    target.tell(format, &report)?;
+    Ok(Exit::Done)
+}
+
+async fn split(
+    args: SplitArgs,
+    file: Option<PathBuf>,
+    settings: &Settings,
+    format: OutputFormat,
+) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    let path = match file {
+        Some(file) if file.as_os_str() != "-" => file,
+        _ => {
+            return usage(
+                format,
+                "say what the volumes are called: --output FILE makes FILE-1 and so on",
+            );
+        }
+    };
+    let sources = match open(std::slice::from_ref(&args.bundle), settings, format).await? {
+        Ok(sources) => sources,
+        Err(exit) => return Ok(exit),
+    };
+    let volumes = volumes::pack(&sources, args.max_size.0)?;
+    let drafts: Vec<Draft> = volumes.iter().map(|items| sources.draft(items)).collect();
+    let layouts = drafts.iter().map(Layout::of).collect::<Result<Vec<_>, _>>()?;
+    let all = Layout::of(&sources.draft(&sources.items))?;
+    let targets: Vec<Target> = (1..=layouts.len())
+        .map(|number| Target::File(volumes::path(&path, number, layouts.len())))
+        .collect();
+    let feed = feed(&sources, &all, &targets[0]).await?;
+    let mut reports = Vec::new();
+    for ((target, layout), draft) in targets.iter().zip(&layouts).zip(&drafts) {
+        let written = write(target, layout, args.compress, feed.clone()).await?;
+        reports.push(FileReport::new(target, layout, draft, written));
+    }
+    let report = SplitReport {
+        volumes: reports,
+        warnings: sources.warnings,
+        duration_ms: making::milliseconds(started.elapsed()),
+    };
+    targets[0].tell(format, &report)?;
+    Ok(Exit::Done)
+}
+
+async fn compare(args: DiffArgs, settings: &Settings, format: OutputFormat) -> anyhow::Result<Exit> {
+    let mut sides = Vec::new();
+    for path in [args.from, args.to] {
+        match open(&[path], settings, format).await? {
+            Ok(sources) => sides.push(sources),
+            Err(exit) => return Ok(exit),
+        }
+    }
+    let report = diff::Report::of(&sides[0], &sides[1]);
+    match format {
+        OutputFormat::Json => output::json(&report)?,
+        OutputFormat::Text => output::text(&report.text())?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Has the blobs at hand. What has to be kept for that is kept where the bundle will be.
+async fn feed(sources: &Sources, layout: &Layout, target: &Target) -> anyhow::Result<FromBundles> {
+    let folder = match target {
+        Target::File(path) => path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .map(Path::to_owned),
+        Target::Stdout => Some(std::env::temp_dir()),
+    };
+    let folder = folder.unwrap_or_else(|| PathBuf::from("."));
+    let (bundles, blobs) = (Arc::clone(&sources.bundles), layout.blobs().to_vec());
+    let found = tokio::task::spawn_blocking(move || FromBundles::new(&bundles, &blobs, &folder)).await?;
+    Ok(found?)
+}
+
+async fn write(
+    target: &Target,
+    layout: &Layout,
+    compress: Compress,
+    feed: FromBundles,
+) -> anyhow::Result<Written> {
+    let counted = feed.clone();
+    let done = move || counted.read();
+    let written = making::write(target, layout, making::compression(compress), feed, done).await?;
+    Ok(written.0)
+}
+
+/// A bundle that was written.
+#[derive(Debug, Serialize)]
+struct FileReport {
+    path: String,
+    /// Bytes of the file, and of the archive in it.
+    bytes: u64,
+    archive_bytes: u64,
+    /// The digest of the bundle's index.
+    digest: String,
+    /// What a delta relies on, by name.
+    base: Option<String>,
+    images: Vec<ImageReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageReport {
+    names: Vec<String>,
+    digest: String,
+    bytes: u64,
+}
+
+impl FileReport {
+    fn new(target: &Target, layout: &Layout, draft: &Draft, written: Written) -> FileReport {
+        let images = draft.images.iter().map(|image| ImageReport {
+            names: image.names.clone(),
+            digest: image.target.digest().to_string(),
+            bytes: source::bytes_of(image),
+        });
+        FileReport {
+            path: target.shown(),
+            bytes: written.file,
+            archive_bytes: written.archive,
+            digest: layout.digest().to_string(),
+            base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
+            images: images.collect(),
+        }
+    }
+
+    fn write_text(&self, text: &mut String) {
+        use std::fmt::Write as _;
+        let (count, bytes) = (self.images.len(), output::bytes(self.bytes));
+        let _ = writeln!(text, "{}: {count} images, {bytes}", self.path);
+        if let Some(base) = &self.base {
+            let _ = writeln!(text, "  a delta on {base}");
+        }
+        for image in &self.images {
+            let name = image.names.first().unwrap_or(&image.digest);
+            let _ = writeln!(text, "  {:>9}  {name}", output::bytes(image.bytes));
+        }
+    }
+}
+
+/// The document of `airgapd bundle merge -o json`.
+#[derive(Debug, Serialize)]
+struct MergeReport {
+    #[serde(flatten)]
+    bundle: FileReport,
+    warnings: Vec<String>,
+    duration_ms: u64,
+}
+
+impl Told for MergeReport {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        self.bundle.write_text(&mut text);
+        write_warnings(&mut text, &self.warnings);
+        text
+    }
+}
+
+/// The document of `airgapd bundle split -o json`.
+#[derive(Debug, Serialize)]
+struct SplitReport {
+    volumes: Vec<FileReport>,
+    warnings: Vec<String>,
+    duration_ms: u64,
+}
+
+impl Told for SplitReport {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for volume in &self.volumes {
+            volume.write_text(&mut text);
+        }
+        write_warnings(&mut text, &self.warnings);
+        text
+    }
+}
+
+fn write_warnings(text: &mut String, warnings: &[String]) {
+    for warning in warnings {
+        output::paragraph(text, "warning  ", warning);
+    }
+}

@@ -1,0 +1,261 @@
+//! Bundles as images that other bundles can be made of.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bundle::write::{Draft, DraftImage};
+use bundle::{Bundle, Catalog, Image, Reliance};
+use import::{Cause, DigestReferences, Judgement, Naming};
+use oci_spec::image::Digest;
+
+use crate::commands::Exit;
+use crate::commands::export::choice::{judge_whole, left_out};
+use crate::config::Settings;
+
+const BUNDLE: &str = "the bundle";
+
+/// An image of a bundle, with what of it is whole.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) names: BTreeSet<String>,
+    pub(super) draft: DraftImage,
+    pub(super) platforms: Vec<String>,
+    /// Which of the bundles it is from.
+    from: usize,
+}
+
+/// Bundles that are open, and their images.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub(super) bundles: Arc<[Bundle]>,
+    pub(super) items: Vec<Item>,
+    /// What is relied on and in none of them.
+    relies_on: Option<Reliance>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Sources {
+    /// Opens bundles and looks at all their images.
+    ///
+    /// # Errors
+    ///
+    /// How to end, and why: the file that cannot be read, or the image that is not whole.
+    pub(super) async fn open(paths: &[PathBuf], settings: &Settings) -> Result<Sources, (Exit, String)> {
+        let mut bundles = Vec::new();
+        for path in paths {
+            let opened = crate::commands::import::open(path, &settings.limits).await;
+            bundles.push(opened.map_err(|error| (exit_of(&error), import::chain(&error)))?);
+        }
+        let naming = Naming {
+            base_name: settings.base_name.clone(),
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        let mut sources = Sources {
+            relies_on: relies_on(&bundles),
+            bundles: bundles.into(),
+            items: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let there = sources.there();
+        let mut problems = Vec::new();
+        for (from, bundle) in sources.bundles.iter().enumerate() {
+            let catalog = bundle.catalog().completed_by(&there);
+            let (items, refused) = items_of(from, bundle.path(), &catalog, &naming, &mut problems);
+            sources.items.extend(items);
+            sources.warnings.extend(refused);
+        }
+        if problems.is_empty() {
+            Ok(sources)
+        } else {
+            Err((Exit::BadBundle, problems.join("\n")))
+        }
+    }
+
+    /// What counts as there for an image: blobs of any of the bundles, and what deltas rely on.
+    fn there(&self) -> HashSet<Digest> {
+        let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
+        blobs_of(&self.bundles)
+            .into_iter()
+            .chain(relied_on.map(|blob| blob.digest.clone()))
+            .collect()
+    }
+
+    /// Gives each name to one image: where bundles differ, to that of the last one.
+    pub(super) fn settle_names(&mut self) {
+        let mut holders: HashMap<String, (usize, Digest)> = HashMap::new();
+        for item in &self.items {
+            for name in &item.names {
+                holders.insert(name.clone(), (item.from, item.draft.target.digest().clone()));
+            }
+        }
+        let (bundles, warnings) = (&self.bundles, &mut self.warnings);
+        self.items.retain_mut(|item| {
+            let (digest, from) = (item.draft.target.digest().clone(), item.from);
+            let had_names = !item.names.is_empty();
+            item.names.retain(|name| {
+                let (winner, held) = &holders[name];
+                // Twice in one bundle, a name is for two platforms: whoever imports it chooses.
+                let keeps = *winner == from || *held == digest;
+                if !keeps {
+                    let (loser, winner) = (bundles[from].path(), bundles[*winner].path());
+                    warnings.push(format!(
+                        "{name} is {held} of {}, and not {digest} of {}",
+                        winner.display(),
+                        loser.display()
+                    ));
+                }
+                keeps
+            });
+            item.draft.names = item.names.iter().cloned().collect();
+            !had_names || !item.names.is_empty()
+        });
+    }
+
+    /// A bundle of these images. It is a delta where they need what none of the bundles has.
+    pub(super) fn draft(&self, items: &[Item]) -> Draft {
+        let images: Vec<DraftImage> = items.iter().map(|item| item.draft.clone()).collect();
+        let needed: HashSet<&Digest> = images
+            .iter()
+            .flat_map(DraftImage::blobs)
+            .map(|blob| &blob.digest)
+            .collect();
+        let relies_on = self.relies_on.as_ref().and_then(|reliance| {
+            let blobs: Vec<_> = reliance
+                .blobs
+                .iter()
+                .filter(|blob| needed.contains(&blob.digest))
+                .cloned()
+                .collect();
+            (!blobs.is_empty()).then(|| Reliance::new(reliance.base.clone(), blobs))
+        });
+        Draft { images, relies_on }
+    }
+
+    /// The images by name, the later of two with the same.
+    pub(super) fn by_name(&self) -> BTreeMap<&str, &Item> {
+        let named = self
+            .items
+            .iter()
+            .flat_map(|item| item.names.iter().map(move |name| (name.as_str(), item)));
+        named.collect()
+    }
+}
+
+/// How to end where a bundle cannot be opened.
+fn exit_of(error: &bundle::Error) -> Exit {
+    match Cause::of(error) {
+        Cause::Bundle => Exit::BadBundle,
+        _ => Exit::Failed,
+    }
+}
+
+/// Every blob that is in a bundle.
+fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
+    let images = bundles.iter().flat_map(|bundle| &bundle.catalog().images);
+    images
+        .flat_map(|image| {
+            let draft = DraftImage::of(image);
+            draft.blobs().map(|blob| blob.digest.clone()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// What deltas among the bundles rely on, and none of the others has.
+fn relies_on(bundles: &[Bundle]) -> Option<Reliance> {
+    let there = blobs_of(bundles);
+    let deltas = || {
+        bundles
+            .iter()
+            .filter_map(|bundle| bundle.catalog().relies_on.as_ref())
+    };
+    let missing: Vec<_> = deltas()
+        .flat_map(|reliance| &reliance.blobs)
+        .filter(|blob| !there.contains(&blob.digest))
+        .cloned()
+        .collect();
+    let mut bases: Vec<&str> = deltas().map(|reliance| reliance.base.as_str()).collect();
+    bases.dedup();
+    (!missing.is_empty()).then(|| Reliance::new(bases.join(", "), missing))
+}
+
+/// The images of a bundle, one for each target, and what was not used of their names.
+fn items_of(
+    from: usize,
+    path: &Path,
+    catalog: &Catalog,
+    naming: &Naming,
+    problems: &mut Vec<String>,
+) -> (Vec<Item>, Vec<String>) {
+    let mut items: Vec<Item> = Vec::new();
+    let mut warnings = Vec::new();
+    for image in &catalog.images {
+        let names = naming.names_of(&image.names, image.root.descriptor.digest());
+        warnings.extend(
+            names
+                .refused
+                .into_iter()
+                .map(|reason| format!("{}: {reason}", path.display())),
+        );
+        let names: BTreeSet<String> = names.references.iter().map(ToString::to_string).collect();
+        let (digest, platform) = (image.root.descriptor.digest(), &image.root.platform);
+        let same =
+            |item: &&mut Item| item.draft.target.digest() == digest && item.draft.platform == *platform;
+        if let Some(item) = items.iter_mut().find(same) {
+            item.names.extend(names);
+            item.draft.names = item.names.iter().cloned().collect();
+            continue;
+        }
+        match item(from, image, names) {
+            Ok(item) => items.push(item),
+            Err(reason) => problems.push(format!("{}: {}: {reason}", path.display(), label(image))),
+        }
+    }
+    (items, warnings)
+}
+
+fn label(image: &Image) -> String {
+    let name = image
+        .names
+        .first()
+        .map(|name| import::printable(name.as_str()).trim_matches('"').to_owned());
+    name.unwrap_or_else(|| image.root.descriptor.digest().to_string())
+}
+
+fn item(from: usize, image: &Image, names: BTreeSet<String>) -> Result<Item, String> {
+    let given: Vec<String> = names.iter().cloned().collect();
+    let (draft, platforms) = match judge_whole(&image.root, BUNDLE) {
+        Judgement::Whole(closure) => {
+            let blobs: HashSet<Digest> = closure.blobs.iter().map(|blob| blob.digest.clone()).collect();
+            (DraftImage::part(given, &image.root, &blobs), closure.platforms)
+        }
+        // Charts, signatures: they are carried on as they are.
+        Judgement::Artifact(_) => {
+            let draft = DraftImage {
+                names: given,
+                ..DraftImage::of(image)
+            };
+            (draft, Vec::new())
+        }
+        Judgement::Broken(problems) => return Err(problems.join("; ")),
+        Judgement::Foreign(_) => {
+            let reasons = left_out(&image.root, &HashSet::new(), BUNDLE)
+                .into_iter()
+                .map(|left| left.reason);
+            return Err(reasons.collect::<Vec<_>>().join("; "));
+        }
+    };
+    Ok(Item {
+        names,
+        draft,
+        platforms,
+        from,
+    })
+}
+
+/// The bytes of all blobs of an image, each once.
+pub(super) fn bytes_of(image: &DraftImage) -> u64 {
+    let blobs: HashMap<_, _> = image.blobs().map(|blob| (&blob.digest, blob.size)).collect();
+    blobs.values().sum()
+}
