@@ -38,7 +38,7 @@ pub(crate) async fn run(
     };
     tokio::select! {
         exit = verb => exit,
-        () = making::interrupted() => bail!("interrupted: no bundle was made"),
+        () = making::interrupted() => bail!("interrupted: no half bundle is left"),
     }
 }
 
