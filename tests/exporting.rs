@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::bundles::{self, closure, image, multi_platform, native, text};
 use crate::support::node::{self, Answer};
+use crate::support::tools::{run, tool};
 use crate::support::{
     Node, Place, Target, on_each_containerd, on_each_real_containerd, on_the_fake, unique, wait_until,
 };
@@ -265,7 +266,32 @@ fn ctr_imports_what_was_exported(target: &Target) {
     assert_eq!(other.digests(), target.digests());
 }
 
-on_each_real_containerd!(ctr_imports_what_was_exported);
+fn skopeo_and_umoci_read_what_was_exported(target: &Target) {
+    let (Some(skopeo), Some(umoci)) = (tool("skopeo"), tool("umoci")) else {
+        return;
+    };
+    let node = Node::on(target);
+    let archive = import(&node, "in.tar", [image(ONE)]);
+    export(&node, "out.tar", &[ONE]).exits(0);
+    let exported = format!("oci-archive:{}:{ONE}", text(&node.path("out.tar")));
+    let mut inspect = Command::new(&skopeo);
+    let inspected = inspect
+        .args(["inspect", "--format", "{{.Digest}}", &exported])
+        .output()
+        .unwrap();
+    assert!(inspected.status.success(), "{inspected:?}");
+    let digest = String::from_utf8(inspected.stdout).unwrap();
+    assert_eq!(digest.trim(), archive.images[0].manifests[0].digest.as_ref());
+    let layout = text(&node.path("layout"));
+    let copied = format!("oci:{layout}:copied");
+    run(Command::new(&skopeo).args(["--insecure-policy", "copy", "--quiet", &exported, &copied]));
+    run(Command::new(&umoci).args(["stat", "--image", &format!("{layout}:copied")]));
+}
+
+on_each_real_containerd!(
+    ctr_imports_what_was_exported,
+    skopeo_and_umoci_read_what_was_exported
+);
 
 /// Starts an export whose reads take long, and waits until it writes.
 fn begin_slowly(node: &Node, target: &Target) -> std::process::Child {

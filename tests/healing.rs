@@ -54,6 +54,15 @@ fn who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while(target:
     target.remove_record(ONE);
     daemon.wait_for_log("on purpose");
     assert!(target.record(ONE).is_none());
+
+    // Until the bundle is replaced: then the images are wanted again.
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    for _ in 0..2 {
+        daemon.wait_until("it is there", || is_pinned(target, ONE));
+        daemon.wait_until("it is quiet", || target.leases().is_empty());
+        target.remove_record(ONE);
+    }
+    daemon.wait_until("it is there", || is_pinned(target, ONE));
     daemon.finish(target);
 }
 

@@ -1,7 +1,7 @@
 //! What takes long: hundreds of crashes, power cuts, simulated days, a thousand bundles.
 //!
 //! Each has a short version that is a test like others, and a long one that `cargo xtask` asks for (`chaos`, `powercut`,
-//! `churn`); those are marked as ignored and read how long they shall take from the environment. Everything random
+//! `churn`, `standstill`); those are marked as ignored and read how long they shall take from the environment. Everything random
 //! follows from a seed, which is printed.
 
 mod audit;
@@ -10,6 +10,7 @@ mod churn;
 mod dice;
 mod many;
 mod powercut;
+mod standstill;
 
 use xtask::Generation;
 

@@ -104,6 +104,17 @@ fn so_far(sent: &AtomicU64, planned: &AtomicU64, started: Instant) -> ProgressSt
 /// How far it has come, in words.
 pub(crate) fn line(progress: &ProgressStatus) -> String {
     let of = progress.total_bytes.map(|total| format!(" of {}", bytes(total)));
+    if progress
+        .total_bytes
+        .is_some_and(|total| total > 0 && progress.sent_bytes >= total)
+    {
+        // A slow disk may take minutes for that.
+        return format!(
+            "{}{} sent, containerd commits it",
+            bytes(progress.sent_bytes),
+            of.unwrap_or_default()
+        );
+    }
     let rest = progress
         .remaining_ms
         .map(|ms| format!(", {} s left", ms.div_ceil(1000)));
@@ -147,7 +158,7 @@ mod tests {
             ),
             (
                 (1000, 1000, 500),
-                "[##############################] 100 %  1.0 kB of 1.0 kB sent, 2.0 kB/s, 0 s left",
+                "[##############################] 100 %  1.0 kB of 1.0 kB sent, containerd commits it",
             ),
             ((700, 0, 1000), "700 B sent, 700 B/s"),
         ];

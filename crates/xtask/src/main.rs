@@ -79,6 +79,14 @@ enum Task {
         #[command(flatten)]
         extent: endurance::Extent,
     },
+    /// Let containerd's disk stand still while a blob is committed, and see it waited for.
+    Standstill {
+        /// For so long.
+        #[arg(long, default_value_t = 180)]
+        seconds: usize,
+        #[command(flatten)]
+        extent: endurance::Extent,
+    },
     /// Look after a thousand bundles of the same images, and print time and memory.
     Many,
     /// Place a bundle in every way there is, and print what comes of it as the table of docs/watching.md.
@@ -133,6 +141,11 @@ fn perform(task: Task) -> Result<()> {
         Task::Churn { cycles, extent } => {
             endurance::run("endurance::churn::as_much_churn_as_asked_for", cycles, &extent)
         }
+        Task::Standstill { seconds, extent } => endurance::run(
+            "endurance::standstill::a_disk_that_stands_still_while_a_blob_is_committed_is_waited_for",
+            seconds,
+            &extent,
+        ),
         Task::Many => endurance::run(
             "endurance::many::a_thousand_bundles_of_the_same_images_are_looked_after",
             1,

@@ -345,6 +345,10 @@ impl Daemon {
         let Some(order) = self.jobs.get(name).map(|job| Arc::clone(&job.order)) else {
             return;
         };
+        if !order.version.is_known(&self.ledger, name) {
+            // Whoever places a bundle anew wants its images, whatever was done to those of the one before.
+            self.healing.forget(name);
+        }
         let (leave, space) = (self.names_to_leave(&order, &read), self.space());
         let Some(job) = self.jobs.get_mut(name) else {
             return;
