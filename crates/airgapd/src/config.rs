@@ -71,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) allowed_names: Vec<Pattern>,
     /// Images that are neither imported nor restored, by name.
     pub(crate) exclude: Vec<Pattern>,
+    /// Which images of a bundle come first.
+    pub(crate) priority: Vec<Pattern>,
     pub(crate) checksums: Checksums,
     /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
     pub(crate) trusted_digests: Option<PathBuf>,
@@ -109,6 +111,10 @@ impl Default for Settings {
             digest_references: DigestReferences::Target,
             allowed_names: Vec::new(),
             exclude: Vec::new(),
+            priority: PRIORITY
+                .iter()
+                .map(|text| text.parse().expect("a pattern"))
+                .collect(),
             checksums: Checksums::IfPresent,
             trusted_digests: None,
             pull_lists: false,
@@ -121,6 +127,18 @@ impl Default for Settings {
         }
     }
 }
+
+/// What a node needs before it can run anything else: the sandbox, the network, name resolution.
+const PRIORITY: [&str; 8] = [
+    "*/pause:*",
+    "*cni*",
+    "*/kube-router:*",
+    "*/calico*",
+    "*/cilium*",
+    "*/flannel*",
+    "*/kube-proxy:*",
+    "*/coredns*",
+];
 
 impl Settings {
     /// What decides over the names of images.
@@ -387,6 +405,11 @@ const KEYS: &[Key] = &[
         show: |s| s.exclude.iter().map(ToString::to_string).collect(),
     },
     Key {
+        name: "priority",
+        set: |s, v| store(&mut s.priority, patterns(v)),
+        show: |s| s.priority.iter().map(ToString::to_string).collect(),
+    },
+    Key {
         name: "checksums",
         set: |s, v| store(&mut s.checksums, word(v, CHECKSUMS)),
         show: |s| shown_word(s.checksums, CHECKSUMS),
@@ -460,7 +483,7 @@ const KEYS: &[Key] = &[
 
 /// Keys whose function is still to come. They are refused by name: a setting that is taken and does
 /// nothing is worse than none.
-const NOT_YET: &[&str] = &["unpack", "priority"];
+const NOT_YET: &[&str] = &["unpack"];
 
 /// Keys that hold keys.
 const GROUPS: [&str; 2] = ["limits", "log"];
@@ -1510,7 +1533,7 @@ mod tests {
             "distribution: k3s\ndataDir: /data\naddress: unix:///run/x.sock\ncri: false\n\
              platforms: [linux/arm64, linux/amd64]\nresync: 1h 30m\ngrace: 0s\nonRemoval: keep\n\
              aliases: [a.io/x=b.io/y]\nnames: {{{digest}: busybox}}\nbaseName: registry.local/app\n\
-             digestReferences: none\nallowedNames: ['*/app:?']\nchecksums: off\ntrustedDigests: /etc/trusted\nlimits:\n  jsonDocument: 1 MiB\n  images: 7\nlog: {{level: debug}}\n"
+             digestReferences: none\nallowedNames: ['*/app:?']\npriority: ['*/dns:*']\nchecksums: off\ntrustedDigests: /etc/trusted\nlimits:\n  jsonDocument: 1 MiB\n  images: 7\nlog: {{level: debug}}\n"
         );
         let settings = settings(&text);
         assert_eq!(settings.distribution, Some(Distribution::K3s));
@@ -1534,6 +1557,7 @@ mod tests {
         assert_eq!(settings.base_name.as_deref(), Some("registry.local/app"));
         assert_eq!(settings.digest_references, DigestReferences::None);
         assert_eq!(settings.allowed_names, ["*/app:?".parse().unwrap()]);
+        assert_eq!(settings.priority, ["*/dns:*".parse().unwrap()]);
         assert_eq!(settings.checksums, Checksums::Off);
         assert_eq!(settings.trusted_digests, Some("/etc/trusted".into()));
         assert_eq!(

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use oci_spec::image::Digest;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::extent::Extent;
 use crate::folder::Folder;
 use crate::frames::Frames;
 use crate::packed::{Packed, Pass};
@@ -435,37 +436,5 @@ impl SparseIn {
                 Box::new(Expanded::new(map, stored, offset))
             }
         })
-    }
-}
-
-/// Reads a part of a file without touching its position.
-pub(crate) struct Extent {
-    file: Arc<File>,
-    position: u64,
-    left: u64,
-}
-
-impl Extent {
-    pub(crate) fn new(file: Arc<File>, position: u64, left: u64) -> Self {
-        Self { file, position, left }
-    }
-}
-
-impl Read for Extent {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if wanted == 0 {
-            return Ok(0);
-        }
-        let n = self.file.read_at(&mut buffer[..wanted], self.position)?;
-        if n == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the bundle was cut short while being read",
-            ));
-        }
-        self.position += n as u64;
-        self.left -= n as u64;
-        Ok(n)
     }
 }

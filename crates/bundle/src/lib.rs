@@ -37,6 +37,7 @@ mod documents;
 mod entries;
 mod error;
 mod escape;
+mod extent;
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
 mod folder;

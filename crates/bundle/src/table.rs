@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use oci_spec::image::Digest;
 
-use crate::bundle::Extent;
 use crate::decode::Decoder;
 use crate::digests::{self, Hasher};
 use crate::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
+use crate::extent::Extent;
 use crate::folder::Folder;
 use crate::frames::Frames;
 use crate::packed::{Facts, Kept, Packed};

@@ -3,7 +3,7 @@
 //! There is nothing to decide here. An image whose blob turns out to be damaged fails alone; a containerd that cannot be
 //! reached stops the run, and what was committed by then is found in place by the next one.
 
-mod in_order;
+mod leaves;
 mod on_disk;
 mod pass;
 
@@ -27,7 +27,8 @@ use crate::plan::{
 use crate::select::NamedTarget;
 use crate::space::Shortage;
 
-/// Blobs sent at the same time, each over a connection of its own. containerd gains nothing from more.
+/// Layers and configs sent at the same time, each over a connection of its own. containerd gains nothing from more. The
+/// client has a connection more than that, so that an image gets its manifest while layers of the next are on their way.
 const PARALLEL_BLOBS: usize = 4;
 /// How often a record is decided about again when somebody else changes it under our hands.
 const RECORD_ROUNDS: usize = 5;
@@ -259,7 +260,7 @@ impl Run<'_> {
 
     async fn all_images(&mut self) -> Result<(), Error> {
         for _ in 0..LEASE_ROUNDS {
-            match self.in_order().await {
+            match self.all_leaves().await {
                 Err(Fault::LeaseLost) => self.forget_lease(),
                 Err(Fault::Stop(error)) => return Err(error),
                 Ok(()) | Err(Fault::Image(_)) => break,

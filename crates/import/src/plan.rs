@@ -11,6 +11,7 @@ use containerd::{BlobInfo, ImageRecord};
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::labels::{self, CRI_MANAGED, LabelChanges, Labels, Source};
+use crate::pattern::Pattern;
 use crate::select::{Child, ChildKind, Member, NamedTarget, Taken};
 use crate::space::Space;
 use crate::survey::Survey;
@@ -39,6 +40,8 @@ pub struct Intent {
     pub leave: BTreeMap<String, String>,
     /// Where the blobs go, and what stays free there.
     pub space: Space,
+    /// Which images come first, by their names: those of the first pattern, then those of the second, then the others.
+    pub priority: Vec<Pattern>,
 }
 
 impl Intent {
@@ -50,6 +53,7 @@ impl Intent {
             on_conflict,
             leave: BTreeMap::new(),
             space: Space::default(),
+            priority: Vec::new(),
         }
     }
 }
@@ -57,7 +61,7 @@ impl Intent {
 /// Every step of an import, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// The images, those with the fewest bytes to send first.
+    /// The images: those that come first, and among equals those with the fewest bytes to send.
     pub images: Vec<ImagePlan>,
 }
 
@@ -185,6 +189,12 @@ impl ImagePlan {
         })
     }
 
+    /// The first pattern that one of its names matches, by position.
+    fn rank(&self, priority: &[Pattern]) -> usize {
+        let is_match = |pattern: &Pattern| self.records.iter().any(|record| pattern.matches(&record.name));
+        priority.iter().position(is_match).unwrap_or(priority.len())
+    }
+
     fn bytes_to_send(&self) -> u64 {
         self.blobs
             .iter()
@@ -208,7 +218,7 @@ pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
         .enumerate()
         .map(|(at, image)| plan_image(at, image, survey, intent))
         .collect();
-    images.sort_by_key(ImagePlan::bytes_to_send);
+    images.sort_by_cached_key(|image| (image.rank(&intent.priority), image.bytes_to_send()));
     Plan { images }
 }
 
@@ -730,6 +740,27 @@ mod tests {
             [1, 0]
         );
         assert_eq!(plan.bytes_to_send(), 1_000_117);
+    }
+
+    #[test]
+    fn images_of_earlier_patterns_go_first_by_any_of_their_names() {
+        let mut large = image("r.test/pause:3");
+        large.closure.blobs.insert(0, leaf('9', 1_000_000));
+        let mut aliased = image("r.test/dns:1");
+        aliased.records.push(NamedTarget {
+            name: "mirror.test/coredns:1".into(),
+            target: descriptor('a'),
+        });
+        let other = image("r.test/app:1");
+        let intent = Intent {
+            priority: ["*/pause:*", "*/coredns:*"]
+                .map(|text| text.parse().unwrap())
+                .into(),
+            ..intent()
+        };
+        let plan = plan(&[&other, &aliased, &large], &Survey::default(), &intent);
+        let order: Vec<_> = plan.images.iter().map(|image| image.index).collect();
+        assert_eq!(order, [2, 1, 0]);
     }
 
     #[test]

@@ -91,6 +91,7 @@ impl Import<'_> {
         };
         let (source, lease_id) = whose(path, &self.node.images_dir, self.settings.recursive);
         let intent = Intent {
+            priority: self.settings.priority.clone(),
             space: runtime::space(self.settings, self.runtime),
             ..Intent::new(source, self.settings.on_conflict)
         };

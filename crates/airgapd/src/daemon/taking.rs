@@ -357,6 +357,7 @@ impl Daemon {
         let intent = Intent {
             leave,
             space,
+            priority: self.settings.priority.clone(),
             ..Intent::new(source, self.settings.on_conflict)
         };
         let counters = (Arc::clone(&job.bytes), Arc::clone(&job.planned));

@@ -147,7 +147,8 @@ impl Observer for Story {
 
 async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done(stage: &Stage) {
     let client = stage.client().await;
-    let large = noise(1 << 20);
+    // Both are on their way at the same time, and this much takes longer than the few blobs and records of the other.
+    let large = noise(32 << 20);
     // The large one comes first in the bundle.
     let stock = Stock::images([
         amd64("r.test/large:1", &[&large]),

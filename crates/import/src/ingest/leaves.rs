@@ -1,10 +1,11 @@
-//! Sending the leaves of a bundle that is best read in order.
+//! Sending the leaves of all images, several at a time, and finishing each image as soon as its leaves are there.
 //!
-//! Image by image would mean decompressing the bundle once for each. Instead one [`Pass`] takes what all images lack,
-//! and each image is recorded as soon as its leaves are there. What this leaves undone (a blob that had to be started
-//! over, or that vanished from containerd meanwhile) is done afterwards, image by image, like any other.
+//! Nobody waits for anybody here: while one image gets its manifests and records, layers of the next ones are on their
+//! way. A bundle that can be read anywhere is taken image by image; one that is best read in order, in one [`Pass`]. What
+//! this leaves undone (a blob that had to be started over, or that vanished from containerd meanwhile) is done
+//! afterwards, image by image.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
@@ -16,9 +17,9 @@ use crate::Error;
 use crate::plan::{BlobAction, BlobStep, ImagePlan};
 
 impl<'a> Run<'a> {
-    /// Sends leaves in the order of the bundle, and finishes every image whose leaves are there by then.
-    pub(super) async fn in_order(&mut self) -> Result<(), Fault> {
-        let Some(bundle) = self.job.bundle.as_ref().filter(|bundle| bundle.is_sequential()) else {
+    /// Sends leaves, and finishes every image whose leaves are there by then.
+    pub(super) async fn all_leaves(&mut self) -> Result<(), Fault> {
+        let Some(bundle) = self.job.bundle.as_ref() else {
             return Ok(());
         };
         let mut lacking = Lacking::default();
@@ -30,11 +31,14 @@ impl<'a> Run<'a> {
         if lacking.blobs.is_empty() {
             return Ok(());
         }
-        let mut pass = Pass::begin(bundle, lacking.blobs.keys().cloned().collect());
+        let mut coming = match bundle.is_sequential() {
+            true => Coming::Passing(Pass::begin(bundle, lacking.blobs.keys().cloned().collect())),
+            false => Coming::Anywhere(std::mem::take(&mut lacking.order).into()),
+        };
         let mut tasks = JoinSet::new();
-        let ended = self.take_all(&mut pass, &mut lacking, &mut tasks).await;
+        let ended = self.take_all(&mut coming, &mut lacking, &mut tasks).await;
         if let Err(Fault::Stop(error)) = &ended {
-            drop(pass);
+            drop(coming);
             tasks.shutdown().await;
             if error.is_space() {
                 for image in &self.job.plan.images {
@@ -47,7 +51,7 @@ impl<'a> Run<'a> {
 
     async fn take_all(
         &mut self,
-        pass: &mut Pass,
+        coming: &mut Coming,
         lacking: &mut Lacking<'a>,
         tasks: &mut JoinSet<Moved>,
     ) -> Result<(), Fault> {
@@ -55,12 +59,16 @@ impl<'a> Run<'a> {
         let mut is_over = false;
         while !(is_over && tasks.is_empty()) {
             tokio::select! {
-                passing = pass.next(), if !is_over && tasks.len() < PARALLEL_BLOBS => match passing {
-                    Some(Ok(Passing { digest, source })) => {
+                leaf = coming.next(), if !is_over && tasks.len() < PARALLEL_BLOBS => match leaf {
+                    Some(Ok((digest, _))) if !lacking.is_awaited(&digest, self) => {}
+                    Some(Ok((digest, source))) => {
                         let lease = self.lease().await?;
-                        let task = self.task(&lease, lacking.blobs[&digest].step);
-                        tasks.spawn(task.from(Arc::clone(&source) as _).run());
-                        sources.insert(digest, source);
+                        let mut task = self.task(&lease, lacking.blobs[&digest].step);
+                        if let Some(source) = source {
+                            task = task.from(Arc::clone(&source) as _);
+                            sources.insert(digest, source);
+                        }
+                        tasks.spawn(task.run());
                     }
                     Some(Err(error)) => return Err(self.unreadable(error)),
                     None => is_over = true,
@@ -75,7 +83,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Notes what became of a blob that has gone by, and finishes the images that waited for it only.
+    /// Notes what became of a leaf, and finishes the images that waited for it only.
     async fn passed(
         &mut self,
         moved: Moved,
@@ -120,10 +128,34 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Where the next leaf comes from.
+enum Coming {
+    /// From whatever passes by.
+    Passing(Pass),
+    /// From anywhere in the bundle, in this order.
+    Anywhere(VecDeque<Digest>),
+}
+
+impl Coming {
+    /// The next leaf, with its bytes where they are just passing; none at the end. Safe to cancel.
+    async fn next(&mut self) -> Option<Result<(Digest, Option<Arc<OnceSource>>), bundle::Error>> {
+        match self {
+            Coming::Passing(pass) => Some(
+                pass.next()
+                    .await?
+                    .map(|Passing { digest, source }| (digest, Some(source))),
+            ),
+            Coming::Anywhere(order) => order.pop_front().map(|digest| Ok((digest, None))),
+        }
+    }
+}
+
 /// The leaves that are to come, and the images that wait for them.
 #[derive(Default)]
 struct Lacking<'a> {
     blobs: HashMap<Digest, Awaited<'a>>,
+    /// Image by image; within an image the largest first, so that it is not the last one standing.
+    order: Vec<Digest>,
     /// How many leaves an image waits for, by its index.
     counts: HashMap<usize, usize>,
 }
@@ -137,27 +169,34 @@ impl<'a> Lacking<'a> {
     /// Adds what an image lacks; says whether there is anything.
     fn add(&mut self, image: &'a ImagePlan, run: &Run<'_>) -> bool {
         let is_known_bad = image.blobs.iter().any(|step| run.bad.contains_key(&step.digest));
-        let mut count = 0;
-        for step in image
-            .blobs
-            .iter()
-            .filter(|step| !is_known_bad && is_leaf_to_send(step))
-        {
-            if run.done.contains(&step.digest) {
-                continue;
-            }
-            let awaited = self.blobs.entry(step.digest.clone());
-            awaited
-                .or_insert_with(|| Awaited {
+        let is_lacking =
+            |step: &&BlobStep| !is_known_bad && is_leaf_to_send(step) && !run.done.contains(&step.digest);
+        let mut steps: Vec<_> = image.blobs.iter().filter(is_lacking).collect();
+        steps.sort_by_key(|step| std::cmp::Reverse(step.size));
+        self.counts.insert(image.index, steps.len());
+        for step in &steps {
+            let awaited = self.blobs.entry(step.digest.clone()).or_insert_with(|| {
+                self.order.push(step.digest.clone());
+                Awaited {
                     step,
                     images: Vec::new(),
-                })
-                .images
-                .push(image);
-            count += 1;
+                }
+            });
+            awaited.images.push(image);
         }
-        self.counts.insert(image.index, count);
-        count > 0
+        !steps.is_empty()
+    }
+
+    /// Whether any image still wants a blob: those that failed by another one do not.
+    fn is_awaited(&self, digest: &Digest, run: &Run<'_>) -> bool {
+        let images = self
+            .blobs
+            .get(digest)
+            .into_iter()
+            .flat_map(|awaited| &awaited.images);
+        images
+            .into_iter()
+            .any(|image| !run.finished.contains(&image.index))
     }
 
     /// Takes a blob off the list; gives the images that wait no longer: for want of others, or in vain.
