@@ -28,6 +28,13 @@ fn put_broken(node: &Node, file: &str) {
     fs::rename(node.path(file), node.images().join(file)).expect("it is one file system");
 }
 
+/// Has the node require these images.
+fn requiring(node: &Node, images: &[&str]) {
+    let list = node.path("list.txt");
+    fs::write(&list, images.join("\n")).expect("it can be written");
+    node.configure_also(&format!("require: {{images: [{}]}}", list.display()));
+}
+
 fn bundle<'a>(document: &'a Value, name: &str) -> &'a Value {
     let bundles = document["bundles"].as_array().expect("a list");
     let found = bundles.iter().find(|bundle| bundle["name"] == name);
@@ -152,9 +159,10 @@ fn status_goes_on_when_it_is_asked_to(target: &Target) {
 /// The metrics that alerts and the dashboard name are those that there are.
 fn alerts_and_dashboard_ask_for_metrics_that_there_are(target: &Target) {
     let node = Node::on(target);
+    requiring(&node, &[ONE]);
     let daemon = node.start();
     put(&node, "one.tar", ONE);
-    node.airgapd(["wait"]).exits(0);
+    node.airgapd(["wait", "--required"]).exits(0);
     let (_, body) = get(&node, "/metrics");
     daemon.finish(target);
     for (name, least) in [("prometheus-rules.yaml", 5), ("grafana-dashboard.json", 9)] {

@@ -8,6 +8,7 @@ use crate::support::bundles::text;
 use crate::support::{Node, Target, on_the_fake};
 
 const NAME: &str = "registry.test/app:1";
+const ABSENT: &str = "registry.test/app:2";
 
 /// A bundle that is the same in every run: an index with one platform that the node runs and one that it does not.
 fn bundle() -> Layout {
@@ -322,10 +323,13 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
     let node = Node::on(target);
     let archive = bundle().write_to(&node.path("bundle.tar"));
     node.configure_also("platforms: [linux/amd64]");
+    let list = text(&node.path("required.txt"));
+    std::fs::write(&list, format!("{NAME}\n{ABSENT}\n")).unwrap();
+    node.configure_also(&format!("require: {{images: [{list}]}}"));
     let daemon = node.start();
     std::fs::rename(node.path("bundle.tar"), node.images().join("bundle.tar")).unwrap();
-    let waited = node.airgapd(["wait", "-o", "json"]).exits(0).json();
-    let document = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    let waited = node.airgapd(["wait", "--required", "-o", "json"]).exits(4).json();
+    let document = node.airgapd(["status", "-o", "json"]).exits(1).json();
     daemon.finish(target);
     let known = |key: &str| document["bundles"][0][key].clone();
     assert!(
@@ -357,14 +361,20 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         "containerd": {"socket": text(target.socket()), "namespace": target.namespace(), "reachable": true,
             "version": document["containerd"]["version"], "platform": "linux/amd64", "problem": null},
         "folder": {"path": text(&node.images()), "problem": null},
+        "required": {"current": true, "checked_at": document["required"]["checked_at"], "problem": null, "references": 2,
+            "missing": [{"reference": ABSENT, "why": format!("there is no image of the name {ABSENT}"),
+                "asked_by": [format!("{list}: line 2")]}]},
         "bundles": [shown],
         "images": [image(NAME), image(&format!("registry.test/app@{}", archive.images[0].root))],
-        "problems": [],
+        "problems": ["1 of 2 required images are missing"],
     });
     assert_eq!(document, expected);
     let waited_ms = waited["waited_ms"].clone();
     assert!(waited_ms.is_u64());
-    let expected = json!({"outcome": "converged", "error": null, "bundles": [shown], "waited_ms": waited_ms});
+    let required = &waited["required"];
+    assert_eq!(required["missing"], document["required"]["missing"]);
+    let error = format!("1 of 2 required images are missing: {ABSENT} (`airgapd verify` says what to do)");
+    let expected = json!({"outcome": "missing", "error": error, "bundles": [shown], "required": required, "waited_ms": waited_ms});
     assert_eq!(waited, expected);
 }
 

@@ -35,6 +35,7 @@ mod registries;
 mod releasing;
 mod reloading;
 mod removing;
+mod requiring;
 mod restarting;
 mod space;
 mod support;

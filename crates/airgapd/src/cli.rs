@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Common, Given, PlatformFlag};
-use crate::needs::{K0sArgs, ManifestArgs};
+use crate::needs::{K0sArgs, ManifestArgs, Sources};
 
 /// Imports image bundles into containerd on nodes without a registry.
 #[derive(Debug, Parser)]
@@ -18,7 +18,7 @@ use crate::needs::{K0sArgs, ManifestArgs};
 )]
 #[command(
     after_help = "Exit status: 0 done, 1 something failed or nothing landed, 2 usage or configuration, \
-                        3 containerd cannot be reached, 4 verify found something missing, 5 the bundle is bad and nothing landed, 6 waited in vain, 7 no daemon answers."
+                        3 containerd cannot be reached, 4 something required is missing, 5 the bundle is bad and nothing landed, 6 waited in vain, 7 no daemon answers."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -368,7 +368,7 @@ pub(crate) struct StatusArgs {
 The images folder is listed first, so a file counts that was copied a moment ago. Uploads that have come to a halt are \
 waited for like others.
 
-Exit status: 0 in place, 1 failed, 6 not in time, 7 no daemon answers.")]
+Exit status: 0 in place, 1 failed, 4 in place and something required is missing, 6 not in time, 7 no daemon answers.")]
 pub(crate) struct WaitArgs {
     /// Only for this bundle, by its file name in the images folder; may be given several times
     #[arg(long = "bundle", value_name = "NAME")]
@@ -376,6 +376,9 @@ pub(crate) struct WaitArgs {
     /// For every bundle of the folder, as without --bundle
     #[arg(long, conflicts_with = "bundles")]
     pub(crate) all: bool,
+    /// Also for every image that the configuration requires (`require`)
+    #[arg(long)]
+    pub(crate) required: bool,
     /// How long, such as 90s or 10m; 0s only looks once
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     pub(crate) timeout: std::time::Duration,
@@ -402,6 +405,19 @@ pub(crate) struct ConfigArgs {
     /// Only say whether the configuration is usable
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+impl VerifyArgs {
+    /// What the operator points at.
+    pub(crate) fn sources(&self) -> Sources {
+        Sources {
+            images: self.images.clone(),
+            k0s: self.k0s.clone(),
+            manifests: self.manifests.manifests.clone(),
+            static_pods: self.static_pods.clone(),
+            sandbox_image: self.sandbox_image.clone(),
+        }
+    }
 }
 
 impl ImportArgs {

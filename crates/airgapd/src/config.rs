@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_yaml::Value;
 
 use crate::coexistence::Coexistence;
+use crate::needs::{K0sArgs, Sources};
 use crate::node::Distribution;
 
 /// Where the configuration file is unless `--config` or `AIRGAPD_CONFIG` say otherwise. It may be
@@ -79,6 +80,8 @@ pub(crate) struct Settings {
     /// Whether the images that `.txt` files in the folder list are pulled through CRI.
     pub(crate) pull_lists: bool,
     pub(crate) allow_insecure_dir: bool,
+    /// What this node will be asked for; the daemon goes on looking whether it is there.
+    pub(crate) require: Sources,
     pub(crate) limits: bundle::Limits,
     pub(crate) log: LogSettings,
 }
@@ -119,6 +122,13 @@ impl Default for Settings {
             trusted_digests: None,
             pull_lists: false,
             allow_insecure_dir: false,
+            require: Sources {
+                k0s: K0sArgs {
+                    is_release_wanted: true,
+                    ..K0sArgs::default()
+                },
+                ..Sources::default()
+            },
             limits: bundle::Limits::default(),
             log: LogSettings {
                 level: LogLevel::Info,
@@ -430,6 +440,41 @@ const KEYS: &[Key] = &[
         show: |s| s.allow_insecure_dir.into(),
     },
     Key {
+        name: "require.images",
+        set: |s, v| store(&mut s.require.images, absolute_paths(v)),
+        show: |s| shown_paths(&s.require.images),
+    },
+    Key {
+        name: "require.k0sConfig",
+        set: |s, v| store(&mut s.require.k0s.k0s_config, optional(v, absolute_path)),
+        show: |s| shown_path(s.require.k0s.k0s_config.as_deref()),
+    },
+    Key {
+        name: "require.k0sVersion",
+        set: |s, v| store(&mut s.require.k0s.k0s_version, optional(v, release)),
+        show: |s| s.require.k0s.k0s_version.clone().map_or(Value::Null, Value::from),
+    },
+    Key {
+        name: "require.imageSet",
+        set: |s, v| store(&mut s.require.k0s.image_set, optional(v, absolute_path)),
+        show: |s| shown_path(s.require.k0s.image_set.as_deref()),
+    },
+    Key {
+        name: "require.manifests",
+        set: |s, v| store(&mut s.require.manifests, absolute_paths(v)),
+        show: |s| shown_paths(&s.require.manifests),
+    },
+    Key {
+        name: "require.staticPods",
+        set: |s, v| store(&mut s.require.static_pods, optional(v, absolute_path)),
+        show: |s| shown_path(s.require.static_pods.as_deref()),
+    },
+    Key {
+        name: "require.sandboxImage",
+        set: |s, v| store(&mut s.require.sandbox_image, optional(v, sandbox_image)),
+        show: |s| s.require.sandbox_image.clone().map_or(Value::Null, Value::from),
+    },
+    Key {
         name: "limits.jsonDocument",
         set: |s, v| store(&mut s.limits.json_document, size(v)),
         show: |s| shown_size(s.limits.json_document),
@@ -486,7 +531,7 @@ const KEYS: &[Key] = &[
 const NOT_YET: &[&str] = &["unpack"];
 
 /// Keys that hold keys.
-const GROUPS: [&str; 2] = ["limits", "log"];
+const GROUPS: [&str; 3] = ["require", "limits", "log"];
 
 /// Keys that say what the daemon is bound to while it runs.
 const UNTIL_RESTART: [&str; 10] = [
@@ -1179,6 +1224,28 @@ fn absolute_path(value: &Value) -> Result<PathBuf, String> {
     }
 }
 
+fn absolute_paths(value: &Value) -> Result<Vec<PathBuf>, String> {
+    let paths = list(value, "absolute paths")?;
+    paths
+        .iter()
+        .map(|path| absolute_path(&path.as_str().into()))
+        .collect()
+}
+
+/// 1.34 is a number to YAML, and 1.30 the same as 1.3: so only text will do.
+fn release(value: &Value) -> Result<String, String> {
+    text(
+        value,
+        "a release of k0s as text, such as v1.34.10+k0s.0 or \"1.34\"",
+    )
+    .map(str::to_owned)
+}
+
+fn sandbox_image(value: &Value) -> Result<String, String> {
+    let reference = text(value, "an image such as registry.k8s.io/pause:3.10")?;
+    checked_reference(reference).map(|_| reference.to_owned())
+}
+
 /// An address that only this machine can reach: whoever wants more puts a proxy in front that knows who may ask.
 fn loopback(value: &Value) -> Result<SocketAddr, String> {
     let wanted = "an address of this machine with a port, such as 127.0.0.1:9799";
@@ -1415,6 +1482,10 @@ fn shown_path(path: Option<&Path>) -> Value {
     path.map_or(Value::Null, |path| path.display().to_string().into())
 }
 
+fn shown_paths(paths: &[PathBuf]) -> Value {
+    paths.iter().map(|path| shown_path(Some(path))).collect()
+}
+
 fn shown_duration(duration: Duration) -> Value {
     humantime::format_duration(duration).to_string().into()
 }
@@ -1633,6 +1704,11 @@ mod tests {
             "checksums: true",
             "trustedDigests: trusted",
             "pullLists: maybe",
+            "require: {manifests: apps}",
+            "require: {manifests: [apps]}",
+            "require: {images: ['-']}",
+            "require: {k0sVersion: 1.34}",
+            "require: {sandboxImage: 'Not A Name'}",
             "limits: {zstdWindow: 100MiB}",
             "limits: {zstdWindow: 4GiB}",
             "limits: {expansion: 0}",

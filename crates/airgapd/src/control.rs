@@ -4,6 +4,8 @@
 //!
 //! * `GET /v1/status`: a [`Status`] as JSON,
 //! * `POST /v1/list`: the same, after the images folder was listed anew, so that a file counts that was copied a moment ago,
+//! * `POST /v1/check`: the same, and what `require` asks for is looked at anew; a status whose `required.current` is true
+//!   has the outcome,
 //! * `GET /metrics`: the metrics, as Prometheus reads them; the only one on `metricsAddress`.
 //!
 //! The socket belongs to root (0600), and whoever else gets at it is turned away by the kernel's word for who asks
@@ -46,6 +48,8 @@ pub(crate) enum Want {
     Status,
     /// The status after a new listing of the folder.
     Listed,
+    /// The same, and what the configuration requires is looked at anew; that takes a moment longer than the answer.
+    Checked,
     Metrics,
 }
 
@@ -189,6 +193,7 @@ async fn respond(
         (&Method::GET, "/metrics") => Want::Metrics,
         (&Method::GET, "/v1/status") if is_control => Want::Status,
         (&Method::POST, "/v1/list") if is_control => Want::Listed,
+        (&Method::POST, "/v1/check") if is_control => Want::Checked,
         _ => return plain(StatusCode::NOT_FOUND, "there is no such thing here\n"),
     };
     match ask_loop(questions, want).await {
@@ -246,12 +251,12 @@ pub(crate) enum Unanswered {
     NoAnswer { socket: PathBuf, why: String },
 }
 
-/// Asks the daemon how it stands, after a new listing of the folder if `listed`. Safe to cancel.
+/// Asks the daemon how it stands, after what `want` has it do first. Safe to cancel.
 ///
 /// # Errors
 ///
 /// [`Unanswered`].
-pub(crate) async fn ask(runtime_dir: &Path, listed: bool) -> Result<Status, Unanswered> {
+pub(crate) async fn ask(runtime_dir: &Path, want: Want) -> Result<Status, Unanswered> {
     let socket = socket_in(runtime_dir);
     let stream = UnixStream::connect(&socket)
         .await
@@ -265,20 +270,22 @@ pub(crate) async fn ask(runtime_dir: &Path, listed: bool) -> Result<Status, Unan
                 why: error.to_string(),
             },
         })?;
-    let answer = tokio::time::timeout(PATIENCE, fetch(stream, listed)).await;
+    let answer = tokio::time::timeout(PATIENCE, fetch(stream, want)).await;
     let answer = answer.unwrap_or_else(|_| Err(format!("not within {PATIENCE:?}")));
     answer.map_err(|why| Unanswered::NoAnswer { socket, why })
 }
 
-async fn fetch(stream: UnixStream, listed: bool) -> Result<Status, String> {
+async fn fetch(stream: UnixStream, want: Want) -> Result<Status, String> {
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(text)?;
     tokio::spawn(connection);
-    let (method, path) = match listed {
-        true => (Method::POST, "/v1/list"),
-        false => (Method::GET, "/v1/status"),
+    let (method, path) = match want {
+        Want::Status => (Method::GET, "/v1/status"),
+        Want::Listed => (Method::POST, "/v1/list"),
+        Want::Checked => (Method::POST, "/v1/check"),
+        Want::Metrics => (Method::GET, "/metrics"),
     };
     let request = Request::builder()
         .method(method)

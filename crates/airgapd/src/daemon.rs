@@ -16,6 +16,7 @@ mod jobs;
 mod leaving;
 mod listing;
 mod reloading;
+mod requiring;
 mod results;
 mod taking;
 mod telling;
@@ -38,6 +39,7 @@ use self::answering::Asked;
 use self::following::Following;
 use self::jobs::{Came, Jobs};
 pub(crate) use self::reloading::Read as ReadConfiguration;
+use self::requiring::Requiring;
 use self::telling::Refusals;
 use crate::backoff::Backoff;
 use crate::config::Settings;
@@ -130,6 +132,7 @@ struct Daemon {
     healing: Healing,
     following: Following,
     asked: Asked,
+    requiring: Requiring,
     metrics: Metrics,
     /// containerd's disk.
     disk: disk::Watched,
@@ -202,6 +205,7 @@ impl Daemon {
             systemd: Rc::new(Systemd::from_environment()),
             healing: Healing::default(),
             asked: Asked::start(&settings),
+            requiring: Requiring::default(),
             metrics: Metrics::new(),
             disk: disk::Watched::new(now),
             moved: HashSet::new(),
@@ -250,6 +254,7 @@ impl Daemon {
         self.write_metrics_if_due();
         self.compare_if_due().await;
         self.follow_if_due().await;
+        self.require_if_due();
     }
 
     /// When something is due although nothing happens.
@@ -262,10 +267,15 @@ impl Daemon {
             Connection::Up(up) => up.compare,
         });
         let look = self.following.next_look().filter(|_| connected);
-        [self.disk_due(), look, self.asked.metrics_due()]
-            .into_iter()
-            .flatten()
-            .fold(wake, Instant::min)
+        [
+            self.disk_due(),
+            look,
+            self.asked.metrics_due(),
+            self.require_due(now),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(wake, Instant::min)
     }
 
     /// Tells systemd that the loop goes round, and how it goes if that is news and it was not told something else a moment
@@ -295,6 +305,7 @@ impl Daemon {
             Some(signal) = signals.recv() => Happened::Signal(signal),
             (name, came) = self.jobs.next() => Happened::Job(name, Box::new(came)),
             () = self.watch.changed() => Happened::Hint,
+            checked = self.requiring.next() => Happened::Required(checked),
             change = next_event(&mut self.connection) => Happened::Change(change),
             question = self.asked.next() => Happened::Question(question),
             () = sleep_until(until) => Happened::Nothing,
@@ -308,6 +319,7 @@ impl Daemon {
             Happened::Change(change) => self.on_event(change),
             Happened::Job(name, came) => self.on_job(&name, *came),
             Happened::Question(question) => self.answer(question),
+            Happened::Required(checked) => self.on_required(checked),
             Happened::Signal(Signal::Stop) => self.is_draining = true,
             Happened::Signal(Signal::Reload) => self.reload(),
         }
@@ -354,6 +366,7 @@ impl Daemon {
             };
             return;
         };
+        self.requiring.doubt();
         if event.kind == ImageChange::ContentDeleted {
             if event.name.parse().is_ok_and(|digest| self.ledger.needs(&digest)) {
                 debug!(digest = event.name, "a blob of a managed image was deleted");
@@ -400,7 +413,10 @@ impl Daemon {
             .as_ref()
             .map(|why| format!("; {why}"))
             .unwrap_or_default();
-        format!("{done} bundles in place, {running}{waiting} waiting, {failed} failed; {containerd}{trouble}")
+        let required = self.requiring.shortage();
+        format!(
+            "{done} bundles in place, {running}{waiting} waiting, {failed} failed{required}; {containerd}{trouble}"
+        )
     }
 }
 
@@ -454,6 +470,8 @@ enum Happened {
     Change(Option<containerd::ImageEvent>),
     /// Somebody wants to know how it stands.
     Question(Question),
+    /// It was looked whether what is required is there.
+    Required(requiring::Checked),
     /// A job came back.
     Job(OsString, Box<Option<Came>>),
     Signal(Signal),

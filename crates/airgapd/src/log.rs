@@ -27,12 +27,13 @@ use crate::config::{LogFormat, LogLevel, LogSettings};
 
 /// Message ids, by the value of the field `outcome`. They identify a kind of event for ever (systemd's
 /// message catalog, alerts), so they never change.
-const MESSAGE_IDS: [(&str, &str); 5] = [
+const MESSAGE_IDS: [(&str, &str); 6] = [
     ("imported", "8556b10ba49d4573ae06291804dbd4ca"),
     ("partial", "50e4782bcb78412fab65bdeb90d4a011"),
     ("failed", "b8ad2be7d1b1473e81fc6ea1b2d810ae"),
     ("removed", "d23c90c08ff84e1ba47ddae057aaa32c"),
     ("restored", "315594b37c034c658c846fc8d3dd5493"),
+    ("missing", "c1d6a540622441ab918cd1b69c809c0b"),
 ];
 
 /// The id of an event with this outcome.

@@ -23,6 +23,7 @@ mod needs;
 mod node;
 mod output;
 mod progress;
+mod required;
 mod roster;
 mod runtime;
 mod status;

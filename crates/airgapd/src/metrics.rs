@@ -15,7 +15,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::status::{State, Status};
+use crate::status::{RequiredStatus, State, Status};
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
 const DURATIONS: [f64; 8] = [0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3600.0];
@@ -129,8 +129,39 @@ fn standing(status: &Status) -> Registry {
     folder
         .with_label_values::<&str>(&[])
         .set(status.folder.problem.is_none().into());
+    if let Some(required) = &status.required {
+        add_required(&registry, required);
+    }
     add_bundles(&registry, status);
     registry
+}
+
+/// What is not known is left out, apart from that.
+fn add_required(registry: &Registry, required: &RequiredStatus) {
+    let is_known = required.checked_at.is_some() && required.problem.is_none();
+    let set = |name: &str, help: &str, value: usize| {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        gauges(registry, name, help, &[])
+            .with_label_values::<&str>(&[])
+            .set(value);
+    };
+    set(
+        "airgapd_required_up",
+        "Whether it is known if the images are there that the configuration requires",
+        usize::from(is_known),
+    );
+    if is_known {
+        set(
+            "airgapd_required_images",
+            "Images that the configuration requires",
+            required.references,
+        );
+        set(
+            "airgapd_required_missing_images",
+            "Images that the configuration requires and that are not there, or not whole",
+            required.missing.len(),
+        );
+    }
 }
 
 fn add_bundles(registry: &Registry, status: &Status) {

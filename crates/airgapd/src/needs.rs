@@ -9,10 +9,11 @@ mod k0s;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use import::Reference;
+use platforms::Platform;
 use requirements::{Limits, lists, manifests};
 use serde::Serialize;
 
@@ -25,7 +26,31 @@ pub(crate) use k0s::{K0sAnswer, K0sArgs};
 pub(crate) struct ManifestArgs {
     /// Kubernetes YAML or JSON: files, folders with all that is below them, or - for standard input
     #[arg(long, num_args = 1.., value_name = "FILE|DIR")]
-    pub(crate) manifests: Vec<std::path::PathBuf>,
+    pub(crate) manifests: Vec<PathBuf>,
+}
+
+/// Everything the operator can point at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Sources {
+    /// Lists of references.
+    pub(crate) images: Vec<PathBuf>,
+    pub(crate) k0s: K0sArgs,
+    pub(crate) manifests: Vec<PathBuf>,
+    /// kubelet's folder.
+    pub(crate) static_pods: Option<PathBuf>,
+    /// What containerd starts every pod with, where it does not tell.
+    pub(crate) sandbox_image: Option<String>,
+}
+
+impl Sources {
+    /// Whether nothing was pointed at.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.images.is_empty()
+            && !self.k0s.is_given()
+            && self.manifests.is_empty()
+            && self.static_pods.is_none()
+            && self.sandbox_image.is_none()
+    }
 }
 
 /// The kinds of places an image can be asked for.
@@ -91,6 +116,21 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
+    /// Adds everything but what containerd itself is to be asked. `platform` is that of the node; `None` is this machine's.
+    pub(crate) async fn add(&mut self, sources: &Sources, platform: Option<&Platform>) {
+        for list in &sources.images {
+            self.add_list(list);
+        }
+        if sources.k0s.is_given() {
+            self.add_k0s(&sources.k0s, platform).await;
+        }
+        self.add_manifests(&sources.manifests, Kind::Manifest);
+        self.add_manifests(sources.static_pods.as_slice(), Kind::StaticPod);
+        if let Some(image) = &sources.sandbox_image {
+            self.add_sandbox(image.clone());
+        }
+    }
+
     /// Adds the images of manifests. For static pods kubelet's own rules hold: every file of the folder itself that
     /// does not begin with a dot.
     pub(crate) fn add_manifests(&mut self, paths: &[impl AsRef<Path>], kind: Kind) {

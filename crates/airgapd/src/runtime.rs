@@ -58,7 +58,7 @@ impl Unusable {
 pub(crate) async fn connect(socket: &Path, settings: &Settings) -> Result<Runtime, Unusable> {
     let client = Client::connect(socket, &settings.namespace).await?;
     let version = client.version().await?;
-    if settings.cri && settings.namespace == KUBERNETES && !client.has_cri().await? {
+    if is_of_kubelet(settings) && !client.has_cri().await? {
         return Err(Unusable::NoCri {
             socket: socket.display().to_string(),
         });
@@ -103,6 +103,19 @@ pub(crate) async fn survey(
     match is_new_boot {
         true => survey.proven(client).await,
         false => Ok(survey),
+    }
+}
+
+/// Whether the containerd is the one that kubelet asks, by CRI.
+pub(crate) fn is_of_kubelet(settings: &Settings) -> bool {
+    settings.cri && settings.namespace == KUBERNETES
+}
+
+/// The platform whose images are asked for: the first that was chosen, or the node's.
+pub(crate) fn asked_platform(settings: &Settings, runtime: Option<&Runtime>) -> Option<Platform> {
+    match &settings.platforms {
+        PlatformChoice::These(platforms) => platforms.first().cloned(),
+        PlatformChoice::Node | PlatformChoice::All => runtime.map(|runtime| runtime.platform.clone()),
     }
 }
 

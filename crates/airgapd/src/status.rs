@@ -20,6 +20,9 @@ pub(crate) struct Status {
     pub(crate) daemon: Option<DaemonStatus>,
     pub(crate) containerd: ContainerdStatus,
     pub(crate) folder: FolderStatus,
+    /// What the configuration requires; absent where it requires nothing.
+    #[serde(default)]
+    pub(crate) required: Option<RequiredStatus>,
     /// By file name.
     pub(crate) bundles: Vec<BundleStatus>,
 }
@@ -50,6 +53,46 @@ pub(crate) struct FolderStatus {
     pub(crate) path: String,
     /// Why nothing is imported from it.
     pub(crate) problem: Option<String>,
+}
+
+/// Whether every image is there that the configuration requires.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RequiredStatus {
+    /// Whether nothing has happened since that could change the answer.
+    #[serde(rename = "current")]
+    pub(crate) is_current: bool,
+    /// When it was looked at; absent before the first time.
+    pub(crate) checked_at: Option<Timestamp>,
+    /// Why it is not known, where that is so.
+    pub(crate) problem: Option<String>,
+    /// How many images are asked for, each counted once.
+    pub(crate) references: usize,
+    /// Those that are not there, or not whole.
+    pub(crate) missing: Vec<MissingStatus>,
+}
+
+/// An image that is required and not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MissingStatus {
+    pub(crate) reference: String,
+    /// What is wrong.
+    pub(crate) why: String,
+    /// The places that ask for it.
+    pub(crate) asked_by: Vec<String>,
+}
+
+impl RequiredStatus {
+    /// How many are there, in a few words; `None` where that is not known.
+    pub(crate) fn summary(&self) -> Option<String> {
+        if self.problem.is_some() || self.checked_at.is_none() {
+            return None;
+        }
+        let (missing, all) = (self.missing.len(), self.references);
+        Some(match missing {
+            0 => format!("all {all} required images are there"),
+            missing => format!("{missing} of {all} required images are missing"),
+        })
+    }
 }
 
 /// One image that bundles vouch for, as containerd has it at this moment.

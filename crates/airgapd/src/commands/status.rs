@@ -13,17 +13,18 @@ use serde::Serialize;
 use super::Exit;
 use crate::cli::StatusArgs;
 use crate::config::{OutputFormat, Settings};
-use crate::control::{self, Unanswered};
+use crate::control::{self, Unanswered, Want};
 use crate::desired;
 use crate::folder::{Depth, Folder};
 use crate::ledger::{self, Ledger};
 use crate::node::Runtime as Node;
 use crate::output::{self, bytes};
 use crate::progress;
+use crate::required;
 use crate::roster::{Roster, Version};
 use crate::runtime::{self, Runtime};
 use crate::status::{
-    self, BundleStatus, ContainerdStatus, FolderStatus, ImageStatus, Standing, State, Status,
+    self, BundleStatus, ContainerdStatus, FolderStatus, ImageStatus, RequiredStatus, Standing, State, Status,
 };
 
 /// How often `--watch` looks.
@@ -75,7 +76,7 @@ pub(crate) async fn run(
 
 async fn look(settings: &Settings, node: &Node) -> Document {
     let (answer, runtime) = tokio::join!(
-        control::ask(&settings.runtime_dir, false),
+        control::ask(&settings.runtime_dir, Want::Status),
         runtime::connect(&node.socket, settings)
     );
     let ledger = ledger::read(&settings.state_dir).unwrap_or_default();
@@ -87,7 +88,14 @@ async fn look(settings: &Settings, node: &Node) -> Document {
             if !matches!(unanswered, Unanswered::NoDaemon(_)) {
                 problems.push(unanswered.to_string());
             }
-            without_daemon(settings, node, &ledger, &runtime)
+            let mut status = without_daemon(settings, node, &ledger, &runtime);
+            if let (Ok(runtime), false) = (&runtime, settings.require.is_empty()) {
+                match required::check(settings, runtime).await {
+                    Ok(required) => status.required = Some(required),
+                    Err(error) => problems.push(import::chain(&error)),
+                }
+            }
+            status
         }
     };
     let images = match &runtime {
@@ -147,6 +155,7 @@ fn without_daemon(
             path: node.images_dir.display().to_string(),
             problem,
         },
+        required: None,
         bundles: status::bundles(&roster, ledger, &BTreeMap::new(), Instant::now()),
     }
 }
@@ -160,7 +169,14 @@ fn problems_of(status: &Status, images: Option<&[ImageStatus]>) -> Vec<String> {
         .map(|bundle| format!("{}: {}", bundle.name, reason(bundle).unwrap_or_default()));
     let images = images.unwrap_or_default().iter();
     let missing = images.filter_map(|image| Some(format!("{}: {}", image.name, image.problem()?)));
-    folder.chain(failed).chain(missing).collect()
+    let required = status.required.iter().filter_map(|required| {
+        let is_short = !required.missing.is_empty();
+        required
+            .problem
+            .clone()
+            .or_else(|| required.summary().filter(|_| is_short))
+    });
+    folder.chain(failed).chain(missing).chain(required).collect()
 }
 
 fn exit(document: &Document) -> Exit {
@@ -192,7 +208,30 @@ fn text(document: &Document) -> String {
         bundle_lines(&mut text, bundle, document.status.daemon.is_some());
     }
     images_text(&mut text, document.images.as_deref());
+    if let Some(required) = &document.status.required {
+        required_text(&mut text, required);
+    }
     text
+}
+
+fn required_text(text: &mut String, required: &RequiredStatus) {
+    text.push('\n');
+    let unknown = || match &required.problem {
+        Some(problem) => problem.clone(),
+        None => "not looked at yet".to_owned(),
+    };
+    let summary = required.summary().unwrap_or_else(unknown);
+    output::paragraph(text, "required: ", &summary);
+    for image in &required.missing {
+        output::paragraph(text, "  ", &format!("{}: {}", image.reference, image.why));
+        if let Some(source) = image.asked_by.first() {
+            let more = match image.asked_by.len() - 1 {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            output::paragraph(text, "    asked for by ", &format!("{source}{more}"));
+        }
+    }
 }
 
 fn head(text: &mut String, status: &Status) {

@@ -7,21 +7,17 @@ use std::path::{Path, PathBuf};
 
 use bundle::Limits;
 use import::{Policy, Reference};
-use platforms::Platform;
 use requirements::kubelet::{self, Kubelet};
 use serde::Serialize;
 
 use super::Exit;
 use crate::cli::VerifyArgs;
-use crate::config::{OutputFormat, PlatformChoice, Settings};
+use crate::config::{OutputFormat, Settings};
 use crate::needs::{self, K0sAnswer, Kind, Need, Needs, Source};
 use crate::node::Runtime as Node;
 use crate::output::{self, paragraph};
 use crate::runtime::{self, Runtime};
 use crate::verify::{Answer, Shelf, Status, answer};
-
-/// The namespace that CRI works in.
-const KUBERNETES: &str = "k8s.io";
 
 /// The document of `airgapd verify -o json`.
 #[derive(Debug, Serialize)]
@@ -167,41 +163,22 @@ async fn gather(
     runtime: Option<&Runtime>,
     needs: &mut Needs,
 ) -> anyhow::Result<Option<Kubelet>> {
-    for list in &args.images {
-        needs.add_list(list);
-    }
-    if args.k0s.is_given() {
-        needs
-            .add_k0s(&args.k0s, platform_of(settings, runtime).as_ref())
-            .await;
-    }
-    needs.add_manifests(&args.manifests.manifests, Kind::Manifest);
-    needs.add_manifests(args.static_pods.as_slice(), Kind::StaticPod);
-    match (&args.sandbox_image, runtime) {
-        (Some(given), _) => needs.add_sandbox(given.clone()),
-        (None, Some(runtime)) if settings.cri && settings.namespace == KUBERNETES => {
-            match runtime.client.cri().sandbox_image().await? {
-                Some(image) => needs.add_sandbox(image),
-                None => needs.notes.push(
-                    "containerd does not tell which image it starts pods with: --sandbox-image does"
-                        .to_owned(),
-                ),
-            }
+    let platform = runtime::asked_platform(settings, runtime);
+    needs.add(&args.sources(), platform.as_ref()).await;
+    if let (None, Some(runtime)) = (&args.sandbox_image, runtime)
+        && runtime::is_of_kubelet(settings)
+    {
+        match runtime.client.cri().sandbox_image().await? {
+            Some(image) => needs.add_sandbox(image),
+            None => needs.notes.push(
+                "containerd does not tell which image it starts pods with: --sandbox-image does".to_owned(),
+            ),
         }
-        (None, _) => {}
     }
     Ok(args
         .kubelet_config
         .as_deref()
         .and_then(|path| kubelet_of(path, needs)))
-}
-
-/// The platform whose images k0s is asked for: the first that was chosen, or the node's.
-fn platform_of(settings: &Settings, runtime: Option<&Runtime>) -> Option<Platform> {
-    match &settings.platforms {
-        PlatformChoice::These(platforms) => platforms.first().cloned(),
-        PlatformChoice::Node | PlatformChoice::All => runtime.map(|runtime| runtime.platform.clone()),
-    }
 }
 
 fn kubelet_of(path: &Path, needs: &mut Needs) -> Option<Kubelet> {
@@ -244,7 +221,7 @@ async fn in_containerd(
         let (bundles, _) = shelf_of(&bundles_in(images_dir), policy, &settings.limits).await;
         answers = all(&bundles);
     }
-    if settings.cri && settings.namespace == KUBERNETES {
+    if runtime::is_of_kubelet(settings) {
         ask_cri(runtime, &mut answers).await?;
     }
     Ok(answers)

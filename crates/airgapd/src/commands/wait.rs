@@ -8,9 +8,9 @@ use tracing::info;
 use super::Exit;
 use crate::cli::WaitArgs;
 use crate::config::{OutputFormat, Settings};
-use crate::control::{self, Unanswered};
+use crate::control::{self, Unanswered, Want};
 use crate::output;
-use crate::status::{BundleStatus, Standing, State, Status};
+use crate::status::{BundleStatus, RequiredStatus, Standing, State, Status};
 
 /// How often the daemon is asked: soon at first, since most bundles are small.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -24,6 +24,8 @@ struct Document {
     error: Option<String>,
     /// The bundles that were waited for, as they were at the end.
     bundles: Vec<BundleStatus>,
+    /// With `--required`, what the configuration requires.
+    required: Option<RequiredStatus>,
     waited_ms: u64,
 }
 
@@ -33,11 +35,13 @@ struct Document {
 enum Outcome {
     Converged,
     Failed,
+    /// Every bundle is in place, and something that is required is not.
+    Missing,
     TimedOut,
     NoDaemon,
 }
 
-/// Waits. Exit status 0, 1, 6 or 7.
+/// Waits. Exit status 0, 1, 4, 6 or 7.
 pub(crate) async fn run(args: &WaitArgs, settings: &Settings, format: OutputFormat) -> anyhow::Result<Exit> {
     let document = wait(args, settings).await;
     if let (OutputFormat::Text, Some(error)) = (format, &document.error) {
@@ -46,13 +50,16 @@ pub(crate) async fn run(args: &WaitArgs, settings: &Settings, format: OutputForm
     match format {
         OutputFormat::Json => output::json(&document)?,
         OutputFormat::Text if document.outcome == Outcome::Converged => {
-            output::text(&format!("{} in place\n", count(document.bundles.len())))?;
+            let required = document.required.as_ref().and_then(RequiredStatus::summary);
+            let required = required.map_or_else(String::new, |summary| format!(", {summary}"));
+            output::text(&format!("{} in place{required}\n", count(document.bundles.len())))?;
         }
         OutputFormat::Text => {}
     }
     Ok(match document.outcome {
         Outcome::Converged => Exit::Done,
         Outcome::Failed => Exit::Failed,
+        Outcome::Missing => Exit::Missing,
         Outcome::TimedOut => Exit::TimedOut,
         Outcome::NoDaemon => Exit::NoDaemon,
     })
@@ -61,14 +68,28 @@ pub(crate) async fn run(args: &WaitArgs, settings: &Settings, format: OutputForm
 async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     let started = Instant::now();
     let (mut pause, mut said) = (FIRST_PAUSE, String::new());
-    let mut last = Vec::new();
+    let (mut last, mut required) = (Vec::new(), None);
+    // Once is enough: from then on the daemon knows by itself when to look again.
+    let mut want = if args.required {
+        Want::Checked
+    } else {
+        Want::Listed
+    };
     loop {
         // Listed each time: on a file system without events the daemon itself only looks now and then.
-        let (outcome, error) = match control::ask(&settings.runtime_dir, true).await {
+        let (outcome, error) = match control::ask(&settings.runtime_dir, want).await {
             Ok(status) => {
-                let (outcome, error) = judge(&status, &args.bundles);
+                want = Want::Listed;
+                let judged = judge(&status, &args.bundles);
                 last = wanted(&status, &args.bundles).into_iter().cloned().collect();
-                (outcome, error)
+                match judged {
+                    (Some(Outcome::Converged), _) if args.required => {
+                        let judged = judge_required(status.required.as_ref());
+                        required = status.required;
+                        judged
+                    }
+                    judged => judged,
+                }
             }
             // It may be about to answer again: a restart takes a moment.
             Err(error @ Unanswered::NoAnswer { .. }) => (None, Some(error.to_string())),
@@ -80,6 +101,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
                 outcome,
                 error,
                 bundles: last,
+                required,
                 waited_ms: crate::status::millis(started.elapsed()),
             };
         }
@@ -125,6 +147,33 @@ fn judge(status: &Status, names: &[String]) -> (Option<Outcome>, Option<String>)
         true => (Some(Outcome::Converged), None),
         false => (Some(Outcome::Failed), Some(failed.join("; "))),
     }
+}
+
+/// The same for what the configuration requires, once the bundles are in place: nothing more will come of them.
+fn judge_required(required: Option<&RequiredStatus>) -> (Option<Outcome>, Option<String>) {
+    let Some(required) = required else {
+        let text = "the configuration requires no images: name their sources under `require`";
+        return (Some(Outcome::Failed), Some(text.to_owned()));
+    };
+    if !required.is_current {
+        return (
+            None,
+            Some("whether the required images are there is being looked at".to_owned()),
+        );
+    }
+    if let Some(problem) = &required.problem {
+        return (Some(Outcome::Failed), Some(problem.clone()));
+    }
+    if required.missing.is_empty() {
+        return (Some(Outcome::Converged), None);
+    }
+    let missing = required.missing.iter().map(|image| image.reference.as_str());
+    let text = format!(
+        "{}: {} (`airgapd verify` says what to do)",
+        required.summary().unwrap_or_default(),
+        missing.collect::<Vec<_>>().join(", ")
+    );
+    (Some(Outcome::Missing), Some(text))
 }
 
 fn sentence(bundle: &BundleStatus) -> String {
@@ -175,12 +224,48 @@ mod tests {
                 path: "/images".to_owned(),
                 problem: problem.map(str::to_owned),
             },
+            required: None,
             bundles: bundles
                 .map(|(state, name)| bundle(&name.to_string(), *state))
                 .collect(),
         };
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         judge(&status, &names).0
+    }
+
+    #[test]
+    fn what_is_required_is_judged_by_an_answer_that_is_new_enough() {
+        let required = |change: fn(&mut RequiredStatus)| {
+            let mut required = RequiredStatus {
+                is_current: true,
+                checked_at: Some(jiff::Timestamp::UNIX_EPOCH),
+                references: 2,
+                ..RequiredStatus::default()
+            };
+            change(&mut required);
+            judge_required(Some(&required))
+        };
+        let missing = |required: &mut RequiredStatus| {
+            required.missing.push(crate::status::MissingStatus {
+                reference: "a:1".to_owned(),
+                why: String::new(),
+                asked_by: Vec::new(),
+            });
+        };
+        assert_eq!(required(|_| {}), (Some(Outcome::Converged), None));
+        let (outcome, why) = required(missing);
+        assert_eq!(outcome, Some(Outcome::Missing));
+        assert!(
+            why.unwrap()
+                .starts_with("1 of 2 required images are missing: a:1")
+        );
+        assert_eq!(required(|required| required.is_current = false).0, None);
+        let unknown = required(|required| required.problem = Some("it is unreadable".to_owned()));
+        assert_eq!(
+            unknown,
+            (Some(Outcome::Failed), Some("it is unreadable".to_owned()))
+        );
+        assert_eq!(judge_required(None).0, Some(Outcome::Failed));
     }
 
     #[test]

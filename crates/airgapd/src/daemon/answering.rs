@@ -101,6 +101,12 @@ impl Daemon {
                 self.drop_outdated_jobs();
                 Answer::Status(Box::new(self.snapshot()))
             }
+            Want::Checked => {
+                self.list();
+                self.drop_outdated_jobs();
+                self.require_soon();
+                Answer::Status(Box::new(self.snapshot()))
+            }
             Want::Metrics => Answer::Metrics(self.metrics.text(&self.snapshot())),
         };
         let _ = question.answer.send(answer);
@@ -148,6 +154,7 @@ impl Daemon {
                 path: self.images_dir.display().to_string(),
                 problem: self.trouble.clone().or_else(|| self.vanished.clone()),
             },
+            required: self.required_status(),
             bundles: status::bundles(&self.roster, &self.ledger, &progress, Instant::now()),
         }
     }

@@ -47,6 +47,7 @@ impl Daemon {
             let runtime = up.runtime.clone();
             self.check_context(&runtime);
         }
+        self.requiring.forget();
         self.look_anew();
     }
 

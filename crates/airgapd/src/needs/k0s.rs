@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LONGEST_ANSWER: u64 = 1 << 20;
 
 /// The flags for the images of k0s.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct K0sArgs {
     /// The cluster configuration, of k0s or k0sctl; - for standard input
     #[arg(long, value_name = "FILE")]
@@ -45,6 +45,9 @@ pub(crate) struct K0sArgs {
     /// Also the images that the configuration of k0s does not use
     #[arg(long)]
     pub(crate) all: bool,
+    /// Whether the release has to be given: nothing is guessed, and no program is started.
+    #[arg(skip)]
+    pub(crate) is_release_wanted: bool,
 }
 
 impl K0sArgs {
@@ -166,6 +169,9 @@ impl Asked<'_> {
         if let Some(release) = release {
             let set = k0s::builtin(release).map_err(|error| error.to_string())?;
             return self.by_set(&set, None);
+        }
+        if self.args.is_release_wanted {
+            return Err("no release of k0s is given: `require.k0sVersion` does".to_owned());
         }
         match self.installed(notes).await {
             Some(listed) => Ok(listed),

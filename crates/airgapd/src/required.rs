@@ -1,0 +1,70 @@
+//! What the configuration requires of this node, held against its containerd: `airgapd verify` that goes on and on.
+//!
+//! The daemon looks whenever something may have changed, `airgapd status` where there is no daemon. No bundle is opened
+//! and no program started for it, so that looking stays cheap: how a missing image can be had is what `airgapd verify`
+//! finds out.
+
+use jiff::Timestamp;
+
+use crate::config::Settings;
+use crate::needs::{Need, Needs};
+use crate::runtime::{self, Runtime};
+use crate::status::{MissingStatus, RequiredStatus};
+use crate::verify::{Answer, Shelf, answer};
+
+/// Looks whether everything that `require` asks for is there, whole. Reads only; safe to cancel.
+///
+/// # Errors
+///
+/// What containerd reports. What is wrong with the sources is in the answer, since only their owner can correct it.
+pub(crate) async fn check(
+    settings: &Settings,
+    runtime: &Runtime,
+) -> Result<RequiredStatus, containerd::Error> {
+    let checked_at = Timestamp::now();
+    tracing::debug!("DBG begin");
+    let needs = gather(settings, runtime).await?;
+    tracing::debug!("DBG gathered {}", needs.mistakes.len());
+    let mut found = RequiredStatus {
+        is_current: true,
+        checked_at: Some(checked_at),
+        problem: (!needs.mistakes.is_empty()).then(|| needs.mistakes.join("; ")),
+        references: 0,
+        missing: Vec::new(),
+    };
+    if found.problem.is_none() {
+        let all = needs.merged();
+        let policy = runtime::policy(settings, Some(runtime));
+        let shelf = Shelf::of_containerd(&runtime.client, &policy.wanted, &settings.limits).await?;
+        found.references = all.len();
+        found.missing = all.iter().filter_map(|need| missing(need, &shelf)).collect();
+    }
+    Ok(found)
+}
+
+async fn gather(settings: &Settings, runtime: &Runtime) -> Result<Needs, containerd::Error> {
+    let sources = &settings.require;
+    let mut needs = Needs::default();
+    let platform = runtime::asked_platform(settings, Some(runtime));
+    needs.add(sources, platform.as_ref()).await;
+    if sources.sandbox_image.is_none()
+        && runtime::is_of_kubelet(settings)
+        && let Some(image) = runtime.client.cri().sandbox_image().await?
+    {
+        needs.add_sandbox(image);
+    }
+    Ok(needs)
+}
+
+fn missing(need: &Need, shelf: &Shelf) -> Option<MissingStatus> {
+    let answer = answer(need, shelf, &Shelf::default());
+    answer.is_missing().then(|| MissingStatus {
+        why: why(&answer),
+        reference: answer.reference,
+        asked_by: answer.sources.iter().map(ToString::to_string).collect(),
+    })
+}
+
+fn why(answer: &Answer) -> String {
+    answer.problems.join("; ")
+}

@@ -1,0 +1,172 @@
+//! `require`: what the node will be asked for, which the daemon goes on looking for.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::bundles::{self, image, text};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const ONE: &str = "registry.test/required/one:1";
+const TWO: &str = "registry.test/required/two:1";
+const BY_HAND: &str = "registry.test/required/by-hand:1";
+
+/// Puts a bundle into the folder at once.
+fn put(node: &Node, file: &str, name: &str) {
+    bundles::write(&node.path(file), [image(name)]);
+    fs::rename(node.path(file), node.images().join(file)).expect("it is one file system");
+}
+
+/// Has the node require a list of images and those of a manifest.
+fn require(node: &Node, listed: &[&str], of_a_pod: &str) {
+    let (list, manifests) = (node.path("list.txt"), node.path("manifests"));
+    fs::write(&list, listed.join("\n")).expect("it can be written");
+    fs::create_dir(&manifests).expect("a folder");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"image": of_a_pod}]}});
+    fs::write(manifests.join("pod.json"), pod.to_string()).expect("it can be written");
+    let (list, manifests) = (text(&list), text(&manifests));
+    node.configure_also(&format!(
+        "resync: 1s\nrequire:\n  images: [{list}]\n  manifests: [{manifests}]"
+    ));
+}
+
+fn required(node: &Node) -> Value {
+    node.airgapd(["status", "-o", "json"]).json()["required"].clone()
+}
+
+fn missing(node: &Node) -> Vec<String> {
+    let required = required(node);
+    let missing = required["missing"].as_array().expect("a list");
+    let name = |image: &Value| image["reference"].as_str().expect("text").to_owned();
+    missing.iter().map(name).collect()
+}
+
+fn what_is_required_is_said_once_for_each_change_and_waited_for(target: &Target) {
+    let node = Node::on(target);
+    require(&node, &[ONE, BY_HAND], TWO);
+    put(&node, "one.tar", ONE);
+    let by_hand = node.path("by-hand.tar");
+    bundles::write(&by_hand, [image(BY_HAND)]);
+    node.import([&by_hand]).exits(0);
+    let daemon = node.start();
+    let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(4);
+    assert!(
+        answer
+            .stderr
+            .contains(&format!("1 of 3 required images are missing: {TWO}")),
+        "{answer:?}"
+    );
+    daemon.wait_for_log("1 of 3 required images are missing");
+    let answer = node.airgapd(["status"]).exits(1);
+    assert!(
+        answer.stdout.contains("Pod p: spec.containers[0].image"),
+        "{answer:?}"
+    );
+
+    put(&node, "two.tar", TWO);
+    let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(0);
+    assert!(
+        answer
+            .stdout
+            .contains("2 bundles in place, all 3 required images are there"),
+        "{answer:?}"
+    );
+    node.airgapd(["status"]).exits(0);
+    daemon.wait_for_log("all 3 required images are there");
+
+    // Nobody vouches for this one, so it does not come back; the daemon hears of it by itself.
+    target.remove_record(BY_HAND);
+    daemon.wait_until("it is missed", || missing(&node) == [BY_HAND]);
+    daemon.wait_for_log(&format!("1 of 3 required images are missing: {BY_HAND}"));
+    node.import([&by_hand]).exits(0);
+    daemon.wait_until("it is there again", || missing(&node).is_empty());
+    // It is compared and looked at every second; a change is told once all the same.
+    daemon.wait_until("there were more comparisons", || {
+        daemon.count("all 3 required images are there") == 2
+    });
+    let checked_at = || required(&node)["checked_at"].as_str().map(str::to_owned);
+    let before = checked_at();
+    daemon.wait_until("it was looked at once more", || checked_at() != before);
+    let log = daemon.finish(target);
+    assert_eq!(log.matches("required images").count(), 4, "{log}");
+}
+
+/// Without a daemon the answer is made on the spot.
+fn what_is_required_is_known_without_a_daemon(target: &Target) {
+    let node = Node::on(target);
+    require(&node, &[ONE], TWO);
+    let answer = node.airgapd(["status"]).exits(1);
+    assert!(
+        answer.stdout.contains("2 of 2 required images are missing"),
+        "{answer:?}"
+    );
+    for name in [ONE, TWO] {
+        let file = node.path("bundle.tar");
+        bundles::write(&file, [image(name)]);
+        node.import([&file]).exits(0);
+    }
+    let answer = node.airgapd(["status"]).exits(0);
+    assert!(
+        answer.stdout.contains("all 2 required images are there"),
+        "{answer:?}"
+    );
+}
+
+fn sources_that_cannot_be_read_are_a_problem_and_no_answer(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(1);
+    assert!(answer.stderr.contains("requires no images"), "{answer:?}");
+    assert_eq!(required(&node), Value::Null);
+    daemon.finish(target);
+
+    require(&node, &[ONE], ONE);
+    fs::write(node.path("manifests/pod.json"), "{").expect("it can be written");
+    let daemon = node.start();
+    let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(1);
+    assert!(answer.stderr.contains("pod.json"), "{answer:?}");
+    daemon.wait_for_log("whether the required images are there is not known");
+    let metrics = || fs::read_to_string(node.path("run/airgapd.prom")).unwrap_or_default();
+    daemon.wait_until("the metrics are there", || {
+        metrics().contains("airgapd_required_up 0")
+    });
+    assert!(!metrics().contains("airgapd_required_missing"), "{}", metrics());
+    // Whoever asks has it looked at again, so that a correction counts at once.
+    fs::remove_file(node.path("manifests/pod.json")).expect("it is there");
+    node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(4);
+    daemon.finish(target);
+}
+
+/// What the cluster of a k0s configuration needs is only known with its release.
+fn a_configuration_of_k0s_wants_its_release(target: &Target) {
+    let node = Node::on(target);
+    let k0s = node.path("k0s.yaml");
+    fs::write(
+        &k0s,
+        "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\n",
+    )
+    .expect("it can be written");
+    let k0s = text(&k0s);
+    node.configure_also(&format!("require: {{k0sConfig: {k0s}}}"));
+    assert!(
+        required(&node)["problem"]
+            .as_str()
+            .is_some_and(|why| why.contains("require.k0sVersion")),
+        "{}",
+        required(&node)
+    );
+    let before = fs::read_to_string(node.path("config.yaml")).expect("there is a configuration");
+    node.configure(&before.replace("}", ", k0sVersion: v1.36.3+k0s.2}"));
+    assert!(
+        missing(&node)
+            .iter()
+            .any(|name| name.contains("k0sproject/coredns"))
+    );
+}
+
+on_each_containerd!(what_is_required_is_said_once_for_each_change_and_waited_for);
+on_the_fake!(
+    what_is_required_is_known_without_a_daemon,
+    sources_that_cannot_be_read_are_a_problem_and_no_answer,
+    a_configuration_of_k0s_wants_its_release,
+);
