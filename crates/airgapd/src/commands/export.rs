@@ -34,7 +34,7 @@ use crate::config::{OutputFormat, PlatformChoice, Settings};
 use crate::needs::Need;
 use crate::node::Runtime as Node;
 use crate::output;
-use crate::runtime::{self, Runtime};
+use crate::runtime::Runtime;
 use crate::verify::{Shelf, answer};
 
 /// How often it is looked again when something goes while it is looked at.
@@ -66,17 +66,12 @@ pub(crate) async fn run(
             return Ok(Exit::Usage);
         }
     };
-    let runtime = match runtime::connect(&node.socket, settings).await {
+    let runtime = match super::connect(node, settings).await {
         Ok(runtime) => runtime,
-        Err(error) => {
-            let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
+        Err((exit, text)) => {
             tracing::error!("{text}");
             output::failure(format, &text)?;
-            return Ok(if error.is_unreachable() {
-                Exit::Unreachable
-            } else {
-                Exit::Failed
-            });
+            return Ok(exit);
         }
     };
     let export = Export {

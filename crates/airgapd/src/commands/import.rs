@@ -20,7 +20,7 @@ use crate::folder::{self, Folder, Refused};
 use crate::node::Runtime as Node;
 use crate::output::{self, ImportDocument};
 use crate::progress::Progress;
-use crate::runtime::{self, Runtime, Unusable};
+use crate::runtime::{self, Runtime};
 use crate::trust;
 
 /// Imports every file, one after the other; one bad file spares the others.
@@ -30,9 +30,15 @@ pub(crate) async fn run(
     node: &Node,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
-    let runtime = match runtime::connect(&node.socket, settings).await {
+    let runtime = match super::connect(node, settings).await {
         Ok(runtime) => runtime,
-        Err(error) => return unusable(&error, node, format),
+        Err((exit, text)) => {
+            tracing::error!("{text}");
+            if format == OutputFormat::Json {
+                output::json(&ImportDocument { bundles: &[] })?;
+            }
+            return Ok(exit);
+        }
     };
     let policy = runtime::policy(settings, Some(&runtime));
     let import = Import {
@@ -57,20 +63,6 @@ pub(crate) async fn run(
         output::json(&ImportDocument { bundles: &reports })?;
     }
     Ok(exit(&reports))
-}
-
-fn unusable(error: &Unusable, node: &Node, format: OutputFormat) -> anyhow::Result<Exit> {
-    let why = node.because.join(", ");
-    let text = import::chain(error);
-    tracing::error!("{text} (tried {}: {why})", node.socket.display());
-    if format == OutputFormat::Json {
-        output::json(&ImportDocument { bundles: &[] })?;
-    }
-    Ok(if error.is_unreachable() {
-        Exit::Unreachable
-    } else {
-        Exit::Failed
-    })
 }
 
 struct Import<'a> {

@@ -12,7 +12,6 @@ use super::export::stock::Stock;
 use crate::config::{OutputFormat, Settings};
 use crate::node::Runtime as Node;
 use crate::output;
-use crate::runtime;
 
 /// Lists the image records and the blobs that they keep. What nothing keeps may be collected before a delta arrives,
 /// so it does not count.
@@ -22,17 +21,12 @@ pub(crate) async fn run(
     node: &Node,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
-    let runtime = match runtime::connect(&node.socket, settings).await {
+    let runtime = match super::connect(node, settings).await {
         Ok(runtime) => runtime,
-        Err(error) => {
-            let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
+        Err((exit, text)) => {
             tracing::error!("{text}");
             output::failure(format, &text)?;
-            return Ok(if error.is_unreachable() {
-                Exit::Unreachable
-            } else {
-                Exit::Failed
-            });
+            return Ok(exit);
         }
     };
     let inventory = inventory(&Stock::of(&runtime).await?);

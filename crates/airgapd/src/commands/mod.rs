@@ -17,6 +17,10 @@ pub(crate) mod status;
 pub(crate) mod verify;
 pub(crate) mod wait;
 
+use crate::config::Settings;
+use crate::node::Runtime as Node;
+use crate::runtime::{self, Runtime};
+
 /// How the program ends. The numbers are promised to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -36,6 +40,26 @@ pub(crate) enum Exit {
     TimedOut,
     /// No daemon answers.
     NoDaemon,
+}
+
+/// Connects to this node's containerd for a command.
+///
+/// # Errors
+///
+/// How to end, and why in one line, with the socket and what speaks for it.
+pub(crate) async fn connect(node: &Node, settings: &Settings) -> Result<Runtime, (Exit, String)> {
+    let connected = runtime::connect(&node.socket, settings).await;
+    connected.map_err(|error| {
+        let (socket, because) = (node.socket.display(), node.because.join(", "));
+        let exit = match error.is_unreachable() {
+            true => Exit::Unreachable,
+            false => Exit::Failed,
+        };
+        (
+            exit,
+            format!("{} (tried {socket}: {because})", ::import::chain(&error)),
+        )
+    })
 }
 
 impl From<Exit> for std::process::ExitCode {

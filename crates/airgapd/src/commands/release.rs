@@ -14,7 +14,6 @@ use crate::cli::ReleaseArgs;
 use crate::config::{OutputFormat, Settings};
 use crate::node::Runtime as Node;
 use crate::output;
-use crate::runtime;
 
 /// The document of `airgapd release -o json`.
 #[derive(Debug, Serialize)]
@@ -32,10 +31,9 @@ pub(crate) async fn run(
     node: &Node,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
-    let runtime = match runtime::connect(&node.socket, settings).await {
+    let runtime = match super::connect(node, settings).await {
         Ok(runtime) => runtime,
-        Err(error) => {
-            let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
+        Err((exit, text)) => {
             tracing::error!("{text}");
             if format == OutputFormat::Json {
                 output::json(&Document {
@@ -44,11 +42,7 @@ pub(crate) async fn run(
                     error: Some(text),
                 })?;
             }
-            return Ok(if error.is_unreachable() {
-                Exit::Unreachable
-            } else {
-                Exit::Failed
-            });
+            return Ok(exit);
         }
     };
     let what = if args.all {

@@ -70,17 +70,9 @@ pub(crate) async fn run(
     let place = if args.bundles.is_empty() {
         let node = node()?;
         images_dir = Some(node.images_dir.clone());
-        match runtime::connect(&node.socket, settings).await {
+        match super::connect(&node, settings).await {
             Ok(runtime) => Place::Containerd(Box::new(runtime)),
-            Err(error) => {
-                let text = format!("{} (tried {})", import::chain(&error), node.socket.display());
-                let exit = if error.is_unreachable() {
-                    Exit::Unreachable
-                } else {
-                    Exit::Failed
-                };
-                return fail(format, &[text], exit);
-            }
+            Err((exit, text)) => return fail(format, &[text], exit),
         }
     } else {
         Place::Bundles
