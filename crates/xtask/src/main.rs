@@ -10,6 +10,7 @@ mod dist;
 mod endurance;
 mod fuzz;
 mod packaged;
+mod reference;
 
 use std::process::ExitCode;
 
@@ -91,6 +92,8 @@ enum Task {
     Many,
     /// Place a bundle in every way there is, and print what comes of it as the table of docs/watching.md.
     Placing,
+    /// Write docs/configuration.md, made of config/config.yaml.
+    Reference,
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
     /// Build what is handed out: a static program, packages (.deb, .rpm), a tarball, a bill of materials, checksums.
@@ -152,6 +155,7 @@ fn perform(task: Task) -> Result<()> {
             &endurance::Extent::default(),
         ),
         Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
+        Task::Reference => reference::write(),
         Task::Advisories => checks::advisories(),
         Task::Dist { architectures, twice } => dist::run_task(&architectures, twice),
         Task::Packaged => packaged::run_task(),

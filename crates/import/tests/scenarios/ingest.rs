@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use airgapd_import::{ImageOutcome, ImageResult, Observer, Outcome, labels};
 use bundle::fixtures::{Image, Manifest};
+use fake_containerd::Fault;
 use oci_spec::image::Digest;
 
 use crate::support::{
@@ -18,7 +20,6 @@ everywhere! {
     a_second_import_writes_nothing
     a_parent_without_gc_labels_gets_them_although_everything_is_there
     blobs_of_another_namespace_are_adopted_without_sending
-    a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done
     a_corrupt_layer_fails_its_images_by_name_and_no_others
     a_blob_of_sha512_is_refused_where_containerd_has_no_room_for_it
 }
@@ -145,10 +146,17 @@ impl Observer for Story {
     }
 }
 
-async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done(stage: &Stage) {
+/// Each message takes a while here, and the layer of the large image has many of them: both images are on their way at the
+/// same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done() {
+    let stage = Stage::fake().await;
+    stage.the_fake().inject(Fault::Delay {
+        rpc: "Content.Write",
+        by: Duration::from_millis(20),
+    });
     let client = stage.client().await;
-    // Both are on their way at the same time, and this much takes longer than the few blobs and records of the other.
-    let large = noise(32 << 20);
+    let large = noise(64 << 20);
     // The large one comes first in the bundle.
     let stock = Stock::images([
         amd64("r.test/large:1", &[&large]),
@@ -160,7 +168,9 @@ async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done(s
     let story = story.0.into_inner().unwrap();
     let position = |what: &str| story.iter().position(|told| told == what).expect("it was told");
     assert!(position("r.test/pause:1") < position(&large_layer), "{story:?}");
+    stage.the_fake().clear_faults();
     assert_converged(&client, &stock).await;
+    stage.assert_no_violations();
 }
 
 /// Statements 13 and 33.

@@ -1,0 +1,110 @@
+//! `docs/configuration.md`, made of `config/config.yaml`.
+//!
+//! A test of the program holds that file to the program's own table of keys, so what is made of it cannot drift either.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use xtask::workspace;
+
+const HEAD: &str = "# Configuration\n\n\
+    Every key with its default and its environment variable; made by `cargo xtask reference` of `config/config.yaml`, \
+    which a test holds to the program.\n";
+
+/// Writes the page.
+///
+/// # Errors
+///
+/// When a file cannot be read or written.
+pub(crate) fn write() -> Result<()> {
+    let path = page();
+    fs::write(&path, made()?).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn page() -> PathBuf {
+    workspace().join("docs/configuration.md")
+}
+
+fn made() -> Result<String> {
+    let path = workspace().join("config/config.yaml");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(render(&text))
+}
+
+/// The page of an annotated configuration: comments in front of a key are its text, the first block is the introduction.
+fn render(annotated: &str) -> String {
+    let mut page = HEAD.to_owned();
+    let mut comment: Vec<&str> = Vec::new();
+    let mut group = None;
+    for line in annotated.lines() {
+        let bare = line.trim_start();
+        if let Some(text) = bare.strip_prefix('#') {
+            comment.push(text.strip_prefix(' ').unwrap_or(text));
+        } else if bare.is_empty() {
+            write_text(&mut page, &mut comment);
+        } else if let Some((key, value)) = bare.split_once(':') {
+            let is_member = bare.len() < line.len();
+            let value = value.trim();
+            if value.is_empty() {
+                let _ = writeln!(page, "\n## `{key}`");
+                group = Some(key);
+            } else if is_member {
+                let name = format!("{}.{key}", group.unwrap_or_default());
+                let _ = writeln!(page, "\n### `{name}`\n\n{}", default(&name, value));
+            } else {
+                let _ = writeln!(page, "\n## `{key}`\n\n{}", default(key, value));
+            }
+            write_text(&mut page, &mut comment);
+        }
+    }
+    page
+}
+
+fn default(name: &str, value: &str) -> String {
+    format!("Default `{value}`; variable `{}`.", variable(name))
+}
+
+fn write_text(page: &mut String, comment: &mut Vec<&str>) {
+    if !comment.is_empty() {
+        let _ = writeln!(page, "\n{}", comment.join("\n").replace('<', "\\<"));
+        comment.clear();
+    }
+}
+
+/// `log.level` is `AIRGAPD_LOG_LEVEL`, `dataDir` `AIRGAPD_DATA_DIR`.
+fn variable(name: &str) -> String {
+    let mut variable = "AIRGAPD_".to_owned();
+    for letter in name.chars() {
+        match letter {
+            '.' => variable.push('_'),
+            _ if letter.is_ascii_uppercase() => variable.extend(['_', letter]),
+            _ => variable.push(letter.to_ascii_uppercase()),
+        }
+    }
+    variable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_up_to_date() {
+        let there = fs::read_to_string(page()).unwrap();
+        assert!(there == made().unwrap(), "run `cargo xtask reference`");
+    }
+
+    #[test]
+    fn comments_are_texts_of_the_key_below_them() {
+        let page = render(
+            "# About.\n\n# How\n# long.\nresync: 10m\n\n# Logs.\nlog:\n  # How much.\n  level: info\n",
+        );
+        let wanted = format!(
+            "{HEAD}\nAbout.\n\n## `resync`\n\nDefault `10m`; variable `AIRGAPD_RESYNC`.\n\nHow\nlong.\n\n## `log`\n\nLogs.\n\n\
+             ### `log.level`\n\nDefault `info`; variable `AIRGAPD_LOG_LEVEL`.\n\nHow much.\n"
+        );
+        assert_eq!(page, wanted);
+    }
+}
