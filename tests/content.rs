@@ -57,6 +57,41 @@ fn parents_carry_the_labels_that_hold_their_children(target: &Target) {
     );
 }
 
+/// Mirrors among nodes, such as Spegel, share what says where it is from.
+fn blobs_say_in_which_repositories_they_are(target: &Target) {
+    let node = Node::on(target);
+    let shared = unique();
+    let app = |name: &str| image(name).layer(shared.as_str());
+    let archive = bundles::write(
+        &node.path("bundle.tar"),
+        [
+            app("registry.test/team/one:1"),
+            app("registry.test/two:1"),
+            app("other.test:5000/one:2"),
+        ],
+    );
+    node.import([node.path("bundle.tar")]).exits(0);
+    let blobs = target.blobs();
+    let sources = |digest: &str| -> BTreeMap<String, String> {
+        let labels = blobs[digest].iter();
+        let sources = labels.filter_map(|(key, value)| {
+            let host = key.strip_prefix("containerd.io/distribution.source.")?;
+            Some((host.to_owned(), value.clone()))
+        });
+        sources.collect()
+    };
+    let manifest = &archive.images[0].manifests[0];
+    let of_one = BTreeMap::from([("registry.test".to_owned(), "team/one".to_owned())]);
+    assert_eq!(sources(manifest.digest.as_ref()), of_one);
+    let of_all = [("other.test:5000", "one"), ("registry.test", "team/one,two")];
+    assert_eq!(
+        sources(manifest.layers.last().unwrap().as_ref()),
+        of_all
+            .map(|(host, paths)| (host.to_owned(), paths.to_owned()))
+            .into()
+    );
+}
+
 /// Statements 31, 37 and 42: what another tool left without labels and lease is held, completed and not sent again.
 fn blobs_that_are_there_already_are_held_and_get_their_labels(target: &Target) {
     let node = Node::on(target);
@@ -200,6 +235,7 @@ fn a_record_that_containerd_refuses_fails_that_image(target: &Target) {
 
 on_each_containerd!(
     parents_carry_the_labels_that_hold_their_children,
+    blobs_say_in_which_repositories_they_are,
     blobs_that_are_there_already_are_held_and_get_their_labels,
     blobs_of_another_namespace_are_adopted,
 );

@@ -635,11 +635,13 @@ impl BlobTask {
 
     async fn send(&self) -> Result<Written, containerd::Error> {
         let step = &self.step;
+        // All of them: the plan's are those that the blob lacked when it was there.
+        let mut labels = missing_gc_labels(&step.children, &Labels::new());
+        labels.extend(step.sources.clone());
         let spec = BlobSpec {
             digest: step.digest.clone(),
             size: step.size,
-            // All of them: the plan's are those that the blob lacked when it was there.
-            labels: missing_gc_labels(&step.children, &Labels::new()),
+            labels,
             progress: self.progress.clone(),
         };
         let source: Arc<dyn BlobSource> = match &self.source {

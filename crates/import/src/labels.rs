@@ -25,6 +25,12 @@ pub const RKE2_PINNED: &str = "io.cattle.rke2.pinned";
 /// CRI's mark on records it knows. Cleared when a record changes its target, so that CRI looks at it again.
 pub const CRI_MANAGED: &str = "io.cri-containerd.image";
 
+/// On blobs, in front of a registry's host: the repositories there that have the blob, with commas between them. containerd's
+/// own pulls set it, and mirrors among nodes (Spegel) go by it.
+pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
+/// containerd refuses labels whose key and value have more bytes together (labels.Validate).
+const LONGEST: usize = 4096;
+
 /// On a lease: whose it is.
 pub const LEASE_MARK: &str = "io.airgapd.lease";
 /// How the mark of a lease begins that belongs to a bundle in the images folder.
@@ -62,6 +68,26 @@ impl Source {
             Source::Hand(name) => format!("import {name}"),
         }
     }
+}
+
+/// The labels that say where a blob is from, by repositories such as `quay.io/k0sproject/coredns`. What there is no room for
+/// in a label is left out.
+#[must_use]
+pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>) -> Labels {
+    let mut labels = Labels::new();
+    for (host, path) in repositories.into_iter().filter_map(|name| name.split_once('/')) {
+        let key = format!("{DISTRIBUTION_SOURCE}{host}");
+        let there: &str = labels.get(&key).map_or("", String::as_str);
+        let value = match there {
+            "" => path.to_owned(),
+            _ if there.split(',').any(|one| one == path) => continue,
+            _ => format!("{there},{path}"),
+        };
+        if key.len() + value.len() <= LONGEST {
+            labels.insert(key, value);
+        }
+    }
+    labels
 }
 
 /// Names a bundle in labels and leases: the first 16 hexadecimal digits of the sha256 of its file name.
@@ -189,6 +215,23 @@ mod tests {
             ("other", "x"),
         ]);
         assert!(vouch(&there, &Source::Hand("a.tar".into())).is_empty());
+    }
+
+    #[test]
+    fn sources_are_gathered_by_host_each_once_and_as_far_as_there_is_room() {
+        let repositories = ["a.io/x", "a.io/y/z", "b.io:5000/x", "a.io/x", "no-host"];
+        let wanted = labels(&[
+            ("containerd.io/distribution.source.a.io", "x,y/z"),
+            ("containerd.io/distribution.source.b.io:5000", "x"),
+        ]);
+        assert_eq!(distribution_sources(repositories), wanted);
+        let long = format!("a.io/{}", "x".repeat(LONGEST));
+        assert_eq!(distribution_sources([long.as_str()]), Labels::new());
+        let all = distribution_sources([long.as_str(), "a.io/short"]);
+        assert_eq!(
+            all,
+            labels(&[("containerd.io/distribution.source.a.io", "short")])
+        );
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! left to decide. The same function serves the daemon, `import`, `import --dry-run`, and the comparison of an
 //! unchanged bundle with containerd at a restart.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use containerd::{BlobInfo, ImageRecord};
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::labels::{self, CRI_MANAGED, LabelChanges, Labels, Source};
+use crate::names::Reference;
 use crate::pattern::Pattern;
 use crate::select::{Child, ChildKind, Member, NamedTarget, Taken};
 use crate::space::Space;
@@ -89,6 +90,8 @@ pub struct BlobStep {
     pub action: BlobAction,
     /// The gc labels it lacks; given with the commit when it is sent.
     pub labels: Labels,
+    /// Where it is from, by the names of all images that have it; given with the commit when it is sent.
+    pub sources: Labels,
     /// What it refers to.
     pub children: Vec<Child>,
 }
@@ -213,13 +216,46 @@ impl BlobStep {
 /// Decides every step for `images`, given what is there.
 #[must_use]
 pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
+    let sources = Sources::of(images);
     let mut images: Vec<_> = images
         .iter()
         .enumerate()
         .map(|(at, image)| plan_image(at, image, survey, intent))
         .collect();
+    for step in images.iter_mut().flat_map(|image| &mut image.blobs) {
+        step.sources = sources.labels(&step.digest);
+    }
     images.sort_by_cached_key(|image| (image.rank(&intent.priority), image.bytes_to_send()));
     Plan { images }
+}
+
+/// The repositories that blobs are from.
+struct Sources<'a>(HashMap<&'a Digest, BTreeSet<String>>);
+
+impl<'a> Sources<'a> {
+    fn of(images: &[&'a Taken]) -> Self {
+        let mut sources: HashMap<_, BTreeSet<String>> = HashMap::new();
+        for image in images {
+            let references = image
+                .records
+                .iter()
+                .map(|record| record.name.parse::<Reference>());
+            let repositories: BTreeSet<String> = references
+                .flatten()
+                .map(|reference| reference.repository().to_owned())
+                .collect();
+            for blob in &image.closure.blobs {
+                let of_blob = sources.entry(&blob.digest).or_default();
+                of_blob.extend(repositories.iter().cloned());
+            }
+        }
+        Sources(sources)
+    }
+
+    fn labels(&self, digest: &Digest) -> Labels {
+        let repositories = self.0.get(digest).into_iter().flatten();
+        labels::distribution_sources(repositories.map(String::as_str))
+    }
 }
 
 fn plan_image(index: usize, image: &Taken, survey: &Survey, intent: &Intent) -> ImagePlan {
@@ -264,6 +300,7 @@ fn plan_blob(member: &Member, there: Option<&BlobInfo>) -> BlobStep {
         size: member.size,
         action,
         labels,
+        sources: Labels::new(),
         children: member.children.clone(),
     }
 }

@@ -533,6 +533,7 @@ mod tests {
             size: 1000,
             action,
             labels: Default::default(),
+            sources: crate::labels::Labels::new(),
             children: Vec::new(),
         };
         let image = |blobs| ImagePlan {
