@@ -2,7 +2,9 @@
 //!
 //! Everything is reproducible: paths of this machine are mapped away, times are that of the last commit, archives are
 //! sorted. Rust's own musl targets bring the C library; the C code among the dependencies (zstd, xz) is compiled
-//! against musl's headers from Debian, so nothing has to be installed.
+//! against musl's headers from Debian, so nothing has to be installed. For armv7 rustup has no musl library to give:
+//! that program has glibc inside, as Debian's cross compiler brings it, which does all but ask name services (only the
+//! commands that fetch from registries do).
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,9 +14,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
+use xtask::own_image::{self, PROGRAM, Variant};
 use xtask::{on_path, parts, workspace};
 
 use crate::checks::{cargo, cargo_tool, run, step};
+use crate::tried;
 
 const CARGO_DEB: &str = "3.8.0";
 const CARGO_GENERATE_RPM: &str = "0.21.1";
@@ -35,7 +39,7 @@ impl Architecture {
         match self {
             Self::X86_64 => "x86_64-unknown-linux-musl",
             Self::Aarch64 => "aarch64-unknown-linux-musl",
-            Self::Armv7 => "armv7-unknown-linux-musleabihf",
+            Self::Armv7 => "armv7-unknown-linux-gnueabihf",
         }
     }
 
@@ -49,11 +53,44 @@ impl Architecture {
     }
 
     /// The name in the files that are handed out.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
             Self::Armv7 => "armv7",
+        }
+    }
+
+    /// What runs a program for it on another machine, by the name that Debian gives it; `None` on one of its own.
+    pub(crate) fn emulator(self) -> Option<&'static str> {
+        match self {
+            _ if std::env::consts::ARCH == self.rust() => None,
+            Self::X86_64 => Some("qemu-x86_64-static"),
+            Self::Aarch64 => Some("qemu-aarch64-static"),
+            Self::Armv7 => Some("qemu-arm-static"),
+        }
+    }
+
+    /// Rust's name of the processor.
+    fn rust(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+            Self::Armv7 => "arm",
+        }
+    }
+
+    /// Its part of our own image, with that program.
+    fn variant(self, program: &Path) -> Variant {
+        let (architecture, variant) = match self {
+            Self::X86_64 => ("amd64", None),
+            Self::Aarch64 => ("arm64", Some("v8")),
+            Self::Armv7 => ("arm", Some("v7")),
+        };
+        Variant {
+            architecture,
+            variant,
+            files: vec![(PROGRAM.to_owned(), program.to_owned())],
         }
     }
 
@@ -89,21 +126,24 @@ pub(crate) fn run_task(architectures: &[Architecture], twice: bool) -> Result<()
 const SUMS: &str = "SHA256SUMS";
 
 fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> {
+    let epoch = commit_time()?;
+    let mut programs = Vec::new();
+    for architecture in architectures {
+        let program = compile(*architecture, build)?;
+        tried::run(*architecture, &program)?;
+        programs.push((*architecture, program));
+    }
+    let share = build.join("share");
+    documentation(&share)?;
+    // What an earlier run has made stays until there is something to put in its place.
     if out.exists() {
         fs::remove_dir_all(out)?;
     }
     fs::create_dir_all(out)?;
-    let epoch = commit_time()?;
-    for (index, architecture) in architectures.iter().enumerate() {
-        let program = compile(*architecture, build)?;
-        // What a program says of itself can only be asked where it runs; it says the same everywhere.
-        let share = build.join("share");
-        if index == 0 || !share.is_dir() {
-            documentation(&share)?;
-        }
+    for (architecture, program) in &programs {
         let release = Release {
             architecture: *architecture,
-            program: &program,
+            program,
             share: &share,
             out,
             epoch: &epoch,
@@ -112,8 +152,20 @@ fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> 
         release.deb(build)?;
         release.rpm(build)?;
     }
+    image(out, &programs)?;
     bill_of_materials(out)?;
     checksums(out)
+}
+
+/// The bundle with airgapd's own image, for a node that gets airgapd as a DaemonSet.
+fn image(out: &Path, programs: &[(Architecture, PathBuf)]) -> Result<()> {
+    let name = format!("airgapd-{}-image.tar", version());
+    step(&name);
+    let variants: Vec<_> = programs
+        .iter()
+        .map(|(architecture, program)| architecture.variant(program))
+        .collect();
+    own_image::write(&out.join(name), version(), &variants).map(drop)
 }
 
 /// Seconds since 1970 of the last commit: the one time that everything in a release carries.
@@ -175,20 +227,21 @@ fn provide_target(target: &str) -> Result<()> {
     .with_context(|| format!("rustup cannot provide Rust's standard library for {target}"))
 }
 
-/// musl's headers instead of the machine's, and no folder of this machine in the result.
+/// musl's headers instead of the machine's where the C library is musl, and no folder of this machine in the result.
 fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
+    let reproducible = format!("-ffile-prefix-map={}=/cargo", cargo_home().display());
+    // With them gcc calls helpers of its own runtime library.
+    let outline = match architecture {
+        Architecture::X86_64 => "",
+        Architecture::Aarch64 => " -mno-outline-atomics",
+        Architecture::Armv7 => return Ok(reproducible),
+    };
     let output = Command::new(compiler).arg("-print-file-name=include").output()?;
     let own = String::from_utf8(output.stdout)?.trim().to_owned();
     let musl = parts::musl_headers(architecture.debian())?;
-    let outline = match architecture {
-        // Without it gcc calls helpers of its own runtime library.
-        Architecture::Aarch64 => " -mno-outline-atomics",
-        Architecture::X86_64 | Architecture::Armv7 => "",
-    };
     Ok(format!(
-        "-nostdinc -isystem {own} -isystem {} -U_FORTIFY_SOURCE -fno-stack-protector -ffile-prefix-map={}=/cargo{outline}",
+        "-nostdinc -isystem {own} -isystem {} -U_FORTIFY_SOURCE -fno-stack-protector {reproducible}{outline}",
         musl.display(),
-        cargo_home().display()
     ))
 }
 
@@ -211,14 +264,37 @@ fn cargo_home() -> PathBuf {
 /// A program that wants an interpreter would not start on a node with another C library, or under the unit.
 fn refuse_dynamic(program: &Path) -> Result<()> {
     let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let needle = b"/lib/ld-";
-    if bytes.windows(needle.len()).any(|window| window == needle) {
-        bail!("{} is not linked statically", program.display());
+    match wants_interpreter(&bytes) {
+        Some(false) => Ok(()),
+        Some(true) => bail!("{} is not linked statically", program.display()),
+        None => bail!("{} is no ELF program", program.display()),
     }
-    Ok(())
 }
 
-/// Manual pages and completions, made by the program itself, built for this machine.
+/// Whether a little-endian ELF file has a segment of the type `PT_INTERP` (elf(5)); `None` if it is no such file.
+fn wants_interpreter(elf: &[u8]) -> Option<bool> {
+    const INTERPRETER: u64 = 3;
+    let number = |at: usize, bytes: usize| {
+        let bytes = elf.get(at..at.checked_add(bytes)?)?;
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+        )
+    };
+    // Place of the table of segments, bytes of an entry and number of entries, in files of 32 and 64 bits.
+    let (table, entry, entries) = match elf.get(..6)? {
+        [0x7f, b'E', b'L', b'F', 1, 1] => (number(28, 4)?, number(42, 2)?, number(44, 2)?),
+        [0x7f, b'E', b'L', b'F', 2, 1] => (number(32, 8)?, number(54, 2)?, number(56, 2)?),
+        _ => return None,
+    };
+    let types = (0..entries).map(|index| number(usize::try_from(table + index * entry).ok()?, 4));
+    let types: Vec<_> = types.collect::<Option<_>>()?;
+    Some(types.contains(&INTERPRETER))
+}
+
+/// Manual pages and completions, made by the program itself, built for this machine: it says the same everywhere.
 fn documentation(share: &Path) -> Result<()> {
     step("manual pages and completions");
     if share.exists() {
@@ -471,4 +547,19 @@ fn compare(first: &Path, second: &Path) -> Result<()> {
     }
     step("both builds are the same, byte by byte");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_with_an_interpreter_is_told_from_others() {
+        let own = fs::read("/proc/self/exe").unwrap();
+        let expected = !cfg!(target_feature = "crt-static");
+        assert_eq!(wants_interpreter(&own), Some(expected));
+        assert_eq!(wants_interpreter(&own[..40]), None);
+        assert_eq!(wants_interpreter(b"#!/bin/sh\n"), None);
+        assert_eq!(wants_interpreter(b""), None);
+    }
 }

@@ -5,6 +5,7 @@
 
 mod debian;
 pub mod demo_bundle;
+pub mod own_image;
 pub mod parts;
 pub mod runtime;
 

@@ -11,6 +11,7 @@ mod endurance;
 mod fuzz;
 mod packaged;
 mod reference;
+mod tried;
 
 use std::process::ExitCode;
 
@@ -96,7 +97,8 @@ enum Task {
     Reference,
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
-    /// Build what is handed out: a static program, packages (.deb, .rpm), a tarball, a bill of materials, checksums.
+    /// Build what is handed out: static programs, packages (.deb, .rpm), tarballs, a bundle with airgapd's own image, a bill
+    /// of materials, checksums.
     Dist {
         /// For which processors: x86_64, aarch64, armv7.
         #[arg(long = "for", default_value = "x86_64")]

@@ -1,12 +1,16 @@
 //! The Debian package as an operator meets it: on a fresh system that systemd has booted, in a container of its own.
 //!
-//! What happens inside is a script (`packaged.sh`), so that it can be read like a session at a terminal.
+//! What happens inside is a script (`packaged.sh`), so that it can be read like a session at a terminal. The container
+//! has no network, as the nodes have none that this is for.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use bundle::fixtures::{Data, Image, Layer, Layout};
+use sha2::{Digest, Sha256};
 use xtask::{demo_bundle, on_path, parts, workspace};
 
 use crate::checks::{run, step};
@@ -15,6 +19,12 @@ use crate::checks::{run, step};
 const SUITE: &str = "bookworm";
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,containerd,runc,util-linux,ca-certificates";
 const SCRIPT: &str = include_str!("packaged.sh");
+
+/// Bytes of an image in a bundle that is compressed with the largest window there is: more than the window.
+const WIDE: usize = 160 << 20;
+
+/// After this time what does not come to its end is ended: `timeout`'s arguments.
+const PATIENCE: [&str; 3] = ["--kill-after=60s", "--signal=TERM", "20m"];
 
 /// Runs the script when the system is up, and switches it off.
 const UNIT: &str = "\
@@ -30,34 +40,31 @@ WantedBy=multi-user.target
 
 /// Installs the package of `cargo xtask dist` on a fresh Debian, uses it and purges it.
 pub(crate) fn run_task() -> Result<()> {
-    let package = package()?;
-    let tool = |name: &str, package: &str| {
-        on_path(name).with_context(|| format!("this needs {name}: apt-get install {package}"))
-    };
-    let (debootstrap, nspawn) = (
-        tool("debootstrap", "debootstrap")?,
-        tool("systemd-nspawn", "systemd-container")?,
-    );
+    let dist = dist()?;
+    let nspawn =
+        on_path("systemd-nspawn").context("this needs systemd-nspawn: apt-get install systemd-container")?;
+    step("a fresh Debian");
+    let fresh = parts::debian_root(SUITE, PACKAGES)?;
     let folder = tempfile::Builder::new().prefix("airgapd-packaged-").tempdir()?;
     let root = folder.path().join("root");
-    step("a fresh Debian");
-    run(Command::new(debootstrap)
-        .args(["--variant=minbase", "--include", PACKAGES, SUITE])
-        .arg(&root))?;
-    furnish(&root, &package)?;
+    run(Command::new("cp").arg("-a").arg(&fresh).arg(&root))?;
+    furnish(&root, &dist)?;
     step("booted, the package installed, used and purged");
-    run(Command::new(nspawn)
+    run(Command::new("timeout")
+        .args(PATIENCE)
+        .arg(nspawn)
         .args([
             "--boot",
             "--register=no",
             "--keep-unit",
+            "--private-network",
             "--quiet",
             "--console=pipe",
             "-D",
         ])
         .arg(&root)
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null()))?;
+        .stdin(Stdio::null())
+        .stdout(File::create(workspace().join("target/packaged.console"))?))?;
     let output = fs::read_to_string(root.join("root/output")).context("the script was not run")?;
     print!("{output}");
     match output.trim_end().ends_with("PASSED") {
@@ -66,21 +73,39 @@ pub(crate) fn run_task() -> Result<()> {
     }
 }
 
-fn package() -> Result<PathBuf> {
-    let dist = workspace().join("target/dist");
-    let found = fs::read_dir(&dist).into_iter().flatten().flatten();
-    let mut packages = found
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().ends_with("_amd64.deb"));
-    packages
-        .next()
-        .with_context(|| format!("there is no package in {}: run cargo xtask dist", dist.display()))
+/// What `cargo xtask dist` has made and this needs.
+struct Dist {
+    package: PathBuf,
+    image: PathBuf,
 }
 
-fn furnish(root: &Path, package: &Path) -> Result<()> {
-    fs::copy(package, root.join("root/airgapd.deb"))?;
-    demo_bundle::write(&root.join("root/demo.tar"), &parts::busybox()?)?;
-    fs::write(root.join("root/try.sh"), SCRIPT)?;
+fn dist() -> Result<Dist> {
+    let folder = workspace().join("target/dist");
+    let find = |end: &str| {
+        fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.to_string_lossy().ends_with(end))
+            .with_context(|| format!("there is no *{end} in {}: run cargo xtask dist", folder.display()))
+    };
+    Ok(Dist {
+        package: find("_amd64.deb")?,
+        image: find("-image.tar")?,
+    })
+}
+
+fn furnish(root: &Path, dist: &Dist) -> Result<()> {
+    let home = root.join("root");
+    fs::copy(&dist.package, home.join("airgapd.deb"))?;
+    fs::copy(&dist.image, home.join("airgapd-image.tar"))?;
+    demo_bundle::write(&home.join("demo.tar"), &parts::busybox()?)?;
+    write_wide_bundle(&home.join("wide.tar.zst"))?;
+    fs::write(home.join("try.sh"), SCRIPT)?;
+    let k0s = home.join("k0s");
+    fs::write(&k0s, "#!/bin/sh\nexec sleep infinity\n")?;
+    fs::set_permissions(&k0s, fs::Permissions::from_mode(0o755))?;
     let units = root.join("etc/systemd/system");
     fs::write(units.join("try.service"), UNIT)?;
     // containerd starts when the script says so; minimal images keep nothing that a package manager would fetch.
@@ -90,4 +115,23 @@ fn furnish(root: &Path, package: &Path) -> Result<()> {
     run(Command::new("chroot")
         .arg(root)
         .args(["systemctl", "enable", "try.service"]))
+}
+
+/// A bundle whose decompression takes 128 MiB of memory at once, as `zstd --long=27` makes them.
+fn write_wide_bundle(path: &Path) -> Result<()> {
+    let plain = path.with_extension("");
+    // Zeros alone would be taken for a decompression bomb.
+    let mut bytes = vec![0; WIDE];
+    for (index, block) in bytes.chunks_exact_mut(256).enumerate() {
+        block[..32].copy_from_slice(&Sha256::digest(index.to_le_bytes()));
+    }
+    let image = Image::new("registry.example/demo/wide:1.0")
+        .platform("linux/amd64")
+        .with_layer(Layer::plain(Data::from(bytes)));
+    Layout::new().image(image).write_to(&plain);
+    run(Command::new(parts::tool("zstd")?)
+        .args(["-q", "-1", "--long=27", "--rm"])
+        .arg(&plain)
+        .arg("-o")
+        .arg(path))
 }

@@ -1,71 +1,161 @@
 #!/bin/sh
 # Runs as root inside a fresh Debian that systemd has booted: what an operator would do, with the words of the README.
-# /root has the package and a bundle. The last line of the output is PASSED, or the step that failed is the last one.
+# /root has the package and bundles. The last line of the output is PASSED, or the step that failed is the last one.
 set -eux
-export DEBIAN_FRONTEND=noninteractive PAGER=cat
-bundle=/var/lib/k0s/images/demo.tar
+export DEBIAN_FRONTEND=noninteractive PAGER=cat SYSTEMD_COLORS=0
+images=/var/lib/k0s/images
+hello=registry.example/demo/hello:1.0
 
+# Tries a command for up to 40 seconds.
+eventually() {
+    for _ in $(seq 200); do "$@" && return; sleep 0.2; done
+    "$@"
+}
+# A command that must fail: what stands after an exclamation mark does not end a script.
+never() { if "$@"; then exit 1; fi; }
+as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+property() { systemctl show -P "$1" airgapd; }
+in_journal() { journalctl -u airgapd --no-pager -o cat | grep -q "$1"; }
+# What an image's program says. Its files are containerd's; a container of its own would need control groups, which
+# the container that this runs in may not make.
+run_from() {
+    ctr -n k8s.io images mount "$1" /mnt > /dev/null
+    shift
+    chroot /mnt "$@"
+    ctr -n k8s.io images unmount --rm /mnt > /dev/null
+}
+in_containerd() { ctr -n k8s.io images ls -q | grep -qx "$1"; }
+
+# 1. Installed, and it runs.
+dpkg-query -W systemd containerd
 apt-get install -y /root/airgapd.deb
 systemctl is-enabled airgapd
 systemctl is-active airgapd
-systemd-analyze verify airgapd.service
-systemd-analyze security --no-pager airgapd.service | tail -n 1
-systemd-analyze security --threshold=10 airgapd.service > /dev/null
 airgapd --version
-man -w airgapd 2> /dev/null || ls /usr/share/man/man1/airgapd.1*
+test -e /usr/share/man/man1/airgapd.1.gz
+test -e /usr/share/bash-completion/completions/airgapd
 
-cp /root/demo.tar $bundle
+# 2. The unit: without a complaint, and hardened.
+systemd-analyze verify --man=no /lib/systemd/system/airgapd.service > /root/complaints 2>&1 || cat /root/complaints
+cat /root/complaints
+never grep airgapd /root/complaints
+systemd-analyze security --no-pager airgapd.service | grep -v '^✓'
+systemd-analyze security --threshold=10 airgapd.service > /dev/null
+
+# 3. A bundle is dropped before containerd runs. It waits, and imports when containerd is there.
+install -d -m 0755 $images
+cp /root/demo.tar $images
+eventually in_journal 'containerd'
+property StatusText
 systemctl start containerd
 airgapd wait --bundle demo.tar --timeout 60s
 airgapd status
 airgapd doctor
-ctr -n k8s.io images ls | grep registry.example/demo/hello:1.0
-ctr -n k8s.io images check | grep 'registry.example/demo/hello:1.0 .*complete'
+in_containerd $hello
+ctr -n k8s.io images check | grep "$hello .*complete"
+run_from $hello /bin/sh -c "cat /etc/hello"
 
-# What others may see, and what they may not.
-setpriv --reuid=65534 --regid=65534 --clear-groups grep 'airgapd_bundles{state="done"} 1' /run/airgapd/airgapd.prom
-! setpriv --reuid=65534 --regid=65534 --clear-groups airgapd wait --timeout 0s
-! setpriv --reuid=65534 --regid=65534 --clear-groups cat /var/lib/airgapd/state.json
+# 4. What others may see, and what they may not.
+eventually as_nobody grep 'airgapd_bundles{state="done"} 1' /run/airgapd/airgapd.prom
+never as_nobody airgapd wait --timeout 0s
+never as_nobody cat /var/lib/airgapd/state.json
 
-# Deleted, and back, under all the restrictions of the unit.
-ctr -n k8s.io images rm registry.example/demo/hello:1.0
-for i in $(seq 50); do ctr -n k8s.io images ls -q | grep -qx registry.example/demo/hello:1.0 && break; sleep 0.2; done
-ctr -n k8s.io images ls -q | grep -x registry.example/demo/hello:1.0
+# 5. An image is deleted, and comes back.
+ctr -n k8s.io images rm $hello
+eventually in_containerd $hello
 
-# The journal explains.
+# 6. A bundle whose decompression takes 128 MiB of memory at once: below the unit's MemoryHigh=, which
+# counts where this container has control groups.
+cp /root/wide.tar.zst $images
+airgapd wait --bundle wide.tar.zst --timeout 120s
+in_containerd registry.example/demo/wide:1.0
+grep VmHWM "/proc/$(property MainPID)/status"
+rm $images/wide.tar.zst
+
+# 7. The journal: fields of its own, message ids, and an explanation of each.
+journalctl -u airgapd -o json --no-pager > /root/journal.json
+grep '"AIRGAPD_OUTCOME":"imported"' /root/journal.json | head -n 1
+grep '"MESSAGE_ID":"8556b10ba49d4573ae06291804dbd4ca"' /root/journal.json | grep -c '"AIRGAPD_BUNDLE":"demo.tar"'
+grep '"MESSAGE_ID":"315594b37c034c658c846fc8d3dd5493"' /root/journal.json | grep -c '"_TRANSPORT":"journal"'
 journalctl -u airgapd -x --no-pager > /root/journal
-grep 'bundle imported' /root/journal
-grep -A3 'bundle imported' /root/journal | grep -- '-- '
+grep -m 1 -A 9 'Subject: The images of bundle demo.tar are in containerd' /root/journal
+journalctl --list-catalog --no-pager | grep 'airgapd:'
 
-# Read again, and a mistake does not loop.
+# 8. The configuration is read again; a mistake ends the daemon and does not loop.
+before=$(property MainPID)
 echo 'exclude: ["registry.example/other/*"]' >> /etc/airgapd/config.yaml
 sed -i '/^exclude: \[\]/d' /etc/airgapd/config.yaml
 systemctl reload airgapd
-for i in $(seq 50); do journalctl -u airgapd --no-pager | grep -q 'exclude' && break; sleep 0.2; done
-journalctl -u airgapd --no-pager | grep exclude
+eventually in_journal exclude
+test "$(property MainPID)" = "$before"
 cp /etc/airgapd/config.yaml /root/config.yaml
 echo 'resync: soon' > /etc/airgapd/config.yaml
-! systemctl restart airgapd
-test "$(systemctl show -P ExecMainStatus airgapd)" = 2
+never systemctl restart airgapd
+test "$(property ExecMainStatus)" = 2
 sleep 5
-test "$(systemctl show -P NRestarts airgapd)" = 0
+test "$(property NRestarts)" = 0
+test "$(property ActiveState)" = failed
+journalctl -u airgapd --no-pager -o cat -n 6
 cp /root/config.yaml /etc/airgapd/config.yaml
 systemctl restart airgapd
 airgapd wait --timeout 60s
 
-# A stop needs no force.
-systemctl stop airgapd
-test "$(systemctl show -P Result airgapd)" = success
-systemctl start airgapd
+# 9. The watchdog: a daemon that hangs is begun anew, one that works or waits is not.
+mkdir -p /etc/systemd/system/airgapd.service.d
+printf '[Service]\nWatchdogSec=2s\nLimitCORE=0\n' > /etc/systemd/system/airgapd.service.d/watchdog.conf
+systemctl daemon-reload
+systemctl restart airgapd
+sleep 7
+test "$(property NRestarts)" = 0
+kill -STOP "$(property MainPID)"
+began_anew() { test "$(property NRestarts)" = 1 && systemctl is-active airgapd; }
+eventually began_anew
+airgapd wait --timeout 60s
 
-# And away with it.
+# 10. A k0s controller without a worker: nothing to do, nothing wrong, the watchdog content.
+install -m 0755 /root/k0s /usr/local/bin/k0s
+printf '[Service]\nExecStart=/usr/local/bin/k0s controller\n' > /etc/systemd/system/k0scontroller.service
+systemctl daemon-reload
+systemctl restart airgapd
+sleep 7
+property StatusText | grep 'idle: a controller without a worker'
+test "$(property NRestarts)" = 0
+rm /etc/systemd/system/k0scontroller.service /usr/local/bin/k0s /etc/systemd/system/airgapd.service.d/watchdog.conf
+rmdir /etc/systemd/system/airgapd.service.d
+systemctl daemon-reload
+systemctl restart airgapd
+airgapd wait --timeout 60s
+
+# 11. A stop needs no force, with work in flight or without.
+systemctl stop airgapd
+test "$(property Result)" = success
+systemctl start airgapd
+airgapd wait --timeout 60s
+cp /root/wide.tar.zst $images/again.tar.zst
+systemctl stop airgapd
+test "$(property Result)" = success
+rm $images/again.tar.zst
+systemctl start airgapd
+journalctl -u airgapd -b --no-pager -o cat > /root/all
+never grep 'with signal SIGKILL' /root/all
+
+# 12. airgapd's own image, brought by airgapd, runs.
+cp /root/airgapd-image.tar $images
+airgapd wait --bundle airgapd-image.tar --timeout 60s
+own=$(ctr -n k8s.io images ls -q | grep '/airgapd:')
+test "$(run_from "$own" /usr/bin/airgapd --version)" = "$(airgapd --version)"
+
+# 13. And away with it.
 systemctl disable --now airgapd
 airgapd release --all
-! ctr -n k8s.io images ls | grep io.airgapd
+ctr -n k8s.io images ls > /root/records
+never grep -F io.airgapd /root/records
+in_containerd $hello
 apt-get purge -y airgapd
-find / -xdev \( -path /proc -o -path /sys -o -path /root -o -path /var/log/journal -o -path /var/cache/apt \
-    -o -path /var/lib/apt -o -path /var/log \) -prune -o -name '*airgapd*' -print > /root/left
+find / -xdev \( -path /proc -o -path /sys -o -path /root -o -path /var/cache/apt -o -path /var/lib/apt \
+    -o -path /var/log -o -path /var/lib/containerd -o -path $images \) -prune -o -name '*airgapd*' -print > /root/left
 cat /root/left
-! grep . /root/left
-test -e $bundle
+never grep . /root/left
+never systemctl cat airgapd.service
+ls $images
 echo PASSED

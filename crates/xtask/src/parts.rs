@@ -274,6 +274,38 @@ pub fn cross_compiler(triplet: &str) -> Result<PathBuf> {
     }
 }
 
+/// What runs a program for another processor, by the name that Debian gives it (`qemu-aarch64-static` for instance).
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn emulator(name: &str) -> Result<PathBuf> {
+    match on_path(name) {
+        Some(program) => Ok(program),
+        None => private_program(name, &["qemu-user-static"]),
+    }
+}
+
+/// The root of a Debian with these packages, as debootstrap leaves it; to be copied, not changed (some minutes).
+///
+/// # Errors
+///
+/// Without debootstrap or root, and when the packages cannot be fetched.
+pub fn debian_root(suite: &str, packages: &str) -> Result<PathBuf> {
+    let debootstrap =
+        on_path("debootstrap").context("a fresh Debian needs debootstrap: apt-get install debootstrap")?;
+    provide(&format!("debian-{suite}"), |folder| {
+        note(&format!("installing a minimal Debian {suite}"));
+        output_of(
+            Command::new(debootstrap)
+                .args(["--variant=minbase", "--include", packages, suite])
+                .arg(folder),
+        )
+        .map(drop)
+    })
+    .with_context(|| format!("cannot provide a Debian {suite}"))
+}
+
 /// Tools that tests make real bundles with, and the registry that they fetch from.
 const TEST_TOOLS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "zstd"];
 

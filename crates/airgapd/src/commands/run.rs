@@ -41,7 +41,14 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     info!("this is a k0s controller without a worker: there is nothing to import for");
     systemd.ready();
     systemd.status("idle: a controller without a worker");
-    while signals.recv().await == Some(Signal::Reload) {}
+    loop {
+        // Whoever has nothing to do is alive, too: the unit's watchdog makes no difference.
+        let due = systemd.alive();
+        tokio::select! {
+            signal = signals.recv() => if signal != Some(Signal::Reload) { break },
+            () = async { tokio::time::sleep_until(due.expect("a time to wait for").into()).await }, if due.is_some() => {}
+        }
+    }
     systemd.stopping(std::time::Duration::ZERO);
     Ok(Exit::Done)
 }
