@@ -19,7 +19,7 @@ use crate::config::{Checksums, OutputFormat, Settings};
 use crate::folder::{self, Folder, Refused};
 use crate::node::Runtime as Node;
 use crate::output::{self, ImportDocument};
-use crate::progress::Progress;
+use crate::progress::{Doing, Progress};
 use crate::runtime::{self, Runtime};
 use crate::trust;
 
@@ -88,7 +88,7 @@ impl Import<'_> {
             ..Intent::new(source, self.settings.on_conflict)
         };
         let client = &self.runtime.client;
-        let progress = Progress::start(path.display().to_string());
+        let progress = Progress::start(path.display().to_string(), Doing::Sending);
         match import::import(
             client,
             &bundle,

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use self::verify::Verification;
 use crate::output::paragraph;
+use crate::progress::{Doing, Progress};
 
 /// The document that `airgapd inspect -o json` prints for one bundle.
 #[derive(Debug, Serialize)]
@@ -458,7 +459,8 @@ pub(crate) async fn run(
     };
     let mut inspection = Inspection::of(&bundle, &crate::runtime::policy(settings, None));
     if args.verify {
-        let verified = tokio::task::spawn_blocking(move || verify::verify(&bundle)).await?;
+        let progress = Progress::start(args.file.display().to_string(), Doing::Reading);
+        let verified = tokio::task::spawn_blocking(move || verify::verify(&bundle, &progress)).await?;
         inspection = inspection.with_verification(verified);
     }
     match format {

@@ -12,6 +12,8 @@ use bundle::write::{BlobFeed, Layout, Output, Written};
 use crate::cli::Compress;
 use crate::config::OutputFormat;
 use crate::output;
+use crate::progress::{self, Doing, has_bar};
+use crate::status::ProgressStatus;
 
 /// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -135,25 +137,16 @@ fn write_now<F: BlobFeed>(
     Ok((written, feed))
 }
 
-/// Whether somebody watches.
-fn has_bar() -> bool {
-    io::stderr().is_terminal() && tracing::enabled!(tracing::Level::INFO)
-}
-
 async fn show(total: u64, done: impl Fn() -> u64) {
     let on_terminal = has_bar();
     let started = Instant::now();
     loop {
         tokio::time::sleep(if on_terminal { SHOWN_EVERY } else { TOLD_EVERY }).await;
-        let done = done();
-        let rate =
-            done.saturating_mul(1000) / u64::try_from(started.elapsed().as_millis()).unwrap_or(1).max(1);
-        let [done, total, rate] = [done, total, rate].map(output::bytes);
-        let text = format!("{done} of {total}, {rate}/s");
+        let so_far = ProgressStatus::new(done(), total, milliseconds(started.elapsed()));
         if on_terminal {
-            let _ = output::progress(&text);
+            let _ = output::progress(&progress::bar(Doing::Writing, &so_far));
         } else {
-            tracing::info!("{text}");
+            tracing::info!("{}", progress::line(Doing::Writing, &so_far));
         }
     }
 }

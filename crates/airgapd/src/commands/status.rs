@@ -19,7 +19,7 @@ use crate::folder::{Depth, Folder};
 use crate::ledger::{self, Ledger};
 use crate::node::Runtime as Node;
 use crate::output::{self, bytes};
-use crate::progress;
+use crate::progress::{self, Doing};
 use crate::required;
 use crate::roster::{Roster, Version};
 use crate::runtime::{self, Runtime};
@@ -283,7 +283,7 @@ fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
         bundle.name
     );
     if let Some(progress) = &bundle.progress {
-        let line = progress::bar(progress);
+        let line = progress::bar(Doing::Sending, progress);
         output::paragraph(text, "    ", &line);
     }
     if let Some(reason) = reason(bundle) {

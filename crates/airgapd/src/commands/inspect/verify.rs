@@ -2,11 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bundle::{Bundle, Content, Node, PartState};
-use oci_spec::image::{Digest, DigestAlgorithm};
+use import::Observer as _;
+use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use serde::Serialize;
 use sha2::{Sha256, Sha512};
+
+use crate::progress::Progress;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 1 << 20;
@@ -50,34 +54,44 @@ impl Verification {
 }
 
 /// Reads everything, in the order of the archive and in constant memory. Blocking.
-pub(super) fn verify(bundle: &Bundle) -> Verification {
+pub(super) fn verify(bundle: &Bundle, progress: &Progress) -> Verification {
     let users = users(bundle);
+    progress.planned(users.values().map(|user| user.size).sum());
+    let read = progress.bytes().unwrap_or_default();
     let mut done = Verification {
         blobs: 0,
         bytes: 0,
         damaged: Vec::new(),
         error: None,
     };
-    if let Err(error) = read_all(bundle, &users, &mut done) {
+    if let Err(error) = read_all(bundle, &users, &read, &mut done) {
         done.error = Some(error);
     }
     done
 }
 
-fn read_all(bundle: &Bundle, users: &HashMap<Digest, String>, done: &mut Verification) -> Result<(), String> {
+fn read_all(
+    bundle: &Bundle,
+    users: &HashMap<Digest, User>,
+    read: &AtomicU64,
+    done: &mut Verification,
+) -> Result<(), String> {
     let wanted: HashSet<Digest> = users.keys().cloned().collect();
     let mut stream = bundle.stream(&wanted).map_err(|error| import::chain(&error))?;
     let mut buffer = vec![0; CHUNK];
     while let Some(mut blob) = stream.next_blob().map_err(|error| import::chain(&error))? {
         let digest = blob.digest().clone();
-        let (found, bytes) =
-            hash(&mut blob, &digest, &mut buffer).map_err(|error| format!("blob {digest}: {error}"))?;
+        let (found, bytes) = hash(&mut Counted(&mut blob, read), &digest, &mut buffer)
+            .map_err(|error| format!("blob {digest}: {error}"))?;
         done.blobs += 1;
         done.bytes += bytes;
         if found != digest.digest() {
             done.damaged.push(Damage {
                 found: format!("{}:{found}", digest.algorithm()),
-                image: users.get(&digest).cloned().unwrap_or_default(),
+                image: users
+                    .get(&digest)
+                    .map(|user| user.image.clone())
+                    .unwrap_or_default(),
                 digest: digest.to_string(),
             });
         }
@@ -86,6 +100,16 @@ fn read_all(bundle: &Bundle, users: &HashMap<Digest, String>, done: &mut Verific
         Ok(true) => Ok(()),
         Ok(false) => Err("the bundle changed while it was read".to_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+struct Counted<'r, R>(&'r mut R, &'r AtomicU64);
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        self.1.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
     }
 }
 
@@ -118,8 +142,16 @@ fn hash_with<D: sha2::Digest>(reader: &mut impl Read, buffer: &mut [u8]) -> io::
     Ok((hex, bytes))
 }
 
+/// What refers to a blob.
+struct User {
+    /// The first image that does.
+    image: String,
+    /// The blob's size in bytes.
+    size: u64,
+}
+
 /// Every blob that is there, with the name of the first image that refers to it.
-fn users(bundle: &Bundle) -> HashMap<Digest, String> {
+fn users(bundle: &Bundle) -> HashMap<Digest, User> {
     let mut users = HashMap::new();
     for image in &bundle.catalog().images {
         let name = image
@@ -131,20 +163,24 @@ fn users(bundle: &Bundle) -> HashMap<Digest, String> {
     users
 }
 
-fn below(node: &Node, image: &str, users: &mut HashMap<Digest, String>) {
-    let mut add = |digest: &Digest| {
-        users.entry(digest.clone()).or_insert_with(|| image.to_owned());
+fn below(node: &Node, image: &str, users: &mut HashMap<Digest, User>) {
+    let mut add = |descriptor: &Descriptor| {
+        let user = || User {
+            image: image.to_owned(),
+            size: descriptor.size(),
+        };
+        users.entry(descriptor.digest().clone()).or_insert_with(user);
     };
     match &node.content {
         Content::Absent | Content::Broken(_) => {}
-        Content::Other => add(node.descriptor.digest()),
+        Content::Other => add(&node.descriptor),
         Content::Manifest(manifest) => {
-            add(node.descriptor.digest());
+            add(&node.descriptor);
             let present = manifest.parts().filter(|part| part.state == PartState::Present);
-            present.for_each(|part| add(part.descriptor.digest()));
+            present.for_each(|part| add(&part.descriptor));
         }
         Content::Index(children) => {
-            add(node.descriptor.digest());
+            add(&node.descriptor);
             children.iter().for_each(|child| below(child, image, users));
         }
     }
