@@ -323,6 +323,33 @@ impl Failure {
         self.code() == Some(Code::NotFound) && self.message().contains("lease")
     }
 
+    /// Whether containerd's answer to having to unpack a layer is about the layer. What is about the machine comes under
+    /// the same codes, and is told by the system's words and by those that a failed mount begins with.
+    pub(crate) fn blames_the_layer(&self) -> bool {
+        const MACHINE: [&str; 8] = [
+            "failed to mount",
+            "operation not permitted",
+            "permission denied",
+            "operation not supported",
+            "cannot allocate memory",
+            "too many open files",
+            "resource temporarily unavailable",
+            "context canceled",
+        ];
+        let by_code = match self.code() {
+            Some(
+                Code::Unknown
+                | Code::InvalidArgument
+                | Code::FailedPrecondition
+                | Code::OutOfRange
+                | Code::DataLoss,
+            ) => true,
+            Some(_) | None => false,
+        };
+        let by_machine = MACHINE.iter().any(|text| self.message().contains(text));
+        by_code && !by_machine && !self.is_space() && !self.is_disk()
+    }
+
     /// The connection failed, rather than containerd answering. Only then has the status a local source.
     pub(crate) fn is_transport(&self) -> bool {
         matches!(self, Failure::Status(status) if std::error::Error::source(status.as_ref()).is_some())

@@ -26,6 +26,7 @@ mod images;
 mod introspection;
 mod leases;
 mod others;
+mod snapshots;
 mod wire;
 mod write;
 
@@ -48,6 +49,7 @@ pub use events::{ImageChange, ImageEvent, ImageEvents};
 pub use images::{Creation, ImageRecord, ImageUpdate, NewImage};
 pub use introspection::{Plugin, Version};
 pub use leases::{Created, Lease, Resource};
+pub use snapshots::{Applied, LayerSpec, Snapshotter};
 pub use write::{BlobSource, BlobSpec, Held, Written};
 
 use connect::WriteConnections;

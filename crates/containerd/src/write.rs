@@ -113,12 +113,12 @@ pub enum Written {
     Adopted,
 }
 
-/// Whether a blob is there to be held.
+/// Whether a blob, or a snapshot, is there to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
     /// It is, and the lease now protects it.
     Held,
-    /// The namespace has no such blob.
+    /// The namespace has nothing of the kind.
     Absent,
 }
 
@@ -225,7 +225,10 @@ impl Client {
     }
 
     /// Waits without a limit, as long as containerd answers other calls meanwhile.
-    async fn patiently<T>(&self, work: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Failure> {
+    pub(crate) async fn patiently<T>(
+        &self,
+        work: impl Future<Output = Result<T, tonic::Status>>,
+    ) -> Result<T, Failure> {
         let mut work = std::pin::pin!(work);
         loop {
             match timeout(self.options().stall, work.as_mut()).await {
