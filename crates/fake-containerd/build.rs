@@ -88,6 +88,46 @@ const LEASES: &[Row] = &[
     ),
 ];
 
+const SNAPSHOTS: &[Row] = &[
+    (
+        "prepare",
+        "Prepare",
+        "snapshots::PrepareSnapshotRequest",
+        "snapshots::PrepareSnapshotResponse",
+        Unary,
+    ),
+    (
+        "commit",
+        "Commit",
+        "snapshots::CommitSnapshotRequest",
+        "Empty",
+        Unary,
+    ),
+    (
+        "remove",
+        "Remove",
+        "snapshots::RemoveSnapshotRequest",
+        "Empty",
+        Unary,
+    ),
+    (
+        "stat",
+        "Stat",
+        "snapshots::StatSnapshotRequest",
+        "snapshots::StatSnapshotResponse",
+        Unary,
+    ),
+    (
+        "list",
+        "List",
+        "snapshots::ListSnapshotsRequest",
+        "snapshots::ListSnapshotsResponse",
+        ServerStream,
+    ),
+];
+
+const DIFF: &[Row] = &[("apply", "Apply", "ApplyRequest", "ApplyResponse", Unary)];
+
 const IMAGES: &[Row] = &[
     ("get", "Get", "GetImageRequest", "GetImageResponse", Unary),
     ("list", "List", "ListImagesRequest", "ListImagesResponse", Unary),
@@ -192,6 +232,8 @@ const SERVICES: &[(&str, &str, &[Row])] = &[
     ("containerd.services.content.v1", "Content", CONTENT),
     ("containerd.services.containers.v1", "Containers", CONTAINERS),
     ("containerd.services.leases.v1", "Leases", LEASES),
+    ("containerd.services.snapshots.v1", "Snapshots", SNAPSHOTS),
+    ("containerd.services.diff.v1", "Diff", DIFF),
     ("containerd.services.images.v1", "Images", IMAGES),
     ("containerd.services.namespaces.v1", "Namespaces", NAMESPACES),
     (

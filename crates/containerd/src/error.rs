@@ -350,6 +350,15 @@ impl Failure {
         by_code && !by_machine && !self.is_space() && !self.is_disk()
     }
 
+    /// Why a layer cannot be unpacked, without the folder that containerd tried it in.
+    pub(crate) fn reason_of_unpacking(&self) -> &str {
+        let message = self.message();
+        let in_folder = message.strip_prefix("mount callback failed on ");
+        in_folder
+            .and_then(|rest| rest.split_once(": "))
+            .map_or(message, |(_, reason)| reason)
+    }
+
     /// The connection failed, rather than containerd answering. Only then has the status a local source.
     pub(crate) fn is_transport(&self) -> bool {
         matches!(self, Failure::Status(status) if std::error::Error::source(status.as_ref()).is_some())

@@ -337,7 +337,7 @@ impl Draft {
         match removed {
             Ok(true) if failure.blames_the_layer() => Error::content(
                 &self.blob,
-                format!("containerd cannot unpack it: {}", failure.message()),
+                format!("containerd cannot unpack it: {}", failure.reason_of_unpacking()),
             ),
             Ok(false) if matches!(self.client.has_lease(&self.lease).await, Ok(false)) => {
                 failure.into_lease_lost(&self.lease, attempt)

@@ -48,13 +48,14 @@ impl Content for Service {
             validated(&wanted.digest)?;
             let now = state.now();
             let paths = mask_paths(state, call.rpc, request.update_mask);
+            let given: Labels = wanted.labels.into_iter().collect();
             let blob = state
                 .blob_mut(&call.namespace, &wanted.digest)
                 .ok_or_else(|| absent(&wanted.digest))?;
-            let labels = relabelled(&blob.labels, &wanted.labels.into_iter().collect(), &paths)?;
-            blob.labels = labels;
+            blob.labels = relabelled(&blob.labels, &given, &paths)?;
             blob.updated = now;
             let answer = info(&wanted.digest, blob);
+            state.check_snapshot_labels(&call.namespace, &wanted.digest, &given);
             state.changed(call.rpc, &call.namespace, &wanted.digest, call.lease.as_deref());
             Ok(wire::UpdateResponse { info: Some(answer) })
         })

@@ -11,7 +11,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::faults::Fault;
 use crate::gc::GcPolicy;
-use crate::inspect::{BlobRecord, Event, ImageRecord, IngestRecord, LeaseRecord, Mutation, Target};
+use crate::inspect::{
+    BlobRecord, Event, ImageRecord, IngestRecord, LeaseRecord, Mutation, SnapshotRecord, Target,
+};
 use crate::platform::NodePlatform;
 use crate::server::{Connections, Listening};
 use crate::service::Service;
@@ -36,6 +38,8 @@ pub struct FakeConfig {
     pub uuid: String,
     /// Where introspection says that content is kept. Nothing is written there. Default: it does not say.
     pub content_root: Option<PathBuf>,
+    /// Where introspection says that overlayfs keeps its snapshots. Nothing is written there. Default: it does not say.
+    pub snapshots_root: Option<PathBuf>,
 }
 
 impl Default for FakeConfig {
@@ -49,6 +53,7 @@ impl Default for FakeConfig {
             socket: None,
             uuid: "a1b2c3d4-0000-4000-8000-00000000fa6e".to_owned(),
             content_root: None,
+            snapshots_root: None,
         }
     }
 }
@@ -181,7 +186,7 @@ impl Fake {
         self.with(|state| state.log.violations.clone())
     }
 
-    /// Violations, and the leases and ingests that were not given back, for when the test says that the importer is done.
+    /// Violations, and the leases, ingests and unfinished snapshots that were not given back, for when the test says that the importer is done.
     pub fn check_done(&self) -> Vec<String> {
         self.with(|state| {
             let mut found = state.log.violations.clone();
@@ -313,6 +318,23 @@ impl Fake {
                 .into_iter()
                 .flatten()
                 .map(|(id, lease)| (id.clone(), record(lease)))
+                .collect()
+        })
+    }
+
+    /// The snapshots of a namespace and snapshotter, by name (or key, of those that are not committed).
+    pub fn snapshots(&self, namespace: &str, snapshotter: &str) -> BTreeMap<String, SnapshotRecord> {
+        self.with(|state| {
+            let snapshots = state.namespace(namespace).snapshots.get(snapshotter);
+            let record = |snapshot: &crate::snapshots::Snapshot| SnapshotRecord {
+                parent: snapshot.parent.clone(),
+                kind: snapshot.kind,
+                labels: snapshot.labels.clone(),
+            };
+            snapshots
+                .into_iter()
+                .flatten()
+                .map(|(name, snapshot)| (name.clone(), record(snapshot)))
                 .collect()
         })
     }

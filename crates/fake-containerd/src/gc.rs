@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::images;
 use crate::state::{Image, Ingest, Labels, State, expired};
+use crate::{images, snapshots};
 
 /// When the stand-in collects garbage. containerd may do so a moment after any client's deletion, so nothing that is
 /// unprotected for even one call is safe.
@@ -29,6 +29,8 @@ enum Kind {
     FlatBlob,
     Ingest,
     Image,
+    /// Its id is the snapshotter, a slash, and the name or key.
+    Snapshot,
 }
 
 impl State {
@@ -85,17 +87,16 @@ impl State {
                 } else {
                     Kind::Blob
                 };
-                roots.extend(
-                    lease
-                        .resources
-                        .iter()
-                        .filter_map(|(kind, id)| match kind.as_str() {
-                            "content" => Some(node(blob, id)),
-                            "ingests" => Some(node(Kind::Ingest, id)),
-                            "images" => Some(node(Kind::Image, id)),
-                            _ => None,
-                        }),
-                );
+                roots.extend(lease.resources.iter().filter_map(|(kind, id)| {
+                    match kind.as_str() {
+                        "content" => Some(node(blob, id)),
+                        "ingests" => Some(node(Kind::Ingest, id)),
+                        "images" => Some(node(Kind::Image, id)),
+                        _ => kind
+                            .strip_prefix("snapshots/")
+                            .map(|snapshotter| node(Kind::Snapshot, &snapshots::id(snapshotter, id))),
+                    }
+                }));
             }
             let lasting = |image: &Image| !images_expire || !expired(&image.labels, now);
             let images = namespace.images.iter().filter(|(_, image)| lasting(image));
@@ -107,6 +108,14 @@ impl State {
                     .filter(|(_, blob)| blob.labels.contains_key("containerd.io/gc.root"))
                     .map(|(digest, _)| node(Kind::Blob, digest)),
             );
+            for (snapshotter, snapshots) in &namespace.snapshots {
+                roots.extend(
+                    snapshots
+                        .iter()
+                        .filter(|(_, snapshot)| snapshot.labels.contains_key("containerd.io/gc.root"))
+                        .map(|(key, _)| node(Kind::Snapshot, &snapshots::id(snapshotter, key))),
+                );
+            }
             let living = |ingest: &Ingest| ingest.expires.is_some_and(|expires| expires > now);
             let ingests = namespace.ingests.iter().filter(|(_, ingest)| living(ingest));
             roots.extend(ingests.map(|(reference, _)| node(Kind::Ingest, reference)));
@@ -118,13 +127,31 @@ impl State {
         let Some(namespace) = self.namespaces.get(name) else {
             return Vec::new();
         };
+        let of_labels = |labels: &Labels| -> Vec<Node> {
+            let blobs = referred(labels).into_iter().map(|digest| (Kind::Blob, digest));
+            let snapshots = snapshots::referred(labels)
+                .into_iter()
+                .map(|(snapshotter, key)| (Kind::Snapshot, snapshots::id(&snapshotter, &key)));
+            blobs
+                .chain(snapshots)
+                .map(|(kind, id)| (name.clone(), kind, id))
+                .collect()
+        };
         let blobs: Vec<String> = match kind {
             Kind::FlatBlob => Vec::new(),
-            Kind::Blob => namespace
-                .blobs
-                .get(id)
-                .map(|blob| referred(&blob.labels))
-                .unwrap_or_default(),
+            Kind::Blob => {
+                let blob = namespace.blobs.get(id);
+                return blob.map(|blob| of_labels(&blob.labels)).unwrap_or_default();
+            }
+            Kind::Snapshot => {
+                let Some((snapshotter, snapshot)) = snapshots::by_id(namespace, id) else {
+                    return Vec::new();
+                };
+                let parent = snapshot.parent.iter();
+                let parent =
+                    parent.map(|parent| (name.clone(), kind.to_owned(), snapshots::id(snapshotter, parent)));
+                return parent.chain(of_labels(&snapshot.labels)).collect();
+            }
             Kind::Ingest => namespace
                 .ingests
                 .get(id)
@@ -150,6 +177,7 @@ impl State {
                 Kind::Image => images::remove(self, &namespace, &id),
                 Kind::Ingest => drop(self.drop_ingest(&namespace, &id)),
                 Kind::Blob | Kind::FlatBlob => drop(self.namespace_mut(&namespace).blobs.remove(&id)),
+                Kind::Snapshot => snapshots::sweep(self, &namespace, &id),
             }
         }
         self.sweep_files();
@@ -169,6 +197,12 @@ impl State {
                     .keys()
                     .map(|reference| node(Kind::Ingest, reference)),
             );
+        }
+        for (name, namespace) in &self.namespaces {
+            for (snapshotter, snapshots) in &namespace.snapshots {
+                let ids = snapshots.keys().map(|key| snapshots::id(snapshotter, key));
+                unreached.extend(ids.map(|id| (name.clone(), Kind::Snapshot, id)));
+            }
         }
         unreached.retain(|node| !reached.contains(node));
         unreached

@@ -40,8 +40,28 @@ pub struct BlobRecord {
 pub struct LeaseRecord {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// What it protects, as (type, id): `("content", "sha256:…")`, `("ingests", ref)`.
+    /// What it protects, as (type, id): `("content", "sha256:…")`, `("ingests", ref)`, `("snapshots/overlayfs", key)`.
     pub resources: BTreeSet<(String, String)>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRecord {
+    /// The name of the snapshot it stands on; none for the lowest.
+    pub parent: Option<String>,
+    /// How far it has come.
+    pub kind: SnapshotKind,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How far a snapshot has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// It was prepared, and goes by a key.
+    Active,
+    /// It is finished, and has a name.
+    Committed,
 }
 
 /// A write in progress, or one that was left behind.
@@ -62,7 +82,7 @@ pub struct Event {
     pub namespace: String,
     /// For example `/images/create`.
     pub topic: String,
-    /// Name of the image record, or digest.
+    /// Name of the image record, digest, or the snapshot's key.
     pub subject: String,
 }
 
@@ -73,7 +93,7 @@ pub struct Mutation {
     pub rpc: &'static str,
     /// The namespace of the call.
     pub namespace: String,
-    /// Digest, name of the record, id of the lease, or ingest ref.
+    /// Digest, name of the record, id of the lease, ingest ref, or the snapshot's key (when it is committed, its name).
     pub subject: String,
     /// The lease header of the call.
     pub lease: Option<String>,

@@ -1,5 +1,7 @@
 //! `containerd.services.introspection.v1` and `containerd.services.version.v1`: what this containerd is.
 
+use std::path::PathBuf;
+
 use containerd_client::google::rpc;
 use tonic::{Code, Request, Response, Status};
 
@@ -70,15 +72,21 @@ fn plugins(state: &State) -> Vec<wire::Plugin> {
         ..Default::default()
     };
     let here = std::slice::from_ref(&platform);
-    let root = state.config.content_root.iter();
-    let exports = root.map(|root| ("root".to_owned(), root.display().to_string()));
+    let exports = |root: &Option<PathBuf>| {
+        let root = root.iter();
+        root.map(|root| ("root".to_owned(), root.display().to_string()))
+            .collect()
+    };
     let mut plugins = vec![
         wire::Plugin {
-            exports: exports.collect(),
+            exports: exports(&state.config.content_root),
             ..plugin("io.containerd.content.v1", "content", &[])
         },
         plugin("io.containerd.snapshotter.v1", "native", here),
-        plugin("io.containerd.snapshotter.v1", "overlayfs", here),
+        wire::Plugin {
+            exports: exports(&state.config.snapshots_root),
+            ..plugin("io.containerd.snapshotter.v1", "overlayfs", here)
+        },
         plugin("io.containerd.metadata.v1", "bolt", &[]),
         plugin("io.containerd.differ.v1", "walking", here),
         plugin("io.containerd.gc.v1", "scheduler", &[]),
@@ -87,10 +95,12 @@ fn plugins(state: &State) -> Vec<wire::Plugin> {
     plugins.extend(
         [
             "content",
+            "diff",
             "images",
             "introspection",
             "leases",
             "namespaces",
+            "snapshots",
             "version",
         ]
         .map(|id| plugin("io.containerd.grpc.v1", id, &[])),

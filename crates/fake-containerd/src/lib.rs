@@ -7,11 +7,13 @@
 //!
 //! [`GoImporter`] plays another importer beside ours, on the stand-in and on a real containerd alike.
 //!
-//! It never unpacks, mounts or runs anything, and knows nothing of how bundles are read.
+//! It never mounts or runs anything, and knows nothing of how bundles are read. A layer that is unpacked is looked through
+//! from beginning to end and nothing of it is kept.
 
 mod containers;
 mod content;
 mod cri;
+mod diff;
 mod digest;
 mod events;
 mod fake;
@@ -28,6 +30,7 @@ mod platform;
 mod seed;
 mod server;
 mod service;
+mod snapshots;
 mod state;
 mod strictness;
 mod version;
@@ -39,7 +42,9 @@ pub use fake::{Fake, FakeConfig};
 pub use faults::Fault;
 pub use gc::GcPolicy;
 pub use go_importer::{GoImporter, ImportFailed, K0S_SOURCES, K3S_PINNED, Step};
-pub use inspect::{BlobRecord, Event, ImageRecord, IngestRecord, LeaseRecord, Mutation, Target};
+pub use inspect::{
+    BlobRecord, Event, ImageRecord, IngestRecord, LeaseRecord, Mutation, SnapshotKind, SnapshotRecord, Target,
+};
 pub use platform::NodePlatform;
 pub use seed::{SeedContainer, SeedImage};
 pub use tonic::Code;

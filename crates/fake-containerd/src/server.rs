@@ -15,11 +15,11 @@ use tonic::transport::Server;
 
 use crate::service::Service;
 use crate::wire::generated::{
-    containers_server::ContainersServer, content_server::ContentServer, events_server::EventsServer,
-    image_service_server::ImageServiceServer, images_server::ImagesServer,
+    containers_server::ContainersServer, content_server::ContentServer, diff_server::DiffServer,
+    events_server::EventsServer, image_service_server::ImageServiceServer, images_server::ImagesServer,
     introspection_server::IntrospectionServer, leases_server::LeasesServer,
     namespaces_server::NamespacesServer, runtime_service_server::RuntimeServiceServer,
-    version_server::VersionServer,
+    snapshots_server::SnapshotsServer, version_server::VersionServer,
 };
 
 /// A service with tonic's own message limits out of the way; the codec has containerd's.
@@ -139,6 +139,8 @@ fn router(service: &Service, cri: bool) -> tonic::transport::server::Router {
         .add_service(unlimited!(ContentServer, service))
         .add_service(unlimited!(ContainersServer, service))
         .add_service(unlimited!(LeasesServer, service))
+        .add_service(unlimited!(SnapshotsServer, service))
+        .add_service(unlimited!(DiffServer, service))
         .add_service(unlimited!(ImagesServer, service))
         .add_service(unlimited!(NamespacesServer, service))
         .add_service(unlimited!(IntrospectionServer, service))

@@ -125,7 +125,12 @@ impl Obstacle {
     }
 }
 
-fn delivered<A>(state: &mut State, rpc: &str, answer: Result<A, Status>) -> Result<Response<A>, Status> {
+/// The answer, unless it is to get lost.
+pub(crate) fn delivered<A>(
+    state: &mut State,
+    rpc: &str,
+    answer: Result<A, Status>,
+) -> Result<Response<A>, Status> {
     if state.faults.loses_answer(rpc) {
         return Err(Status::unavailable("error reading from server: EOF"));
     }

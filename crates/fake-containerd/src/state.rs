@@ -15,6 +15,7 @@ use crate::digest::Hasher;
 use crate::fake::FakeConfig;
 use crate::faults::Faults;
 use crate::inspect::{Event, Mutation};
+use crate::snapshots::Snapshot;
 use crate::version::Version;
 use crate::wire::{self, Descriptor, Envelope};
 
@@ -24,7 +25,7 @@ const INGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// containerd's limit for one label: bytes of key plus value.
 const LABEL_LIMIT: usize = 4096;
 
-/// Labels of a blob, a lease or an image record.
+/// Labels of a blob, a lease, a snapshot or an image record.
 pub(crate) type Labels = BTreeMap<String, String>;
 
 /// Everything that survives a restart of the stand-in, and the log of what was done to it.
@@ -69,6 +70,8 @@ pub(crate) struct Namespace {
     pub(crate) ingests: BTreeMap<String, Ingest>,
     pub(crate) images: BTreeMap<String, Image>,
     pub(crate) leases: BTreeMap<String, Lease>,
+    /// By snapshotter and by name, or by key as long as they have no name.
+    pub(crate) snapshots: BTreeMap<String, BTreeMap<String, Snapshot>>,
     pub(crate) containers: Vec<wire::Container>,
 }
 

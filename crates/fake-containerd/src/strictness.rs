@@ -4,8 +4,11 @@
 use serde_json::Value;
 
 use crate::gc::referred;
+use crate::inspect::SnapshotKind;
+use crate::service::Call;
+use crate::snapshots::Snapshot;
 use crate::state::{Image, Labels, State};
-use crate::{cri, digest};
+use crate::{cri, digest, snapshots};
 
 /// Documents larger than this are not looked into.
 const DOCUMENT_LIMIT: usize = 8 << 20;
@@ -160,6 +163,44 @@ impl State {
         }
     }
 
+    /// What nothing holds yet may be collected before the next call.
+    pub(crate) fn check_leased_snapshot(&mut self, call: &Call, key: &str) {
+        if call.lease.is_none() {
+            self.violation(format!(
+                "{} of the snapshot {key} was called without a lease",
+                call.rpc
+            ));
+        }
+    }
+
+    /// A name says that the layers it stands for have been unpacked; nobody ever looks again.
+    pub(crate) fn check_committed_snapshot(&mut self, name: &str, snapshot: &Snapshot) {
+        match &snapshot.applied {
+            None => self.violation(format!(
+                "the snapshot {name} was committed and no layer was ever applied to it"
+            )),
+            Some(applied) => {
+                let chain = snapshots::chain_id(snapshot.parent.as_deref(), applied);
+                if chain != name {
+                    self.violation(format!(
+                        "the snapshot {name} was committed and its layers are those of {chain}"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// A config that refers to snapshots which are not there keeps none, and nobody puts the label right later.
+    pub(crate) fn check_snapshot_labels(&mut self, namespace: &str, digest: &str, labels: &Labels) {
+        for (snapshotter, name) in snapshots::referred(labels) {
+            if self.snapshot(namespace, &snapshotter, &name).is_none() {
+                self.violation(format!(
+                    "{digest} was labelled with the snapshot {name}, which {snapshotter} does not have"
+                ));
+            }
+        }
+    }
+
     /// An ingest ref is derived from a digest, so that a stale one can only hold the same content.
     pub(crate) fn check_ref(&mut self, reference: &str, expected: &str) {
         match digest::within(reference) {
@@ -175,7 +216,7 @@ impl State {
         }
     }
 
-    /// Leases and ingests that a finished caller should have given back.
+    /// Leases, ingests and unfinished snapshots that a finished caller should have given back.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (name, namespace) in &self.namespaces {
@@ -186,6 +227,15 @@ impl State {
                 found.push(format!(
                     "the ingest {reference} is still there in namespace {name}"
                 ));
+            }
+            for (snapshotter, snapshots) in &namespace.snapshots {
+                let is_ours =
+                    |snapshot: &Snapshot| snapshot.kind == SnapshotKind::Active && !snapshot.foreign;
+                for (key, _) in snapshots.iter().filter(|(_, snapshot)| is_ours(snapshot)) {
+                    found.push(format!(
+                        "the snapshot {key} of {snapshotter} is still there and not committed in namespace {name}"
+                    ));
+                }
             }
         }
         found

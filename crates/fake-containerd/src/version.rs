@@ -60,6 +60,16 @@ impl Version {
         self.at_least(1, 7, 0)
     }
 
+    /// A snapshot that is there already is put on the lease of the call that would have made it.
+    pub(crate) fn leases_targets(&self) -> bool {
+        self.at_least(1, 7, 0)
+    }
+
+    /// Docker's media type for layers with zstd is known since 2.0.
+    pub(crate) fn docker_zstd(&self) -> bool {
+        self.at_least(2, 0, 0)
+    }
+
     /// CRI was split into several plugins in 2.0.
     pub(crate) fn split_cri(&self) -> bool {
         self.at_least(2, 0, 0)

@@ -10,7 +10,7 @@ use prost::bytes::Buf;
 use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 pub(crate) use containerd_client::services::v1::*;
-pub(crate) use containerd_client::types::{Descriptor, Envelope, Platform};
+pub(crate) use containerd_client::types::{Descriptor, Envelope, Mount, Platform};
 pub(crate) use k8s_cri::v1 as cri;
 
 /// `google.protobuf.Empty` as prost spells it; the service generator wants a path.
@@ -41,6 +41,11 @@ pub(crate) mod generated {
         env!("OUT_DIR"),
         "/containerd.services.leases.v1.Leases.rs"
     ));
+    include!(concat!(
+        env!("OUT_DIR"),
+        "/containerd.services.snapshots.v1.Snapshots.rs"
+    ));
+    include!(concat!(env!("OUT_DIR"), "/containerd.services.diff.v1.Diff.rs"));
     include!(concat!(
         env!("OUT_DIR"),
         "/containerd.services.images.v1.Images.rs"

@@ -452,6 +452,7 @@ impl Writer {
         if let Some(bytes) = bytes {
             state.check_committed_parent(&digest, &bytes, &labels);
         }
+        state.check_snapshot_labels(&self.call.namespace, &digest, &labels);
         self.enter(state, &digest, size, labels);
         Ok(())
     }

@@ -5,12 +5,15 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bundle::Compression;
+use bundle::fixtures::{Layer, compress};
 use containerd::{Client, Error, Options, Recovery, Written};
 use tokio::net::UnixListener;
 use xtask::Generation;
 
 use crate::content::{arrived, assert_nothing_of, interrupted};
 use crate::leased;
+use crate::snapshots::{Chain, listed};
 use crate::support::{Blob, CHUNK, PATIENCE, Paused, Place, Stage, eventually, raw_write, unique};
 
 /// Runs each scenario on a containerd of its own of each generation.
@@ -29,6 +32,7 @@ macro_rules! on_containerds {
 on_containerds! {
     a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return
     a_hanging_containerd_is_noticed
+    a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back
     a_full_disk_is_told_and_nothing_stays
     an_ingest_of_a_deleted_blob_is_no_obstacle
 }
@@ -119,6 +123,32 @@ async fn a_hanging_containerd_is_noticed(stage: &mut Stage) {
         .await
         .expect("written");
     assert!(matches!(written, Written::Committed { .. }), "{written:?}");
+}
+
+async fn a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back(stage: &mut Stage) {
+    // Large enough for the kill to come before its end.
+    let large = Layer::zeros(256 << 20);
+    let mut bytes = Vec::new();
+    compress(Compression::Gzip, &mut bytes, |target| {
+        target.write_all(&large.to_bytes())
+    })
+    .expect("memory takes any bytes");
+    let mut chain = Chain::none(stage).await;
+    chain
+        .push(&large, "application/vnd.oci.image.layer.v1.tar+gzip", bytes)
+        .await;
+    let killing = async {
+        eventually("it has begun", async || chain.on_lease().await.len() == 1).await;
+        tokio::task::block_in_place(|| stage.containerd().kill()).expect("killed");
+    };
+    let (applied, ()) = tokio::join!(chain.apply(0), killing);
+    let error = applied.expect_err("it was killed");
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    tokio::task::block_in_place(|| stage.containerd().restart()).expect("restarted");
+    assert_eq!(chain.on_lease().await.len(), 1, "what was begun is on the lease");
+    assert_eq!(chain.unpack().await.expect("unpacked"), 1);
+    chain.give_back().await;
+    assert_eq!(listed(stage, &chain).await, [""; 0]);
 }
 
 fn signal(pid: u32, name: &str) {
@@ -317,5 +347,10 @@ mod cri {
             .expect("an answer")
             .expect("one");
         assert!(filesystem.snapshotter.is_some(), "{filesystem:?}");
+        let snapshotter = client.snapshotter(true).await.expect("an answer").expect("one");
+        assert_eq!(Some(snapshotter.name), filesystem.snapshotter);
+        if let Some(root) = snapshotter.root {
+            assert_eq!(root, Path::new(&filesystem.mountpoint));
+        }
     }
 }

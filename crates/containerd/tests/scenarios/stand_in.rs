@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use containerd::{Client, Error, Options, Recovery, Written};
+use containerd::{Client, Error, Held, LayerSpec, Options, Recovery, Written};
 use fake_containerd::{Code, Fake, FakeConfig, Fault};
+use oci_spec::image::{Descriptor, MediaType};
 
 use crate::content::{assert_nothing_of, interrupted};
 use crate::support::{Blob, CHUNK, tomorrow};
@@ -308,5 +309,217 @@ async fn cri_is_found_only_where_it_is() {
             .await
             .expect("it listens");
         assert_eq!(client.has_cri().await.expect("an answer"), cri);
+    }
+}
+
+/// A client and one layer to unpack, on a stand-in that gives up soon.
+async fn with_a_layer() -> (Fake, Client, LayerSpec) {
+    let (fake, client) = hasty().await;
+    let bytes = crate::snapshots::layer("file").to_bytes();
+    let blob = Blob::of(bytes);
+    write(&client, &blob).await.expect("written");
+    let layer = LayerSpec {
+        blob: Descriptor::new(MediaType::ImageLayer, blob.size(), blob.digest.clone()),
+        diff_id: blob.digest.clone(),
+        chain: blob.digest.clone(),
+        parent: None,
+    };
+    (fake, client, layer)
+}
+
+async fn unpack(client: &Client, layer: &LayerSpec) -> Result<bool, Error> {
+    match client.apply_layer(LEASE, "overlayfs", layer).await? {
+        Some(applied) => applied.commit().await.map(|()| true),
+        None => Ok(false),
+    }
+}
+
+fn failing(rpc: &'static str, code: Code, message: &str) -> Fault {
+    Fault::Fail {
+        rpc,
+        nth: 1,
+        code,
+        message: message.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn unpacking_may_take_longer_than_data_may_stall() {
+    let (fake, client, layer) = with_a_layer().await;
+    for rpc in ["Snapshots.Prepare", "Diff.Apply", "Snapshots.Commit"] {
+        let by = Duration::from_millis(1500);
+        fake.inject(Fault::Delay { rpc, by });
+    }
+    assert!(unpack(&client, &layer).await.expect("unpacked"));
+    assert_eq!(fake.violations(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_layer_is_blamed_only_for_what_is_its_own() {
+    let unexpected = "mount callback failed on /run/mount1: unexpected EOF";
+    for (code, message, recovery) in [
+        (Code::Unknown, unexpected, Recovery::Content),
+        (
+            Code::Unknown,
+            "archive/tar: invalid tar header",
+            Recovery::Content,
+        ),
+        (Code::InvalidArgument, "invalid archive", Recovery::Content),
+        (
+            Code::Unknown,
+            "write /x/fs/file: no space left on device",
+            Recovery::Space,
+        ),
+        (
+            Code::Unknown,
+            "write /x/fs/file: input/output error",
+            Recovery::Disk,
+        ),
+        (
+            Code::Unknown,
+            "failed to mount /x: no such device",
+            Recovery::Transient,
+        ),
+        (
+            Code::Unknown,
+            "mknod /x/fs/null: operation not permitted",
+            Recovery::Transient,
+        ),
+        (
+            Code::Unknown,
+            "fork/exec unpigz: cannot allocate memory",
+            Recovery::Transient,
+        ),
+        (Code::Cancelled, "context canceled", Recovery::Transient),
+        (Code::Unknown, "context canceled", Recovery::Transient),
+        (Code::Unavailable, "transport is closing", Recovery::Transient),
+        (
+            Code::DeadlineExceeded,
+            "context deadline exceeded",
+            Recovery::Transient,
+        ),
+        (Code::NotFound, "content digest: not found", Recovery::Transient),
+        (
+            Code::NotFound,
+            "lease does not exist: not found",
+            Recovery::LeaseLost,
+        ),
+        (Code::Unimplemented, "unknown service Diff", Recovery::Permanent),
+    ] {
+        let (fake, client, layer) = with_a_layer().await;
+        fake.inject(failing("Diff.Apply", code, message));
+        let error = unpack(&client, &layer).await.expect_err("injected");
+        assert_eq!(error.recovery(), recovery, "{code:?} {message}: {error:?}");
+        let digest = layer.blob.digest().as_ref();
+        assert!(error.to_string().contains(digest), "{error}");
+        if message == unexpected {
+            assert!(error.to_string().ends_with(": unexpected EOF"), "{error}");
+        }
+        assert_eq!(fake.snapshots("k8s.io", "overlayfs").len(), 0, "{message}");
+        assert!(unpack(&client, &layer).await.expect("unpacked"), "{message}");
+        assert_eq!(fake.violations(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_containerd_in_trouble_blames_no_layer() {
+    let (fake, client, layer) = with_a_layer().await;
+    fake.inject(failing("Diff.Apply", Code::Unknown, "database not open"));
+    fake.inject(failing("Snapshots.Remove", Code::Unknown, "database not open"));
+    let error = unpack(&client, &layer).await.expect_err("injected");
+    assert_eq!(error.recovery(), Recovery::Transient, "{error:?}");
+    assert!(unpack(&client, &layer).await.expect("unpacked"));
+}
+
+#[tokio::test]
+async fn a_lease_that_ends_while_a_layer_is_unpacked_is_told_as_such() {
+    let (fake, client, layer) = with_a_layer().await;
+    let by = Duration::from_millis(300);
+    fake.inject(Fault::Delay {
+        rpc: "Diff.Apply",
+        by,
+    });
+    let ending = async {
+        fake.wait_until("the snapshot is prepared", |fake| {
+            fake.snapshots("k8s.io", "overlayfs").len() == 1
+        })
+        .await;
+        client.delete_lease(LEASE, true).await.expect("deleted");
+    };
+    // Another lease keeps the blob, so that only the snapshot goes.
+    client
+        .create_lease("other", tomorrow(), &Labels::new())
+        .await
+        .expect("a lease");
+    let held = client
+        .hold_blob("other", layer.blob.digest(), layer.blob.size())
+        .await;
+    assert_eq!(held.expect("an answer"), Held::Held);
+    let (unpacked, ()) = tokio::join!(unpack(&client, &layer), ending);
+    let error = unpacked.expect_err("the lease is gone");
+    assert_eq!(error.recovery(), Recovery::LeaseLost, "{error:?}");
+}
+
+#[tokio::test]
+async fn another_key_is_taken_where_one_is_used_and_others_are_not_waited_for_without_end() {
+    let (fake, client, layer) = with_a_layer().await;
+    let used = r#"snapshot "extract-1-2 sha256:c": already exists"#;
+    fake.inject(failing("Snapshots.Prepare", Code::AlreadyExists, used));
+    assert!(unpack(&client, &layer).await.expect("unpacked"));
+    assert_eq!(fake.calls("Snapshots.Prepare"), 2);
+
+    let (fake, client, layer) = with_a_layer().await;
+    fake.inject(Fault::FailAll {
+        rpc: "Snapshots.Prepare",
+        code: Code::AlreadyExists,
+        message: r#"target snapshot "sha256:c": already exists"#.to_owned(),
+    });
+    let error = unpack(&client, &layer).await.expect_err("it never is there");
+    assert_eq!(error.recovery(), Recovery::Transient, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_found_done() {
+    let (fake, client, layer) = with_a_layer().await;
+    fake.inject(Fault::LoseAnswer {
+        rpc: "Snapshots.Commit",
+        nth: 1,
+    });
+    let error = unpack(&client, &layer).await.expect_err("the answer is lost");
+    assert_eq!(error.recovery(), Recovery::Transient, "{error:?}");
+    assert!(!unpack(&client, &layer).await.expect("it is there"));
+    assert_eq!(fake.snapshots("k8s.io", "overlayfs").len(), 1);
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_leaves_no_snapshot() {
+    for (message, recovery) in [
+        ("write /x/meta.db: no space left on device", Recovery::Space),
+        ("database not open", Recovery::Transient),
+    ] {
+        let (fake, client, layer) = with_a_layer().await;
+        fake.inject(failing("Snapshots.Commit", Code::Unknown, message));
+        let error = unpack(&client, &layer).await.expect_err("injected");
+        assert_eq!(error.recovery(), recovery, "{message}: {error:?}");
+        assert_eq!(fake.snapshots("k8s.io", "overlayfs").len(), 0, "{message}");
+    }
+}
+
+#[tokio::test]
+async fn the_snapshotter_is_cris_and_says_where_it_is() {
+    let root = std::path::PathBuf::from("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs");
+    let fake = Fake::start(FakeConfig {
+        snapshots_root: Some(root.clone()),
+        ..FakeConfig::default()
+    })
+    .await;
+    let client = Client::connect(fake.socket(), "k8s.io")
+        .await
+        .expect("it listens");
+    for cri in [true, false] {
+        let snapshotter = client.snapshotter(cri).await.expect("an answer").expect("one");
+        assert_eq!(snapshotter.name, "overlayfs");
+        assert_eq!(snapshotter.root.as_ref(), Some(&root));
+        assert_eq!(fake.calls("ImageService.ImageFsInfo"), 1);
     }
 }

@@ -118,6 +118,14 @@ impl Stage {
         }
     }
 
+    /// Has garbage collected, as any other client may at any time.
+    pub(crate) async fn collect_garbage(&self) {
+        let (client, lease) = (self.client().await, format!("dummy-{}", unique()));
+        let created = client.create_lease(&lease, tomorrow(), &Default::default()).await;
+        created.expect("a lease");
+        client.delete_lease(&lease, true).await.expect("deleted");
+    }
+
     /// Whether the server has not been brought down by what was asked of it.
     pub(crate) async fn is_alive(&self) -> bool {
         let client = Client::connect(&self.socket, &self.namespace).await;
@@ -431,6 +439,28 @@ impl BlobSource for Failing {
     }
 }
 
+/// A connection for another tool.
+pub(crate) fn channel(stage: &Stage) -> tonic::transport::Channel {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", stage.socket().display()));
+    endpoint.expect("a socket path").connect_lazy()
+}
+
+/// A message of another tool to the stage's namespace.
+pub(crate) fn request<T>(stage: &Stage, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let namespace = stage.namespace().parse().expect("ascii");
+    request.metadata_mut().insert("containerd-namespace", namespace);
+    request
+}
+
+/// A message like [`request`], its effects to be protected by a lease.
+pub(crate) fn leased_request<T>(stage: &Stage, lease: &str, message: T) -> tonic::Request<T> {
+    let mut request = request(stage, message);
+    let lease = lease.parse().expect("ascii");
+    request.metadata_mut().insert("containerd-lease", lease);
+    request
+}
+
 /// Writes a blob in one message under a ref of our choice, as another tool would. Without `commit` the bytes stay an
 /// ingest declared with `total` bytes.
 pub(crate) async fn raw_write(
@@ -441,8 +471,6 @@ pub(crate) async fn raw_write(
     total: u64,
     commit: bool,
 ) {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", stage.socket().display()));
-    let channel = endpoint.expect("a socket path").connect_lazy();
     let action = if commit {
         WriteAction::Commit
     } else {
@@ -456,11 +484,8 @@ pub(crate) async fn raw_write(
         data: blob.bytes.to_vec(),
         ..WriteContentRequest::default()
     };
-    let mut request = tonic::Request::new(tokio_stream::iter([message]));
-    let headers = request.metadata_mut();
-    headers.insert("containerd-namespace", stage.namespace().parse().expect("ascii"));
-    headers.insert("containerd-lease", lease.parse().expect("ascii"));
-    let answer = ContentClient::new(channel)
+    let request = leased_request(stage, lease, tokio_stream::iter([message]));
+    let answer = ContentClient::new(channel(stage))
         .write(request)
         .await
         .expect("the write is taken");

@@ -5,6 +5,7 @@ mod cri;
 mod faults;
 mod raw;
 mod scenarios;
+mod snapshots;
 mod strictness;
 
 use fake_containerd::{Fake, FakeConfig};
@@ -96,6 +97,17 @@ shared! {
     scenarios::a_record_may_expire_from_2_0_on
     scenarios::a_deletion_may_name_the_target
     scenarios::write_answers_repeat_what_a_stat_was_told
+    snapshots::a_layer_is_prepared_applied_and_named
+    snapshots::a_target_that_is_there_is_leased_and_not_prepared
+    snapshots::a_key_is_used_once
+    snapshots::a_parent_is_a_committed_snapshot
+    snapshots::a_name_is_given_once_and_the_loser_is_still_there
+    snapshots::what_is_not_there_is_not_found_and_said_in_these_words
+    snapshots::what_stands_on_a_snapshot_keeps_it
+    snapshots::snapshots_live_as_long_as_a_lease_or_a_labelled_config
+    snapshots::a_lease_holds_a_snapshot_and_those_below
+    snapshots::layers_are_uncompressed_as_their_type_says
+    snapshots::layers_that_cannot_be_unpacked_are_refused_with_a_reason
     cri::cri_adopts_a_record_under_its_id
     cri::cri_finds_a_digest_only_under_its_own_record
     cri::cri_does_not_find_names_that_are_not_normalised

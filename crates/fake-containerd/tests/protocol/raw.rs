@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::*;
 use containerd_client::types::Descriptor;
@@ -106,6 +108,14 @@ impl Raw {
         ContentClient::new(self.channel.clone()).max_encoding_message_size(usize::MAX)
     }
 
+    pub(crate) fn snapshots(&self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn diff(&self) -> DiffClient<Channel> {
+        DiffClient::new(self.channel.clone())
+    }
+
     pub(crate) fn images(&self) -> ImagesClient<Channel> {
         ImagesClient::new(self.channel.clone())
     }
@@ -159,6 +169,19 @@ impl Raw {
     pub(crate) async fn collect_garbage(&self) {
         self.lease("dummy").await;
         self.delete_lease("dummy").await;
+    }
+
+    /// Puts a resource of that kind under a lease.
+    pub(crate) async fn hold(&self, lease: &str, kind: &str, id: &str) -> Result<(), Status> {
+        let resource = Resource {
+            id: id.to_owned(),
+            r#type: kind.to_owned(),
+        };
+        let request = AddResourceRequest {
+            id: lease.to_owned(),
+            resource: Some(resource),
+        };
+        self.leases().add_resource(self.request(request)).await.map(drop)
     }
 
     /// The resources of a lease, as `type/id`, sorted.

@@ -1,7 +1,7 @@
 //! Where the stand-in is stricter than containerd: each finding is a sentence, and a clean import has none.
 
 use containerd_client::services::v1::*;
-use fake_containerd::{Fake, FakeConfig, sha256};
+use fake_containerd::{Fake, FakeConfig, SnapshotKind, sha256};
 use serde_json::json;
 use tonic::Code;
 
@@ -10,6 +10,7 @@ use crate::raw::*;
 const NAMESPACE: &str = "k8s.io";
 const CONFIG: &str = "containerd.io/gc.ref.content.config";
 const LAYER: &str = "containerd.io/gc.ref.content.l.0";
+const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 
 async fn started() -> (Fake, Raw) {
     let fake = Fake::start(FakeConfig::default()).await;
@@ -341,4 +342,67 @@ async fn meddling_with_what_cri_manages_is_found() {
     .await
     .unwrap();
     assert_eq!(fake.violations(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_snapshot_without_a_lease_is_a_violation() {
+    let (fake, raw) = started().await;
+    raw.prepare("", "key", "", "").await.unwrap();
+    assert_violation(&fake, &["Snapshots.Prepare", "key", "without a lease"]);
+}
+
+#[tokio::test]
+async fn a_name_for_a_snapshot_that_no_layer_was_applied_to_is_a_violation() {
+    let (fake, raw) = started().await;
+    raw.prepare("lease", "key", "", "").await.unwrap();
+    raw.keep("lease", "key", &sha256(b"layer")).await.unwrap();
+    assert_violation(&fake, &[&sha256(b"layer"), "no layer was ever applied"]);
+}
+
+#[tokio::test]
+async fn a_name_for_other_layers_is_a_violation() {
+    let (fake, raw) = started().await;
+    let layer = raw.put("lease", b"", &[]).await;
+    let mounts = raw.prepare("lease", "key", "", "").await.unwrap();
+    raw.apply(LAYER_TYPE, b"", mounts).await.unwrap();
+    raw.keep("lease", "key", &sha256(b"other")).await.unwrap();
+    assert_violation(&fake, &[&sha256(b"other"), &layer]);
+}
+
+#[tokio::test]
+async fn mounts_of_nothing_are_a_violation() {
+    let (fake, raw) = started().await;
+    let layer = raw.put("lease", b"", &[]).await;
+    let refused = raw.apply(LAYER_TYPE, b"", Vec::new()).await;
+    assert_refused(refused, Code::Unknown, "");
+    assert_violation(&fake, &[&layer, "mounts"]);
+}
+
+#[tokio::test]
+async fn a_label_for_a_snapshot_that_is_not_there_is_a_violation() {
+    let (fake, raw) = started().await;
+    let config = raw.put("lease", b"{}", &[]).await;
+    let (key, name) = ("containerd.io/gc.ref.snapshot.overlayfs", sha256(b"layer"));
+    raw.label_blob(&config, &[(key, &name)], &[&format!("labels.{key}")])
+        .await
+        .unwrap();
+    assert_violation(&fake, &[&config, &name, "overlayfs"]);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_begun_and_left_is_a_leftover() {
+    let (fake, raw) = started().await;
+    raw.prepare("lease", "key", "", "").await.unwrap();
+    assert_eq!(fake.violations(), [""; 0]);
+    let found = fake.check_done();
+    assert!(
+        found.iter().any(|finding| finding.contains("the snapshot key")),
+        "{found:?}"
+    );
+    assert_eq!(
+        fake.snapshots(NAMESPACE, "native")["key"].kind,
+        SnapshotKind::Active
+    );
+    raw.delete_lease("lease").await;
+    assert_eq!(fake.check_done(), [""; 0]);
 }

@@ -1,0 +1,205 @@
+//! `containerd.services.diff.v1`: layers are uncompressed as their media type says, looked through as tars, and thrown away.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::digest::Hasher;
+use crate::service::{Call, Service, delivered, missing};
+use crate::state::State;
+use crate::version::Version;
+use crate::wire;
+use crate::wire::generated::diff_server::Diff;
+
+#[tonic::async_trait]
+impl Diff for Service {
+    async fn apply(
+        &self,
+        request: Request<wire::ApplyRequest>,
+    ) -> Result<Response<wire::ApplyResponse>, Status> {
+        let call = self.enter("Diff.Apply", request.metadata()).await?;
+        let wire::ApplyRequest { diff, mounts, .. } = request.into_inner();
+        let (media_type, bytes, version) = {
+            let mut state = self.state_for(&call);
+            begin(&mut state, &call, diff, &mounts)?
+        };
+        // Not under the lock: other calls are answered meanwhile, as patient clients expect.
+        let unpacked = tokio::task::spawn_blocking(move || unpack(&media_type, &bytes, &version))
+            .await
+            .expect("unpacking does not panic")?;
+        let mut state = self.state_for(&call);
+        let answer = finish(&mut state, &call, &mounts, unpacked);
+        state.settle();
+        delivered(&mut state, call.rpc, answer)
+    }
+}
+
+/// What a layer was uncompressed to.
+struct Unpacked {
+    digest: String,
+    size: u64,
+}
+
+/// Finds the layer and the snapshot that it goes into.
+fn begin(
+    state: &mut State,
+    call: &Call,
+    diff: Option<wire::Descriptor>,
+    mounts: &[wire::Mount],
+) -> Result<(String, Arc<Vec<u8>>, Version), Status> {
+    let Some(diff) = diff else {
+        return Err(missing(state, call.rpc, "diff"));
+    };
+    let digest = &diff.digest;
+    if state.blob(&call.namespace, digest).is_none() {
+        return Err(Status::not_found(format!(
+            "failed to get reader from content store: content digest {digest}: not found"
+        )));
+    }
+    let bytes = state
+        .blob_bytes(&call.namespace, digest)
+        .ok_or_else(|| Status::data_loss(format!("the stand-in was told not to keep {digest}")))?;
+    if state.snapshot_at(&call.namespace, mounts).is_none() {
+        state.violation(format!(
+            "{} of {digest} was called with mounts that are no prepared snapshot's",
+            call.rpc
+        ));
+        return Err(vanished());
+    }
+    Ok((diff.media_type, bytes, state.version.clone()))
+}
+
+/// Notes what was applied, if the snapshot is still there.
+fn finish(
+    state: &mut State,
+    call: &Call,
+    mounts: &[wire::Mount],
+    unpacked: Unpacked,
+) -> Result<wire::ApplyResponse, Status> {
+    let snapshot = state.snapshot_at(&call.namespace, mounts).ok_or_else(vanished)?;
+    let Unpacked { digest, size } = unpacked;
+    snapshot.applied = Some(digest.clone());
+    state.changed(call.rpc, &call.namespace, &digest, call.lease.as_deref());
+    Ok(wire::ApplyResponse {
+        applied: Some(wire::Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+            digest,
+            size: i64::try_from(size).unwrap_or(i64::MAX),
+            annotations: Default::default(),
+        }),
+    })
+}
+
+fn vanished() -> Status {
+    Status::unknown("failed to mount /tmp/containerd-mount: no such file or directory")
+}
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    /// Not at all.
+    None,
+    /// Somehow, or not at all: its first bytes tell.
+    Unknown,
+}
+
+/// What containerd makes of a media type. OCI's type for what is not compressed is believed, also before a suffix that says
+/// nothing to it; with all the others it looks at the bytes.
+fn compression_of(media_type: &str, version: &Version) -> Option<Compression> {
+    const OCI: &str = "application/vnd.oci.image.layer.";
+    const DOCKER: &str = "application/vnd.docker.image.rootfs.";
+    if let Some(kind) = media_type.strip_prefix(OCI) {
+        let kind = kind.strip_prefix("nondistributable.").unwrap_or(kind);
+        let (base, suffix) = kind.split_once('+').unwrap_or((kind, ""));
+        return (base == "v1.tar").then_some(match suffix {
+            "gzip" | "zstd" => Compression::Unknown,
+            _ => Compression::None,
+        });
+    }
+    let kind = media_type.strip_prefix(DOCKER)?;
+    match kind.strip_prefix("foreign.").unwrap_or(kind) {
+        "diff.tar" | "diff.tar.gzip" => Some(Compression::Unknown),
+        "diff.tar.zstd" if version.docker_zstd() => Some(Compression::Unknown),
+        _ => None,
+    }
+}
+
+fn unpack(media_type: &str, bytes: &[u8], version: &Version) -> Result<Unpacked, Status> {
+    const GZIP: &[u8] = &[0x1f, 0x8b, 0x08];
+    const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+    let compression = compression_of(media_type, version).ok_or_else(|| {
+        Status::unknown(format!(
+            "failed to get stream processor for {media_type}: no processor for media-type"
+        ))
+    })?;
+    let is_compressed = compression == Compression::Unknown;
+    let plain: Box<dyn Read + '_> = if is_compressed && bytes.starts_with(GZIP) {
+        Box::new(flate2::read::MultiGzDecoder::new(bytes))
+    } else if is_compressed && bytes.starts_with(ZSTD) {
+        Box::new(zstd::Decoder::new(bytes).map_err(|error| Status::unknown(error.to_string()))?)
+    } else {
+        Box::new(bytes)
+    };
+    let mut plain = Counted {
+        plain,
+        hasher: Hasher::for_expected("", false),
+        size: 0,
+        broken: None,
+    };
+    match look_through(&mut plain) {
+        Ok(()) => Ok(Unpacked {
+            digest: plain.hasher.digest(),
+            size: plain.size,
+        }),
+        Err(error) => Err(Status::unknown(
+            plain.broken.unwrap_or_else(|| in_gos_words(&error)),
+        )),
+    }
+}
+
+/// Reads a tar to its end, and what comes after it.
+fn look_through(plain: &mut impl Read) -> io::Result<()> {
+    let mut archive = tar::Archive::new(&mut *plain);
+    for entry in archive.entries()? {
+        io::copy(&mut entry?, &mut io::sink())?;
+    }
+    io::copy(plain, &mut io::sink()).map(drop)
+}
+
+/// What the tar is read from.
+struct Counted<'a> {
+    plain: Box<dyn Read + 'a>,
+    hasher: Hasher,
+    size: u64,
+    /// Why no more can be uncompressed.
+    broken: Option<String>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.plain.read(buffer).inspect_err(|error| {
+            self.broken = Some(match error.kind() {
+                io::ErrorKind::UnexpectedEof => "unexpected EOF".to_owned(),
+                io::ErrorKind::InvalidInput => "gzip: invalid checksum".to_owned(),
+                _ => error.to_string(),
+            });
+        })?;
+        self.hasher.update(&buffer[..read]);
+        self.size += read as u64;
+        Ok(read)
+    }
+}
+
+/// What Go's reader of tars says of one that is cut off, or none.
+fn in_gos_words(error: &io::Error) -> String {
+    let text = error.to_string();
+    if ["entire block", "unexpected EOF"]
+        .iter()
+        .any(|cut| text.contains(cut))
+    {
+        "unexpected EOF".to_owned()
+    } else {
+        "archive/tar: invalid tar header".to_owned()
+    }
+}
