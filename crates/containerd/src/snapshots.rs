@@ -48,7 +48,7 @@ const TRIES: usize = 3;
 pub struct Snapshotter {
     /// Its name, for instance `overlayfs`.
     pub name: String,
-    /// Where it keeps its files, in containerd's view of the file system, where it says so.
+    /// Where it keeps its files, in containerd's view of the file system, where it or CRI says so.
     pub root: Option<PathBuf>,
 }
 
@@ -409,11 +409,15 @@ fn usual_snapshotter(plugins: &[Plugin]) -> Option<Snapshotter> {
         let plugin = plugins
             .iter()
             .find(|plugin| plugin.is(SNAPSHOTTER_PLUGIN, name))?;
-        plugin.healthy.then(|| snapshotter_from(plugin))
+        plugin.healthy.then(|| Snapshotter {
+            name: plugin.id.clone(),
+            root: plugin.root.clone(),
+        })
     })
 }
 
-/// CRI names a folder, which names the snapshotter, unless the snapshotter keeps its files elsewhere.
+/// CRI names a folder, which names the snapshotter, unless the snapshotter keeps its files elsewhere. Where the snapshotter
+/// does not say where that is (native on 1.6), it is the folder.
 fn snapshotter_of_cri(plugins: &[Plugin], name: Option<&str>, folder: &Path) -> Option<Snapshotter> {
     let is_it = |plugin: &&Plugin| {
         plugin.r#type == SNAPSHOTTER_PLUGIN
@@ -422,20 +426,12 @@ fn snapshotter_of_cri(plugins: &[Plugin], name: Option<&str>, folder: &Path) -> 
                 None => plugin.root.as_deref() == Some(folder),
             }
     };
-    let known = plugins.iter().find(is_it).map(snapshotter_from);
-    known.or_else(|| {
-        name.map(|name| Snapshotter {
-            name: name.to_owned(),
-            root: None,
-        })
+    let plugin = plugins.iter().find(is_it);
+    let root = plugin.and_then(|plugin| plugin.root.clone());
+    Some(Snapshotter {
+        name: plugin.map(|plugin| plugin.id.as_str()).or(name)?.to_owned(),
+        root: root.or_else(|| Some(folder.to_owned())),
     })
-}
-
-fn snapshotter_from(plugin: &Plugin) -> Snapshotter {
-    Snapshotter {
-        name: plugin.id.clone(),
-        root: plugin.root.clone(),
-    }
 }
 
 #[cfg(test)]
@@ -485,7 +481,8 @@ mod tests {
         let stargz = ("stargz".to_owned(), plugins[1].root.clone());
         assert_eq!(choice(Some("overlayfs"), "/elsewhere"), Some(overlayfs));
         assert_eq!(choice(None, "/var/lib/stargz"), Some(stargz));
-        assert_eq!(choice(Some("nix"), "/x"), Some(("nix".to_owned(), None)));
+        let elsewhere = ("nix".to_owned(), Some(PathBuf::from("/x")));
+        assert_eq!(choice(Some("nix"), "/x"), Some(elsewhere));
         assert_eq!(choice(None, "/x"), None);
     }
 

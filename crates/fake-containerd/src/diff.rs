@@ -19,17 +19,14 @@ impl Diff for Service {
         request: Request<wire::ApplyRequest>,
     ) -> Result<Response<wire::ApplyResponse>, Status> {
         let call = self.enter("Diff.Apply", request.metadata()).await?;
-        let wire::ApplyRequest { diff, mounts, .. } = request.into_inner();
-        let (media_type, bytes, version) = {
-            let mut state = self.state_for(&call);
-            begin(&mut state, &call, diff, &mounts)?
-        };
+        let request = request.into_inner();
+        let (media_type, bytes, version) = begin(&mut self.state_for(&call), &call, &request)?;
         // Not under the lock: other calls are answered meanwhile, as patient clients expect.
         let unpacked = tokio::task::spawn_blocking(move || unpack(&media_type, &bytes, &version))
             .await
             .expect("unpacking does not panic")?;
         let mut state = self.state_for(&call);
-        let answer = finish(&mut state, &call, &mounts, unpacked);
+        let answer = finish(&mut state, &call, &request.mounts, unpacked);
         state.settle();
         delivered(&mut state, call.rpc, answer)
     }
@@ -45,10 +42,9 @@ struct Unpacked {
 fn begin(
     state: &mut State,
     call: &Call,
-    diff: Option<wire::Descriptor>,
-    mounts: &[wire::Mount],
+    request: &wire::ApplyRequest,
 ) -> Result<(String, Arc<Vec<u8>>, Version), Status> {
-    let Some(diff) = diff else {
+    let Some(diff) = &request.diff else {
         return Err(missing(state, call.rpc, "diff"));
     };
     let digest = &diff.digest;
@@ -60,14 +56,20 @@ fn begin(
     let bytes = state
         .blob_bytes(&call.namespace, digest)
         .ok_or_else(|| Status::data_loss(format!("the stand-in was told not to keep {digest}")))?;
-    if state.snapshot_at(&call.namespace, mounts).is_none() {
+    if !request.sync_fs {
+        state.violation(format!(
+            "{} of {digest} was called without sync_fs, so a power cut can leave a snapshot of empty files",
+            call.rpc
+        ));
+    }
+    if state.snapshot_at(&call.namespace, &request.mounts).is_none() {
         state.violation(format!(
             "{} of {digest} was called with mounts that are no prepared snapshot's",
             call.rpc
         ));
         return Err(vanished());
     }
-    Ok((diff.media_type, bytes, state.version.clone()))
+    Ok((diff.media_type.clone(), bytes, state.version.clone()))
 }
 
 /// Notes what was applied, if the snapshot is still there.

@@ -35,6 +35,7 @@ on_containerds! {
     a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back
     a_full_disk_is_told_and_nothing_stays
     an_ingest_of_a_deleted_blob_is_no_obstacle
+    a_disk_that_fills_while_a_layer_is_unpacked_is_told_and_nothing_stays
 }
 
 async fn on_own(generation: Generation, scenario: impl AsyncFnOnce(&mut Stage)) {
@@ -181,6 +182,22 @@ async fn a_full_disk_is_told_and_nothing_stays(stage: &mut Stage) {
             sent_bytes: blob.size()
         }
     );
+}
+
+async fn a_disk_that_fills_while_a_layer_is_unpacked_is_told_and_nothing_stays(stage: &mut Stage) {
+    let mut chain = Chain::none(stage).await;
+    let large = Layer::zeros(8 << 20);
+    chain
+        .push(&large, "application/vnd.oci.image.layer.v1.tar", large.to_bytes())
+        .await;
+    let folder = format!("io.containerd.snapshotter.v1.{}/snapshots", chain.snapshotter());
+    let small = SmallDisk::mount(&stage.containerd().root().join(folder));
+    let error = chain.apply(0).await.expect_err("the disk is full");
+    assert_eq!(error.recovery(), Recovery::Space, "{error:?}");
+    assert!(error.to_string().contains(large.digest().as_ref()), "{error}");
+    assert_eq!(listed(stage, &chain).await, [""; 0]);
+    drop(small);
+    assert_eq!(chain.unpack().await.expect("unpacked"), 1);
 }
 
 /// A file system of 4 MiB over a folder.
@@ -349,8 +366,10 @@ mod cri {
         assert!(filesystem.snapshotter.is_some(), "{filesystem:?}");
         let snapshotter = client.snapshotter(true).await.expect("an answer").expect("one");
         assert_eq!(Some(snapshotter.name), filesystem.snapshotter);
-        if let Some(root) = snapshotter.root {
-            assert_eq!(root, Path::new(&filesystem.mountpoint));
-        }
+        assert_eq!(
+            snapshotter.root.as_deref(),
+            Some(Path::new(&filesystem.mountpoint))
+        );
+        assert!(Path::new(&filesystem.mountpoint).is_dir());
     }
 }

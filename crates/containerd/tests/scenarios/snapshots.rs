@@ -118,6 +118,10 @@ impl Chain {
         }
     }
 
+    pub(crate) fn snapshotter(&self) -> &str {
+        &self.snapshotter
+    }
+
     fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.layers.iter().map(|layer| layer.chain.to_string()).collect();
         names.sort();

@@ -65,6 +65,7 @@ impl Raw {
         let request = ApplyRequest {
             diff: Some(diff),
             mounts,
+            sync_fs: true,
             ..Default::default()
         };
         let answer = self.diff().apply(self.request(request)).await;

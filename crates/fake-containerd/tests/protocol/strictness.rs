@@ -370,6 +370,25 @@ async fn a_name_for_other_layers_is_a_violation() {
 }
 
 #[tokio::test]
+async fn a_layer_that_is_not_synced_is_a_violation() {
+    let (fake, raw) = started().await;
+    let layer = raw.put("lease", b"", &[]).await;
+    let mounts = raw.prepare("lease", "key", "", "").await.unwrap();
+    let diff = containerd_client::types::Descriptor {
+        media_type: LAYER_TYPE.to_owned(),
+        digest: layer.clone(),
+        ..Default::default()
+    };
+    let request = ApplyRequest {
+        diff: Some(diff),
+        mounts,
+        ..Default::default()
+    };
+    raw.diff().apply(raw.request(request)).await.unwrap();
+    assert_violation(&fake, &[&layer, "sync_fs"]);
+}
+
+#[tokio::test]
 async fn mounts_of_nothing_are_a_violation() {
     let (fake, raw) = started().await;
     let layer = raw.put("lease", b"", &[]).await;
