@@ -29,7 +29,7 @@ enum Kind {
     FlatBlob,
     Ingest,
     Image,
-    /// Its id is the snapshotter, a slash, and the name or key.
+    /// Held with what it stands on. Its id is the snapshotter, a slash, and the name or key.
     Snapshot,
 }
 
@@ -149,7 +149,7 @@ impl State {
                 };
                 let parent = snapshot.parent.iter();
                 let parent =
-                    parent.map(|parent| (name.clone(), kind.to_owned(), snapshots::id(snapshotter, parent)));
+                    parent.map(|parent| (name.clone(), Kind::Snapshot, snapshots::id(snapshotter, parent)));
                 return parent.chain(of_labels(&snapshot.labels)).collect();
             }
             Kind::Ingest => namespace

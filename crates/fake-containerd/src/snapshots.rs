@@ -1,7 +1,7 @@
 //! `containerd.services.snapshots.v1`: snapshots without files. What is kept of one is what it stands on, how far it has
 //! come, and which layer was applied to it.
 //!
-//! Every name is a snapshotter's here that introspection lists as healthy; they do not know of each other.
+//! The snapshotters are those that introspection lists as healthy; each has snapshots of its own.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -314,11 +314,13 @@ pub(crate) fn sweep(state: &mut State, namespace: &str, id: &str) {
         return;
     };
     forget(state, namespace, snapshotter, key);
-    let event = SnapshotRemove {
-        key: key.to_owned(),
-        snapshotter: snapshotter.to_owned(),
-    };
-    state.publish(namespace, "/snapshot/remove", key, &event);
+    if state.version.tells_of_collected_snapshots() {
+        let event = SnapshotRemove {
+            key: key.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+        };
+        state.publish(namespace, "/snapshot/remove", key, &event);
+    }
 }
 
 fn forget(state: &mut State, namespace: &str, snapshotter: &str, key: &str) {

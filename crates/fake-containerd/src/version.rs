@@ -65,6 +65,11 @@ impl Version {
         self.at_least(1, 7, 0)
     }
 
+    /// That a snapshot was collected is an event, as that it was removed always was.
+    pub(crate) fn tells_of_collected_snapshots(&self) -> bool {
+        self.at_least(1, 7, 0)
+    }
+
     /// Docker's media type for layers with zstd is known since 2.0.
     pub(crate) fn docker_zstd(&self) -> bool {
         self.at_least(2, 0, 0)

@@ -106,6 +106,7 @@ shared! {
     snapshots::what_stands_on_a_snapshot_keeps_it
     snapshots::snapshots_live_as_long_as_a_lease_or_a_labelled_config
     snapshots::a_lease_holds_a_snapshot_and_those_below
+    snapshots::what_becomes_of_snapshots_is_told
     snapshots::layers_are_uncompressed_as_their_type_says
     snapshots::layers_that_cannot_be_unpacked_are_refused_with_a_reason
     cri::cri_adopts_a_record_under_its_id

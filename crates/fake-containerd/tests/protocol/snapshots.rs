@@ -1,10 +1,12 @@
 //! Unpacking, told in raw calls: prepared, applied, committed, and what is refused on the way. The real ones unpack for good.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use bundle::fixtures::{Layer, LayerFile};
+use containerd_client::events::SnapshotRemove;
 use containerd_client::services::v1::snapshots::*;
-use containerd_client::services::v1::{ApplyRequest, ApplyResponse};
+use containerd_client::services::v1::{ApplyRequest, ApplyResponse, SubscribeRequest};
 use containerd_client::types::{Descriptor, Mount};
 use fake_containerd::sha256;
 use tonic::{Code, Status};
@@ -315,6 +317,61 @@ pub(crate) async fn a_lease_holds_a_snapshot_and_those_below(raw: Raw) {
     assert_eq!(raw.listed(SNAPSHOTTER).await.unwrap(), held);
     raw.delete_lease("second").await;
     assert_eq!(raw.listed(SNAPSHOTTER).await.unwrap(), [""; 0]);
+}
+
+pub(crate) async fn what_becomes_of_snapshots_is_told(raw: Raw) {
+    let request = SubscribeRequest {
+        filters: vec![format!("namespace=={},topic~=\"/snapshot/\"", raw.namespace)],
+    };
+    let mut client = raw.events();
+    let subscribed = tokio::spawn(async move { client.subscribe(request).await.unwrap().into_inner() });
+    raw.lease("lease").await;
+    // No answer tells when a subscription is in place, so something happens until it is seen.
+    let mut count = 0;
+    while !subscribed.is_finished() {
+        count += 1;
+        let key = format!("probe-{count}");
+        raw.prepare("lease", &key, "", "").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(count < 500, "the subscription was never answered");
+    }
+    let mut stream = subscribed.await.unwrap();
+    let layer = raw.layer("layer");
+    let name = raw.put("lease", &layer, &[]).await;
+    let mounts = raw.prepare("lease", "key", "", &name).await.unwrap();
+    raw.apply(OCI, &layer, mounts).await.unwrap();
+    raw.keep("lease", "key", &name).await.unwrap();
+    raw.take_away(&name).await.unwrap();
+    raw.lease("short").await;
+    raw.prepare("short", "collected", "", "").await.unwrap();
+    raw.delete_lease("short").await;
+    raw.prepare("lease", "last", "", "").await.unwrap();
+    let told = |kind: &str, key: &str| (format!("containerd.events.Snapshot{kind}"), key.to_owned());
+    let collected = told("Remove", "collected");
+    let mut seen = Vec::new();
+    // 1.6 collects in silence.
+    let is_over = |seen: &[(String, String)]| {
+        seen.contains(&told("Prepare", "last")) && (raw.version < (1, 7) || seen.contains(&collected))
+    };
+    while !is_over(&seen) {
+        let event = stream.message().await.unwrap().unwrap().event.unwrap();
+        // All three begin with the key.
+        let key = <SnapshotRemove as prost::Message>::decode(event.value.as_slice())
+            .unwrap()
+            .key;
+        if !key.starts_with("probe-") {
+            seen.push((event.type_url, key));
+        }
+    }
+    seen.retain(|event| *event != collected);
+    let expected = [
+        ("Prepare", "key"),
+        ("Commit", "key"),
+        ("Remove", &name),
+        ("Prepare", "collected"),
+        ("Prepare", "last"),
+    ];
+    assert_eq!(seen, expected.map(|(kind, key)| told(kind, key)));
 }
 
 /// Applies bytes to a new snapshot.
