@@ -88,6 +88,10 @@ pub(crate) struct ImportArgs {
     /// Name an image that the bundle leaves without one
     #[arg(long = "name", value_name = "DIGEST=REFERENCE")]
     pub(crate) names: Vec<String>,
+    /// Unpack the layers, too, so that the first container need not wait for it: background (after all records) or
+    /// before-record (an image that cannot be unpacked gets none)
+    #[arg(long, value_name = "WHEN", value_parser = ["none", "background", "before-record"])]
+    pub(crate) unpack: Option<String>,
     #[command(flatten)]
     pub(crate) platform: PlatformFlag,
 }
@@ -423,7 +427,13 @@ impl VerifyArgs {
 impl ImportArgs {
     /// What was typed, for the configuration.
     pub(crate) fn given(&self) -> Vec<Given> {
-        given(&self.platform, &self.names)
+        let mut given = given(&self.platform, &self.names);
+        given.extend(
+            self.unpack
+                .iter()
+                .map(|when| Given::flag("--unpack", "unpack", when.as_str())),
+        );
+        given
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use import::{Alias, DigestReferences, MinFree, Naming, OnConflict, Pattern, Reference};
+use import::{Alias, DigestReferences, MinFree, Naming, OnConflict, Pattern, Reference, Unpack};
 use oci_spec::image::{Digest, DigestAlgorithm};
 use platforms::Platform;
 use serde::Serialize;
@@ -74,6 +74,8 @@ pub(crate) struct Settings {
     pub(crate) exclude: Vec<Pattern>,
     /// Which images of a bundle come first.
     pub(crate) priority: Vec<Pattern>,
+    /// When images are unpacked.
+    pub(crate) unpack: Unpack,
     pub(crate) checksums: Checksums,
     /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
     pub(crate) trusted_digests: Option<PathBuf>,
@@ -118,6 +120,7 @@ impl Default for Settings {
                 .iter()
                 .map(|text| text.parse().expect("a pattern"))
                 .collect(),
+            unpack: Unpack::None,
             checksums: Checksums::IfPresent,
             trusted_digests: None,
             pull_lists: false,
@@ -233,6 +236,11 @@ const COEXISTENCE: Words<Coexistence> = &[
     ("auto", Coexistence::Auto),
     ("follow", Coexistence::Follow),
     ("exclusive", Coexistence::Exclusive),
+];
+const UNPACK: Words<Unpack> = &[
+    ("none", Unpack::None),
+    ("background", Unpack::Background),
+    ("before-record", Unpack::BeforeRecord),
 ];
 const ON_REMOVAL: Words<OnRemoval> = &[
     ("unpin", OnRemoval::Unpin),
@@ -420,6 +428,11 @@ const KEYS: &[Key] = &[
         show: |s| s.priority.iter().map(ToString::to_string).collect(),
     },
     Key {
+        name: "unpack",
+        set: |s, v| store(&mut s.unpack, word(v, UNPACK)),
+        show: |s| shown_word(s.unpack, UNPACK),
+    },
+    Key {
         name: "checksums",
         set: |s, v| store(&mut s.checksums, word(v, CHECKSUMS)),
         show: |s| shown_word(s.checksums, CHECKSUMS),
@@ -525,10 +538,6 @@ const KEYS: &[Key] = &[
         show: |s| shown_word(s.log.format, FORMATS),
     },
 ];
-
-/// Keys whose function is still to come. They are refused by name: a setting that is taken and does
-/// nothing is worse than none.
-const NOT_YET: &[&str] = &["unpack"];
 
 /// Keys that hold keys.
 const GROUPS: [&str; 3] = ["require", "limits", "log"];
@@ -1074,7 +1083,7 @@ fn variable_of_key(key: &str) -> String {
 }
 
 fn key_of_variable(variable: &str) -> String {
-    let mut known = KEYS.iter().map(|key| key.name).chain(NOT_YET.iter().copied());
+    let mut known = KEYS.iter().map(|key| key.name);
     known
         .find(|key| variable_of_key(key) == variable)
         .unwrap_or(variable)
@@ -1129,9 +1138,6 @@ pub(crate) fn resolve(given: Vec<Given>) -> Result<Config, Mistakes> {
 }
 
 fn not_a_key(key: &str) -> String {
-    if NOT_YET.contains(&key) {
-        return "is not available in this version, and would do nothing; remove it".to_owned();
-    }
     let plain = |text: &str| text.replace(['_', '-', '.'], "").to_ascii_lowercase();
     let alike = KEYS
         .iter()
@@ -1640,7 +1646,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_reported_at_once_each_with_its_line() {
-        let text = "data_dir: /x\nresync: soon\n\nlimits:\n  # none\n  images: -1\n  imagez: 3\nlog: 5\nunpack: none\n\
+        let text = "data_dir: /x\nresync: soon\n\nlimits:\n  # none\n  images: -1\n  imagez: 3\nlog: 5\nunpack: soon\n\
                     onRemoval: forget\nimagesDir: images\n";
         let expected = [
             "c.yaml:1: data_dir: there is no such key; did you mean `dataDir`?",
@@ -1648,7 +1654,7 @@ mod tests {
             "c.yaml:6: limits.images: expects a number above 0, got -1",
             "c.yaml:7: limits.imagez: there is no such key",
             "c.yaml:8: log: holds keys of its own, such as `level`",
-            "c.yaml:9: unpack: is not available in this version, and would do nothing; remove it",
+            "c.yaml:9: unpack: expects one of none, background, before-record, got \"soon\"",
             "c.yaml:10: onRemoval: expects one of unpin, keep, delete, got \"forget\"",
             "c.yaml:11: imagesDir: expects an absolute path, got \"images\"",
         ];
@@ -1864,13 +1870,6 @@ mod tests {
             let mut again = config.settings.clone();
             (key.set)(&mut again, &row.value).unwrap();
             assert_eq!(again, config.settings, "{}", row.key);
-        }
-    }
-
-    #[test]
-    fn no_key_both_works_and_is_still_to_come() {
-        for key in NOT_YET {
-            assert!(KEYS.iter().all(|known| known.name != *key), "{key}");
         }
     }
 

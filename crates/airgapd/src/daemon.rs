@@ -20,6 +20,7 @@ mod requiring;
 mod results;
 mod taking;
 mod telling;
+mod unpacking;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
@@ -41,6 +42,7 @@ use self::jobs::{Came, Jobs};
 pub(crate) use self::reloading::Read as ReadConfiguration;
 use self::requiring::Requiring;
 use self::telling::Refusals;
+use self::unpacking::Unpacking;
 use crate::backoff::Backoff;
 use crate::config::Settings;
 use crate::control::Question;
@@ -133,6 +135,7 @@ struct Daemon {
     following: Following,
     asked: Asked,
     requiring: Requiring,
+    unpacking: Unpacking,
     metrics: Metrics,
     /// containerd's disk.
     disk: disk::Watched,
@@ -206,6 +209,7 @@ impl Daemon {
             healing: Healing::default(),
             asked: Asked::start(&settings),
             requiring: Requiring::default(),
+            unpacking: Unpacking::default(),
             metrics: Metrics::new(),
             disk: disk::Watched::new(now),
             moved: HashSet::new(),
@@ -255,6 +259,7 @@ impl Daemon {
         self.compare_if_due().await;
         self.follow_if_due().await;
         self.require_if_due();
+        self.unpack_if_due();
     }
 
     /// When something is due although nothing happens.
@@ -272,6 +277,7 @@ impl Daemon {
             look,
             self.asked.metrics_due(),
             self.require_due(now),
+            self.unpack_due(now),
         ]
         .into_iter()
         .flatten()
@@ -306,6 +312,7 @@ impl Daemon {
             (name, came) = self.jobs.next() => Happened::Job(name, Box::new(came)),
             () = self.watch.changed() => Happened::Hint,
             checked = self.requiring.next() => Happened::Required(checked),
+            heard = self.unpacking.next() => Happened::Unpacking(heard),
             change = next_event(&mut self.connection) => Happened::Change(change),
             question = self.asked.next() => Happened::Question(question),
             () = sleep_until(until) => Happened::Nothing,
@@ -320,6 +327,7 @@ impl Daemon {
             Happened::Job(name, came) => self.on_job(&name, *came),
             Happened::Question(question) => self.answer(question),
             Happened::Required(checked) => self.on_required(checked),
+            Happened::Unpacking(heard) => self.on_unpacking(heard),
             Happened::Signal(Signal::Stop) => self.is_draining = true,
             Happened::Signal(Signal::Reload) => self.reload(),
         }
@@ -336,6 +344,7 @@ impl Daemon {
             self.systemd.status(&text);
         }
         self.jobs.drop_waiting();
+        self.unpacking.interrupt();
         let deadline = Instant::now() + grace;
         while !self.jobs.is_empty() {
             let until = self.systemd.alive().map_or(deadline, |due| due.min(deadline));
@@ -472,6 +481,8 @@ enum Happened {
     Question(Question),
     /// It was looked whether what is required is there.
     Required(requiring::Checked),
+    /// Images are unpacked.
+    Unpacking(unpacking::Heard),
     /// A job came back.
     Job(OsString, Box<Option<Came>>),
     Signal(Signal),

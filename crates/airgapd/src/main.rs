@@ -9,7 +9,6 @@ mod cli;
 mod coexistence;
 mod commands;
 mod config;
-mod content;
 mod control;
 mod daemon;
 mod desired;

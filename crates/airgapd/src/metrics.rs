@@ -15,7 +15,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::status::{RequiredStatus, State, Status};
+use crate::status::{RequiredStatus, State, Status, UnpackStatus};
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
 const DURATIONS: [f64; 8] = [0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3600.0];
@@ -132,8 +132,32 @@ fn standing(status: &Status) -> Registry {
     if let Some(required) = &status.required {
         add_required(&registry, required);
     }
+    if let Some(unpack) = &status.unpack {
+        add_unpack(&registry, unpack);
+    }
     add_bundles(&registry, status);
     registry
+}
+
+fn add_unpack(registry: &Registry, unpack: &UnpackStatus) {
+    let rows = [
+        (
+            "airgapd_unpack_pending_images",
+            "Images that are still to be unpacked ahead",
+            unpack.pending,
+        ),
+        (
+            "airgapd_unpack_failed_images",
+            "Images that cannot be unpacked, so that no container of them starts",
+            unpack.failed.len(),
+        ),
+    ];
+    for (name, help, value) in rows {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        gauges(registry, name, help, &[])
+            .with_label_values::<&str>(&[])
+            .set(value);
+    }
 }
 
 /// What is not known is left out, apart from that.

@@ -160,6 +160,16 @@ pub(crate) fn import_text(report: &BundleReport, dry_run: bool) -> String {
         blobs.not_needed,
         bytes(blobs.not_needed_bytes)
     );
+    if let Some(unpacked) = &report.unpacked {
+        let _ = writeln!(
+            text,
+            "  unpacked: {} images, {} layers now",
+            unpacked.images, unpacked.layers
+        );
+        for image in &unpacked.failed {
+            let _ = writeln!(text, "  NOT UNPACKED: {}: {}", image.name, image.reason);
+        }
+    }
     if let Some(space) = report.space.as_ref().filter(|_| dry_run) {
         let _ = writeln!(text, "  space: {}", space_text(space));
     }

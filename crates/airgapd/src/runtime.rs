@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use containerd::{Client, Version};
-use import::{Policy, Space, Survey, Wanted};
+use import::{Policy, Space, Survey, UnpackError, Unpacker, Wanted};
 use platforms::{Matcher, Platform, Rules};
 
 use crate::config::{PlatformChoice, Settings};
@@ -117,6 +117,19 @@ pub(crate) fn asked_platform(settings: &Settings, runtime: Option<&Runtime>) -> 
         PlatformChoice::These(platforms) => platforms.first().cloned(),
         PlatformChoice::Node | PlatformChoice::All => runtime.map(|runtime| runtime.platform.clone()),
     }
+}
+
+/// What images are unpacked with on this node: the snapshotter that CRI uses, for the platform that it runs.
+///
+/// # Errors
+///
+/// Those of any call; [`UnpackError::Unfit`] where there is no snapshotter that works.
+pub(crate) async fn unpacker(settings: &Settings, runtime: &Runtime) -> Result<Unpacker, UnpackError> {
+    let snapshotter = runtime.client.snapshotter(is_of_kubelet(settings)).await?;
+    let none = || UnpackError::Unfit("containerd has no snapshotter that works".to_owned());
+    let platform = asked_platform(settings, Some(runtime)).unwrap_or_else(platforms::host);
+    let matcher = Matcher::only(&platform, runtime.version.rules());
+    Ok(Unpacker::new(snapshotter.ok_or_else(none)?, matcher))
 }
 
 /// Where the blobs of this containerd go, and what has to stay free there.

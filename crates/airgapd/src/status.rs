@@ -23,6 +23,9 @@ pub(crate) struct Status {
     /// What the configuration requires; absent where it requires nothing.
     #[serde(default)]
     pub(crate) required: Option<RequiredStatus>,
+    /// What is unpacked ahead; absent where nothing is, or no daemon was asked.
+    #[serde(default)]
+    pub(crate) unpack: Option<UnpackStatus>,
     /// By file name.
     pub(crate) bundles: Vec<BundleStatus>,
 }
@@ -53,6 +56,28 @@ pub(crate) struct FolderStatus {
     pub(crate) path: String,
     /// Why nothing is imported from it.
     pub(crate) problem: Option<String>,
+}
+
+/// How unpacking ahead gets on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnpackStatus {
+    /// Whether images are being unpacked.
+    pub(crate) running: bool,
+    /// Images that are still to be, as far as is known.
+    pub(crate) pending: usize,
+    /// What keeps it from going on for a while.
+    pub(crate) problem: Option<String>,
+    /// Images that cannot be unpacked.
+    pub(crate) failed: Vec<UnpackFailureStatus>,
+}
+
+/// An image that cannot be unpacked: no container of it will start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnpackFailureStatus {
+    pub(crate) name: String,
+    pub(crate) digest: String,
+    /// Why, naming the layer.
+    pub(crate) reason: String,
 }
 
 /// Whether every image is there that the configuration requires.

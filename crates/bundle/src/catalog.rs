@@ -233,6 +233,9 @@ pub struct Manifest {
     /// The platform that the config names: os, architecture, variant and os.version as given. `None` if
     /// the config is not there, is no image config or names neither os nor architecture.
     pub config_platform: Option<Platform>,
+    /// The digests of the uncompressed layers, as the config lists them: one for each layer that is a file system. Empty
+    /// if the config is not there or is no image config.
+    pub diff_ids: Vec<Digest>,
     /// Whether this can be a container image at all.
     pub kind: Kind,
     /// The manifest that this one refers to, if any.

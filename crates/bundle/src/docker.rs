@@ -122,6 +122,7 @@ impl<'r, 'a> Docker<'r, 'a> {
                 config: config_part,
                 layers,
                 config_platform: config.platform(),
+                diff_ids: config.parsed_diff_ids(),
                 kind: Kind::Image,
                 subject: None,
                 problems,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
 
-use oci_spec::image::{Descriptor, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -193,6 +193,12 @@ impl Config {
 
     pub(crate) fn diff_ids(&self) -> &[String] {
         self.rootfs.as_ref().map_or(&[], |rootfs| &rootfs.diff_ids)
+    }
+
+    /// The same as digests, up to one that is none.
+    pub(crate) fn parsed_diff_ids(&self) -> Vec<Digest> {
+        let texts = self.diff_ids().iter();
+        texts.map_while(|text| digests::parse(text).ok()).collect()
     }
 }
 

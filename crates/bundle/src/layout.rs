@@ -193,6 +193,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
             config,
             layers,
             config_platform: None,
+            diff_ids: Vec::new(),
             subject: given
                 .subject
                 .and_then(|subject| Some(subject.to_descriptor().ok()?.digest().clone())),
@@ -222,6 +223,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
                 Ok(config) => {
                     manifest.problems = problems(&config, &manifest.layers);
                     manifest.config_platform = config.platform();
+                    manifest.diff_ids = config.parsed_diff_ids();
                 }
                 Err(error) => {
                     let digest = manifest.config.descriptor.digest();

@@ -33,8 +33,8 @@ pub struct Options {
     /// For another importer that writes the same blob under a name of its own, since its last progress. Longer would wait
     /// for what was left behind by one that died. Default 10 s.
     pub other_wait: Duration,
-    /// Connections for writing blobs, and so blobs under way at a time; the next one waits. Default 5:
-    /// four that gain from each other, and one for what is small and must not wait for them.
+    /// Connections for writing blobs, and so blobs under way at a time; the next one waits. Default 8:
+    /// four that gain from each other, and some for what is small and must not wait for them.
     pub write_connections: usize,
 }
 
@@ -46,7 +46,7 @@ impl Default for Options {
             stall: Duration::from_secs(60),
             lock_wait: Duration::from_secs(60),
             other_wait: Duration::from_secs(10),
-            write_connections: 5,
+            write_connections: 8,
         }
     }
 }

@@ -64,10 +64,7 @@ impl Feed {
                 return Ok(false);
             }
             if data.is_empty() {
-                return Err(Error::content(
-                    digest,
-                    format!("declared with {size} bytes, but ends after {offset}"),
-                ));
+                return Err(too_short(digest, *size, offset));
             }
             let length = data.len() as u64;
             let message = WriteContentRequest {
@@ -82,14 +79,41 @@ impl Feed {
             offset += length;
             self.queued.store(offset, Ordering::Relaxed);
         }
-        match read_chunk(&mut *reader, 1).map_err(failed)?.len() {
-            0 => Ok(true),
-            _ => Err(Error::content(
-                digest,
-                format!("declared with {size} bytes, but has at least {}", size + 1),
-            )),
-        }
+        ends(&mut *reader, digest, *size).map(|()| true)
     }
+}
+
+/// Reads a small source that must have exactly as many bytes as declared. Blocks.
+pub(crate) fn read_whole(source: &dyn BlobSource, digest: &Digest, size: u64) -> Result<Vec<u8>, Error> {
+    let failed = |error| Error::source(digest, error);
+    let mut reader = source.open(0).map_err(failed)?;
+    let data = read_chunk(&mut *reader, size).map_err(failed)?;
+    let length = data.len() as u64;
+    if length < size {
+        return Err(too_short(digest, size, length));
+    }
+    ends(&mut *reader, digest, size).map(|()| data)
+}
+
+/// Errs unless a reader has come to its end.
+fn ends(reader: &mut dyn Read, digest: &Digest, size: u64) -> Result<(), Error> {
+    match read_chunk(reader, 1)
+        .map_err(|error| Error::source(digest, error))?
+        .len()
+    {
+        0 => Ok(()),
+        _ => Err(Error::content(
+            digest,
+            format!("declared with {size} bytes, but has at least {}", size + 1),
+        )),
+    }
+}
+
+fn too_short(digest: &Digest, size: u64, length: u64) -> Error {
+    Error::content(
+        digest,
+        format!("declared with {size} bytes, but ends after {length}"),
+    )
 }
 
 /// Hashes the first `length` bytes of a source, fewer if it has no more or nobody waits for the answer. Blocks.

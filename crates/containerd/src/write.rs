@@ -1,6 +1,7 @@
 //! Writing blobs: containerd's `Content.Write` protocol, pass by pass.
 //!
-//! A pass opens the blob's ingest and sees what it finds ([`Standing`]): nothing, the beginning of the blob from
+//! A small blob goes in one message that opens, fills and commits its ingest. Of any other, and where that does not do, a
+//! pass opens the blob's ingest and sees what it finds ([`Standing`]): nothing, the beginning of the blob from
 //! an interrupted write, all of it, or something unusable. A usable beginning is kept after our source has been
 //! hashed that far; the rest is streamed without waiting for acknowledgements, which are drained as they come;
 //! and COMMIT, with the digest, has containerd check what it got. Whatever ends a pass badly is judged by
@@ -33,7 +34,7 @@ use tonic::transport::Channel;
 use crate::Client;
 use crate::content::{content_client, ingest_ref};
 use crate::error::{Error, Failure};
-use crate::feed::{Fed, Feed, hash_beginning};
+use crate::feed::{Fed, Feed, hash_beginning, read_whole};
 use crate::hash::Hasher;
 use crate::others::Others;
 use crate::wire::{Labels, check_digest, labels_to_wire, size_from_wire, size_to_wire};
@@ -329,6 +330,9 @@ enum Pass {
 
 impl Writer<'_> {
     async fn write(mut self) -> Result<Written, Error> {
+        if let Some(written) = self.at_once().await? {
+            return Ok(written);
+        }
         for pass in 1..=PASSES {
             match self.pass(pass == PASSES).await? {
                 Pass::Done(written) => return Ok(written),
@@ -338,6 +342,49 @@ impl Writer<'_> {
             }
         }
         Err(self.fail(Failure::Contended))
+    }
+
+    /// Sends a small blob in one message, which opens its ingest, fills and commits it: asking first whether another
+    /// namespace has it would take longer. `None` where that does not do: the blob is not small, somebody else has the
+    /// ingest, or it holds what a pass has to clear away.
+    async fn at_once(&mut self) -> Result<Option<Written>, Error> {
+        let BlobSpec { digest, size, .. } = self.spec;
+        if *size > WORTH_A_LOOK {
+            return Ok(None);
+        }
+        let (source, spec) = (Arc::clone(&self.source), (digest.clone(), *size));
+        let data = join(spawn_blocking(move || read_whole(&*source, &spec.0, spec.1))).await?;
+        let message = WriteContentRequest {
+            r#ref: ingest_ref(digest),
+            offset: 0,
+            data,
+            ..self.commit_message()?
+        };
+        let failure = match self
+            .client
+            .open(self.channel.clone(), self.lease, &message)
+            .await?
+        {
+            Ok(stream) => {
+                let is_committed = stream.standing.action() == WriteAction::Commit;
+                stream.finish().await;
+                self.sent += size;
+                self.count(*size);
+                return Ok(is_committed.then_some(Written::Committed {
+                    sent_bytes: self.sent,
+                }));
+            }
+            Err(failure) if failure.is_locked() => return Ok(None),
+            Err(failure) => failure,
+        };
+        // What an interrupted write left may be in the way, so a wrong digest says nothing about our bytes yet.
+        match self.settle(failure, Proof::Foreign, false).await? {
+            Pass::Done(written) => Ok(Some(written)),
+            Pass::Again(reason) => {
+                tracing::debug!(%digest, reason, "writing again");
+                Ok(None)
+            }
+        }
     }
 
     async fn pass(&mut self, last: bool) -> Result<Pass, Error> {

@@ -345,8 +345,12 @@ impl Writer {
             let text = format!("write @{} must occur at current offset {current}", message.offset);
             return Err(Status::out_of_range(text));
         }
+        if is_whole(message) {
+            // Cheaper to send than to ask for.
+            self.adopted = None;
+        }
         if message.offset == 0 && current > 0 {
-            if message.action() == WriteAction::Commit {
+            if message.action() == WriteAction::Commit && !is_whole(message) {
                 state.violation(format!(
                     "{} was committed with offset 0 after {current} bytes, which throws them away",
                     self.reference
@@ -543,4 +547,13 @@ impl Drop for Writer {
             ingest.locked = None;
         }
     }
+}
+
+/// Whether a message has all of a small blob and commits it.
+fn is_whole(message: &WriteContentRequest) -> bool {
+    const SMALL: usize = 64 << 10;
+    message.action() == WriteAction::Commit
+        && !message.data.is_empty()
+        && message.data.len() <= SMALL
+        && usize::try_from(message.total) == Ok(message.data.len())
 }

@@ -3,33 +3,38 @@
 //! There is nothing to decide here. An image whose blob turns out to be damaged fails alone; a containerd that cannot be
 //! reached stops the run, and what was committed by then is found in place by the next one.
 
+mod blobs;
+mod closing;
 mod leaves;
 mod on_disk;
 mod pass;
+mod unpacking;
 
 use std::collections::{HashMap, HashSet};
-use std::io::Read;
 use std::sync::Arc;
 
 use bundle::Bundle;
-use containerd::{BlobSource, BlobSpec, Client, Creation, Held, ImageUpdate, NewImage, Recovery, Written};
-use oci_spec::image::{Descriptor, Digest};
+use containerd::{Client, Recovery};
+use oci_spec::image::Digest;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use self::blobs::{BlobTask, Moved, Turns};
+use self::closing::{Closed, Closing};
 use self::on_disk::OnDisk;
 
 use crate::Error;
-use crate::labels::{LabelChanges, Labels};
 use crate::lease::{self, Lease};
-use crate::plan::{
-    BlobAction, BlobStep, ImagePlan, Intent, Plan, RecordAction, RecordStep, missing_gc_labels, plan_record,
-};
-use crate::select::NamedTarget;
+use crate::plan::{ImagePlan, Intent, Plan, RecordAction, RecordStep};
 use crate::space::Shortage;
+use crate::unpack::Unpacked;
 
 /// Layers and configs sent at the same time, each over a connection of its own. containerd gains nothing from more. The
-/// client has a connection more than that, so that an image gets its manifest while layers of the next are on their way.
+/// client has more connections than that, so that images get their manifests while layers of the next are on their way.
 const PARALLEL_BLOBS: usize = 4;
+/// Images that get their manifests and records at the same time: each of these steps is a short write to containerd's
+/// database, which takes one after the other and is not to wait for the next.
+const PARALLEL_CLOSINGS: usize = 4;
 /// How often a record is decided about again when somebody else changes it under our hands.
 const RECORD_ROUNDS: usize = 5;
 /// How often an image is started over when the lease vanishes.
@@ -108,6 +113,8 @@ pub struct Ingested {
     pub sent: HashMap<Digest, u64>,
     /// Blobs that are in place without a byte having been sent.
     pub present: HashSet<Digest>,
+    /// What became of the images that were to be unpacked, by their index in the list that was planned.
+    pub unpacked: Vec<(usize, Result<Unpacked, String>)>,
     /// Why the run stopped before its end.
     pub stopped: Option<Error>,
 }
@@ -145,7 +152,9 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         finished: HashSet::new(),
         result: Ingested::default(),
         lease: None,
-        on_disk: OnDisk::default(),
+        on_disk: Arc::default(),
+        turns: Arc::default(),
+        unpacking: Arc::default(),
     };
     let stopped = run.all().await.err();
     // A run that was stopped is taken up again: its lease keeps what has been moved. But a full disk hurts everybody on
@@ -193,7 +202,10 @@ struct Run<'a> {
     finished: HashSet<usize>,
     result: Ingested,
     lease: Option<Lease>,
-    on_disk: OnDisk,
+    on_disk: Arc<OnDisk>,
+    turns: Arc<Turns>,
+    /// Held by the image that is being unpacked: one at a time.
+    unpacking: Arc<Mutex<()>>,
 }
 
 /// Why an image is not recorded.
@@ -240,9 +252,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     async fn all(&mut self) -> Result<(), Error> {
-        let ended = self.all_images().await;
+        let mut ended = self.all_held_images().await;
+        if ended.is_ok() {
+            ended = self.unpack_recorded().await;
+        }
         // In order of the bundle they were finished, in order of the plan they are told.
         let order = self
             .job
@@ -256,6 +271,18 @@ impl Run<'_> {
             .images
             .sort_by_key(|result| order.get(&result.index).copied());
         ended
+    }
+
+    /// Goes through all images until each of them was held from its first blob to its records.
+    async fn all_held_images(&mut self) -> Result<(), Error> {
+        for _ in 0..LEASE_ROUNDS {
+            self.all_images().await?;
+            if self.are_all_held().await? {
+                return Ok(());
+            }
+            self.forget_lease();
+        }
+        Err(Error::LeaseKeepsVanishing)
     }
 
     async fn all_images(&mut self) -> Result<(), Error> {
@@ -276,24 +303,43 @@ impl Run<'_> {
     }
 
     fn finish(&mut self, image: &ImagePlan, records: Result<Vec<(RecordStep, RecordOutcome)>, Failure>) {
+        self.finished.insert(image.index);
+        let is_known = |result: &ImageResult| result.index == image.index;
+        if self.result.images.iter().any(is_known) && records.is_ok() {
+            // It was only looked at once more: what became of it was said the first time.
+            return;
+        }
+        self.result.images.retain(|result| !is_known(result));
         let outcome = ImageResult {
             index: image.index,
             records,
         };
         self.job.observer.image(&outcome);
         self.result.images.push(outcome);
-        self.finished.insert(image.index);
     }
 
-    /// What was held may be gone with the lease.
+    /// Whether every image is finished since the lease was last lost, and the lease, if one was needed, is still there.
+    async fn are_all_held(&self) -> Result<bool, Error> {
+        if self.finished.len() < self.job.plan.images.len() {
+            return Ok(false);
+        }
+        match &self.lease {
+            Some(lease) => Ok(lease.is_alive(self.job.client).await?),
+            None => Ok(true),
+        }
+    }
+
+    /// What was held may be gone with the lease, and that of images with records, too: one may have been written in the
+    /// moment before the loss was noticed. All are gone through once more.
     fn forget_lease(&mut self) {
         self.lease = None;
         self.done.clear();
+        self.finished.clear();
     }
 
     async fn image_with_lease(
         &mut self,
-        image: &ImagePlan,
+        image: &'a ImagePlan,
     ) -> Result<Result<Vec<(RecordStep, RecordOutcome)>, Failure>, Error> {
         for _ in 0..LEASE_ROUNDS {
             match self.image(image).await {
@@ -306,7 +352,7 @@ impl Run<'_> {
         Err(Error::LeaseKeepsVanishing)
     }
 
-    async fn image(&mut self, image: &ImagePlan) -> Result<Vec<(RecordStep, RecordOutcome)>, Fault> {
+    async fn image(&mut self, image: &'a ImagePlan) -> Result<Vec<(RecordStep, RecordOutcome)>, Fault> {
         if image.is_done() {
             let in_place = image.blobs.iter().map(|step| step.digest.clone());
             self.result.present.extend(in_place);
@@ -314,17 +360,37 @@ impl Run<'_> {
         }
         self.check_known_bad(image)?;
         self.leaves(image).await?;
-        for step in image.blobs.iter().filter(|step| !step.children.is_empty()) {
-            self.parent(step).await?;
+        let closing = self.closing(image).await?;
+        let closed = closing.close().await;
+        self.closed(closed)
+    }
+
+    /// What is left to do of an image of which nothing big is to be sent any more.
+    async fn closing(&mut self, image: &'a ImagePlan) -> Result<Closing<'a>, Fault> {
+        let lease = self.lease().await?;
+        let blobs = image
+            .blobs
+            .iter()
+            .filter(|step| !self.done.contains(&step.digest));
+        Ok(Closing {
+            job: self.job,
+            image,
+            blobs: blobs.collect(),
+            lease,
+            on_disk: Arc::clone(&self.on_disk),
+            turns: Arc::clone(&self.turns),
+            unpacking: Arc::clone(&self.unpacking),
+        })
+    }
+
+    /// Notes what became of the blobs of an image; gives what became of its records.
+    fn closed(&mut self, closed: Closed<'_>) -> Result<Vec<(RecordStep, RecordOutcome)>, Fault> {
+        for moved in closed.blobs {
+            self.moved(moved)?;
         }
-        self.check_bundle()?;
-        self.check_lease(image).await?;
-        self.make_names_last(image).await;
-        let mut outcomes = Vec::new();
-        for step in &image.records {
-            outcomes.push(self.record(step).await?);
-        }
-        Ok(outcomes)
+        let unpacked = closed.unpacked.map(|unpacked| (closed.image.index, Ok(unpacked)));
+        self.result.unpacked.extend(unpacked);
+        closed.records
     }
 
     /// Layers and configs, several at a time.
@@ -344,7 +410,7 @@ impl Run<'_> {
     async fn spread(
         &mut self,
         image: &ImagePlan,
-        lease: &str,
+        lease: &Lease,
         tasks: &mut JoinSet<Moved>,
     ) -> Result<(), Fault> {
         for step in image.blobs.iter().filter(|step| step.children.is_empty()) {
@@ -354,7 +420,7 @@ impl Run<'_> {
             if tasks.len() >= PARALLEL_BLOBS {
                 self.joined(tasks.join_next().await)?;
             }
-            tasks.spawn(self.task(lease, step).run());
+            tasks.spawn(BlobTask::new(self.job, lease, step, &self.turns).run());
         }
         while !tasks.is_empty() {
             self.joined(tasks.join_next().await)?;
@@ -376,15 +442,6 @@ impl Run<'_> {
         }
     }
 
-    async fn parent(&mut self, step: &BlobStep) -> Result<(), Fault> {
-        if self.done.contains(&step.digest) {
-            return Ok(());
-        }
-        let lease = self.lease().await?;
-        let moved = self.task(&lease, step).run().await;
-        self.moved(moved)
-    }
-
     fn joined(&mut self, joined: Option<Result<Moved, tokio::task::JoinError>>) -> Result<(), Fault> {
         match joined {
             None => Ok(()),
@@ -403,13 +460,14 @@ impl Run<'_> {
                     None => drop(self.result.present.insert(digest.clone())),
                 }
                 self.done.insert(digest);
+                self.on_disk.note_committed();
                 Ok(())
             }
             Err(error) => {
                 let fault = Fault::from(error);
                 if let Fault::Image(failure) = &fault {
                     // Bytes that somebody is just changing say nothing about the bundle that comes of it.
-                    self.check_bundle()?;
+                    check_bundle(self.job)?;
                     self.bad.insert(digest, failure.clone());
                 }
                 Err(fault)
@@ -426,7 +484,7 @@ impl Run<'_> {
     }
 
     /// The lease, fresh enough for what comes next.
-    async fn lease(&mut self) -> Result<String, Fault> {
+    async fn lease(&mut self) -> Result<Lease, Fault> {
         let Job {
             client,
             lease_id,
@@ -438,131 +496,24 @@ impl Run<'_> {
             Some(lease) => lease.replace_if_old(client, &mark).await?,
             None => self.lease = Some(Lease::acquire(client, lease_id, &mark).await?),
         }
-        Ok(self
-            .lease
-            .as_ref()
-            .expect("a lease was just acquired")
-            .id()
-            .to_owned())
+        Ok(self.lease.clone().expect("a lease was just acquired"))
     }
+}
 
-    fn task(&self, lease: &str, step: &BlobStep) -> BlobTask {
-        BlobTask {
-            client: self.job.client.clone(),
-            lease: lease.to_owned(),
-            step: step.clone(),
-            source: self
-                .job
-                .bundle
-                .as_ref()
-                .and_then(|bundle| bundle.blob(&step.digest))
-                .map(|blob| Arc::new(FromBundle(blob)) as Arc<dyn BlobSource>),
-            progress: self.job.observer.bytes(),
-        }
-    }
-
-    /// A bundle that somebody writes into while it is read is not trusted to the end, although no blob of it can be wrong.
-    fn check_bundle(&self) -> Result<(), Fault> {
-        let Some(bundle) = &self.job.bundle else {
-            return Ok(());
-        };
-        match bundle.is_unchanged() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Fault::Stop(Error::Changed {
-                path: bundle.path().to_owned(),
-            })),
-            Err(source) => Err(Fault::Stop(Error::Read {
-                path: bundle.path().to_owned(),
-                source,
-            })),
-        }
-    }
-
-    /// Writing under a lease that is gone fails: asking for the root blob again proves that everything is still held.
-    async fn check_lease(&mut self, image: &ImagePlan) -> Result<(), Fault> {
-        let Some(root) = image.blobs.last() else {
-            return Ok(());
-        };
-        let lease = self.lease().await?;
-        match self.job.client.hold_blob(&lease, &root.digest, root.size).await? {
-            Held::Held => Ok(()),
-            Held::Absent => Err(Fault::LeaseLost),
-        }
-    }
-
-    /// Brings one record about.
-    ///
-    /// The plan may be an hour old by now. What it says about a record that was there is looked up again, so that what
-    /// somebody else did to it meanwhile is not overlooked.
-    async fn record(&self, step: &RecordStep) -> Result<(RecordStep, RecordOutcome), Fault> {
-        let mut step = match &step.action {
-            RecordAction::Create(_) => step.clone(),
-            _ => self.planned_again(step).await?,
-        };
-        for _ in 0..RECORD_ROUNDS {
-            match self.write_record(&step).await {
-                Ok(Some(outcome)) => return Ok((step, outcome)),
-                Ok(None) => step = self.planned_again(&step).await?,
-                Err(error) => match Fault::from(error) {
-                    Fault::Image(failure) => return Ok((step, RecordOutcome::Rejected(failure.reason))),
-                    fault => return Err(fault),
-                },
-            }
-        }
-        let reason = "somebody else changes the record all the time".to_owned();
-        Ok((step, RecordOutcome::Rejected(reason)))
-    }
-
-    async fn planned_again(&self, step: &RecordStep) -> Result<RecordStep, Fault> {
-        let there = self.job.client.image(&step.name).await?;
-        let wanted = NamedTarget {
-            name: step.name.clone(),
-            target: step.target.clone(),
-        };
-        Ok(plan_record(&wanted, there.as_ref(), self.job.intent))
-    }
-
-    /// Writes a record as planned; `None` when it is not as the plan thought.
-    async fn write_record(&self, step: &RecordStep) -> Result<Option<RecordOutcome>, containerd::Error> {
-        match &step.action {
-            RecordAction::Create(labels) => {
-                let image = NewImage {
-                    name: step.name.clone(),
-                    target: step.target.clone(),
-                    labels: labels.clone(),
-                };
-                let creation = self.job.client.create_image(&image).await?;
-                Ok((creation == Creation::Created).then_some(RecordOutcome::Created))
-            }
-            RecordAction::Retarget { labels, .. } => {
-                let updated = self
-                    .update_record(step, Some(step.target.clone()), labels)
-                    .await?;
-                Ok(updated.then_some(RecordOutcome::Retargeted))
-            }
-            RecordAction::Relabel(labels) => {
-                let updated = self.update_record(step, None, labels).await?;
-                Ok(updated.then_some(RecordOutcome::Relabelled))
-            }
-            action @ (RecordAction::Unchanged | RecordAction::Conflict { .. } | RecordAction::Leave(_)) => {
-                Ok(Some(unwritten(action)))
-            }
-        }
-    }
-
-    /// Changes a record; says whether it is there and points where it should.
-    async fn update_record(
-        &self,
-        step: &RecordStep,
-        target: Option<Descriptor>,
-        labels: &LabelChanges,
-    ) -> Result<bool, containerd::Error> {
-        let update = ImageUpdate {
-            target,
-            labels: labels.clone(),
-        };
-        let updated = self.job.client.update_image(&step.name, &update).await?;
-        Ok(updated.is_some_and(|record| record.target.digest() == step.target.digest()))
+/// A bundle that somebody writes into while it is read is not trusted to the end, although no blob of it can be wrong.
+fn check_bundle(job: &Job<'_>) -> Result<(), Fault> {
+    let Some(bundle) = &job.bundle else {
+        return Ok(());
+    };
+    match bundle.is_unchanged() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Fault::Stop(Error::Changed {
+            path: bundle.path().to_owned(),
+        })),
+        Err(source) => Err(Fault::Stop(Error::Read {
+            path: bundle.path().to_owned(),
+            source,
+        })),
     }
 }
 
@@ -571,117 +522,5 @@ fn unwritten(action: &RecordAction) -> RecordOutcome {
         RecordAction::Conflict { refuse, .. } => RecordOutcome::Left { refused: *refuse },
         RecordAction::Leave(_) => RecordOutcome::Left { refused: false },
         _ => RecordOutcome::Unchanged,
-    }
-}
-
-/// What became of one blob: the bytes sent, `None` when none were.
-struct Moved {
-    digest: Digest,
-    result: Result<Option<u64>, containerd::Error>,
-}
-
-/// One blob on its way.
-struct BlobTask {
-    client: Client,
-    lease: String,
-    step: BlobStep,
-    source: Option<Arc<dyn BlobSource>>,
-    progress: Option<Arc<std::sync::atomic::AtomicU64>>,
-}
-
-impl BlobTask {
-    /// The same with bytes from elsewhere.
-    fn from(self, source: Arc<dyn BlobSource>) -> Self {
-        Self {
-            source: Some(source),
-            ..self
-        }
-    }
-
-    async fn run(self) -> Moved {
-        let digest = self.step.digest.clone();
-        Moved {
-            digest,
-            result: self.make_sure().await,
-        }
-    }
-
-    async fn make_sure(self) -> Result<Option<u64>, containerd::Error> {
-        if self.may_be_there().await? && self.hold().await? {
-            return self.label().await.map(|()| None);
-        }
-        Ok(match self.send().await? {
-            Written::Committed { sent_bytes } => Some(sent_bytes),
-            Written::Present | Written::Adopted => None,
-        })
-    }
-
-    /// Whether it is worth asking for the blob before it is sent.
-    ///
-    /// A parent that somebody else has sent since the plan was made comes with labels that sending it would overwrite.
-    async fn may_be_there(&self) -> Result<bool, containerd::Error> {
-        match self.step.action {
-            BlobAction::Hold | BlobAction::Leave => Ok(true),
-            BlobAction::Send if self.step.children.is_empty() => Ok(false),
-            BlobAction::Send => Ok(self.client.blob(&self.step.digest).await?.is_some()),
-        }
-    }
-
-    async fn hold(&self) -> Result<bool, containerd::Error> {
-        let BlobStep { digest, size, .. } = &self.step;
-        let held = self.client.hold_blob(&self.lease, digest, *size).await?;
-        Ok(held == Held::Held)
-    }
-
-    async fn send(&self) -> Result<Written, containerd::Error> {
-        let step = &self.step;
-        // All of them: the plan's are those that the blob lacked when it was there.
-        let mut labels = missing_gc_labels(&step.children, &Labels::new());
-        labels.extend(step.sources.clone());
-        let spec = BlobSpec {
-            digest: step.digest.clone(),
-            size: step.size,
-            labels,
-            progress: self.progress.clone(),
-        };
-        let source: Arc<dyn BlobSource> = match &self.source {
-            Some(source) => Arc::clone(source),
-            None => Arc::new(Gone),
-        };
-        self.client.write_blob(&self.lease, &spec, source).await
-    }
-
-    /// Gives a parent that was there the gc labels it lacks, by what it has now: others send and label it, too.
-    async fn label(&self) -> Result<(), containerd::Error> {
-        let BlobStep { digest, children, .. } = &self.step;
-        if children.is_empty() {
-            return Ok(());
-        }
-        let there = self.client.blob(digest).await?.map(|blob| blob.labels);
-        let missing = missing_gc_labels(children, &there.unwrap_or_default());
-        if !missing.is_empty() {
-            self.client.set_blob_labels(digest, &missing).await?;
-        }
-        Ok(())
-    }
-}
-
-struct FromBundle(bundle::Blob);
-
-impl BlobSource for FromBundle {
-    fn open(&self, offset: u64) -> std::io::Result<Box<dyn Read + Send>> {
-        self.0.open(offset)
-    }
-}
-
-/// A blob that was in containerd when the plan was made, is not any more, and is not in the bundle either.
-struct Gone;
-
-impl BlobSource for Gone {
-    fn open(&self, _offset: u64) -> std::io::Result<Box<dyn Read + Send>> {
-        Err(std::io::Error::new(
-            std::io::ErrorKind::NotFound,
-            "it vanished from containerd and is not in the bundle",
-        ))
     }
 }

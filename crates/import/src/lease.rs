@@ -22,6 +22,7 @@ pub struct Lease {
     base: String,
     id: String,
     expires: Timestamp,
+    created: Option<Timestamp>,
 }
 
 impl Lease {
@@ -41,6 +42,7 @@ impl Lease {
         let mut lease = Lease {
             base,
             expires: expiry(&last),
+            created: last.created_at,
             id: last.id,
         };
         // A replacement that was interrupted: the older one may hold what the younger does not hold yet.
@@ -72,6 +74,17 @@ impl Lease {
         fresh.take_over(client, &self.id).await?;
         *self = fresh;
         Ok(())
+    }
+
+    /// Whether it is still there, and has been all the time: then so is everything that it holds. Only reads.
+    ///
+    /// # Errors
+    ///
+    /// What the client reports, unchanged.
+    pub async fn is_alive(&self, client: &Client) -> Result<bool, Error> {
+        let leases = client.leases().await?;
+        let found = leases.iter().find(|lease| lease.id == self.id);
+        Ok(found.is_some_and(|lease| lease.created_at == self.created))
     }
 
     /// Takes everything over that another lease holds, and then gives that one back.
@@ -120,8 +133,17 @@ async fn make(client: &Client, base: String, id: String, mark: &str) -> Result<L
     let labels = BTreeMap::from([(LEASE_MARK.to_owned(), mark.to_owned())]);
     match client.create_lease(&id, expires, &labels).await? {
         // Somebody imports the same bundle at the same time: the lease serves both.
-        Created::New | Created::Existed => Ok(Lease { base, id, expires }),
+        Created::New | Created::Existed => {}
     }
+    let leases = client.leases().await?;
+    let made = leases.into_iter().find(|lease| lease.id == id);
+    Ok(Lease {
+        base,
+        id,
+        expires,
+        // One that is gone already is not found alive later.
+        created: made.and_then(|lease| lease.created_at),
+    })
 }
 
 fn is_of(id: &str, base: &str) -> bool {

@@ -6,6 +6,7 @@
 //!
 //! This crate never reads an archive's bytes for itself and never sees a gRPC type.
 
+mod content;
 mod ingest;
 pub mod labels;
 mod lease;
@@ -17,6 +18,7 @@ mod report;
 mod select;
 mod space;
 mod survey;
+mod unpack;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ use bundle::{BlobRef, Bundle};
 use containerd::{Client, Recovery, is_disk_failure};
 use oci_spec::image::Digest;
 
+pub use content::{CONTAINERD, ContentStore};
 use ingest::not_begun;
 pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, Silent, carry_out, chain};
 pub use labels::{Source, bundle_id, short_hash};
@@ -34,11 +37,13 @@ pub use lease::{Lease, PREFIX as LEASE_PREFIX};
 pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference, printable};
 pub use pattern::{InvalidPattern, Pattern};
 pub use plan::{
-    BlobAction, BlobStep, ImagePlan, Intent, OnConflict, Plan, RecordAction, RecordStep, missing_gc_labels,
-    plan, plan_record,
+    BlobAction, BlobStep, ImagePlan, Intent, OnConflict, Plan, RecordAction, RecordStep, UnpackWhen,
+    missing_gc_labels, plan, plan_record,
 };
 pub use release::{Release, Released, release, release_plan};
-pub use report::{BlobCounts, BundleReport, Cause, ImageOutcome, ImageReport, Outcome};
+pub use report::{
+    BlobCounts, BundleReport, Cause, ImageOutcome, ImageReport, Outcome, UnpackFailure, UnpackReport,
+};
 pub use select::{
     Child, ChildKind, Choice, Closure, Judgement, Member, NamedTarget, Policy, Selection, Skip, Taken,
     Verdict, Wanted, judge, platform_text, problems, problems_in, select,
@@ -46,6 +51,7 @@ pub use select::{
 pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space, bytes};
 use survey::forget_lost;
 pub use survey::{Survey, any_without_file, digests_of};
+pub use unpack::{Ahead, AheadObserver, Unpack, UnpackError, Unpacked, Unpacker, unpack_ahead};
 
 /// Why an import stopped before its end. What is wrong with a single image is in its report instead.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +95,21 @@ pub enum Error {
         /// The blobs that are not there.
         missing: Vec<BlobRef>,
     },
+    /// An image could not be unpacked for a reason that is not its own.
+    #[error(transparent)]
+    Unpack(UnpackError),
     /// A task of ours failed.
     #[error("a task of the import failed")]
     Task(#[source] tokio::task::JoinError),
+}
+
+impl From<UnpackError> for Error {
+    fn from(error: UnpackError) -> Error {
+        match error {
+            UnpackError::Containerd(error) => Error::Containerd(error),
+            error => Error::Unpack(error),
+        }
+    }
 }
 
 impl Error {
@@ -106,7 +124,8 @@ impl Error {
             Error::Changed { .. }
             | Error::LeaseKeepsVanishing
             | Error::NoSpace(_)
-            | Error::BaseMissing { .. } => true,
+            | Error::BaseMissing { .. }
+            | Error::Unpack(_) => true,
             Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => self.is_disk(),
         }
     }
@@ -128,7 +147,9 @@ impl Error {
     pub fn is_disk(&self) -> bool {
         match self {
             Error::Containerd(error) => error.recovery() == Recovery::Disk,
-            Error::Read { source, .. } => is_disk_failure(source),
+            Error::Read { source, .. } | Error::Unpack(UnpackError::Sync { source, .. }) => {
+                is_disk_failure(source)
+            }
             Error::Bundle(error) => {
                 matches!(&error.fault, bundle::Fault::Io { source, .. } if is_disk_failure(source))
             }
@@ -200,7 +221,10 @@ pub async fn import(
     let taken: Vec<&Taken> = selection.taken().collect();
     let store = intent.space.store.as_deref();
     let survey = Survey::of(client, &digests_of(taken.iter().copied())).await?;
-    let survey = survey.checked(client, store).await?;
+    let mut survey = survey.checked(client, store).await?;
+    if let Some((unpacker, _)) = &intent.unpack {
+        survey = survey.with_snapshots(client, unpacker.snapshotter()).await?;
+    }
     let plan = plan(&taken, &survey, intent);
     let forecast = intent.space.forecast(client, &plan).await?;
     let shortage = forecast.as_ref().and_then(Forecast::shortage);

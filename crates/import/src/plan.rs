@@ -16,6 +16,7 @@ use crate::pattern::Pattern;
 use crate::select::{Child, ChildKind, Member, NamedTarget, Taken};
 use crate::space::Space;
 use crate::survey::Survey;
+use crate::unpack::Unpacker;
 
 /// What to do about a record that has our name and another target, and is not ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -43,6 +44,17 @@ pub struct Intent {
     pub space: Space,
     /// Which images come first, by their names: those of the first pattern, then those of the second, then the others.
     pub priority: Vec<Pattern>,
+    /// What the images are unpacked with, if they are, and when.
+    pub unpack: Option<(Unpacker, UnpackWhen)>,
+}
+
+/// When an import unpacks images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnpackWhen {
+    /// Each image before its records: one that cannot be unpacked gets none.
+    BeforeRecord,
+    /// After all records. What cannot be unpacked is told and keeps its records.
+    AfterRecords,
 }
 
 impl Intent {
@@ -55,6 +67,7 @@ impl Intent {
             leave: BTreeMap::new(),
             space: Space::default(),
             priority: Vec::new(),
+            unpack: None,
         }
     }
 }
@@ -77,6 +90,8 @@ pub struct ImagePlan {
     pub records: Vec<RecordStep>,
     /// Its platforms, best first.
     pub platforms: Vec<String>,
+    /// Whether it is to be unpacked: that is wanted and has not been done.
+    pub unpack: bool,
 }
 
 /// What happens to one blob.
@@ -264,9 +279,11 @@ fn plan_image(index: usize, image: &Taken, survey: &Survey, intent: &Intent) -> 
         blobs: plan_blobs(image, survey),
         records: plan_records(image, survey, intent),
         platforms: image.closure.platforms.clone(),
+        unpack: is_to_be_unpacked(image, survey, intent),
     };
     if plan.is_unwanted() {
         plan.blobs.clear();
+        plan.unpack = false;
     } else if plan.is_done() {
         // The record and the labels keep the blobs: there is nothing to protect them from.
         for step in &mut plan.blobs {
@@ -274,6 +291,16 @@ fn plan_image(index: usize, image: &Taken, survey: &Survey, intent: &Intent) -> 
         }
     }
     plan
+}
+
+fn is_to_be_unpacked(image: &Taken, survey: &Survey, intent: &Intent) -> bool {
+    let there = image
+        .closure
+        .blobs
+        .iter()
+        .filter_map(|member| survey.blobs.get(&member.digest));
+    let unpacker = intent.unpack.as_ref().map(|(unpacker, _)| unpacker);
+    unpacker.is_some_and(|unpacker| !unpacker.is_unpacked(there, &survey.snapshots))
 }
 
 fn plan_records(image: &Taken, survey: &Survey, intent: &Intent) -> Vec<RecordStep> {
@@ -423,6 +450,9 @@ impl fmt::Display for Plan {
                 let again = !seen.insert(&step.digest);
                 writeln!(f, "  {}", BlobLine { step, again })?;
             }
+            if image.unpack {
+                writeln!(f, "  unpack  its layers")?;
+            }
             for record in &image.records {
                 writeln!(f, "  {record}")?;
             }
@@ -562,7 +592,7 @@ mod tests {
                 .map(|record| (record.name.clone(), record))
                 .collect(),
             blobs,
-            lost: Vec::new(),
+            ..Survey::default()
         }
     }
 

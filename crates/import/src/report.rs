@@ -13,6 +13,7 @@ use crate::ingest::{ImageResult, Ingested, RecordOutcome, chain};
 use crate::plan::{BlobAction, Plan, RecordAction, RecordStep};
 use crate::select::{Choice, Selection, Taken, Verdict};
 use crate::space::Forecast;
+use crate::unpack::Unpacked;
 
 /// What became of a bundle as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -70,6 +71,8 @@ pub struct BundleReport {
     pub images: Vec<ImageReport>,
     /// What was moved.
     pub blobs: BlobCounts,
+    /// What was unpacked ahead; absent where nothing was to be.
+    pub unpacked: Option<UnpackReport>,
     /// What that meant for containerd's disk before it began; absent where nothing was to be sent or nobody can tell.
     pub space: Option<Forecast>,
     /// How long it took, in milliseconds.
@@ -82,6 +85,26 @@ pub struct BundleReport {
     /// Whether trying again without a change of the file may help.
     #[serde(skip)]
     pub retry: bool,
+}
+
+/// What became of the images that were to be unpacked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct UnpackReport {
+    /// Images that are unpacked now.
+    pub images: u64,
+    /// Layers that were unpacked for that; others were before.
+    pub layers: u64,
+    /// Images that could not be.
+    pub failed: Vec<UnpackFailure>,
+}
+
+/// An image that could not be unpacked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnpackFailure {
+    /// Its first name.
+    pub name: String,
+    /// Why, naming the layer.
+    pub reason: String,
 }
 
 /// What became of a record, or of an image without one.
@@ -217,6 +240,7 @@ impl BundleReport {
             error: None,
             images: Vec::new(),
             blobs: BlobCounts::default(),
+            unpacked: None,
             space: None,
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             warnings: Vec::new(),
@@ -259,7 +283,7 @@ impl BundleReport {
                 .map(|step| (step.digest.clone(), step.size))
                 .collect(),
             present: present.into_iter().map(|step| step.digest.clone()).collect(),
-            stopped: None,
+            ..Ingested::default()
         };
         BundleReport::of(bundle, selection, &ingested, took)
     }
@@ -276,6 +300,7 @@ impl BundleReport {
             outcome: outcome_of(&images, !ingested.sent.is_empty()),
             error: stopped.map(|error| chain(error)),
             blobs: count_blobs(bundle.catalog(), selection, ingested),
+            unpacked: unpack_report(selection, &ingested.unpacked),
             warnings: warnings(bundle.catalog(), selection),
             cause: stopped
                 .map(cause_of)
@@ -289,6 +314,24 @@ impl BundleReport {
         }
         report
     }
+}
+
+fn unpack_report(selection: &Selection, ended: &[(usize, Result<Unpacked, String>)]) -> Option<UnpackReport> {
+    let taken: Vec<&Taken> = selection.taken().collect();
+    let mut report = UnpackReport::default();
+    for (index, unpacked) in ended {
+        match unpacked {
+            Ok(unpacked) => {
+                report.images += 1;
+                report.layers += unpacked.layers;
+            }
+            Err(reason) => report.failed.push(UnpackFailure {
+                name: taken[*index].records[0].name.clone(),
+                reason: reason.clone(),
+            }),
+        }
+    }
+    (!ended.is_empty()).then_some(report)
 }
 
 /// Remarks on the archive, and on images that are taken although there is something to say.
@@ -333,6 +376,7 @@ fn cause_of(error: &Error) -> Cause {
         Error::Containerd(_)
         | Error::NoSpace(_)
         | Error::Task(_)
+        | Error::Unpack(_)
         | Error::LeaseKeepsVanishing
         | Error::BaseMissing { .. } => Cause::Other,
     }

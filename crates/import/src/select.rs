@@ -587,6 +587,18 @@ fn best_of<'n>(children: &'n [Node], matcher: &Matcher) -> Option<&'n Node> {
     }
 }
 
+/// What containerd makes containers of on the node that `matcher` is of, by the same rules for a record's target.
+pub(crate) fn chosen_for<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
+    match &root.content {
+        Content::Index(children) => best_of(children, matcher),
+        Content::Manifest(manifest) => {
+            (manifest.kind == Kind::Image && config_suits(root, matcher)).then_some(root)
+        }
+        Content::Other => None,
+        Content::Absent | Content::Broken(_) => Some(root),
+    }
+}
+
 fn config_suits(node: &Node, matcher: &Matcher) -> bool {
     stated_platform(node).is_none_or(|p| matcher.accepts_loosely(&p.os, &p.architecture))
 }
@@ -800,7 +812,7 @@ fn child_kind(node: &Node) -> ChildKind {
 }
 
 /// The media types containerd files under `l.<n>`.
-fn is_layer(descriptor: &Descriptor) -> bool {
+pub(crate) fn is_layer(descriptor: &Descriptor) -> bool {
     let media_type = descriptor.media_type().to_string();
     media_type.starts_with("application/vnd.oci.image.layer.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.")

@@ -540,6 +540,7 @@ mod tests {
             index: 0,
             blobs,
             records: Vec::new(),
+            unpack: false,
             platforms: Vec::new(),
         };
         let plan = Plan {

@@ -20,6 +20,8 @@ pub struct Survey {
     pub blobs: HashMap<Digest, BlobInfo>,
     /// Blobs that containerd lists and has not got any more, see [`Survey::checked`].
     pub lost: Vec<BlobInfo>,
+    /// The names of committed snapshots, where they were asked for.
+    pub snapshots: HashSet<String>,
 }
 
 impl Survey {
@@ -46,7 +48,18 @@ impl Survey {
             records,
             blobs: blobs.map(|blob| (blob.digest.clone(), blob)).collect(),
             lost: Vec::new(),
+            snapshots: HashSet::new(),
         })
+    }
+
+    /// Asks for the snapshots of a snapshotter, too: one `Snapshots.List`.
+    ///
+    /// # Errors
+    ///
+    /// What the client reports, unchanged.
+    pub async fn with_snapshots(mut self, client: &Client, snapshotter: &str) -> Result<Survey, Error> {
+        self.snapshots = client.snapshots(snapshotter).await?;
+        Ok(self)
     }
 
     /// Holds the blobs against the files of containerd's store, where those can be seen.

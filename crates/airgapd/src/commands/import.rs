@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bundle::Bundle;
-use import::{BundleReport, Cause, Intent, Outcome, Policy, Source, bundle_id, short_hash};
+use import::{
+    BundleReport, Cause, Intent, Outcome, Policy, Source, Unpack, UnpackWhen, Unpacker, bundle_id, short_hash,
+};
 
 use super::Exit;
 use crate::checksum::{self, Failure, sidecar_of};
@@ -81,10 +83,20 @@ impl Import<'_> {
             Ok(bundle) => Arc::new(bundle),
             Err(report) => return (*report, String::new()),
         };
+        let unpack = match self.unpack().await {
+            Ok(unpack) => unpack,
+            Err(error) => {
+                return (
+                    BundleReport::untried(path, &error, started.elapsed()),
+                    String::new(),
+                );
+            }
+        };
         let (source, lease_id) = whose(path, &self.node.images_dir, self.settings.recursive);
         let intent = Intent {
             priority: self.settings.priority.clone(),
             space: runtime::space(self.settings, self.runtime),
+            unpack,
             ..Intent::new(source, self.settings.on_conflict)
         };
         let client = &self.runtime.client;
@@ -110,6 +122,17 @@ impl Import<'_> {
 }
 
 impl Import<'_> {
+    /// What images are unpacked with, and when. Nobody is in the background here, so that is after the records.
+    async fn unpack(&self) -> Result<Option<(Unpacker, UnpackWhen)>, import::Error> {
+        let when = match self.settings.unpack {
+            Unpack::None => return Ok(None),
+            Unpack::Background => UnpackWhen::AfterRecords,
+            Unpack::BeforeRecord => UnpackWhen::BeforeRecord,
+        };
+        let unpacker = runtime::unpacker(self.settings, self.runtime).await?;
+        Ok(Some((unpacker, when)))
+    }
+
     /// Opens a bundle, and holds it against its checksum and the trusted digests.
     async fn open(&self, path: &Path, started: Instant) -> Result<Bundle, Box<BundleReport>> {
         let unreadable =
@@ -228,7 +251,13 @@ fn exit(reports: &[BundleReport]) -> Exit {
 }
 
 fn failure(report: &BundleReport) -> Option<Cause> {
+    let is_unpacked = report
+        .unpacked
+        .as_ref()
+        .is_none_or(|unpacked| unpacked.failed.is_empty());
     match report.outcome {
+        // Its records are in place, and no container of it will start.
+        Outcome::Imported | Outcome::Unchanged if !is_unpacked => Some(Cause::Other),
         Outcome::Imported | Outcome::Unchanged => None,
         // Sound, and yet nothing of it is in place.
         Outcome::Skipped => Some(Cause::Other),

@@ -25,6 +25,7 @@ use crate::roster::{Roster, Version};
 use crate::runtime::{self, Runtime};
 use crate::status::{
     self, BundleStatus, ContainerdStatus, FolderStatus, ImageStatus, RequiredStatus, Standing, State, Status,
+    UnpackFailureStatus, UnpackStatus,
 };
 
 /// How often `--watch` looks.
@@ -156,6 +157,7 @@ fn without_daemon(
             problem,
         },
         required: None,
+        unpack: None,
         bundles: status::bundles(&roster, ledger, &BTreeMap::new(), Instant::now()),
     }
 }
@@ -176,7 +178,16 @@ fn problems_of(status: &Status, images: Option<&[ImageStatus]>) -> Vec<String> {
             .clone()
             .or_else(|| required.summary().filter(|_| is_short))
     });
-    folder.chain(failed).chain(missing).chain(required).collect()
+    let unpack = status.unpack.iter().flat_map(|unpack| {
+        let of = |image: &UnpackFailureStatus| format!("{} cannot be unpacked: {}", image.name, image.reason);
+        unpack.failed.iter().map(of)
+    });
+    folder
+        .chain(failed)
+        .chain(missing)
+        .chain(required)
+        .chain(unpack)
+        .collect()
 }
 
 fn exit(document: &Document) -> Exit {
@@ -208,10 +219,37 @@ fn text(document: &Document) -> String {
         bundle_lines(&mut text, bundle, document.status.daemon.is_some());
     }
     images_text(&mut text, document.images.as_deref());
+    if let Some(unpack) = &document.status.unpack {
+        unpack_text(&mut text, unpack);
+    }
     if let Some(required) = &document.status.required {
         required_text(&mut text, required);
     }
     text
+}
+
+fn unpack_text(text: &mut String, unpack: &UnpackStatus) {
+    let UnpackStatus {
+        running,
+        pending,
+        failed,
+        problem,
+    } = unpack;
+    let mut summary = match (pending, running) {
+        (0, _) => "everything is unpacked".to_owned(),
+        (pending, true) => format!("{pending} images are being unpacked"),
+        (pending, false) => format!("{pending} images wait to be unpacked"),
+    };
+    if !failed.is_empty() {
+        let _ = write!(summary, ", {} cannot be", failed.len());
+    }
+    if let Some(problem) = problem {
+        let _ = write!(summary, "; {problem}");
+    }
+    output::paragraph(text, "unpack:   ", &summary);
+    for image in failed {
+        let _ = writeln!(text, "  {}: {}", image.name, image.reason);
+    }
 }
 
 fn required_text(text: &mut String, required: &RequiredStatus) {

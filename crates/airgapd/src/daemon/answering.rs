@@ -155,6 +155,7 @@ impl Daemon {
                 problem: self.trouble.clone().or_else(|| self.vanished.clone()),
             },
             required: self.required_status(),
+            unpack: self.unpack_status(),
             bundles: status::bundles(&self.roster, &self.ledger, &progress, Instant::now()),
         }
     }

@@ -135,6 +135,7 @@ impl Daemon {
         }
         up.compare = Instant::now() + self.settings.resync;
         self.requiring.doubt();
+        self.unpacking.doubt();
         let boot = ledger::boot_id();
         let is_new_boot = is_new_boot(self.ledger.context.boot.as_deref(), boot.as_deref());
         match runtime::survey(&up.runtime, &self.ledger, is_new_boot).await {

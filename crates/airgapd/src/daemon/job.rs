@@ -13,8 +13,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bundle::{Bundle, Identity};
-use containerd::Client;
-use import::{Intent, Policy, Reference, Selection, Source, Verdict, bundle_id};
+use import::{Intent, Policy, Reference, Selection, Source, Unpack, UnpackWhen, Verdict, bundle_id};
 use oci_spec::image::Digest;
 use tracing::{debug, error, info};
 
@@ -26,6 +25,7 @@ use crate::ledger::{self, ImageEntry};
 use crate::lists;
 use crate::progress::Progress;
 use crate::roster::Version;
+use crate::runtime::{self, Runtime};
 
 /// What a job is to do, and with what.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Order {
     pub(super) images_dir: PathBuf,
     /// The settings as they were when the job began.
     pub(super) settings: Arc<Settings>,
-    pub(super) client: Client,
+    pub(super) runtime: Runtime,
     pub(super) policy: Policy,
     pub(super) started: Instant,
 }
@@ -164,13 +164,17 @@ fn broken(selection: &Selection) -> Option<String> {
 pub(super) async fn import(
     order: Arc<Order>,
     bundle: Arc<Bundle>,
-    intent: Intent,
+    mut intent: Intent,
     (bytes, planned): (Arc<AtomicU64>, Arc<AtomicU64>),
 ) -> Result<import::Imported, import::Error> {
     let lease_id = bundle_id(&ledger::label_name(&order.name));
     let progress = Progress::counting(shown(&order.name), bytes, planned);
+    if order.settings.unpack == Unpack::BeforeRecord {
+        let unpacker = runtime::unpacker(&order.settings, &order.runtime).await?;
+        intent.unpack = Some((unpacker, UnpackWhen::BeforeRecord));
+    }
     import::import(
-        &order.client,
+        &order.runtime.client,
         &bundle,
         &order.policy,
         &intent,
@@ -201,7 +205,7 @@ pub(super) async fn pull(order: Arc<Order>, text: String) -> Pulled {
             continue;
         }
         let provided = match reference {
-            Ok(reference) => lists::provide(&order.client, &reference, &naming, &source)
+            Ok(reference) => lists::provide(&order.runtime.client, &reference, &naming, &source)
                 .await
                 .map_err(|error| format!("{reference}: {}", import::chain(&error))),
             Err(problem) => Err(problem),

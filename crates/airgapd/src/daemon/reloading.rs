@@ -48,6 +48,7 @@ impl Daemon {
             self.check_context(&runtime);
         }
         self.requiring.forget();
+        self.unpacking.doubt();
         self.look_anew();
     }
 

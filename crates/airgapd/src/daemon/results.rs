@@ -127,6 +127,7 @@ impl Daemon {
                 self.stopped(order, &report, &error);
             }
         }
+        self.unpacking.doubt();
         if job.disturbed {
             self.compare_within(BURST);
         }

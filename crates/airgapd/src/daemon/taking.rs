@@ -203,11 +203,12 @@ impl Daemon {
             version,
             images_dir: self.images_dir.clone(),
             settings: Arc::clone(&self.settings),
-            client: up.runtime.client.clone(),
+            runtime: up.runtime.clone(),
             policy: up.policy.clone(),
             started: Instant::now(),
         });
         self.roster.set(name, Phase::Running);
+        self.unpacking.interrupt();
         let open = job::open(Arc::clone(&order), file, is_checked);
         self.jobs.start(order, lane, open);
     }

@@ -6,10 +6,8 @@ use std::path::Path;
 use bundle::{Bundle, Content, Limits, Node};
 use containerd::{Client, ImageRecord};
 use import::labels::{BUNDLE_PREFIX, IMPORTED, PINNED, PINNED_VALUE};
-use import::{ChildKind, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
+use import::{CONTAINERD, ChildKind, ContentStore, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
 use oci_spec::image::{Descriptor, Digest};
-
-use crate::content::{CONTAINERD, ContentStore};
 
 /// One name and what is behind it.
 #[derive(Clone, Debug)]

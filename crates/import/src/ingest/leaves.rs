@@ -8,13 +8,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use oci_spec::image::Digest;
 use tokio::task::{JoinError, JoinSet};
 
+use super::blobs::{BlobTask, Moved};
+use super::closing::{Closed, Closing};
 use super::pass::{OnceSource, Pass, Passing};
-use super::{Fault, Moved, PARALLEL_BLOBS, Run};
+use super::{Fault, PARALLEL_BLOBS, PARALLEL_CLOSINGS, RecordOutcome, Run, check_bundle};
 use crate::Error;
-use crate::plan::{BlobAction, BlobStep, ImagePlan};
+use crate::plan::{BlobAction, BlobStep, ImagePlan, RecordStep};
 
 impl<'a> Run<'a> {
     /// Sends leaves, and finishes every image whose leaves are there by then.
@@ -25,11 +29,8 @@ impl<'a> Run<'a> {
         let mut lacking = Lacking::default();
         for image in &self.job.plan.images {
             if !self.finished.contains(&image.index) && !lacking.add(image, self) {
-                self.finish_now(image).await?;
+                lacking.ready.push_back(image);
             }
-        }
-        if lacking.blobs.is_empty() {
-            return Ok(());
         }
         let mut coming = match bundle.is_sequential() {
             true => Coming::Passing(Pass::begin(bundle, lacking.blobs.keys().cloned().collect())),
@@ -37,7 +38,13 @@ impl<'a> Run<'a> {
         };
         let mut tasks = JoinSet::new();
         let ended = self.take_all(&mut coming, &mut lacking, &mut tasks).await;
-        if let Err(Fault::Stop(error)) = &ended {
+        if let Err(Fault::LeaseLost) = &ended {
+            drop(coming);
+            // They fail as well, or are done, and then they count.
+            while let Some(Ok(moved)) = tasks.join_next().await {
+                let _ = self.moved(moved);
+            }
+        } else if let Err(Fault::Stop(error)) = &ended {
             drop(coming);
             tasks.shutdown().await;
             if error.is_space() {
@@ -56,14 +63,22 @@ impl<'a> Run<'a> {
         tasks: &mut JoinSet<Moved>,
     ) -> Result<(), Fault> {
         let mut sources = HashMap::new();
+        let mut closings = FuturesUnordered::new();
         let mut is_over = false;
-        while !(is_over && tasks.is_empty()) {
+        loop {
+            while closings.len() < PARALLEL_CLOSINGS
+                && let Some(image) = lacking.ready.pop_front()
+            {
+                if let Some(closing) = self.begin_to_close(image).await? {
+                    closings.push(closing.close());
+                }
+            }
             tokio::select! {
                 leaf = coming.next(), if !is_over && tasks.len() < PARALLEL_BLOBS => match leaf {
                     Some(Ok((digest, _))) if !lacking.is_awaited(&digest, self) => {}
                     Some(Ok((digest, source))) => {
                         let lease = self.lease().await?;
-                        let mut task = self.task(&lease, lacking.blobs[&digest].step);
+                        let mut task = BlobTask::new(self.job, &lease, lacking.blobs[&digest].step, &self.turns);
                         if let Some(source) = source {
                             task = task.from(Arc::clone(&source) as _);
                             sources.insert(digest, source);
@@ -76,15 +91,16 @@ impl<'a> Run<'a> {
                 Some(joined) = tasks.join_next() => {
                     let moved = joined.map_err(|error: JoinError| Fault::Stop(Error::Task(error)))?;
                     let source = sources.remove(&moved.digest);
-                    self.passed(moved, source.as_deref(), lacking).await?;
+                    self.passed(moved, source.as_deref(), lacking)?;
                 }
+                Some(closed) = closings.next() => self.end(closed)?,
+                else => return Ok(()),
             }
         }
-        Ok(())
     }
 
-    /// Notes what became of a leaf, and finishes the images that waited for it only.
-    async fn passed(
+    /// Notes what became of a leaf, and which images waited for it only.
+    fn passed(
         &mut self,
         moved: Moved,
         source: Option<&OnceSource>,
@@ -101,17 +117,39 @@ impl<'a> Run<'a> {
             Err(Fault::Image(_)) => false,
             Err(fault) => return Err(fault),
         };
-        for image in lacking.take(&digest, is_there) {
-            self.finish_now(image).await?;
-        }
+        lacking.take(&digest, is_there);
         Ok(())
     }
 
-    async fn finish_now(&mut self, image: &ImagePlan) -> Result<(), Fault> {
+    /// What is left to do of an image that lacks nothing, or nothing that could still come; `None` where that is nothing.
+    async fn begin_to_close(&mut self, image: &'a ImagePlan) -> Result<Option<Closing<'a>>, Fault> {
         if self.finished.contains(&image.index) {
-            return Ok(());
+            return Ok(None);
         }
-        match self.image(image).await {
+        if image.is_done() || self.check_known_bad(image).is_err() {
+            self.finish_now(image).await?;
+            return Ok(None);
+        }
+        self.closing(image).await.map(Some)
+    }
+
+    fn end(&mut self, closed: Closed<'_>) -> Result<(), Fault> {
+        let image = closed.image;
+        let records = self.closed(closed);
+        self.finish_with(image, records)
+    }
+
+    async fn finish_now(&mut self, image: &'a ImagePlan) -> Result<(), Fault> {
+        let records = self.image(image).await;
+        self.finish_with(image, records)
+    }
+
+    fn finish_with(
+        &mut self,
+        image: &ImagePlan,
+        records: Result<Vec<(RecordStep, RecordOutcome)>, Fault>,
+    ) -> Result<(), Fault> {
+        match records {
             Ok(records) => self.finish(image, Ok(records)),
             Err(Fault::Image(failure)) => self.finish(image, Err(failure)),
             Err(fault) => return Err(fault),
@@ -121,7 +159,7 @@ impl<'a> Run<'a> {
 
     /// The bundle cannot be read on.
     fn unreadable(&self, error: bundle::Error) -> Fault {
-        match self.check_bundle() {
+        match check_bundle(self.job) {
             Err(fault) => fault,
             Ok(()) => Fault::Stop(Error::Bundle(error)),
         }
@@ -158,6 +196,8 @@ struct Lacking<'a> {
     order: Vec<Digest>,
     /// How many leaves an image waits for, by its index.
     counts: HashMap<usize, usize>,
+    /// Images that wait no longer: for want of leaves, or in vain.
+    ready: VecDeque<&'a ImagePlan>,
 }
 
 struct Awaited<'a> {
@@ -199,16 +239,20 @@ impl<'a> Lacking<'a> {
             .any(|image| !run.finished.contains(&image.index))
     }
 
-    /// Takes a blob off the list; gives the images that wait no longer: for want of others, or in vain.
-    fn take(&mut self, digest: &Digest, is_there: bool) -> Vec<&'a ImagePlan> {
-        let images = self.blobs.get(digest).map(|awaited| awaited.images.clone());
-        let mut ready = images.unwrap_or_default();
-        ready.retain(|image| {
+    /// Takes a blob off the list of what is to come.
+    fn take(&mut self, digest: &Digest, is_there: bool) {
+        for image in self
+            .blobs
+            .get(digest)
+            .into_iter()
+            .flat_map(|awaited| &awaited.images)
+        {
             let count = self.counts.entry(image.index).or_default();
             *count = count.saturating_sub(1);
-            *count == 0 || !is_there
-        });
-        ready
+            if *count == 0 || !is_there {
+                self.ready.push_back(image);
+            }
+        }
     }
 }
 

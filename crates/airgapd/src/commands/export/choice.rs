@@ -4,12 +4,11 @@ use std::collections::HashSet;
 
 use bundle::write::DraftImage;
 use bundle::{Content, Kind, Manifest, Node, PartState};
-use import::{Judgement, Wanted, platform_text, problems_in};
+use import::{CONTAINERD, Judgement, Wanted, platform_text, problems_in};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
 use super::stock::{Stock, Wish};
-use crate::content::CONTAINERD;
 
 /// What to say where the layers of an image are not there any more because containerd has thrown them away.
 const DISCARDED: &str = "its layers were discarded after unpacking (discard_unpacked_layers in containerd's \

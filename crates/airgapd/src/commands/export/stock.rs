@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bundle::{Limits, Node};
 use containerd::{BlobInfo, ImageRecord};
-use import::{Reference, Survey};
+use import::{ContentStore, Reference, Survey};
 use oci_spec::image::{Descriptor, Digest};
 
-use crate::content::ContentStore;
 use crate::runtime::Runtime;
 
 /// What the names of CRI's own records begin with: they are ids.
@@ -48,7 +47,7 @@ impl Stock {
         let survey = Survey {
             records: records.map(|record| (record.name.clone(), record)).collect(),
             blobs: blobs.map(|blob| (blob.digest.clone(), blob)).collect(),
-            lost: Vec::new(),
+            ..Survey::default()
         };
         let Survey { records, blobs, .. } = survey.checked(&runtime.client, runtime.store.as_deref()).await?;
         Ok(Stock { records, blobs })

@@ -1,4 +1,5 @@
-//! containerd's content store as a place that images are looked up in: asked from a thread that may wait.
+//! containerd's content store as a place that images are looked up in, as they are in bundles: asked from a thread that may
+//! wait.
 
 use std::collections::HashMap;
 
@@ -6,12 +7,14 @@ use containerd::{Client, Error};
 use oci_spec::image::Digest;
 use tokio::runtime::Handle;
 
+use crate::chain;
+
 /// What containerd is called in messages.
-pub(crate) const CONTAINERD: &str = "containerd";
+pub const CONTAINERD: &str = "containerd";
 
 /// Blobs that containerd has, their documents read one by one.
 #[derive(Debug)]
-pub(crate) struct ContentStore {
+pub struct ContentStore {
     client: Client,
     sizes: HashMap<Digest, u64>,
     runtime: Handle,
@@ -20,9 +23,9 @@ pub(crate) struct ContentStore {
 }
 
 impl ContentStore {
-    /// The store of a client, with these blobs and their sizes. To be called in a runtime, and used outside of its
-    /// threads.
-    pub(crate) fn of(client: &Client, blobs: impl IntoIterator<Item = (Digest, u64)>) -> ContentStore {
+    /// The store of a client, with these blobs and their sizes in bytes. To be called in a runtime, and used outside of
+    /// its threads.
+    pub fn of(client: &Client, blobs: impl IntoIterator<Item = (Digest, u64)>) -> ContentStore {
         ContentStore {
             client: client.clone(),
             sizes: blobs.into_iter().collect(),
@@ -32,7 +35,7 @@ impl ContentStore {
     }
 
     /// Why containerd did not answer, if it did not: what was found since is worth nothing.
-    pub(crate) fn take_failure(&mut self) -> Option<Error> {
+    pub fn take_failure(&mut self) -> Option<Error> {
         self.failure.take()
     }
 }
@@ -47,7 +50,7 @@ impl bundle::Store for ContentStore {
         self.runtime
             .block_on(self.client.read_blob(digest, size))
             .map_err(|error| {
-                let reason = import::chain(&error);
+                let reason = chain(&error);
                 if matches!(error, Error::Unreachable { .. } | Error::Stalled { .. }) {
                     self.failure = Some(error);
                 }

@@ -1,0 +1,154 @@
+//! One blob on its way: held where it is there, sent where it is not, and labelled as its children want it.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
+
+use containerd::{BlobSource, BlobSpec, Client, Held, Written};
+use oci_spec::image::Digest;
+use tokio::sync::Mutex;
+
+use super::Job;
+use crate::labels::Labels;
+use crate::lease::Lease;
+use crate::plan::{BlobAction, BlobStep, missing_gc_labels};
+
+/// What became of one blob: the bytes sent, `None` when none were.
+pub(super) struct Moved {
+    pub(super) digest: Digest,
+    pub(super) result: Result<Option<u64>, containerd::Error>,
+}
+
+/// One blob on its way.
+pub(super) struct BlobTask {
+    client: Client,
+    lease: String,
+    step: BlobStep,
+    source: Option<Arc<dyn BlobSource>>,
+    progress: Option<Arc<AtomicU64>>,
+    turns: Arc<Turns>,
+}
+
+/// One task at a time for each blob: images share blobs, and an ingest has one name whoever writes it.
+#[derive(Debug, Default)]
+pub(super) struct Turns(std::sync::Mutex<HashMap<Digest, Arc<Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, digest: &Digest) -> Arc<Mutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(digest.clone()).or_default())
+    }
+}
+
+impl BlobTask {
+    /// Takes its bytes from the bundle of the job, if it has them.
+    pub(super) fn new(job: &Job<'_>, lease: &Lease, step: &BlobStep, turns: &Arc<Turns>) -> BlobTask {
+        let blob = job.bundle.as_ref().and_then(|bundle| bundle.blob(&step.digest));
+        BlobTask {
+            client: job.client.clone(),
+            lease: lease.id().to_owned(),
+            step: step.clone(),
+            source: blob.map(|blob| Arc::new(FromBundle(blob)) as Arc<dyn BlobSource>),
+            progress: job.observer.bytes(),
+            turns: Arc::clone(turns),
+        }
+    }
+
+    /// The same with bytes from elsewhere.
+    pub(super) fn from(self, source: Arc<dyn BlobSource>) -> Self {
+        Self {
+            source: Some(source),
+            ..self
+        }
+    }
+
+    pub(super) async fn run(self) -> Moved {
+        let digest = self.step.digest.clone();
+        let turn = self.turns.of(&digest);
+        let _turn = turn.lock().await;
+        Moved {
+            digest,
+            result: self.make_sure().await,
+        }
+    }
+
+    async fn make_sure(self) -> Result<Option<u64>, containerd::Error> {
+        if self.may_be_there().await? && self.hold().await? {
+            return self.label().await.map(|()| None);
+        }
+        Ok(match self.send().await? {
+            Written::Committed { sent_bytes } => Some(sent_bytes),
+            Written::Present | Written::Adopted => None,
+        })
+    }
+
+    /// Whether it is worth asking for the blob before it is sent.
+    ///
+    /// A parent that somebody else has sent since the plan was made comes with labels that sending it would overwrite.
+    async fn may_be_there(&self) -> Result<bool, containerd::Error> {
+        match self.step.action {
+            BlobAction::Hold | BlobAction::Leave => Ok(true),
+            BlobAction::Send if self.step.children.is_empty() => Ok(false),
+            BlobAction::Send => Ok(self.client.blob(&self.step.digest).await?.is_some()),
+        }
+    }
+
+    async fn hold(&self) -> Result<bool, containerd::Error> {
+        let BlobStep { digest, size, .. } = &self.step;
+        let held = self.client.hold_blob(&self.lease, digest, *size).await?;
+        Ok(held == Held::Held)
+    }
+
+    async fn send(&self) -> Result<Written, containerd::Error> {
+        let step = &self.step;
+        // All of them: the plan's are those that the blob lacked when it was there.
+        let mut labels = missing_gc_labels(&step.children, &Labels::new());
+        labels.extend(step.sources.clone());
+        let spec = BlobSpec {
+            digest: step.digest.clone(),
+            size: step.size,
+            labels,
+            progress: self.progress.clone(),
+        };
+        let source: Arc<dyn BlobSource> = match &self.source {
+            Some(source) => Arc::clone(source),
+            None => Arc::new(Gone),
+        };
+        self.client.write_blob(&self.lease, &spec, source).await
+    }
+
+    /// Gives a parent that was there the gc labels it lacks, by what it has now: others send and label it, too.
+    async fn label(&self) -> Result<(), containerd::Error> {
+        let BlobStep { digest, children, .. } = &self.step;
+        if children.is_empty() {
+            return Ok(());
+        }
+        let there = self.client.blob(digest).await?.map(|blob| blob.labels);
+        let missing = missing_gc_labels(children, &there.unwrap_or_default());
+        if !missing.is_empty() {
+            self.client.set_blob_labels(digest, &missing).await?;
+        }
+        Ok(())
+    }
+}
+
+struct FromBundle(bundle::Blob);
+
+impl BlobSource for FromBundle {
+    fn open(&self, offset: u64) -> std::io::Result<Box<dyn Read + Send>> {
+        self.0.open(offset)
+    }
+}
+
+/// A blob that was in containerd when the plan was made, is not any more, and is not in the bundle either.
+struct Gone;
+
+impl BlobSource for Gone {
+    fn open(&self, _offset: u64) -> std::io::Result<Box<dyn Read + Send>> {
+        Err(std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            "it vanished from containerd and is not in the bundle",
+        ))
+    }
+}

@@ -1,0 +1,172 @@
+//! What comes after the leaves of an image were sent: those that were there are held, then come its manifests and indexes,
+//! and then its records.
+//!
+//! Nothing here changes the run it belongs to, so that several images can be closed at a time: each step waits for
+//! containerd's database, which takes one writer after the other and should never have to wait for us.
+
+use std::sync::Arc;
+
+use containerd::{Creation, ImageUpdate, NewImage};
+use oci_spec::image::Descriptor;
+use tokio::sync::Mutex;
+
+use super::blobs::{BlobTask, Moved, Turns};
+use super::on_disk::OnDisk;
+use super::unpacking::{unpack, unpacks_before_records};
+use super::{Fault, Job, RECORD_ROUNDS, RecordOutcome, check_bundle, unwritten};
+use crate::labels::LabelChanges;
+use crate::lease::Lease;
+use crate::plan::{BlobStep, ImagePlan, RecordAction, RecordStep, plan_record};
+use crate::select::NamedTarget;
+use crate::unpack::Unpacked;
+
+/// An image of which nothing big is to be sent any more.
+pub(super) struct Closing<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) image: &'a ImagePlan,
+    /// Its blobs that nobody has made sure of yet, children before parents.
+    pub(super) blobs: Vec<&'a BlobStep>,
+    /// What has held everything from the beginning.
+    pub(super) lease: Lease,
+    pub(super) on_disk: Arc<OnDisk>,
+    pub(super) turns: Arc<Turns>,
+    /// Held by the image that is being unpacked.
+    pub(super) unpacking: Arc<Mutex<()>>,
+}
+
+/// An image that is through.
+pub(super) struct Closed<'a> {
+    pub(super) image: &'a ImagePlan,
+    /// What became of the blobs that were tried: the last one may have failed.
+    pub(super) blobs: Vec<Moved>,
+    /// What was unpacked of it before its records.
+    pub(super) unpacked: Option<Unpacked>,
+    /// What became of its records, or why there are none.
+    pub(super) records: Result<Vec<(RecordStep, RecordOutcome)>, Fault>,
+}
+
+impl<'a> Closing<'a> {
+    /// Does what is left to be done. Safe to cancel: a record is written whole or not at all.
+    pub(super) async fn close(self) -> Closed<'a> {
+        let mut blobs: Vec<Moved> = Vec::new();
+        for step in &self.blobs {
+            blobs.push(
+                BlobTask::new(self.job, &self.lease, step, &self.turns)
+                    .run()
+                    .await,
+            );
+            if blobs.last().is_some_and(|moved| moved.result.is_err()) {
+                break;
+            }
+            self.on_disk.note_committed();
+        }
+        let mut unpacked = None;
+        let records = match blobs.last().is_some_and(|moved| moved.result.is_err()) {
+            // Why is with the blob.
+            true => Ok(Vec::new()),
+            false => self.records(&mut unpacked).await,
+        };
+        Closed {
+            image: self.image,
+            blobs,
+            unpacked,
+            records,
+        }
+    }
+
+    async fn records(
+        &self,
+        unpacked: &mut Option<Unpacked>,
+    ) -> Result<Vec<(RecordStep, RecordOutcome)>, Fault> {
+        check_bundle(self.job)?;
+        if let Some(unpacker) = unpacks_before_records(self.job).filter(|_| self.image.unpack) {
+            let _turn = self.unpacking.lock().await;
+            *unpacked = Some(unpack(unpacker, self.job, self.image, &self.lease).await?);
+        }
+        self.on_disk.make_names_last(self.job.client).await;
+        if !self.lease.is_alive(self.job.client).await? {
+            // What it held may have been collected.
+            return Err(Fault::LeaseLost);
+        }
+        let mut outcomes = Vec::new();
+        for step in &self.image.records {
+            outcomes.push(self.record(step).await?);
+        }
+        Ok(outcomes)
+    }
+
+    /// Brings one record about.
+    ///
+    /// The plan may be an hour old by now. What it says about a record that was there is looked up again, so that what
+    /// somebody else did to it meanwhile is not overlooked.
+    async fn record(&self, step: &RecordStep) -> Result<(RecordStep, RecordOutcome), Fault> {
+        let mut step = match &step.action {
+            RecordAction::Create(_) => step.clone(),
+            _ => self.planned_again(step).await?,
+        };
+        for _ in 0..RECORD_ROUNDS {
+            match self.write_record(&step).await {
+                Ok(Some(outcome)) => return Ok((step, outcome)),
+                Ok(None) => step = self.planned_again(&step).await?,
+                Err(error) => match Fault::from(error) {
+                    Fault::Image(failure) => return Ok((step, RecordOutcome::Rejected(failure.reason))),
+                    fault => return Err(fault),
+                },
+            }
+        }
+        let reason = "somebody else changes the record all the time".to_owned();
+        Ok((step, RecordOutcome::Rejected(reason)))
+    }
+
+    async fn planned_again(&self, step: &RecordStep) -> Result<RecordStep, Fault> {
+        let there = self.job.client.image(&step.name).await?;
+        let wanted = NamedTarget {
+            name: step.name.clone(),
+            target: step.target.clone(),
+        };
+        Ok(plan_record(&wanted, there.as_ref(), self.job.intent))
+    }
+
+    /// Writes a record as planned; `None` when it is not as the plan thought.
+    async fn write_record(&self, step: &RecordStep) -> Result<Option<RecordOutcome>, containerd::Error> {
+        match &step.action {
+            RecordAction::Create(labels) => {
+                let image = NewImage {
+                    name: step.name.clone(),
+                    target: step.target.clone(),
+                    labels: labels.clone(),
+                };
+                let creation = self.job.client.create_image(&image).await?;
+                Ok((creation == Creation::Created).then_some(RecordOutcome::Created))
+            }
+            RecordAction::Retarget { labels, .. } => {
+                let updated = self
+                    .update_record(step, Some(step.target.clone()), labels)
+                    .await?;
+                Ok(updated.then_some(RecordOutcome::Retargeted))
+            }
+            RecordAction::Relabel(labels) => {
+                let updated = self.update_record(step, None, labels).await?;
+                Ok(updated.then_some(RecordOutcome::Relabelled))
+            }
+            action @ (RecordAction::Unchanged | RecordAction::Conflict { .. } | RecordAction::Leave(_)) => {
+                Ok(Some(unwritten(action)))
+            }
+        }
+    }
+
+    /// Changes a record; says whether it is there and points where it should.
+    async fn update_record(
+        &self,
+        step: &RecordStep,
+        target: Option<Descriptor>,
+        labels: &LabelChanges,
+    ) -> Result<bool, containerd::Error> {
+        let update = ImageUpdate {
+            target,
+            labels: labels.clone(),
+        };
+        let updated = self.job.client.update_image(&step.name, &update).await?;
+        Ok(updated.is_some_and(|record| record.target.digest() == step.target.digest()))
+    }
+}
