@@ -11,6 +11,7 @@ mod ingest;
 pub mod labels;
 mod lease;
 mod names;
+mod pace;
 mod pattern;
 mod plan;
 mod release;
@@ -35,6 +36,7 @@ pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, S
 pub use labels::{Source, bundle_id, short_hash};
 pub use lease::{Lease, PREFIX as LEASE_PREFIX};
 pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference, printable};
+pub use pace::{Gentleness, Pace};
 pub use pattern::{InvalidPattern, Pattern};
 pub use plan::{
     BlobAction, BlobStep, ImagePlan, Intent, OnConflict, Plan, RecordAction, RecordStep, UnpackWhen,

@@ -6,12 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use containerd::{BlobInfo, ImageRecord};
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::labels::{self, CRI_MANAGED, LabelChanges, Labels, Source};
 use crate::names::Reference;
+use crate::pace::Pace;
 use crate::pattern::Pattern;
 use crate::select::{Child, ChildKind, Member, NamedTarget, Taken};
 use crate::space::Space;
@@ -44,6 +46,8 @@ pub struct Intent {
     pub space: Space,
     /// Which images come first, by their names: those of the first pattern, then those of the second, then the others.
     pub priority: Vec<Pattern>,
+    /// How fast blobs are sent.
+    pub pace: Arc<Pace>,
     /// What the images are unpacked with, if they are, and when.
     pub unpack: Option<(Unpacker, UnpackWhen)>,
 }
@@ -67,6 +71,7 @@ impl Intent {
             leave: BTreeMap::new(),
             space: Space::default(),
             priority: Vec::new(),
+            pace: Arc::default(),
             unpack: None,
         }
     }

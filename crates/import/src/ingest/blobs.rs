@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use super::Job;
 use crate::labels::Labels;
 use crate::lease::Lease;
+use crate::pace::{Pace, paced};
 use crate::plan::{BlobAction, BlobStep, missing_gc_labels};
 
 /// What became of one blob: the bytes sent, `None` when none were.
@@ -27,6 +28,7 @@ pub(super) struct BlobTask {
     step: BlobStep,
     source: Option<Arc<dyn BlobSource>>,
     progress: Option<Arc<AtomicU64>>,
+    pace: Arc<Pace>,
     turns: Arc<Turns>,
 }
 
@@ -51,6 +53,7 @@ impl BlobTask {
             step: step.clone(),
             source: blob.map(|blob| Arc::new(FromBundle(blob)) as Arc<dyn BlobSource>),
             progress: job.observer.bytes(),
+            pace: Arc::clone(&job.intent.pace),
             turns: Arc::clone(turns),
         }
     }
@@ -115,6 +118,7 @@ impl BlobTask {
             Some(source) => Arc::clone(source),
             None => Arc::new(Gone),
         };
+        let (source, _wanted) = paced(source, &self.pace);
         self.client.write_blob(&self.lease, &spec, source).await
     }
 

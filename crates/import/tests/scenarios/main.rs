@@ -10,5 +10,6 @@ mod scale;
 mod support;
 
 mod faults;
+mod gentle;
 mod in_order;
 mod ingest;

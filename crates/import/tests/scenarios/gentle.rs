@@ -1,0 +1,101 @@
+//! Imports that are held back: by a limit, and by pressure.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use airgapd_import::{Gentleness, Imported, Intent, Outcome, Pace, Silent, bundle_id, import};
+use bundle::Compression;
+use containerd::Client;
+
+use crate::support::{
+    BUNDLE, Stage, Stock, amd64, assert_converged, eventually, everywhere, import_all, intent, noise, policy,
+};
+
+everywhere! {
+    a_rate_limit_holds_for_all_blobs_together
+    a_rate_limit_holds_for_what_comes_out_of_a_compressed_bundle
+    under_pressure_that_lasts_an_import_is_slower_and_comes_to_its_end
+    an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it
+}
+
+const RATE: u64 = 2 << 20;
+
+/// Twice as many bytes as [`RATE`] lets through in a second, of two images.
+fn stock() -> Stock {
+    let images = ["r.test/a:1", "r.test/b:1"];
+    Stock::images(images.map(|name| amd64(name, &[&noise(2 << 20)])))
+}
+
+async fn import_at(client: &Client, stock: &Stock, pace: &Arc<Pace>) -> Imported {
+    let intent = Intent {
+        pace: Arc::clone(pace),
+        ..intent()
+    };
+    let lease = bundle_id(BUNDLE);
+    let imported = import(client, &stock.bundle, &policy(), &intent, &lease, false, &Silent).await;
+    imported.expect("containerd answers")
+}
+
+/// What goes through at once is a tenth of a second's.
+async fn takes_two_seconds(stage: &Stage, stock: &Stock, pace: &Arc<Pace>) {
+    let client = stage.client().await;
+    let begun = Instant::now();
+    let imported = import_at(&client, stock, pace).await;
+    let taken = begun.elapsed();
+    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert!(taken >= Duration::from_millis(1850), "{taken:?}");
+    assert_converged(&client, stock).await;
+}
+
+fn at_rate(rate: u64) -> Gentleness {
+    Gentleness {
+        rate: Some(rate),
+        ..Gentleness::default()
+    }
+}
+
+async fn a_rate_limit_holds_for_all_blobs_together(stage: &Stage) {
+    takes_two_seconds(stage, &stock(), &Arc::new(Pace::new(at_rate(RATE)))).await;
+}
+
+async fn a_rate_limit_holds_for_what_comes_out_of_a_compressed_bundle(stage: &Stage) {
+    let packed = Stock::packed(stock().archive, Compression::Zstd);
+    takes_two_seconds(stage, &packed, &Arc::new(Pace::new(at_rate(RATE)))).await;
+}
+
+/// Pressure leaves the half of what is allowed.
+async fn under_pressure_that_lasts_an_import_is_slower_and_comes_to_its_end(stage: &Stage) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("io"), "some avg10=97.00 avg60=9.00\n").expect("room for a file");
+    let gentleness = Gentleness {
+        io: Some(40),
+        ..at_rate(2 * RATE)
+    };
+    let pace = Arc::new(Pace::by(gentleness, folder.path()));
+    takes_two_seconds(stage, &stock(), &pace).await;
+    let why = pace.held_back().expect("it is held back");
+    assert!(why.contains("wait for io 97 %"), "{why}");
+}
+
+async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Stage) {
+    let (client, stock) = (stage.client().await, stock());
+    // It would take weeks.
+    let pace = Arc::new(Pace::new(at_rate(1)));
+    let mut import = Box::pin(import_at(&client, &stock, &pace));
+    let is_under_way = eventually("blobs are under way", async || {
+        !client.ingests().await.expect("containerd answers").is_empty()
+    });
+    tokio::select! {
+        _ = &mut import => panic!("nothing held it back"),
+        () = is_under_way => {}
+    }
+    drop(import);
+    eventually("nobody waits any more", async || {
+        tokio::task::yield_now().await;
+        Arc::strong_count(&pace) == 1
+    })
+    .await;
+    let imported = import_all(&client, &stock).await;
+    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_converged(&client, &stock).await;
+}
