@@ -1,6 +1,7 @@
 //! `airgapd import`: what it does, says and leaves alone.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use bundle::fixtures::{Image, Manifest, Node as Tree, digest_of};
 
@@ -522,7 +523,25 @@ fn a_bundle_is_inspected_without_containerd(target: &Target) {
     );
 }
 
+/// What goes through at once is a tenth of a second's; the flag counts more than the file.
+fn no_more_is_sent_in_a_second_than_the_rate_limit(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("rateLimit: 1GiB");
+    let file = text(&node.path("bundle.tar"));
+    bundles::write(file.as_ref(), [bundles::large("registry.test/gentle:1", 4 << 20)]);
+    let begun = Instant::now();
+    let bundle = node.import(["--rate-limit", "2MiB", &file]).exits(0).bundle();
+    let taken = begun.elapsed();
+    assert_eq!(bundle["outcome"], "imported");
+    assert!(
+        bundle["blobs"]["sent_bytes"].as_u64().unwrap() > 4 << 20,
+        "{bundle:#}"
+    );
+    assert!(taken >= Duration::from_millis(1850), "{taken:?}");
+}
+
 on_each_containerd!(
+    no_more_is_sent_in_a_second_than_the_rate_limit,
     an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too,
     names_become_the_records_that_kubelet_asks_for,
     a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured,

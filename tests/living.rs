@@ -186,6 +186,26 @@ fn a_second_signal_ends_it_at_once(target: &Target) {
     node.start().finish(target);
 }
 
+/// 100 s of it are left.
+fn an_import_that_is_held_back_holds_up_neither_a_stop_nor_a_removal(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("grace: 0s\nrateLimit: 1MiB");
+    bundles::write(&node.path("large.tar"), [bundles::large(SLOW, 100 << 20)]);
+    fs::rename(node.path("large.tar"), node.images().join("large.tar")).expect("it is one file system");
+    let mut daemon = node.start();
+    daemon.wait_until("bytes are under way", || !target.ingests().is_empty());
+    signal(&daemon, Signal::TERM);
+    assert!(daemon.wait().success());
+
+    let daemon = node.start();
+    daemon.wait_until("bytes are under way again", || {
+        daemon.notified().contains("1 importing (at most")
+    });
+    fs::remove_file(node.images().join("large.tar")).expect("it is there");
+    daemon.finish(target);
+    assert!(target.record(SLOW).is_none());
+}
+
 /// The loop itself says that it goes round (`WATCHDOG_USEC`), whatever it waits for, and a stop need not wait for that.
 fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a_stop_is_quick(
     target: &Target,
@@ -238,4 +258,5 @@ on_the_fake! {
     a_stop_lets_an_import_come_to_its_end_and_takes_on_nothing_new,
     a_stop_waits_for_the_grace_and_no_longer_and_the_next_start_goes_on,
     a_second_signal_ends_it_at_once,
+    an_import_that_is_held_back_holds_up_neither_a_stop_nor_a_removal,
 }

@@ -82,7 +82,31 @@ fn what_a_reload_cannot_change_is_named(target: &Target) {
     daemon.stop();
 }
 
+/// 100 s of it would be left.
+fn a_rate_limit_is_seen_in_the_status_and_goes_while_an_import_runs(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("rateLimit: 1MiB");
+    bundles::write(&node.path("large.tar"), [bundles::large(ONE, 100 << 20)]);
+    fs::rename(node.path("large.tar"), node.images().join("large.tar")).expect("it is one file system");
+    let daemon = node.start();
+    daemon.wait_until("the status says what holds it back", || {
+        let status = node.airgapd(["status", "-o", "json"]).json();
+        let bundle = &status["bundles"][0];
+        bundle["state"] == "importing" && bundle["waits_for"] == "at most 1.0 MB a second (rateLimit)"
+    });
+    daemon.wait_until("systemd hears it, too", || {
+        daemon.notified().contains("1 importing (at most")
+    });
+    change(&node, &daemon, "rateLimit: 1MiB", "rateLimit: 0");
+    daemon.wait_for_log("rateLimit changed");
+    daemon.wait_until("the rest comes at once", || is_pinned(target, ONE));
+    let status = node.airgapd(["status", "-o", "json"]).json();
+    assert_eq!(status["bundles"][0]["waits_for"], serde_json::Value::Null);
+    daemon.finish(target);
+}
+
 on_the_fake! {
+    a_rate_limit_is_seen_in_the_status_and_goes_while_an_import_runs,
     a_configuration_with_mistakes_leaves_the_old_one_in_force,
     what_a_reload_cannot_change_is_named,
 }

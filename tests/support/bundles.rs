@@ -23,6 +23,13 @@ pub fn image(name: &str) -> Image {
     multi_platform(name, &[native()])
 }
 
+/// An image for this machine with a layer of that many bytes, which are hardly more than zeros.
+pub fn large(name: &str, size: usize) -> Image {
+    let mut layer = unique().into_bytes();
+    layer.resize(size, 0);
+    Image::new(name).platform(native()).layer(layer)
+}
+
 /// An image for several platforms, each with a layer of its own. Several make an index.
 pub fn multi_platform(name: &str, platforms: &[&str]) -> Image {
     platforms.iter().fold(Image::new(name), |image, platform| {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Common, Given, PlatformFlag};
+use crate::config::{Common, Given, PlatformFlag, RateFlag};
 use crate::needs::{K0sArgs, ManifestArgs, Sources};
 
 /// Imports image bundles into containerd on nodes without a registry.
@@ -30,7 +30,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Watch the images folder and import every bundle in it (systemd starts this)
-    Run(PlatformFlag),
+    Run(RunArgs),
     /// Import bundles now
     Import(ImportArgs),
     /// Show what is inside a bundle, what this node would take of it, and whether it is whole
@@ -78,6 +78,14 @@ pub(crate) struct ManArgs {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) platform: PlatformFlag,
+    #[command(flatten)]
+    pub(crate) rate: RateFlag,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
     /// Bundles: files, or folders with extracted OCI image layouts, anywhere and also in the images folder
     #[arg(required = true, value_name = "FILE")]
@@ -94,6 +102,8 @@ pub(crate) struct ImportArgs {
     pub(crate) unpack: Option<String>,
     #[command(flatten)]
     pub(crate) platform: PlatformFlag,
+    #[command(flatten)]
+    pub(crate) rate: RateFlag,
 }
 
 #[derive(Args, Debug)]
@@ -424,6 +434,17 @@ impl VerifyArgs {
     }
 }
 
+impl RunArgs {
+    /// What was typed, for the configuration.
+    pub(crate) fn given(&self) -> Vec<Given> {
+        self.platform
+            .given()
+            .into_iter()
+            .chain(self.rate.given())
+            .collect()
+    }
+}
+
 impl ImportArgs {
     /// What was typed, for the configuration.
     pub(crate) fn given(&self) -> Vec<Given> {
@@ -433,7 +454,7 @@ impl ImportArgs {
                 .iter()
                 .map(|when| Given::flag("--unpack", "unpack", when.as_str())),
         );
-        given
+        given.into_iter().chain(self.rate.given()).collect()
     }
 }
 

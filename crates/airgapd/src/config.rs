@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use import::{Alias, DigestReferences, MinFree, Naming, OnConflict, Pattern, Reference, Unpack};
+use import::{Alias, DigestReferences, Gentleness, MinFree, Naming, OnConflict, Pattern, Reference, Unpack};
 use oci_spec::image::{Digest, DigestAlgorithm};
 use platforms::Platform;
 use serde::Serialize;
@@ -58,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
     /// What has to stay free on the disk of containerd's content store.
     pub(crate) min_free: MinFree,
+    /// How much of the node imports may take.
+    pub(crate) gentleness: Gentleness,
     /// How long our pin stays after the last bundle that vouches for an image is gone.
     pub(crate) unpin_grace: Duration,
     pub(crate) on_removal: OnRemoval,
@@ -106,6 +108,7 @@ impl Default for Settings {
             resync: Duration::from_secs(600),
             grace: Duration::from_secs(20),
             min_free: MinFree::default(),
+            gentleness: Gentleness::default(),
             unpin_grace: Duration::ZERO,
             on_removal: OnRemoval::Unpin,
             on_conflict: OnConflict::Replace,
@@ -368,6 +371,21 @@ const KEYS: &[Key] = &[
         show: |s| shown_min_free(s.min_free),
     },
     Key {
+        name: "rateLimit",
+        set: |s, v| store(&mut s.gentleness.rate, rate(v)),
+        show: |s| s.gentleness.rate.map_or(Value::Null, shown_size),
+    },
+    Key {
+        name: "pressure.io",
+        set: |s, v| store(&mut s.gentleness.io, pressure(v)),
+        show: |s| shown_percent(s.gentleness.io),
+    },
+    Key {
+        name: "pressure.memory",
+        set: |s, v| store(&mut s.gentleness.memory, pressure(v)),
+        show: |s| shown_percent(s.gentleness.memory),
+    },
+    Key {
         name: "unpinGrace",
         set: |s, v| store(&mut s.unpin_grace, duration(v)),
         show: |s| shown_duration(s.unpin_grace),
@@ -540,7 +558,7 @@ const KEYS: &[Key] = &[
 ];
 
 /// Keys that hold keys.
-const GROUPS: [&str; 3] = ["require", "limits", "log"];
+const GROUPS: [&str; 4] = ["pressure", "require", "limits", "log"];
 
 /// Keys that say what the daemon is bound to while it runs.
 const UNTIL_RESTART: [&str; 10] = [
@@ -804,6 +822,22 @@ impl PlatformFlag {
             .then(|| Given::flag("--platform", "platforms", value))
             .into_iter()
             .collect()
+    }
+}
+
+/// The flag of the commands that import.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct RateFlag {
+    /// Send at most so many bytes a second, such as 50MiB; 0 for no limit
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rate_limit: Option<String>,
+}
+
+impl RateFlag {
+    /// What was typed, for [`load`].
+    pub(crate) fn given(&self) -> Option<Given> {
+        let text = self.rate_limit.as_deref()?;
+        Some(Given::flag("--rate-limit", "rateLimit", text))
     }
 }
 
@@ -1338,9 +1372,39 @@ fn size_or_zero(value: &Value) -> Option<u64> {
     number(value).or_else(|| with_unit(value.as_str()?))
 }
 
+fn percent(text: &str) -> Option<u8> {
+    text.strip_suffix('%')?.trim_end().parse().ok()
+}
+
+/// Bytes a second. Slower than this, a large blob would outlive its lease, and other importers would take it for given up.
+const SLOWEST: u64 = 1 << 20;
+
+fn rate(value: &Value) -> Result<Option<u64>, String> {
+    match (value, size_or_zero(value)) {
+        (Value::Null, _) | (_, Some(0)) => Ok(None),
+        (_, Some(bytes)) if bytes >= SLOWEST => Ok(Some(bytes)),
+        _ => Err(got(
+            "bytes a second such as 50MiB, at least 1MiB, or 0 for no limit",
+            value,
+        )),
+    }
+}
+
+/// A part of the time in hundredths. The number may stand alone, as the kernel has it.
+fn pressure(value: &Value) -> Result<Option<u8>, String> {
+    let alone = || number(value).and_then(|number| u8::try_from(number).ok());
+    match (value, value.as_str().and_then(percent).or_else(alone)) {
+        (Value::Null, _) | (_, Some(0)) => Ok(None),
+        (_, Some(part)) if part <= 100 => Ok(Some(part)),
+        _ => Err(got(
+            "a part of the time such as 40%, or 0 for not looking at it",
+            value,
+        )),
+    }
+}
+
 /// So many bytes, or so many hundredths of the disk.
 fn min_free(value: &Value) -> Result<MinFree, String> {
-    let percent = |text: &str| text.strip_suffix('%')?.trim_end().parse::<u8>().ok();
     let read = match value.as_str().and_then(percent) {
         Some(percent) => Some(MinFree::Percent(percent)).filter(|_| percent <= 100),
         None => size_or_zero(value).map(MinFree::Bytes),
@@ -1514,6 +1578,10 @@ fn shown_min_free(min_free: MinFree) -> Value {
     }
 }
 
+fn shown_percent(part: Option<u8>) -> Value {
+    part.map_or(Value::Null, |part| format!("{part}%").into())
+}
+
 fn shown_platforms(platforms: &PlatformChoice) -> Value {
     match platforms {
         PlatformChoice::Node => Value::Sequence(Vec::new()),
@@ -1645,6 +1713,31 @@ mod tests {
     }
 
     #[test]
+    fn how_much_imports_may_take_is_read_in_every_way_it_may_be_typed() {
+        let table = [
+            ("", None, None),
+            ("rateLimit: ~\npressure: {io: ~}", None, None),
+            ("rateLimit: 0\npressure: {io: 0}", None, None),
+            ("rateLimit: '0'\npressure: {io: '0'}", None, None),
+            ("rateLimit: 50MiB\npressure: {io: 40%}", Some(50 << 20), Some(40)),
+            ("rateLimit: 1048576\npressure: {io: 40}", Some(1 << 20), Some(40)),
+            (
+                "rateLimit: 2 GiB\npressure:\n  io: '100'",
+                Some(2 << 30),
+                Some(100),
+            ),
+        ];
+        for (text, rate, io) in table {
+            let gentleness = settings(text).gentleness;
+            assert_eq!(
+                (gentleness.rate, gentleness.io, gentleness.memory),
+                (rate, io, None),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn all_mistakes_are_reported_at_once_each_with_its_line() {
         let text = "data_dir: /x\nresync: soon\n\nlimits:\n  # none\n  images: -1\n  imagez: 3\nlog: 5\nunpack: soon\n\
                     onRemoval: forget\nimagesDir: images\n";
@@ -1715,6 +1808,13 @@ mod tests {
             "require: {images: ['-']}",
             "require: {k0sVersion: 1.34}",
             "require: {sandboxImage: 'Not A Name'}",
+            "rateLimit: fast",
+            "rateLimit: 100KiB",
+            "rateLimit: -1",
+            "pressure: {io: 101%}",
+            "pressure: {io: 300}",
+            "pressure: {memory: high}",
+            "pressure: {cpu: 40%}",
             "limits: {zstdWindow: 100MiB}",
             "limits: {zstdWindow: 4GiB}",
             "limits: {expansion: 0}",
@@ -1865,6 +1965,11 @@ mod tests {
         };
         config.settings.limits.json_document = 1025;
         config.settings.platforms = PlatformChoice::All;
+        config.settings.gentleness = Gentleness {
+            rate: Some(50 << 20),
+            io: Some(40),
+            memory: None,
+        };
         for row in config.rows() {
             let key = KEYS.iter().find(|key| key.name == row.key).unwrap();
             let mut again = config.settings.clone();

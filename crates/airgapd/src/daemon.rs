@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bundle::Identity;
 use containerd::{ImageChange, ImageEvents};
-use import::Policy;
+use import::{Pace, Policy};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -112,6 +112,8 @@ struct Daemon {
     ledger: Ledger,
     roster: Roster,
     jobs: Jobs,
+    /// How fast jobs send, all of them together.
+    pace: Arc<Pace>,
     /// Why nothing can be imported from the folder at the moment, when that is so; said once for each reason.
     trouble: Option<String>,
     /// Why bundles that are not in the folder are not taken for gone, when that is so.
@@ -190,6 +192,7 @@ impl Daemon {
             ledger,
             roster: Roster::default(),
             jobs: Jobs::default(),
+            pace: Arc::new(Pace::new(settings.gentleness)),
             configuration,
             trouble: None,
             vanished: None,
@@ -407,9 +410,10 @@ impl Daemon {
         };
         let done = count(|phase| phase == Phase::Done);
         let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
-        let running = match self.jobs.all().count() {
-            0 => String::new(),
-            running => format!("{running} importing, "),
+        let running = match (self.jobs.all().count(), self.pace.held_back()) {
+            (0, _) => String::new(),
+            (running, None) => format!("{running} importing, "),
+            (running, Some(why)) => format!("{running} importing ({why}), "),
         };
         let waiting = count(|phase| {
             matches!(

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
 /// Flags of single commands that stand for configuration.
 fn flags_of(command: &Command) -> Vec<Given> {
     match command {
-        Command::Run(platform) => platform.given(),
+        Command::Run(args) => args.given(),
         Command::Import(args) => args.given(),
         Command::Inspect(args) => args.given(),
         Command::Verify(args) => args.platform.given(),

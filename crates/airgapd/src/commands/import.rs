@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use bundle::Bundle;
 use import::{
-    BundleReport, Cause, Intent, Outcome, Policy, Source, Unpack, UnpackWhen, Unpacker, bundle_id, short_hash,
+    BundleReport, Cause, Intent, Outcome, Pace, Policy, Source, Unpack, UnpackWhen, Unpacker, bundle_id,
+    short_hash,
 };
 
 use super::Exit;
@@ -48,6 +49,7 @@ pub(crate) async fn run(
         node,
         runtime: &runtime,
         policy: &policy,
+        pace: Arc::new(Pace::new(settings.gentleness)),
         dry_run: args.dry_run,
     };
     let mut reports = Vec::new();
@@ -72,6 +74,8 @@ struct Import<'a> {
     node: &'a Node,
     runtime: &'a Runtime,
     policy: &'a Policy,
+    /// One for all files.
+    pace: Arc<Pace>,
     dry_run: bool,
 }
 
@@ -96,6 +100,7 @@ impl Import<'_> {
         let intent = Intent {
             priority: self.settings.priority.clone(),
             space: runtime::space(self.settings, self.runtime),
+            pace: Arc::clone(&self.pace),
             unpack,
             ..Intent::new(source, self.settings.on_conflict)
         };

@@ -15,7 +15,7 @@ use super::{Connection, Daemon};
 use crate::config::Settings;
 use crate::control::{self, Answer, Question, Want};
 use crate::metrics;
-use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, ProgressStatus, Status};
+use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, ProgressStatus, State, Status};
 
 /// How often the file of the metrics is written: as often as they are usually read.
 const METRICS_PACE: Duration = Duration::from_secs(15);
@@ -143,6 +143,14 @@ impl Daemon {
             (job.order.name.clone(), progress)
         });
         let progress: BTreeMap<OsString, ProgressStatus> = progress.collect();
+        let mut bundles = status::bundles(&self.roster, &self.ledger, &progress, Instant::now());
+        let held_back = self.pace.held_back();
+        for bundle in bundles
+            .iter_mut()
+            .filter(|bundle| bundle.state == State::Importing)
+        {
+            bundle.waits_for.clone_from(&held_back);
+        }
         Status {
             daemon: Some(DaemonStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -156,7 +164,7 @@ impl Daemon {
             },
             required: self.required_status(),
             unpack: self.unpack_status(),
-            bundles: status::bundles(&self.roster, &self.ledger, &progress, Instant::now()),
+            bundles,
         }
     }
 

@@ -41,6 +41,7 @@ impl Daemon {
         if applied.is_empty() {
             return;
         }
+        self.pace.set(settings.gentleness);
         self.settings = Arc::new(settings);
         if let Connection::Up(up) = &mut self.connection {
             up.policy = runtime::policy(&self.settings, Some(&up.runtime));

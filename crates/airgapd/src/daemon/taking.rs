@@ -359,6 +359,7 @@ impl Daemon {
             leave,
             space,
             priority: self.settings.priority.clone(),
+            pace: Arc::clone(&self.pace),
             ..Intent::new(source, self.settings.on_conflict)
         };
         let counters = (Arc::clone(&job.bytes), Arc::clone(&job.planned));
