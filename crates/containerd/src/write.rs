@@ -598,6 +598,7 @@ impl Writer<'_> {
     ///
     /// As long as bytes are under way, acknowledgements have to keep coming. While none are (the source is slow,
     /// or containerd syncs its disk for COMMIT, which may take minutes), containerd only has to answer other calls.
+    /// Bytes that were queued a moment before the time is up have had no time to be acknowledged: they get their own.
     async fn drain(
         &self,
         responses: &mut Streaming<WriteContentResponse>,
@@ -607,6 +608,7 @@ impl Writer<'_> {
         let limit = self.client.options().stall;
         let mut acknowledged = offset;
         loop {
+            let under_way = queued.load(Ordering::Relaxed) > acknowledged;
             match timeout(limit, responses.message()).await {
                 Ok(Ok(Some(answer))) => {
                     let reached = size_from_wire(answer.offset);
@@ -618,9 +620,7 @@ impl Writer<'_> {
                 }
                 Ok(Ok(None)) => return Err(Failure::Ended),
                 Ok(Err(status)) => return Err(Failure::from(status)),
-                Err(_) if queued.load(Ordering::Relaxed) > acknowledged => {
-                    return Err(Failure::Deadline(limit));
-                }
+                Err(_) if under_way => return Err(Failure::Deadline(limit)),
                 Err(_) if self.client.version().await.is_ok() => {}
                 Err(_) => return Err(Failure::Deadline(limit)),
             }

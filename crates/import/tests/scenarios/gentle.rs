@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 
 use airgapd_import::{Gentleness, Imported, Intent, Outcome, Pace, Silent, bundle_id, import};
 use bundle::Compression;
-use containerd::Client;
+use containerd::{Client, Options};
 
 use crate::support::{
-    BUNDLE, Stage, Stock, amd64, assert_converged, eventually, everywhere, import_all, intent, noise, policy,
+    BUNDLE, Stage, Stock, amd64, assert_converged, connect, eventually, everywhere, import_all, intent,
+    noise, policy,
 };
 
 everywhere! {
     a_rate_limit_holds_for_all_blobs_together
     a_rate_limit_holds_for_what_comes_out_of_a_compressed_bundle
     under_pressure_that_lasts_an_import_is_slower_and_comes_to_its_end
+    bytes_that_wait_for_their_turn_longer_than_containerd_may_stall_are_no_stall
     an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it
 }
 
@@ -75,6 +77,20 @@ async fn under_pressure_that_lasts_an_import_is_slower_and_comes_to_its_end(stag
     takes_two_seconds(stage, &stock(), &pace).await;
     let why = pace.held_back().expect("it is held back");
     assert!(why.contains("wait for io 97 %"), "{why}");
+}
+
+/// Each message waits for two seconds, and whoever sends it is patient for one.
+async fn bytes_that_wait_for_their_turn_longer_than_containerd_may_stall_are_no_stall(stage: &Stage) {
+    let options = Options {
+        stall: Duration::from_secs(1),
+        ..Options::default()
+    };
+    let client = connect(stage.socket(), stage.namespace(), options).await;
+    let stock = Stock::images([amd64("r.test/a:1", &[&noise(1 << 20)])]);
+    let pace = Arc::new(Pace::new(at_rate(256 << 10)));
+    let imported = import_at(&client, &stock, &pace).await;
+    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_converged(&client, &stock).await;
 }
 
 async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Stage) {
