@@ -353,6 +353,8 @@ fn every_miss_says_what_comes_closest(target: &Target) {
     let by_digest = format!("mirror.test:5000/{path}/app@{root}");
     let other_build = format!("{at}/app@sha256:{zeros}");
     let near_tag = format!("{at}/app:2-alpine3");
+    // The bundle lies there, too: what containerd has is closer.
+    fs::copy(node.path("app.tar"), node.images().join("app.tar")).unwrap();
     let nothing = format!("nowhere.test/{}:1", unique());
     let references = [
         &*mirrored,
@@ -398,6 +400,7 @@ fn every_miss_says_what_comes_closest(target: &Target) {
             &differs_in,
             "{image:#}"
         );
+        assert!(near.is_null() || near["place"] == "containerd", "{image:#}");
         assert!(image["remedy"].as_str().unwrap().contains(remedy), "{image:#}");
     }
 }

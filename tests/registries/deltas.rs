@@ -66,6 +66,17 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
         "relied-on"
     );
 
+    // Whether it will do is known before it travels: by itself, and with its base.
+    let list = file("list.txt");
+    fs::write(&list, &new).unwrap();
+    let verify = |node: &Node, arguments: &[&str]| {
+        let all = ["verify", "-o", "json", "--images", &list];
+        node.airgapd(all.iter().chain(arguments))
+    };
+    let alone = verify(&node, &["--bundle", &file("delta.tar")]).exits(4).json();
+    assert_eq!(alone["images"][0]["status"], "incomplete", "{alone:#}");
+    verify(&node, &["--bundle", &file("delta.tar"), &file("base.tar")]).exits(0);
+
     let elsewhere = target.elsewhere();
     let stranger = Node::on(&elsewhere);
     let answer = stranger.import([file("delta.tar")]).exits(1);
@@ -77,6 +88,14 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
     assert!(elsewhere.names().is_empty() && elsewhere.leases().is_empty() && elsewhere.ingests().is_empty());
 
     node.import([file("base.tar")]).exits(0);
+    node.drop_in(&node.path("delta.tar"));
+    let there = verify(&node, &[]).exits(4).json();
+    let found_in = there["images"][0]["found_in"].as_str();
+    assert!(
+        found_in.is_some_and(|file| file.ends_with("images/delta.tar")),
+        "{there:#}"
+    );
+    fs::remove_file(node.images().join("delta.tar")).unwrap();
     let report = node.import([file("delta.tar")]).exits(0).bundle();
     assert!(
         report["blobs"]["sent_bytes"].as_u64().unwrap() < 2 * MIB as u64,

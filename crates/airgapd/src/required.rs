@@ -22,9 +22,7 @@ pub(crate) async fn check(
     runtime: &Runtime,
 ) -> Result<RequiredStatus, containerd::Error> {
     let checked_at = Timestamp::now();
-    tracing::debug!("DBG begin");
     let needs = gather(settings, runtime).await?;
-    tracing::debug!("DBG gathered {}", needs.mistakes.len());
     let mut found = RequiredStatus {
         is_current: true,
         checked_at: Some(checked_at),

@@ -16,6 +16,7 @@ use bundle::write::{Draft, FromBundles, Layout, Written};
 use serde::Serialize;
 
 use self::source::Sources;
+pub(super) use self::source::blobs_of;
 use super::Exit;
 use super::making::{self, Target, Told};
 use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};

@@ -2,17 +2,21 @@
 //!
 //! The question is answered for the containerd of this node, or with `--bundle` for bundles before they travel.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use bundle::Limits;
+use bundle::{Bundle, Limits};
 use import::{Policy, Reference};
+use oci_spec::image::Digest;
 use requirements::kubelet::{self, Kubelet};
 use serde::Serialize;
 
 use super::Exit;
+use super::bundles::blobs_of;
 use crate::cli::VerifyArgs;
 use crate::config::{OutputFormat, Settings};
+use crate::folder::{Class, Depth, Folder};
 use crate::needs::{self, K0sAnswer, Kind, Need, Needs, Source};
 use crate::node::Runtime as Node;
 use crate::output::{self, paragraph};
@@ -209,9 +213,10 @@ async fn in_containerd(
     if let Some(images_dir) = images_dir
         && answers.iter().any(Answer::is_missing)
     {
-        // Only now, since bundles can be large: who has what is missing?
-        let (bundles, _) = shelf_of(&bundles_in(images_dir), policy, &settings.limits).await;
-        answers = all(&bundles);
+        // Only now, since bundles can be large: who has what is missing? A delta has it where its base is there.
+        let there = runtime.client.blobs().await?.into_iter().map(|blob| blob.digest);
+        let (bundles, _) = open_all(&bundles_in(images_dir, settings), &settings.limits).await;
+        answers = all(&shelf_of(&bundles, policy, &there.collect()));
     }
     if runtime::is_of_kubelet(settings) {
         ask_cri(runtime, &mut answers).await?;
@@ -232,47 +237,60 @@ async fn ask_cri(runtime: &Runtime, answers: &mut [Answer]) -> Result<(), contai
     Ok(())
 }
 
+/// Bundles that travel together complete each other: what a delta relies on may be in another one of them.
 async fn in_bundles(
     paths: &[PathBuf],
     policy: &Policy,
     limits: &Limits,
     needs: &[Need],
 ) -> Result<Vec<Answer>, Vec<String>> {
-    let (shelf, mistakes) = shelf_of(paths, policy, limits).await;
+    let (bundles, mistakes) = open_all(paths, limits).await;
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
+    let shelf = shelf_of(&bundles, policy, &blobs_of(&bundles));
     let nothing = Shelf::default();
     Ok(needs.iter().map(|need| answer(need, &shelf, &nothing)).collect())
 }
 
-/// What several bundles have, and why others could not be read.
-async fn shelf_of(paths: &[PathBuf], policy: &Policy, limits: &Limits) -> (Shelf, Vec<String>) {
-    let mut shelf = Shelf::default();
+/// Opens bundles; of those that cannot be read it is said why.
+async fn open_all(paths: &[PathBuf], limits: &Limits) -> (Vec<Bundle>, Vec<String>) {
+    let mut bundles = Vec::new();
     let mut mistakes = Vec::new();
     for path in paths {
         match super::import::open(path, limits).await {
-            Ok(bundle) => shelf.join(Shelf::of_bundle(&bundle, path, policy)),
+            Ok(bundle) => bundles.push(bundle),
             Err(error) => mistakes.push(import::chain(&error)),
         }
     }
-    (shelf, mistakes)
+    (bundles, mistakes)
 }
 
-/// What may be a bundle in the images folder; whoever opens it finds out.
-fn bundles_in(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_shown = |path: &PathBuf| {
-        path.file_name()
-            .is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
+/// What several bundles have, where the blobs of `there` need not be in them.
+fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Shelf {
+    let mut shelf = Shelf::default();
+    for bundle in bundles {
+        shelf.join(Shelf::of_bundle(
+            &bundle.catalog().completed_by(there),
+            bundle.path(),
+            policy,
+        ));
+    }
+    shelf
+}
+
+/// What may be a bundle in the images folder, wherever the daemon looks; whoever opens it finds out.
+fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
+    let depth = Depth {
+        recursive: settings.recursive,
+        allow_insecure: settings.allow_insecure_dir,
     };
-    let is_openable = |path: &PathBuf| path.is_file() || path.join("index.json").is_file();
-    let mut paths: Vec<_> = entries
-        .map(|entry| entry.path())
-        .filter(|path| is_shown(path) && is_openable(path))
-        .collect();
-    paths.sort();
-    paths
+    let listing = Folder::open_dir(folder).and_then(|folder| folder.list(depth));
+    let entries = listing.unwrap_or_default().entries.into_iter();
+    entries
+        .filter(|entry| matches!(entry.class, Class::Candidate | Class::Layout))
+        .map(|entry| folder.join(entry.name))
+        .collect()
 }
 
 /// Everybody who may pull.

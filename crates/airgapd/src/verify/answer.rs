@@ -8,6 +8,7 @@ use import::{Judgement, Reference};
 use serde::Serialize;
 
 use super::{Held, Shelf};
+use crate::content::CONTAINERD;
 use crate::needs::{Need, Source};
 
 /// How many hexadecimal digits make an id: shorter ones may be names.
@@ -136,12 +137,26 @@ enum Wanted {
     Id(String),
 }
 
-fn wanted(text: &str) -> Result<Wanted, String> {
+/// What a text stands for where no image is called so: CRI looks for a name first.
+fn as_id(text: &str) -> Option<Wanted> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     let is_hex = !hex.is_empty() && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if is_hex && (text.len() > hex.len() || (SHORTEST_ID..=64).contains(&hex.len())) {
-        return Ok(Wanted::Id(text.to_owned()));
+    let is_id = is_hex && (text.len() > hex.len() || (SHORTEST_ID..=64).contains(&hex.len()));
+    is_id.then(|| Wanted::Id(text.to_owned()))
+}
+
+fn wanted(text: &str, shelf: &Shelf) -> Result<Wanted, String> {
+    let by_name = by_name(text);
+    match as_id(text) {
+        Some(id) => Ok(by_name
+            .ok()
+            .filter(|name| find(name, shelf).is_some())
+            .unwrap_or(id)),
+        None => by_name,
     }
+}
+
+fn by_name(text: &str) -> Result<Wanted, String> {
     let reference: Reference = text
         .parse()
         .map_err(|error: import::InvalidReference| error.to_string())?;
@@ -166,7 +181,7 @@ pub(crate) fn answer(need: &Need, shelf: &Shelf, bundles: &Shelf) -> Answer {
         .sources
         .first()
         .map_or(need.reference.as_str(), |source| source.given.as_str());
-    let wanted = match wanted(given) {
+    let wanted = match wanted(given, shelf) {
         Ok(wanted) => wanted,
         Err(reason) => {
             let mut answer = Answer::new(need, Status::InvalidReference);
@@ -344,11 +359,11 @@ fn other_registry<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held
 fn other_tag<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) -> Found {
     let same =
         held.filter(|held| parts(&held.name).0 == reference.repository() && parts(&held.name).1.is_some());
+    let wanted = reference.tag().unwrap_or_default();
+    // Of one that is in a bundle and in containerd, the latter is the one to ask for.
     let held = same.max_by_key(|held| {
-        alike(
-            parts(&held.name).1.unwrap_or_default(),
-            reference.tag().unwrap_or_default(),
-        )
+        let tag = parts(&held.name).1.unwrap_or_default();
+        (alike(tag, wanted), held.place == CONTAINERD)
     })?;
     let remedy = format!("bundle {reference}, or ask for {}", held.name);
     Some((near(held, Difference::Tag), remedy))
@@ -365,5 +380,51 @@ fn parts(name: &str) -> (&str, Option<&str>) {
     match without_digest.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
         _ => (without_digest, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::Digest;
+
+    use super::*;
+
+    fn shelf(names: &[&str]) -> Shelf {
+        let target: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let held = names.iter().map(|name| Held {
+            name: (*name).to_owned(),
+            target: target.clone(),
+            state: Judgement::Broken(Vec::new()),
+            below: Vec::new(),
+            place: CONTAINERD.to_owned(),
+            pinned: None,
+            bundles: Vec::new(),
+        });
+        Shelf::of(held)
+    }
+
+    #[test]
+    fn what_could_be_an_id_is_a_name_where_there_is_one() {
+        let id = format!("sha256:{}", "c".repeat(64));
+        let name = "docker.io/library/cafecafecafe:latest";
+        let table: [(&str, &[&str], Option<&str>); 6] = [
+            ("cafecafecafe", &[name], Some(name)),
+            ("cafecafecafe", &[], None),
+            ("cccccccccccc", &[&id], Some(&id)),
+            (&id, &[&id], Some(&id)),
+            (&id["sha256:".len()..], &[&id], Some(&id)),
+            // Too short to be an id.
+            (
+                "cafe",
+                &["docker.io/library/cafe:latest"],
+                Some("docker.io/library/cafe:latest"),
+            ),
+        ];
+        for (text, names, found) in table {
+            let shelf = shelf(names);
+            let wanted = wanted(text, &shelf).unwrap();
+            let held = find(&wanted, &shelf).map(|held| held.name.as_str());
+            assert_eq!(held, found, "{text} in {names:?}");
+        }
     }
 }

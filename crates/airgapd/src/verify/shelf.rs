@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use bundle::{Bundle, Content, Limits, Node};
+use bundle::{Catalog, Content, Limits, Node};
 use containerd::{Client, ImageRecord};
 use import::labels::{BUNDLE_PREFIX, IMPORTED, PINNED, PINNED_VALUE};
 use import::{CONTAINERD, ChildKind, ContentStore, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
@@ -71,9 +71,6 @@ impl Shelf {
             if let Some(error) = store.take_failure() {
                 return Err(error);
             }
-            if record.name.starts_with("sha256:") {
-                shelf.ids.insert(record.name.clone(), record.name.clone());
-            }
             shelf.put(Held {
                 target,
                 state,
@@ -93,13 +90,12 @@ impl Shelf {
     }
 
     /// What a bundle would bring, under the names it would have.
-    pub(crate) fn of_bundle(bundle: &Bundle, path: &Path, policy: &Policy) -> Shelf {
+    pub(crate) fn of_bundle(catalog: &Catalog, path: &Path, policy: &Policy) -> Shelf {
         let place = path.display().to_string();
         let mut shelf = Shelf::default();
-        for choice in import::select(bundle.catalog(), policy).choices {
+        for choice in import::select(catalog, policy).choices {
             let digest = choice.target.digest().clone();
-            let entries = bundle
-                .catalog()
+            let entries = catalog
                 .images
                 .iter()
                 .filter(|image| *image.root.descriptor.digest() == digest);
@@ -130,6 +126,14 @@ impl Shelf {
             };
             shelf.put_all(names, &state, &below, &place);
         }
+        shelf
+    }
+
+    /// These and nothing else.
+    #[cfg(test)]
+    pub(super) fn of(held: impl Iterator<Item = Held>) -> Shelf {
+        let mut shelf = Shelf::default();
+        held.for_each(|held| shelf.put(held));
         shelf
     }
 
@@ -165,7 +169,11 @@ impl Shelf {
         other.held.into_values().for_each(|held| self.put(held));
     }
 
+    /// CRI calls images by their ids, too.
     fn put(&mut self, held: Held) {
+        if held.name.starts_with("sha256:") {
+            self.ids.insert(held.name.clone(), held.name.clone());
+        }
         let is_better = |known: &Held| !known.is_whole() && held.is_whole();
         if self.held.get(&held.name).is_none_or(is_better) {
             self.held.insert(held.name.clone(), held);

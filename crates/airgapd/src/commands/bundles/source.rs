@@ -152,7 +152,7 @@ fn exit_of(error: &bundle::Error) -> Exit {
 }
 
 /// Every blob that is in a bundle.
-fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
+pub(in crate::commands) fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
     let images = bundles.iter().flat_map(|bundle| &bundle.catalog().images);
     images
         .flat_map(|image| {
