@@ -29,6 +29,7 @@ mod listing;
 mod lists;
 mod living;
 mod memory;
+mod monitoring;
 mod packaging;
 mod placing;
 mod reaching;

@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixDatagram;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -114,6 +114,22 @@ impl Node {
             .arg("--config")
             .arg(self.path("config.yaml"));
         command
+    }
+
+    /// Asks the daemon on its control socket, as `curl --unix-socket` would: the head of the answer, and its body.
+    pub fn ask(&self, path: &str, headers: &[(&str, &str)]) -> (String, String) {
+        let mut stream = UnixStream::connect(self.path("run/control.sock")).expect("it listens");
+        let mut request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            request = format!("{request}{name}: {value}\r\n");
+        }
+        stream
+            .write_all(format!("{request}\r\n").as_bytes())
+            .expect("it listens");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers with text");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        (head.to_owned(), body.to_owned())
     }
 
     /// Starts the daemon and waits until it says that it is ready.

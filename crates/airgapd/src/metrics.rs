@@ -15,6 +15,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::ledger::Outcome;
 use crate::status::{RequiredStatus, State, Status, UnpackStatus};
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
@@ -73,6 +74,9 @@ impl Metrics {
 
     /// Everything, as text.
     pub(crate) fn text(&self, status: &Status) -> String {
+        // What was before this start is known from the bundles.
+        let last_success = self.last_success.get().max(last_success(status));
+        self.last_success.set(last_success);
         let standing = standing(status);
         let mut families = self.registry.gather();
         families.extend(standing.gather());
@@ -81,6 +85,16 @@ impl Metrics {
             .encode_to_string(&families)
             .expect("metrics are named and typed correctly")
     }
+}
+
+/// When a bundle was last brought into place, of those that are known, in seconds since 1970; 0 where none was.
+fn last_success(status: &Status) -> i64 {
+    let landed = status
+        .bundles
+        .iter()
+        .filter(|bundle| matches!(bundle.outcome, Some(Outcome::Imported | Outcome::Unchanged)));
+    let times = landed.filter_map(|bundle| Some(bundle.imported_at?.as_second()));
+    times.max().unwrap_or(0)
 }
 
 /// Replaces a file that node_exporter reads: it sees the old text or the new one.
@@ -113,13 +127,21 @@ fn standing(status: &Status) -> Registry {
     let up = gauges(
         &registry,
         "airgapd_containerd_up",
-        "Whether containerd can be reached, and which it is",
-        &["version", "platform"],
+        "Whether containerd can be reached",
+        &[],
     );
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let containerd = &status.containerd;
-    up.with_label_values(&[&text(&containerd.version), &text(&containerd.platform)])
-        .set(containerd.reachable.into());
+    up.with_label_values::<&str>(&[]).set(containerd.reachable.into());
+    if let (Some(version), Some(platform)) = (&containerd.version, &containerd.platform) {
+        gauges(
+            &registry,
+            "airgapd_containerd_info",
+            "The containerd that is reached",
+            &["version", "platform"],
+        )
+        .with_label_values(&[version, platform])
+        .set(1);
+    }
     let folder = gauges(
         &registry,
         "airgapd_folder_up",

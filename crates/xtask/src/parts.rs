@@ -243,6 +243,26 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// Prometheus' own checker of metrics, rules and their tests (some 20 MB): the one on the `PATH`, or a private one.
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn promtool() -> Result<PathBuf> {
+    if let Some(promtool) = on_path("promtool") {
+        return Ok(promtool);
+    }
+    let folder = provide("promtool", |folder| {
+        note("fetching promtool from Debian");
+        // Without the scripts and fonts of Prometheus' pages, which the package depends on.
+        Archive::open(OLDEST_SUITE)?.unpack("prometheus", folder)?;
+        // Only the checker is wanted of the hundred megabytes.
+        Ok(fs::remove_file(folder.join("usr/bin/prometheus"))?)
+    })
+    .context("cannot provide promtool")?;
+    Ok(folder.join("usr/bin/promtool"))
+}
+
 /// The headers of musl for an architecture as dpkg names it, for C code in a statically linked program.
 ///
 /// # Errors
@@ -326,6 +346,7 @@ pub fn provide_all() -> Result<()> {
     }
     if debian::codename().is_some() {
         busybox()?;
+        promtool()?;
         TEST_TOOLS.iter().try_for_each(|name| tool(name).map(drop))?;
     }
     Ok(())
