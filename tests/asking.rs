@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
+use fake_containerd::{Code, Fault};
 use prometheus_parse::{Scrape, Value as Sample};
 use serde_json::{Value, json};
 
@@ -26,13 +27,6 @@ fn put(node: &Node, file: &str, name: &str) {
 fn put_broken(node: &Node, file: &str) {
     fs::write(node.path(file), "no bundle\n".repeat(200)).expect("it can be written");
     fs::rename(node.path(file), node.images().join(file)).expect("it is one file system");
-}
-
-/// Has the node require these images.
-fn requiring(node: &Node, images: &[&str]) {
-    let list = node.path("list.txt");
-    fs::write(&list, images.join("\n")).expect("it can be written");
-    node.configure_also(&format!("require: {{images: [{}]}}", list.display()));
 }
 
 fn bundle<'a>(document: &'a Value, name: &str) -> &'a Value {
@@ -156,52 +150,150 @@ fn status_goes_on_when_it_is_asked_to(target: &Target) {
     daemon.finish(target);
 }
 
-/// The metrics that alerts and the dashboard name are those that there are.
-fn alerts_and_dashboard_ask_for_metrics_that_there_are(target: &Target) {
+/// With the tag of what is known, the answer waits for news (RFC 7240): not longer than was asked for, and not when there
+/// are some.
+fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     let node = Node::on(target);
-    requiring(&node, &[ONE]);
     let daemon = node.start();
-    put(&node, "one.tar", ONE);
-    node.airgapd(["wait", "--required"]).exits(0);
-    let (_, body) = get(&node, "/metrics");
-    daemon.finish(target);
-    for (name, least) in [("prometheus-rules.yaml", 5), ("grafana-dashboard.json", 9)] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../config")
-            .join(name);
-        let text = fs::read_to_string(path).unwrap();
-        // JSON is YAML.
-        serde_yaml::from_str::<serde_yaml::Value>(&text).expect("it is well-formed");
-        let expressions = text.lines().filter(|line| line.contains("expr"));
-        let named: Vec<&str> = expressions
-            .flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'))
-            .filter(|word| word.starts_with("airgapd_"))
-            .collect();
-        assert!(named.len() >= least, "{name}: {named:?}");
-        for metric in named {
-            let family = metric.trim_end_matches("_bucket");
-            assert!(body.contains(&format!("# TYPE {family} ")), "{name}: {metric}");
-        }
+    node.airgapd(["wait"]).exits(0);
+    let tag_of = |head: &str| {
+        let line = head.lines().find_map(|line| line.strip_prefix("etag: "));
+        line.unwrap_or_else(|| panic!("no tag in {head}")).to_owned()
+    };
+    let ask = |tag: &str, wait: &str| {
+        let began = Instant::now();
+        let (head, body) = node.ask("/v1/status", &[("If-None-Match", tag), ("Prefer", wait)]);
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        (tag_of(&head), body, began.elapsed())
+    };
+    let known = tag_of(&node.ask("/v1/status", &[]).0);
+    let (same, _, waited) = ask(&known, "wait=1");
+    assert_eq!(same, known);
+    assert!(waited >= Duration::from_secs(1), "{waited:?}");
+    // Another status than the one that is there is news already, and so it is to whoever does not say how long he waits.
+    for (tag, wait) in [("\"other\"", "wait=20"), (&*known, "respond-async")] {
+        let (same, _, waited) = ask(tag, wait);
+        assert_eq!(same, known);
+        assert!(waited < Duration::from_secs(10), "{waited:?}");
     }
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(&known, "respond-async, wait=20"));
+        put(&node, "one.tar", ONE);
+        let (news, body, waited) = asking.join().expect("it is answered");
+        assert_ne!(news, known);
+        assert!(body.contains("one.tar"), "{body}");
+        assert!(waited < Duration::from_secs(15), "{waited:?}");
+    });
+
+    // Somebody who waits keeps nobody from asking, however many they are.
+    node.airgapd(["wait"]).exits(0);
+    let known = tag_of(&node.ask("/v1/status", &[]).0);
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..16).map(|_| scope.spawn(|| ask(&known, "wait=20"))).collect();
+        let status = node.airgapd(["status", "-o", "json"]).exits(0).json();
+        assert_eq!(bundle(&status, "one.tar")["state"], "done");
+        put(&node, "two.tar", TWO);
+        for waiting in waiting {
+            let (news, ..) = waiting.join().expect("it is answered");
+            assert_ne!(news, known);
+        }
+    });
+    daemon.finish(target);
 }
 
-/// What `curl --unix-socket` would get.
-fn get(node: &Node, path: &str) -> (String, String) {
-    let mut stream = UnixStream::connect(node.path("run/control.sock")).expect("it listens");
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    (head.to_owned(), body.to_owned())
+/// Nobody reads on: it is noticed although nothing changes that could be written.
+fn watching_ends_with_whoever_reads_it(target: &Target) {
+    let node = Node::on(target);
+    let mut watching = node
+        .command(["status", "--watch", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let mut line = String::new();
+    let mut out = BufReader::new(watching.stdout.take().expect("it is piped"));
+    out.read_line(&mut line).expect("text");
+    drop(out);
+    let mut ended = None;
+    wait_until("it ends", || {
+        ended = watching.try_wait().expect("it is our child");
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+}
+
+fn what_was_imported_before_a_restart_counts_as_the_last_success(target: &Target) {
+    let node = Node::on(target);
+    let last = || {
+        let (_, body) = node.ask("/metrics", &[]);
+        sample(&parsed(&body), "airgapd_last_success_timestamp_seconds", &[]).expect("it is there")
+    };
+    let daemon = node.start();
+    assert!(last().abs() < 1.0, "nothing was ever imported");
+    put_broken(&node, "bad.tar");
+    node.airgapd(["wait"]).exits(1);
+    assert!(last().abs() < 1.0, "and that is no success");
+    put(&node, "one.tar", ONE);
+    node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
+    let before = last();
+    assert!(before > 0.0);
+    daemon.finish(target);
+    let daemon = node.start();
+    node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
+    assert!((last() - before).abs() <= 1.0, "{} {before}", last());
+    daemon.finish(target);
 }
 
 fn parsed(text: &str) -> Scrape {
     let lines = text.lines().map(|line| Ok(line.to_owned()));
     Scrape::parse(lines).expect("Prometheus can read it")
+}
+
+/// What went wrong last, when it is tried again, and what is not for this node.
+fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
+    let node = Node::on(target);
+    let fake = target.as_fake().expect("this is for the stand-in");
+    fake.inject(Fault::FailAll {
+        rpc: "Images.Create",
+        code: Code::Unavailable,
+        message: "come back later".to_owned(),
+    });
+    let daemon = node.start();
+    put(&node, "one.tar", ONE);
+    let status = || node.airgapd(["status", "-o", "json"]).json();
+    daemon.wait_until("it is tried again", || {
+        status()["bundles"][0]["state"] == "retrying"
+    });
+    let document = status();
+    let one = bundle(&document, "one.tar");
+    let error = one["error"]["text"].as_str().expect("an error");
+    assert!(error.contains("come back later"), "{one:#}");
+    assert_eq!(one["error"]["class"], "transient");
+    assert!(one["retry_in_ms"].is_u64(), "{one:#}");
+    let text = node.airgapd(["status"]).stdout;
+    assert!(
+        text.contains("retrying") && text.contains("come back later") && text.contains("tried again in"),
+        "{text}"
+    );
+    fake.clear_faults();
+    node.airgapd(["wait"]).exits(0);
+
+    bundles::write(
+        &node.path("foreign.tar"),
+        [bundles::multi_platform(
+            "registry.test/foreign:1",
+            &["linux/s390x"],
+        )],
+    );
+    fs::rename(node.path("foreign.tar"), node.images().join("foreign.tar")).unwrap();
+    node.airgapd(["wait"]).exits(0);
+    let text = node.airgapd(["status"]).exits(0).stdout;
+    let line = text.lines().find(|line| line.ends_with(" foreign.tar"));
+    assert!(
+        line.is_some_and(|line| line.starts_with("nothing for us")),
+        "{text}"
+    );
+    daemon.finish(target);
 }
 
 /// The sample of this name that has these labels.
@@ -224,7 +316,7 @@ fn metrics_say_what_a_fleet_asks(target: &Target) {
     put(&node, "one.tar", ONE);
     put_broken(&node, "bad.tar");
     node.airgapd(["wait"]).exits(1);
-    let (head, body) = get(&node, "/metrics");
+    let (head, body) = node.ask("/metrics", &[]);
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert!(head.contains("version=0.0.4"), "{head}");
     let scrape = parsed(&body);
@@ -312,7 +404,7 @@ fn the_control_socket_is_roots_alone(target: &Target) {
     let daemon = node.start();
     let socket = node.path("run/control.sock");
     assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
-    let (head, _) = get(&node, "/v1/other");
+    let (head, _) = node.ask("/v1/other", &[]);
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
     // Nor does it help somebody else that its mode was changed.
     let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -358,7 +450,17 @@ fn what_a_killed_daemon_left_is_replaced_and_a_second_one_keeps_away(target: &Ta
 fn found(document: &Value, subject: &str) -> Vec<(String, String)> {
     let findings = document["findings"].as_array().expect("a list");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        document
+            .as_object()
+            .expect("a document")
+            .keys()
+            .collect::<Vec<_>>(),
+        ["findings", "healthy"]
+    );
     for finding in findings {
+        let keys: Vec<_> = finding.as_object().expect("a finding").keys().collect();
+        assert_eq!(keys, ["remedy", "subject", "text", "verdict"]);
         assert_eq!(
             finding["remedy"].is_null(),
             finding["verdict"] == "ok",
@@ -419,7 +521,10 @@ on_the_fake!(
     failed_late_and_absent_are_told_apart,
     status_goes_on_when_it_is_asked_to,
     metrics_say_what_a_fleet_asks,
-    alerts_and_dashboard_ask_for_metrics_that_there_are,
+    whoever_waits_is_told_at_once_and_hears_nothing_twice,
+    what_was_imported_before_a_restart_counts_as_the_last_success,
+    watching_ends_with_whoever_reads_it,
+    status_says_what_failed_and_when_it_is_tried_again,
     metrics_are_served_on_loopback_and_nothing_else_is,
     the_control_socket_is_roots_alone,
     what_a_killed_daemon_left_is_replaced_and_a_second_one_keeps_away,

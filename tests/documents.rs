@@ -82,7 +82,7 @@ fn import_prints_one_document_with_stable_keys(target: &Target) {
             "space": null,
             "duration_ms": 0,
             "warnings": [],
-        }]})
+        }], "error": null})
     };
     let blobs = |sent: (u64, u64), present: (u64, u64)| {
         json!({
@@ -119,7 +119,10 @@ fn import_prints_a_document_even_where_nothing_could_be_done(target: &Target) {
     );
 
     let nowhere = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());
-    assert_eq!(nowhere.import([&file]).exits(3).json(), json!({"bundles": []}));
+    let document = nowhere.import([&file]).exits(3).json();
+    assert_eq!(document["bundles"], json!([]));
+    let error = document["error"].as_str().unwrap();
+    assert!(error.contains("/nonexistent/containerd.sock"), "{error}");
 }
 
 fn inspect_prints_one_document_with_stable_keys(target: &Target) {
@@ -231,6 +234,29 @@ fn every_command_prints_a_document_where_it_comes_to_nothing(target: &Target) {
         assert_eq!(keys(&document), ["error"]);
         assert!(document["error"].as_str().unwrap().contains("resync"));
     }
+}
+
+/// Also what the command line itself is not understood in is said in a document, where one was asked for.
+fn a_command_line_that_is_not_understood_is_answered_with_a_document(target: &Target) {
+    let node = Node::on(target);
+    let rows: [(&[&str], &str); 5] = [
+        (&["import", "-o", "json"], "<FILE>"),
+        (&["status", "--output=json", "--wach"], "--wach"),
+        (&["wait", "-ojson", "--timeout", "soon"], "soon"),
+        (&["-o", "json", "nonsense"], "nonsense"),
+        (&["status", "-o", "json", "-o", "file"], "--output"),
+    ];
+    for (arguments, part) in rows {
+        let answer = node.airgapd(arguments).exits(2);
+        let document = answer.json();
+        let error = document["error"].as_str().unwrap();
+        assert!(error.contains(part) && !error.contains("Usage"), "{document:#}");
+        assert!(answer.stderr.contains(part), "{answer:?}");
+    }
+    let answer = node.airgapd(["status", "--wach"]).exits(2);
+    assert_eq!(answer.stdout, "");
+    let help = node.airgapd(["status", "--help", "-o", "json"]).exits(0);
+    assert!(help.stdout.contains("--watch"), "{help:?}");
 }
 
 fn inspect_of_a_bundle_that_is_not_whole_ends_with_5(target: &Target) {
@@ -570,6 +596,7 @@ on_the_fake!(
     import_prints_a_document_even_where_nothing_could_be_done,
     inspect_prints_one_document_with_stable_keys,
     inspect_of_a_bundle_that_is_not_whole_ends_with_5,
+    a_command_line_that_is_not_understood_is_answered_with_a_document,
     every_command_prints_a_document_where_it_comes_to_nothing,
     verify_prints_one_document_with_stable_keys,
     export_and_inventory_print_documents_with_stable_keys,

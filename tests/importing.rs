@@ -540,8 +540,47 @@ fn no_more_is_sent_in_a_second_than_the_rate_limit(target: &Target) {
     assert!(taken >= Duration::from_millis(1850), "{taken:?}");
 }
 
+/// What the daemon is not to import nobody imports, from wherever; what the others need is there all the same.
+fn what_is_excluded_is_not_imported_by_hand_either(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("exclude: [registry.test/two*]");
+    let (one, two) = ("registry.test/one:1", "registry.test/two:1");
+    for file in [node.path("elsewhere.tar"), node.images().join("inside.tar")] {
+        let archive = bundles::write(&file, [image(one), image(two)]);
+        let dry = node
+            .import(["--dry-run".as_ref(), file.as_os_str()])
+            .exits(0)
+            .bundle();
+        let report = node.import([&file]).exits(0).bundle();
+        for report in [&dry, &report] {
+            let images = report["images"].as_array().unwrap();
+            let skipped = images.iter().filter(|image| image["outcome"] == "skipped");
+            let reasons: Vec<_> = skipped.map(|image| (&image["name"], &image["reason"])).collect();
+            let by_digest = format!("registry.test/two@{}", archive.images[1].root);
+            let reason = serde_json::json!("`exclude` names it");
+            assert_eq!(
+                reasons,
+                [
+                    (&serde_json::json!(two), &reason),
+                    (&serde_json::json!(by_digest), &reason)
+                ],
+                "{report:#}"
+            );
+        }
+        assert!(target.is_pinned(one));
+        assert!(!target.names().iter().any(|name| name.contains("two")));
+        let layer = archive.images[1].manifests[0].layers[0].to_string();
+        assert!(!target.digests().contains(&layer), "its bytes are not sent");
+        let only = node.path("only.tar");
+        bundles::write(&only, [image(two)]);
+        let report = node.import([&only]).exits(1).bundle();
+        assert_eq!(report["outcome"], "skipped", "{report:#}");
+    }
+}
+
 on_each_containerd!(
     no_more_is_sent_in_a_second_than_the_rate_limit,
+    what_is_excluded_is_not_imported_by_hand_either,
     an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too,
     names_become_the_records_that_kubelet_asks_for,
     a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured,

@@ -39,6 +39,7 @@ mod reloading;
 mod removing;
 mod requiring;
 mod restarting;
+mod showing;
 mod space;
 mod support;
 mod trust;

@@ -805,6 +805,14 @@ pub(crate) enum OutputFormat {
     Json,
 }
 
+/// Whether a command line asks for a document, as far as that can be told of one that is not understood.
+pub(crate) fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    let words: Vec<OsString> = arguments.collect();
+    let in_one = ["-ojson", "-o=json", "--output=json"];
+    let in_two = |pair: &[OsString]| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json";
+    words.iter().any(|word| in_one.iter().any(|form| word == form)) || words.windows(2).any(in_two)
+}
+
 /// The flag of the commands that judge platforms.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PlatformFlag {

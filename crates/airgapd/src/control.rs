@@ -8,6 +8,9 @@
 //!   has the outcome,
 //! * `GET /metrics`: the metrics, as Prometheus reads them; the only one on `metricsAddress`.
 //!
+//! A status comes with an `ETag`. Whoever sends that back as `If-None-Match`, with `Prefer: wait=SECONDS` (RFC 7240, 4.3),
+//! is answered when there is news, or when the time is over; so waiting needs no asking again and again.
+//!
 //! The socket belongs to root (0600), and whoever else gets at it is turned away by the kernel's word for who asks
 //! (unix(7), `SO_PEERCRED`). Nothing can be changed through it. Answers are made by the daemon's one loop, when it comes
 //! to it.
@@ -18,11 +21,11 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -42,6 +45,12 @@ const HEADERS: Duration = Duration::from_secs(5);
 /// More than a status of ten thousand bundles.
 const LARGEST: usize = 64 << 20;
 
+/// How long our own commands wait for news before they have the folder listed again: on a file system without events the
+/// daemon itself only looks now and then.
+pub(crate) const NEWS: Duration = Duration::from_secs(5);
+/// How long somebody may wait for news: within the patience of both sides.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
 /// What somebody wants of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
@@ -57,7 +66,17 @@ pub(crate) enum Want {
 #[derive(Debug)]
 pub(crate) struct Question {
     pub(crate) want: Want,
+    /// What whoever asks knows already, where he wants to hear of news only.
+    pub(crate) known: Option<Known>,
     pub(crate) answer: oneshot::Sender<Answer>,
+}
+
+/// A status that somebody has, and until when he waits for another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Its [`Status::tag`].
+    pub(crate) tag: String,
+    pub(crate) until: Instant,
 }
 
 /// What the daemon says.
@@ -196,10 +215,15 @@ async fn respond(
         (&Method::POST, "/v1/check") if is_control => Want::Checked,
         _ => return plain(StatusCode::NOT_FOUND, "there is no such thing here\n"),
     };
-    match ask_loop(questions, want).await {
+    match ask_loop(questions, want, known(request.headers())).await {
         Some(Answer::Status(status)) => {
             let json = serde_json::to_vec(&status).expect("a status is plain data");
-            whole(StatusCode::OK, "application/json", json.into())
+            let mut response = whole(StatusCode::OK, "application/json", json.into());
+            let tag = HeaderValue::from_str(&format!("\"{}\"", status.tag()));
+            response
+                .headers_mut()
+                .insert(ETAG, tag.expect("a tag is hexadecimal"));
+            response
         }
         Some(Answer::Metrics(text)) => whole(StatusCode::OK, METRICS_TYPE, text.into()),
         None => plain(
@@ -209,13 +233,31 @@ async fn respond(
     }
 }
 
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
 /// Prometheus' text format, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-async fn ask_loop(questions: &mpsc::Sender<Question>, want: Want) -> Option<Answer> {
+/// What a client has, if it wants to wait for news. What is not understood is not waited for, as RFC 7240 wants it.
+fn known(headers: &HeaderMap) -> Option<Known> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    let tag = text(IF_NONE_MATCH)?.trim_matches('"').to_owned();
+    let preferences = text(PREFER)?.split([',', ';']);
+    let seconds = preferences
+        .filter_map(|preference| preference.trim().strip_prefix("wait="))
+        .find_map(|seconds| seconds.parse().ok())?;
+    let wait = Duration::from_secs(seconds).min(LONGEST_WAIT);
+    Some(Known {
+        tag,
+        until: Instant::now() + wait,
+    })
+}
+
+async fn ask_loop(questions: &mpsc::Sender<Question>, want: Want, known: Option<Known>) -> Option<Answer> {
     let (answer, answered) = oneshot::channel();
+    let question = Question { want, known, answer };
     let asked = async {
-        questions.send(Question { want, answer }).await.ok()?;
+        questions.send(question).await.ok()?;
         answered.await.ok()
     };
     tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
@@ -232,7 +274,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    let value = hyper::header::HeaderValue::from_static(content_type);
+    let value = HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, value);
     response
 }
@@ -251,12 +293,21 @@ pub(crate) enum Unanswered {
     NoAnswer { socket: PathBuf, why: String },
 }
 
-/// Asks the daemon how it stands, after what `want` has it do first. Safe to cancel.
+/// A status as the daemon gave it.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) status: Status,
+    /// Its tag, to wait for the next one.
+    pub(crate) tag: Option<String>,
+}
+
+/// Asks the daemon how it stands, after what `want` has it do first. With the tag of a status that is known, the answer
+/// waits for news, for some seconds at most. Safe to cancel.
 ///
 /// # Errors
 ///
 /// [`Unanswered`].
-pub(crate) async fn ask(runtime_dir: &Path, want: Want) -> Result<Status, Unanswered> {
+pub(crate) async fn ask(runtime_dir: &Path, want: Want, known: Option<&str>) -> Result<Told, Unanswered> {
     let socket = socket_in(runtime_dir);
     let stream = UnixStream::connect(&socket)
         .await
@@ -270,12 +321,12 @@ pub(crate) async fn ask(runtime_dir: &Path, want: Want) -> Result<Status, Unansw
                 why: error.to_string(),
             },
         })?;
-    let answer = tokio::time::timeout(PATIENCE, fetch(stream, want)).await;
+    let answer = tokio::time::timeout(PATIENCE, fetch(stream, want, known)).await;
     let answer = answer.unwrap_or_else(|_| Err(format!("not within {PATIENCE:?}")));
     answer.map_err(|why| Unanswered::NoAnswer { socket, why })
 }
 
-async fn fetch(stream: UnixStream, want: Want) -> Result<Status, String> {
+async fn fetch(stream: UnixStream, want: Want, known: Option<&str>) -> Result<Told, String> {
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -287,18 +338,29 @@ async fn fetch(stream: UnixStream, want: Want) -> Result<Status, String> {
         Want::Checked => (Method::POST, "/v1/check"),
         Want::Metrics => (Method::GET, "/metrics"),
     };
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "airgapd")
+        .header("host", "airgapd");
+    if let Some(tag) = known {
+        request = request
+            .header(IF_NONE_MATCH, format!("\"{tag}\""))
+            .header(PREFER, format!("wait={}", NEWS.as_secs()));
+    }
+    let request = request
         .body(Full::<Bytes>::default())
         .expect("the request is well-formed");
     let response = sender.send_request(request).await.map_err(text)?;
     let status = response.status();
+    let tag = response.headers().get(ETAG).and_then(|tag| tag.to_str().ok());
+    let tag = tag.map(|tag| tag.trim_matches('"').to_owned());
     let body = Limited::new(response.into_body(), LARGEST).collect().await;
     let bytes = body.map_err(|error| error.to_string())?.to_bytes();
     match status {
-        StatusCode::OK => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
+        StatusCode::OK => {
+            let status = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+            Ok(Told { status, tag })
+        }
         _ => Err(String::from_utf8_lossy(&bytes).trim().to_owned()),
     }
 }

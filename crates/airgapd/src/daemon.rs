@@ -245,9 +245,11 @@ impl Daemon {
                 }
             }
             let told_due = self.tell_systemd();
+            let now = Instant::now();
+            let news_due = self.tell_news(now).unwrap_or(now + IDLE);
             let until = match worked {
-                true => Instant::now(),
-                false => self.next_due().min(told_due),
+                true => now,
+                false => self.next_due().min(told_due).min(news_due),
             };
             let happened = self.happens(signals, until).await;
             self.on(happened);

@@ -161,6 +161,17 @@ pub(crate) fn excluded<'a>(
     names.filter(|name| matches(name) || follows(name)).collect()
 }
 
+/// The same as an import is told: the names that it leaves as they are, each with the reason.
+pub(crate) fn left_out<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+    exclude: &[Pattern],
+) -> BTreeMap<String, String> {
+    let names = excluded(names, exclude).into_iter();
+    names
+        .map(|name| (name.to_owned(), "`exclude` names it".to_owned()))
+        .collect()
+}
+
 /// A name without its tag or digest.
 fn repository(name: &str) -> &str {
     if let Some((repository, _)) = name.split_once('@') {

@@ -24,6 +24,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
+use crate::output;
 
 /// Message ids, by the value of the field `outcome`. They identify a kind of event for ever (systemd's
 /// message catalog, alerts), so they never change.
@@ -63,7 +64,7 @@ pub(crate) fn init(settings: LogSettings) {
 
 fn choose(format: LogFormat) -> (Sink, Option<io::Error>) {
     let stderr = io::stderr();
-    let human = || Sink::human(Box::new(io::stderr()), io::stderr().is_terminal());
+    let human = || Sink::human(Box::new(io::stderr()), Terminal::of(&io::stderr()));
     let to_journal = match format {
         LogFormat::Human => return (human(), None),
         LogFormat::Json => return (Sink::Json(Mutex::new(Box::new(stderr))), None),
@@ -106,14 +107,14 @@ struct Lines(Sink);
 enum Sink {
     Human {
         out: Mutex<Box<dyn Write + Send>>,
-        terminal: bool,
+        terminal: Option<Terminal>,
     },
     Json(Mutex<Box<dyn Write + Send>>),
     Journal(Journal),
 }
 
 impl Sink {
-    fn human(out: Box<dyn Write + Send>, terminal: bool) -> Sink {
+    fn human(out: Box<dyn Write + Send>, terminal: Option<Terminal>) -> Sink {
         Sink::Human {
             out: Mutex::new(out),
             terminal,
@@ -128,11 +129,32 @@ impl Sink {
             let _ = out.write_all(text.as_bytes());
         };
         match self {
-            Sink::Human { out, terminal: true } => to(out, line.for_terminal()),
-            Sink::Human { out, terminal: false } => to(out, line.for_file()),
+            Sink::Human {
+                out,
+                terminal: Some(terminal),
+            } => to(out, line.for_terminal(*terminal)),
+            Sink::Human { out, terminal: None } => to(out, line.for_file()),
             Sink::Json(out) => to(out, line.as_json()),
             Sink::Journal(journal) => journal.send(&line.as_entry()),
         }
+    }
+}
+
+/// What lines are shown on.
+#[derive(Clone, Copy, Debug)]
+struct Terminal {
+    /// Whether it shows colours, and whoever uses it wants them.
+    has_colours: bool,
+}
+
+impl Terminal {
+    /// Colours are for terminals that are not dumb, and for users who do not say `NO_COLOR` (no-color.org).
+    fn of(stream: &impl IsTerminal) -> Option<Terminal> {
+        let says = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let is_dumb = says("TERM").is_none_or(|term| term == "dumb");
+        stream.is_terminal().then(|| Terminal {
+            has_colours: !is_dumb && says("NO_COLOR").is_none(),
+        })
     }
 }
 
@@ -239,15 +261,25 @@ impl Line {
     }
 
     /// For somebody who has just typed a command: what is wrong stands out, the rest is plain.
-    fn for_terminal(&self) -> String {
-        let label = match self.level {
-            Level::ERROR => "error: ",
-            Level::WARN => "warning: ",
-            Level::INFO => "",
-            Level::DEBUG => "debug: ",
-            Level::TRACE => "trace: ",
+    fn for_terminal(&self, terminal: Terminal) -> String {
+        // SGR (ECMA-48, 8.3.117): bold, red, yellow.
+        let (label, colour) = match self.level {
+            Level::ERROR => ("error: ", "\u{1b}[1;31m"),
+            Level::WARN => ("warning: ", "\u{1b}[1;33m"),
+            Level::INFO => ("", ""),
+            Level::DEBUG => ("debug: ", ""),
+            Level::TRACE => ("trace: ", ""),
         };
-        format!("{label}{}{}\n", escaped(&self.message), self.pairs())
+        let label = match terminal.has_colours && !colour.is_empty() {
+            true => format!("{colour}{label}\u{1b}[0m"),
+            false => label.to_owned(),
+        };
+        format!(
+            "{}{label}{}{}\n",
+            output::on_a_new_line(),
+            escaped(&self.message),
+            self.pairs()
+        )
     }
 
     /// For a file or a console: with time and level.
@@ -405,6 +437,8 @@ mod tests {
         }
     }
 
+    const PLAIN: Terminal = Terminal { has_colours: false };
+
     fn with_sink(sink: Sink, level: LogLevel, deed: impl FnOnce()) {
         let subscriber = tracing_subscriber::registry().with(Lines(sink).with_filter(filter(level)));
         tracing::subscriber::with_default(subscriber, deed);
@@ -549,7 +583,7 @@ mod tests {
     #[test]
     fn people_at_a_terminal_read_plain_lines() {
         let text = written(
-            |out| Sink::human(out, true),
+            |out| Sink::human(out, Some(PLAIN)),
             LogLevel::Info,
             || {
                 info!(bundle = "b.tar", "importing");
@@ -565,9 +599,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_stands_out_where_there_are_colours() {
+        let colourful = Terminal { has_colours: true };
+        let text = written(
+            |out| Sink::human(out, Some(colourful)),
+            LogLevel::Info,
+            || {
+                info!("importing");
+                error!("no");
+            },
+        );
+        assert_eq!(text, "importing\n\u{1b}[1;31merror: \u{1b}[0mno\n");
+    }
+
+    #[test]
     fn lines_in_a_file_begin_with_time_and_level() {
         let text = written(
-            |out| Sink::human(out, false),
+            |out| Sink::human(out, None),
             LogLevel::Info,
             || info!("importing"),
         );
@@ -578,7 +626,7 @@ mod tests {
 
     #[test]
     fn foreign_text_neither_drives_a_terminal_nor_forges_a_line() {
-        for terminal in [true, false] {
+        for terminal in [Some(PLAIN), None] {
             let text = written(
                 |out| Sink::human(out, terminal),
                 LogLevel::Info,
@@ -615,7 +663,7 @@ mod tests {
     #[test]
     fn libraries_are_heard_only_when_something_is_wrong() {
         let text = written(
-            |out| Sink::human(out, true),
+            |out| Sink::human(out, Some(PLAIN)),
             LogLevel::Trace,
             || {
                 info!(target: "h2::client", "hidden");
@@ -625,7 +673,7 @@ mod tests {
         );
         assert_eq!(text, "warning: shown\nshown too\n");
         let text = written(
-            |out| Sink::human(out, true),
+            |out| Sink::human(out, Some(PLAIN)),
             LogLevel::Error,
             || {
                 warn!(target: "h2::client", "hidden");
@@ -638,7 +686,7 @@ mod tests {
     #[test]
     fn fields_that_are_recorded_later_are_in_the_lines_after() {
         let text = written(
-            |out| Sink::human(out, true),
+            |out| Sink::human(out, Some(PLAIN)),
             LogLevel::Info,
             || {
                 let span = info_span!("import", bundle = "b", images = tracing::field::Empty);

@@ -41,10 +41,13 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::commands::Exit;
-use crate::config::{Common, Config, Given, Settings};
+use crate::config::{Common, Config, Given, OutputFormat, Settings};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     if let Some(exit) = commands::documentation::run(&cli.command) {
         return exit.into();
     }
@@ -52,7 +55,9 @@ fn main() -> ExitCode {
         && !cli.command.writes_a_file()
     {
         let file = import::printable(&file.to_string_lossy());
-        let _ = output::complain(&format!("--output {file}: this command answers as text or json"));
+        let mistake = format!("--output {file}: this command answers as text or json");
+        let _ = output::complain(&mistake);
+        let _ = output::failure(cli.common.form(), &mistake);
         return Exit::Usage.into();
     }
     let config = match config::load(&cli.common, flags_of(&cli.command), std::env::vars_os()) {
@@ -72,6 +77,22 @@ fn main() -> ExitCode {
             let _ = output::failure(format, &format!("{error:#}"));
             Exit::Failed.into()
         }
+    }
+}
+
+/// Ends with what clap has to say: help that was asked for, or what is wrong with the command line. Who asked for a
+/// document gets one.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    let text = error.render().to_string();
+    if error.use_stderr() && config::asks_for_json(std::env::args_os()) {
+        let reason = text.split("\n\n").next().unwrap_or_default();
+        let reason = reason.strip_prefix("error: ").unwrap_or(reason);
+        let _ = output::failure(OutputFormat::Json, reason);
+    }
+    match error.use_stderr() {
+        true => Exit::Usage.into(),
+        false => Exit::Done.into(),
     }
 }
 

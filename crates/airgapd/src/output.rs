@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use import::bytes;
 use import::{BundleReport, Forecast, ImageOutcome, ImageReport, Outcome};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 
 use crate::config::OutputFormat;
@@ -45,15 +47,52 @@ pub(crate) fn complain(text: &str) -> io::Result<()> {
     forgive_closed_pipe(writeln!(io::stderr().lock(), "airgapd: {text}"))
 }
 
+/// Takes back the line that the cursor is on.
+const TAKE_BACK: &str = "\r\u{1b}[K";
+
+/// Whether the last line on standard error is one that shows how far something has come.
+static SHOWS_PROGRESS: AtomicBool = AtomicBool::new(false);
+
 /// Shows how far something has come, in place of what was shown before; an empty text takes it away. For a terminal
 /// on standard error only.
 pub(crate) fn progress(text: &str) -> io::Result<()> {
-    forgive_closed_pipe(write!(io::stderr().lock(), "\r{}\u{1b}[K", visible(text)))
+    let mut out = io::stderr().lock();
+    SHOWS_PROGRESS.store(!text.is_empty(), Ordering::Relaxed);
+    forgive_closed_pipe(out.write_all(format!("{TAKE_BACK}{}", visible(text)).as_bytes()))
 }
 
-/// Shows text in place of all that is on the terminal.
+/// What comes before a line on a terminal, so that it does not begin behind one that shows how far something has come.
+pub(crate) fn on_a_new_line() -> &'static str {
+    match SHOWS_PROGRESS.swap(false, Ordering::Relaxed) {
+        true => TAKE_BACK,
+        false => "",
+    }
+}
+
+/// How many characters fit into a line of the terminal on standard error; what is written into the last column may
+/// begin a new line.
+pub(crate) fn terminal_width() -> usize {
+    let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+    match usize::from(columns) {
+        0 => 79,
+        columns => columns - 1,
+    }
+}
+
+/// Shows text in place of all that is on the terminal. What was there is written over, so that nothing flickers.
 pub(crate) fn screen(text: &str) -> io::Result<()> {
-    raw(format!("\u{1b}[H\u{1b}[2J{}", visible(text)).as_bytes())
+    let text = visible(text).replace('\n', "\u{1b}[K\n");
+    raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
+}
+
+/// Whether somebody may still read standard output: the other end of a pipe may be gone, which nobody notices who has
+/// nothing to write.
+pub(crate) fn is_read() -> bool {
+    let stdout = io::stdout();
+    let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
+    let _ = rustix::event::poll(&mut ends, Some(&Timespec::default()));
+    let gone = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
+    !ends[0].revents().intersects(gone)
 }
 
 /// Says what was done where standard output is taken by something else.
@@ -90,7 +129,7 @@ fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// How wide text for people is, in characters.
-const WIDTH: usize = 100;
+pub(crate) const WIDTH: usize = 100;
 
 /// Adds text that begins with `label` and goes on below itself where it does not fit: between words where that is
 /// possible, and within them (digests, long names) where it is not.
@@ -125,6 +164,8 @@ pub(crate) fn paragraph(out: &mut String, label: &str, text: &str) {
 pub(crate) struct ImportDocument<'a> {
     /// One entry for each file, in the order given.
     pub(crate) bundles: &'a [BundleReport],
+    /// Why none was even tried.
+    pub(crate) error: Option<&'a str>,
 }
 
 /// What `airgapd import` says to people about one bundle.

@@ -106,6 +106,23 @@ pub(crate) struct MissingStatus {
     pub(crate) asked_by: Vec<String>,
 }
 
+impl Status {
+    /// Names what somebody who waits wants to hear of: two statuses with the same tag differ in nothing but how far
+    /// imports have come and when things are looked at.
+    pub(crate) fn tag(&self) -> String {
+        let mut standing = self.clone();
+        for bundle in &mut standing.bundles {
+            bundle.progress = None;
+            bundle.retry_in_ms = None;
+        }
+        if let Some(required) = &mut standing.required {
+            required.checked_at = None;
+        }
+        let text = serde_json::to_vec(&standing).expect("a status is plain data");
+        import::short_hash(&text)
+    }
+}
+
 impl RequiredStatus {
     /// How many are there, in a few words; `None` where that is not known.
     pub(crate) fn summary(&self) -> Option<String> {
@@ -278,14 +295,21 @@ pub(crate) struct ProgressStatus {
     pub(crate) sent_bytes: u64,
     /// Bytes that are missing in containerd, those already sent included; absent before that is known.
     pub(crate) total_bytes: Option<u64>,
+    /// Images that are done, those that failed included.
+    #[serde(default)]
+    pub(crate) images_done: usize,
+    /// Images that there are in all; absent before that is known, and where only bytes are counted.
+    #[serde(default)]
+    pub(crate) images: Option<usize>,
     pub(crate) elapsed_ms: u64,
+    /// Since the first byte could be sent.
     pub(crate) bytes_per_second: u64,
     /// How long the rest takes at this rate, in milliseconds.
     pub(crate) remaining_ms: Option<u64>,
 }
 
 impl ProgressStatus {
-    /// `total` is 0 where it is not known.
+    /// Of bytes alone. `total` is 0 where it is not known.
     pub(crate) fn new(sent_bytes: u64, total: u64, elapsed_ms: u64) -> ProgressStatus {
         let bytes_per_second = per_second(sent_bytes, elapsed_ms);
         let total_bytes = (total > 0).then_some(total.max(sent_bytes));
@@ -296,6 +320,8 @@ impl ProgressStatus {
         ProgressStatus {
             sent_bytes,
             total_bytes,
+            images_done: 0,
+            images: None,
             elapsed_ms,
             bytes_per_second,
             remaining_ms,
@@ -419,6 +445,32 @@ mod tests {
             let written = serde_json::to_value(state).unwrap();
             assert_eq!(written, state.as_str());
         }
+    }
+
+    #[test]
+    fn a_tag_changes_with_what_is_worth_being_told() {
+        let status = |change: fn(&mut BundleStatus)| {
+            let mut bundle = of_entry("a.tar".as_ref(), None, None);
+            bundle.state = State::Importing;
+            change(&mut bundle);
+            Status {
+                daemon: None,
+                containerd: ContainerdStatus::default(),
+                folder: FolderStatus::default(),
+                required: None,
+                bundles: vec![bundle],
+            }
+            .tag()
+        };
+        let as_it_is = status(|_| {});
+        let moved_on = status(|bundle| bundle.progress = Some(ProgressStatus::new(5, 10, 1)));
+        assert_eq!(moved_on, as_it_is);
+        assert_eq!(status(|bundle| bundle.retry_in_ms = Some(7)), as_it_is);
+        assert_ne!(status(|bundle| bundle.state = State::Done), as_it_is);
+        assert_ne!(
+            status(|bundle| bundle.waits_for = Some("its end".to_owned())),
+            as_it_is
+        );
     }
 
     #[test]

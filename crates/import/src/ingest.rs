@@ -46,6 +46,10 @@ pub trait Observer: Send + Sync {
     fn planned(&self, bytes: u64) {
         let _ = bytes;
     }
+    /// So many images will be gone through. Comes with [`Observer::planned`].
+    fn images(&self, count: usize) {
+        let _ = count;
+    }
     /// A blob was sent, or found in place.
     fn blob(&self, digest: &Digest, sent_bytes: Option<u64>) {
         let _ = (digest, sent_bytes);

@@ -255,6 +255,7 @@ pub async fn import(
         Some(shortage) => not_begun(&job, shortage),
         None => {
             observer.planned(plan.bytes_to_send());
+            observer.images(plan.images.len());
             carry_out(&job).await
         }
     };

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::Exit;
 use crate::coexistence::{self, Sight};
 use crate::config::{OutputFormat, Settings};
-use crate::control::{self, Unanswered, Want};
+use crate::control::{self, Told, Unanswered, Want};
 use crate::folder::{self, Folder, FolderTrust};
 use crate::node::{self, Runtime as Node};
 use crate::output::{self, bytes};
@@ -357,8 +357,8 @@ async fn of_others(runtime: &Runtime, node: &Node, settings: &Settings) -> Findi
 
 async fn of_daemon(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
-    match control::ask(&settings.runtime_dir, Want::Status).await {
-        Ok(status) => {
+    match control::ask(&settings.runtime_dir, Want::Status, None).await {
+        Ok(Told { status, .. }) => {
             let failed = status.bundles.iter();
             let failed = failed
                 .filter(|bundle| bundle.state.standing() == Standing::Failed)

@@ -3,6 +3,7 @@
 //! A file in the images folder is imported as the daemon would do it and belongs to the daemon afterwards. A file from
 //! anywhere else is marked as imported by hand, and stays until `airgapd release`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::Path;
@@ -19,6 +20,7 @@ use super::Exit;
 use crate::checksum::{self, Failure, sidecar_of};
 use crate::cli::ImportArgs;
 use crate::config::{Checksums, OutputFormat, Settings};
+use crate::desired;
 use crate::folder::{self, Folder, Refused};
 use crate::node::Runtime as Node;
 use crate::output::{self, ImportDocument};
@@ -38,7 +40,10 @@ pub(crate) async fn run(
         Err((exit, text)) => {
             tracing::error!("{text}");
             if format == OutputFormat::Json {
-                output::json(&ImportDocument { bundles: &[] })?;
+                output::json(&ImportDocument {
+                    bundles: &[],
+                    error: Some(&text),
+                })?;
             }
             return Ok(exit);
         }
@@ -64,7 +69,10 @@ pub(crate) async fn run(
         reports.push(report);
     }
     if format == OutputFormat::Json {
-        output::json(&ImportDocument { bundles: &reports })?;
+        output::json(&ImportDocument {
+            bundles: &reports,
+            error: None,
+        })?;
     }
     Ok(exit(&reports))
 }
@@ -98,6 +106,7 @@ impl Import<'_> {
         };
         let (source, lease_id) = whose(path, &self.node.images_dir, self.settings.recursive);
         let intent = Intent {
+            leave: self.excluded(&bundle),
             priority: self.settings.priority.clone(),
             space: runtime::space(self.settings, self.runtime),
             pace: Arc::clone(&self.pace),
@@ -136,6 +145,14 @@ impl Import<'_> {
         };
         let unpacker = runtime::unpacker(self.settings, self.runtime).await?;
         Ok(Some((unpacker, when)))
+    }
+
+    /// The names that `exclude` keeps out, of a bundle as it is with its base.
+    fn excluded(&self, bundle: &Bundle) -> BTreeMap<String, String> {
+        let selection = import::select(&bundle.catalog().with_its_base(), self.policy);
+        let records = selection.taken().flat_map(|taken| &taken.records);
+        let names: Vec<&str> = records.map(|record| record.name.as_str()).collect();
+        desired::left_out(names.iter().copied(), &self.settings.exclude)
     }
 
     /// Opens a bundle, and holds it against its checksum and the trusted digests.

@@ -144,7 +144,7 @@ async fn show(total: u64, done: impl Fn() -> u64) {
         tokio::time::sleep(if on_terminal { SHOWN_EVERY } else { TOLD_EVERY }).await;
         let so_far = ProgressStatus::new(done(), total, milliseconds(started.elapsed()));
         if on_terminal {
-            let _ = output::progress(&progress::bar(Doing::Writing, &so_far));
+            progress::show(Doing::Writing, &so_far, None);
         } else {
             tracing::info!("{}", progress::line(Doing::Writing, &so_far));
         }

@@ -16,7 +16,7 @@ use crate::config::{OutputFormat, Settings};
 use crate::control::{self, Unanswered, Want};
 use crate::desired;
 use crate::folder::{Depth, Folder};
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, Outcome};
 use crate::node::Runtime as Node;
 use crate::output::{self, bytes};
 use crate::progress::{self, Doing};
@@ -72,19 +72,22 @@ pub(crate) async fn run(
             shown = text;
         }
         tokio::time::sleep(PACE).await;
+        if !output::is_read() {
+            return Ok(exit(&document));
+        }
     }
 }
 
 async fn look(settings: &Settings, node: &Node) -> Document {
     let (answer, runtime) = tokio::join!(
-        control::ask(&settings.runtime_dir, Want::Status),
+        control::ask(&settings.runtime_dir, Want::Status, None),
         runtime::connect(&node.socket, settings)
     );
     let ledger = ledger::read(&settings.state_dir).unwrap_or_default();
     let mut problems = Vec::new();
     let runtime = runtime.map_err(|error| import::chain(&error));
     let status = match answer {
-        Ok(status) => status,
+        Ok(told) => told.status,
         Err(unanswered) => {
             if !matches!(unanswered, Unanswered::NoDaemon(_)) {
                 problems.push(unanswered.to_string());
@@ -306,6 +309,8 @@ fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
     let state = match bundle.state {
         State::Checking if !is_live => "imported",
         State::Settling if !is_live => "not imported",
+        // In place as far as this node can have it, which is not at all.
+        State::Done if bundle.outcome == Some(Outcome::Skipped) => "nothing for us",
         state => state.as_str(),
     };
     let dash = || "-".to_owned();
@@ -321,7 +326,7 @@ fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
         bundle.name
     );
     if let Some(progress) = &bundle.progress {
-        let line = progress::bar(Doing::Sending, progress);
+        let line = progress::bar(Doing::Sending, progress, output::WIDTH - 4);
         output::paragraph(text, "    ", &line);
     }
     if let Some(reason) = reason(bundle) {

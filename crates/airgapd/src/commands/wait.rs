@@ -8,13 +8,13 @@ use tracing::info;
 use super::Exit;
 use crate::cli::WaitArgs;
 use crate::config::{OutputFormat, Settings};
-use crate::control::{self, Unanswered, Want};
+use crate::control::{self, Told, Unanswered, Want};
 use crate::output;
 use crate::status::{BundleStatus, RequiredStatus, Standing, State, Status};
 
-/// How often the daemon is asked: soon at first, since most bundles are small.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after an answer that was news, and after one that was not.
+const SHORT_PAUSE: Duration = Duration::from_millis(50);
+const LONG_PAUSE: Duration = Duration::from_secs(1);
 
 /// The document of `airgapd wait -o json`.
 #[derive(Debug, Serialize)]
@@ -67,51 +67,99 @@ pub(crate) async fn run(args: &WaitArgs, settings: &Settings, format: OutputForm
 
 async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     let started = Instant::now();
-    let (mut pause, mut said) = (FIRST_PAUSE, String::new());
-    let (mut last, mut required) = (Vec::new(), None);
-    // Once is enough: from then on the daemon knows by itself when to look again.
-    let mut want = if args.required {
-        Want::Checked
-    } else {
-        Want::Listed
-    };
+    let mut waiting = Waiting::new(args);
     loop {
-        // Listed each time: on a file system without events the daemon itself only looks now and then.
-        let (outcome, error) = match control::ask(&settings.runtime_dir, want).await {
-            Ok(status) => {
-                want = Want::Listed;
-                let judged = judge(&status, &args.bundles);
-                last = wanted(&status, &args.bundles).into_iter().cloned().collect();
-                match judged {
-                    (Some(Outcome::Converged), _) if args.required => {
-                        let judged = judge_required(status.required.as_ref());
-                        required = status.required;
-                        judged
-                    }
-                    judged => judged,
-                }
+        let asked = Instant::now();
+        // The first time it is looked, however little time there is; later on, what is known is waited with.
+        let ask = control::ask(&settings.runtime_dir, waiting.want, waiting.tag.as_deref());
+        let answer = match waiting.tag {
+            None => Some(ask.await),
+            Some(_) => {
+                let left = args.timeout.saturating_sub(started.elapsed());
+                tokio::time::timeout(left, ask).await.ok()
+            }
+        };
+        let news = answer.is_some_and(|answer| waiting.hear(args, answer));
+        let is_late = started.elapsed() >= args.timeout;
+        if let Some(outcome) = waiting.outcome.or(is_late.then_some(Outcome::TimedOut)) {
+            return waiting.end(outcome, started.elapsed());
+        }
+        // Nobody is asked all the time: not one who has much news, nor one who answers without any.
+        let pause = match news || asked.elapsed() >= control::NEWS {
+            true => SHORT_PAUSE,
+            false => LONG_PAUSE,
+        };
+        tokio::time::sleep(pause.min(args.timeout.saturating_sub(started.elapsed()))).await;
+    }
+}
+
+/// What is known so far.
+struct Waiting {
+    /// Listed each time: on a file system without events the daemon itself only looks now and then.
+    want: Want,
+    /// Of the last status.
+    tag: Option<String>,
+    outcome: Option<Outcome>,
+    error: Option<String>,
+    bundles: Vec<BundleStatus>,
+    required: Option<RequiredStatus>,
+}
+
+impl Waiting {
+    fn new(args: &WaitArgs) -> Waiting {
+        Waiting {
+            // Once is enough: from then on the daemon knows by itself when to look again.
+            want: match args.required {
+                true => Want::Checked,
+                false => Want::Listed,
+            },
+            tag: None,
+            outcome: None,
+            error: None,
+            bundles: Vec::new(),
+            required: None,
+        }
+    }
+
+    /// Takes in what the daemon says; whether it is news.
+    fn hear(&mut self, args: &WaitArgs, answer: Result<Told, Unanswered>) -> bool {
+        let (before, said) = (self.tag.take(), self.error.take());
+        (self.outcome, self.error) = match answer {
+            Ok(told) => {
+                self.want = Want::Listed;
+                self.tag = told.tag;
+                self.judge(args, told.status)
             }
             // It may be about to answer again: a restart takes a moment.
             Err(error @ Unanswered::NoAnswer { .. }) => (None, Some(error.to_string())),
             Err(error) => (Some(Outcome::NoDaemon), Some(error.to_string())),
         };
-        let is_late = started.elapsed() >= args.timeout;
-        if let Some(outcome) = outcome.or(is_late.then_some(Outcome::TimedOut)) {
-            return Document {
-                outcome,
-                error,
-                bundles: last,
-                required,
-                waited_ms: crate::status::millis(started.elapsed()),
-            };
+        if self.outcome.is_none() && self.error != said {
+            info!("{}", self.error.as_deref().unwrap_or_default());
         }
-        let error = error.unwrap_or_default();
-        if error != said {
-            info!("{error}");
-            said = error;
+        self.tag.is_some() && self.tag != before
+    }
+
+    fn judge(&mut self, args: &WaitArgs, status: Status) -> (Option<Outcome>, Option<String>) {
+        self.bundles = wanted(&status, &args.bundles).into_iter().cloned().collect();
+        match judge(&status, &args.bundles) {
+            (Some(Outcome::Converged), _) if args.required => {
+                let judged = judge_required(status.required.as_ref());
+                self.required = status.required;
+                judged
+            }
+            judged => judged,
         }
-        tokio::time::sleep(pause.min(args.timeout.saturating_sub(started.elapsed()))).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+
+    fn end(self, outcome: Outcome, waited: Duration) -> Document {
+        Document {
+            outcome,
+            error: self.error,
+            bundles: self.bundles,
+            required: self.required,
+            waited_ms: crate::status::millis(waited),
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -20,10 +19,19 @@ use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Progress
 /// How often the file of the metrics is written: as often as they are usually read.
 const METRICS_PACE: Duration = Duration::from_secs(15);
 
+/// How often it is looked at most whether there are news: a thousand bundles are a thousand turns of the loop.
+const NEWS_PACE: Duration = Duration::from_millis(50);
+/// How many may wait for news; others hear at once how it stands, so that nobody is kept from asking.
+const MOST_KEPT: usize = 16;
+
 /// Those who ask.
 pub(super) struct Asked {
     /// None where the socket could not be made.
     questions: Option<mpsc::Receiver<Question>>,
+    /// The questions of those who wait for news.
+    kept: Vec<Question>,
+    /// When it was last looked whether there are news.
+    news_looked: Instant,
     started_at: Timestamp,
     /// None where nobody asked for it.
     metrics: Option<MetricsFile>,
@@ -59,6 +67,8 @@ impl Asked {
         let file = settings.metrics_file.clone().or_else(by_default);
         Asked {
             questions,
+            kept: Vec::new(),
+            news_looked: Instant::now(),
             started_at: Timestamp::now(),
             metrics: file.map(|path| MetricsFile {
                 path,
@@ -83,6 +93,29 @@ impl Asked {
     pub(super) fn metrics_due(&self) -> Option<Instant> {
         self.metrics.as_ref().map(|file| file.due)
     }
+
+    /// Answers those to whom this status is news, or who have waited long enough.
+    fn tell(&mut self, status: &Status, now: Instant) {
+        let tag = status.tag();
+        let is_due = |question: &mut Question| {
+            let waits = |known: &control::Known| known.tag == tag && known.until > now;
+            question.answer.is_closed() || !question.known.as_ref().is_some_and(waits)
+        };
+        for question in self.kept.extract_if(.., is_due) {
+            let _ = question.answer.send(Answer::Status(Box::new(status.clone())));
+        }
+    }
+
+    /// When the first of those who wait for news has waited long enough.
+    fn next_deadline(&self) -> Option<Instant> {
+        let known = self.kept.iter().filter_map(|question| question.known.as_ref());
+        known.map(|known| known.until).min()
+    }
+
+    fn waits_for_news(&self, question: &Question, status: &Status) -> bool {
+        let has_all = |known: &control::Known| known.tag == status.tag();
+        self.kept.len() < MOST_KEPT && question.known.as_ref().is_some_and(has_all)
+    }
 }
 
 fn serve_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) {
@@ -92,24 +125,41 @@ fn serve_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) {
 }
 
 impl Daemon {
-    /// Answers a question. Whoever asked may be gone by now.
+    /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may be gone by now.
     pub(super) fn answer(&mut self, question: Question) {
-        let answer = match question.want {
-            Want::Status => Answer::Status(Box::new(self.snapshot())),
-            Want::Listed => {
+        match question.want {
+            Want::Status | Want::Metrics => {}
+            Want::Listed | Want::Checked => {
                 self.list();
                 self.drop_outdated_jobs();
-                Answer::Status(Box::new(self.snapshot()))
             }
-            Want::Checked => {
-                self.list();
-                self.drop_outdated_jobs();
-                self.require_soon();
-                Answer::Status(Box::new(self.snapshot()))
-            }
-            Want::Metrics => Answer::Metrics(self.metrics.text(&self.snapshot())),
-        };
-        let _ = question.answer.send(answer);
+        }
+        if question.want == Want::Checked {
+            self.require_soon();
+        }
+        let status = self.snapshot();
+        if question.want == Want::Metrics {
+            let _ = question.answer.send(Answer::Metrics(self.metrics.text(&status)));
+        } else if self.asked.waits_for_news(&question, &status) {
+            self.asked.kept.push(question);
+        } else {
+            let _ = question.answer.send(Answer::Status(Box::new(status)));
+        }
+    }
+
+    /// Answers those who wait for news, where there are any or they have waited long enough. Gives when to look again.
+    pub(super) fn tell_news(&mut self, now: Instant) -> Option<Instant> {
+        if self.asked.kept.is_empty() {
+            return None;
+        }
+        let earliest = self.asked.news_looked + NEWS_PACE;
+        if now < earliest {
+            return Some(earliest);
+        }
+        let status = self.snapshot();
+        self.asked.news_looked = now;
+        self.asked.tell(&status, now);
+        self.asked.next_deadline()
     }
 
     pub(super) fn write_metrics_if_due(&mut self) {
@@ -133,13 +183,7 @@ impl Daemon {
     /// How everything stands at this moment.
     fn snapshot(&self) -> Status {
         let progress = self.jobs.all().map(|job| {
-            let elapsed = status::millis(job.order.elapsed());
-            let (sent, planned) = (&job.bytes, &job.planned);
-            let progress = ProgressStatus::new(
-                sent.load(Ordering::Relaxed),
-                planned.load(Ordering::Relaxed),
-                elapsed,
-            );
+            let progress = job.counters.so_far(job.order.started);
             (job.order.name.clone(), progress)
         });
         let progress: BTreeMap<OsString, ProgressStatus> = progress.collect();

@@ -9,7 +9,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bundle::{Bundle, Identity};
@@ -23,7 +22,7 @@ use crate::config::{Checksums, Settings};
 use crate::folder::{self, Ending, Folder, Observation, Refused, Writer};
 use crate::ledger::{self, ImageEntry};
 use crate::lists;
-use crate::progress::Progress;
+use crate::progress::{Counters, Progress};
 use crate::roster::Version;
 use crate::runtime::{self, Runtime};
 
@@ -160,15 +159,15 @@ fn broken(selection: &Selection) -> Option<String> {
     })
 }
 
-/// Imports a bundle. Acknowledged bytes are added to `bytes`, and `planned` is set to what they will come to.
+/// Imports a bundle. How far it has come can be read from the counters meanwhile.
 pub(super) async fn import(
     order: Arc<Order>,
     bundle: Arc<Bundle>,
     mut intent: Intent,
-    (bytes, planned): (Arc<AtomicU64>, Arc<AtomicU64>),
+    counters: Arc<Counters>,
 ) -> Result<import::Imported, import::Error> {
     let lease_id = bundle_id(&ledger::label_name(&order.name));
-    let progress = Progress::counting(shown(&order.name), bytes, planned);
+    let progress = Progress::counting(shown(&order.name), counters);
     if order.settings.unpack == Unpack::BeforeRecord {
         let unpacker = runtime::unpacker(&order.settings, &order.runtime).await?;
         intent.unpack = Some((unpacker, UnpackWhen::BeforeRecord));

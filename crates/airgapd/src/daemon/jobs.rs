@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use oci_spec::image::Digest;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::job::{Opened, Order, Pulled, Read};
+use crate::progress::Counters;
 
 /// A file up to this size in bytes is imported within seconds.
 const SMALL: u64 = 64 << 20;
@@ -53,10 +53,8 @@ pub(super) struct Job {
     pub(super) records: BTreeMap<String, Digest>,
     /// Those of them that are left as they are.
     pub(super) left: BTreeSet<String>,
-    /// Bytes that containerd has acknowledged.
-    pub(super) bytes: Arc<AtomicU64>,
-    /// Bytes that it sends in all, as soon as that is known.
-    pub(super) planned: Arc<AtomicU64>,
+    /// How far its import has come.
+    pub(super) counters: Arc<Counters>,
     /// A record it writes changed meanwhile, by its hand or another's.
     pub(super) disturbed: bool,
     /// Its file or the rules changed: whatever it comes back with, the file is not done.
@@ -101,8 +99,7 @@ impl Jobs {
             stage: Stage::Opening,
             records: BTreeMap::new(),
             left: BTreeSet::new(),
-            bytes: Arc::default(),
-            planned: Arc::default(),
+            counters: Arc::default(),
             disturbed: false,
             is_outdated: false,
             task: None,

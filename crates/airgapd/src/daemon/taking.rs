@@ -31,7 +31,6 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// Why a name of a bundle's is left as it is.
 const LATER: &str = "a bundle that arrived later has this name";
 const MOVED: &str = "somebody else moved the record since the bundle was imported";
-const EXCLUDED: &str = "`exclude` names it";
 
 impl Daemon {
     /// Takes on the file that is due, if any.
@@ -362,8 +361,7 @@ impl Daemon {
             pace: Arc::clone(&self.pace),
             ..Intent::new(source, self.settings.on_conflict)
         };
-        let counters = (Arc::clone(&job.bytes), Arc::clone(&job.planned));
-        let import = job::import(order, Arc::clone(&read.bundle), intent, counters);
+        let import = job::import(order, Arc::clone(&read.bundle), intent, Arc::clone(&job.counters));
         let stage = Stage::Importing(read.bundle);
         self.jobs
             .go_on(name, stage, async { Came::Imported(Box::new(import.await)) });
@@ -392,8 +390,7 @@ impl Daemon {
         let taken = read.records.iter().filter(is_taken);
         leave.extend(taken.map(|(name, _)| (name.clone(), LATER.to_owned())));
         let names = read.records.keys().map(String::as_str);
-        let excluded = desired::excluded(names, &self.settings.exclude).into_iter();
-        leave.extend(excluded.map(|name| (name.to_owned(), EXCLUDED.to_owned())));
+        leave.extend(desired::left_out(names, &self.settings.exclude));
         leave
     }
 
