@@ -1,14 +1,18 @@
 //! `airgapd verify`: what a node will be asked for, held against what it has.
 
 use std::fs;
+use std::io::Write as _;
+use std::process::Stdio;
 
 use bundle::fixtures::{Archive, Image};
 use oci_spec::image::{Descriptor, MediaType};
 use serde_json::{Value, json};
 
 use crate::support::bundles::{self, image, multi_platform, native, text};
-use crate::support::{Node, Place, Target, on_each_containerd, on_the_fake, unique, wait_until};
-use xtask::Generation;
+use crate::support::{
+    Node, Own, Place, Target, on_each_containerd, on_its_own_containerd, on_the_fake, unique, wait_until,
+};
+use xtask::{Generation, Options};
 
 /// A platform that no machine of ours runs.
 const FOREIGN: &str = "linux/s390x";
@@ -469,10 +473,6 @@ fn who_may_pull_is_named_where_nobody_shall(target: &Target) {
     let never = manifest(", imagePullPolicy: Never");
     verify(&node, &["--manifests", &never, "--require-never"]).exits(0);
     let pulling = manifest("");
-    verify(
-        &node,
-        &["--static-pods", &text(&node.path("")), "--manifests", &pulling],
-    );
     let document = verify(&node, &["--manifests", &pulling, "--require-never"])
         .exits(4)
         .json();
@@ -501,6 +501,95 @@ fn who_may_pull_is_named_where_nobody_shall(target: &Target) {
     )
     .unwrap();
     assert_eq!(verify(&node, &arguments).exits(4).json()["pulls"], json!([]));
+}
+
+/// kubelet reads every file of its folder, whatever it is called, apart from hidden ones and folders; lists and manifests
+/// may come on standard input.
+fn static_pods_are_found_as_kubelet_finds_them_and_lists_may_be_piped(target: &Target) {
+    let node = Node::on(target);
+    let at = repository();
+    let name = |image: &str| format!("{at}/{image}:1");
+    import(&node, "app.tar", [image(&name("there"))]);
+    let pods = node.path("pods");
+    fs::create_dir_all(pods.join("deeper")).unwrap();
+    let pod = |image: &str| {
+        let spec = json!({"containers": [{"image": name(image), "imagePullPolicy": "Never"}]});
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": image}, "spec": spec}).to_string()
+    };
+    for (file, image) in [
+        ("a", "there"),
+        ("b.txt", "absent"),
+        (".c.yaml", "hidden"),
+        ("deeper/d.yaml", "deep"),
+    ] {
+        fs::write(pods.join(file), pod(image)).unwrap();
+    }
+    let document = verify(&node, &["--static-pods", &text(&pods), "--require-never"])
+        .exits(4)
+        .json();
+    let images = document["images"].as_array().unwrap();
+    let found: Vec<_> = images.iter().map(|image| image["reference"].clone()).collect();
+    assert_eq!(
+        found,
+        [json!(name("absent")), json!(name("there"))],
+        "{document:#}"
+    );
+    assert_eq!(images[0]["sources"][0]["kind"], "static-pod");
+    assert_eq!(document["pulls"], json!([]));
+
+    let piped = |flag: &str, input: &str| {
+        let mut command = node.command(["verify", "-o", "json", flag, "-"]);
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut running = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = running.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
+        drop(stdin);
+        crate::support::node::Answer::from(running.wait_with_output().unwrap())
+    };
+    piped("--images", &format!("# ours\n{}\n", name("there"))).exits(0);
+    piped("--images", &name("absent")).exits(4);
+    piped("--manifests", &pod("there")).exits(0);
+    piped("--manifests", &pod("absent")).exits(4);
+}
+
+/// containerd goes on listing a layer that somebody has wiped; whether an image is whole is seen in its store.
+fn a_layer_that_is_listed_and_wiped_is_missed(own: &mut Own) {
+    let target = &own.target;
+    let node = Node::on(target);
+    let name = format!("{}/app:1", repository());
+    let archive = import(&node, "app.tar", [image(&name)]);
+    let one = list(&node, &[&name]);
+    // A list is all that is asked about, so that the sandbox's image does not matter.
+    let status = || {
+        let document = verify(&node, &["--images", &one]).json();
+        of(&document, &name).clone()
+    };
+    assert_eq!(status()["status"], "present");
+    let layer = &archive.images[0].manifests[0].layers[0];
+    let store = own.containerd.root().join("io.containerd.content.v1.content");
+    fs::remove_file(store.join("blobs/sha256").join(layer.digest())).unwrap();
+    assert!(target.digests().contains(layer.as_ref()), "it is listed");
+    let missed = status();
+    assert_eq!(missed["status"], "incomplete", "{missed:#}");
+    assert!(
+        missed["problems"].to_string().contains(layer.digest()),
+        "{missed:#}"
+    );
+    assert!(
+        missed["remedy"].as_str().unwrap().contains("import"),
+        "{missed:#}"
+    );
+    node.import([node.path("app.tar")]).exits(0);
+    assert_eq!(status()["status"], "present");
+}
+
+fn as_usual() -> Options {
+    Options::default()
+}
+
+on_its_own_containerd! {
+    as_usual;
+    a_layer_that_is_listed_and_wiped_is_missed,
 }
 
 fn what_cannot_be_verified_is_said(target: &Target) {
@@ -545,5 +634,6 @@ on_the_fake!(
     every_miss_says_what_comes_closest,
     bundles_are_verified_before_they_travel,
     who_may_pull_is_named_where_nobody_shall,
+    static_pods_are_found_as_kubelet_finds_them_and_lists_may_be_piped,
     what_cannot_be_verified_is_said,
 );

@@ -33,7 +33,13 @@ pub(crate) async fn check(
     if found.problem.is_none() {
         let all = needs.merged();
         let policy = runtime::policy(settings, Some(runtime));
-        let shelf = Shelf::of_containerd(&runtime.client, &policy.wanted, &settings.limits).await?;
+        let shelf = Shelf::of_containerd(
+            &runtime.client,
+            runtime.store.as_deref(),
+            &policy.wanted,
+            &settings.limits,
+        )
+        .await?;
         found.references = all.len();
         found.missing = all.iter().filter_map(|need| missing(need, &shelf)).collect();
     }

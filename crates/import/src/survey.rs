@@ -71,25 +71,39 @@ impl Survey {
     ///
     /// What the client reports when asked whether it can read what is not there.
     pub async fn checked(mut self, client: &Client, store: Option<&Path>) -> Result<Survey, Error> {
-        let Some(store) = store else { return Ok(self) };
-        let is_lost = |blob: &BlobInfo| is_lost(store, blob);
-        let lost: Vec<BlobInfo> = self
-            .blobs
-            .values()
-            .filter(|blob| is_lost(blob))
-            .cloned()
-            .collect();
-        let Some(smallest) = lost.iter().min_by_key(|blob| blob.size) else {
-            return Ok(self);
-        };
-        if has_really(client, smallest).await? {
-            tracing::debug!(store = %store.display(), "this is not the store of the containerd that answers");
-            return Ok(self);
+        let lost = lost(client, self.blobs.values(), store).await?;
+        for blob in &lost {
+            self.blobs.remove(&blob.digest);
         }
-        self.blobs.retain(|_, blob| !is_lost(blob));
         self.lost = lost;
         Ok(self)
     }
+}
+
+/// Those of the blobs that containerd lists of which its store has no file, or one of another length, where the store can
+/// be seen. Safe to cancel.
+///
+/// # Errors
+///
+/// What the client reports when asked whether it can read what is not there.
+pub async fn lost(
+    client: &Client,
+    blobs: impl IntoIterator<Item = &BlobInfo>,
+    store: Option<&Path>,
+) -> Result<Vec<BlobInfo>, Error> {
+    let Some(store) = store else {
+        return Ok(Vec::new());
+    };
+    let blobs = blobs.into_iter().filter(|blob| is_lost(store, blob));
+    let lost: Vec<BlobInfo> = blobs.cloned().collect();
+    let Some(smallest) = lost.iter().min_by_key(|blob| blob.size) else {
+        return Ok(lost);
+    };
+    if has_really(client, smallest).await? {
+        tracing::debug!(store = %store.display(), "this is not the store of the containerd that answers");
+        return Ok(Vec::new());
+    }
+    Ok(lost)
 }
 
 impl Survey {

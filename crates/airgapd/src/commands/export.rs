@@ -309,7 +309,7 @@ impl Export<'_> {
 
     /// Says for each of these that it is not there, and what comes closest.
     async fn near_misses(&self, unknown: &[&String]) -> anyhow::Result<Vec<String>> {
-        let shelf = Shelf::of_containerd(self.client(), &Wanted::All, &self.limits).await?;
+        let shelf = Shelf::of_containerd(self.client(), None, &Wanted::All, &self.limits).await?;
         let told = unknown.iter().map(|text| {
             let need = Need {
                 reference: (*text).clone(),

@@ -202,7 +202,13 @@ async fn in_containerd(
     needs: &[Need],
     images_dir: Option<&Path>,
 ) -> Result<Vec<Answer>, containerd::Error> {
-    let shelf = Shelf::of_containerd(&runtime.client, &policy.wanted, &settings.limits).await?;
+    let shelf = Shelf::of_containerd(
+        &runtime.client,
+        runtime.store.as_deref(),
+        &policy.wanted,
+        &settings.limits,
+    )
+    .await?;
     let all = |bundles: &Shelf| {
         needs
             .iter()

@@ -214,6 +214,10 @@ impl Daemon {
 
     /// Takes over what a job came back with.
     pub(super) fn on_job(&mut self, name: &OsStr, came: Option<Came>) {
+        if matches!(came, Some(Came::Imported(_) | Came::Pulled(_))) {
+            // What containerd has to say about it may come later than somebody asks.
+            self.requiring.doubt();
+        }
         match came {
             Some(Came::Opened(opened)) => self.opened(name, opened),
             Some(Came::Imported(result)) => self.end_import(name, *result),

@@ -1,6 +1,6 @@
 //! Images by name, as a containerd or a bundle has them, each with what it lacks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bundle::{Catalog, Content, Limits, Node};
@@ -35,18 +35,23 @@ pub(crate) struct Shelf {
 }
 
 impl Shelf {
-    /// Asks containerd for its records and blobs, and reads the documents behind each record.
+    /// Asks containerd for its records and blobs, and reads the documents behind each record. Blobs that it lists count
+    /// where its store has them, if `store` is where that can be seen.
     ///
     /// # Errors
     ///
     /// What the client reports while it lists. What cannot be read later is told of the image.
     pub(crate) async fn of_containerd(
         client: &Client,
+        store: Option<&Path>,
         wanted: &Wanted,
         limits: &Limits,
     ) -> Result<Shelf, containerd::Error> {
         let records = client.images().await?;
-        let blobs = client.blobs().await?;
+        let mut blobs = client.blobs().await?;
+        let lost = import::lost(client, &blobs, store).await?;
+        let lost: HashSet<Digest> = lost.into_iter().map(|blob| blob.digest).collect();
+        blobs.retain(|blob| !lost.contains(&blob.digest));
         let store = ContentStore::of(client, blobs.into_iter().map(|blob| (blob.digest, blob.size)));
         let (wanted, limits) = (wanted.clone(), limits.clone());
         // Each document is waited for, so this has a thread of its own.
