@@ -458,6 +458,7 @@ mod tests {
                 containerd: ContainerdStatus::default(),
                 folder: FolderStatus::default(),
                 required: None,
+                unpack: None,
                 bundles: vec![bundle],
             }
             .tag()

@@ -273,6 +273,7 @@ mod tests {
                 problem: problem.map(str::to_owned),
             },
             required: None,
+            unpack: None,
             bundles: bundles
                 .map(|(state, name)| bundle(&name.to_string(), *state))
                 .collect(),

@@ -4,11 +4,10 @@
 //! not count; a config's digest, or the beginning of one, is an id (containerd's CRI plugin, `LocalResolve`). So a pod
 //! may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
 
-use import::{Judgement, Reference};
+use import::{CONTAINERD, Judgement, Reference};
 use serde::Serialize;
 
 use super::{Held, Shelf};
-use crate::content::CONTAINERD;
 use crate::needs::{Need, Source};
 
 /// How many hexadecimal digits make an id: shorter ones may be names.
