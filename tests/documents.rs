@@ -80,6 +80,7 @@ fn import_prints_one_document_with_stable_keys(target: &Target) {
             "images": [image(NAME, outcome), image(&format!("registry.test/app@{root}"), outcome)],
             "blobs": blobs,
             "space": null,
+            "unpacked": null,
             "duration_ms": 0,
             "warnings": [],
         }], "error": null})
@@ -390,6 +391,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         "required": {"current": true, "checked_at": document["required"]["checked_at"], "problem": null, "references": 2,
             "missing": [{"reference": ABSENT, "why": format!("there is no image of the name {ABSENT}"),
                 "asked_by": [format!("{list}: line 2")]}]},
+        "unpack": null,
         "bundles": [shown],
         "images": [image(NAME), image(&format!("registry.test/app@{}", archive.images[0].root))],
         "problems": ["1 of 2 required images are missing"],
