@@ -57,6 +57,16 @@ fn parents_carry_the_labels_that_hold_their_children(target: &Target) {
     );
 }
 
+/// The repositories that a blob says it is from, by host.
+fn sources(target: &Target, digest: &str) -> BTreeMap<String, String> {
+    let labels = target.blobs().remove(digest).expect("the blob is there");
+    let sources = labels.into_iter().filter_map(|(key, value)| {
+        let host = key.strip_prefix("containerd.io/distribution.source.")?;
+        Some((host.to_owned(), value))
+    });
+    sources.collect()
+}
+
 /// Mirrors among nodes, such as Spegel, share what says where it is from.
 fn blobs_say_in_which_repositories_they_are(target: &Target) {
     let node = Node::on(target);
@@ -71,15 +81,7 @@ fn blobs_say_in_which_repositories_they_are(target: &Target) {
         ],
     );
     node.import([node.path("bundle.tar")]).exits(0);
-    let blobs = target.blobs();
-    let sources = |digest: &str| -> BTreeMap<String, String> {
-        let labels = blobs[digest].iter();
-        let sources = labels.filter_map(|(key, value)| {
-            let host = key.strip_prefix("containerd.io/distribution.source.")?;
-            Some((host.to_owned(), value.clone()))
-        });
-        sources.collect()
-    };
+    let sources = |digest: &str| sources(target, digest);
     let manifest = &archive.images[0].manifests[0];
     let of_one = BTreeMap::from([("registry.test".to_owned(), "team/one".to_owned())]);
     assert_eq!(sources(manifest.digest.as_ref()), of_one);
@@ -90,6 +92,31 @@ fn blobs_say_in_which_repositories_they_are(target: &Target) {
             .map(|(host, paths)| (host.to_owned(), paths.to_owned()))
             .into()
     );
+}
+
+/// What another importer brought is shared, too, and nobody's repository is forgotten.
+fn blobs_that_are_there_already_say_in_which_repositories_they_are(target: &Target) {
+    let node = Node::on(target);
+    let file = text(&node.path("bundle.tar"));
+    let archive = bundles::write(file.as_ref(), [image("registry.test/app:1")]);
+    let manifest = &archive.images[0].manifests[0];
+    let all = [&manifest.layers[0], &manifest.config, &manifest.digest];
+    let source = "containerd.io/distribution.source.registry.test";
+    for (digest, labels) in all.into_iter().zip([&[(source, "theirs")][..], &[], &[]]) {
+        target.put_blob(&archive.bytes_of(&archive.name_of(digest)), labels);
+    }
+    let report = node.import([&file]).exits(0).bundle();
+    assert_eq!(report["blobs"]["sent"], 0, "{report:#}");
+    let from = |path: &str| BTreeMap::from([("registry.test".to_owned(), path.to_owned())]);
+    assert_eq!(sources(target, manifest.layers[0].as_ref()), from("theirs,app"));
+    for digest in &all[1..] {
+        assert_eq!(sources(target, digest.as_ref()), from("app"));
+    }
+    let again = node.import([&file]).exits(0).bundle();
+    assert_eq!(again["outcome"], "unchanged", "{again:#}");
+    for digest in all {
+        target.let_go(digest);
+    }
 }
 
 /// Statements 31, 37 and 42: what another tool left without labels and lease is held, completed and not sent again.
@@ -236,6 +263,7 @@ fn a_record_that_containerd_refuses_fails_that_image(target: &Target) {
 on_each_containerd!(
     parents_carry_the_labels_that_hold_their_children,
     blobs_say_in_which_repositories_they_are,
+    blobs_that_are_there_already_say_in_which_repositories_they_are,
     blobs_that_are_there_already_are_held_and_get_their_labels,
     blobs_of_another_namespace_are_adopted,
 );

@@ -107,7 +107,7 @@ fn a_configuration_comes_from_a_file_or_from_standard_input() {
 #[test]
 fn the_samples_never_pull_and_have_the_defaults() {
     let node = node();
-    for name in ["k0s.yaml", "k0sctl.yaml"] {
+    for name in ["k0s.yaml", "fleet/k0sctl.yaml"] {
         let arguments = [
             "-o",
             "json",

@@ -10,7 +10,7 @@ use crate::support::bundles::native;
 use crate::support::{Node, Own, on_its_own_containerd};
 
 /// The program of this test and the libraries it is linked to. What is handed out is linked statically, and alone.
-fn files(node: &Node) -> Vec<(String, PathBuf)> {
+pub fn files(node: &Node) -> Vec<(String, PathBuf)> {
     let program = Path::new(env!("CARGO_BIN_EXE_airgapd"));
     let stripped = node.path("airgapd");
     // Symbols are four fifths of it.

@@ -5,11 +5,13 @@ pub mod containerds;
 pub mod middleman;
 pub mod node;
 pub mod registry;
+pub mod stage;
 pub mod target;
 pub mod tools;
 pub mod waiting;
 
 pub use node::Node;
+pub use stage::Stage;
 pub use target::{Own, Place, Target, run_on, run_on_own};
 pub use waiting::{unique, wait_for, wait_until};
 

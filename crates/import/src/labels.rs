@@ -76,18 +76,35 @@ impl Source {
 pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>) -> Labels {
     let mut labels = Labels::new();
     for (host, path) in repositories.into_iter().filter_map(|name| name.split_once('/')) {
-        let key = format!("{DISTRIBUTION_SOURCE}{host}");
-        let there: &str = labels.get(&key).map_or("", String::as_str);
-        let value = match there {
-            "" => path.to_owned(),
-            _ if there.split(',').any(|one| one == path) => continue,
-            _ => format!("{there},{path}"),
-        };
-        if key.len() + value.len() <= LONGEST {
-            labels.insert(key, value);
-        }
+        add_source(&mut labels, format!("{DISTRIBUTION_SOURCE}{host}"), path);
     }
     labels
+}
+
+/// What of `sources` a blob with the labels `there` lacks: labels in their whole length, with what others wrote at the
+/// beginning of each.
+#[must_use]
+pub fn missing_sources(sources: &Labels, there: &Labels) -> Labels {
+    let mut labels = there.clone();
+    for (key, paths) in sources {
+        for path in paths.split(',') {
+            add_source(&mut labels, key.clone(), path);
+        }
+    }
+    labels.retain(|key, value| there.get(key) != Some(value));
+    labels
+}
+
+fn add_source(labels: &mut Labels, key: String, path: &str) {
+    let there: &str = labels.get(&key).map_or("", String::as_str);
+    let value = match there {
+        "" => path.to_owned(),
+        _ if there.split(',').any(|one| one == path) => return,
+        _ => format!("{there},{path}"),
+    };
+    if key.len() + value.len() <= LONGEST {
+        labels.insert(key, value);
+    }
 }
 
 /// Names a bundle in labels and leases: the first 16 hexadecimal digits of the sha256 of its file name.
@@ -231,6 +248,21 @@ mod tests {
         assert_eq!(
             all,
             labels(&[("containerd.io/distribution.source.a.io", "short")])
+        );
+    }
+
+    #[test]
+    fn sources_that_others_wrote_stay_and_only_what_lacks_one_is_written() {
+        let key = |host: &str| format!("{DISTRIBUTION_SOURCE}{host}");
+        let wanted = distribution_sources(["a.io/x", "a.io/y", "b.io/x", "c.io/x"]);
+        let there = labels(&[(&key("a.io"), "z,x"), (&key("b.io"), "x"), ("other", "1")]);
+        let missing = labels(&[(&key("a.io"), "z,x,y"), (&key("c.io"), "x")]);
+        assert_eq!(missing_sources(&wanted, &there), missing);
+        assert_eq!(missing_sources(&wanted, &wanted), Labels::new());
+        let full = labels(&[(&key("a.io"), &"x".repeat(LONGEST - key("a.io").len()))]);
+        assert_eq!(
+            missing_sources(&distribution_sources(["a.io/y"]), &full),
+            Labels::new()
         );
     }
 

@@ -108,9 +108,9 @@ pub struct BlobStep {
     pub size: u64,
     /// Whether it is sent.
     pub action: BlobAction,
-    /// The gc labels it lacks; given with the commit when it is sent.
+    /// The labels it lacks, for the gc and for `sources`; given with the commit when it is sent.
     pub labels: Labels,
-    /// Where it is from, by the names of all images that have it; given with the commit when it is sent.
+    /// The labels that say where it is from, by the names of all images that have it.
     pub sources: Labels,
     /// What it refers to.
     pub children: Vec<Child>,
@@ -240,11 +240,8 @@ pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
     let mut images: Vec<_> = images
         .iter()
         .enumerate()
-        .map(|(at, image)| plan_image(at, image, survey, intent))
+        .map(|(at, image)| plan_image(at, image, &sources, survey, intent))
         .collect();
-    for step in images.iter_mut().flat_map(|image| &mut image.blobs) {
-        step.sources = sources.labels(&step.digest);
-    }
     images.sort_by_cached_key(|image| (image.rank(&intent.priority), image.bytes_to_send()));
     Plan { images }
 }
@@ -278,10 +275,16 @@ impl<'a> Sources<'a> {
     }
 }
 
-fn plan_image(index: usize, image: &Taken, survey: &Survey, intent: &Intent) -> ImagePlan {
+fn plan_image(
+    index: usize,
+    image: &Taken,
+    sources: &Sources<'_>,
+    survey: &Survey,
+    intent: &Intent,
+) -> ImagePlan {
     let mut plan = ImagePlan {
         index,
-        blobs: plan_blobs(image, survey),
+        blobs: plan_blobs(image, sources, survey),
         records: plan_records(image, survey, intent),
         platforms: image.closure.platforms.clone(),
         unpack: is_to_be_unpacked(image, survey, intent),
@@ -313,14 +316,17 @@ fn plan_records(image: &Taken, survey: &Survey, intent: &Intent) -> Vec<RecordSt
     image.records.iter().map(plan).collect()
 }
 
-fn plan_blobs(image: &Taken, survey: &Survey) -> Vec<BlobStep> {
-    let plan = |member: &Member| plan_blob(member, survey.blobs.get(&member.digest));
+fn plan_blobs(image: &Taken, sources: &Sources<'_>, survey: &Survey) -> Vec<BlobStep> {
+    let plan = |member: &Member| {
+        let sources = sources.labels(&member.digest);
+        plan_blob(member, sources, survey.blobs.get(&member.digest))
+    };
     image.closure.blobs.iter().map(plan).collect()
 }
 
-fn plan_blob(member: &Member, there: Option<&BlobInfo>) -> BlobStep {
+fn plan_blob(member: &Member, sources: Labels, there: Option<&BlobInfo>) -> BlobStep {
     let none = Labels::new();
-    let labels = missing_gc_labels(&member.children, there.map_or(&none, |blob| &blob.labels));
+    let there_labels = there.map_or(&none, |blob| &blob.labels);
     // A blob of another size under this digest is not the blob: sending it makes containerd say so.
     let action = if there.is_some() {
         BlobAction::Hold
@@ -331,10 +337,17 @@ fn plan_blob(member: &Member, there: Option<&BlobInfo>) -> BlobStep {
         digest: member.digest.clone(),
         size: member.size,
         action,
-        labels,
-        sources: Labels::new(),
+        labels: missing_labels(&member.children, &sources, there_labels),
+        sources,
         children: member.children.clone(),
     }
+}
+
+/// The labels that a blob with the labels `there` lacks: of its children, for the gc, and of where it is from, for mirrors.
+pub(crate) fn missing_labels(children: &[Child], sources: &Labels, there: &Labels) -> Labels {
+    let mut missing = missing_gc_labels(children, there);
+    missing.extend(labels::missing_sources(sources, there));
+    missing
 }
 
 const GC_REF: &str = "containerd.io/gc.ref.content";
@@ -491,7 +504,7 @@ impl fmt::Display for BlobLine<'_> {
         write!(f, "{verb} {} {} bytes", self.step.digest, self.step.size)?;
         match self.step.labels.len() {
             0 => Ok(()),
-            labels => write!(f, ", {labels} gc labels"),
+            labels => write!(f, ", {labels} labels"),
         }
     }
 }
@@ -844,7 +857,7 @@ mod tests {
             "r.test/a:1 (linux/amd64)",
             &format!("present {one}"),
             "send    ",
-            "2 gc labels",
+            "3 labels",
             "create  r.test/a:1",
         ] {
             assert!(text.contains(wanted), "{wanted} in {text}");

@@ -1,10 +1,12 @@
-//! `cargo xtask chaos`, `powercut`, `churn` and `placing`: the long versions of what the tests do for a few seconds.
+//! `cargo xtask chaos`, `powercut`, `churn`, `placing` and `recording`: tests that do more when they are asked to.
 //!
 //! They are tests of the program's own suite that are left out otherwise, so that there is one piece of code for both.
 
+use std::process::Command;
+
 use anyhow::{Result, bail};
 use clap::Args;
-use xtask::{Generation, containerd_parts, is_root};
+use xtask::{Generation, containerd_parts, is_root, parts};
 
 use crate::checks;
 
@@ -35,17 +37,8 @@ pub(crate) fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
     for generation in generations {
         containerd_parts(generation)?;
     }
-    let mut cargo = checks::cargo()?;
+    let mut cargo = scenarios()?;
     cargo
-        .args([
-            "test",
-            "--locked",
-            "--package",
-            "airgapd",
-            "--test",
-            "scenarios",
-            "--",
-        ])
         .args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .env("AIRGAPD_TEST_ROUNDS", rounds.to_string())
         .env("AIRGAPD_TEST_SEED", extent.seed.to_string());
@@ -53,4 +46,37 @@ pub(crate) fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
         cargo.env("AIRGAPD_TEST_GENERATION", generation.to_string());
     }
     checks::run(&mut cargo)
+}
+
+/// Has the documents show what is on the screen after their examples.
+///
+/// # Errors
+///
+/// When a command does not end as it should, having said which, or when there is no root to start containerd with.
+pub(crate) fn record() -> Result<()> {
+    if !is_root() {
+        bail!("the examples are typed on a node with a private containerd, which only root can make");
+    }
+    let test = "examples::each_command_in_the_documents_does_what_they_say";
+    let mut cargo = scenarios()?;
+    cargo
+        .args([test, "--exact"])
+        .env("AIRGAPD_TEST_RECORD", "1")
+        .env(parts::REQUIRE_CONTAINERD, "1");
+    checks::run(&mut cargo)
+}
+
+/// The program's suite; a test and its flags have yet to be added.
+fn scenarios() -> Result<Command> {
+    let mut cargo = checks::cargo()?;
+    cargo.args([
+        "test",
+        "--locked",
+        "--package",
+        "airgapd",
+        "--test",
+        "scenarios",
+        "--",
+    ]);
+    Ok(cargo)
 }

@@ -95,6 +95,8 @@ enum Task {
     Placing,
     /// Write docs/configuration.md, made of config/config.yaml.
     Reference,
+    /// Type the examples of README.md and docs/ on a node, and write what is then on the screen where they show it.
+    Recording,
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
     /// Build what is handed out: static programs, packages (.deb, .rpm), tarballs, a bundle with airgapd's own image, a bill
@@ -158,6 +160,7 @@ fn perform(task: Task) -> Result<()> {
         ),
         Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
         Task::Reference => reference::write(),
+        Task::Recording => endurance::record(),
         Task::Advisories => checks::advisories(),
         Task::Dist { architectures, twice } => dist::run_task(&architectures, twice),
         Task::Packaged => packaged::run_task(),
@@ -166,5 +169,43 @@ fn perform(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Setup => parts::provide_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::Parser as _;
+    use xtask::workspace;
+
+    use super::Arguments;
+
+    /// Commands in the text of a document: lines of its examples, and what stands between backquotes.
+    fn commands(text: &str) -> impl Iterator<Item = &str> {
+        let examples = text.lines().filter_map(|line| line.strip_prefix("# "));
+        let quoted = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+        let tasks = examples
+            .chain(quoted)
+            .filter_map(|text| text.split_once("cargo xtask "));
+        tasks.map(|(_, rest)| rest.split(['#', ')']).next().unwrap_or_default())
+    }
+
+    #[test]
+    fn each_task_that_documents_name_exists_with_its_flags() {
+        let documents = fs::read_dir(workspace().join("docs")).unwrap();
+        let documents = documents.map(|entry| entry.unwrap().path());
+        let mut seen = 0;
+        for path in documents.chain(["README.md", "SECURITY.md"].map(|name| workspace().join(name))) {
+            let text = fs::read_to_string(&path).unwrap();
+            for command in commands(&text) {
+                seen += 1;
+                let words = ["xtask"].into_iter().chain(command.split_whitespace());
+                if let Err(error) = Arguments::try_parse_from(words) {
+                    panic!("{}: cargo xtask {command}: {error}", path.display());
+                }
+            }
+        }
+        assert!(seen > 10, "{seen}");
     }
 }

@@ -6,6 +6,7 @@
 mod cleanup;
 mod disk;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -249,15 +250,26 @@ impl Containerd {
         let mut ctr = self.ctr_in(NAMESPACE);
         ctr.arg("run")
             .args(flags)
-            .args(["--net-host", "--snapshotter", self.snapshotter, "--runc-binary"])
-            .arg(&self.parts.runc)
-            .arg("--runc-root")
-            .arg(self.folder.path.join("runc"))
-            .arg("--fifo-dir")
-            .arg(self.folder.path.join("fifo"))
-            // Control groups are the machine's; the default, `/k8s.io/<id>`, would meet other containerds' there.
-            .args(["--cgroup", &format!("/{}", unique_name())]);
+            .arg("--net-host")
+            .args(self.run_flags());
         ctr
+    }
+
+    /// What `ctr run` has to be told of this containerd, which shares neither programs nor folders with the machine's.
+    pub fn run_flags(&self) -> Vec<OsString> {
+        let folder = |name: &str| self.folder.path.join(name).into();
+        let flags: [(&str, OsString); 5] = [
+            ("--snapshotter", self.snapshotter.into()),
+            ("--runc-binary", self.parts.runc.clone().into()),
+            ("--runc-root", folder("runc")),
+            ("--fifo-dir", folder("fifo")),
+            // Control groups are the machine's; the default, `/k8s.io/<id>`, would meet other containerds' there.
+            ("--cgroup", format!("/{}", unique_name()).into()),
+        ];
+        flags
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.into(), value])
+            .collect()
     }
 
     /// Makes containerd collect its garbage now, and returns when it has.
@@ -355,7 +367,7 @@ impl Containerd {
     }
 
     /// containerd looks for its shims on the `PATH`; ours come first.
-    fn search_path(&self) -> Result<std::ffi::OsString> {
+    fn search_path(&self) -> Result<OsString> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = [self.parts.shims.clone()]
             .into_iter()

@@ -13,7 +13,7 @@ use super::Job;
 use crate::labels::Labels;
 use crate::lease::Lease;
 use crate::pace::{Pace, paced};
-use crate::plan::{BlobAction, BlobStep, missing_gc_labels};
+use crate::plan::{BlobAction, BlobStep, missing_labels};
 
 /// What became of one blob: the bytes sent, `None` when none were.
 pub(super) struct Moved {
@@ -82,7 +82,8 @@ impl BlobTask {
         }
         Ok(match self.send().await? {
             Written::Committed { sent_bytes } => Some(sent_bytes),
-            Written::Present | Written::Adopted => None,
+            Written::Adopted => None,
+            Written::Present => self.label().await.map(|()| None)?,
         })
     }
 
@@ -106,8 +107,7 @@ impl BlobTask {
     async fn send(&self) -> Result<Written, containerd::Error> {
         let step = &self.step;
         // All of them: the plan's are those that the blob lacked when it was there.
-        let mut labels = missing_gc_labels(&step.children, &Labels::new());
-        labels.extend(step.sources.clone());
+        let labels = missing_labels(&step.children, &step.sources, &Labels::new());
         let spec = BlobSpec {
             digest: step.digest.clone(),
             size: step.size,
@@ -122,14 +122,20 @@ impl BlobTask {
         self.client.write_blob(&self.lease, &spec, source).await
     }
 
-    /// Gives a parent that was there the gc labels it lacks, by what it has now: others send and label it, too.
+    /// Gives a blob that was there the labels it lacks, by what it has now: others send and label it, too.
     async fn label(&self) -> Result<(), containerd::Error> {
-        let BlobStep { digest, children, .. } = &self.step;
-        if children.is_empty() {
+        let BlobStep {
+            digest,
+            children,
+            labels,
+            sources,
+            ..
+        } = &self.step;
+        if children.is_empty() && labels.is_empty() {
             return Ok(());
         }
         let there = self.client.blob(digest).await?.map(|blob| blob.labels);
-        let missing = missing_gc_labels(children, &there.unwrap_or_default());
+        let missing = missing_labels(children, sources, &there.unwrap_or_default());
         if !missing.is_empty() {
             self.client.set_blob_labels(digest, &missing).await?;
         }

@@ -1,0 +1,282 @@
+//! The examples of README.md and docs/*.md: each command of a `console` block is typed on a node, in the order of its
+//! document, and has to end well. Where a document shows what is then on the screen, that is compared, too.
+//!
+//! `cargo xtask recording` writes what is on the screen into the documents instead of comparing it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use xtask::{Generation, Options, demo_bundle, workspace};
+
+use crate::support::bundles::{self, image};
+use crate::support::registry::Registry;
+use crate::support::{Stage, run_on_own, unique};
+
+/// Set by `cargo xtask recording`.
+const RECORD: &str = "AIRGAPD_TEST_RECORD";
+
+/// Programs that do not run here, and who tries those commands instead.
+const ELSEWHERE: [(&str, &str); 5] = [
+    (
+        "apt",
+        "`cargo xtask packaged` installs and purges the package on a fresh Debian",
+    ),
+    (
+        "rpm",
+        "`cargo xtask dist` reads the package that it makes; there is no machine with rpm here",
+    ),
+    (
+        "cargo",
+        "builds; a test of xtask reads the command line of each task that a document names",
+    ),
+    (
+        "kubectl",
+        "needs a cluster; tests/fleets.rs runs what it would apply",
+    ),
+    (
+        "k0sctl",
+        "needs hosts; tests/fleets.rs reads its configuration and runs its hooks",
+    ),
+];
+
+/// Commands that are to end otherwise than with 0, by how they begin.
+const ENDS: [(&str, i32); 1] = [("airgapd verify --bundle", 4)];
+
+/// A command of a document, and what the document shows to be on the screen after it.
+#[derive(Debug)]
+struct Step {
+    /// The line of the command, from 0.
+    at: usize,
+    command: String,
+    screen: Vec<String>,
+}
+
+impl Step {
+    /// Who runs it instead of us.
+    fn elsewhere(&self) -> Option<&'static str> {
+        let mut words = self.command.split_whitespace();
+        let program = words.find(|word| !word.contains('='))?;
+        // A variable may hold what a command says.
+        let is = |name: &str| program == name || self.command.contains(&format!("$({name} "));
+        let mut elsewhere = ELSEWHERE.iter().map(|(name, _)| *name);
+        elsewhere.find(|name| is(name))
+    }
+
+    fn exit(&self) -> i32 {
+        let mut ends = ENDS.iter();
+        let end = ends.find(|(begin, _)| self.command.starts_with(begin));
+        end.map_or(0, |(_, code)| *code)
+    }
+}
+
+/// The commands of a document: lines of its `console` blocks that begin with root's prompt.
+fn steps(text: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut is_inside = false;
+    for (at, line) in text.lines().enumerate() {
+        match line.strip_prefix("# ") {
+            _ if line.starts_with("```") => is_inside = line == "```console",
+            _ if !is_inside => {}
+            Some(command) => steps.push(Step {
+                at,
+                command: command.to_owned(),
+                screen: Vec::new(),
+            }),
+            None => {
+                let step = steps.last_mut().expect("a block begins with a command");
+                step.screen.push(line.to_owned());
+            }
+        }
+    }
+    steps
+}
+
+/// README.md and the documents.
+fn documents() -> Vec<PathBuf> {
+    let folder = fs::read_dir(workspace().join("docs")).expect("there are documents");
+    let paths = folder.map(|entry| entry.expect("it can be listed").path());
+    let mut paths: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    paths.sort();
+    paths.insert(0, workspace().join("README.md"));
+    paths
+}
+
+/// What is on the screen, without what differs from run to run.
+fn normalised(screen: &[String]) -> Vec<String> {
+    const CHANGING: [(&str, &str); 6] = [
+        (r"sha256:[0-9a-f]+", "<digest>"),
+        (r"[0-9-]{10}[T ][0-9:.]{5,}Z?", "<time>"),
+        (
+            r"[0-9]+(\.[0-9]+)? ?(ms|s|min|h|[kMG]i?B|B|bytes)(/s)?(?-u:\b)",
+            "<amount>",
+        ),
+        (r"pid [0-9]+", "pid <number>"),
+        (r"[0-9]+\.[0-9]+\.[0-9]+([+~-][a-z0-9+.]+)?", "<version>"),
+        (r" +", " "),
+    ];
+    let changing = CHANGING.map(|(pattern, text)| (Regex::new(pattern).expect("a pattern"), text));
+    let line = |line: &String| {
+        let text = changing.iter().fold(line.clone(), |line, (pattern, text)| {
+            pattern.replace_all(&line, *text).into_owned()
+        });
+        text.trim_end().to_owned()
+    };
+    screen.iter().map(line).collect()
+}
+
+/// What the documents take for granted: files of whoever reads them, and a registry on the connected side.
+struct Surroundings {
+    _registry: Registry,
+}
+
+fn surround(stage: &Stage) -> Option<Surroundings> {
+    let registry = Registry::start()?;
+    let home = |name: &str| stage.at(name);
+    let busybox = xtask::parts::busybox().expect("there is a busybox");
+
+    stage.types("install -d -m 0755 /var/lib/k0s/images").exits(0);
+
+    // A checkout, after a build.
+    for file in ["config/config.yaml", "systemd/airgapd.service"] {
+        stage.write(file, fs::read(workspace().join(file)).unwrap());
+    }
+    for place in ["target/release", "."] {
+        fs::create_dir_all(home(place)).unwrap();
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_airgapd"), home(place).join("airgapd")).unwrap();
+    }
+
+    // What a cluster needs, in a registry and on this node.
+    stage.write("k0s.yaml", fs::read(workspace().join("config/k0s.yaml")).unwrap());
+    stage.write(
+        "k0sctl.yaml",
+        fs::read(workspace().join("config/fleet/k0sctl.yaml")).unwrap(),
+    );
+    let listed = stage
+        .types("airgapd -q list-images --k0s-config k0s.yaml")
+        .exits(0)
+        .stdout;
+    for reference in listed.lines() {
+        let (host, rest) = reference.split_once('/').expect("references are whole");
+        let (path, tag) = rest.rsplit_once(':').expect("they have tags");
+        registry.push(&format!("{host}/{path}"), tag, image(reference));
+    }
+    bundles::write(&home("cluster.tar"), listed.lines().map(image));
+    stage
+        .types("airgapd import cluster.tar && rm cluster.tar")
+        .exits(0);
+    stage.write("images.txt", listed);
+    let mirrors = ["quay.io", "registry.k8s.io", "docker.io", "ghcr.io"]
+        .map(|host| format!("--mirror {host}={}/{host}", registry.host()))
+        .join(" ");
+    // The registries of the world are one of ours.
+    stage.write(
+        "with-mirrors",
+        format!(
+            "#!/bin/sh\nif [ \"$1\" = bundle-artifacts ]; then set -- \"$@\" --insecure-registries plain-http {mirrors}; fi\n\
+             exec {} \"$@\"\n",
+            env!("CARGO_BIN_EXE_airgapd")
+        ),
+    );
+    stage
+        .types("rm /run/program/airgapd && install -m 0755 with-mirrors /run/program/airgapd")
+        .exits(0);
+
+    // Bundles that are at hand.
+    demo_bundle::write(&home("app-bundle.tar"), &busybox).unwrap();
+    stage.types("cp app-bundle.tar /mnt/usb/").exits(0);
+    stage.write("apps/web.yaml", WEB);
+    let shared = unique();
+    let base = |name: &str| image(name).layer(shared.as_str());
+    bundles::write(&home("base.tar"), [base("registry.example/shop/web:2.0")]);
+    bundles::write(&home("old.tar"), [base("registry.example/shop/web:2.0")]);
+    bundles::write(&home("new.tar"), [base("registry.example/shop/web:2.1")]);
+    bundles::docker([image("registry.example/shop/web:1.0")]).write_to(&home("docker-save.tar"));
+    stage.types("gzip docker-save.tar").exits(0);
+    Some(Surroundings { _registry: registry })
+}
+
+/// The manifests of an application.
+const WEB: &str = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+        - {name: web, image: 'registry.example/demo/hello:1.0', imagePullPolicy: Never}
+";
+
+/// Types the commands of a document on a fresh node, and gives the document as it would be with what was on the screen.
+fn play(path: &Path, text: &str, stage: &Stage) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let mut moved = 0_isize;
+    for step in steps(text).iter().filter(|step| step.elsewhere().is_none()) {
+        let place = format!("{}:{}", path.display(), step.at + 1);
+        let answer = stage.types(&step.command);
+        assert_eq!(
+            answer.status.code(),
+            Some(step.exit()),
+            "{place}: `{}` says:\n{}",
+            step.command,
+            answer.stdout
+        );
+        if step.screen.is_empty() {
+            continue;
+        }
+        let screen: Vec<_> = answer
+            .stdout
+            .lines()
+            .map(|line| line.trim_end().to_owned())
+            .collect();
+        if normalised(&screen) != normalised(&step.screen) {
+            let from = (step.at + 1)
+                .checked_add_signed(moved)
+                .expect("lines are counted from 0");
+            lines.splice(from..from + step.screen.len(), screen.clone());
+            moved += isize::try_from(screen.len()).unwrap() - isize::try_from(step.screen.len()).unwrap();
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn each_command_in_the_documents_does_what_they_say() {
+    run_on_own(Generation::V2, &Options::default(), |own| {
+        for path in documents() {
+            let text = fs::read_to_string(&path).unwrap();
+            if steps(&text).is_empty() {
+                continue;
+            }
+            let stage = Stage::on(&own.containerd);
+            let Some(_surroundings) = surround(&stage) else {
+                return;
+            };
+            let played = play(&path, &text, &stage);
+            if std::env::var_os(RECORD).is_some() {
+                fs::write(&path, played).unwrap();
+            } else {
+                assert_eq!(text, played, "{}: see `cargo xtask recording`", path.display());
+            }
+        }
+    });
+}
+
+/// What is tried elsewhere is a short list, and none of it is there for nothing.
+#[test]
+fn only_what_cannot_run_here_is_left_out() {
+    let texts = documents()
+        .into_iter()
+        .map(|path| fs::read_to_string(path).unwrap());
+    let steps: Vec<_> = texts.flat_map(|text| steps(&text)).collect();
+    let left_out: BTreeSet<_> = steps.iter().filter_map(Step::elsewhere).collect();
+    assert_eq!(left_out, ELSEWHERE.iter().map(|(name, _)| *name).collect());
+    let tried = steps.iter().filter(|step| step.elsewhere().is_none()).count();
+    assert!(tried > 30, "{tried}");
+}
