@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 use xtask::{Generation, Options, demo_bundle, workspace};
 
-use crate::support::bundles::{self, image};
+use crate::support::bundles::{self, PLATFORMS, image, multi_platform};
 use crate::support::registry::Registry;
 use crate::support::{Stage, run_on_own, unique};
 
@@ -105,9 +105,11 @@ fn documents() -> Vec<PathBuf> {
     paths
 }
 
-/// What is on the screen, without what differs from run to run.
+/// What is on the screen, without what differs from run to run and from machine to machine. Talk about what is under way
+/// depends on how fast it goes.
 fn normalised(screen: &[String]) -> Vec<String> {
-    const CHANGING: [(&str, &str); 6] = [
+    const CHANGING: [(&str, &str); 7] = [
+        (r"linux/(amd64|arm64(/v8)?)", "<platform>"),
         (r"sha256:[0-9a-f]+", "<digest>"),
         (r"[0-9-]{10}[T ][0-9:.]{5,}Z?", "<time>"),
         (
@@ -125,7 +127,8 @@ fn normalised(screen: &[String]) -> Vec<String> {
         });
         text.trim_end().to_owned()
     };
-    screen.iter().map(line).collect()
+    let lines = screen.iter().map(line);
+    lines.filter(|line| !line.starts_with("<time> INFO")).collect()
 }
 
 /// What the documents take for granted: files of whoever reads them, and a registry on the connected side.
@@ -164,10 +167,9 @@ fn surround(stage: &Stage) -> Option<Surroundings> {
         let (path, tag) = rest.rsplit_once(':').expect("they have tags");
         registry.push(&format!("{host}/{path}"), tag, image(reference));
     }
-    bundles::write(&home("cluster.tar"), listed.lines().map(image));
-    stage
-        .types("airgapd import cluster.tar && rm cluster.tar")
-        .exits(0);
+    let of_apps = ["registry.example/shop/web:2.1", "registry.example/shop/db:1.0"];
+    bundles::write(&home("images.tar"), listed.lines().chain(of_apps).map(image));
+    stage.types("airgapd import images.tar").exits(0);
     stage.write("images.txt", listed);
     let mirrors = ["quay.io", "registry.k8s.io", "docker.io", "ghcr.io"]
         .map(|host| format!("--mirror {host}={}/{host}", registry.host()))
@@ -190,10 +192,19 @@ fn surround(stage: &Stage) -> Option<Surroundings> {
     stage.types("cp app-bundle.tar /mnt/usb/").exits(0);
     stage.write("apps/web.yaml", WEB);
     let shared = unique();
-    let base = |name: &str| image(name).layer(shared.as_str());
-    bundles::write(&home("base.tar"), [base("registry.example/shop/web:2.0")]);
-    bundles::write(&home("old.tar"), [base("registry.example/shop/web:2.0")]);
-    bundles::write(&home("new.tar"), [base("registry.example/shop/web:2.1")]);
+    let web = |version: &str| {
+        let name = format!("registry.example/shop/web:{version}");
+        multi_platform(&name, &PLATFORMS).layer(shared.as_str())
+    };
+    for (file, version) in [("base.tar", "2.0"), ("old.tar", "2.0"), ("new.tar", "2.1")] {
+        bundles::write(
+            &home(file),
+            [
+                web(version),
+                multi_platform("registry.example/shop/db:1.0", &PLATFORMS),
+            ],
+        );
+    }
     bundles::docker([image("registry.example/shop/web:1.0")]).write_to(&home("docker-save.tar"));
     stage.types("gzip docker-save.tar").exits(0);
     Some(Surroundings { _registry: registry })
@@ -210,7 +221,8 @@ spec:
     metadata: {labels: {app: web}}
     spec:
       containers:
-        - {name: web, image: 'registry.example/demo/hello:1.0', imagePullPolicy: Never}
+        - {name: web, image: 'registry.example/shop/web:2.1', imagePullPolicy: Never}
+        - {name: db, image: 'registry.example/shop/db:1.0', imagePullPolicy: Never}
 ";
 
 /// Types the commands of a document on a fresh node, and gives the document as it would be with what was on the screen.

@@ -15,6 +15,9 @@ use xtask::Containerd;
 
 use super::node::Answer;
 
+/// A command that takes longer than this has come to a halt; in the form of timeout(1).
+const PATIENCE: &str = "5m";
+
 /// Where the scripts are.
 fn scripts() -> PathBuf {
     xtask::workspace().join("tests/support/stage")
@@ -72,8 +75,15 @@ impl Stage {
 
     /// Types a command, and gives all that is then on the screen as standard output.
     pub fn types(&self, command: &str) -> Answer {
-        let output = Command::new("nsenter")
-            .args(["--target", &self.holder.id().to_string(), "--mount", "sh", "-c"])
+        let output = Command::new("timeout")
+            .args([
+                PATIENCE,
+                "nsenter",
+                "--target",
+                &self.holder.id().to_string(),
+                "--mount",
+            ])
+            .args(["sh", "-c"])
             // A comment may be at its end.
             .arg(format!("cd {} && {{ {command}\n}} 2>&1", self.at("").display()))
             .env_clear()
