@@ -668,7 +668,7 @@ fn upload(stage: &Stage, worker: &k0sctl::Host) {
     stage.write("images.txt", "registry.test/one:1\n");
     for file in &worker.files {
         let source = match (file.src.as_deref(), &file.data) {
-            (Some("airgapd"), _) => env!("CARGO_BIN_EXE_airgapd").to_owned(),
+            (Some("../../bin/airgapd"), _) => env!("CARGO_BIN_EXE_airgapd").to_owned(),
             (Some("bundles/*.tar"), _) => "one.tar".to_owned(),
             (Some("images.txt"), _) => "images.txt".to_owned(),
             (Some(path), _) => text(

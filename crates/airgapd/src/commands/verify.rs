@@ -382,8 +382,12 @@ fn text(document: &Document) -> String {
         present.len(),
         document.images.len()
     );
-    if !missing.is_empty() {
-        let _ = write!(summary, "; {} are missing", missing.len());
+    match missing.len() {
+        0 => {}
+        1 => summary.push_str("; 1 is missing"),
+        count => {
+            let _ = write!(summary, "; {count} are missing");
+        }
     }
     if !document.pulls.is_empty() {
         let _ = write!(summary, "; {} may be pulled", document.pulls.len());
