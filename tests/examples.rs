@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use regex::Regex;
 use xtask::{Generation, Options, demo_bundle, workspace};
@@ -136,20 +136,29 @@ struct Surroundings {
     _registry: Registry,
 }
 
-fn surround(stage: &Stage) -> Option<Surroundings> {
+fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
     let registry = Registry::start()?;
     let home = |name: &str| stage.at(name);
     let busybox = xtask::parts::busybox().expect("there is a busybox");
 
     stage.types("install -d -m 0755 /var/lib/k0s/images").exits(0);
 
-    // A checkout, after a build.
+    // The unpacked tarball of a release.
     for file in ["config/config.yaml", "systemd/airgapd.service"] {
         stage.write(file, fs::read(workspace().join(file)).unwrap());
     }
-    for place in ["target/release", "."] {
-        fs::create_dir_all(home(place)).unwrap();
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_airgapd"), home(place).join("airgapd")).unwrap();
+    fs::create_dir_all(home("bin")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_airgapd"), home("bin/airgapd")).unwrap();
+    let drop_ins = workspace().join("systemd/airgapd.service.d");
+    let doc = "/usr/share/doc/airgapd/drop-ins";
+    stage
+        .types(&format!(
+            "install -D -m 0644 -t {doc} {}/*.conf",
+            drop_ins.display()
+        ))
+        .exits(0);
+    if installed {
+        stage.types(BY_HAND).exits(0);
     }
 
     // What a cluster needs, in a registry and on this node.
@@ -210,6 +219,11 @@ fn surround(stage: &Stage) -> Option<Surroundings> {
     Some(Surroundings { _registry: registry })
 }
 
+/// How the daemon comes to run without a package, as README.md has it, too.
+const BY_HAND: &str = "\
+install -m 0755 bin/airgapd /usr/bin/airgapd && install -m 0644 systemd/airgapd.service /etc/systemd/system/ && \
+systemctl daemon-reload && systemctl enable --now airgapd";
+
 /// The manifests of an application.
 const WEB: &str = "\
 apiVersion: apps/v1
@@ -225,35 +239,38 @@ spec:
         - {name: db, image: 'registry.example/shop/db:1.0', imagePullPolicy: Never}
 ";
 
-/// Types the commands of a document on a fresh node, and gives the document as it would be with what was on the screen.
-fn play(path: &Path, text: &str, stage: &Stage) -> String {
-    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let mut moved = 0_isize;
-    for step in steps(text).iter().filter(|step| step.elsewhere().is_none()) {
-        let place = format!("{}:{}", path.display(), step.at + 1);
+/// Types the commands of a document on a fresh node, and gives those after which something else than it shows is on the
+/// screen, with that.
+fn play<'s>(document: &str, steps: &'s [Step], stage: &Stage) -> Vec<(&'s Step, Vec<String>)> {
+    let mut differing = Vec::new();
+    for step in steps.iter().filter(|step| step.elsewhere().is_none()) {
         let answer = stage.types(&step.command);
         assert_eq!(
             answer.status.code(),
             Some(step.exit()),
-            "{place}: `{}` says:\n{}",
+            "{document}:{}: `{}` says:\n{}",
+            step.at + 1,
             step.command,
             answer.stdout
         );
-        if step.screen.is_empty() {
-            continue;
-        }
         let screen: Vec<_> = answer
             .stdout
             .lines()
             .map(|line| line.trim_end().to_owned())
             .collect();
-        if normalised(&screen) != normalised(&step.screen) {
-            let from = (step.at + 1)
-                .checked_add_signed(moved)
-                .expect("lines are counted from 0");
-            lines.splice(from..from + step.screen.len(), screen.clone());
-            moved += isize::try_from(screen.len()).unwrap() - isize::try_from(step.screen.len()).unwrap();
+        if !step.screen.is_empty() && normalised(&screen) != normalised(&step.screen) {
+            differing.push((step, screen));
         }
+    }
+    differing
+}
+
+/// The document with what is really on the screen.
+fn recorded(text: &str, differing: &[(&Step, Vec<String>)]) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for (step, screen) in differing.iter().rev() {
+        let from = step.at + 1;
+        lines.splice(from..from + step.screen.len(), screen.clone());
     }
     lines.join("\n") + "\n"
 }
@@ -263,21 +280,52 @@ fn each_command_in_the_documents_does_what_they_say() {
     run_on_own(Generation::V2, &Options::default(), |own| {
         for path in documents() {
             let text = fs::read_to_string(&path).unwrap();
-            if steps(&text).is_empty() {
+            let steps = steps(&text);
+            if steps.is_empty() {
                 continue;
             }
             let stage = Stage::on(&own.containerd);
-            let Some(_surroundings) = surround(&stage) else {
+            // Most documents are for whoever has it running.
+            let installs = steps
+                .iter()
+                .any(|step| step.command.starts_with("install -m 0755 bin/airgapd"));
+            let Some(_surroundings) = surround(&stage, !installs) else {
                 return;
             };
-            let played = play(&path, &text, &stage);
+            let document = path.display().to_string();
+            let differing = play(&document, &steps, &stage);
             if std::env::var_os(RECORD).is_some() {
-                fs::write(&path, played).unwrap();
-            } else {
-                assert_eq!(text, played, "{}: see `cargo xtask recording`", path.display());
+                fs::write(&path, recorded(&text, &differing)).unwrap();
+            } else if let Some((step, screen)) = differing.first() {
+                let (at, command) = (step.at + 1, &step.command);
+                let (there, said) = (normalised(screen).join("\n"), normalised(&step.screen).join("\n"));
+                panic!(
+                    "{document}:{at}: after `{command}` there is\n{there}\n\nnot\n{said}\n\n(cargo xtask recording)"
+                );
             }
         }
     });
+}
+
+/// A document that shows something else than is on the screen is noticed, and recorded.
+#[test]
+fn only_what_is_on_the_screen_is_replaced() {
+    let text = "# Title\n```console\n# one\nold 1 MB\nolder\n# two\n# three\nsame 2 s\n```\nend\n";
+    let steps = steps(text);
+    let commands: Vec<_> = steps
+        .iter()
+        .map(|step| (step.at, step.command.as_str()))
+        .collect();
+    assert_eq!(commands, [(2, "one"), (5, "two"), (6, "three")]);
+    let screen = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        normalised(&screen(&["same 10.5 s"])),
+        normalised(&steps[2].screen)
+    );
+    assert_ne!(normalised(&screen(&["other 2 s"])), normalised(&steps[2].screen));
+    let differing = [(&steps[0], screen(&["new"])), (&steps[2], screen(&["a", "b"]))];
+    let expected = "# Title\n```console\n# one\nnew\n# two\n# three\na\nb\n```\nend\n";
+    assert_eq!(recorded(text, &differing), expected);
 }
 
 /// What is tried elsewhere is a short list, and none of it is there for nothing.

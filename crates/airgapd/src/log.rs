@@ -292,6 +292,22 @@ impl Line {
         )
     }
 
+    /// For the journal, which keeps fields apart and does not show them: what a line is about belongs into its text.
+    fn for_journal(&self) -> String {
+        let mut text = escaped(&self.message);
+        let fields = self.fields.0.iter();
+        let mut add = |name: &str| {
+            let field = fields.clone().find(|(other, _)| *other == name);
+            let value = field.map(|(_, value)| quoted(&text_of(value)));
+            if let Some(value) = value.filter(|value| !text.contains(value.as_str())) {
+                text.push_str(&format!(" {name}={value}"));
+            }
+        };
+        add("image");
+        add("bundle");
+        text
+    }
+
     fn pairs(&self) -> String {
         let pair = |(name, value): &(&str, Value)| format!(" {name}={}", quoted(&text_of(value)));
         self.fields.0.iter().map(pair).collect()
@@ -319,7 +335,7 @@ impl Line {
             Level::INFO => "6",
             Level::DEBUG | Level::TRACE => "7",
         };
-        put(&mut entry, "MESSAGE", &escaped(&self.message));
+        put(&mut entry, "MESSAGE", &self.for_journal());
         put(&mut entry, "PRIORITY", priority);
         put(&mut entry, "SYSLOG_IDENTIFIER", "airgapd");
         if let Some(file) = self.file {
@@ -508,7 +524,7 @@ mod tests {
             ("AIRGAPD_BYTES", "12"),
             ("AIRGAPD_IMAGE", "docker.io/library/x:1"),
             ("AIRGAPD_OUTCOME", "imported"),
-            ("MESSAGE", "imported it"),
+            ("MESSAGE", "imported it image=docker.io/library/x:1 bundle=b.tar"),
             ("MESSAGE_ID", message_id("imported").unwrap()),
             ("PRIORITY", "6"),
             ("SYSLOG_IDENTIFIER", "airgapd"),

@@ -19,6 +19,7 @@ cp /etc/passwd /etc/group "$keep/etc/"
 if [ -e /etc/ld.so.cache ]; then cp /etc/ld.so.cache "$keep/etc/"; fi
 mount --bind "$keep/etc" /etc
 mount --bind "$keep/var" /var/lib
+mount -t tmpfs tmpfs /usr/share/doc
 mkdir -p /run/mnt/usb
 mount --bind /run/mnt /mnt
 
