@@ -587,10 +587,13 @@ mod tests {
         Intent::new(Source::Bundle("b.tar".into()), OnConflict::Replace)
     }
 
+    /// A blob that says that it is from the repository `r.test/a`.
     fn blob(fill: char, labels: &[(&str, char)]) -> BlobInfo {
+        let source = (SOURCE.to_owned(), "a".to_owned());
         let labels = labels
             .iter()
             .map(|(key, value)| ((*key).to_owned(), digest(*value).to_string()))
+            .chain([source])
             .collect();
         BlobInfo {
             digest: digest(fill),
@@ -626,6 +629,7 @@ mod tests {
         created_labels(&intent().source)
     }
 
+    const SOURCE: &str = "containerd.io/distribution.source.r.test";
     const L0: &str = "containerd.io/gc.ref.content.l.0";
     const CONFIG: &str = "containerd.io/gc.ref.content.config";
 
@@ -643,7 +647,10 @@ mod tests {
         let plan = plan(&[&image], &Survey::default(), &intent());
         let steps = &plan.images[0];
         assert!(steps.blobs.iter().all(|step| step.action == BlobAction::Send));
-        assert_eq!(steps.blobs[2].labels.keys().collect::<Vec<_>>(), [CONFIG, L0]);
+        assert_eq!(
+            steps.blobs[2].labels.keys().collect::<Vec<_>>(),
+            [SOURCE, CONFIG, L0]
+        );
         assert!(matches!(&steps.records[0].action, RecordAction::Create(labels) if *labels == ours()));
         assert_eq!(plan.bytes_to_send(), 117);
         assert!(!plan.is_done());
@@ -690,6 +697,22 @@ mod tests {
             [CONFIG]
         );
         assert_eq!(plan.images[0].records[0].action, RecordAction::Unchanged);
+        assert!(!plan.is_done());
+    }
+
+    #[test]
+    fn a_blob_that_does_not_say_where_it_is_from_gets_that_label() {
+        let image = image("r.test/a:1");
+        let mut blobs = whole();
+        blobs[0].labels.clear();
+        let there = survey(vec![record("r.test/a:1", 'a', ours())], blobs);
+        let plan = plan(&[&image], &there, &intent());
+        let lacking: Vec<_> = plan.images[0]
+            .blobs
+            .iter()
+            .map(|step| step.labels.keys().collect::<Vec<_>>())
+            .collect();
+        assert_eq!(lacking, [vec![SOURCE], vec![], vec![]]);
         assert!(!plan.is_done());
     }
 
