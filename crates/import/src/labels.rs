@@ -2,7 +2,7 @@
 //!
 //! Labels are only ever changed one key at a time: kubelet's runtime, k0s and k3s keep theirs on the same records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sha2::{Digest as _, Sha256};
 
@@ -75,8 +75,14 @@ impl Source {
 #[must_use]
 pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>) -> Labels {
     let mut labels = Labels::new();
+    let repositories: BTreeSet<&str> = repositories.into_iter().collect();
     for (host, path) in repositories.into_iter().filter_map(|name| name.split_once('/')) {
-        add_source(&mut labels, format!("{DISTRIBUTION_SOURCE}{host}"), path);
+        let key = format!("{DISTRIBUTION_SOURCE}{host}");
+        let mut value = labels.remove(&key).unwrap_or_default();
+        add_source(&key, &mut value, path);
+        if !value.is_empty() {
+            labels.insert(key, value);
+        }
     }
     labels
 }
@@ -85,25 +91,31 @@ pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>)
 /// beginning of each.
 #[must_use]
 pub fn missing_sources(sources: &Labels, there: &Labels) -> Labels {
-    let mut labels = there.clone();
+    let mut missing = Labels::new();
     for (key, paths) in sources {
-        for path in paths.split(',') {
-            add_source(&mut labels, key.clone(), path);
+        let theirs = there.get(key).map_or("", String::as_str);
+        // Mostly so, and a label may have hundreds of paths.
+        if theirs == paths {
+            continue;
+        }
+        let known: HashSet<&str> = theirs.split(',').collect();
+        let mut value = theirs.to_owned();
+        for path in paths.split(',').filter(|path| !known.contains(path)) {
+            add_source(key, &mut value, path);
+        }
+        if value != theirs {
+            missing.insert(key.clone(), value);
         }
     }
-    labels.retain(|key, value| there.get(key) != Some(value));
-    labels
+    missing
 }
 
-fn add_source(labels: &mut Labels, key: String, path: &str) {
-    let there: &str = labels.get(&key).map_or("", String::as_str);
-    let value = match there {
-        "" => path.to_owned(),
-        _ if there.split(',').any(|one| one == path) => return,
-        _ => format!("{there},{path}"),
-    };
-    if key.len() + value.len() <= LONGEST {
-        labels.insert(key, value);
+/// Adds a path that is not there yet, if there is room.
+fn add_source(key: &str, value: &mut String, path: &str) {
+    let comma = if value.is_empty() { "" } else { "," };
+    if key.len() + value.len() + comma.len() + path.len() <= LONGEST {
+        value.push_str(comma);
+        value.push_str(path);
     }
 }
 

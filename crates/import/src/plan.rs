@@ -246,12 +246,12 @@ pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
     Plan { images }
 }
 
-/// The repositories that blobs are from.
-struct Sources<'a>(HashMap<&'a Digest, BTreeSet<String>>);
+/// Where blobs are from, as labels. Made once for each blob: a layer may be in a thousand images.
+struct Sources<'a>(HashMap<&'a Digest, Labels>);
 
 impl<'a> Sources<'a> {
     fn of(images: &[&'a Taken]) -> Self {
-        let mut sources: HashMap<_, BTreeSet<String>> = HashMap::new();
+        let mut sources: HashMap<&Digest, BTreeSet<String>> = HashMap::new();
         for image in images {
             let references = image
                 .records
@@ -266,12 +266,19 @@ impl<'a> Sources<'a> {
                 of_blob.extend(repositories.iter().cloned());
             }
         }
-        Sources(sources)
+        let labels = |repositories: BTreeSet<String>| {
+            labels::distribution_sources(repositories.iter().map(String::as_str))
+        };
+        Sources(
+            sources
+                .into_iter()
+                .map(|(digest, repositories)| (digest, labels(repositories)))
+                .collect(),
+        )
     }
 
     fn labels(&self, digest: &Digest) -> Labels {
-        let repositories = self.0.get(digest).into_iter().flatten();
-        labels::distribution_sources(repositories.map(String::as_str))
+        self.0.get(digest).cloned().unwrap_or_default()
     }
 }
 

@@ -201,7 +201,11 @@ fn a_running_container_does_not_outlive_its_containerd() {
         let mut containerd = with_images(generation);
         let folder = containerd.root().parent().unwrap().to_owned();
         // An argument that no other process has.
-        let mark = format!("8{}", std::process::id() * 10 + containerd.pid().unwrap() % 10);
+        let number = Generation::ALL
+            .iter()
+            .position(|each| *each == generation)
+            .unwrap();
+        let mark = format!("8{}{number}", std::process::id());
         let sleeping = || {
             fs::read_dir("/proc")
                 .unwrap()
