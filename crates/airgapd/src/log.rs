@@ -572,7 +572,8 @@ mod tests {
         assert_eq!(entries[0]["PRIORITY"], b"3");
         assert_eq!(entries[0]["AIRGAPD_BUNDLE"], b"a\nPRIORITY=0\n");
         assert_eq!(entries[0]["AIRGAPD_REASON"].len(), LONGEST_VALUE);
-        assert_eq!(entries[0]["MESSAGE"], b"x\\u{1b}[2Jy\\nz");
+        let message = b"x\\u{1b}[2Jy\\nz bundle=\"a\\nPRIORITY=0\\n\"";
+        assert_eq!(entries[0]["MESSAGE"], message);
     }
 
     #[test]
