@@ -45,5 +45,6 @@ mod showing;
 mod space;
 mod support;
 mod trust;
+mod unpacking;
 mod verifying;
 mod watching;

@@ -311,6 +311,13 @@ impl Target {
             .collect()
     }
 
+    /// The names of committed snapshots of the usual snapshotter.
+    pub fn snapshots(&self) -> BTreeSet<String> {
+        self.wait_for(self.client.snapshots("overlayfs"))
+            .into_iter()
+            .collect()
+    }
+
     /// The writes under way, or left behind, as containerd tells of them.
     pub fn ingests_in_full(&self) -> Vec<containerd::Ingest> {
         self.wait_for(self.client.ingests())

@@ -1908,7 +1908,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.yaml");
         std::fs::write(&path, "resync: x\n").unwrap();
-        let mut variables = environment(&[("AIRGAPD_DATADIR", "/x"), ("AIRGAPD_UNPACK", "none")]);
+        let mut variables = environment(&[("AIRGAPD_DATADIR", "/x"), ("AIRGAPD_UNPACK", "soon")]);
         variables.push(("AIRGAPD_STATE_DIR".into(), OsString::from_vec(vec![0xff])));
         let flags = Common {
             namespace: Some("a b".into()),
@@ -1918,7 +1918,7 @@ mod tests {
         for part in [
             "c.yaml:1: resync",
             "environment variable AIRGAPD_DATADIR: there is no such key; did you mean `dataDir`?",
-            "environment variable AIRGAPD_UNPACK: is not available",
+            "environment variable AIRGAPD_UNPACK: expects one of none, background, before-record",
             "environment variable AIRGAPD_STATE_DIR: is not UTF-8",
             "--namespace: expects a namespace",
         ] {

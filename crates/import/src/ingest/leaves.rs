@@ -65,16 +65,18 @@ impl<'a> Run<'a> {
         let mut sources = HashMap::new();
         let mut closings = FuturesUnordered::new();
         let mut is_over = false;
+        let mut full = Full::default();
         loop {
             while closings.len() < PARALLEL_CLOSINGS
                 && let Some(image) = lacking.ready.pop_front()
             {
-                if let Some(closing) = self.begin_to_close(image).await? {
-                    closings.push(closing.close());
+                match self.begin_to_close(image).await {
+                    Ok(closing) => closings.extend(closing.map(Closing::close)),
+                    Err(fault) => full.note(Err(fault))?,
                 }
             }
             tokio::select! {
-                leaf = coming.next(), if !is_over && tasks.len() < PARALLEL_BLOBS => match leaf {
+                leaf = coming.next(), if !is_over && !full.is_full() && tasks.len() < PARALLEL_BLOBS => match leaf {
                     Some(Ok((digest, _))) if !lacking.is_awaited(&digest, self) => {}
                     Some(Ok((digest, source))) => {
                         let lease = self.lease().await?;
@@ -91,10 +93,10 @@ impl<'a> Run<'a> {
                 Some(joined) = tasks.join_next() => {
                     let moved = joined.map_err(|error: JoinError| Fault::Stop(Error::Task(error)))?;
                     let source = sources.remove(&moved.digest);
-                    self.passed(moved, source.as_deref(), lacking)?;
+                    full.note(self.passed(moved, source.as_deref(), lacking))?;
                 }
-                Some(closed) = closings.next() => self.end(closed)?,
-                else => return Ok(()),
+                Some(closed) = closings.next() => full.note(self.end(closed))?,
+                else => return full.into_result(),
             }
         }
     }
@@ -163,6 +165,32 @@ impl<'a> Run<'a> {
             Err(fault) => fault,
             Ok(()) => Fault::Stop(Error::Bundle(error)),
         }
+    }
+}
+
+/// Whether the disk is full: then nothing further is begun, and what is under way comes to its end first. Small images
+/// that need little more are in place then.
+#[derive(Default)]
+struct Full(Option<Error>);
+
+impl Full {
+    fn is_full(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Keeps a full disk in mind, and passes on whatever else went wrong.
+    fn note(&mut self, ended: Result<(), Fault>) -> Result<(), Fault> {
+        match ended {
+            Err(Fault::Stop(error)) if error.is_space() => {
+                self.0.get_or_insert(error);
+                Ok(())
+            }
+            ended => ended,
+        }
+    }
+
+    fn into_result(self) -> Result<(), Fault> {
+        self.0.map_or(Ok(()), |error| Err(Fault::Stop(error)))
     }
 }
 

@@ -1,0 +1,205 @@
+//! `unpack`: layers become snapshots before the first container wants them, and what cannot be unpacked is told.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use bundle::fixtures::{Archive, Image, Layer, LayerFile};
+use serde_json::{Value, json};
+use xtask::Options;
+use xtask::parts::busybox;
+
+use crate::support::bundles::{self, native, records_of};
+use crate::support::{Node, Own, Target, on_each_containerd, on_its_own_containerd, on_the_fake, unique};
+
+const GOOD: &str = "registry.test/unpacked/good:1";
+const OTHER: &str = "registry.test/unpacked/other:1";
+const BAD: &str = "registry.test/unpacked/bad:1";
+
+fn layer() -> Layer {
+    Layer::files([LayerFile::new("file", unique())])
+}
+
+/// An image of three layers that can be unpacked, for this machine and another one.
+fn good(name: &str) -> Image {
+    let image = Image::new(name).platform(native());
+    let image = (0..3).fold(image, |image, _| image.with_layer(layer()));
+    image.platform("linux/s390x").with_layer(layer())
+}
+
+/// An image with a layer that has the right digest and is no tar.
+fn bad() -> Image {
+    let no_tar = unique().repeat(64);
+    Image::new(BAD)
+        .platform(native())
+        .with_layer(Layer::plain(no_tar.into()))
+}
+
+fn write(node: &Node, images: impl IntoIterator<Item = Image>) -> Archive {
+    bundles::write(&node.path("b.tar"), images)
+}
+
+fn drop_in(node: &Node, images: impl IntoIterator<Item = Image>) -> Archive {
+    let archive = write(node, images);
+    fs::rename(node.path("b.tar"), node.images().join("b.tar")).expect("it is one file system");
+    archive
+}
+
+fn import(node: &Node, when: &str) -> Vec<String> {
+    let file = node.path("b.tar");
+    vec![bundles::text(&file), "--unpack".to_owned(), when.to_owned()]
+}
+
+/// What is to keep the snapshots of an image: the label of its config.
+fn kept_by(target: &Target, archive: &Archive, at: usize) -> Option<String> {
+    let config = archive.images[at].manifests[0].config.to_string();
+    let labels = target.blobs().remove(&config)?;
+    labels.get("containerd.io/gc.ref.snapshot.overlayfs").cloned()
+}
+
+fn unpacked(node: &Node) -> Value {
+    node.airgapd(["status", "-o", "json"]).json()["unpack"].clone()
+}
+
+fn an_import_unpacks_what_this_node_runs_and_nothing_twice(target: &Target) {
+    let node = Node::on(target);
+    let archive = write(&node, [good(GOOD)]);
+    let plan = node.airgapd([
+        "import",
+        "--dry-run",
+        "--unpack",
+        "background",
+        &bundles::text(&node.path("b.tar")),
+    ]);
+    assert!(plan.stdout.contains("unpack  its layers"), "{plan:?}");
+    let report = node.import(import(&node, "background")).exits(0).bundle();
+    assert_eq!(
+        report["unpacked"],
+        json!({"images": 1, "layers": 3, "failed": []}),
+        "{report:#}"
+    );
+    let top = kept_by(target, &archive, 0).expect("its config keeps the snapshots");
+    assert!(target.snapshots().contains(&top));
+    target.collect_garbage();
+    assert_eq!(
+        target.snapshots().len(),
+        3,
+        "the records keep them, and no more is there"
+    );
+    let again = node.import(import(&node, "background")).exits(0).bundle();
+    assert_eq!(
+        (&again["outcome"], &again["unpacked"]),
+        (&json!("unchanged"), &Value::Null)
+    );
+    // With the image go its snapshots.
+    for name in records_of(GOOD, &archive.images[0]) {
+        target.remove_record(&name);
+    }
+    target.collect_garbage();
+    assert_eq!(target.snapshots(), BTreeSet::new());
+}
+
+fn before_its_records_an_image_is_unpacked_or_gets_none(target: &Target) {
+    let node = Node::on(target);
+    let archive = write(&node, [bad(), good(GOOD)]);
+    let report = node.import(import(&node, "before-record")).exits(1).bundle();
+    assert_eq!(report["outcome"], "partial", "{report:#}");
+    assert_eq!(target.names(), records_of(GOOD, &archive.images[1]).into());
+    assert!(kept_by(target, &archive, 1).is_some());
+    let reason = report["images"][0]["reason"].as_str().expect("a reason");
+    let layer = archive.images[0].manifests[0].layers[0].to_string();
+    assert!(reason.contains(&layer), "{reason}");
+    assert!(target.leases().is_empty() && target.ingests().is_empty());
+}
+
+fn after_the_records_what_cannot_be_unpacked_is_told_and_withdraws_nothing(target: &Target) {
+    let node = Node::on(target);
+    let archive = write(&node, [bad(), good(GOOD)]);
+    let answer = node.import(import(&node, "background")).exits(1);
+    let report = answer.bundle();
+    assert_eq!(report["outcome"], "imported", "{report:#}");
+    assert_eq!(report["unpacked"]["images"], 1);
+    assert_eq!(report["unpacked"]["failed"][0]["name"], BAD);
+    let wanted = [(BAD, &archive.images[0]), (GOOD, &archive.images[1])];
+    assert_eq!(target.names(), bundles::all_records(wanted));
+}
+
+fn the_daemon_unpacks_when_all_names_are_there(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("unpack: background");
+    let daemon = node.start();
+    let archive = drop_in(&node, [bad(), good(GOOD), good(OTHER)]);
+    daemon.wait_for_log("image cannot be unpacked");
+    daemon.wait_until("snapshots", || target.snapshots().len() == 6);
+    daemon.wait_until("the end", || unpacked(&node)["running"] == false);
+    let status = unpacked(&node);
+    assert_eq!(
+        (&status["pending"], &status["problem"]),
+        (&json!(0), &Value::Null)
+    );
+    assert_eq!(status["failed"][0]["name"], BAD, "{status:#}");
+    assert_eq!(target.names().len(), 6, "it has its records all the same");
+    assert!(kept_by(target, &archive, 1).is_some() && kept_by(target, &archive, 2).is_some());
+    let (_, metrics) = node.ask("/metrics", &[]);
+    assert!(metrics.contains("airgapd_unpack_failed_images 1"), "{metrics}");
+    assert_eq!(target.leases(), BTreeSet::new());
+    daemon.finish(target);
+}
+
+fn a_start_with_everything_unpacked_applies_nothing(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("unpack: background");
+    let daemon = node.start();
+    drop_in(&node, [good(GOOD), good(OTHER)]);
+    daemon.wait_until("snapshots", || target.snapshots().len() == 6);
+    daemon.wait_until("the end", || unpacked(&node)["running"] == false);
+    daemon.finish(target);
+    let fake = target.as_fake().expect("the stand-in");
+    let before = (fake.calls("Diff.Apply"), fake.calls("Snapshots.List"));
+    let daemon = node.start();
+    daemon.wait_until("a look", || fake.calls("Snapshots.List") > before.1);
+    daemon.wait_until("the end", || unpacked(&node)["running"] == false);
+    assert_eq!(fake.calls("Diff.Apply"), before.0);
+    let log = daemon.finish(target);
+    assert!(!log.contains("unpacking"), "{log}");
+}
+
+/// Options of the containerd.
+fn usual() -> Options {
+    Options::default()
+}
+
+fn what_is_unpacked_runs_and_outlives_the_death_of_both_sides(own: &mut Own) {
+    let node = Node::on(&own.target);
+    node.configure_also("unpack: before-record");
+    let daemon = node.start();
+    let program = fs::read(busybox().expect("busybox")).expect("it can be read");
+    let files = [
+        LayerFile::folder("bin"),
+        LayerFile::executable("bin/busybox", program),
+        LayerFile::symlink("bin/sh", "busybox"),
+        LayerFile::new("word", "unpacked"),
+    ];
+    let image = Image::new(GOOD)
+        .platform(native())
+        .with_layer(Layer::files(files));
+    drop_in(&node, [image]);
+    daemon.wait_until("the record", || own.target.record(GOOD).is_some());
+    let snapshots = own.target.snapshots();
+    assert_eq!(snapshots.len(), 1, "it was unpacked before");
+    daemon.kill();
+    own.containerd.kill().expect("it can be killed");
+    own.containerd.restart().expect("it starts again");
+    own.target.collect_garbage();
+    assert_eq!(own.target.snapshots(), snapshots);
+    let said = own.containerd.run(GOOD, &["/bin/busybox", "cat", "/word"]);
+    assert_eq!(said.expect("a container runs"), "unpacked");
+}
+
+on_each_containerd!(
+    an_import_unpacks_what_this_node_runs_and_nothing_twice,
+    before_its_records_an_image_is_unpacked_or_gets_none,
+    after_the_records_what_cannot_be_unpacked_is_told_and_withdraws_nothing,
+    the_daemon_unpacks_when_all_names_are_there,
+);
+on_the_fake!(a_start_with_everything_unpacked_applies_nothing);
+on_its_own_containerd!(usual; what_is_unpacked_runs_and_outlives_the_death_of_both_sides);
