@@ -21,6 +21,7 @@ mod examples;
 mod exporting;
 mod faults;
 mod fleets;
+mod flooding;
 mod folders;
 mod healing;
 mod importing;

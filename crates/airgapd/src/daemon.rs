@@ -14,6 +14,7 @@ mod following;
 mod job;
 mod jobs;
 mod leaving;
+mod link;
 mod listing;
 mod reloading;
 mod requiring;
@@ -39,11 +40,11 @@ use tracing::{debug, info, warn};
 use self::answering::Asked;
 use self::following::Following;
 use self::jobs::{Came, Jobs};
+use self::link::Link;
 pub(crate) use self::reloading::Read as ReadConfiguration;
 use self::requiring::Requiring;
-use self::telling::Refusals;
+use self::telling::Rows;
 use self::unpacking::Unpacking;
-use crate::backoff::Backoff;
 use crate::config::Settings;
 use crate::control::Question;
 use crate::healing::Healing;
@@ -54,11 +55,6 @@ use crate::runtime::Runtime;
 use crate::systemd::Systemd;
 use crate::watch::Watch;
 
-/// The waits for a containerd that is not there.
-const CONNECT: Backoff = Backoff {
-    first: Duration::from_millis(100),
-    longest: Duration::from_secs(5),
-};
 /// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
 const BURST: Duration = Duration::from_millis(200);
 /// Of how many ignored files a listing tells by name; the others are counted.
@@ -122,8 +118,8 @@ struct Daemon {
     place: Option<(u64, u64)>,
     /// What was said about the folder's permissions.
     warned: Option<String>,
-    /// Which refusals are told by name.
-    refusals: Refusals,
+    /// What is told by name, and what only counted.
+    rows: Rows,
     /// How the folder of trusted digests looked when the bundles were last held against it.
     trusted: Option<Vec<(OsString, Identity)>>,
     relist: bool,
@@ -132,6 +128,8 @@ struct Daemon {
     /// When systemd was told last how it goes.
     status_said: Instant,
     connection: Connection,
+    /// How it goes with the connection.
+    link: Link,
     systemd: Rc<Systemd>,
     healing: Healing,
     following: Following,
@@ -152,11 +150,9 @@ struct Daemon {
 }
 
 enum Connection {
-    /// Nothing was heard of it yet, or it went away.
+    /// Nothing was heard of it yet, or it went away; tried again then.
     Down {
         next: Instant,
-        failures: u32,
-        said: Option<String>,
     },
     Up(Box<Up>),
 }
@@ -198,16 +194,13 @@ impl Daemon {
             vanished: None,
             place: None,
             warned: None,
-            refusals: Refusals::default(),
+            rows: Rows::default(),
+            link: Link::default(),
             trusted: None,
             relist: false,
             unsaved: false,
             status_said: now.checked_sub(STATUS_PACE).unwrap_or(now),
-            connection: Connection::Down {
-                next: now,
-                failures: 0,
-                said: None,
-            },
+            connection: Connection::Down { next: now },
             systemd: Rc::new(Systemd::from_environment()),
             healing: Healing::default(),
             asked: Asked::start(&settings),
@@ -238,11 +231,9 @@ impl Daemon {
                 continue;
             }
             let worked = self.take_on_one();
-            if !worked {
-                self.refusals.sum_up();
-                if self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {
-                    self.save();
-                }
+            self.rows.sum_up(Instant::now());
+            if !worked && self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {
+                self.save();
             }
             let told_due = self.tell_systemd();
             let now = Instant::now();
@@ -273,7 +264,7 @@ impl Daemon {
         let connected = matches!(self.connection, Connection::Up(_));
         let wake = self.roster.next_due(now, connected).unwrap_or(now + IDLE);
         let wake = wake.min(match &self.connection {
-            Connection::Down { next, .. } => *next,
+            Connection::Down { next } => *next,
             Connection::Up(up) => up.compare,
         });
         let look = self.following.next_look().filter(|_| connected);
@@ -283,6 +274,7 @@ impl Daemon {
             self.asked.metrics_due(),
             self.require_due(now),
             self.unpack_due(now),
+            self.rows.due(),
         ]
         .into_iter()
         .flatten()
@@ -365,19 +357,14 @@ impl Daemon {
             let bundle = telling::shown(&job.order.name);
             info!(bundle, "its import is interrupted, and goes on at the next start");
         }
+        self.rows.end();
     }
 
     fn on_event(&mut self, event: Option<containerd::ImageEvent>) {
-        let Connection::Up(up) = &mut self.connection else {
-            return;
-        };
         let Some(event) = event else {
-            warn!("containerd went away");
-            self.connection = Connection::Down {
-                next: Instant::now(),
-                failures: 0,
-                said: None,
-            };
+            return self.went_away("containerd went away");
+        };
+        let Connection::Up(up) = &mut self.connection else {
             return;
         };
         self.requiring.doubt();

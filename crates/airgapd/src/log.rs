@@ -26,23 +26,51 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::{LogFormat, LogLevel, LogSettings};
 use crate::output;
 
-/// Message ids, by the value of the field `outcome`. They identify a kind of event for ever (systemd's
-/// message catalog, alerts), so they never change.
-const MESSAGE_IDS: [(&str, &str); 6] = [
-    ("imported", "8556b10ba49d4573ae06291804dbd4ca"),
-    ("partial", "50e4782bcb78412fab65bdeb90d4a011"),
-    ("failed", "b8ad2be7d1b1473e81fc6ea1b2d810ae"),
-    ("removed", "d23c90c08ff84e1ba47ddae057aaa32c"),
-    ("restored", "315594b37c034c658c846fc8d3dd5493"),
-    ("missing", "c1d6a540622441ab918cd1b69c809c0b"),
+/// Message ids, by what an event is about and the value of its field `outcome`. They identify a kind of event for ever
+/// (systemd's message catalog, alerts), so they never change.
+const MESSAGE_IDS: [(About, &str, &str); 14] = [
+    (About::Bundle, "imported", "8556b10ba49d4573ae06291804dbd4ca"),
+    (About::Bundle, "partial", "50e4782bcb78412fab65bdeb90d4a011"),
+    (About::Bundle, "failed", "b8ad2be7d1b1473e81fc6ea1b2d810ae"),
+    (About::Bundle, "removed", "d23c90c08ff84e1ba47ddae057aaa32c"),
+    (About::Bundle, "restored", "315594b37c034c658c846fc8d3dd5493"),
+    (About::Bundle, "stalled", "cc26b9f77e0a46c7bf2efe6fff9b3c94"),
+    (About::Image, "failed", "3fed07ccc2b6498dabd319e22b75ee1e"),
+    (About::Image, "removed", "d9279616bfe64f6cb672764e7f4c95cf"),
+    (About::Node, "missing", "c1d6a540622441ab918cd1b69c809c0b"),
+    (About::Node, "unreachable", "3988ec706eea40a9a5688978feadff45"),
+    (About::Node, "unusable", "ee8ae775d0f948a098e0256c8144859f"),
+    (About::Node, "vanished", "1ca980092c484a7eb02e4b85523d74d5"),
+    (About::Node, "full", "bfa545555844475d9e07c8fd3b3791cc"),
+    (About::Node, "misconfigured", "aedd3481ff3140f8904e5e937d8c2012"),
 ];
 
-/// The id of an event with this outcome.
-pub(crate) fn message_id(outcome: &str) -> Option<&'static str> {
-    MESSAGE_IDS
-        .iter()
-        .find(|(name, _)| *name == outcome)
-        .map(|(_, id)| *id)
+/// What an event is about: the smallest thing that one of its fields names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum About {
+    Image,
+    Bundle,
+    Node,
+}
+
+impl About {
+    fn of(fields: &Fields) -> About {
+        let has = |key: &str| fields.0.iter().any(|(name, _)| *name == key);
+        match (has("image"), has("bundle")) {
+            (true, _) => About::Image,
+            (false, true) => About::Bundle,
+            (false, false) => About::Node,
+        }
+    }
+}
+
+/// The id of an event with these fields, if it is of a kind that has one.
+fn message_id(fields: &Fields) -> Option<&'static str> {
+    let about = About::of(fields);
+    let outcome = fields.0.iter().find(|(name, _)| *name == "outcome")?.1.as_str()?;
+    let mut kinds = MESSAGE_IDS.iter();
+    let of_kind = kinds.find(|kind| (kind.0, kind.1) == (about, outcome));
+    of_kind.map(|(_, _, id)| *id)
 }
 
 /// The journal's native socket (systemd's "Native Journal Protocol").
@@ -347,8 +375,7 @@ impl Line {
         for (name, value) in &self.fields.0 {
             put(&mut entry, &journal_name(name), &text_of(value));
         }
-        let outcome = self.fields.0.iter().find(|(name, _)| *name == "outcome");
-        if let Some(id) = outcome.and_then(|(_, outcome)| message_id(outcome.as_str()?)) {
+        if let Some(id) = message_id(&self.fields) {
             put(&mut entry, "MESSAGE_ID", id);
         }
         entry
@@ -512,20 +539,14 @@ mod tests {
     fn the_journal_gets_our_fields_those_of_spans_and_the_id_of_the_event() {
         let entries = journalled(|| {
             let _span = info_span!("import", bundle = "b.tar", outcome = "unknown").entered();
-            info!(
-                image = "docker.io/library/x:1",
-                bytes = 12_u64,
-                outcome = "imported",
-                "imported it"
-            );
+            info!(bytes = 12_u64, outcome = "imported", "imported it");
         });
         let expected = [
             ("AIRGAPD_BUNDLE", "b.tar"),
             ("AIRGAPD_BYTES", "12"),
-            ("AIRGAPD_IMAGE", "docker.io/library/x:1"),
             ("AIRGAPD_OUTCOME", "imported"),
-            ("MESSAGE", "imported it image=docker.io/library/x:1 bundle=b.tar"),
-            ("MESSAGE_ID", message_id("imported").unwrap()),
+            ("MESSAGE", "imported it bundle=b.tar"),
+            ("MESSAGE_ID", "8556b10ba49d4573ae06291804dbd4ca"),
             ("PRIORITY", "6"),
             ("SYSLOG_IDENTIFIER", "airgapd"),
         ];
@@ -552,9 +573,34 @@ mod tests {
         assert!(entries.iter().all(|entry| !entry.contains_key("MESSAGE_ID")));
     }
 
+    /// The failure of one image is another event than that of its bundle, with another remedy.
+    #[test]
+    fn the_id_tells_image_bundle_and_node_apart() {
+        let entries = journalled(|| {
+            let _span = info_span!("import", bundle = "b.tar").entered();
+            error!(image = "docker.io/library/x:1", outcome = "failed", "a");
+            error!(outcome = "failed", "b");
+            error!(
+                image = "docker.io/library/x:1",
+                outcome = "imported",
+                "images have no such id"
+            );
+        });
+        let ids: Vec<_> = entries.iter().map(|entry| entry.get("MESSAGE_ID")).collect();
+        let id = |id: &str| Some(id.as_bytes().to_vec());
+        let expected = [
+            id("3fed07ccc2b6498dabd319e22b75ee1e"),
+            id("b8ad2be7d1b1473e81fc6ea1b2d810ae"),
+            None,
+        ];
+        assert_eq!(ids, expected.iter().map(Option::as_ref).collect::<Vec<_>>());
+        let of_node = journalled(|| warn!(outcome = "full", "c"));
+        assert_eq!(of_node[0]["MESSAGE_ID"], b"bfa545555844475d9e07c8fd3b3791cc");
+    }
+
     #[test]
     fn message_ids_are_distinct_and_of_the_right_form() {
-        let mut ids: Vec<_> = MESSAGE_IDS.iter().map(|(_, id)| *id).collect();
+        let mut ids: Vec<_> = MESSAGE_IDS.iter().map(|(_, _, id)| *id).collect();
         assert!(
             ids.iter()
                 .all(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -734,7 +780,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("-- "))
             .collect();
-        let mut sent: Vec<_> = MESSAGE_IDS.iter().map(|(_, id)| *id).collect();
+        let mut sent: Vec<_> = MESSAGE_IDS.iter().map(|(_, _, id)| *id).collect();
         explained.sort_unstable();
         sent.sort_unstable();
         assert_eq!(explained, sent);
@@ -745,6 +791,40 @@ mod tests {
                 "{header}"
             );
             assert!(text.trim().lines().count() > 1, "{header}");
+        }
+    }
+
+    /// What the catalog puts into its sentences (`@AIRGAPD_BUNDLE@`) is in every entry of that kind.
+    #[test]
+    fn the_message_catalog_relies_on_no_field_that_its_events_lack() {
+        let catalog = include_str!("../../../systemd/airgapd.catalog");
+        for (about, outcome, id) in MESSAGE_IDS {
+            let (_, entry) = catalog.split_once(&format!("-- {id}\n")).unwrap();
+            let entry = entry.split("\n-- ").next().unwrap();
+            let allowed: &[&str] = match about {
+                About::Image => &["AIRGAPD_IMAGE", "AIRGAPD_BUNDLE"],
+                About::Bundle => &["AIRGAPD_BUNDLE"],
+                About::Node => &[],
+            };
+            for field in entry.split('@').skip(1).step_by(2) {
+                assert!(allowed.contains(&field), "{outcome}: {field}");
+            }
+        }
+    }
+
+    /// An outcome that no id is known for would be a misspelt one.
+    #[test]
+    fn every_message_id_is_sent_by_some_line_of_the_daemon() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/daemon");
+        let files = std::fs::read_dir(sources).unwrap();
+        let text: String = files
+            .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect();
+        // These come from a report, as the words of its outcomes.
+        let reported = [import::Outcome::Imported, import::Outcome::Partial].map(import::Outcome::as_str);
+        for (_, outcome, _) in MESSAGE_IDS {
+            let is_sent = text.contains(&format!("outcome = \"{outcome}\""));
+            assert!(is_sent || reported.contains(&outcome), "{outcome}");
         }
     }
 }

@@ -225,8 +225,8 @@ impl Daemon {
                 platform: Some(up.runtime.platform.to_string()),
                 ..unreached
             },
-            Connection::Down { said, .. } => ContainerdStatus {
-                problem: said.clone(),
+            Connection::Down { .. } => ContainerdStatus {
+                problem: self.link.why().map(str::to_owned),
                 ..unreached
             },
         }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use import::{LEASE_PREFIX, Survey, bundle_id, labels};
 use tracing::{debug, info, warn};
 
-use super::telling::shown;
-use super::{BURST, CONNECT, Connection, Daemon, Up};
+use super::telling::{shown, tell};
+use super::{BURST, Connection, Daemon, Up};
 use crate::backoff;
 use crate::desired::{self, Moved, Standing};
 use crate::ledger::{self, Context};
@@ -17,7 +17,7 @@ use crate::runtime::{self, Runtime, Unusable};
 
 impl Daemon {
     pub(super) async fn connect_if_due(&mut self) {
-        let Connection::Down { next, .. } = &self.connection else {
+        let Connection::Down { next } = &self.connection else {
             return;
         };
         if *next > Instant::now() {
@@ -28,11 +28,15 @@ impl Daemon {
                 let Runtime {
                     version, platform, ..
                 } = &up.runtime;
-                info!(
+                let now = Instant::now();
+                tell!(
+                    self.rows.connection.admits(now),
+                    info,
                     "connected to containerd {} on {}; this node is {platform}",
                     version.text,
                     self.socket.display()
                 );
+                self.link.connected(now);
                 self.check_context(&up.runtime);
                 self.connection = Connection::Up(Box::new(up));
                 self.forget_disk();
@@ -69,19 +73,22 @@ impl Daemon {
     }
 
     fn wait_for_containerd(&mut self, error: &Unusable) {
-        let Connection::Down { next, failures, said } = &mut self.connection else {
-            return;
-        };
         let text = match error.is_unreachable() {
             true => format!("no containerd on {}", self.socket.display()),
             false => import::chain(error),
         };
-        if said.as_ref() != Some(&text) {
-            warn!("{text}; waiting for it ({})", import::chain(error));
+        let now = Instant::now();
+        let (next, is_news) = self.link.failed(&text, now, backoff::chance());
+        if is_news {
+            tell!(
+                self.rows.connection.admits(now),
+                warn,
+                outcome = "unreachable",
+                "{text}; waiting for it ({})",
+                import::chain(error)
+            );
         }
-        *said = Some(text);
-        *next = Instant::now() + CONNECT.wait(*failures, backoff::chance());
-        *failures = failures.saturating_add(1);
+        self.connection = Connection::Down { next };
     }
 
     /// What the ledger says holds for one containerd, one boot and one set of rules.
@@ -116,12 +123,22 @@ impl Daemon {
 
     /// Drops a connection that failed.
     pub(super) fn lost(&mut self, error: &dyn std::error::Error) {
-        warn!("containerd went away: {}", import::chain(error));
-        self.connection = Connection::Down {
-            next: Instant::now() + CONNECT.first,
-            failures: 0,
-            said: None,
-        };
+        self.went_away(&format!("containerd went away: {}", import::chain(error)));
+    }
+
+    /// Takes down that the connection is gone, if that is news.
+    pub(super) fn went_away(&mut self, text: &str) {
+        if let Connection::Up(_) = self.connection {
+            let now = Instant::now();
+            let next = self.link.lost(now, backoff::chance());
+            tell!(
+                self.rows.connection.admits(now),
+                warn,
+                outcome = "unreachable",
+                "{text}"
+            );
+            self.connection = Connection::Down { next };
+        }
         self.roster.doubt();
     }
 

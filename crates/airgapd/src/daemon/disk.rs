@@ -83,7 +83,9 @@ impl Daemon {
     fn take_over_minimum(&mut self, shortage: Option<Shortage>) {
         let was_below = std::mem::replace(&mut self.disk.is_below, shortage.is_some());
         match shortage {
-            Some(shortage) if !was_below => warn!("nothing is imported or healed: {shortage}"),
+            Some(shortage) if !was_below => {
+                warn!(outcome = "full", "nothing is imported or healed: {shortage}");
+            }
             None if was_below => info!("there is enough space on containerd's disk again"),
             Some(_) | None => {}
         }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use bundle::{Bundle, Identity};
 use import::{Intent, Policy, Reference, Selection, Source, Unpack, UnpackWhen, Verdict, bundle_id};
 use oci_spec::image::Digest;
-use tracing::{debug, error, info};
+use tracing::{error, info};
 
-use super::telling::shown;
+use super::telling::{shown, tell};
 use crate::checksum::{self, Checksum, sidecar_of};
 use crate::config::{Checksums, Settings};
 use crate::folder::{self, Ending, Folder, Observation, Refused, Writer};
@@ -39,6 +39,8 @@ pub(super) struct Order {
     pub(super) runtime: Runtime,
     pub(super) policy: Policy,
     pub(super) started: Instant,
+    /// Whether the log says at the usual level that the file is begun with.
+    pub(super) is_told: bool,
 }
 
 /// What came of opening a file.
@@ -98,9 +100,7 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
     match Ending::of(&file, size) {
         _ if is_layout => {}
         Ok(ending) if lists::is_list(name, ending, size) => return Opened::List(lists::read(file)),
-        // It will be refused, and that is line enough for it.
-        Ok(Ending::Foreign) => debug!(bundle = %shown(name), "importing"),
-        Ok(_) | Err(_) => info!(bundle = %shown(name), "importing"),
+        Ok(_) | Err(_) => tell!(order.is_told, info, bundle = %shown(name), "importing"),
     }
     let limits = order.settings.limits.clone();
     let same_file = file.try_clone();

@@ -11,7 +11,7 @@ use import::labels::BUNDLE_PREFIX;
 use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
-use super::telling::shown;
+use super::telling::{shown, tell};
 use super::{Connection, Daemon};
 use crate::ledger::{BundleId, Entry};
 use crate::roster::Phase;
@@ -36,6 +36,7 @@ impl Daemon {
         if let Some(why) = &fault {
             if self.vanished.as_ref() != Some(why) {
                 warn!(
+                    outcome = "vanished",
                     "{why}; no pin goes until they are back, or `airgapd release --vanished` says that they are not coming back"
                 );
             }
@@ -46,7 +47,8 @@ impl Daemon {
             info!("the bundles that were missing are accounted for");
         }
         for name in &missing {
-            info!(bundle = %shown(name), outcome = "removed", "the bundle is gone");
+            let is_told = self.rows.gone.admits(Instant::now());
+            tell!(is_told, info, bundle = %shown(name), outcome = "removed", "the bundle is gone");
         }
         let there: Vec<OsString> = known
             .iter()
@@ -249,6 +251,7 @@ fn log_withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSet<&str>
     };
     let bundles = bundles.join(", ");
     info!(
+        bundle = bundles,
         image = name,
         outcome = "removed",
         "no longer in {bundles}: {what}"

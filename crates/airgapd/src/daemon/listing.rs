@@ -24,7 +24,7 @@ impl Daemon {
             }
             Err(reason) => {
                 if self.trouble.as_ref() != Some(&reason) {
-                    warn!("{}: {reason}", self.images_dir.display());
+                    warn!(outcome = "unusable", "{}: {reason}", self.images_dir.display());
                 }
                 self.trouble = Some(reason);
             }

@@ -19,7 +19,10 @@ impl Daemon {
         self.systemd.reloading();
         match (self.configuration)() {
             Ok(config) => self.apply(config::reload(&self.settings, config.settings)),
-            Err(mistakes) => error!("the configuration is not taken, and the one before stays: {mistakes}"),
+            Err(mistakes) => error!(
+                outcome = "misconfigured",
+                "the configuration is not taken, and the one before stays: {mistakes}"
+            ),
         }
         self.systemd.ready();
     }

@@ -6,11 +6,10 @@ use std::time::Instant;
 use bundle::Bundle;
 use import::{BundleReport, ImageOutcome, ImageReport, Outcome, Selection};
 use jiff::Timestamp;
-use tracing::{debug, error, warn};
 
 use super::job::{Order, Pulled};
 use super::jobs::{Job, Stage};
-use super::telling::{log_repairs, log_report, shown};
+use super::telling::{log_repairs, log_report, shown, tell};
 use super::{BURST, Daemon};
 use crate::backoff;
 use crate::checksum;
@@ -24,7 +23,8 @@ impl Daemon {
         match failure {
             Failure::Missing { .. } | Failure::NoFile => {
                 if self.roster.await_checksum(&order.name) {
-                    warn!(bundle = %shown(&order.name), "waiting: {failure}");
+                    let is_told = self.rows.delayed.admits(Instant::now());
+                    tell!(is_told, warn, bundle = %shown(&order.name), "waiting: {failure}");
                 }
             }
             Failure::Unusable { .. } | Failure::Mismatch { .. } => {
@@ -68,11 +68,8 @@ impl Daemon {
     /// together.
     pub(super) fn failed(&mut self, order: &Order, text: &str, class: ErrorClass, retry: bool) {
         let bundle = shown(&order.name);
-        if class != ErrorClass::Bundle || self.refusals.admit() {
-            error!(bundle, outcome = "failed", "not imported: {text}");
-        } else {
-            debug!(bundle, outcome = "failed", "not imported: {text}");
-        }
+        let is_told = self.rows.refused.admits(Instant::now());
+        tell!(is_told, error, bundle, outcome = "failed", "not imported: {text}");
         self.record_failure(order, ledger::Outcome::Failed, text, class);
         let chance = retry.then(backoff::chance);
         self.roster.fail(&order.name, Instant::now(), chance);
@@ -156,7 +153,9 @@ impl Daemon {
             stopped,
         } = imported;
         let order = &job.order;
-        log_report(&order.name, &report);
+        let is_bad = matches!(report.outcome, Outcome::Failed | Outcome::Partial);
+        let is_told = !is_bad || self.rows.refused.admits(Instant::now());
+        log_report(&order.name, &report, is_told);
         self.count(&report);
         log_repairs(&order.name, &repaired(&plan, &report));
         if let Stage::Importing(bundle) = &job.stage

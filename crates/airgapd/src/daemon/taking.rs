@@ -9,11 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 use bundle::Identity;
 use import::{Intent, Source, Space};
 use oci_spec::image::Digest;
-use tracing::{debug, error, info, warn};
+use tracing::info;
 
 use super::job::{self, Opened, Order, Read};
 use super::jobs::{Came, Job, Stage};
-use super::telling::shown;
+use super::telling::{shown, tell};
 use super::{Connection, Daemon};
 use crate::backoff;
 use crate::config::Checksums;
@@ -79,11 +79,8 @@ impl Daemon {
     }
 
     fn turned_away(&mut self, name: &OsStr, refused: &Refused) {
-        if self.refusals.admit() {
-            warn!(bundle = %shown(name), "not imported: {refused}");
-        } else {
-            debug!(bundle = %shown(name), "not imported: {refused}");
-        }
+        let is_told = self.rows.refused.admits(Instant::now());
+        tell!(is_told, warn, bundle = %shown(name), outcome = "failed", "not imported: {refused}");
         self.roster.set(name, Phase::Failed { retry: None });
     }
 
@@ -99,9 +96,8 @@ impl Daemon {
             let Some(text) = entry.damage(&identity) else {
                 continue;
             };
-            if self.refusals.admit() {
-                error!(bundle = %shown(&name), outcome = "failed", "not imported, as before: {text}");
-            }
+            let is_told = self.rows.refused.admits(Instant::now());
+            tell!(is_told, error, bundle = %shown(&name), outcome = "failed", "not imported, as before: {text}");
             // What did land of it is looked after like anything else.
             let phase = match entry.outcome {
                 ledger::Outcome::Partial => Phase::Known,
@@ -140,7 +136,8 @@ impl Daemon {
                 self.settled(name, folder::settle(&seen, Instant::now()));
             }
             Err(error) => {
-                warn!(bundle = %shown(name), "cannot be read: {error}");
+                let is_told = self.rows.refused.admits(Instant::now());
+                tell!(is_told, warn, bundle = %shown(name), outcome = "failed", "cannot be read: {error}");
                 self.roster.fail(name, Instant::now(), Some(backoff::chance()));
             }
         }
@@ -151,7 +148,8 @@ impl Daemon {
         match folder::settle(seen, Instant::now()) {
             Settle::Settled => {
                 if self.roster.ignore(name, Reason::List) {
-                    info!(file = %shown(name), "ignored: {}", Reason::List);
+                    let is_told = self.rows.ignored.admits(Instant::now());
+                    tell!(is_told, info, file = %shown(name), "ignored: {}", Reason::List);
                 }
             }
             settle => self.settled(name, settle),
@@ -170,7 +168,14 @@ impl Daemon {
 
     fn settled(&mut self, name: &OsStr, settle: Settle) {
         if let Some(why) = self.roster.settle(name, settle) {
-            warn!(bundle = %shown(name), "not imported, and nothing has happened for a while: {why}");
+            let is_told = self.rows.delayed.admits(Instant::now());
+            tell!(
+                is_told,
+                warn,
+                bundle = %shown(name),
+                outcome = "stalled",
+                "not imported, and nothing has happened for a while: {why}"
+            );
         }
         // Its place in the order is that in which bundles were finished, not that in which there was time for them.
         if let (Some(Phase::Ready), Some(identity)) = (self.roster.phase(name), self.roster.identity(name)) {
@@ -197,7 +202,11 @@ impl Daemon {
         // One that was imported without a checksum is known too, and not enough where one is required.
         let is_needed = mode == Checksums::Require && version.sidecar.is_none();
         let is_checked = mode == Checksums::Off || is_repair && !is_needed;
+        // What is no archive will be refused, and that is line enough for it; a folder is begun with when it is whole.
+        let is_archive = !version.is_layout && !matches!(Ending::of(&file, size), Ok(Ending::Foreign));
+        let is_told = is_archive && self.rows.begun.admits(Instant::now());
         let order = Arc::new(Order {
+            is_told,
             name: name.to_owned(),
             version,
             images_dir: self.images_dir.clone(),
@@ -269,7 +278,13 @@ impl Daemon {
         let Some(look) = until.filter(|_| job::may_go_on(found, is_reserved)) else {
             return false;
         };
-        info!(bundle = %shown(name), "not whole yet; it is read again when it has changed, or has not for a while");
+        let is_told = self.rows.delayed.admits(Instant::now());
+        tell!(
+            is_told,
+            info,
+            bundle = %shown(name),
+            "not whole yet; it is read again when it has changed, or has not for a while"
+        );
         self.roster.set(name, Phase::Settling { look });
         true
     }
@@ -312,7 +327,8 @@ impl Daemon {
             return;
         }
         if is_layout {
-            info!(bundle = %shown(name), "importing");
+            let is_told = self.rows.begun.admits(Instant::now());
+            tell!(is_told, info, bundle = %shown(name), "importing");
         }
         let trusted = self.settings.trusted_digests.as_ref();
         if let Some(reason) = read.unfinished() {

@@ -1,0 +1,116 @@
+//! The log under a flood: how many lines come of very many bad files, and of a containerd that is no use for long.
+//!
+//! The journal drops lines of a service that writes too many (the unit allows 500 in 30 s), and those may be the ones that
+//! matter. What bounds them is pure and tested beside it (`daemon/telling.rs`, `daemon/link.rs`, an hour in simulated
+//! time); here it is seen to be in force.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use fake_containerd::Fault;
+use tonic::Code;
+
+use crate::support::bundles::{self, image, marker};
+use crate::support::{Node, Target, on_the_fake, wait_for, wait_until};
+
+/// A thousand files cannot be told of one by one.
+const FILES: usize = 1000;
+
+/// Lines that a whole run may have. Each kind of line has twenty by name and a count, at most, in a minute: files begun
+/// with, put off, refused, ignored; a refused bundle that was read has a line for its image, too.
+const MOST: usize = 200;
+
+/// The ways in which a file can be bad.
+const WAYS: usize = 8;
+
+fn put_bad_file(node: &Node, number: usize) {
+    let path = |end: &str| node.images().join(format!("file-{number}{end}"));
+    let name = format!("registry.test/flood-{number}:1");
+    let archive = || bundles::layout([image(&name)]).build();
+    let whole = || archive().to_bytes();
+    match number % WAYS {
+        0 => fs::write(path(".jpg"), "no bundle at all\n".repeat(100)).unwrap(),
+        1 => symlink("nowhere", path(".tar")).unwrap(),
+        2 => fs::write(path(".tar"), "").unwrap(),
+        3 => fs::write(path(".tar"), &whole()[..2000]).unwrap(),
+        4 => {
+            let mut archive = archive();
+            let layer = archive.images[0].manifests[0].layers[0].clone();
+            archive.corrupt(&layer);
+            fs::write(path(".tar"), archive.to_bytes()).unwrap();
+        }
+        5 => {
+            fs::write(
+                path(".tar.sha256"),
+                format!("{}  file-{number}.tar\n", "0".repeat(64)),
+            )
+            .unwrap();
+            fs::write(path(".tar"), whole()).unwrap();
+        }
+        6 => fs::write(path(".tar.gz"), b"\x1f\x8b\x08\0\0\0\0\0\0\x03and nothing more").unwrap(),
+        _ => fs::write(path(".partial.tmp"), whole()).unwrap(),
+    }
+}
+
+/// Takes half a minute: for so long a file that is empty or cut off may go on.
+fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &Target) {
+    let node = Node::on(target);
+    for number in 0..FILES {
+        put_bad_file(&node, number);
+    }
+    let daemon = node.start();
+    let (good, name) = marker(node.path("good.tar"));
+    node.drop_in(&good);
+    daemon.wait_until("the good bundle", || target.record(&name).is_some());
+    // Two of the ways are no verdict yet, and one is never looked at.
+    let failed = format!("{} failed", FILES / WAYS * (WAYS - 3));
+    wait_for(Duration::from_secs(240), "a verdict on the others", || {
+        daemon.notified().contains(&failed) && daemon.count("are not whole yet") > 0
+    });
+    let status = node.airgapd(["status", "-o", "json"]).json();
+    let listed = status["bundles"].as_array().expect("a list").len();
+    assert!(listed > FILES / 2, "status has each of them: {listed}");
+    let log = daemon.finish(target);
+    let lines = log.lines().count();
+    assert!(lines < MOST, "{lines} lines:\n{log}");
+    for told in [
+        "link to nothing",
+        "more files were not imported",
+        "more files were begun with",
+    ] {
+        assert!(log.contains(told), "{told}:\n{log}");
+    }
+}
+
+/// It answers, and then fails at the first thing that matters: a damaged database, for instance.
+fn a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_against(target: &Target) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    fake.inject(Fault::FailAll {
+        rpc: "Images.List",
+        code: Code::Internal,
+        message: "database is damaged".to_owned(),
+    });
+    let node = Node::on(target);
+    let name = "registry.test/at-last:1";
+    bundles::write(&node.images().join("bundle.tar"), [image(name)]);
+    let daemon = node.start();
+    let tries = || fake.calls("Images.List");
+    daemon.wait_until("some tries", || tries() >= 8);
+    // The ninth comes after ten seconds at the soonest: 0.1 s doubled seven times, of which chance takes a quarter.
+    let log = daemon.log();
+    assert!(
+        log.contains("containerd went away") && log.contains("database is damaged"),
+        "{log}"
+    );
+    assert!(log.lines().count() < 40, "{log}");
+
+    fake.clear_faults();
+    wait_until("the image", || target.record(name).is_some());
+    daemon.finish(target);
+}
+
+on_the_fake!(
+    a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines,
+    a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_against,
+);
