@@ -13,6 +13,7 @@ mod bundling;
 mod coexisting;
 mod content;
 mod damage;
+mod diagnosing;
 mod documentation;
 mod documents;
 mod dropping;

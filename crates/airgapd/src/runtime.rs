@@ -12,7 +12,7 @@ use crate::desired;
 use crate::ledger::Ledger;
 
 /// The namespace that kubelet's images live in.
-const KUBERNETES: &str = "k8s.io";
+pub(crate) const KUBERNETES: &str = "k8s.io";
 
 /// A containerd that answers and is the right one.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 //!
 //! It looks and changes nothing. What it cannot find out it says so, and does not guess.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -12,11 +13,12 @@ use containerd::Ingest;
 use import::Disk;
 use jiff::Timestamp;
 use notify::{RecursiveMode, Watcher};
+use platforms::Matcher;
 use serde::Serialize;
 
 use super::Exit;
 use crate::coexistence::{self, Sight};
-use crate::config::{OutputFormat, Settings};
+use crate::config::{OutputFormat, PlatformChoice, Settings};
 use crate::control::{self, Told, Unanswered, Want};
 use crate::folder::{self, Folder, FolderTrust};
 use crate::node::{self, Runtime as Node};
@@ -85,6 +87,8 @@ fn finding(
 /// Looks at the node. Exit status 1 when there is a problem.
 pub(crate) async fn run(settings: &Settings, format: OutputFormat) -> anyhow::Result<Exit> {
     let mut findings = Vec::new();
+    findings.extend(of_user());
+    let unit = Unit::of_systemd();
     let evidence = node::probe(Path::new("/"));
     match node::decide(&evidence, settings) {
         Err(ambiguous) => findings.push(problem(
@@ -98,7 +102,9 @@ pub(crate) async fn run(settings: &Settings, format: OutputFormat) -> anyhow::Re
             findings.push(of_watches(&node.images_dir));
             findings.push(of_state(&settings.state_dir));
             findings.extend(of_containerd(&node, settings).await);
-            findings.extend(of_daemon(settings).await);
+            findings.push(of_daemon(settings).await);
+            findings.extend(unit.as_ref().map(Unit::judge));
+            findings.extend(unit.and_then(|unit| unit.hides(&node.images_dir)));
         }
     }
     let healthy = findings.iter().all(|finding| finding.verdict != Verdict::Problem);
@@ -136,6 +142,18 @@ fn text(findings: &[Finding]) -> String {
         count => writeln!(text, "\n{count} problems"),
     };
     text
+}
+
+/// Somebody else than root sees other things than the daemon does.
+fn of_user() -> Option<Finding> {
+    let is_root = rustix::process::geteuid().is_root();
+    (!is_root).then(|| {
+        note(
+            "user",
+            "this is not root: what only root may see looks as if it were not there",
+            "run it as root, as the daemon is",
+        )
+    })
 }
 
 fn of_node(node: &Node) -> Finding {
@@ -288,9 +306,49 @@ async fn of_containerd(node: &Node, settings: &Settings) -> Vec<Finding> {
             runtime.version.text, settings.namespace, runtime.platform
         ),
     )];
+    findings.extend(of_namespace(settings));
+    findings.extend(of_platform(&runtime, settings));
     findings.push(of_disk(&runtime, settings));
     findings.push(of_others(&runtime, node, settings).await);
     findings
+}
+
+fn of_namespace(settings: &Settings) -> Option<Finding> {
+    let namespace = &settings.namespace;
+    (namespace != runtime::KUBERNETES).then(|| {
+        note(
+            "namespace",
+            format!(
+                "images go to {namespace}, and kubelet sees those in {} only",
+                runtime::KUBERNETES
+            ),
+            format!("leave out `namespace:`, unless {namespace} is meant"),
+        )
+    })
+}
+
+/// What is asked for where it is not what the node can run.
+fn of_platform(runtime: &Runtime, settings: &Settings) -> Option<Finding> {
+    let PlatformChoice::These(chosen) = &settings.platforms else {
+        return None;
+    };
+    let node = Matcher::only(&runtime.platform, runtime.version.rules());
+    let foreign: Vec<String> = chosen
+        .iter()
+        .filter(|platform| !node.accepts(platform))
+        .map(ToString::to_string)
+        .collect();
+    (!foreign.is_empty()).then(|| {
+        note(
+            "platform",
+            format!(
+                "images for {} are taken, which this node ({}) cannot run",
+                foreign.join(", "),
+                runtime.platform
+            ),
+            "leave out `platforms:`, unless the images are for other nodes",
+        )
+    })
 }
 
 fn of_disk(runtime: &Runtime, settings: &Settings) -> Finding {
@@ -355,15 +413,14 @@ async fn of_others(runtime: &Runtime, node: &Node, settings: &Settings) -> Findi
     }
 }
 
-async fn of_daemon(settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
+async fn of_daemon(settings: &Settings) -> Finding {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {
         Ok(Told { status, .. }) => {
             let failed = status.bundles.iter();
             let failed = failed
                 .filter(|bundle| bundle.state.standing() == Standing::Failed)
                 .count();
-            findings.push(match failed {
+            match failed {
                 0 => ok("daemon", format!("it runs; bundles: {}", status.bundles.len())),
                 count => problem(
                     "daemon",
@@ -373,79 +430,94 @@ async fn of_daemon(settings: &Settings) -> Vec<Finding> {
                     ),
                     "airgapd status names each with its reason",
                 ),
-            });
+            }
         }
-        Err(Unanswered::NoDaemon(_)) => findings.push(problem(
+        Err(Unanswered::NoDaemon(_)) => problem(
             "daemon",
             "it is not running",
             "systemctl enable --now airgapd.service",
-        )),
-        Err(error) => findings.push(problem(
-            "daemon",
-            error.to_string(),
-            "systemctl restart airgapd.service",
-        )),
-    }
-    findings.extend(of_unit());
-    findings
-}
-
-/// What systemd knows of the unit; nothing where there is no systemd.
-fn of_unit() -> Option<Finding> {
-    if !Path::new("/run/systemd/system").is_dir() {
-        return None;
-    }
-    let output = Command::new("systemctl")
-        .args([
-            "show",
-            "airgapd.service",
-            "--property=LoadState,ActiveState,UnitFileState,Result,NRestarts",
-        ])
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Some(judge_unit(|key| {
-        let mut lines = text.lines();
-        let found = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        found.unwrap_or_default().to_owned()
-    }))
-}
-
-fn judge_unit(property: impl Fn(&str) -> String) -> Finding {
-    let (load, active, file) = (
-        property("LoadState"),
-        property("ActiveState"),
-        property("UnitFileState"),
-    );
-    let (result, restarts) = (property("Result"), property("NRestarts"));
-    if load != "loaded" {
-        return note(
-            "unit",
-            "systemd has no airgapd.service",
-            "install the package, or systemd/airgapd.service",
-        );
-    }
-    if active == "failed" {
-        return problem(
-            "unit",
-            format!("airgapd.service has failed ({result})"),
-            "journalctl -u airgapd -b; exit-code usually means a mistake that `airgapd config --check` names",
-        );
-    }
-    if !file.starts_with("enabled") {
-        return note(
-            "unit",
-            format!("airgapd.service is {file}: it does not start with the node"),
-            "systemctl enable airgapd.service",
-        );
-    }
-    match restarts.parse::<u64>() {
-        Ok(count) if count > 3 => note(
-            "unit",
-            format!("airgapd.service was restarted {count} times"),
-            "journalctl -u airgapd -b",
         ),
-        _ => ok("unit", format!("airgapd.service is {file} and {active}")),
+        Err(error) => problem("daemon", error.to_string(), "systemctl restart airgapd.service"),
+    }
+}
+
+/// What systemd knows of the unit, property by property.
+struct Unit(BTreeMap<String, String>);
+
+impl Unit {
+    /// Nothing where there is no systemd.
+    fn of_systemd() -> Option<Unit> {
+        if !Path::new("/run/systemd/system").is_dir() {
+            return None;
+        }
+        const PROPERTIES: &str =
+            "--property=LoadState,ActiveState,UnitFileState,Result,NRestarts,ProtectHome,PrivateTmp";
+        let output = Command::new("systemctl")
+            .args(["show", "airgapd.service", PROPERTIES])
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let properties = text.lines().filter_map(|line| line.split_once('='));
+        Some(Unit(
+            properties
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+        ))
+    }
+
+    fn property(&self, name: &str) -> &str {
+        self.0.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    fn judge(&self) -> Finding {
+        let (active, file) = (self.property("ActiveState"), self.property("UnitFileState"));
+        if self.property("LoadState") != "loaded" {
+            return note(
+                "unit",
+                "systemd has no airgapd.service",
+                "install the package, or systemd/airgapd.service",
+            );
+        }
+        if active == "failed" {
+            return problem(
+                "unit",
+                format!("airgapd.service has failed ({})", self.property("Result")),
+                "journalctl -u airgapd -b; exit-code usually means a mistake that `airgapd config --check` names",
+            );
+        }
+        if !file.starts_with("enabled") {
+            return note(
+                "unit",
+                format!("airgapd.service is {file}: it does not start with the node"),
+                "systemctl enable airgapd.service",
+            );
+        }
+        match self.property("NRestarts").parse::<u64>() {
+            Ok(count) if count > 3 => note(
+                "unit",
+                format!("airgapd.service was restarted {count} times"),
+                "journalctl -u airgapd -b",
+            ),
+            _ => ok("unit", format!("airgapd.service is {file} and {active}")),
+        }
+    }
+
+    /// The folder where the unit keeps it from the daemon: it looks empty, or is not there, however full it is.
+    fn hides(&self, folder: &Path) -> Option<Finding> {
+        let is_below = |folders: &[&str]| folders.iter().any(|hidden| folder.starts_with(hidden));
+        let by = match (self.property("ProtectHome"), self.property("PrivateTmp")) {
+            ("yes" | "tmpfs", _) if is_below(&["/home", "/root", "/run/user"]) => "ProtectHome=",
+            (_, "yes" | "disconnected") if is_below(&["/tmp", "/var/tmp"]) => "PrivateTmp=",
+            _ => return None,
+        };
+        Some(problem(
+            "unit",
+            format!(
+                "airgapd.service does not see {}: {by} hides it from the daemon",
+                folder.display()
+            ),
+            "choose a folder elsewhere (`imagesDir:`), below /var/lib or /srv for instance",
+        ))
     }
 }
 
@@ -484,13 +556,42 @@ mod tests {
         ];
         let keys = ["LoadState", "ActiveState", "UnitFileState", "Result", "NRestarts"];
         for (values, verdict, word) in table {
-            let found = judge_unit(|key| {
-                let place = keys.iter().position(|name| *name == key).unwrap();
-                values[place].to_owned()
-            });
+            let found = unit(&keys, &values).judge();
             assert_eq!(found.verdict, verdict, "{values:?}");
             assert!(found.text.contains(word), "{found:?}");
             assert_eq!(found.remedy.is_none(), verdict == Verdict::Ok, "{found:?}");
+        }
+    }
+
+    fn unit(keys: &[&str], values: &[&str]) -> Unit {
+        let pairs = keys.iter().zip(values);
+        Unit(
+            pairs
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn a_folder_that_the_unit_hides_is_told_of() {
+        let table = [
+            ("/var/lib/k0s/images", ["yes", "yes"], None),
+            ("/root/bundles", ["yes", "yes"], Some("ProtectHome=")),
+            ("/home/a/bundles", ["tmpfs", "no"], Some("ProtectHome=")),
+            ("/home/a/bundles", ["read-only", "yes"], None),
+            ("/rooted", ["yes", "yes"], None),
+            ("/tmp/bundles", ["no", "yes"], Some("PrivateTmp=")),
+            ("/tmp/bundles", ["yes", "no"], None),
+        ];
+        for (folder, values, by) in table {
+            let found = unit(&["ProtectHome", "PrivateTmp"], &values).hides(Path::new(folder));
+            assert_eq!(found.is_some(), by.is_some(), "{folder} {values:?}");
+            if let (Some(found), Some(by)) = (found, by) {
+                assert!(
+                    found.text.contains(by) && found.verdict == Verdict::Problem,
+                    "{found:?}"
+                );
+            }
         }
     }
 }

@@ -1,0 +1,355 @@
+//! `airgapd doctor`: each fault is brought about, and is found with its remedy.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+
+use fake_containerd::{Fake, FakeConfig};
+use import::labels::K0S_SOURCES;
+use serde_json::Value;
+
+use crate::support::bundles::{self, image, text};
+use crate::support::node::{Answer, program};
+use crate::support::{Node, Target, on_the_fake};
+
+/// What is found of one subject: the verdict, and then the text with the remedy.
+fn found(answer: &Answer, subject: &str) -> Vec<(String, String)> {
+    let document = answer.json();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let findings = document["findings"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{document:#}"));
+    let of_subject = findings.iter().filter(|finding| finding["subject"] == subject);
+    of_subject
+        .map(|finding| {
+            let (what, remedy) = (text(&finding["text"]), text(&finding["remedy"]));
+            (text(&finding["verdict"]), format!("{what} -> {remedy}"))
+        })
+        .collect()
+}
+
+/// Has the doctor look, and holds one finding against what is expected: the verdict and words of text and remedy.
+#[track_caller]
+fn assert_found(answer: &Answer, subject: &str, verdict: &str, words: &[&str]) {
+    let all = found(answer, subject);
+    let fits = |(is, said): &(String, String)| is == verdict && words.iter().all(|word| said.contains(word));
+    assert!(all.iter().any(fits), "{subject} {verdict} {words:?}: {all:?}");
+}
+
+fn doctor(node: &Node) -> Answer {
+    node.airgapd(["doctor", "-o", "json"])
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn what_is_wrong_with_the_folder_is_found(target: &Target) {
+    let node = Node::on(target);
+    let images = node.images();
+    assert_found(&doctor(&node), "folder", "ok", &[&text(&images)]);
+
+    mode(&images, 0o777);
+    assert_found(
+        &doctor(&node),
+        "folder",
+        "problem",
+        &["everybody can write it", "chmod o-w"],
+    );
+    mode(&images, 0o775);
+    assert_found(&doctor(&node), "folder", "note", &["go-w"]);
+    mode(&images, 0o755);
+    if xtask::is_root() {
+        chown(&images, Some(65534), None).unwrap();
+        assert_found(&doctor(&node), "folder", "note", &["chown root:"]);
+        chown(&images, Some(0), None).unwrap();
+    }
+    fs::remove_dir(&images).unwrap();
+    assert_found(
+        &doctor(&node),
+        "folder",
+        "note",
+        &["is not there yet", "install -d -m 0755"],
+    );
+    fs::write(&images, "a file").unwrap();
+    assert_found(&doctor(&node), "folder", "problem", &["make it a folder"]);
+}
+
+/// From no socket at all to a containerd that is not kubelet's.
+fn what_is_wrong_with_the_socket_is_found(_: &Target) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("containerd.sock");
+    let node = Node::at(&socket, "k8s.io");
+    let words = ["nothing answers on", &text(&socket), "`address:`"];
+    assert_found(&doctor(&node), "containerd", "problem", &words);
+
+    let listener = UnixListener::bind(&socket).unwrap();
+    let hangs_up = std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut first = [0];
+            if stream.read(&mut first).is_ok_and(|read| read == 0) {
+                return;
+            }
+        }
+    });
+    assert_found(&doctor(&node), "containerd", "problem", &words);
+    // Who says nothing ends it.
+    let _ = std::os::unix::net::UnixStream::connect(&socket);
+    hangs_up.join().unwrap();
+    fs::remove_file(&socket).unwrap();
+    drop(UnixListener::bind(&socket).unwrap());
+    assert_found(&doctor(&node), "containerd", "problem", &words);
+    fs::remove_file(&socket).unwrap();
+
+    let _docker = Fake::start_blocking(FakeConfig {
+        cri: false,
+        socket: Some(socket),
+        ..FakeConfig::default()
+    });
+    assert_found(
+        &doctor(&node),
+        "containerd",
+        "problem",
+        &["no CRI service", "enable its CRI plugin"],
+    );
+}
+
+fn a_namespace_and_platforms_that_kubelet_makes_nothing_of_are_found(target: &Target) {
+    let node = Node::on(target);
+    let answer = doctor(&node);
+    assert_found(&answer, "namespace", "note", &["in k8s.io only", "`namespace:`"]);
+    assert_eq!(found(&answer, "platform"), []);
+
+    node.configure_also("platforms: [linux/s390x, linux/amd64]");
+    let answer = doctor(&node);
+    assert_found(
+        &answer,
+        "platform",
+        "note",
+        &["linux/s390x", "linux/amd64", "`platforms:`"],
+    );
+
+    let fake = target.as_fake().expect("it is the stand-in");
+    let in_kubernetes = Node::at(fake.socket(), "k8s.io");
+    assert_eq!(found(&doctor(&in_kubernetes), "namespace"), []);
+}
+
+/// The store is a small file system of its own, so that it can be filled without harm.
+fn too_little_space_on_the_disk_is_found(_: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let store = SmallDisk::new();
+    let fake = Fake::start_blocking(FakeConfig {
+        content_root: Some(store.folder.path().to_owned()),
+        ..FakeConfig::default()
+    });
+    let node = Node::at(fake.socket(), "scenario-disk");
+    assert_found(&doctor(&node), "disk", "ok", &["free at"]);
+
+    fs::write(store.folder.path().join("filling"), vec![0; 15 << 20]).unwrap();
+    assert_found(
+        &doctor(&node),
+        "disk",
+        "note",
+        &["less than 15 %", "kubelet", "free space"],
+    );
+
+    node.configure_also("minFree: 4MiB");
+    assert_found(&doctor(&node), "disk", "problem", &["free space", "`minFree:`"]);
+}
+
+/// A file system of 16 MiB in memory, for as long as this lives.
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new() -> SmallDisk {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=16m", "none"]);
+        assert!(mount.arg(folder.path()).status().unwrap().success());
+        SmallDisk { folder }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.folder.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    }
+}
+
+/// k0s has its own importer, and its label says which folder that goes by.
+fn a_second_importer_on_the_same_folder_is_found(target: &Target) {
+    let node = Node::on(target);
+    assert_found(&doctor(&node), "others", "ok", &["nobody else"]);
+    let bundle = node.images().join("bundle.tar");
+    let name = "registry.test/of-k0s:1";
+    let archive = bundles::write(&bundle, [image(name)]);
+    node.import([&bundle]).exits(0);
+    let source = serde_json::json!({ text(&bundle): "2026-01-01T00:00:00Z" }).to_string();
+    target.set_labels(name, &[(K0S_SOURCES, Some(&source))]);
+    assert_found(
+        &doctor(&node),
+        "others",
+        "note",
+        &["k0s imports this folder, too", "docs/coexistence.md"],
+    );
+    drop(archive);
+}
+
+/// Runs the doctor after a shell script that changes the machine for it alone, in namespaces of its own.
+fn doctor_after(node: &Node, namespaces: &[&str], script: &str) -> Answer {
+    let usual = node.command(["doctor", "-o", "json"]);
+    let mut command = Command::new("unshare");
+    command
+        .args(namespaces)
+        .args(["sh", "-ec", &format!("{script}\nexec \"$@\""), "sh"])
+        .arg(usual.get_program())
+        .args(usual.get_args())
+        .env("FOLDER", node.path(""));
+    for (name, value) in usual.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Answer::from(command.output().unwrap())
+}
+
+const OWN_MOUNTS: [&str; 3] = ["--mount", "--propagation", "private"];
+
+fn a_kernel_that_gives_no_watch_is_found(target: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let node = Node::on(target);
+    assert_found(&doctor(&node), "inotify", "ok", &["instances"]);
+    let answer = doctor_after(
+        &node,
+        &["--user", "--map-root-user"],
+        "echo 0 > /proc/sys/user/max_inotify_instances",
+    );
+    assert_found(
+        &answer,
+        "inotify",
+        "note",
+        &["gives no watch", "every few seconds", "sysctl -w"],
+    );
+}
+
+fn a_state_folder_that_cannot_be_written_is_found(target: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let node = Node::on(target);
+    assert_found(&doctor(&node), "state", "ok", &[&text(&node.state())]);
+    let answer = doctor_after(
+        &node,
+        &OWN_MOUNTS,
+        "mount --bind \"$FOLDER/state\" \"$FOLDER/state\" && mount -o remount,bind,ro \"$FOLDER/state\"",
+    );
+    assert_found(
+        &answer,
+        "state",
+        "note",
+        &["cannot be written", "mount it writable", "`stateDir:`"],
+    );
+    fs::remove_dir(node.state()).unwrap();
+    assert_found(&doctor(&node), "state", "note", &["is not there yet"]);
+}
+
+/// systemctl is a script that says what systemd would.
+fn what_is_wrong_with_the_unit_is_found(target: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let node = Node::on(target);
+    let with = |properties: &str| {
+        let script = format!(
+            "mount -t tmpfs none /run; mkdir -p /run/systemd/system /run/bin\n\
+             printf '#!/bin/sh\\nprintf \"{properties}\"\\n' > /run/bin/systemctl; chmod 755 /run/bin/systemctl\n\
+             PATH=/run/bin:$PATH"
+        );
+        doctor_after(&node, &OWN_MOUNTS, &script)
+    };
+    let table: [(&str, &str, &[&str]); 5] = [
+        (
+            "LoadState=not-found\\\\n",
+            "note",
+            &["no airgapd.service", "install the package"],
+        ),
+        (
+            "LoadState=loaded\\\\nActiveState=failed\\\\nResult=exit-code\\\\n",
+            "problem",
+            &[
+                "failed (exit-code)",
+                "journalctl -u airgapd",
+                "airgapd config --check",
+            ],
+        ),
+        (
+            "LoadState=loaded\\\\nActiveState=active\\\\nUnitFileState=disabled\\\\n",
+            "note",
+            &["does not start with the node", "systemctl enable"],
+        ),
+        (
+            "LoadState=loaded\\\\nActiveState=active\\\\nUnitFileState=enabled\\\\nNRestarts=7\\\\n",
+            "note",
+            &["restarted 7 times", "journalctl"],
+        ),
+        (
+            "LoadState=loaded\\\\nActiveState=active\\\\nUnitFileState=enabled\\\\nPrivateTmp=yes\\\\n",
+            "problem",
+            &["PrivateTmp=", "`imagesDir:`"],
+        ),
+    ];
+    for (properties, verdict, words) in table {
+        assert_found(&with(properties), "unit", verdict, words);
+    }
+}
+
+fn who_is_not_root_is_told_so(target: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let node = Node::on(target);
+    assert_eq!(found(&doctor(&node), "user"), []);
+    mode(&node.path(""), 0o755);
+    // Where it is built may be a folder that only root may enter.
+    let copy = node.path("airgapd");
+    fs::copy(program().get_program(), &copy).unwrap();
+    let config = text(&node.path("config.yaml"));
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["doctor", "-o", "json", "--config", &config]);
+    for (name, _) in program().get_envs() {
+        command.env_remove(name);
+    }
+    let output = command.output().unwrap();
+    assert_found(
+        &Answer::from(output),
+        "user",
+        "note",
+        &["this is not root", "run it as root"],
+    );
+}
+
+on_the_fake!(
+    what_is_wrong_with_the_folder_is_found,
+    what_is_wrong_with_the_socket_is_found,
+    a_namespace_and_platforms_that_kubelet_makes_nothing_of_are_found,
+    too_little_space_on_the_disk_is_found,
+    a_second_importer_on_the_same_folder_is_found,
+    a_kernel_that_gives_no_watch_is_found,
+    a_state_folder_that_cannot_be_written_is_found,
+    what_is_wrong_with_the_unit_is_found,
+    who_is_not_root_is_told_so,
+);
