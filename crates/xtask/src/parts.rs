@@ -263,6 +263,18 @@ pub fn promtool() -> Result<PathBuf> {
     Ok(folder.join("usr/bin/promtool"))
 }
 
+/// systemd's judge of units: the machine's own, or a private one.
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn systemd_analyze() -> Result<PathBuf> {
+    match on_path("systemd-analyze") {
+        Some(program) => Ok(program),
+        None => private_program("systemd-analyze", &["systemd"]),
+    }
+}
+
 /// The headers of musl for an architecture as dpkg names it, for C code in a statically linked program.
 ///
 /// # Errors
@@ -377,7 +389,7 @@ fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
     let script = format!(
         "#!/bin/sh\n\
          here=$(dirname \"$(readlink -f \"$0\")\")\n\
-         for folder in \"$here\"/usr/lib/*-linux-* \"$here\"/lib/*-linux-* \"$here\"/usr/lib; do\n\
+         for folder in \"$here\"/usr/lib/*-linux-* \"$here\"/usr/lib/*-linux-*/systemd \"$here\"/lib/*-linux-* \"$here\"/usr/lib; do\n\
          \tLD_LIBRARY_PATH=\"${{LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}}$folder\"\n\
          done\n\
          export LD_LIBRARY_PATH\n\

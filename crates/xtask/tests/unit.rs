@@ -1,0 +1,176 @@
+//! The unit and its drop-ins, as systemd reads them: without a complaint, and with the exposure that is promised.
+//!
+//! systemd-analyze looks at a root of its own with nothing in it but the unit and empty stand-ins for what every unit
+//! refers to, so the machine's units make no difference. `cargo xtask packaged` runs the service for real.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+use xtask::{parts, workspace};
+
+/// Exposure in tenths, as `--threshold=` takes it: no more than 1.0.
+const PROMISED: u32 = 10;
+
+/// With a port for metrics the service is in the node's network.
+const WITH_NETWORK: u32 = 18;
+
+/// A system with nothing but the unit and these drop-ins.
+struct System {
+    root: TempDir,
+    analyze: PathBuf,
+}
+
+impl System {
+    /// `None` where there is no systemd-analyze and none can be had, which is a failure where nothing may be left out.
+    #[allow(
+        clippy::print_stderr,
+        reason = "a test run has no other place to say what it leaves out"
+    )]
+    fn with(drop_ins: &[&Path]) -> Option<System> {
+        let analyze = match parts::systemd_analyze() {
+            Ok(analyze) => analyze,
+            Err(error) if parts::is_complete_machine() => panic!("{error:#}"),
+            Err(error) => {
+                eprintln!("left out: {error:#}");
+                return None;
+            }
+        };
+        let root = tempfile::tempdir().unwrap();
+        let units = root.path().join("etc/systemd/system");
+        let own = units.join("airgapd.service.d");
+        fs::create_dir_all(&own).unwrap();
+        fs::copy(
+            workspace().join("systemd/airgapd.service"),
+            units.join("airgapd.service"),
+        )
+        .unwrap();
+        for drop_in in drop_ins {
+            fs::copy(drop_in, own.join(drop_in.file_name().unwrap())).unwrap();
+        }
+        for name in [
+            "sysinit.target",
+            "basic.target",
+            "shutdown.target",
+            "local-fs.target",
+            "multi-user.target",
+            "system.slice",
+            "-.slice",
+        ] {
+            fs::write(units.join(name), "[Unit]\nDefaultDependencies=no\n").unwrap();
+        }
+        for program in ["usr/bin/airgapd", "bin/systemctl"] {
+            let program = root.path().join(program);
+            fs::create_dir_all(program.parent().unwrap()).unwrap();
+            fs::write(&program, "#!/bin/sh\n").unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Some(System { root, analyze })
+    }
+
+    fn analyze(&self, arguments: &[&str]) -> Output {
+        Command::new(&self.analyze)
+            .args(arguments)
+            .arg("--root")
+            .arg(self.root.path())
+            .args(["--no-pager", "airgapd.service"])
+            .output()
+            .unwrap()
+    }
+
+    /// What systemd does not like; a key that it does not know is a complaint and no failure.
+    fn complaints(&self) -> String {
+        let output = self.analyze(&["verify", "--man=no"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        text
+    }
+
+    /// Whether the exposure is no more than so many tenths.
+    fn is_at_most(&self, tenths: u32) -> bool {
+        let threshold = format!("--threshold={tenths}");
+        let output = self.analyze(&["security", "--offline=yes", &threshold]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            text.contains("Overall exposure level for airgapd.service"),
+            "{text}"
+        );
+        output.status.success()
+    }
+}
+
+fn drop_ins() -> Vec<PathBuf> {
+    let folder = workspace().join("systemd/airgapd.service.d");
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn name(drop_in: &Path) -> &str {
+    drop_in.file_stem().unwrap().to_str().unwrap()
+}
+
+#[test]
+fn systemd_has_no_complaint_about_the_unit_alone_or_with_any_drop_in() {
+    let Some(alone) = System::with(&[]) else {
+        return;
+    };
+    assert_eq!(alone.complaints(), "");
+    for drop_in in &drop_ins() {
+        let system = System::with(&[drop_in]).unwrap();
+        assert_eq!(system.complaints(), "", "{}", drop_in.display());
+    }
+    let all = drop_ins();
+    let all: Vec<&Path> = all.iter().map(PathBuf::as_path).collect();
+    assert_eq!(System::with(&all).unwrap().complaints(), "");
+}
+
+/// So that the test above can fail.
+#[test]
+fn systemd_does_complain_about_what_it_does_not_know() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = folder.path().join("wrong.conf");
+    fs::write(&wrong, "[Service]\nReadWritePath=/srv\n").unwrap();
+    if let Some(system) = System::with(&[&wrong]) {
+        assert!(system.complaints().contains("ReadWritePath"));
+    }
+}
+
+#[test]
+fn the_exposure_is_what_was_promised_with_every_drop_in_that_needs_no_network() {
+    let Some(alone) = System::with(&[]) else {
+        return;
+    };
+    assert!(alone.is_at_most(PROMISED));
+    for drop_in in &drop_ins() {
+        let promised = match name(drop_in) {
+            "metrics" => WITH_NETWORK,
+            _ => PROMISED,
+        };
+        let system = System::with(&[drop_in]).unwrap();
+        assert!(system.is_at_most(promised), "{}", drop_in.display());
+    }
+    // A restriction less is more exposure: the score is that of our unit.
+    let folder = tempfile::tempdir().unwrap();
+    let open = folder.path().join("open.conf");
+    fs::write(&open, "[Service]\nSystemCallFilter=\nCapabilityBoundingSet=~\n").unwrap();
+    assert!(!System::with(&[&open]).unwrap().is_at_most(PROMISED));
+}
+
+/// Somebody who looks for the right drop-in finds it.
+#[test]
+fn every_drop_in_says_how_it_is_installed_and_the_documentation_names_it() {
+    let documentation = fs::read_to_string(workspace().join("docs/install.md")).unwrap();
+    for drop_in in drop_ins() {
+        let file = drop_in.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&drop_in).unwrap();
+        let command = format!("install -D -m 0644 {file} /etc/systemd/system/airgapd.service.d/{file}");
+        assert!(text.contains(&command), "{file}");
+        assert!(documentation.contains(&format!("`{file}`")), "{file}");
+    }
+}
