@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use bundle::Compression;
@@ -14,6 +15,7 @@ use xtask::Generation;
 
 use crate::support::bundles::{self, image, native};
 use crate::support::node::peak_memory;
+use crate::support::tools::{run, tool};
 use crate::support::{Node, Place, Target, run_on, unique, wait_for};
 
 /// What a daemon may take, in bytes, whatever it imports.
@@ -80,6 +82,37 @@ fn a_compressed_bundle_of_256_mebibytes_is_imported_in_less_than_96() {
 fn a_compressed_bundle_of_a_gibibyte_is_imported_in_less_than_96_mebibytes() {
     run_on(Place::Real(Generation::V2), |target| {
         import_compressed(target, 1024);
+    });
+}
+
+/// What the unit allows before the kernel takes memory back (`MemoryHigh=`), in bytes.
+fn memory_high() -> u64 {
+    let unit = include_str!("../systemd/airgapd.service");
+    let value = unit.lines().find_map(|line| line.strip_prefix("MemoryHigh="));
+    let mebibytes = value.and_then(|value| value.strip_suffix('M')).expect("in MiB");
+    mebibytes.parse::<u64>().expect("a number") << 20
+}
+
+/// One frame with the largest window that is taken, as `zstd --long=27` makes it of anything that is larger. It takes
+/// 128 MiB more than others, and a third of what the unit allows is left beside it.
+#[test]
+fn the_largest_window_fits_into_the_memory_that_the_unit_allows() {
+    let Some(zstd) = tool("zstd") else { return };
+    run_on(Place::Real(Generation::V2), |target| {
+        let name = "registry.test/wide:1";
+        let folder = tempfile::tempdir().unwrap();
+        let peak = peak_of_importing(target, "wide.tar.zst", name, |path| {
+            let plain = folder.path().join("wide.tar");
+            bundles::write(&plain, [large(name, 256)]);
+            let mut compress = Command::new(zstd);
+            run(compress
+                .args(["-q", "-1", "--long=27"])
+                .arg(&plain)
+                .arg("-o")
+                .arg(path));
+        });
+        assert!(peak > 128 << 20, "{peak} bytes: the window was not used");
+        assert!(peak < memory_high() / 3 * 2, "{peak} of {} bytes", memory_high());
     });
 }
 
