@@ -18,6 +18,7 @@ use xtask::own_image::{self, PROGRAM, Variant};
 use xtask::{on_path, parts, workspace};
 
 use crate::checks::{cargo, cargo_tool, run, step};
+use crate::contents;
 use crate::tried;
 
 const CARGO_DEB: &str = "3.8.0";
@@ -149,8 +150,8 @@ fn make(architectures: &[Architecture], out: &Path, build: &Path) -> Result<()> 
             epoch: &epoch,
         };
         release.tarball(build)?;
-        release.deb(build)?;
-        release.rpm(build)?;
+        let (deb, rpm) = (release.deb(build)?, release.rpm(build)?);
+        contents::compare(&deb, &rpm)?;
     }
     image(out, &programs)?;
     bill_of_materials(out)?;
@@ -343,6 +344,14 @@ impl Release<'_> {
             (tree.join("systemd/airgapd.service"), "systemd/airgapd.service"),
             (tree.join("systemd/airgapd.catalog"), "systemd/airgapd.catalog"),
             (tree.join("config/config.yaml"), "config/config.yaml"),
+            (
+                tree.join("config/prometheus-rules.yaml"),
+                "config/prometheus-rules.yaml",
+            ),
+            (
+                tree.join("config/grafana-dashboard.json"),
+                "config/grafana-dashboard.json",
+            ),
             (tree.join("README.md"), "README.md"),
             (tree.join("SECURITY.md"), "SECURITY.md"),
             (tree.join("LICENSE"), "LICENSE"),
@@ -363,7 +372,7 @@ impl Release<'_> {
             fs::create_dir_all(to.parent().expect("it lies below the root"))?;
             fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
         }
-        for folder in ["docs", "config/fleet"] {
+        for folder in ["docs", "config/fleet", "systemd/airgapd.service.d"] {
             let from = workspace().join(folder);
             if from.is_dir() {
                 run(Command::new("cp").arg("-r").arg(from).arg(root.join(folder)))?;
@@ -393,7 +402,7 @@ impl Release<'_> {
     }
 
     /// A Debian package, as `[package.metadata.deb]` describes it.
-    fn deb(&self, build: &Path) -> Result<()> {
+    fn deb(&self, build: &Path) -> Result<PathBuf> {
         step(&format!("the Debian package for {}", self.architecture.debian()));
         let place = self.out.join(format!(
             "airgapd_{}_{}.deb",
@@ -416,11 +425,12 @@ impl Release<'_> {
             ])
             .arg(self.architecture.target())
             .arg("--output")
-            .arg(place))
+            .arg(&place))?;
+        Ok(place)
     }
 
     /// An RPM package, as `[package.metadata.generate-rpm]` describes it.
-    fn rpm(&self, build: &Path) -> Result<()> {
+    fn rpm(&self, build: &Path) -> Result<PathBuf> {
         step(&format!("the RPM package for {}", self.architecture.name()));
         let place = self
             .out
@@ -440,7 +450,8 @@ impl Release<'_> {
             ])
             .arg(build)
             .args(["--target", self.architecture.target(), "--output"])
-            .arg(place))
+            .arg(&place))?;
+        Ok(place)
     }
 
     /// The tables in Cargo.toml can only name fixed places: what is built is copied to one.

@@ -5,6 +5,7 @@
 
 mod bench;
 mod checks;
+mod contents;
 mod demo;
 mod dist;
 mod endurance;
@@ -110,7 +111,11 @@ enum Task {
         twice: bool,
     },
     /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it, purge it.
-    Packaged,
+    Packaged {
+        /// Which Debian.
+        #[arg(long, default_value = packaged::SUITE)]
+        suite: String,
+    },
     /// Print the path of a protobuf compiler, for `PROTOC` of one's own cargo.
     Protoc,
     /// Only fetch what the other tasks need: protoc, containerds, runc, busybox, tools.
@@ -163,7 +168,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Recording => endurance::record(),
         Task::Advisories => checks::advisories(),
         Task::Dist { architectures, twice } => dist::run_task(&architectures, twice),
-        Task::Packaged => packaged::run_task(),
+        Task::Packaged { suite } => packaged::run_task(&suite),
         Task::Protoc => {
             println!("{}", parts::protoc()?.display());
             Ok(())

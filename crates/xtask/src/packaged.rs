@@ -16,7 +16,7 @@ use xtask::{demo_bundle, on_path, parts, workspace};
 use crate::checks::{run, step};
 
 /// The suite that the unit's restrictions were written for.
-const SUITE: &str = "bookworm";
+pub(crate) const SUITE: &str = "bookworm";
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,containerd,runc,util-linux,ca-certificates";
 const SCRIPT: &str = include_str!("packaged.sh");
 
@@ -39,12 +39,12 @@ WantedBy=multi-user.target
 ";
 
 /// Installs the package of `cargo xtask dist` on a fresh Debian, uses it and purges it.
-pub(crate) fn run_task() -> Result<()> {
+pub(crate) fn run_task(suite: &str) -> Result<()> {
     let dist = dist()?;
     let nspawn =
         on_path("systemd-nspawn").context("this needs systemd-nspawn: apt-get install systemd-container")?;
-    step("a fresh Debian");
-    let fresh = parts::debian_root(SUITE, PACKAGES)?;
+    step(&format!("a fresh Debian {suite}"));
+    let fresh = parts::debian_root(suite, PACKAGES)?;
     let folder = tempfile::Builder::new().prefix("airgapd-packaged-").tempdir()?;
     let root = folder.path().join("root");
     run(Command::new("cp").arg("-a").arg(&fresh).arg(&root))?;

@@ -13,6 +13,7 @@ eventually() {
 }
 # A command that must fail: what stands after an exclamation mark does not end a script.
 never() { if "$@"; then exit 1; fi; }
+has() { printf '%s\n' "$1" | grep -q "$2"; }
 as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 property() { systemctl show -P "$1" airgapd; }
 in_journal() { journalctl -u airgapd --no-pager -o cat | grep -q "$1"; }
@@ -39,14 +40,29 @@ test -e /usr/share/bash-completion/completions/airgapd
 systemd-analyze verify --man=no /lib/systemd/system/airgapd.service > /root/complaints 2>&1 || cat /root/complaints
 cat /root/complaints
 never grep airgapd /root/complaints
+drop_ins=/usr/share/doc/airgapd/drop-ins
+own=/etc/systemd/system/airgapd.service.d
+mkdir -p $own
+for drop_in in k0s k3s containerd metrics; do
+    cp $drop_ins/$drop_in.conf $own
+    systemctl daemon-reload
+    systemd-analyze verify --man=no airgapd.service > /root/complaints 2>&1
+    never grep airgapd /root/complaints
+    rm $own/$drop_in.conf
+done
 systemd-analyze security --no-pager airgapd.service | grep -v '^✓'
 systemd-analyze security --threshold=10 airgapd.service > /dev/null
 
-# 3. A bundle is dropped before containerd runs. It waits, and imports when containerd is there.
-install -d -m 0755 $images
+# 3. The node has a containerd of its own: its drop-in has the images folder created. A bundle is dropped before
+# containerd runs. It waits, and is imported when containerd is there.
+never test -e $images
+install -D -m 0644 $drop_ins/containerd.conf $own/containerd.conf
+systemctl daemon-reload
+systemctl restart airgapd
+test -d $images
 cp /root/demo.tar $images
-eventually in_journal 'containerd'
-property StatusText
+eventually in_journal 'no containerd on'
+property StatusText | grep 'waiting for containerd on /run/containerd/containerd.sock'
 systemctl start containerd
 airgapd wait --bundle demo.tar --timeout 60s
 airgapd status
@@ -69,7 +85,10 @@ eventually in_containerd $hello
 cp /root/wide.tar.zst $images
 airgapd wait --bundle wide.tar.zst --timeout 120s
 in_containerd registry.example/demo/wide:1.0
-grep VmHWM "/proc/$(property MainPID)/status"
+peak=$(awk '/VmHWM/ { print $2 }' "/proc/$(property MainPID)/status")
+grep -q '^MemoryHigh=320M$' /lib/systemd/system/airgapd.service
+test "$peak" -gt $((128 << 10))
+test "$peak" -lt $((320 << 10))
 rm $images/wide.tar.zst
 
 # 7. The journal: fields of its own, message ids, and an explanation of each.
@@ -79,7 +98,26 @@ grep '"MESSAGE_ID":"8556b10ba49d4573ae06291804dbd4ca"' /root/journal.json | grep
 grep '"MESSAGE_ID":"315594b37c034c658c846fc8d3dd5493"' /root/journal.json | grep -c '"_TRANSPORT":"journal"'
 journalctl -u airgapd -x --no-pager > /root/journal
 grep -m 1 -A 9 'Subject: The images of bundle demo.tar are in containerd' /root/journal
-journalctl --list-catalog --no-pager | grep 'airgapd:'
+grep -A 9 -m 1 'Subject: containerd cannot be reached' /root/journal
+test "$(journalctl --list-catalog --no-pager | grep -c 'airgapd:')" = "$(grep -c '^-- ' /usr/lib/systemd/catalog/airgapd.catalog)"
+
+# A file that is no bundle: what happened, and what to do about it. A thousand of them are not a thousand lines, and the
+# journal drops none.
+echo 'no bundle' > $images/bad.tar
+never airgapd wait --bundle bad.tar --timeout 90s
+eventually in_journal 'bad.tar'
+journalctl -u airgapd -x --no-pager | grep -A 7 -m 1 'Subject: .* bad.tar'
+rm $images/bad.tar
+seconds=$(date +%s)
+for number in $(seq 1000); do seq 200 > "$images/photo-$number.jpg"; done
+eventually in_journal 'more files were not imported'
+never airgapd wait --timeout 60s
+test "$(journalctl -u airgapd --since "@$seconds" -o cat --no-pager | wc -l)" -lt 100
+never grep 'Suppressed .* from airgapd' /root/journal
+journalctl -u systemd-journald --since "@$seconds" -o cat --no-pager > /root/of-journald
+never grep Suppressed /root/of-journald
+rm $images/photo-*
+airgapd wait --timeout 60s
 
 # 8. The configuration is read again; a mistake ends the daemon and does not loop.
 before=$(property MainPID)
@@ -96,13 +134,28 @@ sleep 5
 test "$(property NRestarts)" = 0
 test "$(property ActiveState)" = failed
 journalctl -u airgapd --no-pager -o cat -n 6
+airgapd config --check || test $? = 2
 cp /root/config.yaml /etc/airgapd/config.yaml
+found=$(airgapd doctor || true)
+has "$found" 'PROBLEM *unit *airgapd.service has failed (exit-code)'
+has "$found" 'PROBLEM *daemon *it is not running'
 systemctl restart airgapd
 airgapd wait --timeout 60s
+echo 'resync: soon' >> /etc/airgapd/config.yaml
+systemctl reload airgapd
+eventually in_journal 'the configuration is not taken'
+journalctl -u airgapd -x --no-pager | grep -A 6 -m 1 'Subject: The new configuration has mistakes'
+cp /root/config.yaml /etc/airgapd/config.yaml
+
+# What the doctor says of the unit itself.
+systemctl disable airgapd
+has "$(airgapd doctor)" 'note *unit *airgapd.service is disabled'
+systemctl enable airgapd
+has "$(airgapd doctor)" 'ok *unit'
+has "$(AIRGAPD_IMAGES_DIR=/root/bundles airgapd doctor || true)" 'PROBLEM *unit .*/root/bundles: ProtectHome='
 
 # 9. The watchdog: a daemon that hangs is begun anew, one that works or waits is not.
-mkdir -p /etc/systemd/system/airgapd.service.d
-printf '[Service]\nWatchdogSec=2s\nLimitCORE=0\n' > /etc/systemd/system/airgapd.service.d/watchdog.conf
+printf '[Service]\nWatchdogSec=2s\nLimitCORE=0\n' > $own/watchdog.conf
 systemctl daemon-reload
 systemctl restart airgapd
 sleep 7
@@ -120,8 +173,7 @@ systemctl restart airgapd
 sleep 7
 property StatusText | grep 'idle: a controller without a worker'
 test "$(property NRestarts)" = 0
-rm /etc/systemd/system/k0scontroller.service /usr/local/bin/k0s /etc/systemd/system/airgapd.service.d/watchdog.conf
-rmdir /etc/systemd/system/airgapd.service.d
+rm /etc/systemd/system/k0scontroller.service /usr/local/bin/k0s $own/watchdog.conf
 systemctl daemon-reload
 systemctl restart airgapd
 airgapd wait --timeout 60s
@@ -142,8 +194,8 @@ never grep 'with signal SIGKILL' /root/all
 # 12. airgapd's own image, brought by airgapd, runs.
 cp /root/airgapd-image.tar $images
 airgapd wait --bundle airgapd-image.tar --timeout 60s
-own=$(ctr -n k8s.io images ls -q | grep '/airgapd:')
-test "$(run_from "$own" /usr/bin/airgapd --version)" = "$(airgapd --version)"
+image=$(ctr -n k8s.io images ls -q | grep '/airgapd:')
+test "$(run_from "$image" /usr/bin/airgapd --version)" = "$(airgapd --version)"
 
 # 13. And away with it.
 systemctl disable --now airgapd
@@ -152,6 +204,7 @@ ctr -n k8s.io images ls > /root/records
 never grep -F io.airgapd /root/records
 in_containerd $hello
 apt-get purge -y airgapd
+rm -r $own
 find / -xdev \( -path /proc -o -path /sys -o -path /root -o -path /var/cache/apt -o -path /var/lib/apt \
     -o -path /var/log -o -path /var/lib/containerd -o -path $images \) -prune -o -name '*airgapd*' -print > /root/left
 cat /root/left
