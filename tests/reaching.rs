@@ -145,6 +145,41 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     assert_eq!(k0s.check_done(), Vec::<String>::new());
 }
 
+/// airgapd is there first: what it waits for on a bare node is a guess, and is not kept when k0s is installed.
+fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) {
+    if !xtask::is_root() {
+        return;
+    }
+    let node = tempfile::tempdir().unwrap();
+    let at = |path: &str| node.path().join(path);
+    for folder in ["bin", "run/k0s", "lib", "etc"] {
+        fs::create_dir_all(at(folder)).unwrap();
+    }
+    let daemon = Daemon::start(on_the_node(node.path()), &at("run/notify"));
+    daemon.wait_until_ready();
+    daemon.wait_for_log("no containerd on /run/containerd/containerd.sock");
+    let pid = daemon.pid();
+
+    fs::create_dir_all(at("lib/k0s/images")).unwrap();
+    bundles::write(
+        &at("lib/k0s/images/bundle.tar"),
+        [image("registry.test/for-k0s:1")],
+    );
+    let k0s = Fake::start_blocking(FakeConfig {
+        socket: Some(at("run/k0s/containerd.sock")),
+        ..FakeConfig::default()
+    });
+    fs::write(at("bin/k0s"), "k0s").unwrap();
+    daemon.wait_for_log("starting anew");
+    daemon.wait_until("the image is in k0s'", || {
+        k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
+    });
+    daemon.wait_until("the lease is given back", || k0s.leases("k8s.io").is_empty());
+    assert_eq!(daemon.pid(), pid);
+    daemon.stop();
+    assert_eq!(k0s.check_done(), Vec::<String>::new());
+}
+
 /// The program in a mount namespace where these folders are the machine's.
 fn on_the_node(node: &Path) -> Command {
     let airgapd = program();
@@ -234,6 +269,7 @@ on_the_fake!(
     a_daemon_waits_for_containerd_and_says_so_once,
     a_containerd_without_cri_is_refused_for_kubernetes,
     a_k0s_node_imports_into_k0s_containerd_however_late_it_comes,
+    a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart,
     mistakes_in_the_configuration_are_all_said_at_once_and_end_with_2,
     the_configuration_says_where_each_value_comes_from,
     a_folder_that_everybody_can_write_is_refused,

@@ -78,7 +78,16 @@ pub(crate) enum Signal {
     Reload,
 }
 
-/// Runs until it is told to stop.
+/// Why the daemon came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It waits for a containerd that is not this node's any more, or not yet was when it began.
+    Misplaced,
+}
+
+/// Runs until it is told to stop, or finds out that it has to be begun anew elsewhere.
 ///
 /// # Errors
 ///
@@ -89,18 +98,25 @@ pub(crate) async fn run(
     node: crate::node::Runtime,
     mut signals: mpsc::UnboundedReceiver<Signal>,
     configuration: reloading::Read,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Ended> {
     let mut daemon = Daemon::start(settings, node, configuration)?;
     daemon.work(&mut signals).await;
+    if !daemon.is_draining {
+        daemon.rows.end();
+        daemon.save();
+        return Ok(Ended::Misplaced);
+    }
     daemon.drain(&mut signals).await;
     daemon.save();
     info!("stopped");
-    Ok(())
+    Ok(Ended::Stopped)
 }
 
 struct Daemon {
     settings: Arc<Settings>,
     configuration: reloading::Read,
+    /// What was found on the node when this began.
+    node: crate::node::Runtime,
     images_dir: PathBuf,
     socket: PathBuf,
     watch: Watch,
@@ -147,6 +163,8 @@ struct Daemon {
     abandoned: HashSet<OsString>,
     /// A stop has begun: nothing new is taken on.
     is_draining: bool,
+    /// What is found on the node now is something else.
+    is_misplaced: bool,
 }
 
 enum Connection {
@@ -181,8 +199,9 @@ impl Daemon {
         let now = Instant::now();
         Ok(Daemon {
             following: Following::new(&node),
-            images_dir: node.images_dir,
-            socket: node.socket,
+            images_dir: node.images_dir.clone(),
+            socket: node.socket.clone(),
+            node,
             watch,
             store,
             ledger,
@@ -212,15 +231,16 @@ impl Daemon {
             elsewhere: HashMap::new(),
             abandoned: HashSet::new(),
             is_draining: false,
+            is_misplaced: false,
             settings: Arc::new(settings),
         })
     }
 
-    /// Works until it is told to stop.
+    /// Works until it is told to stop, or is misplaced.
     async fn work(&mut self, signals: &mut Signals) {
         self.list();
         self.systemd.ready();
-        while !self.is_draining {
+        while !self.is_draining && !self.is_misplaced {
             if std::mem::take(&mut self.relist) {
                 self.list();
                 self.drop_outdated_jobs();

@@ -199,9 +199,15 @@ pub(crate) struct Runtime {
     pub(crate) is_home: bool,
     /// What the choice rests on, to be told to the operator.
     pub(crate) because: Vec<String>,
-    /// Nothing at all was found: what was chosen is only the default. Whoever waits for containerd
-    /// should look again, since something may be about to be installed.
-    pub(crate) assumed: bool,
+}
+
+impl Runtime {
+    /// Whether bundles come from the same folder and images go to the same containerd. As long as nothing answers there,
+    /// whoever waits should look again: what the node is for may only be about to be installed.
+    pub(crate) fn is_same_place(&self, other: &Runtime) -> bool {
+        let place = |node: &Runtime| (node.distribution, node.images_dir.clone(), node.socket.clone());
+        place(self) == place(other)
+    }
 }
 
 /// Two distributions are equally well evidenced.
@@ -230,7 +236,7 @@ impl std::error::Error for Ambiguous {}
 /// [`Ambiguous`] where the evidence is equally good for two distributions. A plain containerd never
 /// competes with a distribution: those bring their own.
 pub(crate) fn decide(evidence: &Evidence, settings: &Settings) -> Result<Runtime, Ambiguous> {
-    let (distribution, mut because, assumed) = distribution(evidence, settings)?;
+    let (distribution, mut because) = distribution(evidence, settings)?;
     let traces = evidence.of(distribution);
     let (data_flags, socket_flags) = distribution.moving_flags();
 
@@ -267,16 +273,12 @@ pub(crate) fn decide(evidence: &Evidence, settings: &Settings) -> Result<Runtime
         socket,
         is_home,
         because,
-        assumed,
     })
 }
 
-fn distribution(
-    evidence: &Evidence,
-    settings: &Settings,
-) -> Result<(Distribution, Vec<String>, bool), Ambiguous> {
+fn distribution(evidence: &Evidence, settings: &Settings) -> Result<(Distribution, Vec<String>), Ambiguous> {
     if let Some(configured) = settings.distribution {
-        return Ok((configured, vec!["it is configured".to_owned()], false));
+        return Ok((configured, vec!["it is configured".to_owned()]));
     }
     let bundled = [Distribution::K0s, Distribution::K3s, Distribution::Rke2];
     let strongest = bundled
@@ -290,18 +292,11 @@ fn distribution(
         .map(|d| (d, evidence.of(d).describe()))
         .collect();
     match found.as_slice() {
-        [] => {
-            let traces = &evidence.containerd;
-            Ok((
-                Distribution::Containerd,
-                traces.describe(),
-                traces.strength() == 0,
-            ))
-        }
-        [(distribution, because)] => Ok((*distribution, because.clone(), false)),
+        [] => Ok((Distribution::Containerd, evidence.containerd.describe())),
+        [(distribution, because)] => Ok((*distribution, because.clone())),
         // Both pieces are given by hand, so the distribution no longer decides anything.
         [(distribution, because), ..] if settings.address.is_some() && settings.images_dir.is_some() => {
-            Ok((*distribution, because.clone(), false))
+            Ok((*distribution, because.clone()))
         }
         _ => Err(Ambiguous { found }),
     }
@@ -590,22 +585,24 @@ mod tests {
     }
 
     #[test]
-    fn only_a_node_with_nothing_installed_is_an_assumption() {
-        assert!(
-            decide(&Evidence::default(), &Settings::default())
-                .unwrap()
-                .assumed
-        );
-        let evidence = Evidence {
+    fn another_folder_or_socket_is_another_place_and_another_reason_is_not() {
+        let default = decide(&Evidence::default(), &Settings::default()).unwrap();
+        let with = |evidence: Evidence| decide(&evidence, &Settings::default()).unwrap();
+        let plain = with(Evidence {
             containerd: with_program("/usr/bin/containerd"),
             ..Evidence::default()
-        };
-        assert!(!decide(&evidence, &Settings::default()).unwrap().assumed);
-        let settings = Settings {
-            distribution: Some(Distribution::K3s),
-            ..Settings::default()
-        };
-        assert!(!decide(&Evidence::default(), &settings).unwrap().assumed);
+        });
+        assert!(plain.is_same_place(&default) && plain.because != default.because);
+        let k0s = with(Evidence {
+            k0s: with_program("/usr/local/bin/k0s"),
+            ..Evidence::default()
+        });
+        assert!(!k0s.is_same_place(&default));
+        let moved = with(Evidence {
+            k0s: with_unit("k0sworker", "/usr/local/bin/k0s worker --data-dir=/data/k0s"),
+            ..Evidence::default()
+        });
+        assert!(!moved.is_same_place(&k0s));
     }
 
     #[test]

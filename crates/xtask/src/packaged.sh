@@ -165,7 +165,8 @@ began_anew() { test "$(property NRestarts)" = 1 && systemctl is-active airgapd; 
 eventually began_anew
 airgapd wait --timeout 60s
 
-# 10. A k0s controller without a worker: nothing to do, nothing wrong, the watchdog content.
+# 10. A k0s controller without a worker: nothing to do, nothing wrong, the watchdog content. When it is none any more that
+# is noticed without a restart.
 install -m 0755 /root/k0s /usr/local/bin/k0s
 printf '[Service]\nExecStart=/usr/local/bin/k0s controller\n' > /etc/systemd/system/k0scontroller.service
 systemctl daemon-reload
@@ -173,7 +174,11 @@ systemctl restart airgapd
 sleep 7
 property StatusText | grep 'idle: a controller without a worker'
 test "$(property NRestarts)" = 0
-rm /etc/systemd/system/k0scontroller.service /usr/local/bin/k0s $own/watchdog.conf
+rm /etc/systemd/system/k0scontroller.service /usr/local/bin/k0s
+eventually in_journal 'starting anew'
+eventually airgapd wait --timeout 10s
+test "$(property NRestarts)" = 0
+rm $own/watchdog.conf
 systemctl daemon-reload
 systemctl restart airgapd
 airgapd wait --timeout 60s

@@ -1,14 +1,18 @@
 //! `airgapd run`: the daemon, from start to stop on one screen.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
+use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::info;
 
 use super::Exit;
 use crate::config::Settings;
-use crate::daemon::{self, ReadConfiguration, Signal};
+use crate::daemon::{self, Ended, ReadConfiguration, Signal};
 use crate::node;
 use crate::systemd::Systemd;
 
@@ -31,11 +35,28 @@ pub(crate) async fn run(settings: Settings, configuration: ReadConfiguration) ->
         "bundles from {images}, images to the containerd on {socket} ({}: {because})",
         node.distribution.name()
     );
-    daemon::run(settings, node, signals, configuration).await?;
-    Ok(Exit::Done)
+    match daemon::run(settings, node, signals, configuration).await? {
+        Ended::Stopped => Ok(Exit::Done),
+        Ended::Misplaced => start_anew(),
+    }
 }
 
-/// A controller that runs no containers has no containerd, and nothing is wrong with that.
+/// Begins from the beginning in the same process, so that nothing of what was decided before is left and a service
+/// manager need not know. Returns only if that fails.
+fn start_anew() -> anyhow::Result<Exit> {
+    info!("what runs containerd on this node has changed: starting anew");
+    let mut arguments = std::env::args_os();
+    let mut program = Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        program.arg0(name);
+    }
+    Err(program.args(arguments).exec()).context("cannot start anew")
+}
+
+/// How often an idle daemon looks whether there is something to do by now.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// A controller that runs no containers has no containerd, and nothing is wrong with that. It may be made a worker, too.
 async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     let systemd = Systemd::from_environment();
     info!("this is a k0s controller without a worker: there is nothing to import for");
@@ -43,13 +64,17 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     systemd.status("idle: a controller without a worker");
     loop {
         // Whoever has nothing to do is alive, too: the unit's watchdog makes no difference.
-        let due = systemd.alive();
+        let due = systemd.alive().map(Into::into);
+        let look = tokio::time::Instant::now() + LOOK;
         tokio::select! {
             signal = signals.recv() => if signal != Some(Signal::Reload) { break },
-            () = async { tokio::time::sleep_until(due.expect("a time to wait for").into()).await }, if due.is_some() => {}
+            () = tokio::time::sleep_until(due.map_or(look, |due| look.min(due))) => {}
+        }
+        if !node::probe(Path::new("/")).is_controller_without_worker() {
+            return start_anew();
         }
     }
-    systemd.stopping(std::time::Duration::ZERO);
+    systemd.stopping(Duration::ZERO);
     Ok(Exit::Done)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use import::{LEASE_PREFIX, Survey, bundle_id, labels};
@@ -12,6 +13,7 @@ use super::{BURST, Connection, Daemon, Up};
 use crate::backoff;
 use crate::desired::{self, Moved, Standing};
 use crate::ledger::{self, Context};
+use crate::node;
 use crate::roster::Phase;
 use crate::runtime::{self, Runtime, Unusable};
 
@@ -89,6 +91,14 @@ impl Daemon {
             );
         }
         self.connection = Connection::Down { next };
+        // Where jobs are under way there was a containerd, and it comes back.
+        self.is_misplaced = self.jobs.is_empty() && self.is_elsewhere();
+    }
+
+    /// Whether folder or socket are others than when this began: k0s was installed after us, or its unit has changed.
+    fn is_elsewhere(&self) -> bool {
+        let found = node::decide(&node::probe(Path::new("/")), &self.settings);
+        found.is_ok_and(|found| !found.is_same_place(&self.node))
     }
 
     /// What the ledger says holds for one containerd, one boot and one set of rules.
