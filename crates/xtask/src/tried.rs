@@ -127,15 +127,21 @@ impl Runner {
         }
     }
 
+    /// The program with neither this machine's settings nor those of a test run in its environment.
     fn command(&self) -> Command {
-        match &self.emulator {
+        let mut command = match &self.emulator {
             Some(emulator) => {
                 let mut command = Command::new(emulator);
                 command.arg(&self.program);
                 command
             }
             None => Command::new(&self.program),
+        };
+        let settings = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AIRGAPD_"));
+        for (name, _) in settings {
+            command.env_remove(name);
         }
+        command
     }
 }
 
