@@ -50,6 +50,7 @@ for drop_in in k0s k3s containerd metrics; do
     never grep airgapd /root/complaints
     rm $own/$drop_in.conf
 done
+systemctl daemon-reload
 systemd-analyze security --no-pager airgapd.service | grep -v '^✓'
 systemd-analyze security --threshold=10 airgapd.service > /dev/null
 
