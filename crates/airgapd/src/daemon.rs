@@ -57,8 +57,6 @@ use crate::watch::Watch;
 
 /// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
 const BURST: Duration = Duration::from_millis(200);
-/// Of how many ignored files a listing tells by name; the others are counted.
-const MOST_IGNORED: usize = 20;
 /// How often systemd hears how it goes: its socket takes few messages at a time.
 const STATUS_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.

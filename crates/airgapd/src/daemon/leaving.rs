@@ -32,7 +32,11 @@ impl Daemon {
             .filter(|entry| !self.is_there(&entry.file))
             .map(|entry| entry.file.clone())
             .collect();
-        let fault = self.fault(missing.len(), known.len());
+        // What was never imported has nothing to lose: a thousand bad files may go at once.
+        let vouches = |entry: &&&Entry| entry.imported.is_some();
+        let lost = known.iter().filter(vouches);
+        let lost = lost.filter(|entry| missing.contains(&entry.file)).count();
+        let fault = self.fault(lost, known.iter().filter(vouches).count());
         if let Some(why) = &fault {
             if self.vanished.as_ref() != Some(why) {
                 warn!(

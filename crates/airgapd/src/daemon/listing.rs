@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::telling::shown;
-use super::{Daemon, MOST_IGNORED};
+use super::Daemon;
+use super::telling::{shown, tell};
 use crate::config::Checksums;
 use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listing, Reason};
 use crate::ledger;
@@ -83,12 +83,9 @@ impl Daemon {
         let ledger = &self.ledger;
         let known = |name: &OsStr, version: &Version| version.is_known(ledger, name);
         let told = self.roster.list(listed, Instant::now(), known);
-        let ignored = told.len();
-        for (name, reason) in told.into_iter().take(MOST_IGNORED) {
-            info!(file = %shown(&name), "ignored: {reason}");
-        }
-        if ignored > MOST_IGNORED {
-            info!("{} more files were ignored", ignored - MOST_IGNORED);
+        for (name, reason) in told {
+            let is_told = self.rows.ignored.admits(Instant::now());
+            tell!(is_told, info, file = %shown(&name), "ignored: {reason}");
         }
         self.recall_damage();
         self.notice_gone();
