@@ -28,7 +28,7 @@ use crate::output;
 
 /// Message ids, by what an event is about and the value of its field `outcome`. They identify a kind of event for ever
 /// (systemd's message catalog, alerts), so they never change.
-const MESSAGE_IDS: [(About, &str, &str); 14] = [
+const MESSAGE_IDS: [(About, &str, &str); 15] = [
     (About::Bundle, "imported", "8556b10ba49d4573ae06291804dbd4ca"),
     (About::Bundle, "partial", "50e4782bcb78412fab65bdeb90d4a011"),
     (About::Bundle, "failed", "b8ad2be7d1b1473e81fc6ea1b2d810ae"),
@@ -37,6 +37,7 @@ const MESSAGE_IDS: [(About, &str, &str); 14] = [
     (About::Bundle, "stalled", "cc26b9f77e0a46c7bf2efe6fff9b3c94"),
     (About::Image, "failed", "3fed07ccc2b6498dabd319e22b75ee1e"),
     (About::Image, "removed", "d9279616bfe64f6cb672764e7f4c95cf"),
+    (About::Image, "not-unpacked", "cf149ce95c8f4272b55fbd72c2602288"),
     (About::Node, "missing", "c1d6a540622441ab918cd1b69c809c0b"),
     (About::Node, "unreachable", "3988ec706eea40a9a5688978feadff45"),
     (About::Node, "unusable", "ee8ae775d0f948a098e0256c8144859f"),
@@ -802,6 +803,7 @@ mod tests {
             let (_, entry) = catalog.split_once(&format!("-- {id}\n")).unwrap();
             let entry = entry.split("\n-- ").next().unwrap();
             let allowed: &[&str] = match about {
+                About::Image if outcome == "not-unpacked" => &["AIRGAPD_IMAGE"],
                 About::Image => &["AIRGAPD_IMAGE", "AIRGAPD_BUNDLE"],
                 About::Bundle => &["AIRGAPD_BUNDLE"],
                 About::Node => &[],
