@@ -2,9 +2,10 @@
 //!
 //! containerd's root is an ext4 file system in a file. A cut is a copy of that file: containerd is stopped between two
 //! system calls, and what it and the kernel had not written by then is lost. The copy is mounted, which replays the
-//! journal, another containerd is started on it, and every blob of every record is hashed.
+//! journal, another containerd is started on it, and every blob of every record is hashed. So is the file of every snapshot:
+//! images are unpacked before their records, and a snapshot that has a name has its files.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use bundle::fixtures::{Image, Layout};
 use containerd::Client;
+use fake_containerd::sha256;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -41,6 +43,7 @@ struct Figures {
     in_mid_import: usize,
     records: usize,
     blobs: usize,
+    snapshots: usize,
 }
 
 /// A containerd without CRI, whose root is to be a disk.
@@ -64,6 +67,8 @@ struct Cuts {
     folder: TempDir,
     dice: Dice,
     dropped: VecDeque<(PathBuf, String)>,
+    /// What the only file of each layer has in it, by the name of the snapshot.
+    files: HashMap<String, String>,
     serial: usize,
     figures: Figures,
 }
@@ -89,7 +94,7 @@ impl Cuts {
         let runtime = Runtime::new().expect("threads for a client");
         let socket = node_containerd.socket();
         let node = Node::at(&socket, KUBERNETES);
-        node.configure_also("cri: false");
+        node.configure_also("cri: false\nunpack: before-record");
         Cuts {
             daemon: node.start(),
             client: runtime
@@ -102,6 +107,7 @@ impl Cuts {
             folder,
             dice: Dice::new(seed),
             dropped: VecDeque::new(),
+            files: HashMap::new(),
             serial: 0,
             figures: Figures::default(),
         }
@@ -127,13 +133,25 @@ impl Cuts {
         self.serial += 1;
         let name = format!("registry.test/cut-{}:1", self.serial);
         let mut image = Image::new(&name).platform(native());
+        let mut contents = Vec::new();
         for _ in 0..self.dice.within(2..7) {
             let size = self.dice.within(10_000..900_000);
-            image = image.layer(self.dice.bytes(size));
+            let bytes = self.dice.bytes(size);
+            contents.push(sha256(&bytes));
+            image = image.layer(bytes);
         }
         let file = format!("cut-{}.tar", self.serial);
         let placed = self.node.path(&file);
-        Layout::new().image(image).write_to(&placed);
+        let archive = Layout::new().image(image).write_to(&placed);
+        // The layers are not compressed, so their digests are those of the config.
+        let mut chain = String::new();
+        for (layer, content) in archive.images[0].manifests[0].layers.iter().zip(contents) {
+            chain = match chain.as_str() {
+                "" => layer.to_string(),
+                below => sha256(format!("{below} {layer}").as_bytes()),
+            };
+            self.files.insert(chain.clone(), content);
+        }
         let place = self.node.images().join(&file);
         fs::rename(placed, &place).expect("it can be moved");
         self.dropped.push_back((place, name));
@@ -186,20 +204,54 @@ impl Cuts {
         let lists = async {
             let client = Client::connect(&self.bench.socket(), KUBERNETES).await?;
             let leases = client.leases().await?.len();
-            Ok::<_, containerd::Error>((client.images().await?, client.blobs().await?, leases))
+            let snapshots = client.snapshots("overlayfs").await?;
+            Ok::<_, containerd::Error>((client.images().await?, client.blobs().await?, leases, snapshots))
         };
-        let (images, blobs, leases) = self.runtime.block_on(lists).map_err(|error| error.to_string())?;
+        let (images, blobs, leases, snapshots) =
+            self.runtime.block_on(lists).map_err(|error| error.to_string())?;
         let mut audit = Audit::of(&root);
         let broken = audit.broken(&images, &blobs);
         self.figures.in_mid_import += usize::from(leases > 0);
         self.figures.records += images.len();
         self.figures.blobs += audit.hashed();
+        let damaged = snapshots.iter().find_map(|name| self.damage_of(name));
+        self.figures.snapshots += snapshots.len();
         self.bench.kill().map_err(|error| error.to_string())?;
         run(Command::new("umount").arg(&root));
-        match broken.first() {
-            Some(fault) => Err(format!("a record without its closure: {fault}")),
-            None => Ok(()),
+        match (broken.first(), damaged) {
+            (Some(fault), _) => Err(format!("a record without its closure: {fault}")),
+            (None, Some(fault)) => Err(fault),
+            (None, None) => Ok(()),
         }
+    }
+
+    /// What is wrong with the file of a snapshot's uppermost layer, on the disk that is looked at.
+    fn damage_of(&self, snapshot: &str) -> Option<String> {
+        let wanted = self.files.get(snapshot).expect("nobody else unpacks anything");
+        let folder = self.folder_of(snapshot);
+        let found = fs::read(folder.join("file")).map(|bytes| sha256(&bytes));
+        let is_whole = found.as_ref().is_ok_and(|found| found == wanted);
+        (!is_whole).then(|| {
+            format!(
+                "snapshot {snapshot} in {} should have {wanted}: {found:?}",
+                folder.display()
+            )
+        })
+    }
+
+    /// The folder of a snapshot's own files: a view of it is mounted with this folder uppermost.
+    fn folder_of(&self, snapshot: &str) -> PathBuf {
+        let mut ctr = self.bench.ctr_in(KUBERNETES);
+        let key = format!("view-{snapshot}");
+        ctr.args(["snapshots", "view", "--target", "/nowhere", &key, snapshot]);
+        let output = ctr.output().expect("ctr runs");
+        assert!(output.status.success(), "{output:?}");
+        let mount = String::from_utf8(output.stdout).expect("a command");
+        let uppermost = match mount.split_once("lowerdir=") {
+            Some((_, lower)) => lower.split([':', ',', ' ', '\n']).next(),
+            None => mount.split_whitespace().find(|word| word.starts_with('/')),
+        };
+        uppermost.unwrap_or_else(|| panic!("no folder in {mount}")).into()
     }
 }
 
@@ -274,21 +326,22 @@ fn survive(generation: Generation, cuts: usize, seed: u64) {
         in_mid_import,
         records,
         blobs,
+        snapshots,
     } = series.figures;
     say(&format!(
         "containerd {generation}, seed {seed}: {cuts} power cuts in {} s, {with_journal} with a journal to replay, {in_mid_import} with \
-         an import under way; {records} records looked at, {blobs} blobs hashed, 0 broken",
+         an import under way; {records} records looked at, {blobs} blobs hashed, {snapshots} snapshots, 0 broken",
         started.elapsed().as_secs(),
     ));
 }
 
 #[test]
-fn after_a_power_cut_a_record_implies_whole_blobs_on_containerd_1_7() {
+fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_containerd_1_7() {
     survive(Generation::V1_7, 3, 17);
 }
 
 #[test]
-fn after_a_power_cut_a_record_implies_whole_blobs_on_containerd_2() {
+fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_containerd_2() {
     survive(Generation::V2, 3, 2);
 }
 

@@ -140,7 +140,8 @@ impl Bench {
     fn run_once(&self, contender: Contender) -> Result<Sample> {
         match self.scenario {
             Scenario::Restart => daemon::restart(self),
-            Scenario::Drop => daemon::drop_in(self, contender),
+            Scenario::Drop => daemon::drop_in(self),
+            Scenario::Running | Scenario::First => daemon::run_first(self, contender),
             _ => contender::run(self, contender),
         }
     }

@@ -5,7 +5,7 @@
 //! this leaves undone (a blob that had to be started over, or that vanished from containerd meanwhile) is done
 //! afterwards, image by image.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -34,7 +34,7 @@ impl<'a> Run<'a> {
         }
         let mut coming = match bundle.is_sequential() {
             true => Coming::Passing(Pass::begin(bundle, lacking.blobs.keys().cloned().collect())),
-            false => Coming::Anywhere(std::mem::take(&mut lacking.order).into()),
+            false => Coming::Anywhere(Order::of(&mut lacking)),
         };
         let mut tasks = JoinSet::new();
         let ended = self.take_all(&mut coming, &mut lacking, &mut tasks).await;
@@ -76,8 +76,8 @@ impl<'a> Run<'a> {
                 }
             }
             tokio::select! {
-                leaf = coming.next(), if !is_over && !full.is_full() && tasks.len() < PARALLEL_BLOBS => match leaf {
-                    Some(Ok((digest, _))) if !lacking.is_awaited(&digest, self) => {}
+                leaf = coming.next(tasks.len() + 1 == PARALLEL_BLOBS), if !is_over && !full.is_full() && tasks.len() < PARALLEL_BLOBS => match leaf {
+                    Some(Ok((digest, _))) if !lacking.is_awaited(&digest, self) => coming.ended(&digest),
                     Some(Ok((digest, source))) => {
                         let lease = self.lease().await?;
                         let mut task = BlobTask::new(self.job, &lease, lacking.blobs[&digest].step, &self.turns);
@@ -93,6 +93,7 @@ impl<'a> Run<'a> {
                 Some(joined) = tasks.join_next() => {
                     let moved = joined.map_err(|error: JoinError| Fault::Stop(Error::Task(error)))?;
                     let source = sources.remove(&moved.digest);
+                    coming.ended(&moved.digest);
                     full.note(self.passed(moved, source.as_deref(), lacking))?;
                 }
                 Some(closed) = closings.next() => full.note(self.end(closed))?,
@@ -198,21 +199,76 @@ impl Full {
 enum Coming {
     /// From whatever passes by.
     Passing(Pass),
-    /// From anywhere in the bundle, in this order.
-    Anywhere(VecDeque<Digest>),
+    /// From anywhere in the bundle.
+    Anywhere(Order),
 }
 
 impl Coming {
     /// The next leaf, with its bytes where they are just passing; none at the end. Safe to cancel.
-    async fn next(&mut self) -> Option<Result<(Digest, Option<Arc<OnceSource>>), bundle::Error>> {
+    async fn next(
+        &mut self,
+        is_last_place: bool,
+    ) -> Option<Result<(Digest, Option<Arc<OnceSource>>), bundle::Error>> {
         match self {
             Coming::Passing(pass) => Some(
                 pass.next()
                     .await?
                     .map(|Passing { digest, source }| (digest, Some(source))),
             ),
-            Coming::Anywhere(order) => order.pop_front().map(|digest| Ok((digest, None))),
+            Coming::Anywhere(order) => order.next(is_last_place).map(|digest| Ok((digest, None))),
         }
+    }
+
+    /// A leaf is not under way any more.
+    fn ended(&mut self, digest: &Digest) {
+        if let Coming::Anywhere(order) = self {
+            order.long.take_if(|long| long == digest);
+        }
+    }
+}
+
+/// The order in which leaves are sent: image by image, while in the last place of those that are sent at a time the
+/// largest of all is. Sent in its turn, it would be the last one standing, with nothing beside it.
+#[derive(Default)]
+struct Order {
+    in_turn: VecDeque<Digest>,
+    /// Those that take long, the largest last.
+    largest: Vec<Digest>,
+    begun: HashSet<Digest>,
+    /// The one of them that is under way.
+    long: Option<Digest>,
+}
+
+impl Order {
+    /// Leaves below so many bytes are not worth being sent before their turn.
+    const LONG: u64 = 16 << 20;
+
+    fn of(lacking: &mut Lacking<'_>) -> Order {
+        let size = |digest: &Digest| lacking.blobs[digest].step.size;
+        let mut largest: Vec<_> = lacking.order.clone();
+        largest.retain(|digest| size(digest) >= Order::LONG);
+        largest.sort_by_key(size);
+        Order {
+            largest,
+            in_turn: std::mem::take(&mut lacking.order).into(),
+            ..Order::default()
+        }
+    }
+
+    fn next(&mut self, is_last_place: bool) -> Option<Digest> {
+        while is_last_place && self.long.is_none() {
+            let Some(digest) = self.largest.pop() else { break };
+            if self.begun.insert(digest.clone()) {
+                self.long = Some(digest.clone());
+                return Some(digest);
+            }
+        }
+        while let Some(digest) = self.in_turn.pop_front() {
+            if self.begun.insert(digest.clone()) {
+                return Some(digest);
+            }
+        }
+        None
     }
 }
 
@@ -286,4 +342,34 @@ impl<'a> Lacking<'a> {
 
 fn is_leaf_to_send(step: &BlobStep) -> bool {
     step.children.is_empty() && step.action == BlobAction::Send
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(fill: char) -> Digest {
+        format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
+    }
+
+    #[test]
+    fn the_largest_is_sent_in_the_last_place_and_everything_once() {
+        let mut order = Order {
+            in_turn: ['a', 'b', 'c', 'd', 'e', 'f'].map(digest).into(),
+            largest: ['d', 'f'].map(digest).into(),
+            ..Order::default()
+        };
+        let firsts = [order.next(false), order.next(false), order.next(true)];
+        assert_eq!(firsts, ['a', 'b', 'f'].map(|fill| Some(digest(fill))));
+        // As long as it is under way, the others take all places.
+        assert_eq!(order.next(true), Some(digest('c')));
+        let mut coming = Coming::Anywhere(order);
+        coming.ended(&digest('c'));
+        coming.ended(&digest('f'));
+        let Coming::Anywhere(mut order) = coming else {
+            unreachable!()
+        };
+        assert_eq!(order.next(true), Some(digest('d')));
+        assert_eq!([order.next(true), order.next(false)], [Some(digest('e')), None]);
+    }
 }

@@ -15,6 +15,9 @@ use xtask::demo_bundle;
 /// Changes with what is made here, so that bundles of before are not taken for today's.
 const VERSION: &str = "bundles-2";
 
+/// The image of [`Bundles::runnable`].
+pub(super) const RUNNABLE: &str = "registry.example/run/app:1";
+
 /// Images of the bundle of small ones.
 pub(super) const SMALL_IMAGES: usize = 200;
 
@@ -117,6 +120,21 @@ impl Bundles {
         Ok(Bundle {
             path,
             records: 2 * demo_bundle::IMAGES.len(),
+        })
+    }
+
+    /// An image that runs, of 120 MB before compression.
+    pub(super) fn runnable(&self) -> Result<Bundle> {
+        let program = fs::read(xtask::parts::busybox()?)?;
+        let files = [
+            LayerFile::folder("bin"),
+            LayerFile::executable("bin/busybox", program),
+        ];
+        let base = gzip(&Layer::files(files));
+        let own = [80, 30, 10].map(|size| gzip_layer(&format!("{RUNNABLE} {size}"), size * MIB));
+        let layers: Vec<_> = std::iter::once(base).chain(own).collect();
+        self.layout("runnable.tar", 1, || {
+            Layout::new().image(image(RUNNABLE, &layers))
         })
     }
 

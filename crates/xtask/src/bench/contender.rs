@@ -17,6 +17,8 @@ use super::{Bench, Scenario};
 pub(super) enum Contender {
     /// `airgapd import`, or its daemon.
     Airgapd,
+    /// The daemon with `unpack: before-record`.
+    AirgapdUnpacking,
     /// What k0s and k3s do inside: the client writes blob after blob.
     CtrLocal,
     /// What `ctr` does when nothing else is said: in containerd 2, the transfer service; with unpacking.
@@ -35,6 +37,7 @@ impl Contender {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Airgapd => "airgapd",
+            Self::AirgapdUnpacking => "airgapd, unpack: before-record",
             Self::CtrLocal => "ctr import --local --no-unpack",
             Self::Ctr => "ctr import",
             Self::CtrLocalPiped => "decompressor | ctr import --local --no-unpack",
@@ -63,7 +66,7 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
 /// The commands of a contender, the output of each going into the next.
 fn commands(bench: &Bench, contender: Contender, bundle: &Path) -> Vec<Command> {
     match contender {
-        Contender::Airgapd => vec![airgapd(bench, bundle)],
+        Contender::Airgapd | Contender::AirgapdUnpacking => vec![airgapd(bench, bundle)],
         Contender::CtrLocal => vec![ctr(bench, local(bench), bundle)],
         Contender::Ctr => vec![ctr(bench, &[], bundle)],
         Contender::CtrLocalPiped => vec![

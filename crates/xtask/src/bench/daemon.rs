@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Bench;
+use super::bundles::RUNNABLE;
 use super::contender::{Contender, without_our_environment};
 use super::measure::{self, Sample};
+use super::{Bench, Scenario};
 
 /// How long anything here may take.
 const WITHIN: Duration = Duration::from_secs(120);
@@ -53,14 +54,9 @@ pub(super) fn restart(bench: &Bench) -> Result<Sample> {
 }
 
 /// Copies a bundle into the folder of a running daemon, until containerd has told of its last record.
-pub(super) fn drop_in(bench: &Bench, _contender: Contender) -> Result<Sample> {
+pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
     let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
-    let node = Node::of(bench);
-    if node.images.exists() {
-        node.remove()?;
-    }
-    bench.empty()?;
-    node.create()?;
+    let node = Node::anew(bench)?;
     let events = Events::of(bench)?;
     let mut daemon = Daemon::start(bench, &node)?;
     daemon.until("0 bundles in place")?;
@@ -81,6 +77,41 @@ pub(super) fn drop_in(bench: &Bench, _contender: Contender) -> Result<Sample> {
     })
 }
 
+/// Copies a bundle into the folder of a running daemon, waits for its records and runs a container: all of it counts, or
+/// only the container.
+pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
+    let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
+    let node = Node::anew(bench)?;
+    let unpack = match contender {
+        Contender::AirgapdUnpacking => "before-record",
+        _ => "none",
+    };
+    let events = Events::of(bench)?;
+    let mut daemon = Daemon::start_with(bench, &node, &[("AIRGAPD_UNPACK", unpack)])?;
+    daemon.until("0 bundles in place")?;
+    rustix::fs::sync();
+    measure::around(&bench.containerd, || {
+        let (before, _) = daemon.usage()?;
+        fs::copy(&bundle.path, node.images.join("dropped.tar"))?;
+        let mut since = Instant::now();
+        events.wait_for(bundle.records)?;
+        if bench.scenario == Scenario::First {
+            daemon.until("1 bundles in place")?;
+            since = Instant::now();
+        }
+        bench.containerd.run(RUNNABLE, &["/bin/busybox", "true"])?;
+        let wall = since.elapsed().as_secs_f64();
+        let (cpu, peak) = daemon.usage()?;
+        daemon.stop()?;
+        Ok(Sample {
+            wall,
+            cpu: cpu - before,
+            peak,
+            ..Sample::default()
+        })
+    })
+}
+
 /// The folders of a node.
 struct Node {
     images: PathBuf,
@@ -94,6 +125,17 @@ impl Node {
             images: folder.join("images"),
             state: folder.join("state"),
         }
+    }
+
+    /// New folders, and a containerd that is as empty as they are.
+    fn anew(bench: &Bench) -> Result<Self> {
+        let node = Self::of(bench);
+        if node.images.exists() {
+            node.remove()?;
+        }
+        bench.empty()?;
+        node.create()?;
+        Ok(node)
     }
 
     fn create(&self) -> Result<()> {
@@ -117,6 +159,11 @@ struct Daemon {
 
 impl Daemon {
     fn start(bench: &Bench, node: &Node) -> Result<Self> {
+        Self::start_with(bench, node, &[])
+    }
+
+    /// With settings of its own, as environment variables.
+    fn start_with(bench: &Bench, node: &Node, settings: &[(&str, &str)]) -> Result<Self> {
         let path = bench.folder.path().join("notify.sock");
         if path.exists() {
             fs::remove_file(&path)?;
@@ -135,7 +182,7 @@ impl Daemon {
             .stdin(Stdio::null());
         without_our_environment(&mut command);
         // After ours are gone: this one it shall see.
-        command.env("NOTIFY_SOCKET", &path);
+        command.env("NOTIFY_SOCKET", &path).envs(settings.iter().copied());
         let child = command.spawn().context("cannot start the daemon")?;
         Ok(Self { child, notifications })
     }

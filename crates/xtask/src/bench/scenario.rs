@@ -27,6 +27,10 @@ pub(super) enum Scenario {
     Restart,
     /// From a dropped bundle to its records
     Drop,
+    /// From a dropped bundle to a container that has run, with and without unpacking ahead
+    Running,
+    /// The first container of an image that is in place, with and without unpacking ahead
+    First,
 }
 
 /// What is wanted.
@@ -86,6 +90,8 @@ impl Scenario {
             Self::Zstd => "zstd",
             Self::Restart => "restart",
             Self::Drop => "drop",
+            Self::Running => "running",
+            Self::First => "first",
         }
     }
 
@@ -100,22 +106,27 @@ impl Scenario {
             Self::Zstd => "first import of a .tar.zst, 600 MB of plain layers before compression",
             Self::Restart => "start of the daemon to ready with 50 bundles and 500 images in place",
             Self::Drop => "from the end of copying a bundle of 10 MB to its last record",
+            Self::Running => {
+                "from the end of copying a bundle of 120 MB to the end of a first, short container"
+            }
+            Self::First => "a first, short container of an image of 120 MB whose records are there",
         }
     }
 
     /// Whether CRI runs in containerd. Where importers are compared it does not: it answers every record with one of
     /// its own, at a time of its choosing.
     pub(super) fn needs_cri(self) -> bool {
-        matches!(self, Self::Restart | Self::Drop)
+        matches!(self, Self::Restart | Self::Drop | Self::Running | Self::First)
     }
 
     pub(super) fn contenders(self) -> Vec<Contender> {
-        use Contender::{Airgapd, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Hash};
+        use Contender::{Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Hash};
         match self {
             Self::Cold => vec![Airgapd, CtrLocal, Ctr, Hash, Copy],
             Self::Platforms | Self::Small | Self::Warm | Self::Changed => vec![Airgapd, CtrLocal, Ctr],
             Self::Gzip | Self::Zstd => vec![Airgapd, CtrLocalPiped, CtrPiped],
             Self::Restart | Self::Drop => vec![Airgapd],
+            Self::Running | Self::First => vec![AirgapdUnpacking, Airgapd],
         }
     }
 
@@ -147,7 +158,7 @@ impl Scenario {
             Self::Gzip => &GZIP,
             Self::Zstd => &ZSTD,
             Self::Restart => &RESTART,
-            Self::Changed | Self::Drop => &[],
+            Self::Changed | Self::Drop | Self::Running | Self::First => &[],
         }
     }
 
@@ -169,6 +180,7 @@ impl Scenario {
             Self::Zstd => (None, bundles.compressed(Compression::Zstd)?),
             Self::Restart => (None, bundles.many(0)?),
             Self::Drop => (None, bundles.demo()?),
+            Self::Running | Self::First => (None, bundles.runnable()?),
         })
     }
 }
