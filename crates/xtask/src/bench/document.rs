@@ -65,7 +65,7 @@ fn promises(text: &mut String, outcome: &Outcome) {
             "| {} | {} | {} | {:.3} | {} | {} |",
             outcome.scenario,
             outcome.containerd,
-            promise.measure,
+            in_a_cell(&promise.measure),
             promise.measured,
             promise.at_most,
             promise.verdict()
@@ -105,7 +105,12 @@ fn row(text: &mut String, outcome: &Outcome, measured: &Measured) {
     let _ = writeln!(
         text,
         "| {} | {:.3} | {wall:.3} | {cpu:.2} | {peak:.1} | {server_cpu:.2} | {server_peak:.1} | {transactions:.0} |",
-        measured.name,
+        in_a_cell(&measured.name),
         outcome.ratio_to(measured),
     );
+}
+
+/// A text in a table of Markdown, whose cells end at a bar.
+fn in_a_cell(text: &str) -> String {
+    text.replace('|', "\\|")
 }
