@@ -134,10 +134,10 @@ fn execute(cli: Cli, config: Config) -> anyhow::Result<Exit> {
     }
 }
 
-/// Two threads are enough: the bytes are moved by containerd and hashed there.
+/// One thread is enough: what reads and hashes has threads of its own, and everything else waits for others. More of them
+/// make nothing faster and each of them takes memory.
 fn block_on(answer: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let exit = runtime.block_on(answer);

@@ -68,7 +68,7 @@ pub struct BlobSpec {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// Labels of the committed blob; set as well when the blob turns out to be there.
+    /// Labels of the committed blob. One that turns out to be there keeps its own.
     pub labels: Labels,
     /// Grows by the bytes that containerd acknowledges, as it does. Several blobs may share one.
     pub progress: Option<Arc<AtomicU64>>,
@@ -107,7 +107,7 @@ pub enum Written {
         /// How many; less than the blob's size when an interrupted write was resumed.
         sent_bytes: u64,
     },
-    /// The namespace had it already; now it is on the lease.
+    /// The namespace had it already, with labels of its own; now it is on the lease.
     Present,
     /// containerd had all bytes already, from another namespace or a write that lacked only its commit; none
     /// was sent.
@@ -357,6 +357,8 @@ impl Writer<'_> {
         let message = WriteContentRequest {
             r#ref: ingest_ref(digest),
             offset: 0,
+            // The digest says it all. For a total, containerd makes a file of its own while everybody else waits for its database.
+            total: 0,
             data,
             ..self.commit_message()?
         };
@@ -477,16 +479,13 @@ impl Writer<'_> {
 
     /// The blob was there, and opening its ingest has put it on the lease. Its labels are still somebody else's.
     async fn take_present(&self) -> Result<Pass, Error> {
-        let BlobSpec {
-            digest, size, labels, ..
-        } = self.spec;
-        match self.client.set_blob_labels(digest, labels).await {
-            Ok(info) if info.size != *size => {
+        let BlobSpec { digest, size, .. } = self.spec;
+        match self.client.blob(digest).await? {
+            Some(info) if info.size != *size => {
                 Err(self.wrong_size(&format!("containerd has it with {} bytes", info.size)))
             }
-            Ok(_) => Ok(Pass::Done(Written::Present)),
-            Err(Error::Gone { .. }) => Ok(Pass::Again("the blob was there and is gone")),
-            Err(error) => Err(error),
+            Some(_) => Ok(Pass::Done(Written::Present)),
+            None => Ok(Pass::Again("the blob was there and is gone")),
         }
     }
 

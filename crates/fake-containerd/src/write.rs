@@ -549,11 +549,11 @@ impl Drop for Writer {
     }
 }
 
-/// Whether a message has all of a small blob and commits it.
+/// Whether a message has all of a small blob and commits it. It need not say how many bytes that are.
 fn is_whole(message: &WriteContentRequest) -> bool {
     const SMALL: usize = 64 << 10;
     message.action() == WriteAction::Commit
         && !message.data.is_empty()
         && message.data.len() <= SMALL
-        && usize::try_from(message.total) == Ok(message.data.len())
+        && (message.total == 0 || usize::try_from(message.total) == Ok(message.data.len()))
 }

@@ -3,10 +3,10 @@
 //! There is nothing to decide here. An image whose blob turns out to be damaged fails alone; a containerd that cannot be
 //! reached stops the run, and what was committed by then is found in place by the next one.
 
+mod assurance;
 mod blobs;
 mod closing;
 mod leaves;
-mod on_disk;
 mod pass;
 mod unpacking;
 
@@ -19,9 +19,9 @@ use oci_spec::image::Digest;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use self::assurance::Assurance;
 use self::blobs::{BlobTask, Moved, Turns};
 use self::closing::{Closed, Closing};
-use self::on_disk::OnDisk;
 
 use crate::Error;
 use crate::lease::{self, Lease};
@@ -34,7 +34,7 @@ use crate::unpack::Unpacked;
 const PARALLEL_BLOBS: usize = 4;
 /// Images that get their manifests and records at the same time: each of these steps is a short write to containerd's
 /// database, which takes one after the other and is not to wait for the next.
-const PARALLEL_CLOSINGS: usize = 4;
+const PARALLEL_CLOSINGS: usize = 8;
 /// How often a record is decided about again when somebody else changes it under our hands.
 const RECORD_ROUNDS: usize = 5;
 /// How often an image is started over when the lease vanishes.
@@ -156,7 +156,7 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         finished: HashSet::new(),
         result: Ingested::default(),
         lease: None,
-        on_disk: Arc::default(),
+        assurance: Arc::default(),
         turns: Arc::default(),
         unpacking: Arc::default(),
     };
@@ -206,7 +206,7 @@ struct Run<'a> {
     finished: HashSet<usize>,
     result: Ingested,
     lease: Option<Lease>,
-    on_disk: Arc<OnDisk>,
+    assurance: Arc<Assurance>,
     turns: Arc<Turns>,
     /// Held by the image that is being unpacked: one at a time.
     unpacking: Arc<Mutex<()>>,
@@ -337,6 +337,7 @@ impl<'a> Run<'a> {
     /// moment before the loss was noticed. All are gone through once more.
     fn forget_lease(&mut self) {
         self.lease = None;
+        self.assurance = Arc::default();
         self.done.clear();
         self.finished.clear();
     }
@@ -381,7 +382,7 @@ impl<'a> Run<'a> {
             image,
             blobs: blobs.collect(),
             lease,
-            on_disk: Arc::clone(&self.on_disk),
+            assurance: Arc::clone(&self.assurance),
             turns: Arc::clone(&self.turns),
             unpacking: Arc::clone(&self.unpacking),
         })
@@ -464,7 +465,7 @@ impl<'a> Run<'a> {
                     None => drop(self.result.present.insert(digest.clone())),
                 }
                 self.done.insert(digest);
-                self.on_disk.note_committed();
+                self.assurance.note();
                 Ok(())
             }
             Err(error) => {

@@ -77,25 +77,15 @@ impl BlobTask {
     }
 
     async fn make_sure(self) -> Result<Option<u64>, containerd::Error> {
-        if self.may_be_there().await? && self.hold().await? {
+        if self.step.action != BlobAction::Send && self.hold().await? {
             return self.label().await.map(|()| None);
         }
         Ok(match self.send().await? {
             Written::Committed { sent_bytes } => Some(sent_bytes),
             Written::Adopted => None,
+            // Somebody else has sent it since the plan was made, perhaps with labels for other children.
             Written::Present => self.label().await.map(|()| None)?,
         })
-    }
-
-    /// Whether it is worth asking for the blob before it is sent.
-    ///
-    /// A parent that somebody else has sent since the plan was made comes with labels that sending it would overwrite.
-    async fn may_be_there(&self) -> Result<bool, containerd::Error> {
-        match self.step.action {
-            BlobAction::Hold | BlobAction::Leave => Ok(true),
-            BlobAction::Send if self.step.children.is_empty() => Ok(false),
-            BlobAction::Send => Ok(self.client.blob(&self.step.digest).await?.is_some()),
-        }
     }
 
     async fn hold(&self) -> Result<bool, containerd::Error> {

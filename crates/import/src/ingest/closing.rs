@@ -10,8 +10,8 @@ use containerd::{Creation, ImageUpdate, NewImage};
 use oci_spec::image::Descriptor;
 use tokio::sync::Mutex;
 
+use super::assurance::Assurance;
 use super::blobs::{BlobTask, Moved, Turns};
-use super::on_disk::OnDisk;
 use super::unpacking::{unpack, unpacks_before_records};
 use super::{Fault, Job, RECORD_ROUNDS, RecordOutcome, check_bundle, unwritten};
 use crate::labels::LabelChanges;
@@ -28,7 +28,7 @@ pub(super) struct Closing<'a> {
     pub(super) blobs: Vec<&'a BlobStep>,
     /// What has held everything from the beginning.
     pub(super) lease: Lease,
-    pub(super) on_disk: Arc<OnDisk>,
+    pub(super) assurance: Arc<Assurance>,
     pub(super) turns: Arc<Turns>,
     /// Held by the image that is being unpacked.
     pub(super) unpacking: Arc<Mutex<()>>,
@@ -58,7 +58,7 @@ impl<'a> Closing<'a> {
             if blobs.last().is_some_and(|moved| moved.result.is_err()) {
                 break;
             }
-            self.on_disk.note_committed();
+            self.assurance.note();
         }
         let mut unpacked = None;
         let records = match blobs.last().is_some_and(|moved| moved.result.is_err()) {
@@ -82,10 +82,11 @@ impl<'a> Closing<'a> {
         if let Some(unpacker) = unpacks_before_records(self.job).filter(|_| self.image.unpack) {
             let _turn = self.unpacking.lock().await;
             *unpacked = Some(unpack(unpacker, self.job, self.image, &self.lease).await?);
+            // That took its time.
+            self.assurance.note();
         }
-        self.on_disk.make_names_last(self.job.client).await;
-        if !self.lease.is_alive(self.job.client).await? {
-            // What it held may have been collected.
+        if !self.assurance.make_sure(self.job.client, &self.lease).await? {
+            // What the lease held may have been collected.
             return Err(Fault::LeaseLost);
         }
         let mut outcomes = Vec::new();
