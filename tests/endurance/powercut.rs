@@ -46,10 +46,17 @@ struct Figures {
     snapshots: usize,
 }
 
+/// What keeps containerd from collecting anything: neither when it starts nor for all that is changed.
+const COLLECTS_NOTHING: &str = r#"[plugins."io.containerd.gc.v1.scheduler"]
+startup_delay = "1h"
+mutation_threshold = 1000000
+"#;
+
 /// A containerd without CRI, whose root is to be a disk.
-fn containerd(generation: Generation) -> Option<Containerd> {
+fn containerd(generation: Generation, extra_config: &str) -> Option<Containerd> {
     let options = Options {
         cri: false,
+        extra_config: extra_config.to_owned(),
         ..Options::default()
     };
     containerds::own_with(generation, &options)
@@ -332,7 +339,11 @@ fn survive(generation: Generation, cuts: usize, seed: u64) {
     if !can_mount() {
         return say("left out: no loop devices or no ext4 here");
     }
-    let (Some(node), Some(bench)) = (containerd(generation), containerd(generation)) else {
+    // What is looked at has to be what the cut left.
+    let (Some(node), Some(bench)) = (
+        containerd(generation, ""),
+        containerd(generation, COLLECTS_NOTHING),
+    ) else {
         return;
     };
     let started = Instant::now();
