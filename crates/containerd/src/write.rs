@@ -379,8 +379,13 @@ impl Writer<'_> {
             Err(failure) if failure.is_locked() => return Ok(None),
             Err(failure) => failure,
         };
-        // What an interrupted write left may be in the way, so a wrong digest says nothing about our bytes yet.
-        match self.settle(failure, Proof::Foreign, false).await? {
+        // Either our bytes are the wrong ones, or what an interrupted write left was in the way of them.
+        let ours = Hasher::of(digest).digest_of(&message.data);
+        let proof = match ours == digest.as_ref() {
+            true => Proof::Foreign,
+            false => Proof::Ours,
+        };
+        match self.settle(failure, proof, false).await? {
             Pass::Done(written) => Ok(Some(written)),
             Pass::Again(reason) => {
                 tracing::debug!(%digest, reason, "writing again");

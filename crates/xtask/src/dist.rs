@@ -444,6 +444,9 @@ impl Release<'_> {
                 "generate-rpm",
                 "--package",
                 "crates/airgapd",
+                // The program is linked statically and needs nothing.
+                "--auto-req",
+                "disabled",
                 "--source-date",
                 self.epoch,
                 "--target-dir",

@@ -189,12 +189,23 @@ fn judge(status: &Status, names: &[String]) -> (Option<Outcome>, Option<String>)
     };
     let (pending, failed) = (of(Standing::Pending), of(Standing::Failed));
     if !pending.is_empty() {
-        return (None, Some(pending.join("; ")));
+        return (None, Some(in_one_line(&pending)));
     }
     match failed.is_empty() {
         true => (Some(Outcome::Converged), None),
-        false => (Some(Outcome::Failed), Some(failed.join("; "))),
+        false => (Some(Outcome::Failed), Some(in_one_line(&failed))),
     }
+}
+
+/// The first few of many sentences; a thousand files may be bad at once.
+fn in_one_line(sentences: &[String]) -> String {
+    const MOST: usize = 5;
+    let first = sentences.iter().take(MOST).map(String::as_str);
+    let mut line = first.collect::<Vec<_>>().join("; ");
+    if let Some(more) = sentences.len().checked_sub(MOST).filter(|more| *more > 0) {
+        line = format!("{line}; and {more} more, see `airgapd status`");
+    }
+    line
 }
 
 /// The same for what the configuration requires, once the bundles are in place: nothing more will come of them.
@@ -280,6 +291,16 @@ mod tests {
         };
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         judge(&status, &names).0
+    }
+
+    #[test]
+    fn of_many_that_failed_the_first_few_are_named_and_the_others_counted() {
+        let sentences: Vec<_> = ('a'..='g').map(String::from).collect();
+        assert_eq!(in_one_line(&sentences[..5]), "a; b; c; d; e");
+        assert_eq!(
+            in_one_line(&sentences),
+            "a; b; c; d; e; and 2 more, see `airgapd status`"
+        );
     }
 
     #[test]
