@@ -6,6 +6,7 @@
 //!
 //! This crate never reads an archive's bytes for itself and never sees a gRPC type.
 
+mod amounts;
 mod content;
 mod ingest;
 pub mod labels;
@@ -30,6 +31,7 @@ use bundle::{BlobRef, Bundle};
 use containerd::{Client, Recovery, is_disk_failure};
 use oci_spec::image::Digest;
 
+pub use amounts::bytes;
 pub use content::{CONTAINERD, ContentStore};
 use ingest::not_begun;
 pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, Silent, carry_out, chain};
@@ -50,7 +52,7 @@ pub use select::{
     Child, ChildKind, Choice, Closure, Judgement, Member, NamedTarget, Policy, Selection, Skip, Taken,
     Verdict, Wanted, judge, platform_text, problems, problems_in, select,
 };
-pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space, bytes};
+pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space};
 use survey::forget_lost;
 pub use survey::{Survey, any_without_file, digests_of, lost};
 pub use unpack::{Ahead, AheadObserver, Unpack, UnpackError, Unpacked, Unpacker, unpack_ahead};

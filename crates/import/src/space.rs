@@ -14,6 +14,7 @@ use oci_spec::image::Digest;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use crate::amounts::bytes;
 use crate::plan::{BlobAction, BlobStep, Plan};
 
 /// Above this part of the disk in use kubelet removes unused images; below the rest free it evicts pods
@@ -274,22 +275,6 @@ impl fmt::Display for Shortage {
 }
 
 impl std::error::Error for Shortage {}
-
-/// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if count < 1000 {
-        return format!("{count} B");
-    }
-    let mut scaled = count;
-    let mut unit = 0;
-    while scaled >= 1_000_000 && unit + 1 < UNITS.len() {
-        scaled /= 1000;
-        unit += 1;
-    }
-    format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
-}
 
 /// Where content goes and what has to stay free there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

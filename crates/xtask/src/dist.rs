@@ -213,7 +213,9 @@ fn compile(architecture: Architecture, build: &Path) -> Result<PathBuf> {
         .env("RUSTFLAGS", rust_flags(build));
     run(&mut cargo)?;
     let program = build.join(target).join("release/airgapd");
-    refuse_dynamic(&program)?;
+    let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    refuse_dynamic(&program, &bytes)?;
+    refuse_places(&program, &bytes, build)?;
     Ok(program)
 }
 
@@ -246,12 +248,14 @@ fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
     ))
 }
 
+/// Where the sources and what is generated from them are does not show. Of several prefixes that match, rustc takes the last
+/// one, and `build` is mostly below the workspace.
 fn rust_flags(build: &Path) -> String {
     format!(
-        "--remap-path-prefix={}=/build --remap-path-prefix={}=/airgapd --remap-path-prefix={}=/cargo -C target-feature=+crt-static",
-        build.display(),
+        "--remap-path-prefix={}=/airgapd --remap-path-prefix={}=/cargo --remap-path-prefix={}=/build -C target-feature=+crt-static",
         workspace().display(),
-        cargo_home().display()
+        cargo_home().display(),
+        build.display(),
     )
 }
 
@@ -263,13 +267,28 @@ fn cargo_home() -> PathBuf {
 }
 
 /// A program that wants an interpreter would not start on a node with another C library, or under the unit.
-fn refuse_dynamic(program: &Path) -> Result<()> {
-    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    match wants_interpreter(&bytes) {
+fn refuse_dynamic(program: &Path, bytes: &[u8]) -> Result<()> {
+    match wants_interpreter(bytes) {
         Some(false) => Ok(()),
         Some(true) => bail!("{} is not linked statically", program.display()),
         None => bail!("{} is no ELF program", program.display()),
     }
+}
+
+/// A program that knows where it was built is another one when it is built elsewhere.
+fn refuse_places(program: &Path, bytes: &[u8], build: &Path) -> Result<()> {
+    let name = build.strip_prefix(workspace()).unwrap_or(build);
+    for place in [workspace(), &cargo_home(), name] {
+        let place = place.as_os_str().as_encoded_bytes();
+        if bytes.windows(place.len()).any(|window| window == place) {
+            bail!(
+                "{} names {}, which it must not know",
+                program.display(),
+                String::from_utf8_lossy(place)
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Whether a little-endian ELF file has a segment of the type `PT_INTERP` (elf(5)); `None` if it is no such file.
