@@ -98,8 +98,8 @@ impl Architecture {
     fn c_compiler(self) -> Result<PathBuf> {
         match self {
             Self::X86_64 => on_path("cc").context("there is no C compiler (cc)"),
-            Self::Aarch64 => parts::cross_compiler("aarch64-linux-gnu"),
-            Self::Armv7 => parts::cross_compiler("arm-linux-gnueabihf"),
+            Self::Aarch64 => parts::cross_compiler("aarch64-linux-gnu", self.debian()),
+            Self::Armv7 => parts::cross_compiler("arm-linux-gnueabihf", self.debian()),
         }
     }
 }

@@ -293,16 +293,23 @@ pub fn musl_headers(architecture: &'static str) -> Result<PathBuf> {
         .context("the package has no headers")
 }
 
-/// A C compiler for another architecture, by the name that Debian gives it (`aarch64-linux-gnu` for instance).
+/// A C compiler for another architecture, by the names that Debian gives it (`aarch64-linux-gnu` and `arm64` for instance),
+/// and the C library for it, which the compiler only recommends.
 ///
 /// # Errors
 ///
 /// When there is none and none can be fetched.
-pub fn cross_compiler(triplet: &str) -> Result<PathBuf> {
+pub fn cross_compiler(triplet: &str, architecture: &str) -> Result<PathBuf> {
     let program = format!("{triplet}-gcc");
     match on_path(&program) {
         Some(program) => Ok(program),
-        None => private_program(&program, &[&format!("gcc-{triplet}")]),
+        None => private_program(
+            &program,
+            &[
+                &format!("gcc-{triplet}"),
+                &format!("libc6-dev-{architecture}-cross"),
+            ],
+        ),
     }
 }
 
