@@ -78,7 +78,6 @@ fn a_compressed_bundle_of_256_mebibytes_is_imported_in_less_than_96() {
 }
 
 #[test]
-#[ignore = "takes a minute; the short version says the same"]
 fn a_compressed_bundle_of_a_gibibyte_is_imported_in_less_than_96_mebibytes() {
     run_on(Place::Real(Generation::V2), |target| {
         import_compressed(target, 1024);
@@ -144,7 +143,6 @@ fn an_entry_of_a_compressed_bundle_costs_less_than_a_hundred_bytes() {
 }
 
 #[test]
-#[ignore = "takes a minute; the short version says what follows for this"]
 fn as_many_entries_as_a_bundle_may_have_fit_into_96_mebibytes() {
     run_on(Place::Fake, |target| {
         let peak = import_with_many_entries(target, 999_000);

@@ -34,7 +34,7 @@ use crate::unpack::Unpacked;
 const PARALLEL_BLOBS: usize = 4;
 /// Images that get their manifests and records at the same time: each of these steps is a short write to containerd's
 /// database, which takes one after the other and is not to wait for the next.
-const PARALLEL_CLOSINGS: usize = 8;
+const PARALLEL_CLOSINGS: usize = 4;
 /// How often a record is decided about again when somebody else changes it under our hands.
 const RECORD_ROUNDS: usize = 5;
 /// How often an image is started over when the lease vanishes.
@@ -465,7 +465,6 @@ impl<'a> Run<'a> {
                     None => drop(self.result.present.insert(digest.clone())),
                 }
                 self.done.insert(digest);
-                self.assurance.note();
                 Ok(())
             }
             Err(error) => {

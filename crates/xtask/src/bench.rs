@@ -124,9 +124,7 @@ impl Bench {
         let load = machine::load();
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); contenders.len()];
         for round in 0..self.runs {
-            for turn in 0..contenders.len() {
-                // Nobody always runs after the same one.
-                let at = (turn + round) % contenders.len();
+            for at in order(round, contenders.len()) {
                 let sample = self
                     .run_once(contenders[at])
                     .with_context(|| format!("measuring {}", contenders[at].name()))?;
@@ -167,5 +165,40 @@ impl Bench {
             bail!("{left} blobs are left after everything was removed");
         }
         Ok(())
+    }
+}
+
+/// In which order contenders run in a round: somebody else begins each time, and every second round goes backwards, so that
+/// nobody always runs after the same one.
+fn order(round: usize, contenders: usize) -> Vec<usize> {
+    let mut order: Vec<_> = (0..contenders).map(|turn| (turn + round) % contenders).collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    #[test]
+    fn nobody_always_runs_after_the_same_one() {
+        for contenders in 3..=5 {
+            let turns: Vec<_> = (0..5).flat_map(|round| order(round, contenders)).collect();
+            let mut before: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+            for pair in turns.windows(2) {
+                before.entry(pair[1]).or_default().insert(pair[0]);
+            }
+            for round in turns.chunks(contenders) {
+                assert_eq!(
+                    BTreeSet::from_iter(round),
+                    BTreeSet::from_iter(&(0..contenders).collect::<Vec<_>>())
+                );
+            }
+            assert!(before.values().all(|others| others.len() > 1), "{before:?}");
+        }
     }
 }

@@ -58,7 +58,6 @@ impl<'a> Closing<'a> {
             if blobs.last().is_some_and(|moved| moved.result.is_err()) {
                 break;
             }
-            self.assurance.note();
         }
         let mut unpacked = None;
         let records = match blobs.last().is_some_and(|moved| moved.result.is_err()) {
@@ -82,8 +81,6 @@ impl<'a> Closing<'a> {
         if let Some(unpacker) = unpacks_before_records(self.job).filter(|_| self.image.unpack) {
             let _turn = self.unpacking.lock().await;
             *unpacked = Some(unpack(unpacker, self.job, self.image, &self.lease).await?);
-            // That took its time.
-            self.assurance.note();
         }
         if !self.assurance.make_sure(self.job.client, &self.lease).await? {
             // What the lease held may have been collected.
