@@ -76,6 +76,11 @@ pub enum Fault {
         /// Data messages before that.
         writes: u64,
     },
+    /// After so many commits the lease of the committing stream is gone, and garbage is collected.
+    LeaseVanishesAtCommit {
+        /// Commits before that, the last of them included.
+        commits: u64,
+    },
     /// The next commits are answered as a digest mismatch, whatever was written; the ingest stays.
     RefuseCommit {
         /// How many commits.
@@ -259,16 +264,30 @@ impl Faults {
 
     /// Whether the lease of a stream vanishes with this data message.
     pub(crate) fn lease_vanishes(&mut self) -> bool {
-        let mut vanishes = false;
-        self.armed.retain_mut(|fault| match fault {
-            Fault::LeaseVanishes { writes } => {
-                *writes = writes.saturating_sub(1);
-                vanishes |= *writes == 0;
-                *writes > 0
-            }
-            _ => true,
+        self.is_last(|fault| match fault {
+            Fault::LeaseVanishes { writes } => Some(writes),
+            _ => None,
+        })
+    }
+
+    /// Whether the lease of a stream vanishes after this commit.
+    pub(crate) fn lease_vanishes_at_commit(&mut self) -> bool {
+        self.is_last(|fault| match fault {
+            Fault::LeaseVanishesAtCommit { commits } => Some(commits),
+            _ => None,
+        })
+    }
+
+    /// Counts one off every fault with such a count, and says whether that was the last one of any, which is over then.
+    fn is_last(&mut self, count: impl Fn(&mut Fault) -> Option<&mut u64>) -> bool {
+        let mut is_last = false;
+        self.armed.retain_mut(|fault| {
+            let Some(left) = count(fault) else { return true };
+            *left = left.saturating_sub(1);
+            is_last |= *left == 0;
+            *left > 0
         });
-        vanishes
+        is_last
     }
 
     /// Takes one from the first fault with a count that is left.
@@ -295,6 +314,7 @@ impl Fault {
             | Fault::DiskFull { .. }
             | Fault::RefLocked { .. }
             | Fault::LeaseVanishes { .. }
+            | Fault::LeaseVanishesAtCommit { .. }
             | Fault::RefuseCommit { .. }
             | Fault::SlowCommit { .. } => None,
         }

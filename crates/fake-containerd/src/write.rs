@@ -458,6 +458,9 @@ impl Writer {
         }
         state.check_snapshot_labels(&self.call.namespace, &digest, &labels);
         self.enter(state, &digest, size, labels);
+        if state.faults.lease_vanishes_at_commit() {
+            self.lose_lease(state);
+        }
         Ok(())
     }
 

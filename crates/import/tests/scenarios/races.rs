@@ -366,6 +366,28 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
     }
 }
 
+/// The last moment is the one after the last blob: nothing that is written then needs the lease, and what it held is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_record_is_written_after_its_lease_has_vanished() {
+    let stock = Stock::images([amd64("r.test/alone:1", &[&noise(100), &noise(600_000)])]);
+    let blobs = stock.needed().len() as u64;
+    let stage = Stage::fake().await;
+    let client = stage.client().await;
+    for commits in 1..=blobs {
+        stage.wipe().await;
+        stage.the_fake().inject(Fault::LeaseVanishesAtCommit { commits });
+        let imported = import_all(&client, &stock).await;
+        assert_eq!(imported.report.outcome, Outcome::Imported);
+        assert_converged(&client, &stock).await;
+        assert_eq!(
+            stage.the_fake().check_done(),
+            Vec::<String>::new(),
+            "commit {commits}"
+        );
+        assert!(stage.the_fake().calls("Leases.Create") >= 2, "commit {commits}");
+    }
+}
+
 /// A disk that is full stays full until what is half written is thrown away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_nothing_half_written_stays() {
