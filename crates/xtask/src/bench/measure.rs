@@ -16,7 +16,8 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 use xtask::Containerd;
 
-/// How often the memory of the processes is looked at. The kernel keeps the peak itself, as long as they live.
+/// How long after its start the memory of the processes is looked at first. The kernel keeps the peak itself, as long as
+/// they live, so every further look may wait for a twentieth of the time so far: looking takes time of the cores.
 const LOOK: Duration = Duration::from_millis(4);
 
 /// Clock ticks in a second, as the kernel counts them for us: on every architecture of the last twenty years (time(7)).
@@ -102,11 +103,12 @@ fn while_looking_at<T>(pids: &[u32], work: impl FnOnce() -> T) -> (T, u64) {
     let (is_over, peak) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
+            let started = Instant::now();
             while !is_over.load(Ordering::Relaxed) {
                 for pid in pids {
                     peak.fetch_max(peak_of(*pid).unwrap_or(0), Ordering::Relaxed);
                 }
-                thread::sleep(LOOK);
+                thread::sleep(LOOK.max(started.elapsed() / 20));
             }
         });
         let done = work();
