@@ -230,7 +230,10 @@ pub async fn import(
         survey = survey.with_snapshots(client, unpacker.snapshotter()).await?;
     }
     let plan = plan(&taken, &survey, intent);
-    let forecast = intent.space.forecast(client, &plan).await?;
+    let forecast = match plan.is_done() {
+        true => None,
+        false => intent.space.forecast(client, &plan.blobs_to_send()).await?,
+    };
     let shortage = forecast.as_ref().and_then(Forecast::shortage);
     if dry_run && shortage.is_none() {
         let mut report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());

@@ -186,12 +186,17 @@ impl Plan {
     /// How many bytes have to be sent, each blob counted once.
     #[must_use]
     pub fn bytes_to_send(&self) -> u64 {
+        self.blobs_to_send().iter().map(|(_, size)| size).sum()
+    }
+
+    /// The blobs that have to be sent, each once, with their sizes in bytes.
+    pub(crate) fn blobs_to_send(&self) -> Vec<(&Digest, u64)> {
         let mut seen = HashSet::new();
         let steps = self.images.iter().flat_map(|image| &image.blobs);
         steps
             .filter(|step| step.action == BlobAction::Send && seen.insert(&step.digest))
-            .map(|step| step.size)
-            .sum()
+            .map(|step| (&step.digest, step.size))
+            .collect()
     }
 }
 
@@ -842,6 +847,15 @@ mod tests {
             plan_record(&image("r.test/a:1").records[0], Some(&there), &intent()).action,
             RecordAction::Unchanged
         );
+    }
+
+    #[test]
+    fn a_blob_of_several_images_is_sent_once() {
+        let images = ["r.test/a:1", "r.test/b:1"].map(image);
+        let there = survey(Vec::new(), vec![blob('1', &[])]);
+        let plan = plan(&[&images[0], &images[1]], &there, &intent());
+        assert_eq!(plan.blobs_to_send(), [(&digest('c'), 10), (&digest('a'), 7)]);
+        assert_eq!(plan.bytes_to_send(), 17);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! What to make of the figures is pure. Only [`Space`] looks at a disk, and only where the store can be seen from here:
 //! a daemon that has nothing but containerd's socket imports without a forecast.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,6 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::amounts::bytes;
-use crate::plan::{BlobAction, BlobStep, Plan};
 
 /// Above this part of the disk in use kubelet removes unused images; below the rest free it evicts pods
 /// (`imageGCHighThresholdPercent` and `imagefs.available<15%`, both by default).
@@ -286,7 +285,7 @@ pub struct Space {
 }
 
 impl Space {
-    /// How a plan would leave the disk; `None` where it adds nothing that matters, or nobody can tell.
+    /// How blobs of these sizes would leave the disk; `None` where they add nothing that matters, or nobody can tell.
     ///
     /// Safe to cancel.
     ///
@@ -296,15 +295,15 @@ impl Space {
     pub(crate) async fn forecast(
         &self,
         client: &Client,
-        plan: &Plan,
+        blobs: &[(&Digest, u64)],
     ) -> Result<Option<Forecast>, containerd::Error> {
-        let Some(store) = self.store.as_deref().filter(|_| !plan.is_done()) else {
+        let Some(store) = self.store.as_deref() else {
             return Ok(None);
         };
         let Ok(disk) = Disk::of(store) else {
             return Ok(None);
         };
-        let sends = plan.bytes_to_send() > 0;
+        let sends = blobs.iter().any(|(_, size)| *size > 0);
         if !sends && self.min_free == MinFree::default() {
             return Ok(None);
         }
@@ -319,7 +318,7 @@ impl Space {
             // Another namespace may have it, or nobody any more: it is taken over and not stored twice.
             None => stored_bytes(store, digest).unwrap_or_default(),
         };
-        let demand = Demand::of(&missing(plan, there), disk.block);
+        let demand = Demand::of(&missing(blobs, there), disk.block);
         Ok(Some(Forecast::new(store, disk, demand, self.min_free)))
     }
 
@@ -335,13 +334,11 @@ impl Space {
     }
 }
 
-/// How many bytes are missing of each blob that is sent, given how many are there.
-fn missing(plan: &Plan, there: impl Fn(&Digest) -> u64) -> Vec<u64> {
-    let mut seen = HashSet::new();
-    let steps = plan.images.iter().flat_map(|image| &image.blobs);
-    steps
-        .filter(|step| step.action == BlobAction::Send && seen.insert(&step.digest))
-        .map(|BlobStep { digest, size, .. }| size.saturating_sub(there(digest)))
+/// How many bytes are missing of each blob, given how many are there.
+fn missing(blobs: &[(&Digest, u64)], there: impl Fn(&Digest) -> u64) -> Vec<u64> {
+    blobs
+        .iter()
+        .map(|(digest, size)| size.saturating_sub(there(digest)))
         .collect()
 }
 
@@ -364,7 +361,6 @@ fn blob_file(store: &Path, digest: &Digest) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::ImagePlan;
 
     const MB: u64 = 1_000_000;
 
@@ -510,40 +506,16 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_there_yet_is_missing_and_a_shared_blob_once() {
-        let digest =
-            |fill: char| -> Digest { format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap() };
-        let step = |fill, action| BlobStep {
-            digest: digest(fill),
-            size: 1000,
-            action,
-            labels: Default::default(),
-            sources: crate::labels::Labels::new(),
-            children: Vec::new(),
-        };
-        let image = |blobs| ImagePlan {
-            index: 0,
-            blobs,
-            records: Vec::new(),
-            unpack: false,
-            platforms: Vec::new(),
-        };
-        let plan = Plan {
-            images: vec![
-                image(vec![
-                    step('a', BlobAction::Send),
-                    step('b', BlobAction::Hold),
-                    step('c', BlobAction::Send),
-                ]),
-                image(vec![step('a', BlobAction::Send), step('d', BlobAction::Send)]),
-            ],
-        };
-        let there = |at: &Digest| match at.digest().chars().next() {
-            Some('c') => 400,
-            Some('d') => 5000,
+    fn only_what_is_not_there_yet_is_missing() {
+        let [whole, begun, more] = ['a', 'c', 'd']
+            .map(|fill| -> Digest { format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap() });
+        let there = |at: &Digest| match at {
+            at if *at == begun => 400,
+            at if *at == more => 5000,
             _ => 0,
         };
-        assert_eq!(missing(&plan, there), [1000, 600, 0]);
+        let blobs = [(&whole, 1000), (&begun, 1000), (&more, 1000)];
+        assert_eq!(missing(&blobs, there), [1000, 600, 0]);
     }
 
     #[test]
