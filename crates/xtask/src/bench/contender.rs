@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use anyhow::Result;
 use xtask::Generation;
 use xtask::runtime::NAMESPACE;
 
 use super::measure::{self, Sample};
-use super::{Bench, Scenario};
+use super::{Bench, Scenario, machine};
 
 /// One that takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,9 +56,11 @@ pub(super) fn run(bench: &Bench, contender: Contender) -> Result<Sample> {
     if let Some(before) = before {
         measure::pipeline(&bench.containerd, commands(bench, contender, &before.path))?;
     }
-    // Everybody finds the bundle in memory and the disk idle.
-    io::copy(&mut File::open(&bundle.path)?, &mut io::sink())?;
+    // Everybody finds the disk idle and the bundle in memory.
     rustix::fs::sync();
+    let makes_many_files = bench.scenario.makes_many_files();
+    thread::sleep(machine::rest(&bench.containerd.root(), makes_many_files));
+    io::copy(&mut File::open(&bundle.path)?, &mut io::sink())?;
     let sample = measure::pipeline(&bench.containerd, commands(bench, contender, &bundle.path))?;
     let _ = std::fs::remove_file(bench.folder.path().join("copy"));
     Ok(sample)

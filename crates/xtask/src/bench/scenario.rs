@@ -119,6 +119,11 @@ impl Scenario {
         matches!(self, Self::Restart | Self::Drop | Self::Running | Self::First)
     }
 
+    /// Whether making files is much of the work: for each blob containerd makes a folder and several files, and deletes most.
+    pub(super) fn makes_many_files(self) -> bool {
+        self == Self::Small
+    }
+
     pub(super) fn contenders(self) -> Vec<Contender> {
         use Contender::{Airgapd, AirgapdUnpacking, Copy, Ctr, CtrLocal, CtrLocalPiped, CtrPiped, Hash};
         match self {
