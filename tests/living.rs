@@ -104,9 +104,15 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     write_large(&node.images().join("first.tar"), image(SLOW));
     importing(&daemon, "first.tar");
     write_large(&node.images().join("older.tar"), image(SHARED));
-    // What is dropped after this is listed after it.
-    fs::write(node.images().join(".hidden"), "").expect("a file");
-    daemon.wait_for_log(".hidden");
+    // It arrives when nobody has it open for writing any more, and a process that is just being started beside us may
+    // have it open for a moment after we have closed it.
+    daemon.wait_until("it has arrived", || {
+        let status = node.airgapd(["status", "-o", "json"]).json();
+        let bundles = status["bundles"].as_array().expect("a list");
+        bundles
+            .iter()
+            .any(|bundle| bundle["name"] == "older.tar" && bundle["state"] == "queued")
+    });
     let newer = bundles::write(&node.images().join("small.tar"), [image(SHARED)]);
     let wanted = &newer.images[0].root;
     daemon.wait_until("the small one is imported", || {
