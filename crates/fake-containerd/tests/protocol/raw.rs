@@ -14,7 +14,7 @@ use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::*;
-use containerd_client::types::Descriptor;
+use containerd_client::types::{Descriptor, Envelope};
 use fake_containerd::sha256;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use prost_types::FieldMask;
@@ -130,6 +130,24 @@ impl Raw {
 
     pub(crate) fn events(&self) -> EventsClient<Channel> {
         EventsClient::new(self.channel.clone())
+    }
+
+    /// Subscribes to the events of our namespace, of which a filter may ask for more. No answer tells when a subscription is
+    /// in place, so something is made to happen, each time with another number, until it is seen.
+    pub(crate) async fn subscribe(&self, filter: &str, happen: impl AsyncFn(usize)) -> Streaming<Envelope> {
+        let request = SubscribeRequest {
+            filters: vec![format!("namespace=={}{filter}", self.namespace)],
+        };
+        let mut client = self.events();
+        let subscribed = tokio::spawn(async move { client.subscribe(request).await.unwrap().into_inner() });
+        let mut count = 0;
+        while !subscribed.is_finished() {
+            count += 1;
+            happen(count).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(count < 500, "the subscription was never answered");
+        }
+        subscribed.await.unwrap()
     }
 
     pub(crate) fn cri(&self) -> ImageServiceClient<Channel> {

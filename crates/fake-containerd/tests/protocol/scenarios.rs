@@ -932,24 +932,12 @@ pub(crate) async fn a_lease_holds_records_from_2_0_on(raw: Raw) {
 }
 
 pub(crate) async fn events_of_records_reach_subscribers(raw: Raw) {
-    let filter = format!("namespace=={},topic~=\"/images/\"", raw.namespace);
-    let request = SubscribeRequest {
-        filters: vec![filter],
-    };
-    let mut client = raw.events();
-    let subscribed = tokio::spawn(async move { client.subscribe(request).await.unwrap().into_inner() });
     let digest = sha256(b"x");
-    // No answer tells when a subscription is in place, so something happens until it is seen.
-    let mut count = 0;
-    while !subscribed.is_finished() {
-        count += 1;
-        raw.create_image(&format!("probe-{count}"), &digest, &[])
-            .await
-            .unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(count < 500, "the subscription was never answered");
-    }
-    let mut stream = subscribed.await.unwrap();
+    let happen = async |count| {
+        let probe = format!("probe-{count}");
+        raw.create_image(&probe, &digest, &[]).await.unwrap();
+    };
+    let mut stream = raw.subscribe(",topic~=\"/images/\"", happen).await;
     raw.create_image("x", &digest, &[("a", "b")]).await.unwrap();
     raw.update_image(image("x", &digest, &[("a", "c")]), &["labels.a"])
         .await
@@ -1007,22 +995,12 @@ async fn reopened(raw: &Raw, bytes: &[u8]) -> (Write, WriteContentResponse) {
 }
 
 pub(crate) async fn commits_are_events_from_2_0_on_and_deletions_everywhere(raw: Raw) {
-    let request = SubscribeRequest {
-        filters: vec![format!("namespace=={}", raw.namespace)],
-    };
-    let mut client = raw.events();
-    let subscribed = tokio::spawn(async move { client.subscribe(request).await.unwrap().into_inner() });
     raw.lease("lease").await;
-    let mut count = 0;
-    while !subscribed.is_finished() {
-        count += 1;
-        raw.create_image(&format!("probe-{count}"), &sha256(b"x"), &[])
-            .await
-            .unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(count < 500, "the subscription was never answered");
-    }
-    let mut stream = subscribed.await.unwrap();
+    let happen = async |count| {
+        let probe = format!("probe-{count}");
+        raw.create_image(&probe, &sha256(b"x"), &[]).await.unwrap();
+    };
+    let mut stream = raw.subscribe("", happen).await;
     let digest = raw.put("lease", &raw.bytes("layer"), &[]).await;
     let delete = DeleteContentRequest { digest };
     raw.content().delete(raw.leased("lease", delete)).await.unwrap();

@@ -1,12 +1,11 @@
 //! Unpacking, told in raw calls: prepared, applied, committed, and what is refused on the way. The real ones unpack for good.
 
 use std::io::Write as _;
-use std::time::Duration;
 
 use bundle::fixtures::{Layer, LayerFile};
 use containerd_client::events::SnapshotRemove;
 use containerd_client::services::v1::snapshots::*;
-use containerd_client::services::v1::{ApplyRequest, ApplyResponse, SubscribeRequest};
+use containerd_client::services::v1::{ApplyRequest, ApplyResponse};
 use containerd_client::types::{Descriptor, Mount};
 use fake_containerd::sha256;
 use tonic::{Code, Status};
@@ -320,22 +319,12 @@ pub(crate) async fn a_lease_holds_a_snapshot_and_those_below(raw: Raw) {
 }
 
 pub(crate) async fn what_becomes_of_snapshots_is_told(raw: Raw) {
-    let request = SubscribeRequest {
-        filters: vec![format!("namespace=={},topic~=\"/snapshot/\"", raw.namespace)],
-    };
-    let mut client = raw.events();
-    let subscribed = tokio::spawn(async move { client.subscribe(request).await.unwrap().into_inner() });
     raw.lease("lease").await;
-    // No answer tells when a subscription is in place, so something happens until it is seen.
-    let mut count = 0;
-    while !subscribed.is_finished() {
-        count += 1;
-        let key = format!("probe-{count}");
-        raw.prepare("lease", &key, "", "").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(count < 500, "the subscription was never answered");
-    }
-    let mut stream = subscribed.await.unwrap();
+    let happen = async |count| {
+        let probe = format!("probe-{count}");
+        raw.prepare("lease", &probe, "", "").await.unwrap();
+    };
+    let mut stream = raw.subscribe(",topic~=\"/snapshot/\"", happen).await;
     let layer = raw.layer("layer");
     let name = raw.put("lease", &layer, &[]).await;
     let mounts = raw.prepare("lease", "key", "", &name).await.unwrap();
