@@ -773,7 +773,7 @@ on_the_fake!(every_way_of_placing_a_file_gives_one_import_of_its_final_content);
 
 /// `cargo xtask placing`: one after the other, on a real containerd, as a table.
 #[test]
-#[ignore = "it prints a table for the documentation"]
+#[ignore = "it prints a table for the documentation; `cargo xtask placing` runs it"]
 fn prints_the_table() {
     run_on(Place::Real(xtask::Generation::V2), |target| {
         let yard = Yard::on(target);

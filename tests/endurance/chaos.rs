@@ -779,7 +779,7 @@ fn crashes_at_random_instants_lose_nothing_on_containerd_2() {
 
 /// `cargo xtask chaos`.
 #[test]
-#[ignore = "takes as long as asked for"]
+#[ignore = "takes as long as asked for; `cargo xtask chaos` runs it"]
 fn as_many_crashes_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(10);
     for generation in super::generations_asked_for() {

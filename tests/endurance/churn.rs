@@ -200,7 +200,7 @@ fn an_hour_of_coming_and_going_leaves_nothing_behind_in_the_daemon() {
 
 /// `cargo xtask churn`.
 #[test]
-#[ignore = "takes as long as asked for"]
+#[ignore = "takes as long as asked for; `cargo xtask churn` runs it"]
 fn as_much_churn_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(144);
     outlast(rounds, seed);

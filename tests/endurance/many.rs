@@ -23,7 +23,7 @@ fn many_bundles_of_the_same_images_are_looked_after(target: &Target) {
 
 /// `cargo xtask many`: takes a minute.
 #[test]
-#[ignore = "takes long"]
+#[ignore = "takes long; `cargo xtask many` runs it"]
 fn a_thousand_bundles_of_the_same_images_are_looked_after() {
     crate::support::run_on(crate::support::Place::Fake, |target| look_after(1000, target));
 }

@@ -390,7 +390,7 @@ fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_conta
 
 /// `cargo xtask powercut`.
 #[test]
-#[ignore = "takes as long as asked for"]
+#[ignore = "takes as long as asked for; `cargo xtask powercut` runs it"]
 fn as_many_power_cuts_as_asked_for() {
     let Asked { rounds, seed } = Asked::or(10);
     for generation in super::generations_asked_for() {

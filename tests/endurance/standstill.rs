@@ -78,7 +78,7 @@ fn outwait(own: &mut Own, standstill: Duration) {
 
 /// Minutes are what `cargo xtask standstill` is for.
 #[test]
-#[ignore = "takes as long as asked for"]
+#[ignore = "takes as long as asked for; `cargo xtask standstill` runs it"]
 fn a_disk_that_stands_still_while_a_blob_is_committed_is_waited_for() {
     let Asked { rounds: seconds, .. } = Asked::or(180);
     let options = Options {
