@@ -27,6 +27,7 @@ impl Machine {
     pub(super) fn this(folder: &Path) -> Self {
         let cpuinfo = read("/proc/cpuinfo");
         let field = |name| field(&cpuinfo, name).unwrap_or_default();
+        let kind = filesystem(&read("/proc/self/mounts"), folder);
         let flags = format!(" {} {} ", field("flags"), field("Features"));
         Self {
             processor: field("model name").to_owned(),
@@ -34,12 +35,10 @@ impl Machine {
             hashes_in_hardware: flags.contains(" sha_ni ") || flags.contains(" sha2 "),
             memory: memory(&read("/proc/meminfo")),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            filesystem: filesystem(&read("/proc/self/mounts"), folder)
-                + if lacks_journal(folder) {
-                    WITHOUT_JOURNAL
-                } else {
-                    ""
-                },
+            filesystem: match lacks_journal(folder) {
+                true => kind + " without a journal",
+                false => kind,
+            },
         }
     }
 
@@ -56,8 +55,6 @@ impl Machine {
         )
     }
 }
-
-const WITHOUT_JOURNAL: &str = " without a journal";
 
 /// How long the machine rests before a run, so that it does not pay for what was deleted just before: the kernel goes on
 /// with that for a while after sync(2).
@@ -143,6 +140,16 @@ mod tests {
             assert_eq!(filesystem(mounts, Path::new(folder)), kind, "{folder}");
         }
         assert_eq!(filesystem("", Path::new("/")), "");
+    }
+
+    #[test]
+    fn only_an_ext4_without_a_journal_is_given_a_long_rest() {
+        let no_ext4 = Path::new("/proc");
+        assert!(!lacks_journal(no_ext4));
+        assert_eq!(rest(no_ext4, true), Duration::from_secs(1));
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(rest(here, true) > Duration::from_secs(60), lacks_journal(here));
+        assert_eq!(rest(here, false), Duration::from_secs(1));
     }
 
     #[test]
