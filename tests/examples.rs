@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use lab::{Generation, Options, on_path, workspace};
 use regex::Regex;
-use xtask::{Generation, Options, demo_bundle, on_path, workspace};
+use workshop::demo_bundle;
 
 use crate::support::bundles::{self, PLATFORMS, image, multi_platform};
 use crate::support::registry::Registry;
@@ -141,7 +142,7 @@ struct Surroundings {
 fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
     let registry = Registry::start()?;
     let home = |name: &str| stage.at(name);
-    let busybox = xtask::parts::busybox().expect("there is a busybox");
+    let busybox = lab::parts::busybox().expect("there is a busybox");
 
     stage.types("install -d -m 0755 /var/lib/k0s/images").exits(0);
 

@@ -13,8 +13,8 @@ use k8s_cri::v1::{
     NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
     StartContainerRequest, StopPodSandboxRequest,
 };
+use lab::Generation;
 use tonic::transport::{Channel, Endpoint};
-use xtask::Generation;
 
 use crate::support::bundles::{self, image, native, text};
 use crate::support::target::MANAGED;
@@ -128,7 +128,7 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     let node = Node::on(&target);
     let name = app();
     let daemon = node.start();
-    let busybox = fs::read(xtask::parts::busybox().unwrap()).unwrap();
+    let busybox = fs::read(lab::parts::busybox().unwrap()).unwrap();
     let with_busybox = |name: &str| {
         let files = [
             LayerFile::folder("bin/"),

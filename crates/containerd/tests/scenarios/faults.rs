@@ -8,8 +8,8 @@ use std::time::Duration;
 use bundle::Compression;
 use bundle::fixtures::{Layer, compress};
 use containerd::{Client, Error, Options, Recovery, Written};
+use lab::Generation;
 use tokio::net::UnixListener;
-use xtask::Generation;
 
 use crate::content::{arrived, assert_nothing_of, interrupted};
 use crate::leased;

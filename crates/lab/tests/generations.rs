@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use xtask::{Containerd, Generation, Options, demo_bundle, parts};
+use lab::{Containerd, Generation, Options, parts};
+use workshop::demo_bundle;
 
 fn on_each(test: impl Fn(Generation) + Sync) {
     std::thread::scope(|scope| {
-        for generation in xtask::generations() {
+        for generation in lab::generations() {
             let test = &test;
             scope.spawn(move || test(generation));
         }
@@ -20,7 +21,7 @@ fn on_each(test: impl Fn(Generation) + Sync) {
 /// Puts a blob into the content store that nothing refers to.
 fn ingest(containerd: &Containerd, text: &str) {
     let mut ctr = containerd
-        .ctr_in(xtask::runtime::NAMESPACE)
+        .ctr_in(lab::runtime::NAMESPACE)
         .args(["content", "ingest", text])
         .stdin(Stdio::piped())
         .spawn()
@@ -59,7 +60,7 @@ fn eventually(condition: impl Fn() -> bool) -> bool {
 
 #[test]
 fn all_generations_run_side_by_side_with_cri() {
-    let running: Vec<_> = xtask::generations()
+    let running: Vec<_> = lab::generations()
         .into_iter()
         .map(|generation| Containerd::start(generation, &Options::default()).unwrap())
         .collect();
