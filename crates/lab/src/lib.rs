@@ -4,6 +4,7 @@
 //! the project's crates, so that `cargo xtask` is built in seconds, and speaks to containerd through `ctr` only.
 
 mod debian;
+mod golang;
 mod heartbeat;
 pub mod left_out;
 pub mod parts;

@@ -29,8 +29,8 @@ struct Arguments {
 enum Task {
     /// Show the main job and the promises on a private containerd.
     Demo {
-        /// The containerd: 2, 1.7 or 1.6.
-        #[arg(long, default_value_t = Generation::V2)]
+        /// The containerd: 1.6, 1.7, 2.1, 2.3 or 2.4.
+        #[arg(long, default_value_t = Generation::V2_1)]
         generation: Generation,
     },
     /// Measure airgapd beside containerd's own importer and the limits of this machine (root).

@@ -15,10 +15,10 @@ use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
 use containerd::{Client, ImageRecord, Options};
 use fake_containerd::{Fake, FakeConfig, GcPolicy};
-use lab::{Containerd, Generation};
 use oci_spec::image::Digest;
 use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
+use lab::{Containerd, Generation};
 
 /// Whatever is waited for comes within this time, or never.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,7 +31,8 @@ macro_rules! everywhere {
         everywhere!(@in on_the_stand_in (crate::support::Place::Fake) $($scenario)*);
         everywhere!(@in on_containerd_1_6 (crate::support::Place::Real(lab::Generation::V1_6)) $($scenario)*);
         everywhere!(@in on_containerd_1_7 (crate::support::Place::Real(lab::Generation::V1_7)) $($scenario)*);
-        everywhere!(@in on_containerd_2 (crate::support::Place::Real(lab::Generation::V2)) $($scenario)*);
+        everywhere!(@in on_containerd_2_1 (crate::support::Place::Real(lab::Generation::V2_1)) $($scenario)*);
+        everywhere!(@in on_containerd_2_3 (crate::support::Place::Real(lab::Generation::V2_3)) $($scenario)*);
     };
     (@in $module:ident ($place:expr) $($scenario:ident)*) => {
         mod $module {
@@ -166,12 +167,32 @@ fn shared_containerd(generation: Generation) -> Option<Arc<Containerd>> {
         cri: false,
         ..lab::Options::default()
     };
-    let server = Arc::new(lab::left_out::unless_had(
-        &format!("containerd {generation}"),
-        Containerd::start(generation, &options),
-    )?);
+    let server = Arc::new(demanded(generation, Containerd::start(generation, &options))?);
     running.insert(generation, Arc::downgrade(&server));
     Some(server)
+}
+
+/// Where containerd cannot be had, scenarios are left out, unless that would hide them where they must run.
+#[allow(
+    clippy::print_stderr,
+    reason = "a test run has no other place to say what it leaves out"
+)]
+fn demanded<E: std::fmt::Display>(
+    generation: Generation,
+    started: Result<Containerd, E>,
+) -> Option<Containerd> {
+    match started {
+        Ok(containerd) => Some(containerd),
+        Err(error)
+            if std::env::var_os(lab::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") =>
+        {
+            panic!("containerd {generation} is required: {error:#}")
+        }
+        Err(error) => {
+            eprintln!("skipped, no containerd {generation}: {error:#}");
+            None
+        }
+    }
 }
 
 /// Text that no other test of any process uses: containerd shares content between namespaces.
