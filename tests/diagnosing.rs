@@ -320,10 +320,7 @@ fn who_is_not_root_is_told_so(target: &Target) {
     }
     let node = Node::on(target);
     assert_eq!(found(&doctor(&node), "user"), []);
-    mode(&node.path(""), 0o755);
-    // Where it is built may be a folder that only root may enter.
-    let copy = node.path("airgapd");
-    fs::copy(program().get_program(), &copy).unwrap();
+    let copy = node.program_for_all();
     let config = text(&node.path("config.yaml"));
     let mut command = Command::new("setpriv");
     command

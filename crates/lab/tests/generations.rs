@@ -226,3 +226,27 @@ fn a_running_container_does_not_outlive_its_containerd() {
         assert!(!folder.exists());
     });
 }
+
+#[test]
+fn a_containerd_that_cannot_start_says_why_at_once() {
+    on_each(|generation| {
+        let broken = Options {
+            extra_config:
+                "[plugins.\"io.containerd.internal.v1.restart\"]\ninterval = \"often\"\nthis is no TOML"
+                    .to_owned(),
+            ..Options::default()
+        };
+        let started = Instant::now();
+        let error = Containerd::start(generation, &broken).unwrap_err().to_string();
+        let first = error.lines().next().unwrap();
+        assert!(
+            first.contains("does not start") && first.contains("toml"),
+            "{error}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            started.elapsed()
+        );
+    });
+}

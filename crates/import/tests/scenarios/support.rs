@@ -15,10 +15,10 @@ use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
 use containerd::{Client, ImageRecord, Options};
 use fake_containerd::{Fake, FakeConfig, GcPolicy};
+use lab::{Containerd, Generation};
 use oci_spec::image::Digest;
 use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
-use lab::{Containerd, Generation};
 
 /// Whatever is waited for comes within this time, or never.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -183,9 +183,7 @@ fn demanded<E: std::fmt::Display>(
 ) -> Option<Containerd> {
     match started {
         Ok(containerd) => Some(containerd),
-        Err(error)
-            if std::env::var_os(lab::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") =>
-        {
+        Err(error) if std::env::var_os(lab::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") => {
             panic!("containerd {generation} is required: {error:#}")
         }
         Err(error) => {
