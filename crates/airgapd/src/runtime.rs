@@ -142,16 +142,15 @@ pub(crate) fn space(settings: &Settings, runtime: &Runtime) -> Space {
 
 /// What decides over a catalog on this node: its platforms, by containerd's rules, and the naming rules.
 ///
-/// Without a containerd the node's platform is detected, and judged by the newest rules.
+/// Without a containerd the node's platform is detected, and judged by the rules of every containerd there is.
 pub(crate) fn policy(settings: &Settings, runtime: Option<&Runtime>) -> Policy {
-    let rules = runtime.map_or(Rules::Rc3, |runtime| runtime.version.rules());
-    let only = |platform: &Platform| Matcher::only(platform, rules);
+    let rules = runtime.map_or(Rules::ALL.to_vec(), |runtime| vec![runtime.version.rules()]);
     let wanted = match &settings.platforms {
-        PlatformChoice::All => Wanted::All,
-        PlatformChoice::These(platforms) => Wanted::Platforms(platforms.iter().map(only).collect()),
+        PlatformChoice::All => Wanted::All { rules },
+        PlatformChoice::These(platforms) => Wanted::of(platforms, &rules),
         PlatformChoice::Node => {
             let node = runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());
-            Wanted::Platforms(vec![only(&node)])
+            Wanted::of(&[node], &rules)
         }
     };
     Policy {

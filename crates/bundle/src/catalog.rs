@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use oci_spec::image::{Descriptor, Digest};
-use platforms::Platform;
+use platforms::{Behind, Platform};
 
 use crate::{Compression, Reliance, Warning};
 
@@ -204,6 +204,31 @@ pub struct Node {
     pub content: Content,
 }
 
+impl platforms::Entry for Node {
+    fn platform(&self) -> Option<&Platform> {
+        self.platform.as_ref()
+    }
+
+    fn behind(&self) -> Behind<'_, Self> {
+        match &self.content {
+            Content::Index(children) => Behind::Index(children),
+            Content::Manifest(manifest) => Behind::Manifest {
+                config: manifest.platform_by_config(),
+            },
+            Content::Other | Content::Absent | Content::Broken(_) => Behind::Nothing,
+        }
+    }
+}
+
+/// What a config stands for that names no platform.
+const NO_PLATFORM: &Platform = &Platform {
+    os: String::new(),
+    architecture: String::new(),
+    variant: None,
+    os_version: None,
+    os_features: Vec::new(),
+};
+
 /// What is behind a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
@@ -230,7 +255,7 @@ pub struct Manifest {
     pub config: Part,
     /// The layers in order, lowest first. The same layer may occur twice.
     pub layers: Vec<Part>,
-    /// The platform that the config names: os, architecture, variant and os.version as given. `None` if
+    /// The platform that the config names: os, architecture, variant, version and features as given. `None` if
     /// the config is not there, is no image config or names neither os nor architecture.
     pub config_platform: Option<Platform>,
     /// The digests of the uncompressed layers, as the config lists them: one for each layer that is a file system. Empty
@@ -248,6 +273,13 @@ impl Manifest {
     /// The config and the layers.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         std::iter::once(&self.config).chain(&self.layers)
+    }
+
+    /// What containerd finds where it looks for the platform in the config; none where the config was not read.
+    fn platform_by_config(&self) -> Option<&Platform> {
+        let was_read =
+            self.kind == Kind::Image && self.config.state == PartState::Present && self.problems.is_empty();
+        self.config_platform.as_ref().or(was_read.then_some(NO_PLATFORM))
     }
 }
 

@@ -167,6 +167,8 @@ pub(crate) struct Config {
     variant: Option<String>,
     #[serde(rename = "os.version")]
     os_version: Option<String>,
+    #[serde(rename = "os.features", default, deserialize_with = "list")]
+    os_features: Vec<String>,
     #[serde(default, deserialize_with = "object")]
     rootfs: Option<RootFs>,
 }
@@ -187,7 +189,7 @@ impl Config {
             architecture: self.architecture.clone(),
             variant: present(&self.variant),
             os_version: present(&self.os_version),
-            os_features: Vec::new(),
+            os_features: self.os_features.clone(),
         })
     }
 

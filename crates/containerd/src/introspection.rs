@@ -50,12 +50,15 @@ impl Version {
     }
 
     /// How this containerd matches platforms. A containerd without a number is taken for a new one.
+    ///
+    /// The number tells which library containerd's own releases were built with. `+unknown` is what containerd 2.x says
+    /// of itself where its own build did not set the version. Debian's 2.1 says so, and has the library of 2.3.
     pub fn rules(&self) -> Rules {
-        if self.is_known() {
-            Rules::of_containerd(self.major, self.minor)
-        } else {
-            Rules::Rc3
+        let is_of_a_distribution = self.major >= 2 && self.text.ends_with("+unknown");
+        if !self.is_known() || is_of_a_distribution {
+            return Rules::Rc3;
         }
+        Rules::of_containerd(self.major, self.minor)
     }
 }
 
@@ -247,6 +250,20 @@ mod tests {
     #[test]
     fn an_unnumbered_containerd_is_taken_for_a_new_one() {
         assert_eq!(Version::parse("").rules(), Rules::Rc3);
+    }
+
+    #[test]
+    fn a_2_1_that_a_distribution_built_has_the_newest_rules_and_one_of_containerds_own_has_not() {
+        for (text, rules) in [
+            ("2.1.9+unknown", Rules::Rc3),
+            ("v2.1.9", Rules::Rc1),
+            ("v2.1.5-k3s1", Rules::Rc1),
+            ("1.7.24+unknown", Rules::V0_2),
+            ("1.7.24~ds1", Rules::V0_2),
+            ("v2.3.7", Rules::Rc3),
+        ] {
+            assert_eq!(Version::parse(text).rules(), rules, "{text}");
+        }
     }
 
     #[test]

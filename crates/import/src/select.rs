@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use bundle::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState};
 use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
-use platforms::{Matcher, Platform};
+use platforms::{Chosen, Matcher, Platform, Rules};
 use serde::{Deserialize, Serialize};
 
 use crate::names::{Naming, Reference, printable};
@@ -18,7 +18,22 @@ pub enum Wanted {
     /// Those that each matcher accepts. What an image offers for each of them must be whole.
     Platforms(Vec<Matcher>),
     /// Everything the bundle holds, and all of it must be whole.
-    All,
+    All {
+        /// The rules of the containerds that it is for: none of them may use an artifact where an image was meant.
+        rules: Vec<Rules>,
+    },
+}
+
+impl Wanted {
+    /// What nodes of these platforms take, by each of these rules.
+    #[must_use]
+    pub fn of(platforms: &[Platform], rules: &[Rules]) -> Wanted {
+        let each = platforms.iter().flat_map(|platform| {
+            let only = |rules: &Rules| Matcher::only(platform, *rules);
+            rules.iter().map(only)
+        });
+        Wanted::Platforms(each.collect())
+    }
 }
 
 /// What decides over a catalog: the node's platforms and the naming rules.
@@ -471,58 +486,47 @@ impl Walk<'_> {
         children: &[Node],
         notes: &mut Vec<String>,
     ) -> Result<(Closure, Rank), Unfit> {
-        let (best, rank) = self.required(children)?;
-        let mut problems = Vec::new();
-        for node in &best {
-            match &node.content {
-                Content::Manifest(manifest) => problems.extend(problems_in(self.place, node, manifest)),
-                Content::Absent => {
-                    let absent = absent(&node.descriptor, self.place);
-                    problems.push(format!("{}: {absent}", platform_text(node)));
-                }
-                Content::Broken(reason) => problems.push(format!("{}: {reason}", platform_text(node))),
-                Content::Index(_) | Content::Other => {}
-            }
-        }
-        if !problems.is_empty() {
-            return Err(Unfit::Broken(problems));
-        }
+        let best = self.required(root, children, notes)?;
         let mut builder = Builder::default();
         let keep = |node: &Node| self.keeps(node, &best);
         builder.index(root, children, &keep, notes);
         let platforms = builder.platforms(&best);
-        Ok((builder.finish(platforms), rank))
+        let rank = best.iter().filter_map(|node| self.rank(node)).min();
+        Ok((builder.finish(platforms), rank.unwrap_or(Rank::MAX)))
     }
 
-    /// The manifests that must be whole: what containerd will choose for each platform asked for, or everything.
-    fn required<'n>(&self, children: &'n [Node]) -> Result<(Vec<&'n Node>, Rank), Unfit> {
-        let mut best: Vec<&Node> = Vec::new();
-        match self.wanted {
-            Wanted::All => best.extend(
-                leaves(children)
+    /// The manifests that must be there: what containerd uses for each platform asked for, or everything. All of them
+    /// are whole.
+    fn required<'n>(
+        &self,
+        root: &'n Node,
+        children: &'n [Node],
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<&'n Node>, Unfit> {
+        let answers = match self.wanted {
+            Wanted::All { rules } => Answers {
+                best: leaves(children)
                     .into_iter()
-                    .filter(|n| !matches!(n.content, Content::Absent)),
-            ),
-            Wanted::Platforms(matchers) => {
-                for node in matchers.iter().filter_map(|matcher| best_of(children, matcher)) {
-                    if !best
-                        .iter()
-                        .any(|seen| seen.descriptor.digest() == node.descriptor.digest())
-                    {
-                        best.push(node);
-                    }
-                }
-            }
+                    .filter(|node| !matches!(node.content, Content::Absent))
+                    .collect(),
+                problems: hidden(root, children, rules),
+            },
+            Wanted::Platforms(matchers) => Answers::of(root, matchers, self.place, notes),
+        };
+        let mut problems = answers.problems;
+        problems.extend(
+            answers
+                .best
+                .iter()
+                .flat_map(|node| node_problems(node, self.place)),
+        );
+        if !problems.is_empty() {
+            return Err(Unfit::Broken(problems));
         }
-        if !best.iter().any(|node| is_runnable(node)) {
+        if !answers.best.iter().any(|node| is_runnable(node)) {
             return Err(Unfit::Foreign(offered(children)));
         }
-        let rank = best
-            .iter()
-            .filter_map(|node| self.rank(node))
-            .min()
-            .unwrap_or(Rank::MAX);
-        Ok((best, rank))
+        Ok(answers.best)
     }
 
     /// Whether a child of an index is taken: it is one of the required, or it suits and is whole.
@@ -534,7 +538,7 @@ impl Walk<'_> {
             return true;
         }
         let suits = match (self.wanted, &node.platform) {
-            (Wanted::All, _) => !matches!(node.content, Content::Absent),
+            (Wanted::All { .. }, _) => !matches!(node.content, Content::Absent),
             (Wanted::Platforms(matchers), Some(platform)) => matchers.iter().any(|m| m.accepts(platform)),
             (Wanted::Platforms(_), None) => true,
         };
@@ -569,28 +573,225 @@ impl Walk<'_> {
     }
 }
 
-/// What containerd chooses among the children of an index: matching or platform-less ones, the best first, exactly
-/// one, and the same again where that one is an index.
-fn best_of<'n>(children: &'n [Node], matcher: &Matcher) -> Option<&'n Node> {
-    let suits =
-        |node: &&Node| is_image_like(node) && node.platform.as_ref().is_none_or(|p| matcher.accepts(p));
-    let first = children.iter().filter(suits).min_by_key(|node| {
-        node.platform
-            .as_ref()
-            .and_then(|p| matcher.rank(p))
-            .unwrap_or(Rank::MAX)
-    })?;
-    match &first.content {
-        Content::Index(below) => best_of(below, matcher),
-        Content::Manifest(_) if first.platform.is_none() => config_suits(first, matcher).then_some(first),
-        _ => Some(first),
+/// What containerd does with an index on a node.
+enum Answer<'n> {
+    /// It makes containers of this one, if it is whole.
+    Image(&'n Node),
+    /// It uses one that is of no use, while another was meant for this node.
+    Hidden {
+        used: &'n Node,
+        why: String,
+        meant: &'n Node,
+    },
+    /// There is nothing for the node.
+    Nothing,
+}
+
+impl<'n> Answer<'n> {
+    /// Asks as the containerd would that `matcher` is of.
+    fn of(root: &'n Node, matcher: &Matcher) -> Answer<'n> {
+        let (used, why) = match platforms::chosen(root, matcher) {
+            Chosen::None => return Answer::Nothing,
+            Chosen::This(node) => match unusable(node) {
+                None => return Answer::Image(node),
+                Some(why) => (node, why),
+            },
+            Chosen::Mismatch(node) => {
+                let config = platform_text(node);
+                (node, format!("which has no platform and a config for {config}"))
+            }
+        };
+        match meant(root, matcher) {
+            Some(meant) => Answer::Hidden { used, why, meant },
+            None => Answer::Nothing,
+        }
+    }
+
+    fn node(&self) -> Option<&'n Node> {
+        match self {
+            Answer::Image(node) | Answer::Hidden { used: node, .. } => Some(node),
+            Answer::Nothing => None,
+        }
+    }
+
+    fn problems(&self, place: &str) -> Vec<String> {
+        let Answer::Hidden { used, why, meant } = self else {
+            return Vec::new();
+        };
+        let platform = platform_text(meant);
+        let (used_digest, meant_digest) = (used.descriptor.digest(), meant.descriptor.digest());
+        let problem = format!(
+            "{platform}: containerd uses {used_digest}, {why}; the image is {meant_digest}, which stands behind it"
+        );
+        std::iter::once(problem)
+            .chain(node_problems(used, place))
+            .collect()
     }
 }
 
-/// What containerd makes containers of on the node that `matcher` is of, by the same rules for a record's target.
+/// Why containerd can make no container of what it chose; none where an image is or should be there.
+fn unusable(node: &Node) -> Option<String> {
+    match &node.content {
+        Content::Manifest(manifest) => match &manifest.kind {
+            Kind::Image => None,
+            Kind::Artifact { artifact_type } => {
+                Some(format!("which is not a container image but {artifact_type}"))
+            }
+        },
+        Content::Other => Some(format!(
+            "which is not a manifest but {}",
+            node.descriptor.media_type()
+        )),
+        // What is not there is taken for an image when it says for which platform.
+        Content::Absent | Content::Broken(_) => node
+            .platform
+            .is_none()
+            .then(|| "which has no platform and cannot be read".to_owned()),
+        Content::Index(_) => None,
+    }
+}
+
+/// The image that an index has for a node, whatever stands before it.
+fn meant<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
+    let Content::Index(children) = &root.content else {
+        return None;
+    };
+    let suits = |node: &&Node| match (&node.platform, &node.content) {
+        (Some(platform), _) => matcher.accepts(platform),
+        (None, Content::Manifest(manifest)) => manifest
+            .config_platform
+            .as_ref()
+            .is_some_and(|config| matcher.accepts_config(config)),
+        (None, _) => false,
+    };
+    let images = leaves(children).into_iter().filter(|node| is_runnable(node));
+    let rank = |node: &&Node| node.platform.as_ref().and_then(|platform| matcher.rank(platform));
+    images
+        .filter(suits)
+        .min_by_key(|node| rank(node).unwrap_or(Rank::MAX))
+}
+
+/// What the containerds asked for use of an index, each manifest once.
+#[derive(Default)]
+struct Answers<'n> {
+    best: Vec<&'n Node>,
+    problems: Vec<String>,
+}
+
+impl<'n> Answers<'n> {
+    fn of(root: &'n Node, matchers: &[Matcher], place: &str, notes: &mut Vec<String>) -> Answers<'n> {
+        let mut answers = Answers::default();
+        for asked in by_platform(matchers) {
+            let given: Vec<(&Matcher, Answer<'n>)> = asked
+                .into_iter()
+                .map(|matcher| (matcher, Answer::of(root, matcher)))
+                .collect();
+            answers.add(&given, place, notes);
+        }
+        answers
+    }
+
+    /// Adds what one platform gets, by each of the rules that were asked for.
+    fn add(&mut self, given: &[(&Matcher, Answer<'n>)], place: &str, notes: &mut Vec<String>) {
+        let digest = |answer: &Answer<'_>| answer.node().map(|node| node.descriptor.digest().clone());
+        let differ = given
+            .iter()
+            .any(|(_, answer)| digest(answer) != digest(&given[0].1));
+        for (matcher, answer) in given {
+            let by_whom = if differ { by_whom(matcher) } else { String::new() };
+            for problem in answer.problems(place) {
+                let problem = format!("{by_whom}{problem}");
+                if !self.problems.contains(&problem) {
+                    self.problems.push(problem);
+                }
+            }
+            match answer {
+                Answer::Image(node) => {
+                    let is_new = |seen: &&Node| seen.descriptor.digest() != node.descriptor.digest();
+                    if self.best.iter().all(is_new) {
+                        self.best.push(node);
+                    }
+                }
+                Answer::Hidden { .. } => {}
+                Answer::Nothing if differ => {
+                    let platform = asked_text(matcher);
+                    self.problems
+                        .push(format!("{by_whom}there is nothing for {platform} in it"));
+                }
+                Answer::Nothing => {}
+            }
+            if differ && let Answer::Image(node) = answer {
+                let digest = node.descriptor.digest();
+                let platform = stated_platform(node);
+                let platform = platform.map_or_else(String::new, |platform| format!(", for {platform:#}"));
+                notes.push(format!("{by_whom}{digest} is used{platform}"));
+            }
+        }
+    }
+}
+
+/// Matchers for the same platform together: they differ in their rules only.
+fn by_platform(matchers: &[Matcher]) -> Vec<Vec<&Matcher>> {
+    let mut groups: Vec<Vec<&Matcher>> = Vec::new();
+    for matcher in matchers {
+        let of_same = |group: &&mut Vec<&Matcher>| asked_text(group[0]) == asked_text(matcher);
+        match groups.iter_mut().find(of_same) {
+            Some(group) => group.push(matcher),
+            None => groups.push(vec![matcher]),
+        }
+    }
+    groups
+}
+
+fn asked_text(matcher: &Matcher) -> String {
+    matcher
+        .platforms()
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default()
+}
+
+/// The start of a sentence that holds for some containerds only.
+fn by_whom(matcher: &Matcher) -> String {
+    let versions = matcher.rules().map(Rules::versions);
+    versions.map_or_else(String::new, |versions| format!("on containerd {versions} "))
+}
+
+/// No image is for so many platforms. A hostile index may list thousands, and each costs a look at all its entries.
+const MOST_PLATFORMS: usize = 100;
+
+/// Where everything is taken: images that containerd would not get at on a node of their own platform.
+fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Vec<String> {
+    let images = leaves(children)
+        .into_iter()
+        .filter(|node| is_runnable(node) && !matches!(node.content, Content::Absent | Content::Broken(_)));
+    let mut seen = HashSet::new();
+    let platforms: Vec<&Platform> = images
+        .filter_map(stated_platform)
+        .filter(|platform| seen.insert(*platform))
+        .take(MOST_PLATFORMS)
+        .collect();
+    let mut problems = Vec::new();
+    for platform in platforms {
+        for rules in rules {
+            let answer = Answer::of(root, &Matcher::only(platform, *rules));
+            for problem in answer.problems(BUNDLE) {
+                if !problems.contains(&problem) {
+                    problems.push(problem);
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// What containerd makes containers of on the node that `matcher` is of; none where it has nothing that it can use.
 pub(crate) fn chosen_for<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
     match &root.content {
-        Content::Index(children) => best_of(children, matcher),
+        Content::Index(_) => match Answer::of(root, matcher) {
+            Answer::Image(node) => Some(node),
+            Answer::Hidden { .. } | Answer::Nothing => None,
+        },
         Content::Manifest(manifest) => {
             (manifest.kind == Kind::Image && config_suits(root, matcher)).then_some(root)
         }
@@ -678,6 +879,20 @@ pub fn problems_in(place: &str, node: &Node, manifest: &Manifest) -> Vec<String>
         .iter()
         .map(|problem| format!("{platform}: {problem}"));
     config.into_iter().chain(layers).chain(others).collect()
+}
+
+/// The same of whatever is behind an entry of an index.
+fn node_problems(node: &Node, place: &str) -> Vec<String> {
+    match &node.content {
+        Content::Manifest(manifest) => problems_in(place, node, manifest),
+        Content::Absent => vec![format!(
+            "{}: {}",
+            platform_text(node),
+            absent(&node.descriptor, place)
+        )],
+        Content::Broken(reason) => vec![format!("{}: {reason}", platform_text(node))],
+        Content::Index(_) | Content::Other => Vec::new(),
+    }
 }
 
 fn part_problem(part: &Part, place: &str) -> Option<String> {

@@ -4,7 +4,8 @@ use airgapd_import::{Choice, DigestReferences, Naming, Policy, Skip, Taken, Verd
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use bundle::{Bundle, Limits};
 use oci_spec::image::Digest;
-use platforms::{Matcher, Platform, Rules};
+use platforms::{Platform, Rules};
+use serde_json::json;
 
 fn open(archive: &Archive) -> Bundle {
     let folder = tempfile::tempdir().unwrap();
@@ -18,13 +19,18 @@ fn node(platform: &str) -> Policy {
 }
 
 fn nodes(platforms: &[&str]) -> Policy {
-    let only = |text: &&str| Matcher::only(&text.parse::<Platform>().unwrap(), Rules::Rc1);
+    by(&[Rules::Rc1], platforms)
+}
+
+/// What nodes of these platforms take by each of these rules.
+fn by(rules: &[Rules], platforms: &[&str]) -> Policy {
+    let platforms: Vec<Platform> = platforms.iter().map(|text| text.parse().unwrap()).collect();
     let naming = Naming {
         digest_references: DigestReferences::None,
         ..Naming::default()
     };
     Policy {
-        wanted: Wanted::Platforms(platforms.iter().map(only).collect()),
+        wanted: Wanted::of(&platforms, rules),
         naming,
     }
 }
@@ -201,7 +207,9 @@ fn two_platforms_asked_for_must_both_be_whole() {
 #[test]
 fn all_takes_what_the_bundle_holds_and_wants_it_whole() {
     let all = Policy {
-        wanted: Wanted::All,
+        wanted: Wanted::All {
+            rules: vec![Rules::Rc1],
+        },
         ..node("linux/amd64")
     };
     let mut archive = index_of(&["linux/amd64", "linux/arm64", "linux/s390x"]);
@@ -372,5 +380,199 @@ fn every_manifest_taken_gets_its_digest_name_where_all_are_asked_for() {
     assert_eq!(
         taken(&choice).records[2].target.digest(),
         &image.manifests[0].digest
+    );
+}
+
+/// An image, and what stands beside it in its index.
+fn listed(manifests: impl IntoIterator<Item = Manifest>) -> Archive {
+    let nodes = manifests.into_iter().map(Node::from).collect();
+    Layout::new()
+        .image(Image::new("r.test/a:1").root(Node::Index(nodes)))
+        .build()
+}
+
+fn image(platform: &str) -> Manifest {
+    Manifest::new(platform).layer(platform.as_bytes().to_vec())
+}
+
+/// A list of parts that says which platform it is about.
+fn sbom(platform: &str) -> Manifest {
+    artifact(platform, "application/spdx+json")
+}
+
+fn artifact(platform: &str, kind: &str) -> Manifest {
+    Manifest::new(platform)
+        .layer(b"parts".to_vec())
+        .config_bytes(b"{}".to_vec())
+        .config_media_type(kind)
+}
+
+/// As the converter of nydus lists it: for nodes that have the feature.
+fn nydus(config: &str) -> Manifest {
+    let platform = json!({ "os": "linux", "architecture": "amd64", "os.features": ["nydus.remoteimage.v1"] });
+    Manifest::new("linux/amd64")
+        .layer(b"nydus".to_vec())
+        .config_media_type(config)
+        .descriptor_member("platform", platform)
+}
+
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// bazel-contrib/rules_img#742, opencontainers/image-spec#1216
+#[test]
+fn an_artifact_with_a_platform_that_stands_before_the_image_makes_it_broken_and_both_are_named() {
+    for first in [
+        sbom("linux/amd64"),
+        artifact("linux/amd64", "application/vnd.amazon.soci.index.v2+json"),
+    ] {
+        let mut archive = listed([first, image("linux/amd64")]);
+        let [used, meant] = [0, 1].map(|at| archive.images[0].manifests[at].clone());
+        for rules in Rules::ALL {
+            let problem = problems(&only_choice(&archive, &by(&[rules], &["linux/amd64"])));
+            assert!(
+                problem.contains(used.digest.as_ref())
+                    && problem.contains(meant.digest.as_ref())
+                    && problem.contains("not a container image"),
+                "{problem}"
+            );
+        }
+        archive.remove_blob(&used.layers[0]);
+        let problem = problems(&only_choice(&archive, &node("linux/amd64")));
+        assert!(problem.contains(used.layers[0].as_ref()), "{problem}");
+        // Another node does not get there.
+        let foreign = only_choice(&archive, &node("linux/s390x"));
+        assert!(matches!(foreign.verdict, Verdict::Skip(Skip::Foreign { .. })));
+    }
+}
+
+#[test]
+fn an_artifact_before_the_image_is_refused_where_every_platform_is_taken() {
+    let archive = listed([sbom("linux/amd64"), image("linux/amd64"), image("linux/arm64")]);
+    let all = |rules: &[Rules]| Policy {
+        wanted: Wanted::All {
+            rules: rules.to_vec(),
+        },
+        ..node("linux/amd64")
+    };
+    let problem = problems(&only_choice(&archive, &all(&Rules::ALL)));
+    assert!(problem.contains("linux/amd64: containerd uses"), "{problem}");
+    let archive = listed([image("linux/amd64"), sbom("linux/amd64"), image("linux/arm64")]);
+    taken(&only_choice(&archive, &all(&Rules::ALL)));
+    let featured = listed([
+        nydus("application/vnd.nydus.image.config.v1+json"),
+        image("linux/amd64"),
+    ]);
+    taken(&only_choice(&featured, &all(&[Rules::Rc3])));
+    problems(&only_choice(&featured, &all(&[Rules::V0_2])));
+}
+
+#[test]
+fn artifacts_behind_the_image_for_no_platform_or_for_unknown_ones_change_nothing() {
+    let unknown = sbom("unknown/unknown");
+    let without = sbom("linux/amd64").platform_in_config_only();
+    for (order, artifact) in [
+        ([image("linux/amd64"), sbom("linux/amd64"), unknown.clone()], 1),
+        ([unknown, without.clone(), image("linux/amd64")], 0),
+        ([without, image("linux/amd64"), sbom("linux/amd64")], 2),
+    ] {
+        let mut archive = listed(order);
+        taken(&only_choice(&archive, &by(&Rules::ALL, &["linux/amd64"])));
+        let parts = archive.images[0].manifests[artifact].layers[0].clone();
+        archive.remove_blob(&parts);
+        taken(&only_choice(&archive, &by(&Rules::ALL, &["linux/amd64"])));
+    }
+}
+
+#[test]
+fn an_index_of_artifacts_alone_is_skipped_and_not_broken() {
+    let archive = listed([sbom("linux/amd64"), sbom("linux/arm64")]);
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    assert!(
+        matches!(choice.verdict, Verdict::Skip(Skip::Foreign { .. })),
+        "{choice:?}"
+    );
+}
+
+/// dragonflyoss/nydus#1976
+#[test]
+fn features_count_by_the_newest_rules_and_not_before() {
+    let mut archive = listed([nydus(CONFIG), image("linux/amd64")]);
+    let [first, plain] = [0, 1].map(|at| archive.images[0].manifests[at].clone());
+    archive.remove_blob(&first.layers[0]);
+    for rules in [Rules::V0_2, Rules::Rc1] {
+        let problem = problems(&only_choice(&archive, &by(&[rules], &["linux/amd64"])));
+        assert!(problem.contains(first.layers[0].as_ref()), "{rules:?}: {problem}");
+    }
+    let choice = only_choice(&archive, &by(&[Rules::Rc3], &["linux/amd64"]));
+    assert!(needs(&choice, &plain.digest) && !needs(&choice, &first.digest));
+}
+
+#[test]
+fn for_every_rule_both_choices_are_brought_and_the_difference_is_told() {
+    let both = by(&Rules::ALL, &["linux/amd64"]);
+    let archive = listed([nydus(CONFIG), image("linux/amd64")]);
+    let choice = only_choice(&archive, &both);
+    for manifest in &archive.images[0].manifests {
+        assert!(needs(&choice, &manifest.digest));
+        let told = |note: &&String| note.contains(manifest.digest.as_ref());
+        let notes: Vec<_> = choice.notes.iter().filter(told).collect();
+        assert!(!notes.is_empty(), "{:?}", choice.notes);
+    }
+    assert!(
+        choice
+            .notes
+            .iter()
+            .any(|note| note.starts_with("on containerd 1.6 and 1.7 "))
+    );
+    assert!(
+        choice
+            .notes
+            .iter()
+            .any(|note| note.starts_with("on containerd 2.3 and later "))
+    );
+    let same = only_choice(&index_of(&["linux/amd64", "linux/386"]), &both);
+    assert_eq!(same.notes, [""; 0]);
+
+    let archive = listed([
+        nydus("application/vnd.nydus.image.config.v1+json"),
+        image("linux/amd64"),
+    ]);
+    let problem = problems(&only_choice(&archive, &both));
+    assert!(
+        problem.starts_with("on containerd 1.6 and 1.7 linux/amd64: containerd uses"),
+        "{problem}"
+    );
+    assert!(!problem.contains("2.3"), "{problem}");
+
+    let archive = listed([nydus(CONFIG)]);
+    let problem = problems(&only_choice(&archive, &both));
+    assert!(
+        problem.contains("on containerd 2.3 and later there is nothing for linux/amd64"),
+        "{problem}"
+    );
+}
+
+/// containerd reads the config of the first one without a platform, and of no other.
+#[test]
+fn the_first_manifest_without_a_platform_decides_by_its_config() {
+    let by_config = |platform| image(platform).platform_in_config_only();
+    let archive = listed([by_config("linux/amd64"), by_config("linux/arm64")]);
+    taken(&only_choice(&archive, &node("linux/amd64")));
+    let archive = listed([by_config("linux/arm64"), by_config("linux/amd64")]);
+    let [used, meant] = [0, 1].map(|at| archive.images[0].manifests[at].digest.clone());
+    let problem = problems(&only_choice(&archive, &node("linux/amd64")));
+    assert!(
+        problem.contains(used.as_ref()) && problem.contains(meant.as_ref()),
+        "{problem}"
+    );
+    // 1.6 and 1.7 do not look at the variant in there, the others do.
+    let archive = listed([by_config("linux/arm/v7")]);
+    taken(&only_choice(&archive, &by(&[Rules::V0_2], &["linux/arm/v7"])));
+    let level = listed([by_config("linux/amd64/v2")]);
+    taken(&only_choice(&level, &by(&[Rules::V0_2], &["linux/amd64"])));
+    let newer = only_choice(&level, &by(&[Rules::Rc1], &["linux/amd64"]));
+    assert!(
+        matches!(newer.verdict, Verdict::Skip(Skip::Foreign { .. })),
+        "{newer:?}"
     );
 }

@@ -25,6 +25,7 @@
 //! list of that length); a feature `win32k` given twice is ignored twice; Windows versions are compared
 //! by the list of releases that containerd has since 2.1.9; 2.0.0's own arm64 arithmetic (see [`Rules`]).
 
+mod choice;
 mod detection;
 mod expansion;
 mod matcher;
@@ -33,6 +34,7 @@ mod platform;
 mod rules;
 mod windows;
 
+pub use choice::{Behind, Chosen, Entry, chosen};
 pub use detection::{detect, host};
 pub use matcher::Matcher;
 pub use parsing::ParseError;

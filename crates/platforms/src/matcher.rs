@@ -93,6 +93,26 @@ impl Matcher {
         platform.is_none_or(|platform| self.accepts(platform))
     }
 
+    /// Whether containerd takes a manifest of an index whose descriptor has no platform, and whose config is for this one.
+    ///
+    /// [`Rules::V0_2`] looks at operating system and architecture only.
+    pub fn accepts_config(&self, config: &Platform) -> bool {
+        match &self.scope {
+            Scope::List { rules, .. } if !rules.reads_whole_configs() => {
+                self.accepts(&Platform::new(&config.os, &config.architecture, ""))
+            }
+            Scope::List { .. } | Scope::Everything => self.accepts(config),
+        }
+    }
+
+    /// The rules it matches by; none for [`all`](Matcher::all).
+    pub fn rules(&self) -> Option<Rules> {
+        match &self.scope {
+            Scope::Everything => None,
+            Scope::List { rules, .. } => Some(*rules),
+        }
+    }
+
     /// Whether operating system and architecture occur in the list, whatever the variant.
     ///
     /// For image configs, which often lie about variants, and whose variant containerd does not look

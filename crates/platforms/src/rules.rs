@@ -7,7 +7,9 @@
 /// |---|---|---|
 /// | `V0_2` | 1.6, 1.7 | v0.2.1, or the same code inside containerd |
 /// | `Rc1` | 2.0, 2.1, 2.2 | v1.0.0-rc.0 to rc.2 |
-/// | `Rc3` | 2.3 and later | v1.0.0-rc.3 and later |
+/// | `Rc3` | 2.3 and later; Debian's 2.1 | v1.0.0-rc.3 and later |
+///
+/// A distribution may build an older containerd with a newer library, as Debian does with 2.1.
 ///
 /// containerd 2.0.0 alone shipped rc.0 and is treated as `Rc1` too. It computed the arm64 lists
 /// instead of looking them up: spellings like `8.0` and levels like `v10`, which no CPU and no image
@@ -23,6 +25,18 @@ pub enum Rules {
 }
 
 impl Rules {
+    /// Every generation, the oldest first: for whoever cannot know which containerd an image will meet.
+    pub const ALL: [Rules; 3] = [Rules::V0_2, Rules::Rc1, Rules::Rc3];
+
+    /// The containerds that have these rules, for people: `1.6 and 1.7`.
+    pub fn versions(self) -> &'static str {
+        match self {
+            Rules::V0_2 => "1.6 and 1.7",
+            Rules::Rc1 => "2.0 to 2.2",
+            Rules::Rc3 => "2.3 and later",
+        }
+    }
+
     /// Picks the rules of a containerd by its version; unknown future versions get the newest rules.
     pub fn of_containerd(major: u64, minor: u64) -> Rules {
         match (major, minor) {
@@ -39,6 +53,11 @@ impl Rules {
 
     /// Whether a wanted Windows version restricts what is accepted.
     pub(crate) fn compares_windows_versions(self) -> bool {
+        self >= Rules::Rc1
+    }
+
+    /// Whether variant, version and features in a config count where a descriptor has no platform.
+    pub(crate) fn reads_whole_configs(self) -> bool {
         self >= Rules::Rc1
     }
 

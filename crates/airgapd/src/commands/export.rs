@@ -127,10 +127,10 @@ fn platforms(settings: &Settings, runtime: &Runtime) -> Platforms {
         PlatformChoice::These(platforms) => platforms.as_slice(),
         PlatformChoice::Node => std::slice::from_ref(&runtime.platform),
     };
-    let rules = runtime.version.rules();
+    let rules = [runtime.version.rules()];
     let wanted = these.iter().map(|platform| {
-        let only = Matcher::only(platform, rules);
-        (platform.to_string(), Wanted::Platforms(vec![only]))
+        let wanted = Wanted::of(std::slice::from_ref(platform), &rules);
+        (platform.to_string(), wanted)
     });
     Platforms::These(wanted.collect())
 }
@@ -309,7 +309,8 @@ impl Export<'_> {
 
     /// Says for each of these that it is not there, and what comes closest.
     async fn near_misses(&self, unknown: &[&String]) -> anyhow::Result<Vec<String>> {
-        let shelf = Shelf::of_containerd(self.client(), None, &Wanted::All, &self.limits).await?;
+        let everything = Wanted::All { rules: Vec::new() };
+        let shelf = Shelf::of_containerd(self.client(), None, &everything, &self.limits).await?;
         let told = unknown.iter().map(|text| {
             let need = Need {
                 reference: (*text).clone(),

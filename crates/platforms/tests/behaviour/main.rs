@@ -2,6 +2,7 @@
 
 #![allow(clippy::needless_pass_by_value, reason = "proptest hands over owned values")]
 
+mod choice;
 mod detection;
 mod forms;
 mod properties;

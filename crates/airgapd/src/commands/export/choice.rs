@@ -133,7 +133,7 @@ pub(crate) fn judge_whole(root: &Node, place: &'static str) -> Judgement {
             .iter_mut()
             .for_each(|child| take_away_broken(child, place));
     }
-    import::judge(&rest, &Wanted::All, place)
+    import::judge(&rest, &Wanted::All { rules: Vec::new() }, place)
 }
 
 fn take_away_broken(node: &mut Node, place: &str) {
