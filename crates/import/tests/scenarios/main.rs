@@ -3,6 +3,7 @@
 //!
 //! Statement numbers are those of the list of testable statements in containerd's behaviour as this project knows it.
 
+mod choosing;
 mod proxy;
 mod races;
 mod release;

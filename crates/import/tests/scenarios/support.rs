@@ -81,6 +81,19 @@ impl Stage {
         }
     }
 
+    /// A containerd of its own that has CRI. `None` as above.
+    pub(crate) async fn with_cri(generation: Generation) -> Option<Stage> {
+        let start = move || {
+            demanded(
+                generation,
+                Containerd::start(generation, &lab::Options::default()),
+            )
+        };
+        let server = tokio::task::spawn_blocking(start);
+        let server = server.await.expect("starting does not panic")?;
+        Some(Stage::new(server.socket(), Server::Real(Arc::new(server))))
+    }
+
     /// A stand-in that collects garbage after every change: what is unprotected for a moment is gone.
     pub(crate) async fn fake() -> Stage {
         Stage::fake_with(GcPolicy::AfterEveryMutation).await
