@@ -523,6 +523,7 @@ fn the_report_is_one_document_with_stable_keys() {
             "media_type": "application/vnd.oci.image.manifest.v1+json",
             "platforms": [native()],
             "missing_platforms": [],
+            "no_image": null,
             "bytes": bytes,
         }],
         "blobs": {

@@ -7,8 +7,9 @@ use lab::Options;
 use oci_spec::image::Digest;
 use serde_json::{Value, json};
 
-use super::{blobs_in, bundle, files_in};
+use super::{answer, blobs_in, bundle, files_in};
 use crate::support::bundles::{PLATFORMS, native, text};
+use crate::support::node::program;
 use crate::support::registry::Registry;
 use crate::support::target::Own;
 use crate::support::{Node, on_its_own_containerd, unique};
@@ -230,6 +231,109 @@ fn artifacts_travel_and_make_no_image_records() {
         assert!(target.record(&artifact).is_none() && target.record(&signature).is_none());
         assert!(blobs_in(file.as_ref()).contains(root.as_ref()));
     });
+}
+
+/// An artifact with a platform, before the image of that platform.
+fn hidden_image(registry: &Registry) -> (String, Manifest) {
+    let parts = Manifest::new("linux/amd64")
+        .layer(unique())
+        .config_bytes("{}")
+        .config_media_type("application/spdx+json");
+    let image = manifest("linux/amd64");
+    let root = Tree::Index(vec![
+        parts.into(),
+        image.clone().into(),
+        manifest("linux/arm64").into(),
+    ]);
+    let (name, _) = registry.push("some/hidden", "1", Image::unnamed().root(root));
+    (name, image)
+}
+
+/// bazel-contrib/rules_img#742
+#[test]
+fn an_image_behind_an_artifact_is_refused_before_anything_is_written() {
+    let Some(registry) = Registry::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (name, image) = hidden_image(&registry);
+    let file = text(&folder.path().join("bundle.tar"));
+    for platform in ["linux/amd64", "all"] {
+        let answer = bundle([&name, "--platform", platform, "-o", &file]).exits(1);
+        assert!(
+            answer.stderr.contains("containerd uses")
+                && answer.stderr.contains("application/spdx+json")
+                && answer.stderr.contains(digest_of(&image).as_ref()),
+            "{answer:?}"
+        );
+        let answer = bundle([&name, "--platform", platform, "-o", "-"]).exits(1);
+        assert!(answer.stdout.is_empty());
+    }
+    assert!(files_in(folder.path()).is_empty());
+    // A node of another platform never gets there.
+    bundle([&name, "--platform", "linux/arm64", "-o", &file]).exits(0);
+}
+
+/// moby/moby#48361
+#[test]
+fn what_no_node_makes_an_image_of_is_said_where_the_bundle_is_made() {
+    let Some(registry) = Registry::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let old = manifest(native()).config_media_type("application/octet-stream");
+    let (old, _) = registry.push("some/old", "1", Image::unnamed().manifest(old));
+    let (thing, _) = registry.push("some/thing", "1", Image::unnamed().manifest(artifact()));
+    let (image, _) = registry.push("some/image", "1", Image::unnamed().manifest(manifest(native())));
+    let file = text(&folder.path().join("bundle.tar"));
+    for (name, kind) in [
+        (&old, "application/octet-stream"),
+        (&thing, "application/vnd.test.thing"),
+    ] {
+        let alone = bundle([name, "-o", &file]).exits(1);
+        assert!(
+            alone
+                .stderr
+                .contains(&format!("{name}: no node makes an image of it")),
+            "{alone:?}"
+        );
+        assert!(files_in(folder.path()).is_empty());
+        let answer = bundle([name, &image, "-o", &file]).exits(0);
+        let said = format!("no node makes an image of it: not a container image but {kind}");
+        assert!(
+            answer.stderr.contains(&said) && answer.stdout.contains(&said),
+            "{answer:?}"
+        );
+        std::fs::remove_file(&file).unwrap();
+    }
+}
+
+/// dragonflyoss/nydus#1976
+#[test]
+fn what_any_containerd_would_use_travels() {
+    let Some(registry) = Registry::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let platform = json!({"os": "linux", "architecture": "amd64", "os.features": ["nydus.remoteimage.v1"]});
+    let featured = manifest("linux/amd64");
+    let plain = manifest("linux/amd64");
+    let digests = [&featured, &plain].map(digest_of);
+    let featured = featured.descriptor_member("platform", platform);
+    let root = Tree::Index(vec![
+        featured.into(),
+        plain.into(),
+        manifest("linux/amd64").into(),
+    ]);
+    let (name, _) = registry.push("some/featured", "1", Image::unnamed().root(root));
+    let path = folder.path().join("bundle.tar");
+    let file = text(&path);
+    bundle([&name, "--platform", "linux/amd64", "-o", &file]).exits(0);
+    let blobs = blobs_in(&path);
+    assert!(
+        digests.iter().all(|digest| blobs.contains(digest.as_ref())),
+        "{blobs:?}"
+    );
+    assert_eq!(blobs.len(), 7, "the third one is used by none");
+    let shown = answer(program().args(["inspect", "--platform", "linux/amd64", &file])).exits(0);
+    assert!(
+        shown.stdout.contains("on containerd 1.6 and 1.7") && shown.stdout.contains("on containerd 2.3"),
+        "{shown:?}"
+    );
 }
 
 #[test]

@@ -23,7 +23,8 @@ pub struct Catalog {
     ///
     /// It is the sha256 of `index.json` where everything comes from there. `manifest.json` does not pin the
     /// bytes of its layers, so once an image comes from it, the digest covers the document's bytes followed
-    /// by the digest of every image's root.
+    /// by the digest of every image's root. Of a hybrid it covers `manifest.json` as soon as that has any effect: a name
+    /// or an image that comes from there, or a warning.
     pub digest: Digest,
     /// One per entry of `index.json` or element of `manifest.json`, in the document's order.
     pub images: Vec<Image>,
@@ -155,7 +156,7 @@ impl fmt::Display for Truncation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Its names as the archive gives them: at most one from an OCI layout, any number from a Docker
-    /// archive. Neither normalised nor checked.
+    /// archive or the `manifest.json` of a hybrid. Neither normalised nor checked.
     pub names: Vec<RawName>,
     /// What the names stand for.
     pub root: Node,

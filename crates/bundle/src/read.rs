@@ -1,6 +1,6 @@
 //! From a file to a catalog: which format it is, and which side of a hybrid counts.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -21,7 +21,7 @@ use crate::reader::Reader;
 use crate::table::{Archive, Found};
 use crate::{
     Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Manifest, PartState,
-    Reliance, Truncation, Warning, digests, escape, reliance, tar,
+    RawName, Reliance, Truncation, Warning, digests, escape, reliance, tar,
 };
 
 const LAYOUT_FILE: &str = "oci-layout";
@@ -419,7 +419,7 @@ fn content_digest(document: &[u8], images: &[Image]) -> Digest {
     hasher.finish()
 }
 
-/// Lets `manifest.json` stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
+/// Takes from `manifest.json` the names that only it has, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
 /// empty list of layers (moby#47065) or with layers in the wrong order (moby#47150).
 fn compare_sides(
     reader: &mut Reader<'_>,
@@ -431,21 +431,95 @@ fn compare_sides(
     let Ok(elements) = elements(docker) else {
         return Ok(());
     };
-    images.warnings.extend(images_left_out(&images.images, &elements));
-    if !images.images.iter().any(|image| broken_manifest(image).is_some()) {
-        return Ok(());
-    }
-    check_count(elements.len(), DOCKER, reader.limits)?;
-    let mut docker = Docker::new(reader);
-    let others: Result<Vec<_>, _> = elements.iter().map(|element| docker.image(element)).collect();
-    let others = others?;
-    for image in &mut images.images {
-        if let Some(warning) = replace(image, &others) {
-            images.warnings.push(warning);
-            images.digest = content_digest(index, &others);
+    let left_out = images_left_out(&images.images, &elements);
+    let mut has_effect = left_out.is_some();
+    images.warnings.extend(left_out);
+    has_effect |= add_names(reader, &mut images.images, &elements)?;
+    let mut others = Vec::new();
+    if images.images.iter().any(|image| broken_manifest(image).is_some()) {
+        check_count(elements.len(), DOCKER, reader.limits)?;
+        let mut docker = Docker::new(reader);
+        let made: Result<Vec<_>, _> = elements.iter().map(|element| docker.image(element)).collect();
+        others = made?;
+        for image in &mut images.images {
+            if let Some(warning) = replace(image, &others) {
+                images.warnings.push(warning);
+                has_effect = true;
+            }
         }
     }
+    if has_effect {
+        images.digest = both_digest(index, docker, &others);
+    }
     Ok(())
+}
+
+/// Identity of content that both documents decide about.
+fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
+    let docker = content_digest(docker, others);
+    let mut hasher = digests::Hasher::sha256();
+    hasher.update(index);
+    hasher.update(docker.as_ref().as_bytes());
+    hasher.finish()
+}
+
+/// Gives images the names that only `manifest.json` has, and says whether there are any. The manifest that an element is
+/// about is known by its config. Where it stands in an index, the name is the index's.
+///
+/// bazel's `rules_img` wrote such archives (rules_img#462), and BuildKit (moby#45416).
+fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValue]) -> Result<bool, Fault> {
+    if elements.len() > reader.limits.images {
+        return Ok(false);
+    }
+    let mut by_config: HashMap<String, usize> = HashMap::new();
+    // Of two images with one config the first without a name gets it.
+    let unnamed_first = |at: &usize| (!images[*at].names.is_empty(), *at);
+    let mut order: Vec<usize> = (0..images.len()).collect();
+    order.sort_by_key(unnamed_first);
+    for at in order {
+        let mut configs = Vec::new();
+        layout::configs(&images[at].root, &mut configs);
+        for config in configs {
+            by_config.entry(config.digest().to_owned()).or_insert(at);
+        }
+    }
+    let names = images.iter().flat_map(|image| &image.names);
+    let mut known: HashSet<String> = names.map(|name| familiar(name.as_str()).to_owned()).collect();
+    let mut has_added = false;
+    for element in elements {
+        let Ok(given) = documents::parse::<DockerImage>(element.get().as_bytes()) else {
+            continue;
+        };
+        let Some(at) = config_hex(&given).and_then(|hex| by_config.get(hex)) else {
+            continue;
+        };
+        for tag in given.repo_tags {
+            if known.insert(familiar(&tag).to_owned()) {
+                reader.charge(1, tag.len() as u64)?;
+                images[*at].names.push(RawName::RepoTag(tag));
+                has_added = true;
+            }
+        }
+    }
+    Ok(has_added)
+}
+
+/// A name as Docker shows it: without the host and the folder that are Docker Hub's. Only for telling whether two
+/// documents mean the same name.
+fn familiar(name: &str) -> &str {
+    let on_hub = ["docker.io/", "index.docker.io/"];
+    let Some(path) = on_hub.iter().find_map(|host| name.strip_prefix(host)) else {
+        return name.strip_prefix("library/").unwrap_or(name);
+    };
+    path.strip_prefix("library/").unwrap_or(path)
+}
+
+/// The digest of the config that an element names, without its algorithm. Beside an OCI layout, configs are named by it.
+fn config_hex(element: &DockerImage) -> Option<&str> {
+    let file = element.config.rsplit('/').next().unwrap_or_default();
+    let file = file.strip_suffix(".json").unwrap_or(file);
+    let hex = file.strip_prefix("sha256:").unwrap_or(file);
+    (hex.len() == 64).then_some(hex)
 }
 
 /// The manifest of an image that is one and cannot run.
@@ -484,8 +558,7 @@ fn replace(image: &mut Image, others: &[Image]) -> Option<Warning> {
     Some(warning)
 }
 
-/// Warns about images that only `manifest.json` lists. Where it stands beside an OCI layout, its configs are
-/// named by their digest.
+/// Warns about images that only `manifest.json` lists.
 fn images_left_out(images: &[Image], elements: &[&RawValue]) -> Option<Warning> {
     let mut configs = Vec::new();
     images
@@ -493,11 +566,8 @@ fn images_left_out(images: &[Image], elements: &[&RawValue]) -> Option<Warning> 
         .for_each(|image| layout::configs(&image.root, &mut configs));
     let known: HashSet<_> = configs.into_iter().map(Digest::digest).collect();
     let is_left_out = |element: &&&RawValue| {
-        let config = documents::parse::<DockerImage>(element.get().as_bytes()).map(|image| image.config);
-        let config = config.unwrap_or_default();
-        let file = config.rsplit('/').next().unwrap_or_default();
-        let hex = file.strip_suffix(".json").unwrap_or(file);
-        hex.len() == 64 && !known.contains(hex)
+        let element = documents::parse::<DockerImage>(element.get().as_bytes());
+        element.is_ok_and(|element| config_hex(&element).is_some_and(|hex| !known.contains(hex)))
     };
     let count = elements.iter().filter(is_left_out).count();
     (count > 0).then_some(Warning::NotInIndex { count })

@@ -63,7 +63,8 @@ impl fmt::Display for ImageRef {
 /// The platforms that are fetched of each image.
 #[derive(Clone, Debug)]
 pub enum Wanted {
-    /// Of each matcher the best that an image offers, with the attestations that are about it.
+    /// What the containerd of each matcher would use, with the attestations that are about it. Several matchers may be
+    /// for one platform, with the rules of several containerds.
     Best(Vec<Matcher>),
     /// Everything.
     All,
@@ -260,6 +261,35 @@ struct Walk<'a> {
     descriptors: usize,
 }
 
+impl Wanted {
+    /// The platforms that are asked for, each once.
+    fn platforms(&self) -> Vec<String> {
+        let Wanted::Best(matchers) = self else {
+            return vec!["any platform".to_owned()];
+        };
+        let mut texts: Vec<String> = Vec::new();
+        for text in matchers.iter().filter_map(asked_text) {
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        texts
+    }
+}
+
+fn asked_text(matcher: &Matcher) -> Option<String> {
+    matcher.platforms().first().map(ToString::to_string)
+}
+
+impl Resolved {
+    /// Its documents: indexes, manifests and configs, each with its bytes.
+    pub fn documents(&self) -> impl Iterator<Item = (&BlobRef, &[u8])> {
+        self.documents
+            .iter()
+            .map(|(blob, bytes)| (blob, bytes.as_slice()))
+    }
+}
+
 impl Walk<'_> {
     /// Takes a document and what it refers to. `bytes` are those of the root, which have been fetched by name.
     async fn document(&mut self, entry: Entry, bytes: Option<Vec<u8>>, depth: usize) -> Result<(), Error> {
@@ -350,10 +380,10 @@ impl Walk<'_> {
         let entries = self.entries(digest, &value["manifests"])?;
         let taken = self.choose(&entries);
         let is_wanted = |entry: &Entry| taken.contains(entry.digest()) || is_about(entry, &taken);
-        if taken.is_empty() {
-            return Err(self.no_platform(&offered(&entries)));
-        }
         if depth == 0 {
+            if taken.is_empty() {
+                return Err(self.no_platform(&offered(&entries)));
+            }
             self.note_missing(&entries);
         }
         for entry in entries {
@@ -388,47 +418,34 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What containerd would choose, for each platform asked for.
+    /// What containerd would use, for each matcher. It asks for nothing but the platform: where something else than an
+    /// image stands first, that is what is taken, and whoever proves the bundle finds out.
     fn choose(&self, entries: &[Entry]) -> HashSet<Digest> {
-        let documents = entries
-            .iter()
-            .filter(|entry| is_index(entry.media_type()) || is_manifest(entry.media_type()));
         match self.wanted {
             Wanted::All => entries.iter().map(|entry| entry.digest().clone()).collect(),
             Wanted::Best(matchers) => {
-                let images: Vec<&Entry> = documents.filter(|entry| entry.refers_to.is_none()).collect();
-                let best = matchers.iter().filter_map(|matcher| best(&images, matcher));
+                let best = matchers.iter().filter_map(|matcher| best(entries, matcher));
                 best.map(|entry| entry.digest().clone()).collect()
             }
         }
     }
 
-    /// Notes platforms that were asked for and for which there is nothing.
+    /// Notes platforms that were asked for and for which there is nothing, by whatever rules.
     fn note_missing(&mut self, entries: &[Entry]) {
         let Wanted::Best(matchers) = self.wanted else {
             return;
         };
-        let images: Vec<&Entry> = entries.iter().filter(|entry| entry.refers_to.is_none()).collect();
-        let lacking = matchers.iter().filter(|matcher| best(&images, matcher).is_none());
-        self.missing.extend(
-            lacking
-                .filter_map(|m| m.platforms().first())
-                .map(ToString::to_string),
-        );
+        let served = matchers.iter().filter(|matcher| best(entries, matcher).is_some());
+        let served: HashSet<String> = served.filter_map(asked_text).collect();
+        let asked = self.wanted.platforms();
+        self.missing
+            .extend(asked.into_iter().filter(|platform| !served.contains(platform)));
     }
 
     fn no_platform(&self, offered: &[String]) -> Error {
-        let wanted = match self.wanted {
-            Wanted::All => vec!["any platform".to_owned()],
-            Wanted::Best(matchers) => matchers
-                .iter()
-                .filter_map(|m| m.platforms().first())
-                .map(ToString::to_string)
-                .collect(),
-        };
         Error::Platform {
             name: self.name.to_owned(),
-            wanted: wanted.join(" or "),
+            wanted: self.wanted.platforms().join(" or "),
             offered: if offered.is_empty() {
                 "none at all".to_owned()
             } else {
@@ -496,10 +513,9 @@ fn offered(entries: &[Entry]) -> Vec<String> {
     offered
 }
 
-/// The best of them: for an index of equal rank, whatever is inside is judged there.
-fn best<'e>(entries: &[&'e Entry], matcher: &Matcher) -> Option<&'e Entry> {
-    let found = matcher.best(entries, |entry: &&Entry| entry.platform.as_ref());
-    found.copied()
+/// The one of them that containerd goes on with.
+fn best<'e>(entries: &'e [Entry], matcher: &Matcher) -> Option<&'e Entry> {
+    matcher.best(entries, |entry: &Entry| entry.platform.as_ref())
 }
 
 fn is_about(entry: &Entry, taken: &HashSet<Digest>) -> bool {

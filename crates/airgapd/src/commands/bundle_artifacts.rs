@@ -1,9 +1,10 @@
 //! `airgapd bundle-artifacts`: a bundle of images in registries, made on the connected side.
 //!
 //! First every document of every image is read, so that what is wrong with any of them is said before the first layer
-//! moves. Then the archive is laid out, and layers are fetched in its order while it is written.
+//! moves: also that no node would take it. Then the archive is laid out, and layers are fetched in its order while it is
+//! written. A file gets its name when it was opened again and is what the nodes need.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,17 +13,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bundle::write::{Draft, DraftImage, Layout, Written};
-use bundle::{Bundle, Inventory, Limits};
+use bundle::{Bundle, Inventory, Limits, Store};
 use futures_util::StreamExt as _;
+use import::{Judgement, Naming, Policy, Skip};
 use oci_spec::image::Digest;
-use platforms::{Matcher, Platform, Rules};
+use platforms::{Platform, Rules};
 use registry::{
     Cache, Client, Counters, Credentials, Feed, ImageRef, Options, Proxies, Resolved, Retry, Security, Wanted,
 };
 use serde::Serialize;
 
 use super::Exit;
-use super::making::{self, Target, Told, compression};
+use super::inspect::Inspection;
+use super::making::{self, Proof, Target, Told, compression};
 use crate::cli::{BundleArtifactsArgs, Insecure};
 use crate::config::OutputFormat;
 use crate::output;
@@ -38,7 +41,7 @@ pub(crate) async fn run(
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let started = Instant::now();
-    let (target, references, wanted) = match request(&args, file, format) {
+    let (target, references, platforms) = match request(&args, file, format) {
         Ok(request) => request,
         Err(mistake) => {
             output::complain(&mistake)?;
@@ -49,7 +52,21 @@ pub(crate) async fn run(
     let client = Arc::new(Client::new(options(&args)?)?);
     let cache = args.cache.clone().map(Cache::open).transpose()?;
     let concurrency = usize::from(args.concurrency);
-    let images = resolve_all(&client, cache.as_ref(), &references, &wanted, concurrency).await?;
+    let images = resolve_all(
+        &client,
+        cache.as_ref(),
+        &references,
+        &platforms.fetched(),
+        concurrency,
+    )
+    .await?;
+    let mut proof = BundleProof {
+        policy: platforms.policy(),
+        limits: limits.clone(),
+        artifacts: HashMap::new(),
+    };
+    proof.of_plan(&images)?;
+    let artifacts = proof.artifacts.clone();
     let mut draft = Draft {
         images: images.iter().map(|image| image.draft.clone()).collect(),
         relies_on: None,
@@ -74,8 +91,8 @@ pub(crate) async fn run(
         images: &images,
         counters: &counters,
     };
-    let written = job.write().await?;
-    let report = Report::new(&job, &draft, written, total, started.elapsed());
+    let written = job.write(proof).await?;
+    let report = Report::new(&job, &draft, &artifacts, written, total, started.elapsed());
     target.tell(format, &report)?;
     Ok(Exit::Done)
 }
@@ -85,9 +102,9 @@ fn request(
     args: &BundleArtifactsArgs,
     file: Option<PathBuf>,
     format: OutputFormat,
-) -> Result<(Target, Vec<ImageRef>, Wanted), String> {
+) -> Result<(Target, Vec<ImageRef>, Platforms), String> {
     let target = Target::of(file, format)?;
-    Ok((target, references(args)?, wanted(&args.platforms)?))
+    Ok((target, references(args)?, Platforms::of(&args.platforms)?))
 }
 
 /// The images that are asked for, each once, sorted by nothing but their order.
@@ -133,24 +150,164 @@ fn image_ref(reference: &import::Reference) -> ImageRef {
     }
 }
 
-fn wanted(platforms: &[String]) -> Result<Wanted, String> {
-    if platforms.iter().any(|platform| platform == "all") {
-        return if platforms.len() == 1 {
-            Ok(Wanted::All)
-        } else {
-            Err("--platform all goes with no other platform".to_owned())
-        };
+/// The platforms of the nodes that the bundle is for. Which containerd they have is not known here: the bundle has
+/// what any of them would use.
+enum Platforms {
+    All,
+    These(Vec<Platform>),
+}
+
+impl Platforms {
+    fn of(texts: &[String]) -> Result<Platforms, String> {
+        if texts.iter().any(|platform| platform == "all") {
+            return if texts.len() == 1 {
+                Ok(Platforms::All)
+            } else {
+                Err("--platform all goes with no other platform".to_owned())
+            };
+        }
+        let parsed = texts.iter().map(|text| {
+            let platform = text.parse::<Platform>();
+            platform.map_err(|error| format!("--platform {}: {error}", import::printable(text)))
+        });
+        let parsed: Vec<Platform> = parsed.collect::<Result<_, _>>()?;
+        Ok(Platforms::These(match parsed.is_empty() {
+            true => vec![platforms::host()],
+            false => parsed,
+        }))
     }
-    let only = |platform: &Platform| Matcher::only(platform, Rules::Rc3);
-    let parsed = platforms.iter().map(|text| {
-        let platform = text.parse::<Platform>();
-        platform.map_err(|error| format!("--platform {}: {error}", import::printable(text)))
-    });
-    let parsed: Vec<Platform> = parsed.collect::<Result<_, _>>()?;
-    Ok(Wanted::Best(match parsed.as_slice() {
-        [] => vec![only(&platforms::host())],
-        parsed => parsed.iter().map(only).collect(),
-    }))
+
+    fn fetched(&self) -> Wanted {
+        match self.wanted() {
+            import::Wanted::All { .. } => Wanted::All,
+            import::Wanted::Platforms(matchers) => Wanted::Best(matchers),
+        }
+    }
+
+    fn wanted(&self) -> import::Wanted {
+        match self {
+            Platforms::All => import::Wanted::All {
+                rules: Rules::ALL.to_vec(),
+            },
+            Platforms::These(platforms) => import::Wanted::of(platforms, &Rules::ALL),
+        }
+    }
+
+    /// What decides on such a node, whatever its names are.
+    fn policy(&self) -> Policy {
+        Policy {
+            wanted: self.wanted(),
+            naming: Naming::default(),
+        }
+    }
+}
+
+/// Makes sure that nodes of the platforms that were asked for take every image of the bundle.
+struct BundleProof {
+    policy: Policy,
+    limits: Limits,
+    /// What was asked for and is no image: by digest, what it is. It travels, and nodes make no record of it.
+    artifacts: HashMap<Digest, String>,
+}
+
+/// What a node will say of an image.
+enum Prospect {
+    Taken,
+    /// It is no container image, but this.
+    Artifact(String),
+    Refused(String),
+}
+
+impl BundleProof {
+    /// Looks at the documents that were read, before the first layer moves. Says what is no image.
+    ///
+    /// # Errors
+    ///
+    /// Every image that no such node would take, with the reason; the same of all artifacts where there is no image.
+    fn of_plan(&mut self, images: &[Resolved]) -> anyhow::Result<()> {
+        let (mut refused, mut artifacts) = (Vec::new(), Vec::new());
+        for image in images {
+            match self.prospect(image) {
+                Prospect::Taken => {}
+                Prospect::Refused(reason) => refused.push(format!("{}: {reason}", image.reference)),
+                Prospect::Artifact(what) => {
+                    artifacts.push(format!("{}: {what}", image.reference));
+                    self.artifacts.insert(image.draft.target.digest().clone(), what);
+                }
+            }
+        }
+        if artifacts.len() == images.len() {
+            refused.append(&mut artifacts);
+        }
+        if !refused.is_empty() {
+            bail!("no bundle was made: {}", refused.join("\n"));
+        }
+        for artifact in artifacts {
+            tracing::warn!("{artifact}");
+        }
+        Ok(())
+    }
+
+    fn prospect(&self, image: &Resolved) -> Prospect {
+        let mut shelf = Planned::of(image);
+        let root = match bundle::resolve(&image.draft.target, &mut shelf, &self.limits) {
+            Ok(root) => root,
+            Err(fault) => return Prospect::Refused(fault.to_string()),
+        };
+        let no_image = |skip: Skip| Prospect::Artifact(format!("no node makes an image of it: {skip}"));
+        match import::judge(&root, &self.policy.wanted, "the bundle") {
+            Judgement::Whole(_) => Prospect::Taken,
+            Judgement::Broken(problems) => Prospect::Refused(problems.join("; ")),
+            Judgement::Artifact(kind) => no_image(Skip::Artifact(kind)),
+            Judgement::Foreign(offered) if offered.is_empty() => no_image(Skip::Foreign { offered }),
+            Judgement::Foreign(offered) => Prospect::Refused(Skip::Foreign { offered }.to_string()),
+        }
+    }
+
+    /// Looks at the finished file with the eyes of `airgapd inspect`.
+    ///
+    /// # Errors
+    ///
+    /// Why it is no bundle, or every image of it that no such node would take.
+    fn of_file(&self, path: &Path) -> anyhow::Result<()> {
+        let bundle = Bundle::open(path, &self.limits).context("the bundle that was made cannot be read")?;
+        let inspection = Inspection::of(&bundle, &self.policy);
+        let refused =
+            inspection.refused(|digest| self.artifacts.keys().any(|known| known.as_ref() == digest));
+        if !refused.is_empty() || !inspection.is_complete() {
+            bail!("no bundle was made: {}", refused.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+/// The blobs that a bundle of this image will have.
+struct Planned<'a> {
+    documents: HashMap<&'a Digest, &'a [u8]>,
+    layers: HashMap<&'a Digest, u64>,
+}
+
+impl<'a> Planned<'a> {
+    fn of(image: &'a Resolved) -> Planned<'a> {
+        let documents = image.documents().map(|(blob, bytes)| (&blob.digest, bytes));
+        let layers = image.draft.layers.iter().map(|blob| (&blob.digest, blob.size));
+        Planned {
+            documents: documents.collect(),
+            layers: layers.collect(),
+        }
+    }
+}
+
+impl Store for Planned<'_> {
+    fn size(&self, digest: &Digest) -> Option<u64> {
+        let document = self.documents.get(digest).map(|bytes| bytes.len() as u64);
+        document.or_else(|| self.layers.get(digest).copied())
+    }
+
+    fn read(&mut self, digest: &Digest) -> Result<Vec<u8>, String> {
+        let document = self.documents.get(digest).map(|bytes| bytes.to_vec());
+        document.ok_or_else(|| format!("{digest} is not a document"))
+    }
 }
 
 fn options(args: &BundleArtifactsArgs) -> anyhow::Result<Options> {
@@ -297,7 +454,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// Writes the bundle on a thread of its own, and shows how far it is.
-    async fn write(&self) -> anyhow::Result<Written> {
+    async fn write(&self, proof: BundleProof) -> anyhow::Result<Written> {
         let concurrency = usize::from(self.args.concurrency);
         let blobs = self.layout.blobs();
         let feed = Feed::begin(
@@ -311,8 +468,9 @@ impl Job<'_> {
         let done =
             || self.counters.fetched.load(Ordering::Relaxed) + self.counters.cached.load(Ordering::Relaxed);
         let form = compression(self.args.compress);
+        let proof: Proof = Box::new(move |path| proof.of_file(path));
         let (written, feed) = tokio::select! {
-            written = making::write(self.target, self.layout, form, feed, done) => written?,
+            written = making::write(self.target, self.layout, form, feed, done, Some(proof)) => written?,
             () = making::interrupted() => bail!("interrupted: no bundle was made"),
         };
         feed.finish();
@@ -347,6 +505,8 @@ struct ImageReport {
     platforms: Vec<String>,
     /// Asked for, and not offered.
     missing_platforms: Vec<String>,
+    /// Why nodes make no image of it, where it is none.
+    no_image: Option<String>,
     /// Bytes of all its blobs, those that it shares with others included.
     bytes: u64,
 }
@@ -363,7 +523,15 @@ struct BlobReport {
 }
 
 impl Report {
-    fn new(job: &Job<'_>, draft: &Draft, written: Written, total: u64, took: Duration) -> Self {
+    fn new(
+        job: &Job<'_>,
+        draft: &Draft,
+        artifacts: &HashMap<Digest, String>,
+        written: Written,
+        total: u64,
+        took: Duration,
+    ) -> Self {
+        let told = |image| ImageReport::new(image, artifacts);
         let blobs = job.layout.blobs();
         let written_bytes: u64 = blobs.iter().map(|blob| blob.size).sum();
         Self {
@@ -373,7 +541,7 @@ impl Report {
             digest: job.layout.digest().to_string(),
             compression: compression(job.args.compress).as_str(),
             base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
-            images: job.images.iter().map(ImageReport::new).collect(),
+            images: job.images.iter().map(told).collect(),
             blobs: BlobReport {
                 written: blobs.len(),
                 written_bytes,
@@ -405,6 +573,9 @@ impl Told for Report {
             for missing in &image.missing_platforms {
                 let _ = writeln!(text, "             has nothing for {missing}");
             }
+            if let Some(reason) = &image.no_image {
+                let _ = writeln!(text, "             {reason}");
+            }
         }
         let blobs = &self.blobs;
         let _ = writeln!(
@@ -430,8 +601,8 @@ impl Told for Report {
 }
 
 impl ImageReport {
-    fn new(image: &Resolved) -> Self {
-        let blobs: std::collections::HashMap<_, _> = image
+    fn new(image: &Resolved, artifacts: &HashMap<Digest, String>) -> Self {
+        let blobs: HashMap<_, _> = image
             .draft
             .blobs()
             .map(|blob| (&blob.digest, blob.size))
@@ -443,6 +614,7 @@ impl ImageReport {
             media_type: image.draft.target.media_type().to_string(),
             platforms: image.platforms.clone(),
             missing_platforms: image.missing.clone(),
+            no_image: artifacts.get(image.draft.target.digest()).cloned(),
             bytes: blobs.values().sum(),
         }
     }

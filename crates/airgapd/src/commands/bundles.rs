@@ -175,7 +175,7 @@ async fn write(
 ) -> anyhow::Result<Written> {
     let counted = feed.clone();
     let done = move || counted.read();
-    let written = making::write(target, layout, making::compression(compress), feed, done).await?;
+    let written = making::write(target, layout, making::compression(compress), feed, done, None).await?;
     Ok(written.0)
 }
 

@@ -21,7 +21,6 @@ use bundle::write::{Draft, Layout, Written};
 use containerd::{Client, Held};
 use import::{Lease, Wanted, short_hash};
 use oci_spec::image::Digest;
-use platforms::Matcher;
 use serde::Serialize;
 
 use self::choice::{Choice, LeftOut, Platforms};
@@ -192,7 +191,7 @@ impl Export<'_> {
         let feed = Feed::new(self.client(), Arc::clone(&read));
         let compression = making::compression(self.compress);
         let done = || read.load(Ordering::Relaxed);
-        let (written, _) = making::write(self.target, &layout, compression, feed, done).await?;
+        let (written, _) = making::write(self.target, &layout, compression, feed, done, None).await?;
         Ok(Report {
             compression: compression.as_str(),
             ..Report::new(self.target, &layout, &selection, written, started.elapsed())

@@ -167,6 +167,17 @@ impl Inspection {
         self.complete
     }
 
+    /// The images that a node would not take, by name or digest, each with the reason; but for those of these digests.
+    pub(crate) fn refused(&self, is_excepted: impl Fn(&str) -> bool) -> Vec<String> {
+        let images = self.images.iter().filter(|image| !is_excepted(&image.digest));
+        let refused = images.filter(|image| image.verdict != "take");
+        let told = refused.map(|image| {
+            let name = image.names.first().unwrap_or(&image.digest);
+            format!("{name}: {}", image.reason.as_deref().unwrap_or(image.verdict))
+        });
+        told.collect()
+    }
+
     /// The same for people, at most 100 characters wide.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();

@@ -80,14 +80,18 @@ pub(crate) fn compression(compress: Compress) -> Compression {
     }
 }
 
+/// Looks at a file that is written and has not its name yet. An error is why it must not get it.
+pub(crate) type Proof = Box<dyn FnOnce(&Path) -> anyhow::Result<()> + Send>;
+
 /// Writes a bundle on a thread of its own, and shows how far it is: `done` is how many bytes of its blobs were had.
-/// Gives back what fed it. Dropped before its end, it leaves no file.
+/// Gives back what fed it. Standard output takes no `proof`: what is written there is gone. Dropped before its end, it leaves no file.
 pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     target: &Target,
     layout: &Layout,
     compression: Compression,
     feed: F,
     done: impl Fn() -> u64,
+    proof: Option<Proof>,
 ) -> anyhow::Result<(Written, F)> {
     let output = match target {
         Target::Stdout => None,
@@ -96,7 +100,7 @@ pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     let mut half_file = HalfFile(output.as_ref().map(|output| output.temporary().to_owned()));
     let total: u64 = layout.blobs().iter().map(|blob| blob.size).sum();
     let layout = layout.clone();
-    let writing = tokio::task::spawn_blocking(move || write_now(&layout, compression, output, feed));
+    let writing = tokio::task::spawn_blocking(move || write_now(&layout, compression, output, feed, proof));
     let written = tokio::select! {
         written = writing => written?,
         () = show(total, done) => unreachable!("it is shown for ever"),
@@ -124,12 +128,16 @@ fn write_now<F: BlobFeed>(
     compression: Compression,
     output: Option<Output>,
     mut feed: F,
+    proof: Option<Proof>,
 ) -> anyhow::Result<(Written, F)> {
     let written = match output {
         None => bundle::write::write(layout, compression, io::stdout().lock(), &mut feed)?,
         Some(mut output) => {
             let buffered = BufWriter::with_capacity(256 << 10, &mut output);
             let written = bundle::write::write(layout, compression, buffered, &mut feed)?;
+            if let Some(proof) = proof {
+                proof(output.temporary())?;
+            }
             output.commit()?;
             written
         }
