@@ -2,9 +2,10 @@
 
 mod common;
 
-use airgapd_bundle::fixtures::{Archive, EntryKind, Image, Layer, Layout, Manifest, digest_of};
+use airgapd_bundle::fixtures::{Archive, EntryKind, Image, Layer, Layout, Manifest, Node, digest_of};
 use airgapd_bundle::{Fault, Format, PartState, RawName, Warning};
 use common::*;
+use oci_spec::image::Digest;
 use serde_json::json;
 
 const GZIP: &[u8] = b"\x1f\x8b\x08 this only looks like gzip";
@@ -506,4 +507,137 @@ fn manifest_json_is_used_where_a_layout_has_no_index() {
     let bundle = good(&archive);
     assert_eq!(bundle.catalog().format, Format::DockerArchive);
     assert_eq!(bundle.catalog().warnings, [Warning::IndexUnusable("is absent")]);
+}
+
+fn tags(names: &[&str]) -> Vec<RawName> {
+    names
+        .iter()
+        .map(|name| RawName::RepoTag((*name).to_owned()))
+        .collect()
+}
+
+/// https://github.com/bazel-contrib/rules_img/issues/462 and moby/moby#45416
+#[test]
+fn a_name_that_only_manifest_json_has_is_the_images_name() {
+    let manifest = |platform: &str| Manifest::new(platform).layer(platform.as_bytes());
+    let (amd64, arm64) = (|| manifest("linux/amd64"), || manifest("linux/arm64"));
+    let index = |first: Manifest, second: Manifest| {
+        let root = Node::Index(vec![first.into(), second.into()]);
+        Image::unnamed().repo_tag("multi:1").root(root)
+    };
+    for image in [
+        Image::unnamed().repo_tag("multi:1").manifest(amd64()),
+        // manifest.json tells of the first one only, whichever that is.
+        index(amd64(), arm64()),
+        index(arm64(), amd64()),
+    ] {
+        let archive = Layout::hybrid().image(image).build();
+        let bundle = good(&archive);
+        let image = only_image(&bundle);
+        assert_eq!(image.names, tags(&["multi:1"]));
+        assert_eq!(image.root.descriptor.digest(), &archive.images[0].root);
+        assert_eq!(bundle.catalog().warnings, []);
+    }
+}
+
+#[test]
+fn names_of_manifest_json_are_added_once_and_those_of_the_index_count() {
+    let image = |layer: &str| Image::unnamed().platform("linux/amd64").layer(layer);
+    let archive = Layout::hybrid()
+        .image(
+            image("x")
+                .containerd_name("docker.io/library/a:1")
+                .repo_tag("a:1")
+                .repo_tag("b:1"),
+        )
+        .image(
+            image("y")
+                .ref_name("r.test/c:1")
+                .repo_tag("r.test/c:1")
+                .repo_tag("a:1"),
+        )
+        .image(image("z").repo_tag("b:1").repo_tag("docker.io/org/d:1"))
+        .build();
+    let bundle = good(&archive);
+    let names: Vec<_> = bundle
+        .catalog()
+        .images
+        .iter()
+        .map(|image| image.names.clone())
+        .collect();
+    let with = |name: RawName, more: &[&str]| [vec![name], tags(more)].concat();
+    assert_eq!(
+        names,
+        [
+            with(
+                RawName::ContainerdName("docker.io/library/a:1".to_owned()),
+                &["b:1"]
+            ),
+            with(RawName::RefName("r.test/c:1".to_owned()), &[]),
+            tags(&["docker.io/org/d:1"]),
+        ]
+    );
+}
+
+/// Everything that the documents lead to, but for the digest that stands for it.
+fn effect(archive: &Archive) -> Option<(Digest, String)> {
+    let bundle = open(&archive.to_bytes()).ok()?;
+    let catalog = bundle.catalog();
+    let effect = format!(
+        "{:?}",
+        (
+            &catalog.format,
+            &catalog.images,
+            &catalog.relies_on,
+            &catalog.warnings
+        )
+    );
+    Some((catalog.digest.clone(), effect))
+}
+
+#[test]
+fn each_byte_of_both_documents_is_in_the_digest_or_has_no_effect() {
+    let broken = Manifest::new("linux/amd64")
+        .layer(b"one")
+        .layer(b"two")
+        .member("layers", json!([]));
+    let mut silent = Layout::hybrid().image(two_layers()).build();
+    silent.set("manifest.json", "null".to_owned());
+    let mut left_out = Layout::hybrid().image(two_layers()).build();
+    let other = format!(r#"[{{"Config":"{}","RepoTags":["b:1"]}}]"#, "ab".repeat(32));
+    left_out.set("manifest.json", other);
+    for archive in [
+        Layout::hybrid().image(two_layers()).build(),
+        Layout::hybrid()
+            .image(
+                Image::unnamed()
+                    .repo_tag("a:1")
+                    .platform("linux/amd64")
+                    .layer(b"x"),
+            )
+            .build(),
+        Layout::hybrid().image(Image::new("a:1").manifest(broken)).build(),
+        silent,
+        left_out,
+    ] {
+        let (digest, before) = effect(&archive).expect("it opens");
+        for document in ["index.json", "manifest.json"] {
+            let bytes = archive.bytes_of(document);
+            for at in 0..bytes.len() {
+                for change in [1, 2, 0x20] {
+                    let mut changed = bytes.clone();
+                    changed[at] ^= change;
+                    let mut other = archive.clone();
+                    other.set(document, changed);
+                    let Some((found, after)) = effect(&other) else {
+                        continue;
+                    };
+                    assert!(
+                        found != digest || after == before,
+                        "byte {at} of {document}:\n{before}\n{after}"
+                    );
+                }
+            }
+        }
+    }
 }
