@@ -10,6 +10,7 @@
 mod archives;
 mod asking;
 mod bundling;
+mod choosing;
 mod coexisting;
 mod content;
 mod damage;

@@ -419,7 +419,7 @@ fn content_digest(document: &[u8], images: &[Image]) -> Digest {
     hasher.finish()
 }
 
-/// Takes from `manifest.json` the names that only it has, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
+/// Takes from `manifest.json` the names of images that have none, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
 /// empty list of layers (moby#47065) or with layers in the wrong order (moby#47150).
 fn compare_sides(
     reader: &mut Reader<'_>,
@@ -463,8 +463,9 @@ fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
     hasher.finish()
 }
 
-/// Gives images the names that only `manifest.json` has, and says whether there are any. The manifest that an element is
-/// about is known by its config. Where it stands in an index, the name is the index's.
+/// Gives images without a name those that `manifest.json` has for them, and says whether there are any. The manifest
+/// that an element is about is known by its config. Where it stands in an index, the name is the index's. An image that
+/// `index.json` names is called that and nothing else, as containerd's importer has it.
 ///
 /// bazel's `rules_img` wrote such archives (rules_img#462), and BuildKit (moby#45416).
 fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValue]) -> Result<bool, Fault> {
@@ -472,13 +473,10 @@ fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValu
         return Ok(false);
     }
     let mut by_config: HashMap<String, usize> = HashMap::new();
-    // Of two images with one config the first without a name gets it.
-    let unnamed_first = |at: &usize| (!images[*at].names.is_empty(), *at);
-    let mut order: Vec<usize> = (0..images.len()).collect();
-    order.sort_by_key(unnamed_first);
-    for at in order {
+    let unnamed = images.iter().enumerate().filter(|(_, image)| is_unnamed(image));
+    for (at, image) in unnamed {
         let mut configs = Vec::new();
-        layout::configs(&images[at].root, &mut configs);
+        layout::configs(&image.root, &mut configs);
         for config in configs {
             by_config.entry(config.digest().to_owned()).or_insert(at);
         }
@@ -502,6 +500,15 @@ fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValu
         }
     }
     Ok(has_added)
+}
+
+/// Whether `index.json` says nothing that could be a whole name: a tag alone names no repository.
+fn is_unnamed(image: &Image) -> bool {
+    let is_tag = |name: &RawName| match name {
+        RawName::RefName(name) => !name.contains(['/', ':', '@']),
+        RawName::ContainerdName(_) | RawName::RepoTag(_) => false,
+    };
+    image.names.iter().all(is_tag)
 }
 
 /// A name as Docker shows it: without the host and the folder that are Docker Hub's. Only for telling whether two

@@ -541,7 +541,7 @@ fn a_name_that_only_manifest_json_has_is_the_images_name() {
 }
 
 #[test]
-fn names_of_manifest_json_are_added_once_and_those_of_the_index_count() {
+fn an_image_that_the_index_names_has_no_other_name_and_keeps_it() {
     let image = |layer: &str| Image::unnamed().platform("linux/amd64").layer(layer);
     let archive = Layout::hybrid()
         .image(
@@ -550,13 +550,15 @@ fn names_of_manifest_json_are_added_once_and_those_of_the_index_count() {
                 .repo_tag("a:1")
                 .repo_tag("b:1"),
         )
+        .image(image("y").ref_name("r.test/c:1").repo_tag("r.test/c:1"))
         .image(
-            image("y")
-                .ref_name("r.test/c:1")
-                .repo_tag("r.test/c:1")
-                .repo_tag("a:1"),
+            image("z")
+                .repo_tag("b:1")
+                .repo_tag("a:1")
+                .repo_tag("docker.io/org/d:1"),
         )
-        .image(image("z").repo_tag("b:1").repo_tag("docker.io/org/d:1"))
+        // A tag alone is no whole name.
+        .image(image("t").ref_name("2").repo_tag("r.test/t:2"))
         .build();
     let bundle = good(&archive);
     let names: Vec<_> = bundle
@@ -565,16 +567,13 @@ fn names_of_manifest_json_are_added_once_and_those_of_the_index_count() {
         .iter()
         .map(|image| image.names.clone())
         .collect();
-    let with = |name: RawName, more: &[&str]| [vec![name], tags(more)].concat();
     assert_eq!(
         names,
         [
-            with(
-                RawName::ContainerdName("docker.io/library/a:1".to_owned()),
-                &["b:1"]
-            ),
-            with(RawName::RefName("r.test/c:1".to_owned()), &[]),
-            tags(&["docker.io/org/d:1"]),
+            vec![RawName::ContainerdName("docker.io/library/a:1".to_owned())],
+            vec![RawName::RefName("r.test/c:1".to_owned())],
+            tags(&["b:1", "docker.io/org/d:1"]),
+            [vec![RawName::RefName("2".to_owned())], tags(&["r.test/t:2"])].concat(),
         ]
     );
 }
