@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::process::Stdio;
 
-use bundle::fixtures::{Archive, Image};
+use bundle::fixtures::{Archive, Image, Layer, LayerFile};
 use oci_spec::image::{Descriptor, MediaType};
 use serde_json::{Value, json};
 
@@ -637,3 +637,76 @@ on_the_fake!(
     static_pods_are_found_as_kubelet_finds_them_and_lists_may_be_piped,
     what_cannot_be_verified_is_said,
 );
+
+/// awslabs/amazon-eks-ami#1360: nodes that throw layers away after unpacking are no broken nodes.
+fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
+    let (target, node) = (&own.target, Node::on(&own.target));
+    let name = format!("{}:1", repository());
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let lower = Layer::files([
+        LayerFile::folder("bin/"),
+        LayerFile::executable("bin/busybox", busybox),
+        LayerFile::symlink("bin/sh", "busybox"),
+    ]);
+    let upper = Layer::files([LayerFile::new("own", unique())]);
+    let image = Image::new(&name)
+        .platform(native())
+        .with_layer(lower)
+        .with_layer(upper);
+    let archive = bundles::write(&node.path("b.tar"), [image]);
+    let file = text(&node.path("b.tar"));
+    node.import([file.as_str(), "--unpack", "before-record"]).exits(0);
+    let layers = &archive.images[0].manifests[0].layers;
+    for layer in layers {
+        target.ctr(&["content", "rm", layer.as_ref()]);
+    }
+    let asked = list(&node, &[&name]);
+    // CRI of 1.6 and 1.7 tells of its sandbox image, which is missing here; so the status of ours is what counts.
+    let looked = || verify(&node, &["--images", &asked]).json();
+    let found = looked();
+    let answer = of(&found, &name);
+    assert_eq!(answer["status"], "present", "{found:#}");
+    assert!(
+        answer["warnings"]
+            .to_string()
+            .contains("its layers are not in the store"),
+        "{found:#}"
+    );
+    let said = own.containerd.run(&name, &["/bin/sh", "-c", "echo hello"]);
+    assert_eq!(said.expect("it runs").trim(), "hello");
+    let refused = node
+        .airgapd(["export", &name, "-o", &text(&node.path("out.tar"))])
+        .exits(1);
+    assert!(refused.stderr.contains("discard_unpacked_layers"), "{refused:?}");
+
+    // Without one of its snapshots it is what it was taken for before: broken.
+    let config = archive.images[0].manifests[0].config.to_string();
+    let labels = target.blobs().remove(&config).expect("the config is there");
+    let (label, top) = labels
+        .iter()
+        .find(|(key, _)| key.starts_with("containerd.io/gc.ref.snapshot."))
+        .expect("it keeps the snapshots");
+    let snapshotter = label.trim_start_matches("containerd.io/gc.ref.snapshot.");
+    wait_until("the container has let go of the snapshot", || {
+        !target.ctr(&["containers", "list", "--quiet"]).contains("airgapd")
+    });
+    target.ctr(&["snapshots", "--snapshotter", snapshotter, "rm", top]);
+    let found = looked();
+    let answer = of(&found, &name);
+    assert_eq!(answer["status"], "incomplete", "{found:#}");
+    assert!(
+        layers
+            .iter()
+            .all(|layer| answer["problems"].to_string().contains(layer.as_ref()))
+    );
+
+    // A bundle that has it sends its layers again.
+    node.import([file.as_str()]).exits(0);
+    let found = looked();
+    assert!(
+        !of(&found, &name)["warnings"].to_string().contains("its layers"),
+        "{found:#}"
+    );
+}
+
+on_its_own_containerd!(as_usual; an_image_that_is_unpacked_needs_its_layers_no_more);

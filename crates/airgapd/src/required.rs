@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::needs::{Need, Needs};
 use crate::runtime::{self, Runtime};
 use crate::status::{MissingStatus, RequiredStatus};
-use crate::verify::{Answer, Shelf, answer};
+use crate::verify::{Answer, Shelf, Snapshots, answer};
 
 /// Looks whether everything that `require` asks for is there, whole. Reads only; safe to cancel.
 ///
@@ -38,6 +38,7 @@ pub(crate) async fn check(
             runtime.store.as_deref(),
             &policy.wanted,
             &settings.limits,
+            Snapshots::of(settings),
         )
         .await?;
         found.references = all.len();

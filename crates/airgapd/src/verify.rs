@@ -7,4 +7,4 @@ mod answer;
 mod shelf;
 
 pub(crate) use answer::{Answer, Status, answer};
-pub(crate) use shelf::{Held, Shelf};
+pub(crate) use shelf::{Held, Shelf, Snapshots};

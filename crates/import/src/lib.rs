@@ -55,7 +55,7 @@ pub use select::{
 pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space};
 use survey::forget_lost;
 pub use survey::{Survey, any_without_file, digests_of, lost};
-pub use unpack::{Ahead, AheadObserver, Unpack, UnpackError, Unpacked, Unpacker, unpack_ahead};
+pub use unpack::{Ahead, AheadObserver, Unpack, UnpackError, Unpacked, Unpacker, as_unpacked, unpack_ahead};
 
 /// Why an import stopped before its end. What is wrong with a single image is in its report instead.
 #[derive(Debug, thiserror::Error)]

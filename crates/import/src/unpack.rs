@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bundle::{Content, Limits, Manifest, Node, resolve};
+use bundle::{Content, Limits, Manifest, Node, Part, PartState, resolve};
 use containerd::{BlobInfo, Client, Held, LayerSpec, Snapshotter};
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Matcher;
@@ -245,6 +245,50 @@ impl RootFs {
             layers: specs.collect(),
             config: manifest.config.descriptor.digest().clone(),
         }
+    }
+}
+
+/// The image as it counts where these snapshots are committed: the layers of a manifest that is unpacked as a whole are
+/// needed no more, so those that are absent count as present. `None` where there is nothing of the kind.
+///
+/// containerd looks for the snapshots first, and fetches or applies layers only where one of them is absent. So an image
+/// runs whose layers were thrown away after unpacking (`discard_unpacked_layers` in containerd's configuration).
+#[must_use]
+pub fn as_unpacked(image: &Node, snapshots: &HashSet<String>) -> Option<Node> {
+    let mut image = image.clone();
+    count_unpacked(&mut image, snapshots).then_some(image)
+}
+
+fn count_unpacked(node: &mut Node, snapshots: &HashSet<String>) -> bool {
+    match &mut node.content {
+        Content::Index(children) => children
+            .iter_mut()
+            .fold(false, |any, child| count_unpacked(child, snapshots) || any),
+        Content::Manifest(manifest) => {
+            let rootfs = RootFs::of_manifest(manifest);
+            let file_systems = manifest
+                .layers
+                .iter()
+                .filter(|layer| is_layer(&layer.descriptor))
+                .count();
+            let is_unpacked = !rootfs.layers.is_empty()
+                && rootfs.layers.len() == file_systems
+                && rootfs.layers.len() == manifest.diff_ids.len()
+                && rootfs
+                    .layers
+                    .iter()
+                    .all(|layer| snapshots.contains(layer.chain.as_ref()));
+            let absent = |layer: &&mut Part| layer.state == PartState::Absent && is_layer(&layer.descriptor);
+            let mut any = false;
+            if is_unpacked {
+                for layer in manifest.layers.iter_mut().filter(absent) {
+                    layer.state = PartState::Present;
+                    any = true;
+                }
+            }
+            any
+        }
+        Content::Other | Content::Absent | Content::Broken(_) => false,
     }
 }
 

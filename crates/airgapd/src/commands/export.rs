@@ -34,7 +34,7 @@ use crate::needs::Need;
 use crate::node::Runtime as Node;
 use crate::output;
 use crate::runtime::Runtime;
-use crate::verify::{Shelf, answer};
+use crate::verify::{Shelf, Snapshots, answer};
 
 /// How often it is looked again when something goes while it is looked at.
 const TRIES: usize = 5;
@@ -309,7 +309,8 @@ impl Export<'_> {
     /// Says for each of these that it is not there, and what comes closest.
     async fn near_misses(&self, unknown: &[&String]) -> anyhow::Result<Vec<String>> {
         let everything = Wanted::All { rules: Vec::new() };
-        let shelf = Shelf::of_containerd(self.client(), None, &everything, &self.limits).await?;
+        let shelf =
+            Shelf::of_containerd(self.client(), None, &everything, &self.limits, Snapshots::Ignored).await?;
         let told = unknown.iter().map(|text| {
             let need = Need {
                 reference: (*text).clone(),

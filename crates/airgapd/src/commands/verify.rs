@@ -21,7 +21,7 @@ use crate::needs::{self, K0sAnswer, Kind, Need, Needs, Source};
 use crate::node::Runtime as Node;
 use crate::output::{self, paragraph};
 use crate::runtime::{self, Runtime};
-use crate::verify::{Answer, Shelf, Status, answer};
+use crate::verify::{Answer, Shelf, Snapshots, Status, answer};
 
 /// The document of `airgapd verify -o json`.
 #[derive(Debug, Serialize)]
@@ -207,6 +207,7 @@ async fn in_containerd(
         runtime.store.as_deref(),
         &policy.wanted,
         &settings.limits,
+        Snapshots::of(settings),
     )
     .await?;
     let all = |bundles: &Shelf| {

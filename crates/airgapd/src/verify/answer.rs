@@ -14,6 +14,10 @@ use crate::needs::{Need, Source};
 /// How many hexadecimal digits make an id: shorter ones may be names.
 const SHORTEST_ID: usize = 12;
 
+/// What there is to say of an image that runs without its layers.
+const UNPACKED: &str = "it is unpacked, and its layers are not in the store (discard_unpacked_layers in containerd's \
+                        configuration): it runs, and cannot be exported";
+
 /// Whether a reference will be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -106,7 +110,9 @@ impl Answer {
             ),
             Judgement::Broken(problems) => (Status::Incomplete, Vec::new(), problems.clone()),
         };
+        let unpacked = held.lacks_layers.then(|| UNPACKED.to_owned());
         Answer {
+            warnings: unpacked.into_iter().collect(),
             digest: Some(held.target.to_string()),
             place: Some(held.place.clone()),
             platforms,
@@ -406,6 +412,7 @@ mod tests {
             name: (*name).to_owned(),
             target: target.clone(),
             state: Judgement::Broken(Vec::new()),
+            lacks_layers: false,
             below: Vec::new(),
             place: CONTAINERD.to_owned(),
             pinned: None,

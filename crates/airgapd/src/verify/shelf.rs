@@ -9,6 +9,9 @@ use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, PINNED, PINNED_VALUE};
 use import::{CONTAINERD, ChildKind, ContentStore, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
 use oci_spec::image::{Descriptor, Digest};
 
+use crate::config::Settings;
+use crate::runtime;
+
 /// One name and what is behind it.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
@@ -16,6 +19,8 @@ pub(crate) struct Held {
     pub(crate) target: Digest,
     /// Whether it can run on this node.
     pub(crate) state: Judgement,
+    /// Whether it runs only because it is unpacked: layers of it are not in the store.
+    pub(crate) lacks_layers: bool,
     /// The manifests and indexes below the target, each with its platform.
     pub(crate) below: Vec<(Digest, String)>,
     /// `containerd`, or the bundle.
@@ -38,7 +43,8 @@ pub(crate) struct Shelf {
 
 impl Shelf {
     /// Asks containerd for its records and blobs, and reads the documents behind each record. Blobs that it lists count
-    /// where its store has them, if `store` is where that can be seen.
+    /// where its store has them, if `store` is where that can be seen. An image whose layers are not there counts as whole
+    /// where it is unpacked as a whole with the snapshotter of `snapshots`.
     ///
     /// # Errors
     ///
@@ -48,16 +54,19 @@ impl Shelf {
         store: Option<&Path>,
         wanted: &Wanted,
         limits: &Limits,
+        snapshots: Snapshots,
     ) -> Result<Shelf, containerd::Error> {
         let records = client.images().await?;
         let mut blobs = client.blobs().await?;
         let lost = import::lost(client, &blobs, store).await?;
         let lost: HashSet<Digest> = lost.into_iter().map(|blob| blob.digest).collect();
         blobs.retain(|blob| !lost.contains(&blob.digest));
+        let snapshots = snapshots.committed(client).await;
         let store = ContentStore::of(client, blobs.into_iter().map(|blob| (blob.digest, blob.size)));
         let (wanted, limits) = (wanted.clone(), limits.clone());
         // Each document is waited for, so this has a thread of its own.
-        let read = tokio::task::spawn_blocking(move || Shelf::read(records, store, &wanted, &limits));
+        let read =
+            tokio::task::spawn_blocking(move || Shelf::read(records, store, &wanted, &limits, &snapshots));
         read.await.expect("reading never panics")
     }
 
@@ -66,14 +75,19 @@ impl Shelf {
         mut store: ContentStore,
         wanted: &Wanted,
         limits: &Limits,
+        snapshots: &HashSet<String>,
     ) -> Result<Shelf, containerd::Error> {
-        let mut judged: HashMap<Digest, (Judgement, Vec<(Digest, String)>)> = HashMap::new();
+        let mut judged: HashMap<Digest, Examined> = HashMap::new();
         let mut shelf = Shelf::default();
         for record in records {
             let target = record.target.digest().clone();
-            let (state, below) = judged
+            let Examined {
+                state,
+                lacks_layers,
+                below,
+            } = judged
                 .entry(target.clone())
-                .or_insert_with(|| examine(&record.target, &mut store, wanted, limits))
+                .or_insert_with(|| examine(&record.target, &mut store, wanted, limits, snapshots))
                 .clone();
             if let Some(error) = store.take_failure() {
                 return Err(error);
@@ -81,6 +95,7 @@ impl Shelf {
             shelf.put(Held {
                 target,
                 state,
+                lacks_layers,
                 below,
                 place: CONTAINERD.to_owned(),
                 pinned: Some(
@@ -163,6 +178,7 @@ impl Shelf {
                 name,
                 target,
                 state: state.clone(),
+                lacks_layers: false,
                 below: below.to_vec(),
                 place: place.to_owned(),
                 pinned: None,
@@ -242,19 +258,85 @@ fn vouchers(record: &ImageRecord) -> Vec<String> {
     sources.map(|(_, file)| file.clone()).collect()
 }
 
+/// Which snapshots count for an image that lacks layers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Snapshots {
+    /// None: what matters is the store.
+    Ignored,
+    /// Those of the snapshotter that CRI uses.
+    OfCri,
+    /// Those of the usual snapshotter, where there is no CRI.
+    Usual,
+}
+
+impl Snapshots {
+    /// Those that decide whether the images of this node run.
+    pub(crate) fn of(settings: &Settings) -> Snapshots {
+        match runtime::is_of_kubelet(settings) {
+            true => Snapshots::OfCri,
+            false => Snapshots::Usual,
+        }
+    }
+
+    /// The committed ones by name. None where containerd does not tell: then only the store counts.
+    async fn committed(self, client: &Client) -> HashSet<String> {
+        let cri = match self {
+            Snapshots::Ignored => return HashSet::new(),
+            Snapshots::OfCri => true,
+            Snapshots::Usual => false,
+        };
+        let listed = async {
+            match client.snapshotter(cri).await? {
+                Some(snapshotter) => client.snapshots(&snapshotter.name).await,
+                None => Ok(HashSet::new()),
+            }
+        };
+        listed.await.unwrap_or_else(|error| {
+            tracing::debug!("snapshots do not count: {}", import::chain(&error));
+            HashSet::new()
+        })
+    }
+}
+
+/// What came of reading an image.
+#[derive(Clone, Debug)]
+struct Examined {
+    state: Judgement,
+    lacks_layers: bool,
+    below: Vec<(Digest, String)>,
+}
+
 fn examine(
     target: &Descriptor,
     store: &mut ContentStore,
     wanted: &Wanted,
     limits: &Limits,
-) -> (Judgement, Vec<(Digest, String)>) {
-    match bundle::resolve(target, store, limits) {
-        Ok(node) => {
-            let mut below = Vec::new();
-            collect(&node, &mut below);
-            (import::judge(&node, wanted, CONTAINERD), below)
+    snapshots: &HashSet<String>,
+) -> Examined {
+    let node = match bundle::resolve(target, store, limits) {
+        Ok(node) => node,
+        Err(fault) => {
+            return Examined {
+                state: Judgement::Broken(vec![fault.to_string()]),
+                lacks_layers: false,
+                below: Vec::new(),
+            };
         }
-        Err(fault) => (Judgement::Broken(vec![fault.to_string()]), Vec::new()),
+    };
+    let mut below = Vec::new();
+    collect(&node, &mut below);
+    let mut state = import::judge(&node, wanted, CONTAINERD);
+    let mut lacks_layers = false;
+    if matches!(state, Judgement::Broken(_))
+        && let Some(unpacked) = import::as_unpacked(&node, snapshots)
+        && let whole @ Judgement::Whole(_) = import::judge(&unpacked, wanted, CONTAINERD)
+    {
+        (state, lacks_layers) = (whole, true);
+    }
+    Examined {
+        state,
+        lacks_layers,
+        below,
     }
 }
 
