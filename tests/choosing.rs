@@ -169,7 +169,36 @@ fn verify_says_that_an_image_behind_an_artifact_cannot_start(target: &Target) {
     );
 }
 
-on_each_real_containerd!(verify_says_that_an_image_behind_an_artifact_cannot_start);
+/// No containerd unpacks layers of nydus by itself; one that passes over them has nothing to be told of.
+fn verify_tells_of_layers_that_only_a_plugin_unpacks(target: &Target) {
+    let node = Node::on(target);
+    let name = name();
+    put(
+        target,
+        &name,
+        &listed(
+            &name,
+            [nydus("application/vnd.oci.image.config.v1+json"), image()],
+        ),
+    );
+    let list = node.path("list.txt");
+    fs::write(&list, &name).unwrap();
+    let found = node
+        .airgapd(["verify", "-o", "json", "--images", &text(&list)])
+        .json();
+    assert_eq!(found["images"][0]["status"], "present", "{found:#}");
+    let told = found["images"][0]["warnings"].to_string();
+    assert_eq!(
+        told.contains("nydus.blob.v1 with a plugin only"),
+        !counts_features(target),
+        "{told}"
+    );
+}
+
+on_each_real_containerd!(
+    verify_says_that_an_image_behind_an_artifact_cannot_start,
+    verify_tells_of_layers_that_only_a_plugin_unpacks,
+);
 
 fn defaults() -> Options {
     Options::default()

@@ -289,7 +289,10 @@ fn choose(group: &[&Image], format: Format, policy: &Policy) -> (Choice, Rank) {
         place: BUNDLE,
     };
     let (verdict, rank) = match walk.root(root, &mut notes) {
-        Ok((closure, rank)) => (named(group, closure, policy, &mut notes), rank),
+        Ok((closure, rank)) => {
+            notes.extend(layers_for_plugins(root, &closure));
+            (named(group, closure, policy, &mut notes), rank)
+        }
         Err(Unfit::Foreign(offered)) => (Verdict::Skip(Skip::Foreign { offered }), Rank::MAX),
         Err(Unfit::Artifact(kind)) => (Verdict::Skip(Skip::Artifact(kind)), Rank::MAX),
         Err(Unfit::Broken(problems)) => (Verdict::Broken(problems), Rank::MAX),
@@ -1024,6 +1027,53 @@ fn child_kind(node: &Node) -> ChildKind {
         Content::Manifest(_) => ChildKind::Manifest,
         _ => ChildKind::Other,
     }
+}
+
+/// The images among these blobs with layers that containerd unpacks with a plugin only, each in a sentence.
+///
+/// A snapshotter (nydus) or a stream processor (encrypted layers) may be there and cannot be seen from outside, so such an
+/// image is no broken one.
+#[must_use]
+pub fn layers_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
+    let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
+    let mut images = manifests_below(root);
+    images.push(root);
+    let mut found = Vec::new();
+    for node in images {
+        let Content::Manifest(manifest) = &node.content else {
+            continue;
+        };
+        let types = manifest.layers.iter().map(|layer| layer.descriptor.media_type());
+        let unusual = types
+            .map(ToString::to_string)
+            .find(|kind| !is_unpacked_by_all(kind));
+        if let Some(kind) = unusual.filter(|_| taken.contains(node.descriptor.digest())) {
+            let platform = platform_text(node);
+            let note = format!(
+                "{platform}: containerd unpacks layers of type {kind} with a plugin only (a snapshotter or a stream \
+                 processor); on a node without it no container starts"
+            );
+            if !found.contains(&note) {
+                found.push(note);
+            }
+        }
+    }
+    found
+}
+
+/// The layer types that every containerd applies by itself.
+fn is_unpacked_by_all(media_type: &str) -> bool {
+    let ends = ["", ".gzip", ".zstd", "+gzip", "+zstd"];
+    let archives = [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ];
+    archives
+        .iter()
+        .filter_map(|archive| media_type.strip_prefix(archive))
+        .any(|end| ends.contains(&end))
 }
 
 /// The media types containerd files under `l.<n>`.

@@ -261,9 +261,13 @@ pub fn as_unpacked(image: &Node, snapshots: &HashSet<String>) -> Option<Node> {
 
 fn count_unpacked(node: &mut Node, snapshots: &HashSet<String>) -> bool {
     match &mut node.content {
-        Content::Index(children) => children
-            .iter_mut()
-            .fold(false, |any, child| count_unpacked(child, snapshots) || any),
+        Content::Index(children) => {
+            let mut any = false;
+            for child in children {
+                any |= count_unpacked(child, snapshots);
+            }
+            any
+        }
         Content::Manifest(manifest) => {
             let rootfs = RootFs::of_manifest(manifest);
             let file_systems = manifest

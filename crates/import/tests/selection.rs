@@ -576,3 +576,31 @@ fn the_first_manifest_without_a_platform_decides_by_its_config() {
         "{newer:?}"
     );
 }
+
+#[test]
+fn layers_that_only_a_plugin_unpacks_are_told_and_stop_nothing() {
+    let with = |media_type: &str| {
+        let layer = bundle::fixtures::Layer::new(media_type.as_bytes().to_vec()).media_type(media_type);
+        let image = Image::new("r.test/a:1").manifest(Manifest::new("linux/amd64").with_layer(layer));
+        let choice = only_choice(&Layout::new().image(image).build(), &node("linux/amd64"));
+        taken(&choice);
+        choice.notes.join("; ")
+    };
+    for plain in [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    ] {
+        assert_eq!(with(plain), "", "{plain}");
+    }
+    for unusual in [
+        "application/vnd.oci.image.layer.nydus.blob.v1",
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+    ] {
+        let note = with(unusual);
+        assert!(
+            note.starts_with("linux/amd64: ") && note.contains(unusual),
+            "{note}"
+        );
+    }
+}

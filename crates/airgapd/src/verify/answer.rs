@@ -112,7 +112,7 @@ impl Answer {
         };
         let unpacked = held.lacks_layers.then(|| UNPACKED.to_owned());
         Answer {
-            warnings: unpacked.into_iter().collect(),
+            warnings: unpacked.into_iter().chain(held.doubts.iter().cloned()).collect(),
             digest: Some(held.target.to_string()),
             place: Some(held.place.clone()),
             platforms,
@@ -413,6 +413,7 @@ mod tests {
             target: target.clone(),
             state: Judgement::Broken(Vec::new()),
             lacks_layers: false,
+            doubts: Vec::new(),
             below: Vec::new(),
             place: CONTAINERD.to_owned(),
             pinned: None,

@@ -21,6 +21,8 @@ pub(crate) struct Held {
     pub(crate) state: Judgement,
     /// Whether it runs only because it is unpacked: layers of it are not in the store.
     pub(crate) lacks_layers: bool,
+    /// What may keep it from running all the same, in sentences.
+    pub(crate) doubts: Vec<String>,
     /// The manifests and indexes below the target, each with its platform.
     pub(crate) below: Vec<(Digest, String)>,
     /// `containerd`, or the bundle.
@@ -84,6 +86,7 @@ impl Shelf {
             let Examined {
                 state,
                 lacks_layers,
+                doubts,
                 below,
             } = judged
                 .entry(target.clone())
@@ -96,6 +99,7 @@ impl Shelf {
                 target,
                 state,
                 lacks_layers,
+                doubts,
                 below,
                 place: CONTAINERD.to_owned(),
                 pinned: Some(
@@ -179,6 +183,7 @@ impl Shelf {
                 target,
                 state: state.clone(),
                 lacks_layers: false,
+                doubts: Vec::new(),
                 below: below.to_vec(),
                 place: place.to_owned(),
                 pinned: None,
@@ -303,6 +308,7 @@ impl Snapshots {
 struct Examined {
     state: Judgement,
     lacks_layers: bool,
+    doubts: Vec<String>,
     below: Vec<(Digest, String)>,
 }
 
@@ -319,6 +325,7 @@ fn examine(
             return Examined {
                 state: Judgement::Broken(vec![fault.to_string()]),
                 lacks_layers: false,
+                doubts: Vec::new(),
                 below: Vec::new(),
             };
         }
@@ -333,9 +340,14 @@ fn examine(
     {
         (state, lacks_layers) = (whole, true);
     }
+    let doubts = match &state {
+        Judgement::Whole(closure) if !lacks_layers => import::layers_for_plugins(&node, closure),
+        _ => Vec::new(),
+    };
     Examined {
         state,
         lacks_layers,
+        doubts,
         below,
     }
 }
