@@ -226,7 +226,7 @@ impl Containerd {
         fs::remove_file(output)?;
         match ran {
             Ok(_) => Ok(said),
-            Err(error) => Err(error.context(format!("the container said: {}", tail(&said, 12)))),
+            Err(error) => Err(anyhow!("{error:#}\nThe container said:\n{}", tail(&said, 12))),
         }
     }
 
