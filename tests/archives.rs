@@ -21,7 +21,7 @@ fn docker_image(name: &str) -> Image {
 /// `ctr images import` in its own process; since 2.0 only with `--local` the client does the work.
 fn ctr_import(target: &Target, archive: &Path) {
     let mut arguments = vec!["images", "import", "--no-unpack"];
-    if target.place() == Place::Real(Generation::V2) {
+    if !matches!(target.place(), Place::Real(Generation::V1_6 | Generation::V1_7)) {
         arguments.push("--local");
     }
     let archive = text(archive);

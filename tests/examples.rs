@@ -279,7 +279,7 @@ fn recorded(text: &str, differing: &[(&Step, Vec<String>)]) -> String {
 
 #[test]
 fn each_command_in_the_documents_does_what_they_say() {
-    run_on_own(Generation::V2, &Options::default(), |own| {
+    run_on_own(Generation::V2_1, &Options::default(), |own| {
         for path in documents() {
             let text = fs::read_to_string(&path).unwrap();
             let steps = steps(&text);

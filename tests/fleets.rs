@@ -608,7 +608,7 @@ fn the_configuration_of_k0sctl_is_one_and_brings_every_worker_the_same() {
 #[test]
 fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
     use k0sctl::{Action, Stage as When};
-    run_on_own(Generation::V2, &Options::default(), |own| {
+    run_on_own(Generation::V2_1, &Options::default(), |own| {
         let stage = Stage::on(&own.containerd);
         let cluster = cluster();
         let worker = cluster

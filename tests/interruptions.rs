@@ -268,16 +268,19 @@ fn without_marks_of_cri(target: &Target) -> BTreeMap<String, ImageRecord> {
 }
 
 /// The daemon sees another version with other rules, looks at everything again, and has nothing to do.
-fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own) {
+fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own, to: Generation) {
     let node = Node::on(&own.target);
     let archive = bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     let daemon = node.start();
     let target = &own.target;
     daemon.wait_until("the image", || is_in_place(target, SMALL) && is_quiet(target));
     let before = without_marks_of_cri(target);
-    own.containerd.become_generation(Generation::V2).unwrap();
+    own.containerd.become_generation(to).unwrap();
     let target = &own.target;
-    daemon.wait_for_log("connected to containerd 2.");
+    daemon.wait_for_log(&format!(
+        "connected to containerd {}",
+        own.containerd.version_text()
+    ));
     daemon.wait_for_log("looked at again");
     daemon.wait_until("it is compared", || sent_bytes(&node) == Some(0));
     assert_eq!(without_marks_of_cri(target), before);
@@ -289,12 +292,17 @@ fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own) {
 }
 
 #[test]
-fn everything_stays_in_place_when_1_7_becomes_2() {
-    run_on_own(
-        Generation::V1_7,
-        &Options::default(),
-        everything_stays_in_place_over_an_upgrade_of_containerd,
-    );
+fn everything_stays_in_place_when_1_7_becomes_2_1() {
+    run_on_own(Generation::V1_7, &Options::default(), |own| {
+        everything_stays_in_place_over_an_upgrade_of_containerd(own, Generation::V2_1);
+    });
+}
+
+#[test]
+fn everything_stays_in_place_when_2_1_becomes_2_3() {
+    run_on_own(Generation::V2_1, &Options::default(), |own| {
+        everything_stays_in_place_over_an_upgrade_of_containerd(own, Generation::V2_3);
+    });
 }
 
 /// Every answer comes late, and none so late that containerd is given up.

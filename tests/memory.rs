@@ -72,14 +72,14 @@ fn import_compressed(target: &Target, mebibytes: usize) {
 
 #[test]
 fn a_compressed_bundle_of_256_mebibytes_is_imported_in_less_than_96() {
-    run_on(Place::Real(Generation::V2), |target| {
+    run_on(Place::Real(Generation::V2_1), |target| {
         import_compressed(target, 256);
     });
 }
 
 #[test]
 fn a_compressed_bundle_of_a_gibibyte_is_imported_in_less_than_96_mebibytes() {
-    run_on(Place::Real(Generation::V2), |target| {
+    run_on(Place::Real(Generation::V2_1), |target| {
         import_compressed(target, 1024);
     });
 }
@@ -97,7 +97,7 @@ fn memory_high() -> u64 {
 #[test]
 fn the_largest_window_fits_into_the_memory_that_the_unit_allows() {
     let Some(zstd) = tool("zstd") else { return };
-    run_on(Place::Real(Generation::V2), |target| {
+    run_on(Place::Real(Generation::V2_1), |target| {
         let name = "registry.test/wide:1";
         let folder = tempfile::tempdir().unwrap();
         let peak = peak_of_importing(target, "wide.tar.zst", name, |path| {

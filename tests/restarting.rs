@@ -393,7 +393,7 @@ fn import_two_gibibytes(target: &Target) {
 /// Once for real; the others differ in nothing that memory depends on.
 #[test]
 fn two_gibibytes_are_imported_in_64_mebibytes_by_a_real_containerd() {
-    crate::support::run_on(Place::Real(Generation::V2), import_two_gibibytes);
+    crate::support::run_on(Place::Real(Generation::V2_1), import_two_gibibytes);
 }
 
 on_each_containerd!(

@@ -45,7 +45,8 @@ impl Served {
 
 /// The containerd of a generation, started when it is first asked for. `None` where there is none and none is demanded.
 pub fn shared(generation: Generation) -> Option<&'static Served> {
-    static SERVED: [OnceLock<Option<Served>>; 3] = [const { OnceLock::new() }; 3];
+    static SERVED: [OnceLock<Option<Served>>; Generation::ALL.len()] =
+        [const { OnceLock::new() }; Generation::ALL.len()];
     let place = Generation::ALL
         .iter()
         .position(|each| *each == generation)

@@ -70,9 +70,17 @@ macro_rules! on_real_containerds {
         }
 
         #[test]
-        fn containerd_2() {
+        fn containerd_2_1() {
             crate::support::run_on(
-                crate::support::Place::Real(xtask::Generation::V2),
+                crate::support::Place::Real(xtask::Generation::V2_1),
+                super::$scenario,
+            );
+        }
+
+        #[test]
+        fn containerd_2_3() {
+            crate::support::run_on(
+                crate::support::Place::Real(xtask::Generation::V2_3),
                 super::$scenario,
             );
         }
@@ -95,8 +103,13 @@ macro_rules! on_its_own_containerd {
             }
 
             #[test]
-            fn containerd_2() {
-                crate::support::run_on_own(xtask::Generation::V2, &super::$options(), super::$scenario);
+            fn containerd_2_1() {
+                crate::support::run_on_own(xtask::Generation::V2_1, &super::$options(), super::$scenario);
+            }
+
+            #[test]
+            fn containerd_2_3() {
+                crate::support::run_on_own(xtask::Generation::V2_3, &super::$options(), super::$scenario);
             }
         }
     )+};

@@ -115,9 +115,9 @@ async fn vouch(client: &Client, name: &str, source: &Source) -> Result<Option<Di
     };
     let labels = labels::vouch(&record.labels, source);
     if !labels.is_empty() {
-        client
-            .update_image(name, &ImageUpdate { target: None, labels })
-            .await?;
+        let update = ImageUpdate { target: None, labels };
+        client.update_image(name, &update).await?;
+        labels::tell_of_expiry(name, &update.labels);
     }
     Ok(Some(record.target.digest().clone()))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::version_client::VersionClient;
-use containerd_client::services::v1::{Plugin as WirePlugin, PluginsRequest};
+use containerd_client::services::v1::{DeprecationWarning, Plugin as WirePlugin, PluginsRequest};
 use containerd_client::types;
 use platforms::{Platform, Rules};
 use tonic::transport::Channel;
@@ -86,6 +86,15 @@ impl Plugin {
     }
 }
 
+/// Something in use that a later containerd will not have any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deprecation {
+    /// For instance `io.containerd.deprecation/cri-registry-mirrors`.
+    pub id: String,
+    /// What it is, since when it is deprecated, when it goes, what to use instead: in containerd's words.
+    pub message: String,
+}
+
 impl Client {
     /// Asks for containerd's version.
     ///
@@ -110,6 +119,23 @@ impl Client {
         Ok(answer
             .map_err(|failure| self.fail(failure, "ask for containerd's identity"))?
             .uuid)
+    }
+
+    /// Lists what is in use on this containerd and deprecated. Before 1.7 containerd tells of nothing; later patch releases
+    /// of 1.6 do.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn deprecations(&self) -> Result<Vec<Deprecation>, Error> {
+        let answer = self.unary(self.introspection().server(self.request(()))).await;
+        let warnings = answer
+            .map_err(|failure| self.fail(failure, "ask for containerd's deprecation warnings"))?
+            .deprecations;
+        let of_wire = |warning: DeprecationWarning| Deprecation {
+            id: warning.id,
+            message: warning.message,
+        };
+        Ok(warnings.into_iter().map(of_wire).collect())
     }
 
     /// Lists containerd's plugins.

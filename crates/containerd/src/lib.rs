@@ -47,7 +47,7 @@ pub use cri::{Cri, CriImage, CriVersion, ImageFilesystem};
 pub use error::{Cause, Error, Recovery, is_disk_failure};
 pub use events::{ImageChange, ImageEvent, ImageEvents};
 pub use images::{Creation, ImageRecord, ImageUpdate, NewImage};
-pub use introspection::{Plugin, Version};
+pub use introspection::{Deprecation, Plugin, Version};
 pub use leases::{Created, Lease, Resource};
 pub use snapshots::{Applied, LayerSpec, Snapshotter};
 pub use write::{BlobSource, BlobSpec, Held, Written};

@@ -38,6 +38,8 @@ pub struct FakeConfig {
     pub uuid: String,
     /// Where introspection says that content is kept. Nothing is written there. Default: it does not say.
     pub content_root: Option<PathBuf>,
+    /// What introspection says is in use and deprecated: ids and messages. Default: nothing.
+    pub deprecations: Vec<(String, String)>,
     /// Where introspection says that overlayfs keeps its snapshots. Nothing is written there. Default: it does not say.
     pub snapshots_root: Option<PathBuf>,
 }
@@ -53,6 +55,7 @@ impl Default for FakeConfig {
             socket: None,
             uuid: "a1b2c3d4-0000-4000-8000-00000000fa6e".to_owned(),
             content_root: None,
+            deprecations: Vec::new(),
             snapshots_root: None,
         }
     }

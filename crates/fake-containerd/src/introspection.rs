@@ -7,7 +7,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::filters::Filters;
 use crate::service::Service;
-use crate::state::State;
+use crate::state::{State, timestamp};
 use crate::wire;
 use crate::wire::generated::{introspection_server::Introspection, version_server::Version};
 
@@ -33,9 +33,15 @@ impl Introspection for Service {
             } else {
                 0
             };
+            let warning = |(id, message): &(String, String)| wire::DeprecationWarning {
+                id: id.clone(),
+                message: message.clone(),
+                last_occurrence: Some(timestamp(state.now())),
+            };
             Ok(wire::ServerResponse {
                 uuid: state.config.uuid.clone(),
                 pid,
+                deprecations: state.config.deprecations.iter().map(warning).collect(),
                 ..Default::default()
             })
         })

@@ -25,6 +25,10 @@ pub const RKE2_PINNED: &str = "io.cattle.rke2.pinned";
 /// CRI's mark on records it knows. Cleared when a record changes its target, so that CRI looks at it again.
 pub const CRI_MANAGED: &str = "io.cri-containerd.image";
 
+/// When the garbage collector of containerd 2.0 and later may delete the record, pinned or not. Nothing of ours sets it
+/// on records.
+pub const EXPIRES: &str = "containerd.io/gc.expire";
+
 /// On blobs, in front of a registry's host: the repositories there that have the blob, with commas between them. containerd's
 /// own pulls set it, and mirrors among nodes (Spegel) go by it.
 pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
@@ -157,7 +161,9 @@ pub fn is_pinned_by_others(labels: &Labels) -> bool {
 
 /// What has to change on a record with `labels` so that `source` vouches for it and it is pinned.
 ///
-/// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed.
+/// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed. An expiry goes, whoever
+/// set it: a record cannot both end by itself and stay for as long as its bundle does. It is the only label of others
+/// that is ever taken away.
 #[must_use]
 pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
     let (key, value) = source.label();
@@ -166,11 +172,22 @@ pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
         wanted.push((PINNED.to_owned(), PINNED_VALUE.to_owned()));
         wanted.push((OUR_PIN.to_owned(), "true".to_owned()));
     }
-    wanted
+    let set = wanted
         .into_iter()
         .filter(|(key, value)| labels.get(key) != Some(value))
-        .map(|(k, v)| (k, Some(v)))
-        .collect()
+        .map(|(key, value)| (key, Some(value)));
+    let expiry = labels.contains_key(EXPIRES).then(|| (EXPIRES.to_owned(), None));
+    set.chain(expiry).collect()
+}
+
+/// Says in the log that changes to a record's labels have taken an expiry away, if they have.
+pub fn tell_of_expiry(name: &str, changes: &LabelChanges) {
+    if changes.get(EXPIRES).is_some_and(Option::is_none) {
+        tracing::info!(
+            image = name,
+            "the record would have expired ({EXPIRES}), which somebody else had set: it stays now"
+        );
+    }
 }
 
 /// What has to change on a record with `labels` when the sources that `gone` names no longer vouch for it: their
@@ -244,6 +261,24 @@ mod tests {
             ("other", "x"),
         ]);
         assert!(vouch(&there, &Source::Hand("a.tar".into())).is_empty());
+    }
+
+    #[test]
+    fn an_expiry_goes_with_the_labels_that_vouch_and_is_all_that_goes() {
+        let source = Source::Hand("a.tar".into());
+        let theirs = [(EXPIRES, "2030-01-01T00:00:00Z"), ("other", "x")];
+        assert_eq!(
+            keys(&vouch(&labels(&theirs), &source)),
+            [
+                (EXPIRES, false),
+                (IMPORTED, true),
+                (OUR_PIN, true),
+                (PINNED, true)
+            ]
+        );
+        let ours = [(PINNED, "pinned"), (OUR_PIN, "true"), (IMPORTED, "a.tar")];
+        let later = labels(&[&theirs[..], &ours[..]].concat());
+        assert_eq!(keys(&vouch(&later, &source)), [(EXPIRES, false)]);
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub(crate) struct Arguments {
     /// Only these scenarios.
     #[arg(long, value_enum, value_delimiter = ',')]
     scenario: Vec<Scenario>,
-    /// Which containerd: 2, 1.7 or 1.6.
-    #[arg(long, default_value_t = Generation::V2)]
+    /// Which containerd: 1.6, 1.7, 2.1, 2.3 or 2.4.
+    #[arg(long, default_value_t = Generation::V2_1)]
     containerd: Generation,
     /// How often each contender runs; the median counts.
     #[arg(long, default_value_t = 5)]

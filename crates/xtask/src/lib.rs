@@ -5,6 +5,7 @@
 
 mod debian;
 pub mod demo_bundle;
+mod golang;
 pub mod own_image;
 pub mod parts;
 pub mod runtime;

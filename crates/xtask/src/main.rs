@@ -32,11 +32,11 @@ struct Arguments {
 enum Task {
     /// Show the main job on a private containerd: a bundle is dropped, its images appear, a container runs.
     Demo {
-        /// Which containerd: 2, 1.7 or 1.6.
-        #[arg(long, default_value_t = Generation::V2)]
+        /// Which containerd: 1.6, 1.7, 2.1, 2.3 or 2.4.
+        #[arg(long, default_value_t = Generation::V2_1)]
         generation: Generation,
     },
-    /// Run all tests, on three generations of containerd as root on Debian.
+    /// Run all tests, on four generations of containerd as root on Debian.
     Test {
         /// Passed on to `cargo test`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -1,4 +1,4 @@
-//! The foreign programs: three generations of containerd, runc, protoc and tools, kept under `target/parts`.
+//! The foreign programs: four generations of containerd, runc, protoc and tools, kept under `target/parts`.
 //!
 //! Each part is made in a folder of its own and moved into place whole, under a lock, so any number of test processes
 //! may ask for the same part at once. Nothing is installed on the machine and nothing of it is changed.
@@ -13,13 +13,18 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 
 use crate::debian::{self, Archive};
-use crate::{is_root, note, on_path, output_of, workspace};
+use crate::{golang, is_root, note, on_path, output_of, workspace};
 
 /// The environment variable that makes a missing containerd a failure instead of something left out.
 pub const REQUIRE_CONTAINERD: &str = "AIRGAPD_REQUIRE_CONTAINERD";
 
 /// The suite whose runc and busybox run on every Debian from its release on.
 const OLDEST_SUITE: &str = "bookworm";
+
+/// The environment variable that puts another generation in the place of 2.3 while tests run: `2.4`.
+///
+/// The tests keep their names, so all that is said to be of 2.3 is of that generation then.
+pub const TEST_CONTAINERD: &str = "AIRGAPD_TEST_CONTAINERD";
 
 /// A generation of containerd that clusters run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,31 +33,59 @@ pub enum Generation {
     V1_6,
     /// 1.7, Debian trixie's.
     V1_7,
-    /// 2.x, Debian forky's.
-    V2,
+    /// 2.0 to 2.2; Debian forky has 2.1.
+    V2_1,
+    /// 2.3, supported for longer than others, built from its source.
+    V2_3,
+    /// 2.4 and what comes after it, built from its source. Tested only where [`TEST_CONTAINERD`] asks for it.
+    V2_4,
+}
+
+/// Where the programs of a generation come from.
+enum Origin {
+    /// The package of this Debian suite.
+    Debian(&'static str),
+    /// This release of the Go module.
+    Module(&'static str),
 }
 
 impl Generation {
-    /// All generations, oldest first.
-    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2];
+    /// The generations that every test runs on, oldest first.
+    pub const ALL: [Self; 4] = [Self::V1_6, Self::V1_7, Self::V2_1, Self::V2_3];
 
-    /// The Debian suite whose containerd is of this generation.
-    pub fn suite(self) -> &'static str {
+    fn origin(self) -> Origin {
         match self {
-            Self::V1_6 => "bookworm",
-            Self::V1_7 => "trixie",
-            Self::V2 => "forky",
+            Self::V1_6 => Origin::Debian("bookworm"),
+            Self::V1_7 => Origin::Debian("trixie"),
+            Self::V2_1 => Origin::Debian("forky"),
+            Self::V2_3 => Origin::Module(golang::CONTAINERD_2_3),
+            Self::V2_4 => Origin::Module(golang::CONTAINERD_2_4),
         }
     }
 
     /// The generation of a version such as `1.7.24`, if it is one we know.
     pub fn of_version(version: &str) -> Option<Self> {
-        let mut numbers = version.trim_start_matches('v').split('.');
-        match (numbers.next()?, numbers.next()?) {
-            ("1", "6") => Some(Self::V1_6),
-            ("1", "7") => Some(Self::V1_7),
-            ("2", _) => Some(Self::V2),
+        let mut numbers = version
+            .trim_start_matches('v')
+            .split(|separator: char| !separator.is_ascii_digit());
+        let (major, minor) = (numbers.next()?, numbers.next()?);
+        match (major, minor.parse::<u32>().ok()?) {
+            ("1", 6) => Some(Self::V1_6),
+            ("1", 7) => Some(Self::V1_7),
+            ("2", 0..=2) => Some(Self::V2_1),
+            ("2", 3) => Some(Self::V2_3),
+            ("2", _) => Some(Self::V2_4),
             _ => None,
+        }
+    }
+
+    /// The generation that runs where tests ask for this one: itself, or what [`TEST_CONTAINERD`] puts in the place of 2.3.
+    fn in_tests(self) -> Result<Self> {
+        match std::env::var(TEST_CONTAINERD) {
+            Ok(asked) if self == Self::V2_3 => asked
+                .parse()
+                .with_context(|| format!("{TEST_CONTAINERD} cannot be followed")),
+            _ => Ok(self),
         }
     }
 }
@@ -62,7 +95,9 @@ impl fmt::Display for Generation {
         f.write_str(match self {
             Self::V1_6 => "1.6",
             Self::V1_7 => "1.7",
-            Self::V2 => "2",
+            Self::V2_1 => "2.1",
+            Self::V2_3 => "2.3",
+            Self::V2_4 => "2.4",
         })
     }
 }
@@ -73,8 +108,11 @@ impl FromStr for Generation {
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL
             .into_iter()
+            .chain([Self::V2_4])
             .find(|generation| generation.to_string() == text)
-            .with_context(|| format!("`{text}` is no generation of containerd: it is one of 1.6, 1.7 and 2"))
+            .with_context(|| {
+                format!("`{text}` is no generation of containerd: it is one of 1.6, 1.7, 2.1, 2.3 and 2.4")
+            })
     }
 }
 
@@ -97,8 +135,9 @@ pub struct Parts {
 
 /// The generations that tests can run on this machine, oldest first.
 ///
-/// All three as root on Debian, or when `AIRGAPD_REQUIRE_CONTAINERD` is set (what is missing then fails where it is
-/// used). Otherwise the one on the `PATH`, if we are root, or none; what is left out is said on standard error.
+/// All of them as root on Debian, or when `AIRGAPD_REQUIRE_CONTAINERD` is set (what is missing then fails where it is
+/// used). Otherwise, if we are root, the one on the `PATH` and those that the machine's Go can build, or none; what is
+/// left out is said on standard error.
 pub fn generations() -> Vec<Generation> {
     if std::env::var_os(REQUIRE_CONTAINERD).is_some() || (is_root() && debian::codename().is_some()) {
         return Generation::ALL.to_vec();
@@ -107,38 +146,67 @@ pub fn generations() -> Vec<Generation> {
         note("left out: tests on real containerds, which only root can start");
         return Vec::new();
     }
-    let found: Vec<_> = Generation::ALL
+    let (found, left_out): (Vec<_>, Vec<_>) = Generation::ALL
         .into_iter()
-        .filter(|generation| installed(*generation).is_some())
-        .collect();
-    note(&format!(
-        "this is no Debian: of three containerds, only {} on the PATH is tested",
-        found
-            .first()
-            .map_or_else(|| "none".to_owned(), ToString::to_string)
-    ));
+        .partition(|generation| can_be_had(*generation));
+    let list = |generations: &[Generation]| {
+        let names: Vec<_> = generations.iter().map(ToString::to_string).collect();
+        names.join(", ")
+    };
+    if !left_out.is_empty() {
+        note(&format!(
+            "left out: tests on containerd {}; this machine is no Debian, its PATH has no such containerd{}",
+            list(&left_out),
+            if left_out.contains(&Generation::V2_3) {
+                ", and no Go to build 2.3 with"
+            } else {
+                ""
+            }
+        ));
+    }
     found
 }
 
-/// The programs of one generation, fetched and unpacked if they are not here yet (some 30 MB, a few seconds).
+/// Whether a machine that is no Debian has a generation, or what it takes to make it.
+fn can_be_had(generation: Generation) -> bool {
+    installed(generation).is_some()
+        || (matches!(generation.origin(), Origin::Module(_)) && golang::installed().is_some())
+}
+
+/// The programs of one generation, fetched or built if they are not here yet.
+///
+/// Debian's are some 30 MB and take a few seconds. Those of 2.3 and 2.4 are built from their source, which takes
+/// minutes and some 2 GB in Go's own caches; without a Go of the machine's own, Debian's is fetched first.
 ///
 /// # Errors
 ///
-/// When this machine is neither a Debian nor has a containerd of that generation on its `PATH`, or when the package
-/// cannot be fetched.
+/// When this machine is neither a Debian nor has what it takes, or when something cannot be fetched or built.
 pub fn containerd_parts(generation: Generation) -> Result<Parts> {
-    if debian::codename().is_none() {
-        return installed(generation).with_context(|| {
-            format!("no containerd {generation}: this machine is not a Debian, and its PATH has no such containerd")
-        });
+    let asked = generation;
+    let generation = asked.in_tests()?;
+    if generation != asked {
+        note(&format!("containerd {generation} stands in the place of {asked}"));
     }
-    let suite = generation.suite();
-    let folder = provide(&format!("containerd-{suite}"), |folder| {
-        note(&format!("fetching containerd {generation} from Debian {suite}"));
-        Archive::open(suite)?.unpack("containerd", folder)
-    })
-    .with_context(|| format!("cannot provide containerd {generation}"))?;
-    parts_in(&folder.join("usr/bin"), generation)
+    if debian::codename().is_none()
+        && let Some(installed) = installed(generation)
+    {
+        return Ok(installed);
+    }
+    let bin = match generation.origin() {
+        Origin::Debian(_) if debian::codename().is_none() => bail!(
+            "no containerd {generation}: this machine is not a Debian, and its PATH has no such containerd"
+        ),
+        Origin::Debian(suite) => provide(&format!("containerd-{suite}"), |folder| {
+            note(&format!("fetching containerd {generation} from Debian {suite}"));
+            Archive::open(suite)?.unpack("containerd", folder)
+        })
+        .map(|folder| folder.join("usr/bin")),
+        Origin::Module(version) => provide(&format!("containerd-{version}"), |folder| {
+            golang::build_containerd(version, folder)
+        }),
+    };
+    let bin = bin.with_context(|| format!("cannot provide containerd {generation}"))?;
+    parts_in(&bin, generation)
 }
 
 fn installed(generation: Generation) -> Option<Parts> {
@@ -411,7 +479,7 @@ fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
 /// The folder of one part: as it is, or made by `build` in an empty folder and moved into place when whole.
 ///
 /// Safe for several processes at once; one that dies leaves nothing that another would take for the part.
-fn provide(name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+pub(crate) fn provide(name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     provide_in(&workspace().join("target/parts"), name, build)
 }
 
@@ -468,8 +536,13 @@ mod tests {
         let table = [
             ("1.6.20~ds1", Some(Generation::V1_6)),
             ("v1.7.24", Some(Generation::V1_7)),
-            ("2.1.9+unknown", Some(Generation::V2)),
-            ("2.0.0-rc.1", Some(Generation::V2)),
+            ("2.1.9+unknown", Some(Generation::V2_1)),
+            ("2.0.0-rc.1", Some(Generation::V2_1)),
+            ("2.2.1", Some(Generation::V2_1)),
+            ("v2.3.7-k3s1", Some(Generation::V2_3)),
+            ("2.4.0-beta.0", Some(Generation::V2_4)),
+            ("2.10.1", Some(Generation::V2_4)),
+            ("2.x", None),
             ("1.5.9", None),
             ("1.60.0", None),
             ("20.1", None),
@@ -483,7 +556,7 @@ mod tests {
 
     #[test]
     fn a_generation_is_read_as_it_is_written() {
-        for generation in Generation::ALL {
+        for generation in Generation::ALL.into_iter().chain([Generation::V2_4]) {
             assert_eq!(generation.to_string().parse::<Generation>().unwrap(), generation);
         }
         let error = "3".parse::<Generation>().unwrap_err().to_string();

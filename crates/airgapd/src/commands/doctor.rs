@@ -9,8 +9,9 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
-use containerd::Ingest;
+use containerd::{Deprecation, ImageRecord, Ingest};
 use import::Disk;
+use import::labels::EXPIRES;
 use jiff::Timestamp;
 use notify::{RecursiveMode, Watcher};
 use platforms::Matcher;
@@ -310,7 +311,64 @@ async fn of_containerd(node: &Node, settings: &Settings) -> Vec<Finding> {
     findings.extend(of_platform(&runtime, settings));
     findings.push(of_disk(&runtime, settings));
     findings.push(of_others(&runtime, node, settings).await);
+    findings.extend(of_expiry(&runtime).await);
+    findings.extend(of_deprecations(&runtime).await);
     findings
+}
+
+/// Records that containerd's garbage collector deletes at a certain time.
+async fn of_expiry(runtime: &Runtime) -> Option<Finding> {
+    /// As many are named.
+    const NAMED: usize = 3;
+    // Why they cannot be listed is told with the others.
+    let records = runtime.client.images().await.ok()?;
+    let expire = |record: &ImageRecord| record.labels.contains_key(EXPIRES);
+    let names: Vec<String> = records
+        .into_iter()
+        .filter(expire)
+        .map(|record| record.name)
+        .collect();
+    if names.is_empty() {
+        return None;
+    }
+    let more = match names.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(note(
+        "expiry",
+        format!(
+            "image records have the label {EXPIRES}, and containerd 2.0 and later deletes them at the time it names, pinned \
+             or not: {}{more}",
+            names[..names.len().min(NAMED)].join(", ")
+        ),
+        format!(
+            "nothing for images of bundles, which the daemon takes the label from; of others: ctr -n k8s.io images label NAME {EXPIRES}="
+        ),
+    ))
+}
+
+/// What containerd itself says will not work any more after an upgrade.
+async fn of_deprecations(runtime: &Runtime) -> Vec<Finding> {
+    let warnings = match runtime.client.deprecations().await {
+        Ok(warnings) => warnings,
+        Err(error) => {
+            return vec![problem(
+                "deprecated",
+                import::chain(&error),
+                "see containerd's own log",
+            )];
+        }
+    };
+    let finding = |warning: Deprecation| {
+        let id = warning.id.rsplit('/').next().unwrap_or_default();
+        note(
+            "deprecated",
+            format!("{id}: {}", warning.message),
+            "change it before the next upgrade of containerd; `ctr deprecations list` shows when it was last used",
+        )
+    };
+    warnings.into_iter().map(finding).collect()
 }
 
 fn of_namespace(settings: &Settings) -> Option<Finding> {

@@ -4,6 +4,7 @@
 //! not count; a config's digest, or the beginning of one, is an id (containerd's CRI plugin, `LocalResolve`). So a pod
 //! may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
 
+use import::labels::EXPIRES;
 use import::{CONTAINERD, Judgement, Reference};
 use serde::Serialize;
 
@@ -194,17 +195,28 @@ pub(crate) fn answer(need: &Need, shelf: &Shelf, bundles: &Shelf) -> Answer {
         None => Answer::new(need, Status::Absent),
     };
     match answer.status {
-        Status::Present => warn(&mut answer),
+        Status::Present => {
+            let expires =
+                find(&wanted, shelf).and_then(|held| Some((held.name.as_str(), held.expires.as_deref()?)));
+            warn(&mut answer, expires);
+        }
         _ => advise(&mut answer, &wanted, shelf, bundles),
     }
     answer
 }
 
-fn warn(answer: &mut Answer) {
+/// `expires` is the name of a record that ends by itself, and when.
+fn warn(answer: &mut Answer, expires: Option<(&str, &str)>) {
     if answer.pinned == Some(false) {
         answer
             .warnings
             .push("it is not pinned: kubelet may remove it when the disk is full".to_owned());
+    }
+    if let Some((name, when)) = expires {
+        answer.warnings.push(format!(
+            "its record expires ({EXPIRES} is {when}): containerd 2.0 and later deletes it then, pinned or not; a bundle \
+             that has it takes the label away, and so does: ctr -n k8s.io images label {name} {EXPIRES}="
+        ));
     }
 }
 
@@ -397,6 +409,7 @@ mod tests {
             below: Vec::new(),
             place: CONTAINERD.to_owned(),
             pinned: None,
+            expires: None,
             bundles: Vec::new(),
         });
         Shelf::of(held)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bundle::{Catalog, Content, Limits, Node};
 use containerd::{Client, ImageRecord};
-use import::labels::{BUNDLE_PREFIX, IMPORTED, PINNED, PINNED_VALUE};
+use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, PINNED, PINNED_VALUE};
 use import::{CONTAINERD, ChildKind, ContentStore, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
 use oci_spec::image::{Descriptor, Digest};
 
@@ -22,6 +22,8 @@ pub(crate) struct Held {
     pub(crate) place: String,
     /// Whether kubelet's garbage collector leaves it alone; `None` for bundles.
     pub(crate) pinned: Option<bool>,
+    /// When containerd's garbage collector may delete the record, if there is such a label on it.
+    pub(crate) expires: Option<String>,
     /// The bundles that vouch for it.
     pub(crate) bundles: Vec<String>,
 }
@@ -87,6 +89,7 @@ impl Shelf {
                         .get(PINNED)
                         .is_some_and(|value| value == PINNED_VALUE),
                 ),
+                expires: record.labels.get(EXPIRES).cloned(),
                 bundles: vouchers(&record),
                 name: record.name,
             });
@@ -163,6 +166,7 @@ impl Shelf {
                 below: below.to_vec(),
                 place: place.to_owned(),
                 pinned: None,
+                expires: None,
                 bundles: Vec::new(),
             });
         }

@@ -21,7 +21,8 @@ macro_rules! on_containerds {
     ($($scenario:ident)*) => {
         on_containerds!(@one on_containerd_1_6 V1_6 $($scenario)*);
         on_containerds!(@one on_containerd_1_7 V1_7 $($scenario)*);
-        on_containerds!(@one on_containerd_2 V2 $($scenario)*);
+        on_containerds!(@one on_containerd_2_1 V2_1 $($scenario)*);
+        on_containerds!(@one on_containerd_2_3 V2_3 $($scenario)*);
     };
     (@one $place:ident $generation:ident $($scenario:ident)*) => {
         mod $place { $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -340,8 +341,13 @@ mod cri {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_service_is_found_where_it_is_on_containerd_2() {
-        the_service_is_found(Generation::V2).await;
+    async fn the_service_is_found_where_it_is_on_containerd_2_1() {
+        the_service_is_found(Generation::V2_1).await;
+    }
+
+    #[tokio::test]
+    async fn the_service_is_found_where_it_is_on_containerd_2_3() {
+        the_service_is_found(Generation::V2_3).await;
     }
 
     async fn the_service_is_found(generation: Generation) {

@@ -1,4 +1,4 @@
-//! The client against containerd: the same scenarios on the stand-in and on the three real generations.
+//! The client against containerd: the same scenarios on the stand-in and on the real generations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ macro_rules! everywhere {
             async fn $scenario() { crate::on_shared(crate::Place::Fake, super::$scenario).await; })* }
         everywhere!(@real on_containerd_1_6 V1_6 $($scenario)*);
         everywhere!(@real on_containerd_1_7 V1_7 $($scenario)*);
-        everywhere!(@real on_containerd_2 V2 $($scenario)*);
+        everywhere!(@real on_containerd_2_1 V2_1 $($scenario)*);
+        everywhere!(@real on_containerd_2_3 V2_3 $($scenario)*);
     };
     (@real $place:ident $generation:ident $($scenario:ident)*) => {
         mod $place { $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]

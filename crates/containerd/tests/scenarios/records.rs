@@ -28,7 +28,8 @@ mod regardless_of_sense {
 
     everywhere!(@real on_containerd_1_6 V1_6 a_thousand_random_operations_leave_containerd_alive);
     everywhere!(@real on_containerd_1_7 V1_7 a_thousand_random_operations_leave_containerd_alive);
-    everywhere!(@real on_containerd_2 V2 a_thousand_random_operations_leave_containerd_alive);
+    everywhere!(@real on_containerd_2_1 V2_1 a_thousand_random_operations_leave_containerd_alive);
+    everywhere!(@real on_containerd_2_3 V2_3 a_thousand_random_operations_leave_containerd_alive);
 }
 
 async fn leases_are_found_again_and_hold_what_was_added(stage: Arc<Stage>) {

@@ -12,7 +12,7 @@ use fake_containerd::{Fake, FakeConfig};
 use raw::Raw;
 
 /// The versions that are emulated, and that Debian has.
-const VERSIONS: [&str; 3] = ["1.6.20~ds1", "1.7.24~ds1", "2.1.9"];
+const VERSIONS: [&str; 5] = ["1.6.20~ds1", "1.7.24~ds1", "2.1.9", "2.3.7", "2.4.2"];
 
 /// Declares a test on the stand-in for each scenario, and a function that runs all of them on a real one.
 macro_rules! shared {
@@ -149,7 +149,12 @@ mod on_containerd {
     }
 
     #[tokio::test]
-    async fn the_same_scenarios_hold_on_2_x() {
-        run(Generation::V2).await;
+    async fn the_same_scenarios_hold_on_2_1() {
+        run(Generation::V2_1).await;
+    }
+
+    #[tokio::test]
+    async fn the_same_scenarios_hold_on_2_3() {
+        run(Generation::V2_3).await;
     }
 }

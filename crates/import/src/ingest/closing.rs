@@ -14,7 +14,7 @@ use super::assurance::Assurance;
 use super::blobs::{BlobTask, Moved, Turns};
 use super::unpacking::{unpack, unpacks_before_records};
 use super::{Fault, Job, RECORD_ROUNDS, RecordOutcome, check_bundle, unwritten};
-use crate::labels::LabelChanges;
+use crate::labels::{LabelChanges, tell_of_expiry};
 use crate::lease::Lease;
 use crate::plan::{BlobStep, ImagePlan, RecordAction, RecordStep, plan_record};
 use crate::select::NamedTarget;
@@ -165,6 +165,9 @@ impl<'a> Closing<'a> {
             labels: labels.clone(),
         };
         let updated = self.job.client.update_image(&step.name, &update).await?;
+        if updated.is_some() {
+            tell_of_expiry(&step.name, labels);
+        }
         Ok(updated.is_some_and(|record| record.target.digest() == step.target.digest()))
     }
 }

@@ -31,7 +31,8 @@ macro_rules! everywhere {
         everywhere!(@in on_the_stand_in (crate::support::Place::Fake) $($scenario)*);
         everywhere!(@in on_containerd_1_6 (crate::support::Place::Real(xtask::Generation::V1_6)) $($scenario)*);
         everywhere!(@in on_containerd_1_7 (crate::support::Place::Real(xtask::Generation::V1_7)) $($scenario)*);
-        everywhere!(@in on_containerd_2 (crate::support::Place::Real(xtask::Generation::V2)) $($scenario)*);
+        everywhere!(@in on_containerd_2_1 (crate::support::Place::Real(xtask::Generation::V2_1)) $($scenario)*);
+        everywhere!(@in on_containerd_2_3 (crate::support::Place::Real(xtask::Generation::V2_3)) $($scenario)*);
     };
     (@in $module:ident ($place:expr) $($scenario:ident)*) => {
         mod $module {

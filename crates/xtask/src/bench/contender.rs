@@ -123,7 +123,9 @@ fn ctr(bench: &Bench, flags: &[&str], bundle: &Path) -> Command {
 fn local(bench: &Bench) -> &'static [&'static str] {
     match bench.containerd.generation() {
         Generation::V1_6 => &["--no-unpack"],
-        Generation::V1_7 | Generation::V2 => &["--local", "--no-unpack"],
+        Generation::V1_7 | Generation::V2_1 | Generation::V2_3 | Generation::V2_4 => {
+            &["--local", "--no-unpack"]
+        }
     }
 }
 
