@@ -6,10 +6,12 @@
 mod debian;
 pub mod demo_bundle;
 mod golang;
+pub mod kubelet;
 pub mod own_image;
 pub mod parts;
 pub mod runtime;
 
+pub use kubelet::Kubelet;
 pub use parts::{Generation, Parts, containerd_parts, generations};
 pub use runtime::{Containerd, Options, Snapshotter};
 
