@@ -196,6 +196,7 @@ impl Drop for Machine<'_> {
             let lines: Vec<_> = log.lines().collect();
             let last = &lines[lines.len().saturating_sub(80)..];
             eprintln!("kubelet said last:\n{}", last.join("\n"));
+            eprintln!("the daemon said:\n{}", self.daemon.log());
         }
     }
 }

@@ -29,6 +29,7 @@ fn a_pod_that_waits_with_err_image_never_pull_runs_as_soon_as_its_bundle_is_drop
         assert!(line.contains("already present on machine"), "{line}");
         machine.event_since(before, pod, "Started");
     }
+    assert_eq!(machine.count(&["\"Event occurred\"", "reason=\"Pulling\""]), 0);
 }
 
 on_a_real_kubelet!(

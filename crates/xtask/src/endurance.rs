@@ -67,7 +67,7 @@ pub(crate) fn record() -> Result<()> {
 }
 
 /// The program's suite; a test and its flags have yet to be added.
-fn scenarios() -> Result<Command> {
+pub(crate) fn scenarios() -> Result<Command> {
     let mut cargo = checks::cargo()?;
     cargo.args([
         "test",

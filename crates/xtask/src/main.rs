@@ -10,6 +10,7 @@ mod demo;
 mod dist;
 mod endurance;
 mod fuzz;
+mod kubernetes;
 mod packaged;
 mod reference;
 mod tried;
@@ -90,6 +91,8 @@ enum Task {
         #[command(flatten)]
         extent: endurance::Extent,
     },
+    /// Run a real kubelet on containerd 1.7 and 2.3, and show what it does with images that the daemon brings.
+    Kubernetes(kubernetes::Arguments),
     /// Look after a thousand bundles of the same images, and print time and memory.
     Many,
     /// Place a bundle in every way there is, and print what comes of it as the table of docs/watching.md.
@@ -158,6 +161,7 @@ fn perform(task: Task) -> Result<()> {
             seconds,
             &extent,
         ),
+        Task::Kubernetes(arguments) => kubernetes::run(&arguments),
         Task::Many => endurance::run(
             "endurance::many::a_thousand_bundles_of_the_same_images_are_looked_after",
             1,

@@ -160,7 +160,7 @@ impl Records {
     /// What stands in the way before any policy is asked: a record of this image that cannot be read.
     pub(super) fn unreadable(&self, given: &str, id: &str) -> Option<Refusal> {
         let known = self.pulled.contains_key(id);
-        let pulled = (!known).then(|| (Folder::Pulled, id));
+        let pulled = (!known).then_some((Folder::Pulled, id));
         let pulling = (!known && !self.pulling.contains_key(given)).then_some((Folder::Pulling, given));
         pulled.into_iter().chain(pulling).find_map(|(folder, key)| {
             let file = format!("{}/{}", folder.name(), file_of(key));
