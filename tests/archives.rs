@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bundle::fixtures::{Image, Layout};
-use xtask::Generation;
+use lab::Generation;
 
 use crate::support::bundles::{self, docker, image, native, needed_here, records_of, text};
 use crate::support::tools::{run, tool};

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fake_containerd::{Code, Fault};
@@ -13,6 +13,7 @@ use prometheus_parse::{Scrape, Value as Sample};
 use serde_json::{Value, json};
 
 use crate::support::bundles::{self, image};
+use crate::support::node::program;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_until};
 
 const ONE: &str = "registry.test/one:1";
@@ -408,17 +409,26 @@ fn the_control_socket_is_roots_alone(target: &Target) {
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
     // Nor does it help somebody else that its mode was changed.
     let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    open(&node.path(""), 0o755);
+    let copy = node.program_for_all();
     open(&socket, 0o666);
-    let nobody = node
-        .command(["wait", "--timeout", "0s"])
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
+    let as_another_user = |arguments: &[&str]| {
+        let mut command = Command::new(&copy);
+        for (name, _) in program().get_envs() {
+            command.env_remove(name);
+        }
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(node.path("config.yaml"))
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap()
+    };
+    let nobody = as_another_user(&["wait", "--timeout", "0s"]);
     assert_eq!(nobody.status.code(), Some(6), "{nobody:?}");
     open(&socket, 0o600);
-    let nobody = node.command(["wait"]).uid(65534).gid(65534).output().unwrap();
+    let nobody = as_another_user(&["wait"]);
     assert_eq!(nobody.status.code(), Some(7), "{nobody:?}");
     assert!(
         String::from_utf8_lossy(&nobody.stderr).contains("is root's"),

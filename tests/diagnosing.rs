@@ -62,7 +62,7 @@ fn what_is_wrong_with_the_folder_is_found(target: &Target) {
     mode(&images, 0o775);
     assert_found(&doctor(&node), "folder", "note", &["go-w"]);
     mode(&images, 0o755);
-    if xtask::is_root() {
+    if lab::is_root() {
         chown(&images, Some(65534), None).unwrap();
         assert_found(&doctor(&node), "folder", "note", &["chown root:"]);
         chown(&images, Some(0), None).unwrap();
@@ -139,7 +139,7 @@ fn a_namespace_and_platforms_that_kubelet_makes_nothing_of_are_found(target: &Ta
 
 /// The store is a small file system of its own, so that it can be filled without harm.
 fn too_little_space_on_the_disk_is_found(_: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let store = SmallDisk::new();
@@ -225,7 +225,7 @@ fn doctor_after(node: &Node, namespaces: &[&str], script: &str) -> Answer {
 const OWN_MOUNTS: [&str; 3] = ["--mount", "--propagation", "private"];
 
 fn a_kernel_that_gives_no_watch_is_found(target: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let node = Node::on(target);
@@ -244,7 +244,7 @@ fn a_kernel_that_gives_no_watch_is_found(target: &Target) {
 }
 
 fn a_state_folder_that_cannot_be_written_is_found(target: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let node = Node::on(target);
@@ -266,7 +266,7 @@ fn a_state_folder_that_cannot_be_written_is_found(target: &Target) {
 
 /// systemctl is a script that says what systemd would.
 fn what_is_wrong_with_the_unit_is_found(target: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let node = Node::on(target);
@@ -315,15 +315,12 @@ fn what_is_wrong_with_the_unit_is_found(target: &Target) {
 }
 
 fn who_is_not_root_is_told_so(target: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let node = Node::on(target);
     assert_eq!(found(&doctor(&node), "user"), []);
-    mode(&node.path(""), 0o755);
-    // Where it is built may be a folder that only root may enter.
-    let copy = node.path("airgapd");
-    fs::copy(program().get_program(), &copy).unwrap();
+    let copy = node.program_for_all();
     let config = text(&node.path("config.yaml"));
     let mut command = Command::new("setpriv");
     command

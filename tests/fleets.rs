@@ -18,11 +18,12 @@ use k8s_cri::v1::{
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, Namespace, PodSpec};
+use lab::{Generation, Options, workspace};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
-use xtask::{Generation, Options, own_image, workspace};
+use workshop::own_image;
 
 use crate::packaging;
 use crate::support::bundles::{self, image, marker, native, text};
@@ -422,7 +423,7 @@ fn bring(own: &Own, node: &Node) {
         files: packaging::files(node),
     };
     own_image::write(&bundle, env!("CARGO_PKG_VERSION"), &[variant]).unwrap();
-    let busybox = fs::read(xtask::parts::busybox().unwrap()).unwrap();
+    let busybox = fs::read(lab::parts::busybox().unwrap()).unwrap();
     let pause = Image::new(SANDBOX_IMAGE)
         .platform(native())
         .entrypoint(&["/bin/busybox", "sleep", "3600"])

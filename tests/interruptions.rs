@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bundle::fixtures::{Archive, Image, Layer};
 use containerd::ImageRecord;
 use fake_containerd::Fault;
+use lab::{Generation, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use xtask::{Generation, Options};
 
 use crate::support::bundles::{self, image, native};
 use crate::support::target::MANAGED;

@@ -13,8 +13,8 @@ use k8s_cri::v1::{
     NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
     StartContainerRequest, StopPodSandboxRequest,
 };
+use lab::Generation;
 use tonic::transport::{Channel, Endpoint};
-use xtask::Generation;
 
 use crate::support::bundles::{self, image, text};
 use crate::support::target::MANAGED;

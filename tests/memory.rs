@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bundle::Compression;
 use bundle::fixtures::{Image, Layer};
-use xtask::Generation;
+use lab::Generation;
 
 use crate::support::bundles::{self, image, native};
 use crate::support::node::peak_memory;

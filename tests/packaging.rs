@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use xtask::Options;
-use xtask::own_image::{self, PROGRAM, Variant};
+use lab::Options;
+use workshop::own_image::{self, PROGRAM, Variant};
 
 use crate::support::bundles::native;
 use crate::support::{Node, Own, on_its_own_containerd};

@@ -775,7 +775,7 @@ on_the_fake!(every_way_of_placing_a_file_gives_one_import_of_its_final_content);
 #[test]
 #[ignore = "it prints a table for the documentation; `cargo xtask placing` runs it"]
 fn prints_the_table() {
-    run_on(Place::Real(xtask::Generation::V2_1), |target| {
+    run_on(Place::Real(lab::Generation::V2_1), |target| {
         let yard = Yard::on(target);
         let mut rows = vec![
             "| how it is placed | events | imports | failed tries | from the last byte to the record |"

@@ -93,7 +93,7 @@ fn a_containerd_without_cri_is_refused_for_kubernetes(_: &Target) {
 /// Docker's containerd runs, k0s is installed and comes late: by evidence, and without any configuration, the images
 /// wait for k0s. The node is this machine with other folders mounted over the few that count.
 fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let node = tempfile::tempdir().unwrap();
@@ -147,7 +147,7 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
 
 /// airgapd is there first: what it waits for on a bare node is a guess, and is not kept when k0s is installed.
 fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let node = tempfile::tempdir().unwrap();

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bundle::fixtures::{Image, Layer};
 use fake_containerd::{FakeConfig, Fault};
+use lab::Generation;
 use rustix::fs::inotify;
 use rustix::process::Signal;
-use xtask::Generation;
 
 use crate::support::bundles::{
     self, PLATFORMS, closure, image, marker, multi_platform, native, records_of, text,

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use bundle::fixtures::{Image, Layer};
 use fake_containerd::{FakeConfig, Fault};
+use lab::Options;
 use serde_json::Value;
 use tonic::Code;
-use xtask::Options;
 
 use crate::support::bundles::{self, image, native, text};
 use crate::support::node::Daemon;
@@ -255,7 +255,7 @@ fn a_dry_run_says_what_is_wanted_and_what_there_is(_: &Target) {
 
 /// The daemon remembers what it can and says what it cannot.
 fn a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else(target: &Target) {
-    if !xtask::is_root() {
+    if !lab::is_root() {
         return;
     }
     let node = Node::on(target);

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use bundle::fixtures::{Archive, Image, Layer, LayerFile};
+use lab::Options;
+use lab::parts::busybox;
 use serde_json::{Value, json};
-use xtask::Options;
-use xtask::parts::busybox;
 
 use crate::support::bundles::{self, native, records_of};
 use crate::support::{Node, Own, Target, on_each_containerd, on_its_own_containerd, on_the_fake, unique};

@@ -12,7 +12,7 @@ use crate::support::bundles::{self, image, multi_platform, native, text};
 use crate::support::{
     Node, Own, Place, Target, on_each_containerd, on_its_own_containerd, on_the_fake, unique, wait_until,
 };
-use xtask::{Generation, Options};
+use lab::{Generation, Options};
 
 /// A platform that no machine of ours runs.
 const FOREIGN: &str = "linux/s390x";

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use bundle::fixtures::{Archive, BuiltImage, Image, Layer, Layout};
 use containerd::{Client, ImageRecord, ImageUpdate};
 use import::bundle_id;
+use lab::{Containerd, Generation, Options};
 use rustix::fs::{Timespec, Timestamps, futimens};
 use tokio::runtime::Runtime;
-use xtask::{Containerd, Generation, Options};
 
 use super::audit::Audit;
 use super::dice::Dice;

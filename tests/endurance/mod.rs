@@ -12,7 +12,7 @@ mod many;
 mod powercut;
 mod standstill;
 
-use xtask::Generation;
+use lab::Generation;
 
 /// How much of the long version is wanted.
 struct Asked {

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use bundle::fixtures::{Image, Layout};
 use containerd::Client;
 use fake_containerd::sha256;
+use lab::{Containerd, Generation, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use xtask::{Containerd, Generation, Options};
 
 use super::audit::Audit;
 use super::dice::Dice;
@@ -342,7 +342,7 @@ fn can_mount() -> bool {
 
 fn survive(generation: Generation, cuts: usize, seed: u64) {
     if !can_mount() {
-        return say("left out: no loop devices or no ext4 here");
+        return lab::left_out::record("no loop devices or no ext4 here");
     }
     for unpack in ["none", "before-record"] {
         // What is looked at has to be what the cut left.

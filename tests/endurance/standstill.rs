@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bundle::fixtures::{Image, Layer};
-use xtask::Options;
+use lab::Options;
 
 use super::{Asked, say};
 use crate::support::bundles::{self, native};

@@ -3,7 +3,7 @@
 //! containerd has a disk of its own that is smaller than what kubelet wants to be free on it. So kubelet tries every ten
 //! seconds to remove each image that no container uses.
 
-use xtask::Options;
+use lab::Options;
 
 use super::{Machine, SANDBOX_IMAGE, id_of, on_a_real_kubelet};
 use crate::support::bundles;

@@ -12,9 +12,9 @@ use std::fs;
 use std::time::Duration;
 
 use bundle::fixtures::{Archive, BuiltImage};
+use lab::kubelet::{NODE, Release};
+use lab::{Generation, Kubelet, Options};
 use serde_json::json;
-use xtask::kubelet::{NODE, Release};
-use xtask::{Generation, Kubelet, Options};
 
 use crate::support::bundles;
 use crate::support::node::Daemon;
@@ -28,13 +28,13 @@ macro_rules! on_a_real_kubelet {
             #[test]
             #[ignore = "takes a minute and a kubelet; `cargo xtask kubernetes` runs it"]
             fn containerd_1_7() {
-                crate::kubernetes::run(xtask::Generation::V1_7, &super::$options(), $settings, super::$claim);
+                crate::kubernetes::run(lab::Generation::V1_7, &super::$options(), $settings, super::$claim);
             }
 
             #[test]
             #[ignore = "takes a minute and a kubelet; `cargo xtask kubernetes` runs it"]
             fn containerd_2_3() {
-                crate::kubernetes::run(xtask::Generation::V2_3, &super::$options(), $settings, super::$claim);
+                crate::kubernetes::run(lab::Generation::V2_3, &super::$options(), $settings, super::$claim);
             }
         }
     )+};

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use bundle::fixtures::{Image, Layer, LayerFile, Layout, Manifest, Node as Tree};
+use lab::Options;
 use oci_spec::image::Digest;
 use serde_json::{Value, json};
-use xtask::Options;
 
 use super::{blobs_in, bundle, files_in};
 use crate::support::bundles::{PLATFORMS, native, text};
@@ -15,7 +15,7 @@ use crate::support::{Node, on_its_own_containerd, unique};
 
 /// An image for three platforms, of which that of this machine says hello.
 fn hello() -> Image {
-    let busybox = std::fs::read(xtask::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = std::fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
     let files = |platform: &str| {
         let busybox = if platform == native() {
             busybox.clone()

@@ -32,7 +32,7 @@ pub fn large(name: &str, size: usize) -> Image {
 
 /// An image for this machine with a busybox and bytes of its own, which a container can be started from.
 pub fn runnable(name: &str, entrypoint: &[&str]) -> Image {
-    let busybox = xtask::parts::busybox().expect("Debian has a busybox");
+    let busybox = lab::parts::busybox().expect("Debian has a busybox");
     let files = [
         LayerFile::folder("bin/"),
         LayerFile::executable("bin/busybox", std::fs::read(busybox).expect("a file")),

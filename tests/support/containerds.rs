@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use lab::{Containerd, Generation, Options, Parts, containerd_parts};
 use serde::{Deserialize, Serialize};
-use xtask::{Containerd, Generation, Options, Parts, containerd_parts};
 
 /// Tells the serving process which generation to serve.
 const SERVE: &str = "AIRGAPD_TEST_SERVE_CONTAINERD";
@@ -62,27 +62,12 @@ pub fn own_with(generation: Generation, options: &Options) -> Option<Containerd>
 }
 
 /// Where containerd cannot be had, scenarios are left out, unless that would hide them where they must run.
-#[allow(
-    clippy::print_stderr,
-    reason = "a test run has no other place to say what it leaves out"
-)]
 fn demanded<T>(generation: Generation, started: anyhow::Result<T>) -> Option<T> {
-    match started {
-        Ok(containerd) => Some(containerd),
-        Err(error)
-            if std::env::var_os(xtask::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") =>
-        {
-            panic!("containerd {generation} is required: {error:#}")
-        }
-        Err(error) => {
-            eprintln!("left out, no containerd {generation}: {error:#}");
-            None
-        }
-    }
+    lab::left_out::unless_had(&format!("containerd {generation}"), started)
 }
 
 fn serve(generation: Generation) -> anyhow::Result<Served> {
-    anyhow::ensure!(xtask::is_root(), "only root can start one");
+    anyhow::ensure!(lab::is_root(), "only root can start one");
     let parts = containerd_parts(generation)?;
     let mut server = Command::new(std::env::current_exe()?)
         .args([

@@ -56,7 +56,7 @@ macro_rules! on_real_containerds {
         #[test]
         fn containerd_1_6() {
             crate::support::run_on(
-                crate::support::Place::Real(xtask::Generation::V1_6),
+                crate::support::Place::Real(lab::Generation::V1_6),
                 super::$scenario,
             );
         }
@@ -64,7 +64,7 @@ macro_rules! on_real_containerds {
         #[test]
         fn containerd_1_7() {
             crate::support::run_on(
-                crate::support::Place::Real(xtask::Generation::V1_7),
+                crate::support::Place::Real(lab::Generation::V1_7),
                 super::$scenario,
             );
         }
@@ -72,7 +72,7 @@ macro_rules! on_real_containerds {
         #[test]
         fn containerd_2_1() {
             crate::support::run_on(
-                crate::support::Place::Real(xtask::Generation::V2_1),
+                crate::support::Place::Real(lab::Generation::V2_1),
                 super::$scenario,
             );
         }
@@ -80,7 +80,7 @@ macro_rules! on_real_containerds {
         #[test]
         fn containerd_2_3() {
             crate::support::run_on(
-                crate::support::Place::Real(xtask::Generation::V2_3),
+                crate::support::Place::Real(lab::Generation::V2_3),
                 super::$scenario,
             );
         }
@@ -94,22 +94,22 @@ macro_rules! on_its_own_containerd {
         mod $scenario {
             #[test]
             fn containerd_1_6() {
-                crate::support::run_on_own(xtask::Generation::V1_6, &super::$options(), super::$scenario);
+                crate::support::run_on_own(lab::Generation::V1_6, &super::$options(), super::$scenario);
             }
 
             #[test]
             fn containerd_1_7() {
-                crate::support::run_on_own(xtask::Generation::V1_7, &super::$options(), super::$scenario);
+                crate::support::run_on_own(lab::Generation::V1_7, &super::$options(), super::$scenario);
             }
 
             #[test]
             fn containerd_2_1() {
-                crate::support::run_on_own(xtask::Generation::V2_1, &super::$options(), super::$scenario);
+                crate::support::run_on_own(lab::Generation::V2_1, &super::$options(), super::$scenario);
             }
 
             #[test]
             fn containerd_2_3() {
-                crate::support::run_on_own(xtask::Generation::V2_3, &super::$options(), super::$scenario);
+                crate::support::run_on_own(lab::Generation::V2_3, &super::$options(), super::$scenario);
             }
         }
     )+};

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -114,6 +115,17 @@ impl Node {
             .arg("--config")
             .arg(self.path("config.yaml"));
         command
+    }
+
+    /// A copy of the program in the node's folder, for users other than root: it may be built below a folder that only
+    /// root may enter, as Debian's `/root` is.
+    pub fn program_for_all(&self) -> PathBuf {
+        let copy = self.path("airgapd");
+        if !copy.exists() {
+            fs::set_permissions(self.path(""), fs::Permissions::from_mode(0o755)).expect("it is ours");
+            fs::copy(program().get_program(), &copy).expect("the program can be copied");
+        }
+        copy
     }
 
     /// Asks the daemon on its control socket, as `curl --unix-socket` would: the head of the answer, and its body.

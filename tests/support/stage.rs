@@ -10,8 +10,8 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use lab::Containerd;
 use tempfile::TempDir;
-use xtask::Containerd;
 
 use super::node::Answer;
 
@@ -20,7 +20,7 @@ const PATIENCE: &str = "5m";
 
 /// Where the scripts are.
 fn scripts() -> PathBuf {
-    xtask::workspace().join("tests/support/stage")
+    lab::workspace().join("tests/support/stage")
 }
 
 /// The node. What runs on it ends when it is dropped.

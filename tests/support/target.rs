@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use containerd::{BlobSource, BlobSpec, Client, CriImage, ImageChange, ImageRecord, ImageUpdate, NewImage};
 use fake_containerd::{Fake, FakeConfig};
+use lab::{Containerd, Generation, Options, Parts};
 use oci_spec::image::{Descriptor, Digest};
 use tokio::runtime::Runtime;
-use xtask::{Containerd, Generation, Options, Parts};
 
 use super::containerds::{self, Served};
 use super::waiting::{unique, wait_until};

@@ -6,13 +6,13 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use xtask::{Generation, containerd_parts, is_root, parts};
+use lab::{Generation, containerd_parts, is_root, parts};
 
 use crate::checks;
 
 /// How long, and which one of all the possible runs.
-#[derive(Args, Default)]
-pub(crate) struct Extent {
+#[derive(Args, Debug, Default)]
+pub struct Extent {
     /// What chance follows from; the same seed makes the same decisions.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Extent {
 /// # Errors
 ///
 /// When it fails, having said why, or when there is no root to start containerds with.
-pub(crate) fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
+pub fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
     if !is_root() {
         bail!("this runs on private containerds, which only root can start");
     }
@@ -37,7 +37,7 @@ pub(crate) fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
     for generation in generations {
         containerd_parts(generation)?;
     }
-    let mut cargo = scenarios()?;
+    let mut cargo = scenarios();
     cargo
         .args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .env("AIRGAPD_TEST_ROUNDS", rounds.to_string())
@@ -53,12 +53,12 @@ pub(crate) fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
 /// # Errors
 ///
 /// When a command does not end as it should, having said which, or when there is no root to start containerd with.
-pub(crate) fn record() -> Result<()> {
+pub fn record() -> Result<()> {
     if !is_root() {
         bail!("the examples are typed on a node with a private containerd, which only root can make");
     }
     let test = "examples::each_command_in_the_documents_does_what_they_say";
-    let mut cargo = scenarios()?;
+    let mut cargo = scenarios();
     cargo
         .args([test, "--exact"])
         .env("AIRGAPD_TEST_RECORD", "1")
@@ -67,8 +67,8 @@ pub(crate) fn record() -> Result<()> {
 }
 
 /// The program's suite; a test and its flags have yet to be added.
-pub(crate) fn scenarios() -> Result<Command> {
-    let mut cargo = checks::cargo()?;
+pub(crate) fn scenarios() -> Command {
+    let mut cargo = checks::cargo();
     cargo.args([
         "test",
         "--locked",
@@ -78,5 +78,5 @@ pub(crate) fn scenarios() -> Result<Command> {
         "scenarios",
         "--",
     ]);
-    Ok(cargo)
+    cargo
 }

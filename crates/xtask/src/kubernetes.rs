@@ -5,8 +5,8 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use xtask::kubelet::Release;
-use xtask::{Generation, containerd_parts, is_root, parts};
+use lab::kubelet::Release;
+use lab::{Generation, containerd_parts, is_root, parts};
 
 use crate::{checks, endurance};
 
@@ -14,8 +14,8 @@ use crate::{checks, endurance};
 const GENERATIONS: [Generation; 2] = [Generation::V1_7, Generation::V2_3];
 
 /// Which kubelet, on which containerd.
-#[derive(Args)]
-pub(crate) struct Arguments {
+#[derive(Args, Debug)]
+pub struct Arguments {
     /// Which kubelet: 1.34, 1.35, 1.36 or 1.37.
     #[arg(long, default_value_t = Release::USUAL)]
     kubelet: Release,
@@ -37,7 +37,7 @@ fn generation(text: &str) -> Result<Generation> {
 /// # Errors
 ///
 /// When a claim does not hold, having said why, without root, or when something cannot be fetched or built.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+pub fn run(arguments: &Arguments) -> Result<()> {
     if !is_root() {
         bail!("this runs kubelet and containerd, which only root can start");
     }
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     parts::busybox()?;
     checks::step("claims");
-    let mut cargo = endurance::scenarios()?;
+    let mut cargo = endurance::scenarios();
     cargo
         .args(["kubernetes::", "--ignored", "--nocapture", "--test-threads=1"])
         .env("AIRGAPD_TEST_KUBELET", arguments.kubelet.to_string())

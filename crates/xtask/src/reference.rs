@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use xtask::workspace;
+use lab::workspace;
 
 const HEAD: &str = "# Configuration\n\n\
     Every key with its default and its environment variable; made by `cargo xtask reference` of `config/config.yaml`, \
@@ -18,7 +18,7 @@ const HEAD: &str = "# Configuration\n\n\
 /// # Errors
 ///
 /// When a file cannot be read or written.
-pub(crate) fn write() -> Result<()> {
+pub fn write() -> Result<()> {
     let path = page();
     fs::write(&path, made()?).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use bundle::Compression;
 use bundle::fixtures::{Layer, compress};
 use containerd::{Client, Error, Options, Recovery, Written};
+use lab::Generation;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixListener;
-use xtask::Generation;
 
 use crate::content::{arrived, assert_nothing_of, interrupted};
 use crate::leased;
@@ -100,7 +101,7 @@ async fn a_hanging_containerd_is_noticed(stage: &mut Stage) {
     let pid = stage.containerd().pid().expect("it runs");
     let freezing = async {
         arrived(&client, &blob, 2 * CHUNK).await;
-        signal(pid, "STOP");
+        signal(pid, Signal::STOP);
         source.release();
     };
     let (error, ()) = tokio::join!(writing, freezing);
@@ -113,7 +114,7 @@ async fn a_hanging_containerd_is_noticed(stage: &mut Stage) {
             .await
             .expect_err("containerd hangs"),
     ];
-    signal(pid, "CONT");
+    signal(pid, Signal::CONT);
     for error in errors {
         assert!(matches!(error, Error::Stalled { .. }), "{error:?}");
         assert_eq!(error.recovery(), Recovery::Transient);
@@ -153,11 +154,9 @@ async fn a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back(st
     assert_eq!(listed(stage, &chain).await, [""; 0]);
 }
 
-fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill")
-        .args([&format!("-{name}"), &pid.to_string()])
-        .status();
-    assert!(status.expect("kill runs").success());
+fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("it is a process"), signal).expect("it runs");
 }
 
 async fn a_full_disk_is_told_and_nothing_stays(stage: &mut Stage) {

@@ -21,7 +21,7 @@ macro_rules! everywhere {
     (@real $place:ident $generation:ident $($scenario:ident)*) => {
         mod $place { $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $scenario() {
-                crate::on_shared(crate::Place::Real(xtask::Generation::$generation), super::$scenario).await;
+                crate::on_shared(crate::Place::Real(lab::Generation::$generation), super::$scenario).await;
             })* }
     };
 }

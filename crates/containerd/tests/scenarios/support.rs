@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use containerd::{BlobSource, BlobSpec, Client, Options};
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
+use lab::{Containerd, Generation};
 use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
-use xtask::{Containerd, Generation};
 
 /// Whatever is waited for comes within this time, or never.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,12 +59,15 @@ impl Stage {
         match place {
             Place::Fake => Some(Stage::fake().await),
             Place::Real(generation) => {
-                let options = xtask::Options {
+                let options = lab::Options {
                     cri,
-                    ..xtask::Options::default()
+                    ..lab::Options::default()
                 };
                 let started = tokio::task::spawn_blocking(move || Containerd::start(generation, &options));
-                let server = demanded(generation, started.await.expect("starting does not panic"))?;
+                let server = lab::left_out::unless_had(
+                    &format!("containerd {generation}"),
+                    started.await.expect("starting does not panic"),
+                )?;
                 Some(Stage::new(place, server.socket(), Server::Own(Box::new(server))))
             }
         }
@@ -152,35 +155,17 @@ fn shared_containerd(generation: Generation) -> Option<Arc<Containerd>> {
     if found.is_some() {
         return found;
     }
-    let options = xtask::Options {
+    let options = lab::Options {
         cri: false,
-        ..xtask::Options::default()
+        ..lab::Options::default()
     };
-    let server = Arc::new(demanded(generation, Containerd::start(generation, &options))?);
+    let server = Arc::new(lab::left_out::unless_had(
+        &format!("containerd {generation}"),
+        Containerd::start(generation, &options),
+    )?);
     running.retain(|(of, _)| *of != generation);
     running.push((generation, Arc::downgrade(&server)));
     Some(server)
-}
-
-/// Where containerd cannot be had, scenarios are left out, unless that would hide them where they must run.
-#[allow(
-    clippy::print_stderr,
-    reason = "a test run has no other place to say what it leaves out"
-)]
-fn demanded<E: std::fmt::Display>(
-    generation: Generation,
-    started: Result<Containerd, E>,
-) -> Option<Containerd> {
-    match started {
-        Ok(containerd) => Some(containerd),
-        Err(error) if std::env::var_os("AIRGAPD_REQUIRE_CONTAINERD").is_some_and(|value| value == "1") => {
-            panic!("containerd {generation} is required: {error:#}")
-        }
-        Err(error) => {
-            eprintln!("skipped, no containerd {generation}: {error:#}");
-            None
-        }
-    }
 }
 
 /// Text that no other test of any process uses: containerd shares content between namespaces.

@@ -127,10 +127,10 @@ async fn emulating(version: &str) -> Fake {
 }
 
 mod on_containerd {
-    use xtask::{Containerd, Generation, Options};
+    use lab::{Containerd, Generation, Options};
 
     async fn run(generation: Generation) {
-        if !xtask::generations().contains(&generation) {
+        if !lab::generations().contains(&generation) {
             return;
         }
         let containerd =

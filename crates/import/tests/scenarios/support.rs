@@ -15,10 +15,10 @@ use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
 use containerd::{Client, ImageRecord, Options};
 use fake_containerd::{Fake, FakeConfig, GcPolicy};
+use lab::{Containerd, Generation};
 use oci_spec::image::Digest;
 use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
-use xtask::{Containerd, Generation};
 
 /// Whatever is waited for comes within this time, or never.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,10 +29,10 @@ pub(crate) const BUNDLE: &str = "bundle.tar";
 macro_rules! everywhere {
     ($($scenario:ident)*) => {
         everywhere!(@in on_the_stand_in (crate::support::Place::Fake) $($scenario)*);
-        everywhere!(@in on_containerd_1_6 (crate::support::Place::Real(xtask::Generation::V1_6)) $($scenario)*);
-        everywhere!(@in on_containerd_1_7 (crate::support::Place::Real(xtask::Generation::V1_7)) $($scenario)*);
-        everywhere!(@in on_containerd_2_1 (crate::support::Place::Real(xtask::Generation::V2_1)) $($scenario)*);
-        everywhere!(@in on_containerd_2_3 (crate::support::Place::Real(xtask::Generation::V2_3)) $($scenario)*);
+        everywhere!(@in on_containerd_1_6 (crate::support::Place::Real(lab::Generation::V1_6)) $($scenario)*);
+        everywhere!(@in on_containerd_1_7 (crate::support::Place::Real(lab::Generation::V1_7)) $($scenario)*);
+        everywhere!(@in on_containerd_2_1 (crate::support::Place::Real(lab::Generation::V2_1)) $($scenario)*);
+        everywhere!(@in on_containerd_2_3 (crate::support::Place::Real(lab::Generation::V2_3)) $($scenario)*);
     };
     (@in $module:ident ($place:expr) $($scenario:ident)*) => {
         mod $module {
@@ -163,9 +163,9 @@ fn shared_containerd(generation: Generation) -> Option<Arc<Containerd>> {
     if let Some(server) = running.get(&generation).and_then(Weak::upgrade) {
         return Some(server);
     }
-    let options = xtask::Options {
+    let options = lab::Options {
         cri: false,
-        ..xtask::Options::default()
+        ..lab::Options::default()
     };
     let server = Arc::new(demanded(generation, Containerd::start(generation, &options))?);
     running.insert(generation, Arc::downgrade(&server));
@@ -183,9 +183,7 @@ fn demanded<E: std::fmt::Display>(
 ) -> Option<Containerd> {
     match started {
         Ok(containerd) => Some(containerd),
-        Err(error)
-            if std::env::var_os(xtask::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") =>
-        {
+        Err(error) if std::env::var_os(lab::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") => {
             panic!("containerd {generation} is required: {error:#}")
         }
         Err(error) => {

@@ -12,9 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use lab::Containerd;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
-use xtask::Containerd;
 
 /// How long after its start the memory of the processes is looked at first. The kernel keeps the peak itself, as long as
 /// they live, so every further look may wait for a twentieth of the time so far: looking takes time of the cores.

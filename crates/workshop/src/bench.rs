@@ -17,14 +17,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum as _};
-use xtask::{Containerd, Generation, Options, is_root, workspace};
+use lab::{Containerd, Generation, Options, is_root};
 
 use self::bundles::Bundles;
 use self::contender::Contender;
 use self::measure::Sample;
 use self::results::Outcome;
 use self::scenario::Scenario;
-use crate::checks;
+use xtask::checks;
+use xtask::workshop::target_folder;
 
 /// What is measured, and how often.
 #[derive(Args)]
@@ -79,12 +80,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// The program as it is shipped.
 fn build() -> Result<PathBuf> {
     checks::step("building airgapd for release");
-    checks::run(checks::cargo()?.args(["build", "--release", "--locked", "--package", "airgapd"]))?;
-    Ok(target().join("release/airgapd"))
-}
-
-fn target() -> PathBuf {
-    workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+    checks::run(checks::cargo().args(["build", "--release", "--locked", "--package", "airgapd"]))?;
+    Ok(target_folder().join("release/airgapd"))
 }
 
 /// Everything a scenario needs.
@@ -111,7 +108,7 @@ impl Bench {
         Ok(Self {
             scenario,
             runs: arguments.runs.max(1),
-            bundles: Bundles::in_target(&target())?,
+            bundles: Bundles::in_target(&target_folder())?,
             program: program.to_owned(),
             containerd,
             folder,

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use lab::parts;
 use sha2::{Digest, Sha256};
-use xtask::parts;
 
-use crate::checks::step;
+use xtask::checks::step;
 
 /// Files by their name and that of the folder they lie in, with digest and permissions. Where such a folder lies differs
 /// between distributions.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use anyhow::{Context, Result, bail};
-use xtask::workspace;
+use lab::workspace;
 
 use super::measure::Sample;
 use super::results::{Measured, Outcome};

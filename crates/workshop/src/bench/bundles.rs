@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use bundle::Compression;
 use bundle::fixtures::{Image, Layer, LayerFile, Layout, compress};
-use xtask::demo_bundle;
+use workshop::demo_bundle;
 
 /// Changes with what is made here, so that bundles of before are not taken for today's.
 const VERSION: &str = "bundles-2";
@@ -115,7 +115,7 @@ impl Bundles {
     pub(super) fn demo(&self) -> Result<Bundle> {
         let path = self.folder.join("demo.tar");
         if !path.exists() {
-            demo_bundle::write(&path, &xtask::parts::busybox()?)?;
+            demo_bundle::write(&path, &lab::parts::busybox()?)?;
         }
         Ok(Bundle {
             path,
@@ -125,7 +125,7 @@ impl Bundles {
 
     /// An image that runs, of 120 MB before compression.
     pub(super) fn runnable(&self) -> Result<Bundle> {
-        let program = fs::read(xtask::parts::busybox()?)?;
+        let program = fs::read(lab::parts::busybox()?)?;
         let files = [
             LayerFile::folder("bin"),
             LayerFile::executable("bin/busybox", program),

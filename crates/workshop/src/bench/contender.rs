@@ -7,8 +7,8 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::Result;
-use xtask::Generation;
-use xtask::runtime::NAMESPACE;
+use lab::Generation;
+use lab::runtime::NAMESPACE;
 
 use super::measure::{self, Sample};
 use super::{Bench, Scenario, machine};

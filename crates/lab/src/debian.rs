@@ -31,6 +31,14 @@ fn codename_in(os_release: &str) -> Option<String> {
     (field("ID")? == "debian").then(|| field("VERSION_CODENAME").unwrap_or_else(|| "sid".to_owned()))
 }
 
+/// The address of this machine's mirror.
+pub(crate) fn mirror() -> Result<String> {
+    let codename = codename().context("this machine is not a Debian, so its package source is not known")?;
+    machine_source(&codename)?
+        .address()
+        .context("the machine's package source has no address")
+}
+
 /// The packages of one suite.
 pub(crate) struct Archive {
     folder: TempDir,
@@ -201,6 +209,17 @@ impl Source {
         })
     }
 
+    /// The first address, where a stanza has several.
+    fn address(&self) -> Option<String> {
+        match self {
+            Self::Deb822(fields) => {
+                let lines: Vec<_> = fields.lines().collect();
+                Stanza::parse(&lines).words("uris").next().map(str::to_owned)
+            }
+            Self::Line(start) => start.split_whitespace().last().map(str::to_owned),
+        }
+    }
+
     fn with_suite(self, suite: &str) -> SuiteSource {
         match self {
             Self::Deb822(fields) => {
@@ -319,6 +338,21 @@ Components: main
             "Types: deb\nSuites: forky\nComponents: main\nURIs: http://mirror.example/debian\n\
              Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
         );
+    }
+
+    #[test]
+    fn a_source_has_the_address_of_its_mirror() {
+        let stanza = "Types: deb\nURIs: http://m.example/debian http://n.example/debian\nSuites: stable\nComponents: main\n";
+        let sources = [
+            Source::from_deb822(stanza, "bookworm"),
+            Source::from_lines("deb [arch=amd64] http://m.example/debian stable main", "bookworm"),
+        ];
+        for source in sources {
+            assert_eq!(
+                source.unwrap().address().as_deref(),
+                Some("http://m.example/debian")
+            );
+        }
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use bundle::fixtures::{Image, Layout};
+use lab::parts;
 use serde_json::Value;
-use xtask::parts;
 
-use crate::checks::step;
 use crate::dist::Architecture;
+use xtask::checks::step;
 
 /// Name of the image in the bundles.
 const NAME: &str = "registry.example/demo:1";

@@ -1,4 +1,4 @@
-//! The foreign programs: four generations of containerd, runc, protoc and tools, kept under `target/parts`.
+//! The foreign programs: four generations of containerd, runc and tools, kept under `target/parts`.
 //!
 //! Each part is made in a folder of its own and moved into place whole, under a lock, so any number of test processes
 //! may ask for the same part at once. Nothing is installed on the machine and nothing of it is changed.
@@ -13,7 +13,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 
 use crate::debian::{self, Archive};
-use crate::{golang, is_root, note, on_path, output_of, workspace};
+use crate::{Heartbeat, golang, is_root, note, on_path, output_of, workspace};
 
 /// The environment variable that makes a missing containerd a failure instead of something left out.
 pub const REQUIRE_CONTAINERD: &str = "AIRGAPD_REQUIRE_CONTAINERD";
@@ -275,28 +275,6 @@ pub fn busybox() -> Result<PathBuf> {
         .context("the package has no busybox")
 }
 
-/// The protobuf compiler, with the well-known types beside it: `PROTOC`'s, the machine's own, or a private one.
-///
-/// # Errors
-///
-/// When there is none and none can be fetched.
-pub fn protoc() -> Result<PathBuf> {
-    if let Some(protoc) = std::env::var_os("PROTOC") {
-        return Ok(protoc.into());
-    }
-    // Debian has the well-known types in a package of their own; a protoc without them is of no use.
-    let complete = |protoc: &PathBuf| {
-        protoc
-            .ancestors()
-            .nth(2)
-            .is_some_and(|prefix| prefix.join("include/google/protobuf/any.proto").is_file())
-    };
-    if let Some(protoc) = on_path("protoc").filter(complete) {
-        return Ok(protoc);
-    }
-    private_program("protoc", &["protobuf-compiler", "libprotobuf-dev"])
-}
-
 /// A program that some tests use: the one on the `PATH`, or a private one from the Debian package of that name.
 ///
 /// A private skopeo finds no policy file: give it `--insecure-policy`.
@@ -393,22 +371,25 @@ pub fn emulator(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// The root of a Debian with these packages, as debootstrap leaves it; to be copied, not changed (some minutes).
+/// The root of a minimal Debian (variant minbase) with further packages, named after its purpose; to be copied, not
+/// changed (a minute or two).
 ///
 /// # Errors
 ///
-/// Without debootstrap or root, and when the packages cannot be fetched.
-pub fn debian_root(suite: &str, packages: &str) -> Result<PathBuf> {
-    let debootstrap =
-        on_path("debootstrap").context("a fresh Debian needs debootstrap: apt-get install debootstrap")?;
-    provide(&format!("debian-{suite}"), |folder| {
+/// Without root, and when the packages cannot be fetched.
+pub fn debian_root(suite: &str, purpose: &str, packages: &str) -> Result<PathBuf> {
+    let debootstrap = match on_path("debootstrap") {
+        Some(debootstrap) => debootstrap,
+        None => private_program("debootstrap", &["debootstrap"])?,
+    };
+    provide(&format!("debian-{suite}-{purpose}"), |folder| {
         note(&format!("installing a minimal Debian {suite}"));
-        output_of(
-            Command::new(debootstrap)
-                .args(["--variant=minbase", "--include", packages, suite])
-                .arg(folder),
-        )
-        .map(drop)
+        let mut command = Command::new(debootstrap);
+        command
+            .args(["--variant=minbase", "--include", packages, suite])
+            .arg(folder)
+            .arg(debian::mirror()?);
+        output_of(&mut command).map(drop)
     })
     .with_context(|| format!("cannot provide a Debian {suite}"))
 }
@@ -422,7 +403,6 @@ const TEST_TOOLS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "zstd"];
 ///
 /// When one of them cannot be had.
 pub fn provide_all() -> Result<()> {
-    protoc()?;
     for generation in generations() {
         let parts = containerd_parts(generation)?;
         note(&format!(
@@ -458,17 +438,21 @@ fn private_program(program: &str, packages: &[&str]) -> Result<PathBuf> {
 }
 
 fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
-    if !folder.join("usr/bin").join(program).is_file() {
+    let Some(place) = ["usr/bin", "usr/sbin"]
+        .into_iter()
+        .find(|place| folder.join(place).join(program).is_file())
+    else {
         bail!("the packages have no {program}");
-    }
+    };
+    // debootstrap is a script that finds its parts by an absolute path, and calls wget.
     let script = format!(
         "#!/bin/sh\n\
          here=$(dirname \"$(readlink -f \"$0\")\")\n\
          for folder in \"$here\"/usr/lib/*-linux-* \"$here\"/usr/lib/*-linux-*/systemd \"$here\"/lib/*-linux-* \"$here\"/usr/lib; do\n\
          \tLD_LIBRARY_PATH=\"${{LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}}$folder\"\n\
          done\n\
-         export LD_LIBRARY_PATH\n\
-         exec \"$here/usr/bin/{program}\" \"$@\"\n"
+         export LD_LIBRARY_PATH PATH=\"$PATH:$here/usr/bin\" DEBOOTSTRAP_DIR=\"$here/usr/share/debootstrap\"\n\
+         exec \"$here/{place}/{program}\" \"$@\"\n"
     );
     let path = folder.join(program);
     fs::write(&path, script)?;
@@ -500,7 +484,9 @@ fn provide_in(home: &Path, name: &str, build: impl FnOnce(&Path) -> Result<()>) 
         fs::remove_dir_all(&unfinished)?;
     }
     fs::create_dir(&unfinished)?;
+    let heartbeat = Heartbeat::start(&format!("still at {name}"));
     build(&unfinished)?;
+    drop(heartbeat);
     fs::rename(&unfinished, &folder)?;
     Ok(folder)
 }

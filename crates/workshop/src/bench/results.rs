@@ -5,8 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use lab::Containerd;
 use serde::{Deserialize, Serialize};
-use xtask::Containerd;
 
 use super::contender::Contender;
 use super::machine::{self, Machine};
@@ -162,7 +162,7 @@ impl Promise {
 }
 
 fn folder() -> PathBuf {
-    super::target().join("bench")
+    xtask::workshop::target_folder().join("bench")
 }
 
 /// Nothing, where somebody that it is about took no part.

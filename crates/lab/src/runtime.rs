@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::parts::{Generation, Parts, containerd_parts};
@@ -198,7 +198,7 @@ impl Containerd {
         command
     }
 
-    /// Runs a command in a new container from an image that is there, to its end, and gives its standard output.
+    /// Runs a command in a new container from an image that is there, to its end, and gives its output, both streams.
     ///
     /// The layers are unpacked first if they are not yet. The container has the host's network and is removed.
     ///
@@ -212,12 +212,22 @@ impl Containerd {
             std::process::id(),
             RUNS.fetch_add(1, Ordering::Relaxed)
         );
-        output_of(
-            self.ctr_run(&["--rm"])
+        // ctr gives up its fifos when the container ends, so the output of a short one can be lost on the way to it.
+        // The shim writes all of it into a file before ctr deletes the task.
+        let output = self.folder.path.join(format!("{id}.out"));
+        fs::write(&output, "")?;
+        let ran = output_of(
+            self.ctr_run(&["--rm", "--log-uri", &format!("file://{}", output.display())])
                 .args([image, &id])
                 .args(command)
                 .stdin(Stdio::null()),
-        )
+        );
+        let said = fs::read_to_string(&output)?;
+        fs::remove_file(output)?;
+        match ran {
+            Ok(_) => Ok(said),
+            Err(error) => Err(error.context(format!("the container said: {}", tail(&said, 12)))),
+        }
     }
 
     /// Starts a command in a new container of that id and leaves it running, until this containerd is dropped.
@@ -357,9 +367,9 @@ impl Containerd {
             .spawn()
             .with_context(|| format!("cannot start {}", self.parts.containerd.display()))?;
         self.child = Some(child);
-        self.wait_until_ready(logged).with_context(|| {
-            format!(
-                "containerd {} does not come up; it said:\n{}",
+        self.wait_until_ready(logged).map_err(|reason| {
+            anyhow!(
+                "containerd {} does not start: {reason:#}\n\nThe end of its log:\n{}",
                 self.version_text(),
                 self.log_tail()
             )
@@ -386,14 +396,31 @@ impl Containerd {
                 .and_then(|child| child.try_wait().transpose())
                 .transpose()?
             {
-                bail!("it ended ({status})");
+                bail!("it ended ({status}): {}", tail(&self.log_from(logged), 1));
+            }
+            if let Some(complaint) = self.failed_cri(logged) {
+                bail!("its CRI service failed: {complaint}");
             }
             Ok(socket.exists() && self.ctr(&["version"]).is_ok() && self.cri_is_up(logged))
         })?;
         if !answered {
-            bail!("no answer within {} s", READY_WITHIN.as_secs());
+            bail!(
+                "no answer within {} s; its last line: {}",
+                READY_WITHIN.as_secs(),
+                tail(&self.log_from(logged), 1)
+            );
         }
         Ok(())
+    }
+
+    /// containerd goes on without a plugin that fails, and would never serve what waits for CRI.
+    fn failed_cri(&self, logged: u64) -> Option<String> {
+        let log = self.log_from(logged);
+        self.cri.then(|| {
+            log.lines()
+                .find(|line| is_failure_of_cri(line))
+                .map(str::to_owned)
+        })?
     }
 
     /// CRI refuses every call until its last part, the streaming server, has started.
@@ -528,6 +555,14 @@ Root = "{folder}/runc"
     )
 }
 
+/// Whether a line of containerd's log says that CRI, or a half of it since 2.0, could not be loaded.
+fn is_failure_of_cri(line: &str) -> bool {
+    line.contains("failed to load plugin")
+        && ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1."]
+            .iter()
+            .any(|plugin| line.contains(plugin))
+}
+
 /// A name that nothing else on this machine has.
 fn unique_name() -> String {
     static NAMES: AtomicU32 = AtomicU32::new(0);
@@ -553,5 +588,35 @@ pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>
             return Ok(false);
         }
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cri_that_fails_is_seen_in_the_log_of_each_generation() {
+        let table = [
+            (
+                r#"level=warning msg="failed to load plugin io.containerd.grpc.v1.cri" error="failed to create CRI service""#,
+                true,
+            ),
+            (
+                r#"level=warning msg="failed to load plugin" error="no mount" id=io.containerd.cri.v1.images type=io.containerd.cri.v1"#,
+                true,
+            ),
+            (
+                r#"level=warning msg="failed to load plugin" error="no zfs" id=io.containerd.snapshotter.v1.zfs"#,
+                false,
+            ),
+            (
+                r#"level=info msg="loading plugin" id=io.containerd.grpc.v1.cri"#,
+                false,
+            ),
+        ];
+        for (line, expected) in table {
+            assert_eq!(is_failure_of_cri(line), expected, "{line}");
+        }
     }
 }

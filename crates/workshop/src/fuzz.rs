@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bundle::Compression;
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
-use xtask::{parts, workspace};
+use lab::workspace;
 
-use crate::checks::{cargo_tool, step};
+use xtask::checks::{cargo_tool, step};
 
 /// The targets in `fuzz/fuzz_targets`, and how long their inputs may grow, in bytes.
 const TARGETS: [(&str, u32); 4] = [
@@ -44,7 +44,6 @@ pub(crate) fn run(minutes: u64, only: Option<&str>) -> Result<()> {
         step(&format!("fuzzing {name} for {seconds} s"));
         let status = std::process::Command::new(&cargo_fuzz)
             .current_dir(workspace())
-            .env("PROTOC", parts::protoc()?)
             .env("RUSTUP_TOOLCHAIN", "nightly")
             .args(["run", name, "--"])
             .args([

@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use lab::{left_out, parts, workspace};
 use tempfile::TempDir;
-use xtask::{parts, workspace};
 
 /// Exposure in tenths, as `--threshold=` takes it: no more than 1.0.
 const PROMISED: u32 = 10;
@@ -25,19 +25,8 @@ struct System {
 
 impl System {
     /// `None` where there is no systemd-analyze and none can be had, which is a failure where nothing may be left out.
-    #[allow(
-        clippy::print_stderr,
-        reason = "a test run has no other place to say what it leaves out"
-    )]
     fn with(drop_ins: &[&Path]) -> Option<System> {
-        let analyze = match parts::systemd_analyze() {
-            Ok(analyze) => analyze,
-            Err(error) if parts::is_complete_machine() => panic!("{error:#}"),
-            Err(error) => {
-                eprintln!("left out: {error:#}");
-                return None;
-            }
-        };
+        let analyze = left_out::unless_had("systemd-analyze", parts::systemd_analyze())?;
         let root = tempfile::tempdir().unwrap();
         let units = root.path().join("etc/systemd/system");
         let own = units.join("airgapd.service.d");

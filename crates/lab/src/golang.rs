@@ -143,20 +143,15 @@ pub(crate) fn build_kubelet(version: &str, folder: &Path) -> Result<()> {
     ));
     let caches = Caches::of(&go)?;
     let module = tempfile::Builder::new().prefix("airgapd-kubelet-").tempdir()?;
-    let mut download = go.command();
-    download
-        .args(["mod", "download"])
+    let mut list = go.command();
+    list.args(["list", "-m"])
         .args(caches.flags())
-        .arg("-json")
+        .args(["-f", "{{.GoMod}}"])
         .arg(format!("{MODULE}@v{version}"))
         .current_dir(module.path());
-    let answer =
-        output_of(caches.apply(&mut download)).with_context(|| format!("cannot fetch {MODULE} {version}"))?;
-    let answer: serde_json::Value = serde_json::from_str(&answer)?;
-    let original = answer["GoMod"]
-        .as_str()
-        .context("Go does not say where its go.mod is")?;
-    let original = fs::read_to_string(original)?;
+    let original =
+        output_of(caches.apply(&mut list)).with_context(|| format!("cannot fetch {MODULE} {version}"))?;
+    let original = fs::read_to_string(original.trim()).context("Go has no go.mod of Kubernetes")?;
     fs::write(
         module.path().join("go.mod"),
         module_of_kubelet(version, &original)?,

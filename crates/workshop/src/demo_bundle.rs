@@ -27,6 +27,12 @@ pub const PAUSE: &str = "registry.example/demo/pause:1.0";
 /// The names of the images.
 pub const IMAGES: [&str; 3] = [HELLO, "registry.example/demo/clock:1.0", PAUSE];
 
+/// The sound image of the bundle with a damaged one.
+pub const SOUND: &str = "registry.example/update/sound:2.0";
+
+/// The image with a damaged layer.
+pub const DAMAGED: &str = "registry.example/update/damaged:2.0";
+
 /// Writes the bundle, an OCI image layout in a plain tar, and gives the digests of its blobs.
 ///
 /// Its images run on this machine with the given statically linked busybox.
@@ -50,6 +56,36 @@ pub fn write(path: &Path, busybox: &Path) -> Result<Vec<String>> {
         .iter()
         .filter_map(|entry| entry.name.strip_prefix("blobs/"));
     Ok(blobs.map(|name| name.replace('/', ":")).collect())
+}
+
+/// Writes a bundle of two images for this machine, of which the second has a damaged layer: one bit is not what its
+/// digest says.
+///
+/// # Errors
+///
+/// When busybox cannot be read.
+///
+/// # Panics
+///
+/// When the bundle cannot be written, and on a processor that the demonstration has no images for.
+pub fn write_damaged(path: &Path, busybox: &Path) -> Result<()> {
+    let busybox = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let platform = PLATFORMS
+        .into_iter()
+        .find(|platform| is_native(platform))
+        .expect("the demonstration has images for this processor");
+    let base = base_layer(platform, &busybox);
+    let native = |name: &str| {
+        Image::new(name)
+            .platform(platform)
+            .entrypoint(&["/bin/sh", "-c", script(name)])
+            .with_layer(base.clone())
+            .with_layer(own_layer(name, platform))
+    };
+    let mut archive = Layout::new().image(native(SOUND)).image(native(DAMAGED)).build();
+    archive.corrupt(own_layer(DAMAGED, platform).digest());
+    archive.write_to(path);
+    Ok(())
 }
 
 fn image(name: &str, bases: &[Layer; 3]) -> Image {
@@ -124,6 +160,28 @@ fn filler(seed: &str, length: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_layer_of_the_damaged_image_is_not_what_its_digest_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let (busybox, path) = (folder.path().join("busybox"), folder.path().join("bundle.tar"));
+        fs::write(&busybox, "not really").unwrap();
+        write_damaged(&path, &busybox).unwrap();
+        let mut damaged = 0;
+        for entry in tar::Archive::new(fs::File::open(&path).unwrap())
+            .entries()
+            .unwrap()
+        {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().to_string_lossy().into_owned();
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+            if let Some(digest) = name.strip_prefix("blobs/sha256/") {
+                damaged += usize::from(bundle::fixtures::digest_of(&bytes).digest() != digest);
+            }
+        }
+        assert_eq!(damaged, 1);
+    }
 
     #[test]
     fn three_images_share_the_base_of_each_platform() {

@@ -13,13 +13,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use lab::{on_path, parts, workspace};
 use sha2::{Digest, Sha256};
-use xtask::own_image::{self, PROGRAM, Variant};
-use xtask::{on_path, parts, workspace};
+use workshop::own_image::{self, PROGRAM, Variant};
 
-use crate::checks::{cargo, cargo_tool, run, step};
 use crate::contents;
 use crate::tried;
+use xtask::checks::{cargo, cargo_tool, run, step};
 
 const CARGO_DEB: &str = "3.8.0";
 const CARGO_GENERATE_RPM: &str = "0.21.1";
@@ -190,7 +190,7 @@ fn compile(architecture: Architecture, build: &Path) -> Result<PathBuf> {
     provide_target(target)?;
     let compiler = architecture.c_compiler()?;
     let underscored = target.replace('-', "_");
-    let mut cargo = cargo()?;
+    let mut cargo = cargo();
     cargo
         .args([
             "build",
@@ -323,7 +323,7 @@ fn documentation(share: &Path) -> Result<()> {
     let man = share.join("man");
     fs::create_dir_all(&man)?;
     let airgapd = |arguments: &[&std::ffi::OsStr]| -> Result<Vec<u8>> {
-        let output = cargo()?
+        let output = cargo()
             .args(["run", "--quiet", "--locked", "--package", "airgapd", "--"])
             .args(arguments)
             .output()?;
@@ -429,7 +429,7 @@ impl Release<'_> {
             self.architecture.debian()
         ));
         self.stage_for_packagers()?;
-        run(cargo()?
+        run(cargo()
             .env("SOURCE_DATE_EPOCH", self.epoch)
             .env("CARGO_TARGET_DIR", build)
             .env("PATH", path_with(&cargo_tool("cargo-deb", CARGO_DEB)?)?)
@@ -454,7 +454,7 @@ impl Release<'_> {
         let place = self
             .out
             .join(format!("airgapd-{}.{}.rpm", version(), self.architecture.name()));
-        run(cargo()?
+        run(cargo()
             .env(
                 "PATH",
                 path_with(&cargo_tool("cargo-generate-rpm", CARGO_GENERATE_RPM)?)?,
@@ -510,7 +510,7 @@ fn bill_of_materials(out: &Path) -> Result<()> {
     step("the bill of materials");
     let tool = cargo_tool("cargo-cyclonedx", CARGO_CYCLONEDX)?;
     let name = "airgapd.cdx";
-    run(cargo()?
+    run(cargo()
         .env("PATH", path_with(&tool)?)
         .args([
             "cyclonedx",

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use xtask::{Containerd, Generation, Options, demo_bundle, parts};
+use lab::{Containerd, Generation, Options, parts};
+use workshop::demo_bundle;
 
 fn on_each(test: impl Fn(Generation) + Sync) {
     std::thread::scope(|scope| {
-        for generation in xtask::generations() {
+        for generation in lab::generations() {
             let test = &test;
             scope.spawn(move || test(generation));
         }
@@ -20,7 +21,7 @@ fn on_each(test: impl Fn(Generation) + Sync) {
 /// Puts a blob into the content store that nothing refers to.
 fn ingest(containerd: &Containerd, text: &str) {
     let mut ctr = containerd
-        .ctr_in(xtask::runtime::NAMESPACE)
+        .ctr_in(lab::runtime::NAMESPACE)
         .args(["content", "ingest", text])
         .stdin(Stdio::piped())
         .spawn()
@@ -59,7 +60,7 @@ fn eventually(condition: impl Fn() -> bool) -> bool {
 
 #[test]
 fn all_generations_run_side_by_side_with_cri() {
-    let running: Vec<_> = xtask::generations()
+    let running: Vec<_> = lab::generations()
         .into_iter()
         .map(|generation| Containerd::start(generation, &Options::default()).unwrap())
         .collect();
@@ -223,5 +224,29 @@ fn a_running_container_does_not_outlive_its_containerd() {
         assert!(!sleeping(), "it ended with the rest");
         assert!(!is_mentioned_in_proc(&folder));
         assert!(!folder.exists());
+    });
+}
+
+#[test]
+fn a_containerd_that_cannot_start_says_why_at_once() {
+    on_each(|generation| {
+        let broken = Options {
+            extra_config:
+                "[plugins.\"io.containerd.internal.v1.restart\"]\ninterval = \"often\"\nthis is no TOML"
+                    .to_owned(),
+            ..Options::default()
+        };
+        let started = Instant::now();
+        let error = Containerd::start(generation, &broken).unwrap_err().to_string();
+        let first = error.lines().next().unwrap();
+        assert!(
+            first.contains("does not start") && first.contains("toml"),
+            "{error}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            started.elapsed()
+        );
     });
 }

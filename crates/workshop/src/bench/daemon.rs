@@ -247,7 +247,7 @@ impl Events {
     fn of(bench: &Bench) -> Result<Self> {
         let mut child = bench
             .containerd
-            .ctr_in(xtask::runtime::NAMESPACE)
+            .ctr_in(lab::runtime::NAMESPACE)
             .arg("events")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -10,10 +10,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use bundle::fixtures::{Data, Image, Layer, Layout};
+use lab::{on_path, parts, workspace};
 use sha2::{Digest, Sha256};
-use xtask::{demo_bundle, on_path, parts, workspace};
+use workshop::demo_bundle;
 
-use crate::checks::{run, step};
+use xtask::checks::{run, step};
 
 /// The suite that the unit's restrictions were written for.
 pub(crate) const SUITE: &str = "bookworm";
@@ -44,7 +45,7 @@ pub(crate) fn run_task(suite: &str) -> Result<()> {
     let nspawn =
         on_path("systemd-nspawn").context("this needs systemd-nspawn: apt-get install systemd-container")?;
     step(&format!("a fresh Debian {suite}"));
-    let fresh = parts::debian_root(suite, PACKAGES)?;
+    let fresh = parts::debian_root(suite, "systemd", PACKAGES)?;
     let folder = tempfile::Builder::new().prefix("airgapd-packaged-").tempdir()?;
     let root = folder.path().join("root");
     run(Command::new("cp").arg("-a").arg(&fresh).arg(&root))?;

@@ -1,0 +1,85 @@
+//! Gets the foreign programs that tests and the demo need, and runs private containerds with them.
+//!
+//! It stands apart because everything here touches the machine: packages, mounts, processes. It depends on none of
+//! the project's crates, so that `cargo xtask` is built in seconds, and speaks to containerd through `ctr` only.
+
+mod debian;
+mod golang;
+mod heartbeat;
+pub mod kubelet;
+pub mod left_out;
+pub mod parts;
+pub mod place;
+pub mod runtime;
+
+pub use heartbeat::Heartbeat;
+pub use kubelet::Kubelet;
+pub use parts::{Generation, Parts, containerd_parts, generations};
+pub use runtime::{Containerd, Options, Snapshotter};
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The folder of this workspace.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("this package lies two folders below the workspace")
+}
+
+/// Whether we run as root, without which no containerd can be started.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The first program of that name on the `PATH`, or in the two folders that root's `PATH` has and others' lack.
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| is_executable(candidate))
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// Runs a command to its end and gives its standard output; a failure carries the end of what it said.
+pub fn output_of(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if !output.status.success() {
+        let arguments: Vec<_> = command
+            .get_args()
+            .map(|argument| argument.to_string_lossy())
+            .collect();
+        let said = tail(&(text(&output.stdout) + &text(&output.stderr)), 12);
+        bail!(
+            "`{program} {}` failed ({}):\n{said}",
+            arguments.join(" "),
+            output.status
+        );
+    }
+    Ok(text(&output.stdout))
+}
+
+/// The last lines of a text.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<_> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Tells whoever watches a test run what takes long or is left out.
+#[allow(clippy::print_stderr, reason = "a test run has no other place to say it")]
+pub(crate) fn note(text: &str) {
+    eprintln!("xtask: {text}");
+}
