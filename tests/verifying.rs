@@ -655,12 +655,12 @@ fn images_that_kubelet_refuses_for_its_records_are_named_with_the_record(target:
         names.iter().all(|name| target.image_status(name).is_some())
     });
     let root = node.path("kubelet");
-    let everybody = json!({"nodePodsAccessible": true});
+    let every_pod = json!({"nodePodsAccessible": true});
     let secret = json!({"kubernetesSecrets": [{"uid": "u", "namespace": "shop", "name": "pull", "credentialHash": "h"}]});
     let other = format!("{at}/elsewhere");
     let records = [
-        (id(0), json!({other.as_str(): everybody})),
-        (id(1), json!({format!("{at}/open"): everybody})),
+        (id(0), json!({other.as_str(): every_pod})),
+        (id(1), json!({format!("{at}/open"): every_pod})),
         (id(2), json!({format!("{at}/secret"): secret})),
     ];
     let files = records.map(|(id, mapping)| put_kubelet_record(&root, "pulled", &id, &pulled(&id, &mapping)));

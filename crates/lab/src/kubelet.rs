@@ -2,7 +2,7 @@
 //!
 //! It stands apart because a kubelet, unlike a containerd, changes the machine wherever it runs: kernel settings, folders
 //! below /var. So each one has a mount namespace of its own, in which those places are its own files. Pods are on the
-//! host's network, and their control groups go with them.
+//! host's network. Their control groups lie in containerd's usual one, `/k8s.io`, and go with them.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -42,7 +42,7 @@ impl Release {
         Self::new("1.37", "1.37.2"),
     ];
 
-    /// What runs where nothing else is asked for: the minor version of the k0s that is current.
+    /// What runs where nothing else is asked for.
     pub const USUAL: Self = Self::ALL[2];
 
     const fn new(minor: &'static str, version: &'static str) -> Self {
@@ -92,6 +92,7 @@ impl FromStr for Release {
 /// happen later: the folder of a kubelet lies in that of its containerd.
 #[derive(Debug)]
 pub struct Kubelet {
+    release: Release,
     program: PathBuf,
     folder: PathBuf,
     child: Option<Child>,
@@ -115,6 +116,7 @@ impl Kubelet {
             .context("a socket lies in a folder")?
             .join("kubelet");
         let mut kubelet = Self {
+            release,
             program: release.program()?,
             folder,
             child: None,
@@ -143,7 +145,10 @@ impl Kubelet {
     ///
     /// When the file cannot be written.
     pub fn configure(&self, socket: &Path, settings: &str) -> Result<()> {
-        Ok(fs::write(self.config(), config(&self.folder, socket, settings))?)
+        Ok(fs::write(
+            self.config(),
+            config(self.release, &self.folder, socket, settings),
+        )?)
     }
 
     /// Its configuration file.
@@ -289,9 +294,14 @@ fn mounts(folder: &Path, program: &Path) -> String {
     script
 }
 
-/// The configuration of a kubelet that serves nobody and evicts nothing unless told otherwise.
-fn config(folder: &Path, socket: &Path, settings: &str) -> String {
+/// The configuration of a kubelet without a server, which evicts no pod unless the settings say so.
+fn config(release: Release, folder: &Path, socket: &Path, settings: &str) -> String {
     let (folder, socket) = (folder.display(), socket.display());
+    // What is on by itself from 1.35 on (KEP-2535), so that all kubelets here read these settings.
+    let features = match release.minor {
+        "1.34" => "featureGates: {KubeletEnsureSecretPulledImages: true}\n",
+        _ => "",
+    };
     let evictions = if settings.contains("evictionHard:") {
         ""
     } else {
@@ -316,7 +326,7 @@ cgroupsPerQOS: false
 enforceNodeAllocatable: []
 makeIPTablesUtilChains: false
 resolvConf: \"\"
-{evictions}{settings}
+{features}{evictions}{settings}
 "
     )
 }

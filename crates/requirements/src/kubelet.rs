@@ -118,7 +118,7 @@ impl Kubelet {
                 Some(Err(refusal)) => Verdict::Record(refusal),
             };
         }
-        // Whoever wants credentials for every image is content with a record that allows it.
+        // A kubelet that wants credentials for every image is content with a record that allows the pod.
         match self.objection(repository(given)) {
             Some(objection) if said != Some(Ok(())) => Verdict::Settings(objection),
             _ => Verdict::Allowed,

@@ -189,7 +189,7 @@ async fn gather(
     Ok(kubelet::view(args, needs))
 }
 
-/// What kubelet has against the images, where the operator has pointed at it.
+/// What kubelet has against the images, where the command line points at it.
 async fn opinion(
     view: Option<&View>,
     runtime: Option<&Runtime>,

@@ -75,7 +75,7 @@ struct Pulled {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Access {
     /// Every pod: it was pulled without credentials, or with those of the node.
-    Everybody,
+    EveryPod,
     /// Pods with one of these; each is a secret or a service account with its namespace.
     Holders(Vec<String>),
 }
@@ -115,7 +115,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Unreadable(why) => write!(f, "kubelet cannot read its record of this image: {why}"),
             Self::OtherRepositories(others) if others.is_empty() => f.write_str(
-                "kubelet has a record of pulling this image that allows nobody to use it, as a crash during the pull leaves it",
+                "kubelet has a record of pulling this image that allows no pod to use it, as a crash during the pull leaves it",
             ),
             Self::OtherRepositories(others) => write!(
                 f,
@@ -180,7 +180,7 @@ impl Records {
             return self.pulling.get(given).map(|file| Err(refusal(file)));
         };
         let reason = match record.access.get(repository(given)) {
-            Some(Access::Everybody) => return Some(Ok(())),
+            Some(Access::EveryPod) => return Some(Ok(())),
             Some(Access::Holders(holders)) if !holders.is_empty() => Reason::Credentials(holders.clone()),
             Some(Access::Holders(_)) => Reason::OtherRepositories(Vec::new()),
             None => Reason::OtherRepositories(record.access.keys().cloned().collect()),
@@ -226,7 +226,7 @@ fn pulled(text: &str, path: &str) -> Result<(String, Pulled), Problems> {
 
 fn access(entry: &Reader<'_>) -> Access {
     if entry.get("nodePodsAccessible").bool() == Some(true) {
-        return Access::Everybody;
+        return Access::EveryPod;
     }
     let names = |key: &str, kind: &str| {
         let holders = entry.get(key).elements();
@@ -342,7 +342,7 @@ mod tests {
                 "",
             ),
             (format!(r#"{{"quay.io/app":{anyone}}}"#), APP, "as quay.io/app,"),
-            // The same image to everybody but kubelet.
+            // One image to CRI, two repositories to kubelet.
             (
                 format!(r#"{{"docker.io/library/app":{anyone}}}"#),
                 "app:1",
@@ -358,9 +358,9 @@ mod tests {
                 APP,
                 "pods without service account shop/web",
             ),
-            (r#"{"registry.test/app":{}}"#.to_owned(), APP, "allows nobody"),
-            ("{}".to_owned(), APP, "allows nobody"),
-            ("null".to_owned(), APP, "allows nobody"),
+            (r#"{"registry.test/app":{}}"#.to_owned(), APP, "allows no pod"),
+            ("{}".to_owned(), APP, "allows no pod"),
+            ("null".to_owned(), APP, "allows no pod"),
         ] {
             let said = said(&records(Folder::Pulled, ID, &record(&mapping)), given);
             assert!(
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_a_record_is_nobodys_business() {
+    fn an_image_without_a_record_of_its_own_is_allowed() {
         assert_eq!(said(&Records::default(), APP), "");
         let mut other = Records::default();
         let text = record("{}").replace(ID, "sha256:cc");
@@ -455,7 +455,7 @@ mod tests {
         }
     }
 
-    /// The name that kubelet 1.36 gave a record, taken from a run.
+    /// A pair from the test data of kubelet 1.36.
     #[test]
     fn the_name_of_a_record_is_the_hash_of_what_it_is_about() {
         assert_eq!(

@@ -17,7 +17,7 @@ use crate::needs::{self, Kind, Needs, Source};
 use crate::runtime::Runtime;
 use crate::verify::Answer;
 
-/// A kubelet as far as the operator has pointed at it.
+/// A kubelet, as far as the command line points at it.
 #[derive(Debug)]
 pub(super) struct View {
     kubelet: Kubelet,
@@ -55,7 +55,7 @@ pub(super) struct Refused {
     pub(super) sources: Vec<Source>,
 }
 
-/// Reads what the operator points at; mistakes go to the needs. `None` where he points at nothing.
+/// Reads what the command line points at; mistakes go to the needs. `None` where it points at no kubelet.
 pub(super) fn view(args: &VerifyArgs, needs: &mut Needs) -> Option<View> {
     let (config, root) = (args.kubelet_config.as_deref(), args.kubelet_root.as_deref());
     if config.is_none() && root.is_none() {
@@ -212,7 +212,7 @@ fn count(objections: &mut Vec<(String, usize)>, objection: String) {
     }
 }
 
-/// Who asks for an image, by how they write it. containerd pulls its sandbox image itself and asks nobody.
+/// Who asks for an image, by how they write it. containerd takes its sandbox image itself, without kubelet.
 fn by_spelling(image: &Answer) -> BTreeMap<String, Vec<Source>> {
     let mut spellings: BTreeMap<String, Vec<Source>> = BTreeMap::new();
     for source in image.sources.iter().filter(|source| source.kind != Kind::Sandbox) {
@@ -224,7 +224,7 @@ fn by_spelling(image: &Answer) -> BTreeMap<String, Vec<Source>> {
     spellings
 }
 
-/// The ids by which kubelet knows the images that are there; none where nobody needs them.
+/// The ids by which kubelet knows the images that are there; none where there are no records to look up.
 pub(super) async fn ids(
     view: Option<&View>,
     runtime: Option<&Runtime>,
