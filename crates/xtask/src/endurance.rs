@@ -67,7 +67,7 @@ pub fn record() -> Result<()> {
 }
 
 /// The program's suite; a test and its flags have yet to be added.
-fn scenarios() -> Command {
+pub(crate) fn scenarios() -> Command {
     let mut cargo = checks::cargo();
     cargo.args([
         "test",
