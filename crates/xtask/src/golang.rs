@@ -4,13 +4,15 @@
 //! settings on this machine say where modules come from and who vouches for them; what is fetched is held against
 //! the checksum database unless those settings say otherwise.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::debian::Archive;
-use crate::{note, on_path, output_of, parts};
+use crate::{note, on_path, output_of, parts, tail};
 
 /// The newest release of 2.3 that the module proxy had when this was written.
 pub(crate) const CONTAINERD_2_3: &str = "2.3.7";
@@ -108,12 +110,18 @@ pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
     note(&format!(
         "building containerd {version} from its source, once (some minutes)"
     ));
-    let caches = Caches::of(&go)?;
+    let caches = Caches::of(&go, folder)?;
     let mut install = go.command();
     install
         .arg("install")
         .args(caches.flags())
-        .args(["-trimpath", "-tags", "no_btrfs,no_zfs,no_devmapper", "-ldflags"])
+        .args([
+            "-v",
+            "-trimpath",
+            "-tags",
+            "no_btrfs,no_zfs,no_devmapper",
+            "-ldflags",
+        ])
         .arg(format!("-s -w -X {MODULE}/version.Version={version}"))
         .args(
             ["containerd", "ctr", "containerd-shim-runc-v2"]
@@ -131,25 +139,56 @@ pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
             .env("GOPATH", folder.path().join("path"))
             .env("GOCACHE", folder.path().join("cache"));
     }
-    output_of(&mut install).with_context(|| format!("cannot build containerd {version}"))?;
+    follow(&mut install, &format!("containerd {version}"))
+        .with_context(|| format!("cannot build containerd {version}"))?;
     caches.remove()
+}
+
+/// Runs a build that names each module and package on standard error, and tells every few seconds how far it is.
+fn follow(build: &mut Command, what: &str) -> Result<()> {
+    const TOLD_EVERY: Duration = Duration::from_secs(5);
+    let mut child = build
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run go")?;
+    let stderr = child.stderr.take().expect("it is piped");
+    let mut said = Vec::new();
+    let mut told = Instant::now();
+    for line in BufReader::new(stderr).lines() {
+        said.push(line?);
+        if told.elapsed() >= TOLD_EVERY {
+            note(&format!(
+                "building {what}: {} modules and packages so far",
+                said.len()
+            ));
+            told = Instant::now();
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`go install` failed ({status}):\n{}", tail(&said.join("\n"), 12));
+    }
+    Ok(())
 }
 
 /// Where Go keeps what it fetches and builds.
 enum Caches {
     /// Where the machine's own Go keeps it, for the next time.
     Usual,
-    /// In a temporary folder, for a Go that this machine does not use otherwise.
+    /// In a folder that goes afterwards, for a Go that this machine does not use otherwise.
     Temporary(tempfile::TempDir),
 }
 
 impl Caches {
-    fn of(go: &Toolchain) -> Result<Self> {
+    /// What is temporary is in `beside`: /tmp may be memory, and this is 2 GB.
+    fn of(go: &Toolchain, beside: &Path) -> Result<Self> {
         if go.root.is_none() {
             return Ok(Self::Usual);
         }
         Ok(Self::Temporary(
-            tempfile::Builder::new().prefix("airgapd-go-").tempdir()?,
+            tempfile::Builder::new().prefix(".go-").tempdir_in(beside)?,
         ))
     }
 
@@ -179,7 +218,7 @@ mod tests {
         let table = [
             ("go1.26.8\n", Some((1, 26, 8))),
             ("go1.27", Some((1, 27, 0))),
-            ("go1.27rc1", Some((1, 27, 1))),
+            ("go1.27rc1", Some((1, 27, 0))),
             ("go1.26.10 X:nodwarf5", Some((1, 26, 10))),
             ("devel +abc", None),
             ("", None),
