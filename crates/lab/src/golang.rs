@@ -109,7 +109,7 @@ pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
     note(&format!(
         "building containerd {version} from its source, once (some minutes)"
     ));
-    let caches = Caches::of(&go)?;
+    let caches = Caches::of(&go, folder)?;
     let mut install = go.command();
     install
         .arg("install")
@@ -141,7 +141,7 @@ pub(crate) fn build_kubelet(version: &str, folder: &Path) -> Result<()> {
     note(&format!(
         "building kubelet {version} from its source, once (some minutes)"
     ));
-    let caches = Caches::of(&go)?;
+    let caches = Caches::of(&go, folder)?;
     let module = tempfile::Builder::new().prefix("airgapd-kubelet-").tempdir()?;
     let mut list = go.command();
     list.args(["list", "-m"])
@@ -203,17 +203,18 @@ fn module_of_kubelet(version: &str, original: &str) -> Result<String> {
 enum Caches {
     /// Where the machine's own Go keeps it, for the next time.
     Usual,
-    /// In a temporary folder, for a Go that this machine does not use otherwise.
+    /// In a folder that goes afterwards, for a Go that this machine does not use otherwise.
     Temporary(tempfile::TempDir),
 }
 
 impl Caches {
-    fn of(go: &Toolchain) -> Result<Self> {
+    /// What is temporary is in `beside`: /tmp may be memory, and this is 2 GB.
+    fn of(go: &Toolchain, beside: &Path) -> Result<Self> {
         if go.root.is_none() {
             return Ok(Self::Usual);
         }
         Ok(Self::Temporary(
-            tempfile::Builder::new().prefix("airgapd-go-").tempdir()?,
+            tempfile::Builder::new().prefix(".go-").tempdir_in(beside)?,
         ))
     }
 
@@ -265,7 +266,7 @@ mod tests {
         let table = [
             ("go1.26.8\n", Some((1, 26, 8))),
             ("go1.27", Some((1, 27, 0))),
-            ("go1.27rc1", Some((1, 27, 1))),
+            ("go1.27rc1", Some((1, 27, 0))),
             ("go1.26.10 X:nodwarf5", Some((1, 26, 10))),
             ("devel +abc", None),
             ("", None),
