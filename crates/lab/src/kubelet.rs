@@ -294,7 +294,8 @@ fn mounts(folder: &Path, program: &Path) -> String {
     script
 }
 
-/// The configuration of a kubelet without a server, which evicts no pod unless the settings say so.
+/// The configuration of a kubelet without a server, which evicts no pod and collects no image unless the settings say so,
+/// however full the machine's disk is.
 fn config(release: Release, folder: &Path, socket: &Path, settings: &str) -> String {
     let (folder, socket) = (folder.display(), socket.display());
     // What is on by itself from 1.35 on (KEP-2535), so that all kubelets here read these settings.
@@ -326,6 +327,7 @@ cgroupsPerQOS: false
 enforceNodeAllocatable: []
 makeIPTablesUtilChains: false
 resolvConf: \"\"
+imageGCHighThresholdPercent: 100
 {features}{evictions}{settings}
 "
     )

@@ -30,8 +30,9 @@ pub enum Folder {
 }
 
 impl Folder {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::Pulled, Self::Pulling];
+    /// Both of them, in the order in which they have to be read. A kubelet that notes the end of a pull writes the
+    /// second file before it removes the first, so a reader that goes the other way may miss both.
+    pub const ALL: [Self; 2] = [Self::Pulling, Self::Pulled];
 
     /// The name below `image_manager`.
     #[must_use]
