@@ -314,6 +314,27 @@ fn what_is_wrong_with_the_unit_is_found(target: &Target) {
     }
 }
 
+/// What containerd says of itself is worth knowing before an upgrade, and keeps no bundle from being imported.
+fn what_containerd_says_is_deprecated_is_told(target: &Target) {
+    assert_eq!(found(&doctor(&Node::on(target)), "deprecated"), []);
+    let message = "The `mirrors` property of the registry will be removed in containerd v2.7. Use `config_path` instead.";
+    let warnings = [("io.containerd.deprecation/cri-registry-mirrors", message)];
+    let fake = Fake::start_blocking(FakeConfig {
+        version: "2.3.7".to_owned(),
+        deprecations: warnings
+            .map(|(id, message)| (id.to_owned(), message.to_owned()))
+            .into(),
+        ..FakeConfig::default()
+    });
+    let node = Node::at(fake.socket(), "k8s.io");
+    let words = [
+        "cri-registry-mirrors: The `mirrors` property",
+        "`config_path`",
+        "before the next upgrade",
+    ];
+    assert_found(&doctor(&node), "deprecated", "note", &words);
+}
+
 fn who_is_not_root_is_told_so(target: &Target) {
     if !lab::is_root() {
         return;
@@ -348,5 +369,6 @@ on_the_fake!(
     a_kernel_that_gives_no_watch_is_found,
     a_state_folder_that_cannot_be_written_is_found,
     what_is_wrong_with_the_unit_is_found,
+    what_containerd_says_is_deprecated_is_told,
     who_is_not_root_is_told_so,
 );

@@ -340,6 +340,7 @@ fn verify_prints_one_document_with_stable_keys(target: &Target) {
             "sources": [source(2, "registry.test/app:2")],
         }],
         "pulls": [],
+        "refused": [],
         "warnings": [],
         "notes": [],
     });

@@ -1,5 +1,7 @@
 //! While a bundle lies in the folder its images are desired state: what somebody removes comes back.
 
+use import::labels::{BUNDLE_PREFIX, EXPIRES};
+
 use crate::support::bundles::{self, image};
 use crate::support::target::{OUR_PIN, PINNED};
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
@@ -38,8 +40,52 @@ fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(targe
     assert!(log.contains("restoring it"), "{log}");
 }
 
+/// The label has containerd 2.0 and later delete the record, pinned or not, which is the opposite of what a bundle promises.
+fn an_expiry_that_somebody_else_sets_is_told_and_goes_when_a_bundle_vouches(target: &Target) {
+    const LATER: &str = "2100-01-01T00:00:00Z";
+    let node = Node::on(target);
+    let expires = || target.labels(ONE).contains_key(EXPIRES);
+    let file = node.images().join("a.tar");
+    bundles::write(&file, [image(ONE)]);
+    node.import([&file]).exits(0);
+    target.set_labels(ONE, &[(EXPIRES, Some(LATER)), ("theirs", Some("1"))]);
+
+    let list = node.path("list.txt");
+    std::fs::write(&list, ONE).unwrap();
+    let verified = node
+        .airgapd(["verify", "--images", &bundles::text(&list)])
+        .exits(0);
+    let told = ["its record expires", LATER, "ctr -n k8s.io images label"];
+    let is_told = |said: &str, words: &[&str]| {
+        let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        words.iter().all(|words| line.contains(words))
+    };
+    assert!(is_told(&verified.stdout, &told), "{verified:?}");
+    let doctor = node.airgapd(["doctor"]);
+    assert!(
+        is_told(&doctor.stdout, &["note expiry", ONE, EXPIRES]),
+        "{doctor:?}"
+    );
+
+    let again = node.import([&file]).exits(0);
+    assert!(is_told(&again.stderr, &["would have expired"]), "{again:?}");
+    assert!(!expires() && target.labels(ONE)["theirs"] == "1");
+
+    let daemon = node.start();
+    daemon.wait_until("the bundle vouches", || {
+        let labels = target.labels(ONE);
+        labels.keys().any(|key| key.starts_with(BUNDLE_PREFIX)) && target.leases().is_empty()
+    });
+    target.set_labels(ONE, &[(EXPIRES, Some(LATER))]);
+    daemon.wait_until("the expiry is gone", || !expires());
+    assert!(target.is_pinned(ONE) && target.labels(ONE)["theirs"] == "1");
+    let log = daemon.finish(target);
+    assert!(log.contains("would have expired"), "{log}");
+}
+
 on_each_containerd! {
     a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it,
+    an_expiry_that_somebody_else_sets_is_told_and_goes_when_a_bundle_vouches,
 }
 
 fn who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while(target: &Target) {

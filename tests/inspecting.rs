@@ -4,9 +4,10 @@ use std::fs;
 use std::process::Command;
 
 use bundle::fixtures::{Image, Manifest};
+use sha2::Digest as _;
 
 use crate::support::bundles::{self, PLATFORMS, docker, image, multi_platform, text};
-use crate::support::{Node, Target, on_the_fake};
+use crate::support::{Node, Target, on_the_fake, unique};
 
 fn every_byte_is_read_when_asked(target: &Target) {
     let node = Node::on(target);
@@ -43,6 +44,43 @@ fn every_byte_is_read_when_asked(target: &Target) {
         target.names().is_empty() && target.blobs().is_empty(),
         "it only looks"
     );
+}
+
+fn an_image_with_a_blob_of_sha512_is_said_to_need_a_newer_containerd(target: &Target) {
+    let node = Node::on(target);
+    let file = node.path("bundle.tar");
+    let bytes = unique();
+    let hex: String = sha2::Sha512::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let layer = serde_json::json!([{
+        "mediaType": "application/vnd.oci.image.layer.v1.tar",
+        "digest": format!("sha512:{hex}"),
+        "size": bytes.len(),
+    }]);
+    let manifest = Manifest::new(bundles::native())
+        .layer("x")
+        .member("layers", layer);
+    let new = Image::new("registry.test/new:1").manifest(manifest);
+    let mut archive = bundles::layout([new, image("registry.test/usual:1")]).build();
+    archive.add(&format!("blobs/sha512/{hex}"), bytes.into_bytes());
+    archive.write_to(&file);
+    let document = node
+        .airgapd(["inspect", "-o", "json", &text(&file)])
+        .exits(0)
+        .json();
+    let images = document["images"].as_array().unwrap();
+    let notes = |name: &str| {
+        let image = images.iter().find(|image| image["names"][0] == name);
+        image.unwrap_or_else(|| panic!("{document:#}"))["notes"].to_string()
+    };
+    let said = notes("registry.test/new:1");
+    assert!(
+        said.contains("containerd 2.3 or later") && said.contains(&hex),
+        "{said}"
+    );
+    assert!(!notes("registry.test/usual:1").contains("2.3"));
 }
 
 fn a_compressed_bundle_and_an_extracted_one_are_read_like_a_plain_one(target: &Target) {
@@ -174,6 +212,7 @@ fn a_docker_archive_is_told_by_its_looks(target: &Target) {
 
 on_the_fake!(
     every_byte_is_read_when_asked,
+    an_image_with_a_blob_of_sha512_is_said_to_need_a_newer_containerd,
     a_compressed_bundle_and_an_extracted_one_are_read_like_a_plain_one,
     text_for_people_fits_a_screen_and_moves_no_cursor,
     names_are_shown_as_they_would_be_imported,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use bundle::fixtures::{Archive, Image, Layer, LayerFile};
+use bundle::fixtures::Archive;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
@@ -16,7 +16,7 @@ use k8s_cri::v1::{
 use lab::Generation;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::support::bundles::{self, image, native, text};
+use crate::support::bundles::{self, image, text};
 use crate::support::target::MANAGED;
 use crate::support::{Node, Place, Target, on_each_containerd, on_each_real_containerd, unique, wait_until};
 
@@ -128,19 +128,8 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     let node = Node::on(&target);
     let name = app();
     let daemon = node.start();
-    let busybox = fs::read(lab::parts::busybox().unwrap()).unwrap();
-    let with_busybox = |name: &str| {
-        let files = [
-            LayerFile::folder("bin/"),
-            LayerFile::executable("bin/busybox", busybox.clone()),
-            LayerFile::new("unique", unique()),
-        ];
-        Image::new(name)
-            .platform(native())
-            .with_layer(Layer::files(files))
-    };
-    let pause = with_busybox(SANDBOX_IMAGE).entrypoint(&["/bin/busybox", "sleep", "3600"]);
-    let app = with_busybox(&name).entrypoint(&["/bin/busybox", "echo", "running without a registry"]);
+    let pause = bundles::runnable(SANDBOX_IMAGE, &["/bin/busybox", "sleep", "3600"]);
+    let app = bundles::runnable(&name, &["/bin/busybox", "echo", "running without a registry"]);
     let archive = bundles::write(&node.images().join("pod.tar"), [pause, app]);
     daemon.wait_until("the images", || {
         [SANDBOX_IMAGE, &name]

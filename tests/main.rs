@@ -30,6 +30,7 @@ mod importing;
 mod inspecting;
 mod interruptions;
 mod kubelet;
+mod kubernetes;
 mod listing;
 mod lists;
 mod living;

@@ -626,11 +626,115 @@ fn what_cannot_be_verified_is_said(target: &Target) {
     verify(&nowhere, &["--images", &one]).exits(3);
 }
 
+/// What a kubelet writes when it pulls an image, in the folder that it keeps for that.
+fn put_kubelet_record(root: &std::path::Path, folder: &str, key: &str, record: &Value) -> String {
+    let folder = root.join("image_manager").join(folder);
+    fs::create_dir_all(&folder).unwrap();
+    let hash = fake_containerd::sha256(key.as_bytes());
+    let file = folder.join(format!("sha256-{}", hash.trim_start_matches("sha256:")));
+    fs::write(&file, record.to_string()).unwrap();
+    text(&file)
+}
+
+fn pulled(id: &str, mapping: &Value) -> Value {
+    json!({
+        "kind": "ImagePulledRecord", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "lastUpdatedTime": "2026-11-01T12:00:00Z", "imageRef": id, "credentialMapping": mapping,
+    })
+}
+
+/// `cargo xtask kubernetes` shows that a kubelet does what is said here.
+fn images_that_kubelet_refuses_for_its_records_are_named_with_the_record(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    let at = repository();
+    let names = ["refused", "open", "secret", "never-pulled"].map(|image| format!("{at}/{image}:1"));
+    let archive = import(&node, "all.tar", names.iter().map(|name| image(name)));
+    let id = |number: usize| archive.images[number].manifests[0].config.to_string();
+    wait_until("CRI has taken everything in", || {
+        names.iter().all(|name| target.image_status(name).is_some())
+    });
+    let root = node.path("kubelet");
+    let every_pod = json!({"nodePodsAccessible": true});
+    let secret = json!({"kubernetesSecrets": [{"uid": "u", "namespace": "shop", "name": "pull", "credentialHash": "h"}]});
+    let other = format!("{at}/elsewhere");
+    let records = [
+        (id(0), json!({other.as_str(): every_pod})),
+        (id(1), json!({format!("{at}/open"): every_pod})),
+        (id(2), json!({format!("{at}/secret"): secret})),
+    ];
+    let files = records.map(|(id, mapping)| put_kubelet_record(&root, "pulled", &id, &pulled(&id, &mapping)));
+    fs::write(root.join("image_manager/pulled/sha256-half.tmp"), "{").unwrap();
+    let references: Vec<_> = names.iter().map(String::as_str).collect();
+    let list = list(&node, &references);
+    let arguments = ["--images", &list, "--kubelet-root", &text(&root)];
+    let document = verify(&node, &arguments).exits(4).json();
+    assert_eq!(document["complete"], false);
+    let refused = document["refused"].as_array().unwrap();
+    assert_eq!(refused.len(), 1, "{document:#}");
+    assert_eq!(refused[0]["reference"], names[0]);
+    assert_eq!(refused[0]["record"], files[0]);
+    assert!(
+        refused[0]["problem"].as_str().unwrap().contains(&other),
+        "{document:#}"
+    );
+    assert_eq!(refused[0]["sources"][0]["kind"], "list");
+    // Whether a pod brings the secret is not known.
+    let warnings = of(&document, &names[2])["warnings"].to_string();
+    assert!(
+        warnings.contains("secret shop/pull") && warnings.contains(&files[2]),
+        "{warnings}"
+    );
+    assert_eq!(of(&document, &names[1])["warnings"], json!([]));
+
+    let screen = node.airgapd(["verify"].iter().chain(&arguments)).exits(4).stdout;
+    assert!(
+        screen.contains("REFUSED  ") && screen.contains("; kubelet refuses 1"),
+        "{screen}"
+    );
+    assert!(
+        screen.contains("\n  record ") && screen.contains("\n  remedy remove"),
+        "{screen}"
+    );
+
+    fs::remove_file(&files[0]).unwrap();
+    verify(&node, &arguments).exits(0);
+    let begun =
+        json!({"kind": "ImagePullIntent", "apiVersion": "kubelet.config.k8s.io/v1beta1", "image": names[3]});
+    let file = put_kubelet_record(&root, "pulling", &names[3], &begun);
+    let document = verify(&node, &arguments).exits(4).json();
+    assert_eq!(document["refused"][0]["record"], file, "{document:#}");
+}
+
+fn a_root_folder_of_kubelet_that_is_none_is_said(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    let name = format!("{}:1", repository());
+    import(&node, "app.tar", [image(&name)]);
+    let list = list(&node, &[&name]);
+    let with_root = |root: &str| verify(&node, &["--images", &list, "--kubelet-root", root]);
+    let said = with_root("/nonexistent").exits(2).said();
+    assert!(said.contains("/nonexistent"), "{said}");
+    fs::create_dir(node.path("old")).unwrap();
+    let document = with_root(&text(&node.path("old"))).exits(0).json();
+    assert!(
+        document["notes"].to_string().contains("image_manager"),
+        "{document:#}"
+    );
+    verify(
+        &node,
+        &["--bundle", "a.tar", "--kubelet-root", "/", "--images", &list],
+    )
+    .exits(2);
+}
+
 on_each_containerd!(
     of_thirty_references_the_five_that_fail_are_named_with_what_to_do,
     the_sandbox_image_is_asked_for_where_containerd_tells_it,
 );
 on_the_fake!(
+    images_that_kubelet_refuses_for_its_records_are_named_with_the_record,
+    a_root_folder_of_kubelet_that_is_none_is_said,
     every_miss_says_what_comes_closest,
     bundles_are_verified_before_they_travel,
     who_may_pull_is_named_where_nobody_shall,

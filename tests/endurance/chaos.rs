@@ -773,8 +773,8 @@ fn crashes_at_random_instants_lose_nothing_on_containerd_1_7() {
 }
 
 #[test]
-fn crashes_at_random_instants_lose_nothing_on_containerd_2_1() {
-    survive(Generation::V2_1, 6, 2);
+fn crashes_at_random_instants_lose_nothing_on_containerd_2_3() {
+    survive(Generation::V2_3, 6, 2);
 }
 
 /// `cargo xtask chaos`.

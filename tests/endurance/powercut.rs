@@ -384,8 +384,8 @@ fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_conta
 }
 
 #[test]
-fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_containerd_2_1() {
-    survive(Generation::V2_1, 2, 2);
+fn after_a_power_cut_records_have_whole_blobs_and_snapshots_whole_files_on_containerd_2_3() {
+    survive(Generation::V2_3, 2, 2);
 }
 
 /// `cargo xtask powercut`.

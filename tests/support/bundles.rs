@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use bundle::fixtures::{Archive, BuiltImage, BuiltManifest, Image, Layout};
+use bundle::fixtures::{Archive, BuiltImage, BuiltManifest, Image, Layer, LayerFile, Layout};
 
 use super::waiting::unique;
 
@@ -28,6 +28,20 @@ pub fn large(name: &str, size: usize) -> Image {
     let mut layer = unique().into_bytes();
     layer.resize(size, 0);
     Image::new(name).platform(native()).layer(layer)
+}
+
+/// An image for this machine with a busybox and bytes of its own, which a container can be started from.
+pub fn runnable(name: &str, entrypoint: &[&str]) -> Image {
+    let busybox = lab::parts::busybox().expect("Debian has a busybox");
+    let files = [
+        LayerFile::folder("bin/"),
+        LayerFile::executable("bin/busybox", std::fs::read(busybox).expect("a file")),
+        LayerFile::new("unique", unique()),
+    ];
+    Image::new(name)
+        .platform(native())
+        .with_layer(Layer::files(files))
+        .entrypoint(entrypoint)
 }
 
 /// An image for several platforms, each with a layer of its own. Several make an index.

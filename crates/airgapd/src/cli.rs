@@ -363,6 +363,9 @@ pub(crate) struct VerifyArgs {
     /// kubelet's configuration, to be warned of settings that refuse imported images
     #[arg(long, value_name = "FILE")]
     pub(crate) kubelet_config: Option<PathBuf>,
+    /// kubelet's root folder, to find records of pulls for which it refuses images that are there
+    #[arg(long, value_name = "DIR", conflicts_with = "bundles")]
+    pub(crate) kubelet_root: Option<PathBuf>,
     /// Ask bundles instead of containerd, before they travel
     #[arg(long = "bundle", num_args = 1.., value_name = "FILE")]
     pub(crate) bundles: Vec<PathBuf>,

@@ -569,8 +569,14 @@ fn an_image_that_containerd_could_not_unpack_says_why() {
     );
     let other = airgapd_bundle::fixtures::digest_of(b"other");
     let manifest = || Manifest::new("linux/amd64").layer(b"x");
+    // diff_ids are sha256 whatever the layer is named by.
+    let of_sha512 = json!([{
+        "mediaType": "application/vnd.oci.image.layer.v1.tar", "size": 1,
+        "digest": format!("sha512:{}", "ab".repeat(64)),
+    }]);
     let rows = [
         (manifest(), None),
+        (manifest().member("layers", of_sha512), None),
         (Manifest::new("linux/amd64").with_layer(gzip), None),
         (
             manifest().config("rootfs", json!(null)),

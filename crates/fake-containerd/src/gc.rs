@@ -19,6 +19,13 @@ pub enum GcPolicy {
     AfterEveryMutation,
 }
 
+/// On a blob or a record: an image record that lives as long as it.
+const IMAGE_REFERENCE: &str = "containerd.io/gc.ref.image";
+/// On a blob: the image record that it lives as long as.
+const IMAGE_BACK_REFERENCE: &str = "containerd.io/gc.bref.image";
+/// On a blob: the other blob that it lives as long as.
+const CONTENT_BACK_REFERENCE: &str = "containerd.io/gc.bref.content";
+
 /// A collectable thing: namespace, kind and id.
 type Node = (String, Kind, String);
 
@@ -132,16 +139,36 @@ impl State {
             let snapshots = snapshots::referred(labels)
                 .into_iter()
                 .map(|(snapshotter, key)| (Kind::Snapshot, snapshots::id(&snapshotter, &key)));
+            let images = self
+                .version
+                .image_leases()
+                .then(|| named(labels, IMAGE_REFERENCE));
+            let images = images.into_iter().flatten().map(|image| (Kind::Image, image));
             blobs
                 .chain(snapshots)
+                .chain(images)
                 .map(|(kind, id)| (name.clone(), kind, id))
+                .collect()
+        };
+        let back = |key: &'static str| -> Vec<Node> {
+            if !self.version.back_references() {
+                return Vec::new();
+            }
+            let attached = namespace
+                .blobs
+                .iter()
+                .filter(|(_, blob)| named(&blob.labels, key).any(|named| named == *id));
+            attached
+                .map(|(digest, _)| (name.clone(), Kind::Blob, digest.clone()))
                 .collect()
         };
         let blobs: Vec<String> = match kind {
             Kind::FlatBlob => Vec::new(),
             Kind::Blob => {
                 let blob = namespace.blobs.get(id);
-                return blob.map(|blob| of_labels(&blob.labels)).unwrap_or_default();
+                let mut nodes = blob.map(|blob| of_labels(&blob.labels)).unwrap_or_default();
+                nodes.extend(back(CONTENT_BACK_REFERENCE));
+                return nodes;
             }
             Kind::Snapshot => {
                 let Some((snapshotter, snapshot)) = snapshots::by_id(namespace, id) else {
@@ -158,12 +185,15 @@ impl State {
                 .and_then(|ingest| ingest.expected.clone())
                 .into_iter()
                 .collect(),
-            Kind::Image => namespace
-                .images
-                .get(id)
-                .map(|image| image.target.digest.clone())
-                .into_iter()
-                .collect(),
+            Kind::Image => {
+                let Some(image) = namespace.images.get(id) else {
+                    return Vec::new();
+                };
+                let mut nodes = of_labels(&image.labels);
+                nodes.push((name.clone(), Kind::Blob, image.target.digest.clone()));
+                nodes.extend(back(IMAGE_BACK_REFERENCE));
+                return nodes;
+            }
         };
         blobs
             .into_iter()
@@ -232,16 +262,20 @@ impl State {
 
 /// The digests that gc labels refer to.
 pub(crate) fn referred(labels: &Labels) -> Vec<String> {
-    const KEY: &str = "containerd.io/gc.ref.content";
-    let is_reference = |key: &str| {
-        key.strip_prefix(KEY)
+    named(labels, "containerd.io/gc.ref.content").collect()
+}
+
+/// What labels with this key name, whatever follows it after a dot or a slash.
+fn named<'a>(labels: &'a Labels, key: &'static str) -> impl Iterator<Item = String> + 'a {
+    let is_meant = move |label: &str| {
+        label
+            .strip_prefix(key)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']))
     };
     labels
         .iter()
-        .filter(|(key, _)| is_reference(key))
-        .map(|(_, digest)| digest.clone())
-        .collect()
+        .filter(move |(label, _)| is_meant(label))
+        .map(|(_, named)| named.clone())
 }
 
 #[cfg(test)]
@@ -256,6 +290,9 @@ mod tests {
             ("containerd.io/gc.ref.content/l.0", "c"),
             ("containerd.io/gc.ref.contents", "no"),
             ("containerd.io/gc.ref.snapshot.overlayfs", "no"),
+            ("containerd.io/gc.ref.image.x", "no"),
+            ("containerd.io/gc.bref.content.x", "no"),
+            ("containerd.io/gc.cond.snapshot.overlayfs", "no"),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();

@@ -3,7 +3,7 @@
 //!
 //! [`Fake`] is the whole door. Tests start one, point a client or the program at [`Fake::socket`], and ask afterwards what
 //! the store looks like, in which order it was changed, and whether [`Fake::check_done`] finds a violation. What it answers
-//! was measured on containerd 1.6.20, 1.7.24 and 2.1.9; the tests of this crate run the same raw scenarios on those.
+//! was measured on containerd 1.6.20, 1.7.24, 2.1.9, 2.3.7 and 2.4.2; the tests of this crate run the same raw scenarios on those.
 //!
 //! [`GoImporter`] plays another importer beside ours, on the stand-in and on a real containerd alike.
 //!

@@ -35,14 +35,19 @@ impl Version {
         self.at_least(2, 3, 0)
     }
 
-    /// Leases hold image records, image records may expire, deletions may name a target.
+    /// Leases and labels hold image records, image records may expire, deletions may name a target.
     pub(crate) fn image_leases(&self) -> bool {
         self.at_least(2, 0, 0)
     }
 
+    /// Blobs say of themselves that they live as long as a record or another blob.
+    pub(crate) fn back_references(&self) -> bool {
+        self.at_least(2, 2, 0)
+    }
+
     /// Commits are events; deletions of blobs always were.
     pub(crate) fn content_create_events(&self) -> bool {
-        self.at_least(2, 0, 0)
+        self.at_least(2, 1, 0)
     }
 
     /// CRI reports `pinned` since 1.6.22 and 1.7.3.

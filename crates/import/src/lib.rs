@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bundle::{BlobRef, Bundle};
-use containerd::{Client, Recovery, is_disk_failure};
+use containerd::{Client, Recovery, Version, is_disk_failure};
 use oci_spec::image::Digest;
 
 pub use amounts::bytes;
@@ -193,6 +193,11 @@ pub struct Imported {
 /// The first containerd whose content store has room for digests other than sha256.
 const SHA512_SINCE: (u64, u64) = (2, 3);
 
+/// Whether blobs may be named by their sha512. A containerd without a number is taken for a new one.
+fn takes_sha512(version: &Version) -> bool {
+    !version.is_known() || (version.major, version.minor) >= SHA512_SINCE
+}
+
 /// Imports a bundle, or plans to.
 ///
 /// `dry_run` stops before the first write. So does an import that would not fit on containerd's disk, where that can be
@@ -218,7 +223,7 @@ pub async fn import(
     let missing = missing_base(bundle, &selection, &elsewhere);
     if selection.needs_sha512() {
         let version = client.version().await?;
-        if (version.major, version.minor) < SHA512_SINCE {
+        if !takes_sha512(&version) {
             selection.refuse_sha512(&version.text);
         }
     }
@@ -303,4 +308,24 @@ fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Dige
         base: printable(&reliance.base).trim_matches('"').to_owned(),
         missing,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_may_be_named_by_their_sha512_from_2_3_on_and_where_there_is_no_number() {
+        let table = [
+            ("1.7.24", false),
+            ("2.2.9", false),
+            ("2.3.0", true),
+            ("v2.4.2-k3s1", true),
+            ("", true),
+        ];
+        for (text, expected) in table {
+            let version = Version::parse(text);
+            assert_eq!(takes_sha512(&version), expected, "{text}");
+        }
+    }
 }

@@ -748,14 +748,20 @@ mod tests {
             digest('a').to_string(),
         )]);
         assert!(missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &there).is_empty());
-        let other = Labels::from([(
-            "containerd.io/gc.ref.contents".to_owned(),
-            digest('a').to_string(),
-        )]);
-        assert_eq!(
-            missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &other).len(),
-            1
-        );
+        // Words that only begin so, and what containerd 2.2 and 2.3 added: none of these keeps the child.
+        for key in [
+            "containerd.io/gc.ref.contents",
+            "containerd.io/gc.ref.image.0",
+            "containerd.io/gc.ref.snapshot.overlayfs",
+            "containerd.io/gc.bref.content.m.0",
+            "containerd.io/gc.bref.image",
+            "containerd.io/gc.cond.snapshot.overlayfs",
+            "containerd.io/gc.cond.value-usedat",
+        ] {
+            let other = Labels::from([(key.to_owned(), digest('a').to_string())]);
+            let missing = missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &other);
+            assert_eq!(missing.len(), 1, "{key}");
+        }
     }
 
     #[test]

@@ -73,7 +73,10 @@ impl Selection {
                 continue;
             };
             if let Some(digest) = taken.closure.sha512() {
-                let problem = format!("blob {digest} needs containerd >= 2.3, and this is {version}");
+                let problem = format!(
+                    "blob {digest} is named by its sha512, which containerd 2.3 or later takes and this {version} does not: \
+                     upgrade containerd, or bundle the image with sha256 digests"
+                );
                 choice.verdict = Verdict::Broken(vec![problem]);
             }
         }
@@ -177,8 +180,9 @@ impl Closure {
         self.blobs.iter().map(|blob| blob.size).sum()
     }
 
-    /// A blob of it that is named by its sha512.
-    fn sha512(&self) -> Option<&Digest> {
+    /// A blob of it that is named by its sha512, which no containerd before 2.3 takes.
+    #[must_use]
+    pub fn sha512(&self) -> Option<&Digest> {
         let mut digests = self.blobs.iter().map(|blob| &blob.digest);
         digests.find(|digest| *digest.algorithm() == DigestAlgorithm::Sha512)
     }

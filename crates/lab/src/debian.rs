@@ -115,6 +115,8 @@ impl Archive {
             format!("Dir::Cache={}", folder.join("cache").display()),
             "Acquire::Languages=none".to_owned(),
             "Acquire::Retries=3".to_owned(),
+            // A mirror that lags behind serves lists past their date. Their signature still counts.
+            "Acquire::Check-Valid-Until=false".to_owned(),
             // The folder is ours alone; apt's download user could not write there.
             "APT::Sandbox::User=root".to_owned(),
         ];

@@ -1,13 +1,14 @@
-//! Programs built from Go modules: the containerds that no Debian has.
+//! Programs built from Go modules: the containerds that no Debian has, and kubelet.
 //!
 //! It stands apart because it knows Go and the module proxy, and neither apt nor how a containerd is run. Go's own
 //! settings on this machine say where modules come from and who vouches for them; what is fetched is held against
 //! the checksum database unless those settings say otherwise.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::debian::Archive;
 use crate::{note, on_path, output_of, parts};
@@ -108,7 +109,7 @@ pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
     note(&format!(
         "building containerd {version} from its source, once (some minutes)"
     ));
-    let caches = Caches::of(&go)?;
+    let caches = Caches::of(&go, folder)?;
     let mut install = go.command();
     install
         .arg("install")
@@ -126,30 +127,94 @@ pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
         .env_remove("GOARCH")
         // Outside of any module, whose versions would count otherwise.
         .current_dir(folder);
-    if let Caches::Temporary(folder) = &caches {
-        install
-            .env("GOPATH", folder.path().join("path"))
-            .env("GOCACHE", folder.path().join("cache"));
-    }
-    output_of(&mut install).with_context(|| format!("cannot build containerd {version}"))?;
+    output_of(caches.apply(&mut install)).with_context(|| format!("cannot build containerd {version}"))?;
     caches.remove()
+}
+
+/// Builds `kubelet` of one release of Kubernetes into a folder, statically linked.
+///
+/// The module replaces its staging modules by folders of its repository, which no other module may do. So the program is
+/// built in a module of its own, which replaces them by the releases that belong to this one.
+pub(crate) fn build_kubelet(version: &str, folder: &Path) -> Result<()> {
+    const MODULE: &str = "k8s.io/kubernetes";
+    let go = Toolchain::provide()?;
+    note(&format!(
+        "building kubelet {version} from its source, once (some minutes)"
+    ));
+    let caches = Caches::of(&go, folder)?;
+    let module = tempfile::Builder::new().prefix("airgapd-kubelet-").tempdir()?;
+    let mut list = go.command();
+    list.args(["list", "-m"])
+        .args(caches.flags())
+        .args(["-f", "{{.GoMod}}"])
+        .arg(format!("{MODULE}@v{version}"))
+        .current_dir(module.path());
+    let original =
+        output_of(caches.apply(&mut list)).with_context(|| format!("cannot fetch {MODULE} {version}"))?;
+    let original = fs::read_to_string(original.trim()).context("Go has no go.mod of Kubernetes")?;
+    fs::write(
+        module.path().join("go.mod"),
+        module_of_kubelet(version, &original)?,
+    )?;
+    let mut build = go.command();
+    build
+        .arg("build")
+        .args(caches.flags())
+        .args(["-mod=mod", "-trimpath", "-ldflags"])
+        .arg(format!(
+            "-s -w -X k8s.io/component-base/version.gitVersion=v{version}"
+        ))
+        .arg("-o")
+        .arg(folder.join("kubelet"))
+        .arg(format!("{MODULE}/cmd/kubelet"))
+        .env("CGO_ENABLED", "0")
+        .env_remove("GOOS")
+        .env_remove("GOARCH")
+        .current_dir(module.path());
+    output_of(caches.apply(&mut build)).with_context(|| format!("cannot build kubelet {version}"))?;
+    caches.remove()
+}
+
+/// The `go.mod` of a module that builds kubelet, made of the one of Kubernetes.
+///
+/// The staging modules of 1.36.3 are released as 0.36.3.
+fn module_of_kubelet(version: &str, original: &str) -> Result<String> {
+    let staged = version.strip_prefix("1.").context("Kubernetes is at 1.x")?;
+    let lines = || original.lines().map(str::trim);
+    let settings = lines().filter(|line| line.starts_with("go ") || line.starts_with("godebug "));
+    let mut module = String::from("module airgapd.test/kubelet\n\n");
+    for setting in settings {
+        module.push_str(&format!("{setting}\n"));
+    }
+    module.push_str(&format!("\nrequire k8s.io/kubernetes v{version}\n\nreplace (\n"));
+    let mut replaced = 0;
+    for name in lines().filter_map(|line| Some(line.split_once(" => ./staging/")?.0)) {
+        replaced += 1;
+        module.push_str(&format!("\t{name} => {name} v0.{staged}\n"));
+    }
+    if replaced == 0 {
+        bail!("the go.mod of Kubernetes {version} replaces no staging module");
+    }
+    module.push_str(")\n");
+    Ok(module)
 }
 
 /// Where Go keeps what it fetches and builds.
 enum Caches {
     /// Where the machine's own Go keeps it, for the next time.
     Usual,
-    /// In a temporary folder, for a Go that this machine does not use otherwise.
+    /// In a folder that goes afterwards, for a Go that this machine does not use otherwise.
     Temporary(tempfile::TempDir),
 }
 
 impl Caches {
-    fn of(go: &Toolchain) -> Result<Self> {
+    /// What is temporary is in `beside`: /tmp may be memory, and this is 2 GB.
+    fn of(go: &Toolchain, beside: &Path) -> Result<Self> {
         if go.root.is_none() {
             return Ok(Self::Usual);
         }
         Ok(Self::Temporary(
-            tempfile::Builder::new().prefix("airgapd-go-").tempdir()?,
+            tempfile::Builder::new().prefix(".go-").tempdir_in(beside)?,
         ))
     }
 
@@ -159,6 +224,15 @@ impl Caches {
             // Modules are read-only otherwise, and only root could remove their folder.
             Self::Temporary(_) => &["-modcacherw"],
         }
+    }
+
+    fn apply<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        if let Self::Temporary(folder) = self {
+            command
+                .env("GOPATH", folder.path().join("path"))
+                .env("GOCACHE", folder.path().join("cache"));
+        }
+        command
     }
 
     /// Takes up to 2 GB from the disk again.
@@ -175,11 +249,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kubelets_module_has_the_releases_of_the_staging_modules() {
+        let original = "module k8s.io/kubernetes\n\ngo 1.26.0\n\ngodebug default=go1.26\n\nrequire (\n\tgo.uber.org/zap v1.27.1\n)\n\n\
+            replace (\n\tk8s.io/api => ./staging/src/k8s.io/api\n\tk8s.io/kubelet => ./staging/src/k8s.io/kubelet\n)\n";
+        assert_eq!(
+            module_of_kubelet("1.36.3", original).unwrap(),
+            "module airgapd.test/kubelet\n\ngo 1.26.0\ngodebug default=go1.26\n\nrequire k8s.io/kubernetes v1.36.3\n\n\
+             replace (\n\tk8s.io/api => k8s.io/api v0.36.3\n\tk8s.io/kubelet => k8s.io/kubelet v0.36.3\n)\n"
+        );
+        assert!(module_of_kubelet("1.36.3", "module k8s.io/kubernetes\n").is_err());
+        assert!(module_of_kubelet("2.0.0", original).is_err());
+    }
+
+    #[test]
     fn the_version_of_go_is_read_whatever_follows_it() {
         let table = [
             ("go1.26.8\n", Some((1, 26, 8))),
             ("go1.27", Some((1, 27, 0))),
-            ("go1.27rc1", Some((1, 27, 1))),
+            ("go1.27rc1", Some((1, 27, 0))),
             ("go1.26.10 X:nodwarf5", Some((1, 26, 10))),
             ("devel +abc", None),
             ("", None),

@@ -6,12 +6,14 @@
 mod debian;
 mod golang;
 mod heartbeat;
+pub mod kubelet;
 pub mod left_out;
 pub mod parts;
 pub mod place;
 pub mod runtime;
 
 pub use heartbeat::Heartbeat;
+pub use kubelet::Kubelet;
 pub use parts::{Generation, Parts, containerd_parts, generations};
 pub use runtime::{Containerd, Options, Snapshotter};
 

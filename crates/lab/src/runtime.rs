@@ -226,7 +226,7 @@ impl Containerd {
         fs::remove_file(output)?;
         match ran {
             Ok(_) => Ok(said),
-            Err(error) => Err(error.context(format!("the container said: {}", tail(&said, 12)))),
+            Err(error) => Err(anyhow!("{error:#}\nThe container said:\n{}", tail(&said, 12))),
         }
     }
 
@@ -578,7 +578,7 @@ fn pid_of(child: &Child) -> Pid {
 }
 
 /// Asks again and again until the answer is yes (true) or the time is over (false).
-fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
     let deadline = Instant::now() + limit;
     loop {
         if done()? {

@@ -5,7 +5,11 @@
 //! could check them. Source: Kubernetes documentation, "Ensure Image Pull Credential Verification", and the reference
 //! of `kubelet.config.k8s.io/v1beta1`.
 
+pub mod records;
+
 use std::cell::RefCell;
+
+pub use records::{Records, Refusal, repository};
 
 use crate::reader::Reader;
 use crate::tree;
@@ -88,9 +92,42 @@ fn read(config: &Reader<'_>) -> Kubelet {
     }
 }
 
+/// What a kubelet does with an image that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Pods may use it.
+    Allowed,
+    /// Its settings are in the way: why, and what to do about it.
+    Settings(String),
+    /// One of its records is in the way.
+    Record(Refusal),
+}
+
 impl Kubelet {
-    /// Why this kubelet would ask for credentials before it lets a pod use an imported image of this repository (host
-    /// and path, such as `docker.io/library/busybox`); `None` where it would not.
+    /// Whether this kubelet lets a pod use an image that is there, by what it remembers of its own pulls. `given` is
+    /// the image as the pod gives it, `id` is the image's id in CRI.
+    #[must_use]
+    pub fn verdict(&self, records: &Records, given: &str, id: &str) -> Verdict {
+        if let Some(refusal) = records.unreadable(given, id) {
+            return Verdict::Record(refusal);
+        }
+        let said = records.said_of(given, id);
+        if self.verification == Verification::NeverVerifyPreloadedImages {
+            return match said {
+                None | Some(Ok(())) => Verdict::Allowed,
+                Some(Err(refusal)) => Verdict::Record(refusal),
+            };
+        }
+        // A kubelet that wants credentials for every image is content with a record that allows the pod.
+        match self.objection(repository(given)) {
+            Some(objection) if said != Some(Ok(())) => Verdict::Settings(objection),
+            _ => Verdict::Allowed,
+        }
+    }
+
+    /// Why this kubelet would ask for credentials before it lets a pod use an imported image of this repository;
+    /// `None` where it would not. The repository is as the pod gives it: kubelet compares it with its list as it stands
+    /// there, and `busybox` is not `docker.io/library/busybox`.
     #[must_use]
     pub fn objection(&self, repository: &str) -> Option<String> {
         let policy = match self.verification {

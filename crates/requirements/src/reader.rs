@@ -1,6 +1,7 @@
 //! Values looked up by path, with every mistake of type collected under the path of the value.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use crate::Problem;
 use crate::tree::Tree;
@@ -51,6 +52,21 @@ impl<'t> Reader<'t> {
     /// Several members deep.
     pub(crate) fn at(&self, path: &[&str]) -> Reader<'t> {
         path.iter().fold(self.clone(), |reader, key| reader.get(key))
+    }
+
+    /// The keys of a mapping, each once.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        match self.tree {
+            None | Some(Tree::Null) => Vec::new(),
+            Some(Tree::Map(members)) => {
+                let keys: BTreeSet<_> = members.iter().map(|(key, _)| key.clone()).collect();
+                keys.into_iter().collect()
+            }
+            Some(other) => {
+                self.is_not("a mapping", other);
+                Vec::new()
+            }
+        }
     }
 
     /// The elements of a list.

@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::endurance::Extent;
+use crate::kubernetes;
 
 /// The project's own tasks. What they need and this machine lacks is fetched into target/.
 #[derive(Debug, Parser)]
@@ -78,6 +79,8 @@ pub enum Task {
         #[command(flatten)]
         extent: Extent,
     },
+    /// Run a real kubelet on containerd 1.7 and 2.3, and show what it does with images that the daemon brings (root).
+    Kubernetes(kubernetes::Arguments),
     /// Look after a thousand bundles of the same images, and print time and memory.
     Many,
     /// Place a bundle in every known way, and print the results as the table of docs/watching.md.

@@ -79,22 +79,26 @@ impl Machine {
 
     fn run(&self, command: &[String]) -> Result<()> {
         let toolchain = output_of(Command::new("rustc").args(["--print", "sysroot"]))?;
-        run_command(
-            Command::new("unshare")
-                .args([
-                    "--mount",
-                    "--propagation",
-                    "private",
-                    "--pid",
-                    "--fork",
-                    "--kill-child",
-                ])
-                .args(["sh", "-ec", ENTER, "bare"])
-                .args(command)
-                .env("ROOT", &self.root)
-                .env("TOOLCHAIN", toolchain.trim())
-                .env("REGISTRY", cargo_home()?.join("registry")),
-        )
+        let status = Command::new("unshare")
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "--pid",
+                "--fork",
+                "--kill-child",
+            ])
+            .args(["sh", "-ec", ENTER, "bare"])
+            .args(command)
+            .env("ROOT", &self.root)
+            .env("TOOLCHAIN", toolchain.trim())
+            .env("REGISTRY", cargo_home()?.join("registry"))
+            .status()
+            .context("cannot run unshare")?;
+        if !status.success() {
+            bail!("`{}` failed on the bare machine ({status})", command.join(" "));
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Extent {
     /// What chance follows from; the same seed makes the same decisions.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Which containerd: 1.6, 1.7, 2.1, 2.3 or 2.4. Left out, as much on 1.7 as on 2.1.
+    /// Which containerd: 1.6, 1.7, 2.1, 2.3 or 2.4. Left out, as much on 1.7 as on 2.3.
     #[arg(long)]
     containerd: Option<Generation>,
 }
@@ -32,7 +32,7 @@ pub fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
     }
     let generations = match extent.containerd {
         Some(one) => vec![one],
-        None => vec![Generation::V1_7, Generation::V2_1],
+        None => vec![Generation::V1_7, Generation::V2_3],
     };
     for generation in generations {
         containerd_parts(generation)?;
@@ -67,7 +67,7 @@ pub fn record() -> Result<()> {
 }
 
 /// The program's suite; a test and its flags have yet to be added.
-fn scenarios() -> Command {
+pub(crate) fn scenarios() -> Command {
     let mut cargo = checks::cargo();
     cargo.args([
         "test",

@@ -10,6 +10,7 @@ pub mod arguments;
 pub mod bare;
 pub mod checks;
 pub mod endurance;
+pub mod kubernetes;
 pub mod reference;
 pub mod suite;
 pub mod workshop;

@@ -140,6 +140,8 @@ struct Summary {
     programs: usize,
     results: usize,
     passed: usize,
+    /// Those of the program that is running.
+    passed_so_far: usize,
     /// Program and test.
     failed: Vec<String>,
     /// Program, test and the reason that the test gives.
@@ -159,9 +161,11 @@ impl Summary {
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             self.results += 1;
             self.passed += count_in(rest, "passed");
+            self.passed_so_far = 0;
         } else if let Some((name, outcome)) = test_in(line) {
             let name = format!("{}: {name}", self.program);
             match outcome.split_once(", ") {
+                _ if outcome == "ok" => self.passed_so_far += 1,
                 _ if outcome == "FAILED" => self.failed.push(name),
                 Some(("ignored", reason)) => self.ignored.push(format!("{name}: {reason}")),
                 None if outcome == "ignored" => self.ignored.push(name),
@@ -171,10 +175,11 @@ impl Summary {
     }
 
     fn progress(&self, elapsed: Duration) -> String {
-        let elapsed = elapsed.as_secs();
         format!(
-            "... {} for {elapsed} s, {} tests have passed",
-            self.program, self.passed
+            "... at {} after {} s, {} tests have passed",
+            self.program,
+            elapsed.as_secs(),
+            self.passed + self.passed_so_far
         )
     }
 

@@ -289,9 +289,20 @@ fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
         records,
         verdict,
         reason,
-        notes: choice.notes.clone(),
+        notes: choice.notes.iter().cloned().chain(needs_2_3(choice)).collect(),
         platforms,
     }
+}
+
+/// Which containerd will import it is not known here.
+fn needs_2_3(choice: &Choice) -> Option<String> {
+    let Verdict::Take(taken) = &choice.verdict else {
+        return None;
+    };
+    let digest = taken.closure.sha512()?;
+    Some(format!(
+        "it needs containerd 2.3 or later: blob {digest} is named by its sha512"
+    ))
 }
 
 fn raw_name(name: &RawName) -> String {

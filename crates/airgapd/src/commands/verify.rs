@@ -1,23 +1,27 @@
 //! `airgapd verify`: will every image that this node is asked for be there, whole, without a registry?
 //!
-//! The question is answered for the containerd of this node, or with `--bundle` for bundles before they travel.
+//! The question is answered for the containerd of this node, or with `--bundle` for bundles before they travel. What
+//! kubelet has against images that are there is in [`kubelet`].
+
+mod kubelet;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bundle::{Bundle, Limits};
-use import::{Policy, Reference};
+use import::Policy;
 use oci_spec::image::Digest;
-use requirements::kubelet::{self, Kubelet};
 use serde::Serialize;
+
+use self::kubelet::{Opinion, Refused, View};
 
 use super::Exit;
 use super::bundles::blobs_of;
 use crate::cli::VerifyArgs;
 use crate::config::{OutputFormat, Settings};
 use crate::folder::{Class, Depth, Folder};
-use crate::needs::{self, K0sAnswer, Kind, Need, Needs, Source};
+use crate::needs::{K0sAnswer, Kind, Need, Needs, Source};
 use crate::node::Runtime as Node;
 use crate::output::{self, paragraph};
 use crate::runtime::{self, Runtime};
@@ -26,7 +30,7 @@ use crate::verify::{Answer, Shelf, Snapshots, Status, answer};
 /// The document of `airgapd verify -o json`.
 #[derive(Debug, Serialize)]
 struct Document {
-    /// Whether nothing is missing and, where it was required, nothing is pulled.
+    /// Whether nothing is missing, kubelet refuses nothing and, where it was required, nothing is pulled.
     complete: bool,
     /// The containerd that was asked; `null` for bundles.
     containerd: Option<Asked>,
@@ -36,6 +40,8 @@ struct Document {
     images: Vec<Answer>,
     /// With `--require-never`: who would pull.
     pulls: Vec<Pull>,
+    /// With `--kubelet-root`: images that are there and that kubelet lets no pod use.
+    refused: Vec<Refused>,
     warnings: Vec<String>,
     notes: Vec<String>,
 }
@@ -86,7 +92,7 @@ pub(crate) async fn run(
         Place::Bundles => None,
     };
     let mut needs = Needs::default();
-    let kubelet = gather(args, settings, runtime, &mut needs).await?;
+    let view = gather(args, settings, runtime, &mut needs).await?;
     if needs.mistakes.is_empty() && needs.sources().is_empty() {
         needs.mistakes.push(
             "there is nothing to verify: give --images, --k0s-config, --manifests or --static-pods, with an image in it"
@@ -97,7 +103,7 @@ pub(crate) async fn run(
         return fail(format, &needs.mistakes, Exit::Usage);
     }
     let policy = runtime::policy(settings, runtime);
-    let images = match &place {
+    let mut images = match &place {
         Place::Containerd(runtime) => {
             let there =
                 in_containerd(runtime, &policy, settings, &needs.merged(), images_dir.as_deref()).await;
@@ -111,22 +117,26 @@ pub(crate) async fn run(
             Err(mistakes) => return fail(format, &mistakes, Exit::BadBundle),
         },
     };
+    let of_kubelet = runtime.filter(|_| runtime::is_of_kubelet(settings));
+    let opinion = match opinion(view.as_ref(), of_kubelet, &mut images).await {
+        Ok(opinion) => opinion,
+        Err(error) => return fail(format, &[import::chain(&error)], Exit::Unreachable),
+    };
     let pulls = if args.require_never {
         pulls(needs.sources())
     } else {
         Vec::new()
     };
     let document = Document {
-        complete: pulls.is_empty() && !images.iter().any(Answer::is_missing),
+        complete: pulls.is_empty() && opinion.refused.is_empty() && !images.iter().any(Answer::is_missing),
         containerd: runtime.map(asked),
         bundles: args
             .bundles
             .iter()
             .map(|path| path.display().to_string())
             .collect(),
-        warnings: kubelet
-            .map(|kubelet| objections(&kubelet, &images))
-            .unwrap_or_default(),
+        refused: opinion.refused,
+        warnings: opinion.warnings,
         k0s: needs.k0s,
         images,
         pulls,
@@ -158,7 +168,7 @@ async fn gather(
     settings: &Settings,
     runtime: Option<&Runtime>,
     needs: &mut Needs,
-) -> anyhow::Result<Option<Kubelet>> {
+) -> anyhow::Result<Option<View>> {
     let platform = runtime::asked_platform(settings, runtime);
     needs.add(&args.sources(), platform.as_ref()).await;
     if let (None, Some(runtime)) = (&args.sandbox_image, runtime)
@@ -171,28 +181,22 @@ async fn gather(
             ),
         }
     }
-    Ok(args
-        .kubelet_config
-        .as_deref()
-        .and_then(|path| kubelet_of(path, needs)))
+    if args.kubelet_root.is_some() && !runtime::is_of_kubelet(settings) {
+        needs.notes.push(
+            "kubelet's records are left out: they are of images in the namespace k8s.io, with CRI".to_owned(),
+        );
+    }
+    Ok(kubelet::view(args, needs))
 }
 
-fn kubelet_of(path: &Path, needs: &mut Needs) -> Option<Kubelet> {
-    let text = needs::read_text(path)
-        .map_err(|mistake| needs.mistakes.push(mistake))
-        .ok()?;
-    match kubelet::parse(&text.text, &requirements::Limits::default()) {
-        Ok(kubelet) => Some(kubelet),
-        Err(problems) => {
-            needs.mistakes.extend(
-                problems
-                    .0
-                    .iter()
-                    .map(|problem| format!("{}: {problem}", text.name)),
-            );
-            None
-        }
-    }
+/// What kubelet has against the images, where the command line points at it.
+async fn opinion(
+    view: Option<&View>,
+    runtime: Option<&Runtime>,
+    images: &mut [Answer],
+) -> Result<Opinion, containerd::Error> {
+    let ids = kubelet::ids(view, runtime, images).await?;
+    Ok(view.map(|view| view.opinion(images, &ids)).unwrap_or_default())
 }
 
 async fn in_containerd(
@@ -319,28 +323,6 @@ fn pulls(sources: &[Source]) -> Vec<Pull> {
     sources.iter().filter(may_pull).map(pull).collect()
 }
 
-/// What kubelet has against images that nobody pulled, each objection once with the images it concerns.
-fn objections(kubelet: &Kubelet, images: &[Answer]) -> Vec<String> {
-    let mut objections: Vec<(String, usize)> = Vec::new();
-    for image in images {
-        let Ok(reference) = image.reference.parse::<Reference>() else {
-            continue;
-        };
-        let Some(objection) = kubelet.objection(reference.repository()) else {
-            continue;
-        };
-        match objections.iter_mut().find(|(known, _)| *known == objection) {
-            Some((_, count)) => *count += 1,
-            None => objections.push((objection, 1)),
-        }
-    }
-    let text = |(objection, count)| match count {
-        1 => objection,
-        count => format!("{objection} ({count} references)"),
-    };
-    objections.into_iter().map(text).collect()
-}
-
 fn tell(document: &Document, format: OutputFormat) -> anyhow::Result<Exit> {
     match format {
         OutputFormat::Json => output::json(document)?,
@@ -370,6 +352,9 @@ fn text(document: &Document) -> String {
     for image in &missing {
         write_missing(&mut out, image);
     }
+    for image in &document.refused {
+        write_refused(&mut out, image);
+    }
     write_pulls(&mut out, &document.pulls);
     for warning in &document.warnings {
         paragraph(&mut out, "warning  ", warning);
@@ -389,6 +374,9 @@ fn text(document: &Document) -> String {
         count => {
             let _ = write!(summary, "; {count} are missing");
         }
+    }
+    if !document.refused.is_empty() {
+        let _ = write!(summary, "; kubelet refuses {}", document.refused.len());
     }
     if !document.pulls.is_empty() {
         let _ = write!(summary, "; {} may be pulled", document.pulls.len());
@@ -428,6 +416,16 @@ fn write_present(out: &mut String, image: &Answer) {
     }
 }
 
+fn write_refused(out: &mut String, image: &Refused) {
+    paragraph(out, "REFUSED  ", &image.reference);
+    paragraph(out, "  why    ", &image.problem);
+    paragraph(out, "  record ", &image.record);
+    paragraph(out, "  remedy ", image.remedy);
+    for source in &image.sources {
+        paragraph(out, "  asked  ", &source.to_string());
+    }
+}
+
 fn write_missing(out: &mut String, image: &Answer) {
     let label = match image.status {
         Status::Incomplete => "BROKEN   ",
@@ -449,25 +447,5 @@ fn write_missing(out: &mut String, image: &Answer) {
     }
     for source in &image.sources {
         paragraph(out, "  asked  ", &source.to_string());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn objections_are_told_once_however_many_images_they_concern() {
-        let settings = "kind: KubeletConfiguration\nimagePullCredentialsVerificationPolicy: AlwaysVerify\n";
-        let kubelet = kubelet::parse(settings, &requirements::Limits::default()).unwrap();
-        let need = |reference: &str| Need {
-            reference: reference.to_owned(),
-            sources: Vec::new(),
-        };
-        let nothing = Shelf::default();
-        let images = ["a.test/a:1", "a.test/b:1"].map(|name| answer(&need(name), &nothing, &nothing));
-        let told = objections(&kubelet, &images);
-        assert!(told.len() == 1 && told[0].ends_with("(2 references)"), "{told:?}");
-        assert!(objections(&Kubelet::default(), &images).is_empty());
     }
 }

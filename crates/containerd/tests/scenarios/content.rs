@@ -18,6 +18,7 @@ everywhere! {
     holding_tells_the_absent_and_leaves_no_ingest
     a_blob_that_only_another_namespace_has_is_not_held
     a_dropped_write_leaves_an_ingest_and_is_resumed
+    a_dropped_write_of_sha512_is_resumed_from_2_3_on
     an_ingest_with_another_beginning_is_written_anew
     a_whole_ingest_is_committed_without_sending_a_byte
     a_whole_ingest_with_bad_bytes_is_written_anew
@@ -239,6 +240,27 @@ async fn a_dropped_write_leaves_an_ingest_and_is_resumed(stage: Arc<Stage>) {
             .expect("readable"),
         *blob.bytes
     );
+    assert!(holds(&client, &lease, &blob).await);
+}
+
+async fn a_dropped_write_of_sha512_is_resumed_from_2_3_on(stage: Arc<Stage>) {
+    let (client, lease) = leased(&stage).await;
+    let version = client.version().await.expect("an answer");
+    let blob = Blob::sized(8 * CHUNK).named_by_sha512();
+    if (version.major, version.minor) < (2, 3) {
+        let refused = client.write_blob(&lease, &blob.spec(), blob.source()).await;
+        refused.expect_err("no such digest is known");
+        return;
+    }
+    interrupted(&client, &lease, &blob, 3 * CHUNK).await;
+    let written = client
+        .write_blob(&lease, &blob.spec(), blob.source())
+        .await
+        .expect("written");
+    let sent_bytes = 5 * CHUNK as u64;
+    assert_eq!(written, Written::Committed { sent_bytes });
+    let read = client.read_blob(&blob.digest, blob.size()).await;
+    assert_eq!(read.expect("readable"), *blob.bytes);
     assert!(holds(&client, &lease, &blob).await);
 }
 

@@ -228,6 +228,18 @@ impl Blob {
         Blob::of(bytes)
     }
 
+    /// The same bytes under their other digest.
+    pub(crate) fn named_by_sha512(&self) -> Blob {
+        let hex: String = sha2::Sha512::digest(&*self.bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Blob {
+            bytes: Arc::clone(&self.bytes),
+            digest: format!("sha512:{hex}").parse().expect("a digest"),
+        }
+    }
+
     /// The same bytes but for the first, still under the digest of the right ones.
     pub(crate) fn corrupted(&self) -> Blob {
         let mut bytes = self.bytes.to_vec();

@@ -81,6 +81,8 @@ shared! {
     scenarios::a_record_holds_what_gc_labels_reach
     scenarios::a_lease_holds_what_gc_labels_reach_unless_it_is_flat
     scenarios::an_expired_lease_holds_nothing
+    scenarios::references_back_to_a_record_hold_from_2_2_on
+    scenarios::a_blob_holds_an_expired_record
     scenarios::ingests_live_as_long_as_their_lease
     scenarios::leases_are_listed_and_refused_like_everything_else
     scenarios::resources_are_added_before_they_exist_if_their_type_is_known
@@ -89,10 +91,10 @@ shared! {
     scenarios::blobs_are_listed_whole
     scenarios::a_deleted_blob_is_adopted_again_until_it_is_collected
     scenarios::malformed_digests_are_refused
-    scenarios::sha512_is_a_mismatch_before_2_3
+    scenarios::sha512_is_taken_from_2_3_on_and_a_mismatch_before
     scenarios::the_first_write_makes_the_namespace
     scenarios::events_of_records_reach_subscribers
-    scenarios::commits_are_events_from_2_0_on_and_deletions_everywhere
+    scenarios::commits_are_events_from_2_1_on_and_deletions_everywhere
     scenarios::a_lease_holds_records_from_2_0_on
     scenarios::a_record_may_expire_from_2_0_on
     scenarios::a_deletion_may_name_the_target

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::*;
 use fake_containerd::sha256;
+use sha2::Digest as _;
 use tonic::Code;
 
 use crate::raw::*;
@@ -429,11 +430,12 @@ pub(crate) async fn a_record_must_be_valid(raw: Raw) {
     sizeless.target.as_mut().unwrap().size = 0;
     let mut typeless = image("x", &digest, &[]);
     typeless.target.as_mut().unwrap().media_type.clear();
+    // The words begin with a small letter since 2.3.
     for (image, text) in [
         (image("", &digest, &[]), "Image.Name required"),
         (image("x", "sha256:0", &[]), "invalid"),
-        (sizeless, "Target.Size must be greater than zero"),
-        (typeless, "Target.MediaType must be set"),
+        (sizeless, "arget.Size must be greater than zero"),
+        (typeless, "arget.MediaType must be set"),
     ] {
         assert_refused(create(image).await, Code::InvalidArgument, text);
     }
@@ -798,20 +800,71 @@ pub(crate) async fn malformed_digests_are_refused(raw: Raw) {
     assert_refused(answer, Code::FailedPrecondition, "unexpected commit digest");
 }
 
-pub(crate) async fn sha512_is_a_mismatch_before_2_3(raw: Raw) {
-    if raw.version >= (2, 3) {
-        return;
-    }
+pub(crate) async fn sha512_is_taken_from_2_3_on_and_a_mismatch_before(raw: Raw) {
     let bytes = raw.bytes("layer");
     raw.lease("lease").await;
-    let expected = format!("sha512:{}", "0".repeat(128));
-    let message = WriteContentRequest {
-        expected,
-        r#ref: format!("test-sha512-{}", raw.namespace),
+    let hex: String = sha2::Sha512::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let message = |kind: &str, expected: &str| WriteContentRequest {
+        expected: expected.to_owned(),
+        r#ref: format!("test-sha512-{kind}-{}", raw.namespace),
         ..whole(&bytes)
     };
-    let answer = raw.open("lease", message).await.map(drop);
+    let other = format!("sha512:{}", "0".repeat(128));
+    let answer = raw.open("lease", message("other", &other)).await.map(drop);
     assert_refused(answer, Code::FailedPrecondition, "unexpected commit digest");
+
+    let digest = format!("sha512:{hex}");
+    let answer = raw.open("lease", message("right", &digest)).await;
+    if raw.version < (2, 3) {
+        assert_refused(
+            answer.map(drop),
+            Code::FailedPrecondition,
+            "unexpected commit digest",
+        );
+        return;
+    }
+    assert_eq!(answer.unwrap().1.digest, digest);
+    assert!(raw.has(&digest).await);
+    assert!(!raw.has(&sha256(&bytes)).await);
+}
+
+/// A blob may say of itself that it lives as long as a record, whether the record knows of it or not.
+pub(crate) async fn references_back_to_a_record_hold_from_2_2_on(raw: Raw) {
+    raw.lease("lease").await;
+    let target = raw.put("lease", &raw.bytes("target"), &[]).await;
+    let back = [("containerd.io/gc.bref.image.any", "x")];
+    let attached = raw.put("lease", &raw.bytes("attached"), &back).await;
+    // Neither this nor a condition is a reference to a blob.
+    let conditions = [("containerd.io/gc.cond.snapshot.native", "usedat<1h|x")];
+    let loose = raw.put("lease", &raw.bytes("loose"), &conditions).await;
+    raw.create_image("x", &target, &[]).await.unwrap();
+    raw.delete_lease("lease").await;
+    assert_eq!(raw.has(&attached).await, raw.version >= (2, 2));
+    assert!(raw.has(&target).await && !raw.has(&loose).await);
+    raw.delete_image("x").await.unwrap();
+    raw.collect_garbage().await;
+    assert!(!raw.has(&attached).await);
+}
+
+pub(crate) async fn a_blob_holds_an_expired_record(raw: Raw) {
+    raw.lease("lease").await;
+    let target = raw.put("lease", &raw.bytes("target"), &[]).await;
+    let labels = [("containerd.io/gc.ref.image.any", "expired")];
+    let holder = raw.put("lease", &raw.bytes("holder"), &labels).await;
+    raw.create_image("holder", &holder, &[]).await.unwrap();
+    let expiry = [("containerd.io/gc.expire", "2020-01-01T00:00:00Z")];
+    raw.create_image("expired", &target, &expiry).await.unwrap();
+    raw.delete_lease("lease").await;
+    raw.image("expired").await.unwrap();
+    assert!(raw.has(&target).await);
+    raw.delete_image("holder").await.unwrap();
+    raw.collect_garbage().await;
+    // Before 2.0 records do not expire.
+    assert_eq!(raw.image("expired").await.is_ok(), raw.version < (2, 0));
+    assert_eq!(raw.has(&target).await, raw.version < (2, 0));
 }
 
 pub(crate) async fn the_first_write_makes_the_namespace(raw: Raw) {
@@ -994,7 +1047,7 @@ async fn reopened(raw: &Raw, bytes: &[u8]) -> (Write, WriteContentResponse) {
     panic!("the ref stayed locked");
 }
 
-pub(crate) async fn commits_are_events_from_2_0_on_and_deletions_everywhere(raw: Raw) {
+pub(crate) async fn commits_are_events_from_2_1_on_and_deletions_everywhere(raw: Raw) {
     raw.lease("lease").await;
     let happen = async |count| {
         let probe = format!("probe-{count}");
@@ -1025,7 +1078,7 @@ pub(crate) async fn commits_are_events_from_2_0_on_and_deletions_everywhere(raw:
     ];
     assert_eq!(
         topics,
-        if raw.version >= (2, 0) {
+        if raw.version >= (2, 1) {
             &expected[..]
         } else {
             &expected[1..]

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use airgapd_import::{ImageOutcome, ImageResult, Observer, Outcome, labels};
 use bundle::fixtures::{Image, Manifest};
-use fake_containerd::Fault;
+use containerd::Client;
+use fake_containerd::{Fake, FakeConfig, Fault};
 use oci_spec::image::Digest;
+use sha2::Digest as _;
 
 use crate::support::{
     Stage, Stock, amd64, assert_converged, collect_garbage, eventually, everywhere, has, import_all, intent,
@@ -21,7 +23,7 @@ everywhere! {
     a_parent_without_gc_labels_gets_them_although_everything_is_there
     large_blobs_of_another_namespace_are_adopted_without_sending
     a_corrupt_layer_fails_its_images_by_name_and_no_others
-    a_blob_of_sha512_is_refused_where_containerd_has_no_room_for_it
+    a_blob_of_sha512_is_imported_from_2_3_on_and_refused_before_with_the_way_out
 }
 
 async fn a_whole_import_leaves_whole_pinned_records_and_nothing_else(stage: &Stage) {
@@ -221,11 +223,13 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
     }
 }
 
-/// containerd takes sha512 from 2.3 on, which is younger than all of ours.
-async fn a_blob_of_sha512_is_refused_where_containerd_has_no_room_for_it(stage: &Stage) {
-    let client = stage.client().await;
-    let hex = "ab".repeat(64);
+/// A bundle with an image that has a layer named by its sha512, and a usual one.
+fn with_sha512() -> (Stock, String) {
     let bytes = noise(100);
+    let hex: String = sha2::Sha512::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let layer = serde_json::json!([{
         "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
         "digest": format!("sha512:{hex}"),
@@ -235,29 +239,46 @@ async fn a_blob_of_sha512_is_refused_where_containerd_has_no_room_for_it(stage: 
     let good = amd64("r.test/good:1", &[&noise(100)]);
     let mut archive = Stock::images([Image::new("r.test/sha512:1").manifest(manifest), good]).archive;
     archive.add(&format!("blobs/sha512/{hex}"), bytes);
-    let stock = Stock::of(archive);
-    let imported = import_all(&client, &stock).await;
+    (Stock::of(archive), format!("sha512:{hex}"))
+}
+
+async fn a_blob_of_sha512_is_imported_from_2_3_on_and_refused_before_with_the_way_out(stage: &Stage) {
+    sha512_is_imported_or_refused(&stage.client().await).await;
+}
+
+async fn sha512_is_imported_or_refused(client: &Client) {
+    let version = client.version().await.unwrap();
+    let (stock, digest) = with_sha512();
+    let imported = import_all(client, &stock).await;
+    let blob = client.blob(&digest.parse().unwrap()).await.unwrap();
+    let names = client.images().await.unwrap();
+    let is_there = names.iter().any(|record| record.name == "r.test/sha512:1");
+    assert!(names.iter().any(|record| record.name == "r.test/good:1"));
+    if (version.major, version.minor) >= (2, 3) {
+        assert_eq!(imported.report.outcome, Outcome::Imported);
+        assert!(is_there && blob.is_some());
+        return;
+    }
     assert_eq!(imported.report.outcome, Outcome::Partial);
-    let refused = imported
-        .report
-        .images
-        .iter()
-        .find(|image| image.name.contains("sha512"));
-    let reason = refused
-        .expect("it is reported")
-        .reason
-        .clone()
-        .unwrap_or_default();
-    assert!(
-        reason.contains(&hex) && reason.contains("needs containerd >= 2.3"),
-        "{reason}"
-    );
-    let records = client.images().await.unwrap();
-    assert!(
-        records
-            .iter()
-            .all(|record| record.name.starts_with("r.test/good"))
-    );
+    let images = &imported.report.images;
+    let refused = images.iter().find(|image| image.name.contains("sha512"));
+    let reason = refused.and_then(|image| image.reason.clone()).unwrap_or_default();
+    let told = [&digest, &version.text, "containerd 2.3 or later", "sha256"];
+    assert!(told.iter().all(|words| reason.contains(*words)), "{reason}");
+    assert!(!is_there && blob.is_none(), "nothing of it was sent");
+}
+
+#[tokio::test]
+async fn a_blob_of_sha512_is_imported_or_refused_as_the_stand_in_has_its_version() {
+    for version in ["1.7.24", "2.2.9", "2.3.7", "v2.4.0-k3s1"] {
+        let fake = Fake::start(FakeConfig {
+            version: version.to_owned(),
+            ..FakeConfig::default()
+        })
+        .await;
+        let client = Client::connect(fake.socket(), "sha512").await.unwrap();
+        sha512_is_imported_or_refused(&client).await;
+    }
 }
 
 #[tokio::test]

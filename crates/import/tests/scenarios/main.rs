@@ -1,4 +1,4 @@
-//! Imports into containerd: the same scenarios on the stand-in and, as far as they can be seen there, on the three real
+//! Imports into containerd: the same scenarios on the stand-in and, as far as they can be seen there, on the real
 //! generations.
 //!
 //! Statement numbers are those of the list of testable statements in containerd's behaviour as this project knows it.

@@ -267,7 +267,7 @@ fn an_arm64_node_orders_by_closeness() {
 }
 
 #[test]
-fn arm64_v9_includes_v8_5_but_not_v8_6_since_containerd_2_1() {
+fn arm64_v9_includes_v8_5_but_not_v8_6_since_containerd_2() {
     for (rules, level, accepted) in [
         (Rules::V0_2, "arm64/v8.5", false),
         (Rules::V0_2, "arm64/v8.6", false),
@@ -450,7 +450,7 @@ fn win32k_is_free_on_windows_and_only_there() {
 }
 
 #[test]
-fn versions_count_for_windows_only_and_since_containerd_2_1() {
+fn versions_count_for_windows_only_and_since_containerd_2() {
     let wanted = with_version(raw("windows/amd64"), "10.0.17763.1");
     let other = with_version(raw("windows/amd64"), "10.0.20348");
     assert!(Matcher::only(&wanted, Rules::V0_2).accepts(&other));
