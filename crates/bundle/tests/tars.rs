@@ -5,8 +5,8 @@ mod common;
 use std::fs::File;
 use std::path::Path;
 
-use airgapd_bundle::fixtures::{Archive, Data, EntryKind, Image, Layout};
-use airgapd_bundle::{Bundle, Ending, Fault, Limits, Warning};
+use airgapd_bundle::fixtures::{Archive, Data, EntryKind, Image, Layout, compress};
+use airgapd_bundle::{Bundle, Compression, Ending, Fault, Limits, Warning};
 use common::*;
 use tar::{EntryType, Header};
 
@@ -532,6 +532,48 @@ fn what_is_no_plain_tar_is_named() {
         assert!(error.to_string().contains(expected), "{error}");
         let unfinished = bytes.is_empty() || expected.starts_with("cut off");
         assert_eq!(error.looks_unfinished(), unfinished, "{error}");
+    }
+}
+
+#[test]
+fn other_formats_are_named_with_what_helps_also_inside_compressed_data_and_in_pieces() {
+    let page = b"<!DOCTYPE html><html><body>Sign in</body></html>".to_vec();
+    let mut gzipped = Vec::new();
+    compress(Compression::Gzip, &mut gzipped, |out| out.write_all(&page)).unwrap();
+    let mut middle = vec![7; 512];
+    middle.extend(
+        Layout::new()
+            .image(Image::new("a").layer(b"x"))
+            .build()
+            .to_bytes(),
+    );
+    let rows: [(&[u8], &str); 5] = [
+        (
+            b"PK\x03\x04 and so on",
+            "this is a zip archive; take the archive out of it with `unzip FILE`",
+        ),
+        (
+            b"\x02\x21\x4c\x18 and so on",
+            "this is legacy lz4 data; decompress it with `lz4 -dc",
+        ),
+        (&page, "this is a web page (HTML); the download failed"),
+        (&gzipped, "inside it, compressed with gzip, is a web page (HTML)"),
+        (
+            &middle,
+            "the middle of a tar archive, one piece of several; put all pieces together",
+        ),
+    ];
+    for (bytes, expected) in rows {
+        let error = open(bytes).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(matches!(error.fault, Fault::Unrecognised(_)) && !error.looks_unfinished());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["images.tar.001", "images.tar.gz.ab"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, [0xa5; 3000]).unwrap();
+        let error = Bundle::open(&path, &Limits::default()).unwrap_err();
+        assert!(error.to_string().contains("one piece of several"), "{error}");
     }
 }
 
