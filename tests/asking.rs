@@ -95,7 +95,9 @@ fn failed_late_and_absent_are_told_apart(target: &Target) {
     let node = Node::on(target);
     node.airgapd(["wait"]).exits(7);
     let daemon = node.start();
-    node.airgapd(["wait"]).exits(0);
+    node.airgapd(["wait", "--allow-empty"]).exits(0);
+    let answer = node.airgapd(["wait", "--timeout", "1s"]).exits(6);
+    assert!(answer.stderr.contains("there is no bundle in"), "{answer:?}");
     put(&node, "good.tar", ONE);
     put_broken(&node, "bad.tar");
     let answer = node.airgapd(["wait"]).exits(1);

@@ -12,7 +12,7 @@ use containerd::{Client, ImageUpdate};
 use import::{DigestReferences, Naming, Reference, Source, labels};
 use oci_spec::image::Digest;
 
-use crate::folder::Ending;
+use crate::folder::{self, Ending, Reason};
 use crate::ledger::ImageEntry;
 
 /// A list may be this long, in bytes.
@@ -21,15 +21,16 @@ const LARGEST: u64 = 1 << 20;
 /// The namespace that CRI pulls into.
 const KUBERNETES: &str = "k8s.io";
 
-/// Whether a file of this size is a list: by its name, unless its first bytes are those of an archive. What is shorter
-/// than a tar header is none.
+/// Whether a file of this size is a list: by its name, unless its first bytes are those of an archive, or it is called
+/// as lists of checksums and other texts are. What is shorter than a tar header is no archive.
 pub(crate) fn is_list(name: &OsStr, head: Ending, size: u64) -> bool {
     let is_text = match head {
         Ending::Foreign => true,
-        Ending::NoMarker => (1..512).contains(&size),
-        Ending::Marker | Ending::Reserved | Ending::Compressed => false,
+        Ending::Beginning => (1..512).contains(&size),
+        Ending::Marker | Ending::Reserved | Ending::NoMarker | Ending::Compressed => false,
     };
-    is_text && name.as_bytes().ends_with(b".txt")
+    let is_called_so = || folder::why_ignored(name, head, size) == Some(Reason::List);
+    is_text && name.as_bytes().ends_with(b".txt") && is_called_so()
 }
 
 /// Reads a list.
@@ -170,9 +171,12 @@ mod tests {
     fn a_list_has_the_name_of_one_and_is_no_archive() {
         for (name, head, size, expected) in [
             ("images.txt", Ending::Foreign, 4096, true),
-            ("images.txt", Ending::NoMarker, 20, true),
-            ("images.txt", Ending::NoMarker, 0, false),
+            ("images.txt", Ending::Beginning, 20, true),
+            ("images.txt", Ending::Beginning, 0, false),
+            ("images.txt", Ending::Beginning, 4096, false),
             ("images.txt", Ending::NoMarker, 4096, false),
+            ("sha256sum.txt", Ending::Foreign, 4096, false),
+            ("README.txt", Ending::Foreign, 4096, false),
             ("images.txt", Ending::Marker, 4096, false),
             ("images.txt", Ending::Compressed, 20, false),
             ("images.tar", Ending::Foreign, 4096, false),

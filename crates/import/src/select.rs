@@ -10,7 +10,7 @@ use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use platforms::{Matcher, Platform};
 use serde::{Deserialize, Serialize};
 
-use crate::names::{Naming, Reference, printable};
+use crate::names::{Naming, Reference, shown};
 
 /// The platforms that are taken from a bundle.
 #[derive(Clone, Debug)]
@@ -294,7 +294,7 @@ fn label(group: &[&Image]) -> String {
     let name = group.iter().flat_map(|image| &image.names).next();
     name.map_or_else(
         || group[0].root.descriptor.digest().to_string(),
-        |name| printable(name.as_str()).trim_matches('"').to_owned(),
+        |name| shown(name.as_str()),
     )
 }
 

@@ -17,7 +17,7 @@ use import::{Choice, Policy, Selection, Verdict, select};
 use serde::Serialize;
 
 use self::verify::Verification;
-use crate::output::paragraph;
+use crate::output::{Page, paragraph};
 use crate::progress::{Doing, Progress};
 
 /// The document that `airgapd inspect -o json` prints for one bundle.
@@ -168,21 +168,17 @@ impl Inspection {
     }
 
     /// The same for people, at most 100 characters wide.
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
+    pub(crate) fn text(&self) -> Page {
+        let mut text = Page::new();
         let out = &mut text;
         let whole = if self.complete { "whole" } else { "NOT WHOLE" };
         let packed = match self.compression.as_str() {
             "none" => String::new(),
             codec => format!(", {codec}"),
         };
-        let path = import::printable(&self.path.to_string_lossy());
+        let path = bundle::Foreign::file_name(self.path.as_os_str());
         let size = crate::output::bytes(self.size);
-        let title = format!(
-            "{}: {}{packed}, {size}, {whole}",
-            path.trim_matches('"'),
-            self.format
-        );
+        let title = format!("{path}: {}{packed}, {size}, {whole}", self.format);
         paragraph(out, "", &title);
         paragraph(out, "  content  ", &self.digest);
         if let Some(producer) = self.producer {
@@ -207,7 +203,7 @@ impl Inspection {
 impl InspectedBase {
     fn of(reliance: &Reliance) -> InspectedBase {
         InspectedBase {
-            base: import::printable(&reliance.base).trim_matches('"').to_owned(),
+            base: import::shown(&reliance.base),
             blobs: reliance.blobs.clone(),
             bytes: reliance.blobs.iter().map(|blob| blob.size).sum(),
         }
@@ -219,7 +215,7 @@ impl InspectedBase {
     }
 }
 
-fn write_verification(out: &mut String, verified: &Verification) {
+fn write_verification(out: &mut Page, verified: &Verification) {
     paragraph(out, "  verified ", &verified.summary());
     for damage in &verified.damaged {
         let (digest, found, image) = (&damage.digest, &damage.found, &damage.image);
@@ -380,8 +376,8 @@ fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>)
 }
 
 impl InspectedImage {
-    fn write_text(&self, out: &mut String) {
-        out.push('\n');
+    fn write_text(&self, out: &mut Page) {
+        out.gap();
         paragraph(out, "", self.names.first().unwrap_or(&self.digest));
         if !self.names.is_empty() {
             paragraph(out, "  digest   ", &self.digest);
@@ -407,7 +403,7 @@ impl InspectedImage {
 }
 
 impl InspectedPlatform {
-    fn write_text(&self, out: &mut String) {
+    fn write_text(&self, out: &mut Page) {
         let mark = if self.taken { '*' } else { ' ' };
         let size = crate::output::bytes(self.size);
         let layers = match self.layers {

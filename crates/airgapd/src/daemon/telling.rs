@@ -3,16 +3,15 @@
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
+use bundle::Foreign;
 use import::{BundleReport, ImageOutcome, ImageReport};
 use tracing::{debug, info, warn};
 
 use crate::coexistence::Repaired;
 
-/// A file name for people and logs: control bytes escaped.
+/// A file name for people and logs.
 pub(super) fn shown(name: &OsStr) -> String {
-    import::printable(&name.to_string_lossy())
-        .trim_matches('"')
-        .to_owned()
+    Foreign::file_name(name).to_string()
 }
 
 /// Tells of something by name where `$is_told`, and otherwise only to those who want to know everything.
