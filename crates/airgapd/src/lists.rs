@@ -3,6 +3,7 @@
 //! They are for nodes that do have a registry: CRI pulls the images with its own credentials and mirrors, and we pin
 //! them like those of a bundle. What is a list is told by name and content together, since a bundle may have any name.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -52,6 +53,7 @@ pub(crate) fn read(file: File) -> io::Result<String> {
 /// The references of a list, each once, or what is wrong with a line of it.
 pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String>> {
     let mut references = Vec::new();
+    let mut seen = HashSet::new();
     let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
     for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let reference = match line.parse::<Reference>() {
@@ -61,7 +63,8 @@ pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String
             )),
             Err(error) => Err(error.to_string()),
         };
-        if !references.contains(&reference) {
+        let shown = reference.as_ref().map_or_else(Clone::clone, ToString::to_string);
+        if seen.insert(shown) {
             references.push(reference);
         }
     }

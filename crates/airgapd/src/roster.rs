@@ -28,7 +28,7 @@ pub(crate) struct Roster {
     /// Entries that are no bundles as their names and types show, with the reason.
     others: BTreeMap<OsString, Reason>,
     /// What was said about a name already, so that it is said once.
-    told: HashSet<(OsString, Told)>,
+    told: HashMap<OsString, HashSet<Told>>,
 }
 
 /// A file as it was listed, with what stands for its checksum beside it.
@@ -105,7 +105,7 @@ impl Roster {
     ) -> Vec<(OsString, Reason)> {
         let mut ignored = Vec::new();
         let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
-        self.told.retain(|(name, _)| names.contains(name));
+        self.told.retain(|name, _| names.contains(name));
         let (listed, mut sidecars) = split_off_sidecars(listed);
         let bundles: HashSet<&OsString> = listed
             .iter()
@@ -120,7 +120,7 @@ impl Roster {
                 Class::Candidate => false,
                 Class::Layout => true,
                 Class::Ignored(reason) => {
-                    if self.told.insert((entry.name.clone(), Told::Ignored(reason))) {
+                    if self.told_first(&entry.name, Told::Ignored(reason)) {
                         ignored.push((entry.name.clone(), reason));
                     }
                     self.others.insert(entry.name, reason);
@@ -154,8 +154,9 @@ impl Roster {
         let phase = match self.files.get(&name) {
             Some(tracked) if tracked.version == version => return,
             Some(_) => {
-                self.told
-                    .retain(|(told, what)| *told != name || matches!(what, Told::Ignored(_)));
+                if let Some(told) = self.told.get_mut(&name) {
+                    told.retain(|what| matches!(what, Told::Ignored(_)));
+                }
                 new
             }
             None if known(&name, &version) => Phase::Known,
@@ -244,7 +245,12 @@ impl Roster {
     /// Leaves a file alone. Whether that is to be said: the first time only.
     pub(crate) fn ignore(&mut self, name: &OsStr, reason: Reason) -> bool {
         self.set(name, Phase::Ignored(reason));
-        self.told.insert((name.to_owned(), Told::Ignored(reason)))
+        self.told_first(name, Told::Ignored(reason))
+    }
+
+    /// Notes that something is said of a name; whether that is the first time.
+    fn told_first(&mut self, name: &OsStr, what: Told) -> bool {
+        self.told.entry(name.to_owned()).or_default().insert(what)
     }
 
     /// Everything that is left alone, with the reason, by name.
@@ -265,7 +271,7 @@ impl Roster {
     /// Lets a file wait for its checksum. Whether that is to be said: the first time only.
     pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
         self.set(name, Phase::Waiting);
-        self.told.insert((name.to_owned(), Told::NoChecksum))
+        self.told_first(name, Told::NoChecksum)
     }
 
     /// Takes over whether a file is finished. What should be said about it, the first time only.
@@ -281,17 +287,15 @@ impl Roster {
             }
             Settle::Stalled { until, why } => {
                 self.set(name, Phase::Settling { look: until });
-                self.told
-                    .insert((name.to_owned(), Told::Waiting(why)))
-                    .then_some(why)
+                self.told_first(name, Told::Waiting(why)).then_some(why)
             }
         }
     }
 
     /// Why a file that does not get finished was reported.
     pub(crate) fn stalled(&self, name: &OsStr) -> Option<Why> {
-        self.told.iter().find_map(|(told, what)| match what {
-            Told::Waiting(why) if told == name => Some(*why),
+        self.told.get(name)?.iter().find_map(|what| match what {
+            Told::Waiting(why) => Some(*why),
             _ => None,
         })
     }

@@ -1,6 +1,6 @@
 //! From a file to a catalog: which format it is, and which side of a hybrid counts.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -116,6 +116,7 @@ fn draw_once(
     {
         return Err(Fault::Unrecognised(reason));
     }
+    check_names(&found.images, limits)?;
     let mut warnings = archive.warnings.clone();
     warnings.extend(found.warnings);
     let catalog = Catalog {
@@ -483,11 +484,31 @@ fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
 fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<(), Fault> {
     if count > limits.images {
         return Err(Fault::Limit {
-            what: format!("images in {entry}"),
+            what: format!("images in {entry}: there are {count} (limits.images)"),
             limit: limits.images as u64,
         });
     }
     Ok(())
+}
+
+/// Bounds the names of each image: entries for the same descriptor are one image.
+fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
+    let mut counts: HashMap<&Digest, usize> = HashMap::new();
+    for image in images {
+        *counts.entry(image.root.descriptor.digest()).or_default() += image.names.len();
+    }
+    let is_beyond = |image: &&Image| counts[image.root.descriptor.digest()] > limits.names;
+    let Some(image) = images.iter().find(is_beyond) else {
+        return Ok(());
+    };
+    let digest = image.root.descriptor.digest();
+    Err(Fault::Limit {
+        what: format!(
+            "names of one image: {digest} has {} (limits.names)",
+            counts[digest]
+        ),
+        limit: limits.names as u64,
+    })
 }
 
 /// Identity of content that no document pins by itself.

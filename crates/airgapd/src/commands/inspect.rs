@@ -14,6 +14,7 @@ use bundle::{
     BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Reliance,
 };
 use import::{Choice, Policy, Selection, Verdict, select};
+use oci_spec::image::Digest;
 use serde::Serialize;
 
 use self::verify::Verification;
@@ -265,7 +266,7 @@ fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
     };
     let mut platforms = Vec::new();
     if let Some(image) = images.clone().next() {
-        inspect_node(&image.root, choice, &mut platforms);
+        inspect_node(&image.root, choice, &taken_blobs(choice), &mut platforms);
     }
     InspectedImage {
         names,
@@ -283,12 +284,15 @@ fn raw_name(name: &RawName) -> String {
     name.to_string()
 }
 
-fn inspect_node(node: &Node, choice: &Choice, found: &mut Vec<InspectedPlatform>) {
+fn inspect_node(node: &Node, choice: &Choice, taken: &HashSet<&Digest>, found: &mut Vec<InspectedPlatform>) {
     match &node.content {
         Content::Index(children) => children
             .iter()
-            .for_each(|child| inspect_node(child, choice, found)),
-        Content::Manifest(manifest) => found.push(inspect_manifest(node, manifest, choice)),
+            .for_each(|child| inspect_node(child, choice, taken, found)),
+        Content::Manifest(manifest) => {
+            let taken = taken.contains(node.descriptor.digest());
+            found.push(inspect_manifest(node, manifest, choice, taken));
+        }
         Content::Other => {
             let state = node.descriptor.media_type().to_string();
             found.push(leaf(node, state, "not a container image", Vec::new()));
@@ -298,7 +302,7 @@ fn inspect_node(node: &Node, choice: &Choice, found: &mut Vec<InspectedPlatform>
     }
 }
 
-fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice) -> InspectedPlatform {
+fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice, taken: bool) -> InspectedPlatform {
     let problems = import::problems(node, manifest);
     let state = match &manifest.kind {
         _ if !problems.is_empty() => "broken".to_owned(),
@@ -311,7 +315,6 @@ fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice) -> Inspec
             .as_ref()
             .is_some_and(|own| own.to_string() != config.to_string())
     };
-    let taken = is_taken(node, choice);
     let reason = match (&manifest.kind, &choice.verdict) {
         _ if taken => None,
         (Kind::Artifact { .. }, _) => Some("not a container image"),
@@ -349,14 +352,11 @@ fn inspect_part(part: &Part) -> InspectedBlob {
     }
 }
 
-fn is_taken(node: &Node, choice: &Choice) -> bool {
+/// The blobs that this node takes of an image.
+fn taken_blobs(choice: &Choice) -> HashSet<&Digest> {
     match &choice.verdict {
-        Verdict::Take(taken) => taken
-            .closure
-            .blobs
-            .iter()
-            .any(|blob| blob.digest == *node.descriptor.digest()),
-        Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => false,
+        Verdict::Take(taken) => taken.closure.blobs.iter().map(|blob| &blob.digest).collect(),
+        Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => HashSet::new(),
     }
 }
 
