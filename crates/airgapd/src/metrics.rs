@@ -310,7 +310,7 @@ mod tests {
         assert!(text.chars().all(|c| c == '\n' || bundle::is_visible(c)), "{text}");
         assert!(
             text.lines()
-                .all(|line| line.starts_with("airgapd_") || line.starts_with("# "))
+                .all(|line| line.starts_with("airgapd") || line.starts_with("# "))
         );
         assert!(text.contains("rat.tar"), "{text}");
     }

@@ -155,7 +155,8 @@ impl Waiting {
     fn judge(&mut self, args: &WaitArgs, status: Status) -> (Option<Outcome>, Option<String>) {
         self.bundles = wanted(&status, &args.bundles).into_iter().cloned().collect();
         self.ignored.clone_from(&status.ignored);
-        match judge(&status, &args.bundles, args.allow_empty) {
+        // Where something is required, that says whether an empty folder will do.
+        match judge(&status, &args.bundles, args.allow_empty || args.required) {
             (Some(Outcome::Converged), _) if args.required => {
                 let judged = judge_required(status.required.as_ref());
                 self.required = status.required;
