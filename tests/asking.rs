@@ -95,7 +95,9 @@ fn failed_late_and_absent_are_told_apart(target: &Target) {
     let node = Node::on(target);
     node.airgapd(["wait"]).exits(7);
     let daemon = node.start();
-    node.airgapd(["wait"]).exits(0);
+    node.airgapd(["wait", "--allow-empty"]).exits(0);
+    let answer = node.airgapd(["wait", "--timeout", "1s"]).exits(6);
+    assert!(answer.stderr.contains("there is no bundle in"), "{answer:?}");
     put(&node, "good.tar", ONE);
     put_broken(&node, "bad.tar");
     let answer = node.airgapd(["wait"]).exits(1);
@@ -156,7 +158,7 @@ fn status_goes_on_when_it_is_asked_to(target: &Target) {
 fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
-    node.airgapd(["wait"]).exits(0);
+    node.airgapd(["wait", "--allow-empty"]).exits(0);
     let tag_of = |head: &str| {
         let line = head.lines().find_map(|line| line.strip_prefix("etag: "));
         line.unwrap_or_else(|| panic!("no tag in {head}")).to_owned()
@@ -443,7 +445,7 @@ fn what_a_killed_daemon_left_is_replaced_and_a_second_one_keeps_away(target: &Ta
     assert!(node.path("run/control.sock").exists());
     node.airgapd(["wait"]).exits(7);
     let daemon = node.start();
-    node.airgapd(["wait"]).exits(0);
+    node.airgapd(["wait", "--allow-empty"]).exits(0);
     let second = Node::on(target);
     let text = fs::read_to_string(second.path("config.yaml")).unwrap();
     let run = |node: &Node| format!("runtimeDir: {}", node.path("run").display());

@@ -394,6 +394,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
                 "asked_by": [format!("{list}: line 2")]}]},
         "unpack": null,
         "bundles": [shown],
+        "ignored": [],
         "images": [image(NAME), image(&format!("registry.test/app@{}", archive.images[0].root))],
         "problems": ["1 of 2 required images are missing"],
     });
@@ -403,7 +404,8 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
     let required = &waited["required"];
     assert_eq!(required["missing"], document["required"]["missing"]);
     let error = format!("1 of 2 required images are missing: {ABSENT} (`airgapd verify` says what to do)");
-    let expected = json!({"outcome": "missing", "error": error, "bundles": [shown], "required": required, "waited_ms": waited_ms});
+    let expected = json!({"outcome": "missing", "error": error, "bundles": [shown], "ignored": [],
+        "required": required, "waited_ms": waited_ms});
     assert_eq!(waited, expected);
 }
 

@@ -128,7 +128,14 @@ fn a_touched_bundle_changes_no_record_and_moves_no_byte(target: &Target) {
 fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
-    let names: [&[u8]; 3] = [b"\xff\xfe.tar", b"new\nline.tar", b"\x1b[31mred.tar"];
+    let bidi = "\u{202e}rat.\u{2066}tar".as_bytes();
+    let names: [&[u8]; 5] = [
+        b"\xff\xfe.tar",
+        b"new\nline.tar",
+        b"\x1b[31mred.tar",
+        bidi,
+        "c1\u{9b}31m.tar".as_bytes(),
+    ];
     for (number, file) in names.iter().enumerate() {
         let bundle = node.path(&format!("odd-{number}.tar"));
         bundles::write(&bundle, [image(&format!("registry.test/odd-{number}:1"))]);
@@ -140,6 +147,27 @@ fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
             target.record(&name).is_some() && target.is_pinned(&name)
         });
     }
+    node.airgapd(["wait"]).exits(0);
+    let told = [
+        node.airgapd(["status"]).exits(0).stdout,
+        node.airgapd(["status", "-o", "json"]).exits(0).stdout,
+        node.airgapd(["inspect", &bundles::text(&node.images().join("new\nline.tar"))])
+            .exits(0)
+            .stdout,
+    ];
+    for told in &told {
+        let is_shown = |c: char| c == '\n' || bundle::is_visible(c);
+        assert!(told.chars().all(is_shown), "{told:?}");
+        assert!(told.contains("new\\nline.tar"), "{told}");
+    }
+    let rows = told[0].lines().filter(|line| line.starts_with("done "));
+    assert_eq!(rows.count(), names.len(), "{}", told[0]);
+    let answered: serde_json::Value = serde_json::from_str(&told[1]).unwrap();
+    let bundles = answered["bundles"].as_array().unwrap();
+    assert!(
+        bundles.iter().any(|bundle| bundle["name"] == "new\nline.tar"),
+        "{answered}"
+    );
     fs::remove_file(node.images().join(OsStr::from_bytes(names[0]))).unwrap();
     daemon.wait_until("what leaves lets go", || {
         source_files(target, "registry.test/odd-0:1").is_empty()

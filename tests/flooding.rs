@@ -126,7 +126,22 @@ fn a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_again
     daemon.finish(target);
 }
 
+/// A bundle may have thousands of images, and the log of a node is kept for weeks.
+fn of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let images = (0..300).map(|number| bundles::image(&format!("registry.test/many-{number}:1")));
+    bundles::write(&node.path("many.tar"), images);
+    node.drop_in(&node.path("many.tar"));
+    daemon.wait_for_log("bundle imported");
+    let log = daemon.finish(target);
+    let lines = log.lines().filter(|line| line.contains("image created")).count();
+    assert_eq!(lines, 200, "{log}");
+    assert!(log.contains("100 more of its images"), "{log}");
+}
+
 on_the_fake!(
+    of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted,
     a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines,
     a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_against,
 );

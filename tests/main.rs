@@ -47,6 +47,7 @@ mod requiring;
 mod restarting;
 mod showing;
 mod space;
+mod strays;
 mod support;
 mod trust;
 mod unpacking;

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bundle::Identity;
+use bundle::{Foreign, Identity};
 use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -118,9 +118,7 @@ pub(crate) fn expected(
     sidecar: Result<File, Refused>,
     mode: Checksums,
 ) -> Result<Option<Checksum>, Failure> {
-    let name = import::printable(&sidecar_of(bundle).to_string_lossy())
-        .trim_matches('"')
-        .to_owned();
+    let name = Foreign::file_name(&sidecar_of(bundle)).to_string();
     let unusable = |why: String| Failure::Unusable {
         sidecar: name.clone(),
         why,
@@ -251,7 +249,7 @@ pub(crate) async fn check(file: File, bundle: &OsStr, expected: Checksum) -> Res
     }
     let sidecar = sidecar_of(bundle).to_string_lossy().into_owned();
     Err(Failure::Mismatch {
-        sidecar: import::printable(&sidecar).trim_matches('"').to_owned(),
+        sidecar: import::shown(&sidecar),
         expected,
         found,
     })

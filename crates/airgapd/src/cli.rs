@@ -396,6 +396,9 @@ pub(crate) struct WaitArgs {
     /// Also for every image that the configuration requires (`require`)
     #[arg(long)]
     pub(crate) required: bool,
+    /// Take a folder without any bundle for converged, instead of waiting for one
+    #[arg(long, conflicts_with = "bundles")]
+    pub(crate) allow_empty: bool,
     /// How long, such as 90s or 10m; 0s only looks once
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     pub(crate) timeout: std::time::Duration,

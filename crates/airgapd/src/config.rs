@@ -531,6 +531,11 @@ const KEYS: &[Key] = &[
         show: |s| (s.limits.images as u64).into(),
     },
     Key {
+        name: "limits.names",
+        set: |s, v| store(&mut s.limits.names, count(v)),
+        show: |s| (s.limits.names as u64).into(),
+    },
+    Key {
         name: "limits.extendedHeader",
         set: |s, v| store(&mut s.limits.extended_header, size(v)),
         show: |s| shown_size(s.limits.extended_header),

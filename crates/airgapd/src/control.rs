@@ -29,11 +29,13 @@ use hyper::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_N
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::ser::CompactFormatter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::debug;
 
+use crate::output;
 use crate::status::Status;
 
 /// How many ask at a time; others wait.
@@ -217,7 +219,7 @@ async fn respond(
     };
     match ask_loop(questions, want, known(request.headers())).await {
         Some(Answer::Status(status)) => {
-            let json = serde_json::to_vec(&status).expect("a status is plain data");
+            let json = output::to_json(&status, CompactFormatter).expect("a status is plain data");
             let mut response = whole(StatusCode::OK, "application/json", json.into());
             let tag = HeaderValue::from_str(&format!("\"{}\"", status.tag()));
             response

@@ -76,6 +76,10 @@ pub(crate) enum Reason {
     TemporaryName,
     /// `<bundle>.sha256`, which belongs to the bundle beside it.
     Checksum,
+    /// By its name it belongs to bundles and is none, and its content does not say otherwise.
+    Companion,
+    /// It is empty, and its name is not that of a bundle.
+    Empty,
     Directory,
     /// A sub-folder that others than root can write.
     OpenFolder,
@@ -95,12 +99,14 @@ impl fmt::Display for Reason {
             Reason::Hidden => "its name begins with a dot",
             Reason::TemporaryName => "its name is that of an unfinished upload",
             Reason::Checksum => "it is the checksum of a bundle that is not there",
+            Reason::Companion => "by its name and content it is no bundle",
+            Reason::Empty => "it is empty, and its name is not that of a bundle",
             Reason::Directory => {
                 "it is a folder and no OCI image layout (`recursive: true` looks for bundles in it)"
             }
             Reason::OpenFolder => "it is a folder that everybody can write",
             Reason::TooManyFolders => "it is a folder too deep, or one too many, to be looked into",
-            Reason::List => "by its name it is a list of images to pull, and `pullLists` is off",
+            Reason::List => "by its name it is a text or a list of images to pull, and `pullLists` is off",
             Reason::Fifo => "it is a FIFO",
             Reason::Socket => "it is a socket",
             Reason::Device => "it is a device",
@@ -133,11 +139,89 @@ fn classify_name(name: &[u8]) -> Class {
     } else if name.starts_with(b"#") || UNFINISHED.iter().any(|ending| name.ends_with(ending)) {
         // A leading # is an editor's autosave, or a file that has no name yet (O_TMPFILE).
         Class::Ignored(Reason::TemporaryName)
-    } else if name.ends_with(b".sha256") {
-        Class::Ignored(Reason::Checksum)
     } else {
         Class::Candidate
     }
+}
+
+/// How the names end of what belongs to bundles and is none: texts, checksums, signatures, documents. `.txt` and
+/// `.sha256` are told apart from these, since they have a meaning of their own.
+const COMPANIONS: [&str; 8] = [
+    ".md",
+    ".asc",
+    ".sig",
+    ".minisig",
+    ".sigstore.json",
+    ".digest",
+    ".json",
+    ".md5",
+];
+
+/// Endings of the names that bundles have, and archives that are taken for some.
+const BUNDLES: [&str; 17] = [
+    ".tar", ".tgz", ".tzst", ".tzstd", ".txz", ".tlz4", ".tbz", ".tbz2", ".gz", ".zst", ".zstd", ".xz",
+    ".lz4", ".bz2", ".lzma", ".zip", ".oci",
+];
+
+/// What the name of a file says of one whose content says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    /// It is called as bundles are.
+    Bundle,
+    /// It is called as what belongs to bundles is.
+    Companion(Reason),
+    /// Any other name, which bundles may have as well.
+    Any,
+}
+
+impl Name {
+    fn of(name: &OsStr) -> Name {
+        let name = Path::new(name).file_name().unwrap_or(name);
+        let name = name.to_string_lossy().to_ascii_lowercase();
+        let ends = |ending: &&str| name.ends_with(*ending);
+        // The ending comes first: a bundle may be called after its digest, or be about a README.
+        if BUNDLES.iter().any(ends) {
+            return Name::Bundle;
+        }
+        if name.ends_with(".sha256") {
+            return Name::Companion(Reason::Checksum);
+        }
+        let is_of_checksums = name.contains(".sha256") || name.contains(".sha512");
+        let is_sums = name == "sha256sums" || name.starts_with("sha256sum") && name.ends_with(".txt");
+        if name.starts_with("readme") || is_of_checksums || is_sums || COMPANIONS.iter().any(ends) {
+            return Name::Companion(Reason::Companion);
+        }
+        if name.ends_with(".txt") {
+            return Name::Companion(Reason::List);
+        }
+        // k0s and others give bundles no ending, but call them by what they are.
+        match name.contains("bundle") || name.contains("airgap") {
+            true => Name::Bundle,
+            false => Name::Any,
+        }
+    }
+}
+
+/// Why a file is no bundle and never was meant to be one; `None` for whatever may be one or become one.
+///
+/// The content decides first: what begins as an archive, or as compressed data, is a bundle under any name. What its
+/// content leaves open is settled by a closed list of names.
+pub(crate) fn why_ignored(name: &OsStr, ending: Ending, size: u64) -> Option<Reason> {
+    let is_archive = match ending {
+        Ending::Marker | Ending::Reserved | Ending::NoMarker | Ending::Compressed => true,
+        Ending::Beginning | Ending::Foreign => false,
+    };
+    match Name::of(name) {
+        _ if is_archive => None,
+        Name::Companion(reason) => Some(reason),
+        Name::Any if size == 0 => Some(Reason::Empty),
+        Name::Bundle | Name::Any => None,
+    }
+}
+
+/// Why a file that cannot be opened is none either, by its name alone.
+pub(crate) fn why_ignored_by_name(name: &OsStr) -> Option<Reason> {
+    why_ignored(name, Ending::Foreign, 1)
 }
 
 /// One entry of a listing.
@@ -481,6 +565,9 @@ pub(crate) enum Ending {
     Reserved,
     /// A plain tar without them: cut off, still growing, or made by a careless program.
     NoMarker,
+    /// Nothing yet, or so little of something, that it may become an archive: no bytes, a part of a header or of a magic
+    /// number, zeros at the start as fallocate(1) leaves them.
+    Beginning,
     /// Compressed; only decompressing tells.
     Compressed,
     /// No archive of any kind; waiting will not make it one.
@@ -507,16 +594,15 @@ impl Ending {
     }
 
     fn from_blocks(head: &[u8], tail: &[u8], size: u64) -> Ending {
-        if MAGICS.iter().any(|magic| head.starts_with(magic)) || is_skippable_zstd(head) {
+        if is_compressed(head) {
             return Ending::Compressed;
         }
-        // Zeros at the start are what fallocate(1) leaves before the data comes.
         if is_zero(head) {
-            return Ending::NoMarker;
+            return Ending::Beginning;
         }
         if head.len() < BLOCK {
             return match may_grow_into_archive(head) {
-                true => Ending::NoMarker,
+                true => Ending::Beginning,
                 false => Ending::Foreign,
             };
         }
@@ -595,6 +681,23 @@ const MAGICS: [&[u8]; 5] = [
     &[4, 0x22, 0x4d, 0x18],
     b"BZh",
 ];
+
+/// What follows the magic number of bzip2: the size of blocks as a digit, and the mark of a first block.
+const BZIP2_BLOCK: &[u8] = b"1AY&SY";
+
+/// Whether bytes are those of compressed data. A text may begin with "BZh", so of bzip2 as much more is asked for as there
+/// is.
+fn is_compressed(head: &[u8]) -> bool {
+    let of_bzip2 = |rest: &[u8]| match rest {
+        [] => true,
+        [b'1'..=b'9', rest @ ..] => rest.iter().zip(BZIP2_BLOCK).all(|(byte, wanted)| byte == wanted),
+        _ => false,
+    };
+    MAGICS.iter().any(|magic| match head.strip_prefix(*magic) {
+        Some(rest) if *magic == b"BZh" => of_bzip2(rest),
+        rest => rest.is_some(),
+    }) || is_skippable_zstd(head)
+}
 
 /// A skippable frame, which may precede the data (RFC 8878, section 3.1.2).
 fn is_skippable_zstd(head: &[u8]) -> bool {
@@ -765,12 +868,12 @@ pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
     match (seen.writer, seen.ending) {
         (Writer::Present, _) => unfinished(Why::Written, AGAIN),
         _ if seen.size == 0 => unfinished(Why::Empty, STALLED),
-        (_, Ending::NoMarker) if quiet >= WITHOUT_MARKER => Settle::Settled,
-        (_, Ending::NoMarker) if quiet >= STALLED => Settle::Stalled {
+        (_, Ending::NoMarker | Ending::Beginning) if quiet >= WITHOUT_MARKER => Settle::Settled,
+        (_, Ending::NoMarker | Ending::Beginning) if quiet >= STALLED => Settle::Stalled {
             until: seen.changed + WITHOUT_MARKER,
             why: Why::NoEndMarker,
         },
-        (_, Ending::NoMarker) => until_quiet_for(STALLED, Why::NoEndMarker),
+        (_, Ending::NoMarker | Ending::Beginning) => until_quiet_for(STALLED, Why::NoEndMarker),
         (_, Ending::Reserved) if quiet < STALLED => until_quiet_for(STALLED, Why::Reserved),
         (Writer::Unknown, _) if quiet < QUIET => until_quiet_for(QUIET, Why::QuietTime),
         (Writer::None, Ending::Marker) if quiet < STILL_WHOLE => until_quiet_for(STILL_WHOLE, Why::Changing),
@@ -931,8 +1034,8 @@ mod tests {
 
     #[test]
     fn names_of_unfinished_uploads_are_ignored_and_no_other_names_are() {
-        use Reason::{Checksum, Hidden, TemporaryName};
-        let table: [(&[u8], Option<Reason>); 26] = [
+        use Reason::{Hidden, TemporaryName};
+        let table: [(&[u8], Option<Reason>); 27] = [
             (b"bundle.tar", None),
             (b"k0s-airgap-bundle-v1.31.14+k0s.0-amd64", None),
             (b"bundle.tar.zst", None),
@@ -957,7 +1060,8 @@ mod tests {
             (b"bundle.tar.crdownload", Some(TemporaryName)),
             (b"#bundle.tar#", Some(TemporaryName)),
             (b"#12345", Some(TemporaryName)),
-            (b"bundle.tar.sha256", Some(Checksum)),
+            (b"bundle.tar.sha256", None),
+            (b"README.md", None),
             (b".sha256", Some(Hidden)),
         ];
         for (name, reason) in table {
@@ -965,6 +1069,66 @@ mod tests {
             let name = OsStr::from_bytes(name);
             assert_eq!(classify(name, FileType::RegularFile), expected, "{name:?}");
             assert_eq!(classify(name, FileType::Symlink), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn content_decides_first_and_only_then_a_closed_list_of_names() {
+        use Ending::{Beginning, Compressed, Foreign, Marker, NoMarker, Reserved};
+        use Reason::{Checksum, Companion, Empty, List};
+        let companions = [
+            ("README", Companion),
+            ("README.first", Companion),
+            ("readme.txt", Companion),
+            ("notes.md", Companion),
+            ("SHA256SUMS", Companion),
+            ("sha256sum-amd64.txt", Companion),
+            ("images.tar.sha256", Checksum),
+            ("images.tar.sha256sum", Companion),
+            ("images.tar.SHA512", Companion),
+            ("images.tar.md5", Companion),
+            ("images.tar.asc", Companion),
+            ("images.tar.sig", Companion),
+            ("images.tar.minisig", Companion),
+            ("images.tar.sigstore.json", Companion),
+            ("images.tar.digest", Companion),
+            ("images.json", Companion),
+            ("images.txt", List),
+            ("sub/images.txt", List),
+        ];
+        for (name, reason) in companions {
+            let why = |ending, size| why_ignored(OsStr::new(name), ending, size);
+            for ending in [Marker, NoMarker, Reserved, Compressed] {
+                assert_eq!(why(ending, 2048), None, "{name} is an archive: {ending:?}");
+            }
+            for (ending, size) in [(Foreign, 3000), (Foreign, 5), (Beginning, 5), (Beginning, 0)] {
+                assert_eq!(why(ending, size), Some(reason), "{name} {ending:?} {size}");
+            }
+        }
+        let uploads = [
+            "images.tar",
+            "images.tar.gz",
+            "IMAGES.TGZ",
+            "k0s-airgap-bundle-v1.31.14+k0s.0-amd64",
+            "README.tar",
+            "images.sha256-0a9d.tar.zst",
+        ];
+        for name in uploads {
+            for (ending, size) in [(Foreign, 3000), (Beginning, 5), (Beginning, 0)] {
+                assert_eq!(
+                    why_ignored(OsStr::new(name), ending, size),
+                    None,
+                    "{name} {ending:?} {size}"
+                );
+            }
+        }
+        for name in ["install.sh", "Thumbs.db", "images", "lost", "txt", "md"] {
+            let why = |ending, size| why_ignored(OsStr::new(name), ending, size);
+            assert_eq!(
+                (why(Beginning, 0), why(Foreign, 9), why(Beginning, 9)),
+                (Some(Empty), None, None),
+                "{name}"
+            );
         }
     }
 
@@ -1301,23 +1465,23 @@ mod tests {
         let padded = &reserved[..1 << 20];
         let long_name = "n".repeat(100);
         let (mode, no_mode) = (format!("{long_name}0000644"), format!("{long_name}rw-r--r"));
-        let table: [(&str, &[u8], Ending); 24] = [
+        let table: [(&str, &[u8], Ending); 26] = [
             ("whole", &whole, Ending::Marker),
             ("with the longest padding", padded, Ending::Marker),
             ("reserved, the rest not written", &reserved, Ending::Reserved),
-            ("one byte of a name", b"i", Ending::NoMarker),
-            ("a name and its mode", mode.as_bytes(), Ending::NoMarker),
+            ("one byte of a name", b"i", Ending::Beginning),
+            ("a name and its mode", mode.as_bytes(), Ending::Beginning),
             ("a name and no mode", no_mode.as_bytes(), Ending::Foreign),
             ("a name and text behind it", b"a\0b", Ending::Foreign),
             ("a line of text", b"hello\n", Ending::Foreign),
             ("a few bytes", &[0xff, 1, 2, 3], Ending::Foreign),
-            ("a byte of gzip", &[0x1f], Ending::NoMarker),
-            ("three bytes of zstd", &[0x28, 0xb5, 0x2f], Ending::NoMarker),
+            ("a byte of gzip", &[0x1f], Ending::Beginning),
+            ("three bytes of zstd", &[0x28, 0xb5, 0x2f], Ending::Beginning),
             ("cut between entries", &cut, Ending::NoMarker),
             ("cut in a block", &whole[..1500], Ending::NoMarker),
             ("one block of zeros", &whole[..1024], Ending::NoMarker),
-            ("half a header", &whole[..100], Ending::NoMarker),
-            ("reserved, nothing written", &[0; 512], Ending::NoMarker),
+            ("half a header", &whole[..100], Ending::Beginning),
+            ("reserved, nothing written", &[0; 512], Ending::Beginning),
             ("gzip", &[0x1f, 0x8b, 8, 0], Ending::Compressed),
             ("zstd", &[0x28, 0xb5, 0x2f, 0xfd, 0], Ending::Compressed),
             (
@@ -1328,8 +1492,10 @@ mod tests {
             ("xz", b"\xfd7zXZ\0", Ending::Compressed),
             ("lz4", &[4, 0x22, 0x4d, 0x18], Ending::Compressed),
             ("bzip2", b"BZh9", Ending::Compressed),
+            ("bzip2 with its first block", b"BZh91AY&SY", Ending::Compressed),
+            ("a text about bzip2", b"BZh9 is how it begins\n", Ending::Foreign),
             ("text", text.as_bytes(), Ending::Foreign),
-            ("reserved in full", &[0; 4096], Ending::NoMarker),
+            ("reserved in full", &[0; 4096], Ending::Beginning),
         ];
         let temporary = tempfile::tempdir().unwrap();
         for (case, bytes, expected) in table {
@@ -1342,7 +1508,7 @@ mod tests {
 
     #[test]
     fn a_file_is_settled_when_nobody_writes_it_and_its_end_is_there() {
-        use Ending::{Compressed, Foreign, Marker, NoMarker, Reserved};
+        use Ending::{Beginning, Compressed, Foreign, Marker, NoMarker, Reserved};
         use Writer::{None, Present, Unknown};
         #[derive(Debug, PartialEq)]
         enum Expected {
@@ -1365,6 +1531,8 @@ mod tests {
             (9, None, NoMarker, 29_999, Wait(30_000, Why::NoEndMarker)),
             (9, None, NoMarker, 30_000, Stalled(60_000, Why::NoEndMarker)),
             (9, None, NoMarker, 60_000, Settled),
+            (9, None, Beginning, 500, Wait(30_000, Why::NoEndMarker)),
+            (9, None, Beginning, 60_000, Settled),
             (9, None, Reserved, 500, Wait(30_000, Why::Reserved)),
             (9, None, Reserved, 30_000, Settled),
             (9, Unknown, Reserved, 10_000, Wait(30_000, Why::Reserved)),
@@ -1373,10 +1541,10 @@ mod tests {
             (9, Present, Marker, 29_500, Wait(30_000, Why::Written)),
             (9, Present, Marker, 30_000, Stalled(31_000, Why::Written)),
             (9, Present, Marker, 9_000_000, Stalled(9_001_000, Why::Written)),
-            (0, Present, NoMarker, 10, Wait(1_010, Why::Written)),
-            (0, None, NoMarker, 10, Wait(30_000, Why::Empty)),
-            (0, None, NoMarker, 30_000, Stalled(60_000, Why::Empty)),
-            (0, None, NoMarker, 90_000, Stalled(120_000, Why::Empty)),
+            (0, Present, Beginning, 10, Wait(1_010, Why::Written)),
+            (0, None, Beginning, 10, Wait(30_000, Why::Empty)),
+            (0, None, Beginning, 30_000, Stalled(60_000, Why::Empty)),
+            (0, None, Beginning, 90_000, Stalled(120_000, Why::Empty)),
             (9, Unknown, Marker, 500, Wait(10_000, Why::QuietTime)),
             (9, Unknown, Marker, 10_000, Settled),
             (9, Unknown, Compressed, 9_999, Wait(10_000, Why::QuietTime)),
@@ -1409,6 +1577,7 @@ mod tests {
             for ending in [
                 Ending::Marker,
                 Ending::NoMarker,
+                Ending::Beginning,
                 Ending::Reserved,
                 Ending::Compressed,
                 Ending::Foreign,

@@ -10,11 +10,10 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use bundle::Identity;
+use bundle::{Foreign, Identity};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
@@ -41,14 +40,7 @@ impl BundleId {
 /// A file's name as labels and leases have it. Names are bytes and labels are text (protobuf has no other strings), so
 /// bytes that are no UTF-8 are written as `\xff`: two files that differ in them only are two bundles.
 pub(crate) fn label_name(file: &OsStr) -> String {
-    let mut text = String::new();
-    for chunk in file.as_bytes().utf8_chunks() {
-        text.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            text.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    text
+    Foreign::file_name(file).raw().to_owned()
 }
 
 impl fmt::Display for BundleId {
@@ -783,6 +775,8 @@ fn owner_pid(folder: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use std::os::unix::ffi::OsStrExt;
 
     use super::*;
 

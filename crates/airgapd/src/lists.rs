@@ -3,6 +3,7 @@
 //! They are for nodes that do have a registry: CRI pulls the images with its own credentials and mirrors, and we pin
 //! them like those of a bundle. What is a list is told by name and content together, since a bundle may have any name.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,7 +13,7 @@ use containerd::{Client, ImageUpdate};
 use import::{DigestReferences, Naming, Reference, Source, labels};
 use oci_spec::image::Digest;
 
-use crate::folder::Ending;
+use crate::folder::{self, Ending, Reason};
 use crate::ledger::ImageEntry;
 
 /// A list may be this long, in bytes.
@@ -21,15 +22,16 @@ const LARGEST: u64 = 1 << 20;
 /// The namespace that CRI pulls into.
 const KUBERNETES: &str = "k8s.io";
 
-/// Whether a file of this size is a list: by its name, unless its first bytes are those of an archive. What is shorter
-/// than a tar header is none.
+/// Whether a file of this size is a list: by its name, unless its first bytes are those of an archive, or it is called
+/// as lists of checksums and other texts are. What is shorter than a tar header is no archive.
 pub(crate) fn is_list(name: &OsStr, head: Ending, size: u64) -> bool {
     let is_text = match head {
         Ending::Foreign => true,
-        Ending::NoMarker => (1..512).contains(&size),
-        Ending::Marker | Ending::Reserved | Ending::Compressed => false,
+        Ending::Beginning => (1..512).contains(&size),
+        Ending::Marker | Ending::Reserved | Ending::NoMarker | Ending::Compressed => false,
     };
-    is_text && name.as_bytes().ends_with(b".txt")
+    let is_called_so = || folder::why_ignored(name, head, size) == Some(Reason::List);
+    is_text && name.as_bytes().ends_with(b".txt") && is_called_so()
 }
 
 /// Reads a list.
@@ -51,6 +53,7 @@ pub(crate) fn read(file: File) -> io::Result<String> {
 /// The references of a list, each once, or what is wrong with a line of it.
 pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String>> {
     let mut references = Vec::new();
+    let mut seen = HashSet::new();
     let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
     for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let reference = match line.parse::<Reference>() {
@@ -60,7 +63,8 @@ pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String
             )),
             Err(error) => Err(error.to_string()),
         };
-        if !references.contains(&reference) {
+        let shown = reference.as_ref().map_or_else(Clone::clone, ToString::to_string);
+        if seen.insert(shown) {
             references.push(reference);
         }
     }
@@ -170,9 +174,12 @@ mod tests {
     fn a_list_has_the_name_of_one_and_is_no_archive() {
         for (name, head, size, expected) in [
             ("images.txt", Ending::Foreign, 4096, true),
-            ("images.txt", Ending::NoMarker, 20, true),
-            ("images.txt", Ending::NoMarker, 0, false),
+            ("images.txt", Ending::Beginning, 20, true),
+            ("images.txt", Ending::Beginning, 0, false),
+            ("images.txt", Ending::Beginning, 4096, false),
             ("images.txt", Ending::NoMarker, 4096, false),
+            ("sha256sum.txt", Ending::Foreign, 4096, false),
+            ("README.txt", Ending::Foreign, 4096, false),
             ("images.txt", Ending::Marker, 4096, false),
             ("images.txt", Ending::Compressed, 20, false),
             ("images.tar", Ending::Foreign, 4096, false),

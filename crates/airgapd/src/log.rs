@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use bundle::{Foreign, is_visible};
 use jiff::Timestamp;
 use serde_json::Value;
 use tracing::field::{Field, Visit};
@@ -323,7 +324,7 @@ impl Line {
 
     /// For the journal, which keeps fields apart and does not show them: what a line is about belongs into its text.
     fn for_journal(&self) -> String {
-        let mut text = escaped(&self.message);
+        let mut text = escaped(&self.message).to_string();
         let fields = self.fields.0.iter();
         let mut add = |name: &str| {
             let field = fields.clone().find(|(other, _)| *other == name);
@@ -351,7 +352,9 @@ impl Line {
         for (name, value) in &self.fields.0 {
             object.entry(*name).or_insert_with(|| value.clone());
         }
-        format!("{}\n", Value::Object(object))
+        let line = output::to_json(&object, serde_json::ser::CompactFormatter);
+        let line = String::from_utf8(line.expect("fields are plain data")).expect("JSON is text");
+        format!("{line}\n")
     }
 
     /// The entry in the journal's native protocol.
@@ -388,21 +391,16 @@ fn text_of(value: &Value) -> String {
 }
 
 /// Foreign text must neither drive a terminal nor forge a line.
-fn escaped(text: &str) -> String {
-    let escape = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(escape).collect()
+fn escaped(text: &str) -> Foreign<&str> {
+    Foreign::new(text)
 }
 
 /// Quoted where it would not be clear where a value ends.
 fn quoted(text: &str) -> String {
-    let plain = !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"');
-    if plain {
-        text.to_owned()
-    } else {
-        format!("{text:?}")
+    let is_plain = |c: char| !c.is_whitespace() && c != '"' && is_visible(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("{:?}", Foreign::new(text)),
     }
 }
 
@@ -695,11 +693,15 @@ mod tests {
                 |out| Sink::human(out, terminal),
                 LogLevel::Info,
                 || {
-                    info!(bundle = "a\nerror: forged\u{1b}[31m", "x\r\n\u{9b}y");
+                    info!(
+                        bundle = "a\nerror:\u{202e} forged\u{1b}[31m",
+                        file = "\u{2067}b",
+                        "x\r\n\u{9b}y\u{202e}"
+                    );
                 },
             );
             assert_eq!(text.matches('\n').count(), 1, "{text:?}");
-            assert!(!text.trim_end().contains(char::is_control), "{text:?}");
+            assert!(text.trim_end().chars().all(is_visible), "{text:?}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use bundle::Foreign;
 use import::BundleReport;
 use prometheus::core::Collector;
 use prometheus::{
@@ -139,7 +140,7 @@ fn standing(status: &Status) -> Registry {
             "The containerd that is reached",
             &["version", "platform"],
         )
-        .with_label_values(&[version, platform])
+        .with_label_values(&[version, platform].map(|text| Foreign::new(text).to_string()))
         .set(1);
     }
     let folder = gauges(
@@ -158,6 +159,14 @@ fn standing(status: &Status) -> Registry {
         add_unpack(&registry, unpack);
     }
     add_bundles(&registry, status);
+    let ignored = gauges(
+        &registry,
+        "airgapd_ignored_files",
+        "Entries of the images folder that are left alone, since they are no bundles",
+        &[],
+    );
+    let count = i64::try_from(status.ignored.len()).unwrap_or(i64::MAX);
+    ignored.with_label_values::<&str>(&[]).set(count);
     registry
 }
 
@@ -248,7 +257,7 @@ fn add_bundles(registry: &Registry, status: &Status) {
     );
     let imported = registered(registry, imported);
     for bundle in &status.bundles {
-        let name = bundle.name.as_str();
+        let name = &bundle.name.to_string();
         let digest = bundle.catalog.as_deref().unwrap_or_default();
         info.with_label_values(&[name, digest, bundle.state.as_str()])
             .set(1);
@@ -272,4 +281,37 @@ fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: prome
         .register(Box::new(metric.clone()))
         .expect("every name is given once");
     metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{BundleStatus, ContainerdStatus, FolderStatus};
+
+    #[test]
+    fn a_name_that_lies_neither_breaks_a_line_nor_hides_in_one() {
+        let status = Status {
+            daemon: None,
+            containerd: ContainerdStatus {
+                version: Some("2.1\n\u{9b}1m".to_owned()),
+                platform: Some("linux/amd64".to_owned()),
+                ..ContainerdStatus::default()
+            },
+            folder: FolderStatus::default(),
+            required: None,
+            unpack: None,
+            bundles: vec![BundleStatus::named(
+                "new\nline \u{202e}rat.tar".as_ref(),
+                State::Done,
+            )],
+            ignored: Vec::new(),
+        };
+        let text = Metrics::new().text(&status);
+        assert!(text.chars().all(|c| c == '\n' || bundle::is_visible(c)), "{text}");
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with("airgapd") || line.starts_with("# "))
+        );
+        assert!(text.contains("rat.tar"), "{text}");
+    }
 }

@@ -1,21 +1,76 @@
 //! Answers go to standard output, and only from here; talk goes to standard error through the log.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bundle::{Foreign, is_visible};
 pub(crate) use import::bytes;
 use import::{BundleReport, Forecast, ImageOutcome, ImageReport, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
+use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
 use crate::config::OutputFormat;
 
-/// Prints lines of text. A reader that went away (a closed pipe) is no error.
+/// Text for people, made of whole lines.
 ///
-/// Much of it are an archive's own words, so whatever could move a cursor or turn a line around is printed escaped.
-pub(crate) fn text(text: &str) -> io::Result<()> {
-    print(&visible(text))
+/// Much of it are the words of an archive, so nothing that is put into a line ends it, moves a cursor or turns the
+/// direction of writing around: it is [`Foreign`], and printed escaped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Page(String);
+
+/// Adds a line, given as to `format!`, to a [`Page`].
+macro_rules! line {
+    ($page:expr, $($told:tt)+) => {
+        $page.line(format_args!($($told)+))
+    };
+}
+pub(crate) use line;
+
+impl Page {
+    /// An empty one.
+    pub(crate) fn new() -> Page {
+        Page::default()
+    }
+
+    /// Several lines that this program made of nothing foreign, or of what is escaped already.
+    pub(crate) fn of_lines(text: &str) -> Page {
+        let mut page = Page::new();
+        text.lines().for_each(|text| line!(page, "{text}"));
+        page
+    }
+
+    /// Adds one line.
+    pub(crate) fn line(&mut self, told: fmt::Arguments<'_>) {
+        self.push(told.to_string().trim_end());
+    }
+
+    /// Adds an empty line.
+    pub(crate) fn gap(&mut self) {
+        self.push("");
+    }
+
+    /// Adds the lines of another one.
+    pub(crate) fn add(&mut self, other: &Page) {
+        self.0.push_str(&other.0);
+    }
+
+    fn push(&mut self, line: &str) {
+        self.0.push_str(&Foreign::new(line).to_string());
+        self.0.push('\n');
+    }
+}
+
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Prints text. A reader that went away (a closed pipe) is no error.
+pub(crate) fn text(page: &Page) -> io::Result<()> {
+    print(&page.0)
 }
 
 fn print(text: &str) -> io::Result<()> {
@@ -27,24 +82,10 @@ pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
     forgive_closed_pipe(io::stdout().lock().write_all(bytes))
 }
 
-/// Text without control and format characters other than the ends of its lines.
-fn visible(text: &str) -> String {
-    let mut visible = String::with_capacity(text.len());
-    for c in text.chars() {
-        let mut escaped = c.escape_debug();
-        let is_plain = c == '\n' || !c.is_control() && escaped.nth(1) != Some('u');
-        if is_plain {
-            visible.push(c);
-        } else {
-            visible.extend(c.escape_unicode());
-        }
-    }
-    visible
-}
-
 /// Says what is wrong before there is a log.
 pub(crate) fn complain(text: &str) -> io::Result<()> {
-    forgive_closed_pipe(writeln!(io::stderr().lock(), "airgapd: {text}"))
+    let page = Page::of_lines(&format!("airgapd: {text}"));
+    forgive_closed_pipe(io::stderr().lock().write_all(page.0.as_bytes()))
 }
 
 /// Takes back the line that the cursor is on.
@@ -58,7 +99,7 @@ static SHOWS_PROGRESS: AtomicBool = AtomicBool::new(false);
 pub(crate) fn progress(text: &str) -> io::Result<()> {
     let mut out = io::stderr().lock();
     SHOWS_PROGRESS.store(!text.is_empty(), Ordering::Relaxed);
-    forgive_closed_pipe(out.write_all(format!("{TAKE_BACK}{}", visible(text)).as_bytes()))
+    forgive_closed_pipe(out.write_all(format!("{TAKE_BACK}{}", Foreign::new(text)).as_bytes()))
 }
 
 /// What comes before a line on a terminal, so that it does not begin behind one that shows how far something has come.
@@ -80,8 +121,8 @@ pub(crate) fn terminal_width() -> usize {
 }
 
 /// Shows text in place of all that is on the terminal. What was there is written over, so that nothing flickers.
-pub(crate) fn screen(text: &str) -> io::Result<()> {
-    let text = visible(text).replace('\n', "\u{1b}[K\n");
+pub(crate) fn screen(page: &Page) -> io::Result<()> {
+    let text = page.0.replace('\n', "\u{1b}[K\n");
     raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
 }
 
@@ -96,15 +137,73 @@ pub(crate) fn is_read() -> bool {
 }
 
 /// Says what was done where standard output is taken by something else.
-pub(crate) fn aside(text: &str) -> io::Result<()> {
-    forgive_closed_pipe(io::stderr().lock().write_all(visible(text).as_bytes()))
+pub(crate) fn aside(page: &Page) -> io::Result<()> {
+    forgive_closed_pipe(io::stderr().lock().write_all(page.0.as_bytes()))
 }
 
 /// Prints one JSON document.
 pub(crate) fn json(document: &impl Serialize) -> io::Result<()> {
-    let mut out = serde_json::to_string_pretty(document)?;
-    out.push('\n');
-    print(&out)
+    let mut out = to_json(document, PrettyFormatter::new())?;
+    out.push(b'\n');
+    raw(&out)
+}
+
+/// Prints one JSON document on a line of its own.
+pub(crate) fn json_line(document: &impl Serialize) -> io::Result<()> {
+    let mut out = to_json(document, CompactFormatter)?;
+    out.push(b'\n');
+    raw(&out)
+}
+
+/// JSON in which every character that a terminal may obey or hide is an escape, so that people may look at it, too.
+pub(crate) fn to_json(document: &impl Serialize, form: impl Formatter) -> serde_json::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    document.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut out,
+        Visible(form),
+    ))?;
+    Ok(out)
+}
+
+/// Writes what is not to be seen as `\uXXXX`. JSON itself asks that of the first 32 characters only (RFC 8259,
+/// section 7).
+struct Visible<F>(F);
+
+/// Hands a formatter's calls on to the one inside.
+macro_rules! hand_on {
+    ($($call:ident($($argument:ident: $kind:ty),*);)+) => {
+        $(fn $call<W: ?Sized + Write>(&mut self, out: &mut W $(, $argument: $kind)*) -> io::Result<()> {
+            self.0.$call(out $(, $argument)*)
+        })+
+    };
+}
+
+impl<F: Formatter> Formatter for Visible<F> {
+    hand_on! {
+        begin_array();
+        end_array();
+        begin_array_value(first: bool);
+        end_array_value();
+        begin_object();
+        end_object();
+        begin_object_key(first: bool);
+        end_object_key();
+        begin_object_value();
+        end_object_value();
+    }
+
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|c| !is_visible(c)) {
+            let hidden = rest[at..].chars().next().expect("one was found");
+            out.write_all(&rest.as_bytes()[..at])?;
+            for unit in hidden.encode_utf16(&mut [0; 2]) {
+                write!(out, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + hidden.len_utf8()..];
+        }
+        out.write_all(rest.as_bytes())
+    }
 }
 
 /// The document of a command that came to nothing: whoever reads documents gets one.
@@ -133,13 +232,14 @@ pub(crate) const WIDTH: usize = 100;
 
 /// Adds text that begins with `label` and goes on below itself where it does not fit: between words where that is
 /// possible, and within them (digests, long names) where it is not.
-pub(crate) fn paragraph(out: &mut String, label: &str, text: &str) {
+pub(crate) fn paragraph(page: &mut Page, label: &str, text: &str) {
     let indent = label.chars().count();
     let room = WIDTH.saturating_sub(indent).max(20);
+    let text = Foreign::new(text).to_string();
     let mut line = String::new();
     let mut begin = label.to_owned();
     let mut end = |line: &mut String| {
-        let _ = writeln!(out, "{begin}{}", line.trim_end());
+        page.push(format!("{begin}{}", line.trim_end()).as_str());
         begin = " ".repeat(indent);
         line.clear();
     };
@@ -169,29 +269,29 @@ pub(crate) struct ImportDocument<'a> {
 }
 
 /// What `airgapd import` says to people about one bundle.
-pub(crate) fn import_text(report: &BundleReport, dry_run: bool) -> String {
-    let mut text = String::new();
-    let path = import::printable(&report.path.to_string_lossy());
+pub(crate) fn import_text(report: &BundleReport, dry_run: bool) -> Page {
+    let mut text = Page::new();
+    let path = Foreign::file_name(report.path.as_os_str());
     let format = report.format.as_deref().unwrap_or("unreadable");
     let outcome = outcome_text(report.outcome, dry_run);
-    let _ = writeln!(
+    line!(
         text,
         "{}: {format}, {outcome} in {}",
-        path.trim_matches('"'),
+        path,
         seconds(report.duration_ms)
     );
     if let Some(error) = &report.error {
-        let _ = writeln!(text, "  error: {error}");
+        line!(text, "  error: {error}");
     }
     for warning in &report.warnings {
-        let _ = writeln!(text, "  warning: {warning}");
+        line!(text, "  warning: {warning}");
     }
     for image in &report.images {
-        let _ = writeln!(text, "  {}", image_line(image));
+        line!(text, "  {}", image_line(image));
     }
     let blobs = &report.blobs;
     let verb = if dry_run { "to send" } else { "sent" };
-    let _ = writeln!(
+    line!(
         text,
         "  blobs: {} {verb} ({}), {} present ({}), {} not needed ({})",
         blobs.sent,
@@ -202,17 +302,18 @@ pub(crate) fn import_text(report: &BundleReport, dry_run: bool) -> String {
         bytes(blobs.not_needed_bytes)
     );
     if let Some(unpacked) = &report.unpacked {
-        let _ = writeln!(
+        line!(
             text,
             "  unpacked: {} images, {} layers now",
-            unpacked.images, unpacked.layers
+            unpacked.images,
+            unpacked.layers
         );
         for image in &unpacked.failed {
-            let _ = writeln!(text, "  NOT UNPACKED: {}: {}", image.name, image.reason);
+            line!(text, "  NOT UNPACKED: {}: {}", image.name, image.reason);
         }
     }
     if let Some(space) = report.space.as_ref().filter(|_| dry_run) {
-        let _ = writeln!(text, "  space: {}", space_text(space));
+        line!(text, "  space: {}", space_text(space));
     }
     text
 }
@@ -262,17 +363,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_obeys_is_printed() {
-        let rows = [
-            ("plain \"quoted\" \\ text\n", "plain \"quoted\" \\ text\n"),
-            ("größe 中", "größe 中"),
-            ("a\u{1b}[31mb", "a\\u{1b}[31mb"),
-            ("a\rb\tc\u{7}", "a\\u{d}b\\u{9}c\\u{7}"),
-            ("a\u{202e}b", "a\\u{202e}b"),
-            ("a\u{9b}1m", "a\\u{9b}1m"),
-        ];
-        for (text, wanted) in rows {
-            assert_eq!(visible(text), wanted);
+    fn nothing_that_is_put_into_a_line_ends_it_or_drives_a_terminal() {
+        let mut page = Page::new();
+        line!(page, "{}  {}", "done", "new\nline.tar");
+        paragraph(&mut page, "  why  ", "a\nb \u{202e}c \u{9b}1m");
+        assert_eq!(
+            page.to_string(),
+            "done  new\\nline.tar\n  why  a\\nb \\u{202e}c \\u{9b}1m\n"
+        );
+    }
+
+    #[test]
+    fn json_escapes_what_is_not_to_be_seen_and_reads_back_the_same() {
+        let name = "new\nline \u{202e}\u{9b}\u{7f}\u{2028}\u{e0001} gr\u{f6}\u{df}e \\ \"";
+        for form in [true, false] {
+            let document = serde_json::json!({"name": name, "list": [1, {}], name: null});
+            let made = match form {
+                true => to_json(&document, PrettyFormatter::new()),
+                false => to_json(&document, CompactFormatter),
+            };
+            let made = String::from_utf8(made.unwrap()).unwrap();
+            assert!(made.chars().all(|c| c == '\n' || is_visible(c)), "{made}");
+            assert!(
+                made.contains("\\u202e\\u009b\\u007f\\u2028\\udb40\\udc01 gr\u{f6}\u{df}e"),
+                "{made}"
+            );
+            assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&made).unwrap(),
+                document
+            );
         }
     }
 
@@ -287,15 +406,17 @@ mod tests {
             &format!("a {long} b"),
         ] {
             for label in ["", "  digest   "] {
-                let mut out = String::new();
+                let mut out = Page::new();
                 paragraph(&mut out, label, text);
+                let out = out.to_string();
                 assert!(out.lines().all(|line| line.chars().count() <= WIDTH), "{out}");
                 let kept = |text: &str| text.split_whitespace().collect::<String>();
                 assert_eq!(kept(&out), kept(label) + &kept(text));
             }
         }
-        let mut out = String::new();
+        let mut out = Page::new();
         paragraph(&mut out, "  a  ", &"word ".repeat(30));
+        let out = out.to_string();
         assert!(out.lines().nth(1).unwrap().starts_with("     word"), "{out}");
     }
 

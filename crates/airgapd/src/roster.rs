@@ -11,8 +11,9 @@ use bundle::Identity;
 
 use crate::backoff::Backoff;
 use crate::checksum::sidecar_of;
-use crate::folder::{Class, Listed, Reason, Settle, Why};
+use crate::folder::{self, Class, Ending, Listed, Reason, Settle, Why};
 use crate::ledger::Ledger;
+use crate::lists;
 
 /// The waits after tries that may go better later.
 const RETRY: Backoff = Backoff {
@@ -24,8 +25,10 @@ const RETRY: Backoff = Backoff {
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     files: BTreeMap<OsString, Tracked>,
+    /// Entries that are no bundles as their names and types show, with the reason.
+    others: BTreeMap<OsString, Reason>,
     /// What was said about a name already, so that it is said once.
-    told: HashSet<(OsString, Told)>,
+    told: HashMap<OsString, HashSet<Told>>,
 }
 
 /// A file as it was listed, with what stands for its checksum beside it.
@@ -76,8 +79,8 @@ pub(crate) enum Phase {
     Known,
     /// Finished, and missing something beside it: looked at again when that comes.
     Waiting,
-    /// No bundle, as its content shows.
-    Ignored,
+    /// No bundle, as its content shows; left alone until it changes.
+    Ignored(Reason),
     /// Its images are in place, as far as they can be.
     Done,
     /// It could not be imported; tried again then, or when it changes.
@@ -102,41 +105,37 @@ impl Roster {
     ) -> Vec<(OsString, Reason)> {
         let mut ignored = Vec::new();
         let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
-        self.told.retain(|(name, _)| names.contains(name));
-        let candidates: HashSet<&OsString> = listed
+        self.told.retain(|name, _| names.contains(name));
+        let (listed, mut sidecars) = split_off_sidecars(listed);
+        let bundles: HashSet<&OsString> = listed
             .iter()
             .filter(|entry| is_bundle(entry))
             .map(|entry| &entry.name)
             .collect();
-        self.files.retain(|name, _| candidates.contains(name));
-        let mut sidecars: HashMap<OsString, Identity> = listed
-            .iter()
-            .filter(|entry| entry.class == Class::Ignored(Reason::Checksum))
-            .map(|entry| (entry.name.clone(), entry.identity.clone()))
-            .collect();
+        self.files.retain(|name, _| bundles.contains(name));
+        self.others.clear();
         let mut seen = Vec::new();
-        for entry in listed.iter().filter(|entry| is_bundle(entry)) {
-            let is_layout = entry.class == Class::Layout;
+        for entry in listed {
+            let is_layout = match entry.class {
+                Class::Candidate => false,
+                Class::Layout => true,
+                Class::Ignored(reason) => {
+                    if self.told_first(&entry.name, Told::Ignored(reason)) {
+                        ignored.push((entry.name.clone(), reason));
+                    }
+                    self.others.insert(entry.name, reason);
+                    continue;
+                }
+            };
             let version = Version {
-                identity: entry.identity.clone(),
                 sidecar: match is_layout {
                     true => None,
                     false => sidecars.remove(&sidecar_of(&entry.name)),
                 },
+                identity: entry.identity,
                 is_layout,
             };
-            seen.push((entry.name.clone(), version));
-        }
-        for entry in listed {
-            match entry.class {
-                Class::Candidate | Class::Layout => {}
-                Class::Ignored(Reason::Checksum) if !sidecars.contains_key(&entry.name) => {}
-                Class::Ignored(reason) => {
-                    if self.told.insert((entry.name.clone(), Told::Ignored(reason))) {
-                        ignored.push((entry.name, reason));
-                    }
-                }
-            }
+            seen.push((entry.name, version));
         }
         for (name, version) in seen {
             self.see(name, version, now, &known);
@@ -155,8 +154,9 @@ impl Roster {
         let phase = match self.files.get(&name) {
             Some(tracked) if tracked.version == version => return,
             Some(_) => {
-                self.told
-                    .retain(|(told, what)| *told != name || matches!(what, Told::Ignored(_)));
+                if let Some(told) = self.told.get_mut(&name) {
+                    told.retain(|what| matches!(what, Told::Ignored(_)));
+                }
                 new
             }
             None if known(&name, &version) => Phase::Known,
@@ -244,14 +244,34 @@ impl Roster {
 
     /// Leaves a file alone. Whether that is to be said: the first time only.
     pub(crate) fn ignore(&mut self, name: &OsStr, reason: Reason) -> bool {
-        self.set(name, Phase::Ignored);
-        self.told.insert((name.to_owned(), Told::Ignored(reason)))
+        self.set(name, Phase::Ignored(reason));
+        self.told_first(name, Told::Ignored(reason))
+    }
+
+    /// Notes that something is said of a name; whether that is the first time.
+    fn told_first(&mut self, name: &OsStr, what: Told) -> bool {
+        self.told.entry(name.to_owned()).or_default().insert(what)
+    }
+
+    /// Everything that is left alone, with the reason, by name.
+    pub(crate) fn ignored(&self) -> Vec<(&OsStr, Reason)> {
+        let of_files = self.files.iter().filter_map(|(name, file)| match file.phase {
+            Phase::Ignored(reason) => Some((name.as_os_str(), reason)),
+            _ => None,
+        });
+        let others = self
+            .others
+            .iter()
+            .map(|(name, reason)| (name.as_os_str(), *reason));
+        let mut ignored: Vec<_> = of_files.chain(others).collect();
+        ignored.sort_unstable_by_key(|(name, _)| *name);
+        ignored
     }
 
     /// Lets a file wait for its checksum. Whether that is to be said: the first time only.
     pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
         self.set(name, Phase::Waiting);
-        self.told.insert((name.to_owned(), Told::NoChecksum))
+        self.told_first(name, Told::NoChecksum)
     }
 
     /// Takes over whether a file is finished. What should be said about it, the first time only.
@@ -267,17 +287,15 @@ impl Roster {
             }
             Settle::Stalled { until, why } => {
                 self.set(name, Phase::Settling { look: until });
-                self.told
-                    .insert((name.to_owned(), Told::Waiting(why)))
-                    .then_some(why)
+                self.told_first(name, Told::Waiting(why)).then_some(why)
             }
         }
     }
 
     /// Why a file that does not get finished was reported.
     pub(crate) fn stalled(&self, name: &OsStr) -> Option<Why> {
-        self.told.iter().find_map(|(told, what)| match what {
-            Told::Waiting(why) if told == name => Some(*why),
+        self.told.get(name)?.iter().find_map(|what| match what {
+            Told::Waiting(why) => Some(*why),
             _ => None,
         })
     }
@@ -301,6 +319,37 @@ impl Roster {
         for file in self.files.values_mut().filter(|file| file.phase == Phase::Done) {
             file.phase = Phase::Known;
         }
+    }
+}
+
+/// Takes the checksums of bundles that are there out of a listing, by name.
+pub(crate) fn split_off_sidecars(listed: Vec<Listed>) -> (Vec<Listed>, HashMap<OsString, Identity>) {
+    let is_file = |entry: &&Listed| entry.class == Class::Candidate;
+    let files = listed.iter().filter(is_file);
+    let sidecars: HashSet<OsString> = files.map(|entry| sidecar_of(&entry.name)).collect();
+    let (sidecars, others): (Vec<_>, Vec<_>) = listed
+        .into_iter()
+        .partition(|entry| entry.class == Class::Candidate && sidecars.contains(&entry.name));
+    let of = |entry: Listed| (entry.name, entry.identity);
+    (others, sidecars.into_iter().map(of).collect())
+}
+
+/// Why a file is left alone, where it is: by its content and its name ([`folder::why_ignored`]). Not where it stands in
+/// the place of a bundle that was imported; a list that is to be pulled is none of these either.
+pub(crate) fn why_ignored(
+    name: &OsStr,
+    ending: Ending,
+    size: u64,
+    pull_lists: bool,
+    ledger: &Ledger,
+) -> Option<Reason> {
+    let was_imported = ledger.get(name).is_some_and(|entry| entry.imported.is_some());
+    match folder::why_ignored(name, ending, size)? {
+        Reason::List if pull_lists && lists::is_list(name, ending, size) => None,
+        Reason::List if pull_lists => Some(Reason::Companion),
+        Reason::List => Some(Reason::List),
+        _ if was_imported => None,
+        reason => Some(reason),
     }
 }
 
@@ -331,7 +380,7 @@ impl Tracked {
             | Phase::Following
             | Phase::Known
             | Phase::Waiting
-            | Phase::Ignored
+            | Phase::Ignored(_)
             | Phase::Done => None,
         }
     }
@@ -472,10 +521,7 @@ mod tests {
     }
 
     fn checksum(name: &str, inode: u64) -> Listed {
-        Listed {
-            class: Class::Ignored(Reason::Checksum),
-            ..file(name, inode)
-        }
+        file(name, inode)
     }
 
     #[test]
@@ -505,13 +551,52 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_without_its_bundle_is_told_once() {
+    fn a_checksum_without_its_bundle_is_looked_at_and_is_one_again_when_that_comes() {
         let now = Instant::now();
         let mut roster = Roster::default();
-        let alone = || vec![checksum("a.tar.sha256", 7)];
-        let told = [("a.tar.sha256".into(), Reason::Checksum)];
-        assert_eq!(roster.list(alone(), now, new_only), told);
+        let (name, alone) = ("a.tar.sha256", || vec![checksum("a.tar.sha256", 7)]);
         assert!(roster.list(alone(), now, new_only).is_empty());
+        assert_eq!(roster.due(now, never), Some(name.into()));
+        assert!(roster.ignore(name.as_ref(), Reason::Checksum));
+        assert_eq!(roster.ignored(), [(OsStr::new(name), Reason::Checksum)]);
+        roster.list(alone(), now, new_only);
+        assert_eq!((roster.due(now, always), roster.ignored().len()), (None, 1));
+        roster.list(vec![file("a.tar", 1), checksum(name, 7)], now, new_only);
+        assert!(roster.ignored().is_empty() && roster.phase(name.as_ref()).is_none());
+        assert_eq!(
+            roster.version("a.tar".as_ref()).unwrap().sidecar,
+            Some(identity(7))
+        );
+    }
+
+    #[test]
+    fn a_text_in_place_of_a_bundle_that_was_imported_is_not_left_alone() {
+        let mut ledger = Ledger::default();
+        let why = |ledger: &Ledger, name: &str, pull_lists| {
+            why_ignored(name.as_ref(), Ending::Foreign, 2000, pull_lists, ledger)
+        };
+        for (name, pull_lists, reason) in [
+            ("README.md", false, Some(Reason::Companion)),
+            ("images.txt", false, Some(Reason::List)),
+            ("images.txt", true, None),
+            ("sha256sum.txt", true, Some(Reason::Companion)),
+            ("images.TXT", true, Some(Reason::Companion)),
+            ("install.sh", false, None),
+        ] {
+            assert_eq!(why(&ledger, name, pull_lists), reason, "{name} {pull_lists}");
+        }
+        let imported = crate::ledger::Imported {
+            identity: identity(1),
+            sidecar: None,
+            catalog: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
+            images: Vec::new(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+            duration_ms: 1,
+            sent_bytes: 1,
+        };
+        let outcome = crate::ledger::Outcome::Imported;
+        ledger.record_import("README.md".as_ref(), outcome, imported, []);
+        assert_eq!(why(&ledger, "README.md", false), None);
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Instant;
 
+use bundle::Foreign;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::{Entry, ErrorClass, Ledger, Outcome, label_name};
+use crate::ledger::{Entry, ErrorClass, Ledger, Outcome};
 use crate::roster::{Phase, Roster};
 
 /// How the node stands.
@@ -28,6 +29,17 @@ pub(crate) struct Status {
     pub(crate) unpack: Option<UnpackStatus>,
     /// By file name.
     pub(crate) bundles: Vec<BundleStatus>,
+    /// What else is in the folder and is left alone, by file name.
+    #[serde(default)]
+    pub(crate) ignored: Vec<IgnoredStatus>,
+}
+
+/// An entry of the images folder that is no bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IgnoredStatus {
+    pub(crate) name: Foreign,
+    /// Why it is left alone.
+    pub(crate) reason: String,
 }
 
 /// The daemon.
@@ -180,7 +192,7 @@ impl ImageStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BundleStatus {
     /// Its file name, as labels have it.
-    pub(crate) name: String,
+    pub(crate) name: Foreign,
     pub(crate) state: State,
     /// Of the file, in bytes; 0 for a folder.
     pub(crate) size: u64,
@@ -352,7 +364,7 @@ pub(crate) fn bundles(
     now: Instant,
 ) -> Vec<BundleStatus> {
     let mut bundles = Vec::new();
-    for name in roster.names(|phase| phase != Phase::Ignored) {
+    for name in roster.names(|phase| !matches!(phase, Phase::Ignored(_))) {
         let (Some(phase), Some(version)) = (roster.phase(&name), roster.version(&name)) else {
             continue;
         };
@@ -385,6 +397,15 @@ pub(crate) fn bundles(
     bundles
 }
 
+/// Everything in the folder that is left alone.
+pub(crate) fn ignored(roster: &Roster) -> Vec<IgnoredStatus> {
+    let status = |(name, reason): (&std::ffi::OsStr, crate::folder::Reason)| IgnoredStatus {
+        name: Foreign::file_name(name),
+        reason: reason.to_string(),
+    };
+    roster.ignored().into_iter().map(status).collect()
+}
+
 fn state(phase: Phase, is_stalled: bool) -> State {
     match phase {
         Phase::Settling { .. } if is_stalled => State::Stalled,
@@ -394,9 +415,21 @@ fn state(phase: Phase, is_stalled: bool) -> State {
         Phase::Following => State::Following,
         Phase::Known => State::Checking,
         Phase::Waiting => State::AwaitingChecksum,
-        Phase::Done | Phase::Ignored => State::Done,
+        Phase::Done | Phase::Ignored(_) => State::Done,
         Phase::Failed { retry: Some(_) } => State::Retrying,
         Phase::Failed { retry: None } => State::Failed,
+    }
+}
+
+#[cfg(test)]
+impl BundleStatus {
+    /// One of which nothing is known but its state.
+    pub(crate) fn named(name: &std::ffi::OsStr, state: State) -> BundleStatus {
+        BundleStatus {
+            state,
+            size: 1,
+            ..of_entry(name, None, None)
+        }
     }
 }
 
@@ -404,7 +437,7 @@ fn state(phase: Phase, is_stalled: bool) -> State {
 fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<Outcome>) -> BundleStatus {
     let imported = entry.and_then(|entry| entry.imported.as_ref());
     BundleStatus {
-        name: label_name(name),
+        name: Foreign::file_name(name),
         state: State::Gone,
         size: entry.map_or(0, |entry| entry.identity.size),
         outcome,
@@ -460,6 +493,7 @@ mod tests {
                 required: None,
                 unpack: None,
                 bundles: vec![bundle],
+                ignored: Vec::new(),
             }
             .tag()
         };

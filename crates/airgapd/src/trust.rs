@@ -13,7 +13,7 @@ use bundle::Identity;
 use oci_spec::image::Digest;
 
 use crate::checksum::{parse_line, text_lines};
-use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listed, Reason};
+use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listed};
 
 /// One file of digests may be this large, in bytes.
 const LARGEST: u64 = 4 << 20;
@@ -66,7 +66,7 @@ pub(crate) fn stamp(trusted: &Path) -> Vec<(OsString, Identity)> {
 }
 
 fn may_list_digests(class: &Class) -> bool {
-    matches!(class, Class::Candidate | Class::Ignored(Reason::Checksum))
+    *class == Class::Candidate
 }
 
 fn digests_in(folder: &Folder, entry: &Listed) -> Result<Vec<String>, String> {

@@ -97,6 +97,7 @@ impl<'r, 'a> Docker<'r, 'a> {
                 )
             }
         };
+        self.reader.charge(0, config.kept_bytes())?;
         let layers = match self.layers(given, &config, &mut problems) {
             Ok(layers) => layers,
             // The platform tells whether this node has reason to mind.

@@ -193,6 +193,11 @@ impl Config {
         })
     }
 
+    /// Bytes that the catalog keeps of it.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.diff_ids().iter().map(|diff_id| diff_id.len() as u64).sum()
+    }
+
     pub(crate) fn diff_ids(&self) -> &[String] {
         self.rootfs.as_ref().map_or(&[], |rootfs| &rootfs.diff_ids)
     }

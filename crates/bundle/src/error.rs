@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{Compression, Truncation, escape};
+use crate::{Compression, Truncation, escape, strangers};
 
 /// Why nothing can be said about a file, or why it is refused as a whole.
 ///
@@ -30,7 +30,19 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", escape::path(&self.path), self.fault)
+        write!(f, "{}: {}", escape::path(&self.path), self.fault)?;
+        let is_part = matches!(
+            self.fault,
+            Fault::Truncated(_)
+                | Fault::CompressedCut { .. }
+                | Fault::CompressedDamage { .. }
+                | Fault::Damaged { .. }
+                | Fault::Unrecognised(_)
+        );
+        match is_part && strangers::is_piece(&self.path) {
+            true => write!(f, "; by its name it is one piece of several: {}", strangers::JOIN),
+            false => Ok(()),
+        }
     }
 }
 

@@ -1,8 +1,87 @@
 //! Foreign text made fit to print: what an archive says must not drive a terminal or forge a log line.
 
+use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// Text that a bundle, a file name or another program chose.
+///
+/// It has no way to be printed raw: `{}` escapes every character that ends a line, drives a terminal, turns the
+/// direction of writing or is not to be seen at all, and `{:?}` quotes it as well. A precision (`{:.200}`) is the most
+/// characters that are shown of it. Documents carry it as it is, since JSON has escapes of its own.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Foreign<T = String>(T);
+
+impl<T: AsRef<str>> Foreign<T> {
+    /// Takes text for foreign.
+    pub fn new(text: T) -> Self {
+        Self(text)
+    }
+
+    /// The text as it is: to be compared, looked up and sent to machines.
+    pub fn raw(&self) -> &str {
+        self.0.as_ref()
+    }
+}
+
+impl Foreign<String> {
+    /// A file name, in which bytes that are no text are written `\xff`.
+    pub fn file_name(name: &OsStr) -> Self {
+        let mut text = String::new();
+        for chunk in name.as_bytes().utf8_chunks() {
+            text.push_str(chunk.valid());
+            for byte in chunk.invalid() {
+                text.push_str(&format!("\\x{byte:02x}"));
+            }
+        }
+        Self(text)
+    }
+}
+
+/// Whether a character is shown as itself.
+pub fn is_visible(c: char) -> bool {
+    // Bidirectional overrides and their like are no control characters, but `escape_debug` knows that
+    // they do not print. Quotes and backslashes, which it escapes as well, are harmless.
+    !c.is_control() && c.escape_debug().nth(1) != Some('u')
+}
+
+impl<T: AsRef<str>> fmt::Display for Foreign<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        shortened(f, self.raw(), |f, c| match is_visible(c) {
+            true => f.write_char(c),
+            false => write!(f, "{}", c.escape_debug()),
+        })
+    }
+}
+
+impl<T: AsRef<str>> fmt::Debug for Foreign<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        shortened(f, self.raw(), |f, c| write!(f, "{}", c.escape_debug()))?;
+        f.write_char('"')
+    }
+}
+
+/// Writes as many characters as the precision allows.
+fn shortened(
+    f: &mut fmt::Formatter<'_>,
+    text: &str,
+    write: impl Fn(&mut fmt::Formatter<'_>, char) -> fmt::Result,
+) -> fmt::Result {
+    let mut characters = text.chars();
+    let most = f.precision().unwrap_or(usize::MAX);
+    for c in characters.by_ref().take(most) {
+        write(f, c)?;
+    }
+    match characters.next() {
+        Some(_) => f.write_str("..."),
+        None => Ok(()),
+    }
+}
 
 /// Longest text that is printed whole, in bytes; a path on Linux is at most 4096 anyway.
 const LONGEST: usize = 512;
@@ -70,6 +149,26 @@ mod tests {
         for (given, printed) in rows {
             assert_eq!(bytes(given).to_string(), printed);
         }
+    }
+
+    #[test]
+    fn foreign_text_is_never_printed_raw() {
+        let rows = [
+            ("plain \"quoted\" \\ text", "plain \"quoted\" \\ text"),
+            ("gr\u{f6}\u{df}e \u{4e2d}", "gr\u{f6}\u{df}e \u{4e2d}"),
+            ("new\nline\r\t", "new\\nline\\r\\t"),
+            ("a\u{1b}[31mb\u{7}", "a\\u{1b}[31mb\\u{7}"),
+            ("C1: \u{9b}1m \u{85}", "C1: \\u{9b}1m \\u{85}"),
+            ("\u{202e}rat.\u{2066}", "\\u{202e}rat.\\u{2066}"),
+            ("a\u{2028}b\u{200b}", "a\\u{2028}b\\u{200b}"),
+        ];
+        for (given, printed) in rows {
+            assert_eq!(Foreign::new(given).to_string(), printed);
+        }
+        assert_eq!(format!("{:.3}", Foreign::new("abcd")), "abc...");
+        assert_eq!(format!("{:?}", Foreign::new("a\"\n")), r#""a\"\n""#);
+        let name = OsStr::from_bytes(b"\xff\n.tar");
+        assert_eq!(Foreign::file_name(name).to_string(), "\\xff\\n.tar");
     }
 
     #[test]

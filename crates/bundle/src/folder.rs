@@ -8,12 +8,12 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use crate::places::Place;
-use crate::table::Found;
+use crate::table::{Blobs, Found};
 use crate::{Fault, Identity};
 
 /// What tells that a layout was written to: its documents, and its folders, which change with their entries.
@@ -58,6 +58,28 @@ impl Folder {
             ctime_ns: number(8),
             ..own
         })
+    }
+
+    /// What there is where the blobs should be.
+    pub(crate) fn blobs(&self) -> Blobs {
+        let is_link = |name: &str| {
+            let stat = rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW);
+            stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+        };
+        if is_link("blobs") || is_link("blobs/sha256") {
+            return Blobs::Link;
+        }
+        let has_entries = |name: &str| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let folder = rustix::fs::openat(&self.0, name, flags, Mode::empty());
+            let entries = folder.and_then(rustix::fs::Dir::read_from);
+            let is_own = |entry: &rustix::fs::DirEntry| !matches!(entry.file_name().to_bytes(), b"." | b"..");
+            entries.is_ok_and(|entries| entries.flatten().any(|entry| is_own(&entry)))
+        };
+        match ["blobs/sha256", "blobs/sha512"].into_iter().any(has_entries) {
+            true => Blobs::Something,
+            false => Blobs::Nothing,
+        }
     }
 
     /// Looks a clean name up.

@@ -221,6 +221,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
             Err(reason) => manifest.config.state = PartState::Broken(reason),
             Ok(bytes) => match documents::parse::<Config>(&bytes) {
                 Ok(config) => {
+                    // A config is shared by many manifests, and each of them keeps what it says.
+                    self.reader.charge(0, config.kept_bytes())?;
                     manifest.problems = problems(&config, &manifest.layers);
                     manifest.config_platform = config.platform();
                     manifest.diff_ids = config.parsed_diff_ids();

@@ -52,6 +52,7 @@ mod read;
 mod reader;
 mod reliance;
 mod sparse;
+mod strangers;
 mod stream;
 mod table;
 mod tar;
@@ -63,6 +64,7 @@ pub use catalog::{
 };
 pub use compression::Compression;
 pub use error::{Error, Fault, Warning};
+pub use escape::{Foreign, is_visible};
 pub use graph::{Store, resolve};
 pub use limits::Limits;
 pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};

@@ -18,6 +18,9 @@ pub struct Limits {
     pub descriptors: usize,
     /// Entries of `index.json`, or elements of `manifest.json`.
     pub images: usize,
+    /// Names of one image, by whatever entries it has them. Each becomes a record or two in containerd, whose list of
+    /// them has to fit into one message.
+    pub names: usize,
     /// Bytes of one PAX or GNU extended header.
     pub extended_header: u64,
     /// Binary logarithm of the largest window of a zstd bundle in bytes, and of the largest dictionary of an xz
@@ -53,8 +56,10 @@ impl Default for Limits {
             json_document: 8 << 20,
             index_depth: 8,
             entries: 1_000_000,
-            descriptors: 10_000,
-            images: 1_000,
+            // Ten for each image: its index, manifest and config, and seven layers.
+            descriptors: 50_000,
+            images: 5_000,
+            names: 256,
             extended_header: 64 << 10,
             zstd_window_log: 27,
             // gzip makes 1032 bytes of one at most; what we write with zstd keeps to it by ballast.

@@ -18,10 +18,10 @@ use crate::layout::{self, Layout};
 use crate::packed::Packed;
 use crate::places::Places;
 use crate::reader::Reader;
-use crate::table::{Archive, Found};
+use crate::table::{Archive, Blobs, Found};
 use crate::{
     Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Manifest, PartState,
-    RawName, Reliance, Truncation, Warning, digests, escape, reliance, tar,
+    RawName, Reliance, Truncation, Warning, digests, escape, reliance, strangers, tar,
 };
 
 const LAYOUT_FILE: &str = "oci-layout";
@@ -110,6 +110,13 @@ fn draw_once(
     let documents = Documents::read(archive, limits)?;
     let mut reader = Reader::new(archive, limits);
     let found = documents.images(&mut reader)?;
+    if archive.ending == Ending::Marker
+        && reader.places.is_empty()
+        && let Some(reason) = blobs_elsewhere(archive, &found)
+    {
+        return Err(Fault::Unrecognised(reason));
+    }
+    check_names(&found.images, limits)?;
     let mut warnings = archive.warnings.clone();
     warnings.extend(found.warnings);
     let catalog = Catalog {
@@ -133,7 +140,11 @@ fn recognise(file: &File, length: u64) -> Result<Compression, Fault> {
     file.read_exact_at(&mut start, 0).map_err(tar::read_error)?;
     match Compression::detect(&start) {
         _ if tar::is_header(&start) => Ok(Compression::None),
-        Compression::None => Err(no_tar(&start, length, "")),
+        Compression::None => {
+            let mut start = vec![0; strangers::PEEK.min(usize::try_from(length).unwrap_or(usize::MAX))];
+            file.read_exact_at(&mut start, 0).map_err(tar::read_error)?;
+            Err(no_tar(&start, length, ""))
+        }
         codec => Ok(codec),
     }
 }
@@ -141,19 +152,20 @@ fn recognise(file: &File, length: u64) -> Result<Compression, Fault> {
 /// Makes sure that there is a tar archive in compressed data, or says what else there is.
 fn recognise_packed(packed: &Packed) -> Result<(), Fault> {
     let mut start = Vec::new();
-    let decoder = packed.decoder()?;
-    decoder
-        .take(tar::BLOCK)
-        .read_to_end(&mut start)
-        .map_err(tar::read_error)?;
+    let mut decoder = packed.decoder()?;
+    let mut read_on = |start: &mut Vec<u8>, bytes: u64| {
+        let read = decoder.by_ref().take(bytes).read_to_end(start);
+        read.map_err(tar::read_error)
+    };
+    read_on(&mut start, tar::BLOCK)?;
     let codec = packed.compression;
     match Compression::detect(&start) {
         _ if tar::is_header(&start) => Ok(()),
-        Compression::None => Err(no_tar(
-            &start,
-            start.len() as u64,
-            &format!(" compressed with {codec}"),
-        )),
+        Compression::None => {
+            read_on(&mut start, strangers::PEEK as u64)?;
+            let compressed = format!(" compressed with {codec}");
+            Err(no_tar(&start, start.len() as u64, &compressed))
+        }
         inner => Err(Fault::Unrecognised(format!(
             "it is compressed twice, with {codec} and inside with {inner}; decompress it once"
         ))),
@@ -164,6 +176,12 @@ fn recognise_packed(packed: &Packed) -> Result<(), Fault> {
 fn no_tar(start: &[u8], length: u64, compressed: &str) -> Fault {
     // Every header has zero bytes, no text has.
     let has_zeros = start.contains(&0);
+    if let Some(stranger) = strangers::named(start) {
+        return Fault::Unrecognised(match compressed {
+            "" => format!("this is {stranger}"),
+            compressed => format!("inside it,{compressed}, is {stranger}"),
+        });
+    }
     if start.iter().all(|byte| *byte == 0) && (length == 0 || length >= tar::BLOCK) {
         return Fault::Unrecognised("the archive is empty".to_owned());
     }
@@ -176,6 +194,30 @@ fn no_tar(start: &[u8], length: u64, compressed: &str) -> Fault {
         });
     }
     Fault::Unrecognised(format!("this is no tar archive{compressed}"))
+}
+
+/// Why a layout of which no blob was found has them elsewhere; `None` where they are just missing.
+fn blobs_elsewhere(archive: &Archive, found: &Images) -> Option<String> {
+    if found.format == Format::DockerArchive || !found.images.iter().all(is_without_root) {
+        return None;
+    }
+    let noun = archive.noun();
+    let why = match archive.blobs() {
+        Blobs::Link => "`blobs` is a symbolic link, and none is followed out of it",
+        Blobs::Nothing => "the blobs are elsewhere, as after `skopeo copy --dest-shared-blob-dir`",
+        Blobs::Something => return None,
+    };
+    Some(format!(
+        "the {noun} is an image layout without blobs: {why}; make a bundle with `skopeo copy --src-shared-blob-dir \
+         BLOBS oci:FOLDER:NAME oci-archive:images.tar:NAME`"
+    ))
+}
+
+fn is_without_root(image: &Image) -> bool {
+    let Content::Broken(reason) = &image.root.content else {
+        return image.root.content == Content::Absent;
+    };
+    reason.contains("is a link")
 }
 
 /// The documents that say what an archive holds.
@@ -297,8 +339,16 @@ fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
     if let Ending::Truncated(truncation) = &archive.ending {
         return Fault::Truncated(truncation.clone());
     }
-    let reason = if is_layout {
+    let reason = if is_root_file_system(archive) {
+        strangers::ROOT_FILE_SYSTEM.to_owned()
+    } else if is_layout {
         "there is an oci-layout file but neither index.json nor manifest.json".to_owned()
+    } else if let Some(folder) = archive
+        .nested_in
+        .as_ref()
+        .filter(|folder| is_dir_form(archive, folder))
+    {
+        format!("{} (in folder {folder}/ of the archive)", strangers::DIR_FORM)
     } else if let Some(folder) = &archive.nested_in {
         format!(
             "the image layout is in folder {folder}/ of the archive; pack what is in that folder, not the folder"
@@ -309,6 +359,35 @@ fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
         format!("the {} has neither index.json nor manifest.json", archive.noun())
     };
     Fault::Unrecognised(reason)
+}
+
+fn is_root_file_system(archive: &Archive) -> bool {
+    let is_there = |name: &str| !matches!(archive.find(name), Found::Nothing);
+    let usual = strangers::ROOT_FILES.iter().filter(|name| is_there(name));
+    is_there(".dockerenv") || usual.count() >= 2
+}
+
+/// Whether what is in a folder of the archive is skopeo's `dir:` form, whose `manifest.json` is one image's manifest.
+fn is_dir_form(archive: &Archive, folder: &str) -> bool {
+    let Found::File(place) = archive.find(&format!("{folder}/{DOCKER}")) else {
+        return false;
+    };
+    let is_small = place.size() <= Limits::default().json_document;
+    is_small && matches!(archive.read(&place), Ok(Some(bytes)) if is_manifest(&bytes))
+}
+
+/// Whether a document is an object with the members of a manifest or an index, and not the list of a Docker archive.
+fn is_manifest(document: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Manifest {
+        schema_version: Option<serde::de::IgnoredAny>,
+        media_type: Option<serde::de::IgnoredAny>,
+    }
+    let manifest = serde_json::from_slice::<Manifest>(document);
+    let begins_as_object = document.trim_ascii_start().starts_with(b"{");
+    begins_as_object
+        && manifest.is_ok_and(|manifest| manifest.schema_version.is_some() || manifest.media_type.is_some())
 }
 
 fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>>) -> Result<Images, Fault> {
@@ -351,6 +430,9 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
 }
 
 fn from_docker(reader: &mut Reader<'_>, document: &[u8]) -> Result<Images, Fault> {
+    if is_manifest(document) {
+        return Err(Fault::Unrecognised(strangers::DIR_FORM.to_owned()));
+    }
     let elements = elements(document)?;
     if elements.is_empty() {
         return Err(Fault::Document {
@@ -402,11 +484,31 @@ fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
 fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<(), Fault> {
     if count > limits.images {
         return Err(Fault::Limit {
-            what: format!("images in {entry}"),
+            what: format!("images in {entry}: there are {count} (limits.images)"),
             limit: limits.images as u64,
         });
     }
     Ok(())
+}
+
+/// Bounds the names of each image: entries for the same descriptor are one image.
+fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
+    let mut counts: HashMap<&Digest, usize> = HashMap::new();
+    for image in images {
+        *counts.entry(image.root.descriptor.digest()).or_default() += image.names.len();
+    }
+    let is_beyond = |image: &&Image| counts[image.root.descriptor.digest()] > limits.names;
+    let Some(image) = images.iter().find(is_beyond) else {
+        return Ok(());
+    };
+    let digest = image.root.descriptor.digest();
+    Err(Fault::Limit {
+        what: format!(
+            "names of one image: {digest} has {} (limits.names)",
+            counts[digest]
+        ),
+        limit: limits.names as u64,
+    })
 }
 
 /// Identity of content that no document pins by itself.

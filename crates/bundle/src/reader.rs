@@ -42,7 +42,7 @@ impl Account {
         self.kept += kept;
         if self.descriptors > limits.descriptors {
             return Err(Fault::Limit {
-                what: "descriptors in all images together".to_owned(),
+                what: "descriptors in all images together (limits.descriptors)".to_owned(),
                 limit: limits.descriptors as u64,
             });
         }

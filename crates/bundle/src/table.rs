@@ -47,6 +47,19 @@ pub(crate) struct Archive {
     pub(crate) warnings: Vec<Warning>,
     /// A folder that has an `index.json` or a `manifest.json`, escaped: a frequent packing mistake.
     pub(crate) nested_in: Option<String>,
+    /// Whether there is an entry below `blobs/`.
+    has_blobs: bool,
+}
+
+/// What there is where the blobs of a layout should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blobs {
+    /// A link, which is not followed out of the bundle.
+    Link,
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// Files, whichever.
+    Something,
 }
 
 /// What the bytes at an offset are taken from.
@@ -138,6 +151,7 @@ impl Archive {
             ending: Ending::NoMarker,
             warnings: Vec::new(),
             nested_in: None,
+            has_blobs: false,
         }
     }
 
@@ -254,8 +268,21 @@ impl Archive {
         let folder = name
             .strip_suffix(b"/index.json")
             .or_else(|| name.strip_suffix(b"/manifest.json"));
+        self.has_blobs |= name.starts_with(b"blobs/");
         if self.nested_in.is_none() {
             self.nested_in = folder.map(|folder| escape::bytes(folder).to_string());
+        }
+    }
+
+    /// What there is where the blobs of a layout should be.
+    pub(crate) fn blobs(&self) -> Blobs {
+        if let Store::Folder(folder) = &self.store {
+            return folder.blobs();
+        }
+        match self.entries.get(Fingerprint::of(b"blobs")) {
+            _ if self.has_blobs => Blobs::Something,
+            Some(Item::Link(_) | Item::LinkOutside) => Blobs::Link,
+            _ => Blobs::Nothing,
         }
     }
 

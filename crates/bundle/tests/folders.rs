@@ -54,6 +54,35 @@ fn a_folder_is_what_its_archive_is() {
 }
 
 #[test]
+fn a_layout_whose_blobs_are_elsewhere_is_said_to_be_one() {
+    let [archive, ..] = archives();
+    let shared = extracted(&archive);
+    let app = shared.path().join("app");
+    fs::create_dir(&app).unwrap();
+    for file in ["index.json", "oci-layout"] {
+        fs::rename(shared.path().join(file), app.join(file)).unwrap();
+    }
+    let said = || match open_dir(&app).unwrap_err().fault {
+        Fault::Unrecognised(reason) => reason,
+        fault => panic!("{fault}"),
+    };
+    let elsewhere = said();
+    assert!(
+        elsewhere.contains("the blobs are elsewhere") && elsewhere.contains("--src-shared-blob-dir"),
+        "{elsewhere}"
+    );
+    symlink("../blobs", app.join("blobs")).unwrap();
+    let linked = said();
+    assert!(
+        linked.contains("`blobs` is a symbolic link") && linked.contains("--src-shared-blob-dir"),
+        "{linked}"
+    );
+    fs::remove_file(app.join("blobs")).unwrap();
+    fs::create_dir_all(app.join("blobs/sha256")).unwrap();
+    assert_eq!(said(), elsewhere);
+}
+
+#[test]
 fn blobs_of_a_folder_are_streamed_and_read_from_any_offset() {
     use std::io::Read as _;
     let [archive, ..] = archives();

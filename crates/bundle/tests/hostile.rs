@@ -232,6 +232,25 @@ fn annotations_beyond_the_limit_are_refused() {
     assert!(matches!(fault, Fault::Limit { .. }), "{fault}");
 }
 
+/// Each manifest keeps what the config says, so a config that many share costs as often as it is named.
+#[test]
+fn a_large_config_that_many_manifests_share_is_refused() {
+    let diff_ids = vec![format!("sha256:{}", "a".repeat(64)); 10_000];
+    let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+    let manifest = |n: usize| {
+        Manifest::new("linux/amd64")
+            .config("rootfs", rootfs.clone())
+            .member("annotations", json!({"n": n.to_string()}))
+    };
+    let bundle_of = |count: usize| {
+        let image = (0..count).fold(Image::new("a"), |image, n| image.manifest(manifest(n)));
+        Layout::new().image(image.in_an_index()).build()
+    };
+    good(&bundle_of(5));
+    let fault = refused(&bundle_of(20));
+    assert!(matches!(fault, Fault::Limit { .. }), "{fault}");
+}
+
 #[test]
 fn a_document_beyond_the_limit_breaks_its_image_only() {
     let mut manifest = Manifest::new("linux/amd64").layer(b"x");

@@ -772,6 +772,67 @@ fn an_archive_without_a_list_of_images_is_no_bundle_and_says_what_may_help() {
     }
 }
 
+/// An archive of files.
+fn packed(files: &[(&str, &str)]) -> Archive {
+    let mut archive = one_image();
+    archive.entries.clear();
+    for (name, text) in files {
+        archive.add(name, (*text).to_owned());
+    }
+    archive
+}
+
+#[test]
+fn archives_that_hold_no_images_are_named_with_the_command_that_makes_a_bundle() {
+    let manifest = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
+    let version = "Directory Transport Version: 1.1\n";
+    let mut linked = one_image();
+    linked.entries.retain(|entry| !entry.name.starts_with("blobs"));
+    let mut elsewhere = linked.clone();
+    elsewhere.add("README", "hello".to_owned());
+    linked.push("blobs", EntryKind::Symlink("../blobs".to_owned()));
+    let rows = [
+        (
+            packed(&[("version", version), ("manifest.json", manifest)]),
+            "skopeo's dir: form",
+            "oci-archive:",
+        ),
+        (
+            packed(&[("all/version", version), ("all/manifest.json", manifest)]),
+            "skopeo's dir: form",
+            "oci-archive:",
+        ),
+        (
+            packed(&[(".dockerenv", ""), ("bin/sh", "x")]),
+            "docker export",
+            "docker save",
+        ),
+        (
+            packed(&[("etc/passwd", "x"), ("bin/sh", "x")]),
+            "docker export",
+            "docker save",
+        ),
+        (
+            packed(&[("etc/passwd", "x"), ("bin/sh", "x"), ("app/manifest.json", "[]")]),
+            "docker export",
+            "docker save",
+        ),
+        (linked, "`blobs` is a symbolic link", "--src-shared-blob-dir"),
+        (elsewhere, "the blobs are elsewhere", "--src-shared-blob-dir"),
+    ];
+    for (archive, what, remedy) in rows {
+        match refused(&archive) {
+            Fault::Unrecognised(reason) => {
+                assert!(
+                    reason.contains(what) && reason.contains(remedy),
+                    "{what}: {reason}"
+                );
+            }
+            fault => panic!("{what}: {fault}"),
+        }
+    }
+}
+
 #[test]
 fn the_digest_of_the_content_is_that_of_the_index() {
     let archive = one_image();

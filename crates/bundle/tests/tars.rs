@@ -5,8 +5,8 @@ mod common;
 use std::fs::File;
 use std::path::Path;
 
-use airgapd_bundle::fixtures::{Archive, Data, EntryKind, Image, Layout};
-use airgapd_bundle::{Bundle, Ending, Fault, Limits, Warning};
+use airgapd_bundle::fixtures::{Archive, Data, EntryKind, Image, Layout, compress};
+use airgapd_bundle::{Bundle, Compression, Ending, Fault, Limits, Warning};
 use common::*;
 use tar::{EntryType, Header};
 
@@ -536,6 +536,48 @@ fn what_is_no_plain_tar_is_named() {
 }
 
 #[test]
+fn other_formats_are_named_with_what_helps_also_inside_compressed_data_and_in_pieces() {
+    let page = b"<!DOCTYPE html><html><body>Sign in</body></html>".to_vec();
+    let mut gzipped = Vec::new();
+    compress(Compression::Gzip, &mut gzipped, |out| out.write_all(&page)).unwrap();
+    let mut middle = vec![7; 512];
+    middle.extend(
+        Layout::new()
+            .image(Image::new("a").layer(b"x"))
+            .build()
+            .to_bytes(),
+    );
+    let rows: [(&[u8], &str); 5] = [
+        (
+            b"PK\x03\x04 and so on",
+            "this is a zip archive; take the archive out of it with `unzip FILE`",
+        ),
+        (
+            b"\x02\x21\x4c\x18 and so on",
+            "this is legacy lz4 data; decompress it with `lz4 -dc",
+        ),
+        (&page, "this is a web page (HTML); the download failed"),
+        (&gzipped, "inside it, compressed with gzip, is a web page (HTML)"),
+        (
+            &middle,
+            "the middle of a tar archive, one piece of several; put all pieces together",
+        ),
+    ];
+    for (bytes, expected) in rows {
+        let error = open(bytes).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(matches!(error.fault, Fault::Unrecognised(_)) && !error.looks_unfinished());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["images.tar.001", "images.tar.gz.ab"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, [0xa5; 3000]).unwrap();
+        let error = Bundle::open(&path, &Limits::default()).unwrap_err();
+        assert!(error.to_string().contains("one piece of several"), "{error}");
+    }
+}
+
+#[test]
 fn what_is_no_regular_file_is_named_and_never_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe\x1b[2J");
@@ -564,6 +606,48 @@ fn what_is_no_regular_file_is_named_and_never_waited_for() {
 }
 
 #[test]
+fn the_names_of_one_image_are_bounded_however_its_entries_share_them() {
+    let named = |count: usize| {
+        let image = Image::new("r.test/a:0").platform("linux/amd64").layer(b"x");
+        (1..count).fold(image, |image, n| image.repo_tag(&format!("r.test/a:{n}")))
+    };
+    let in_one = |count| Layout::docker().image(named(count)).build();
+    let in_many = |count: usize| {
+        let entry = |n: usize| {
+            Image::new(&format!("r.test/a:{n}"))
+                .platform("linux/amd64")
+                .layer(b"x")
+        };
+        (0..count)
+            .fold(Layout::new(), |layout, n| layout.image(entry(n)))
+            .build()
+    };
+    for make in [&in_one as &dyn Fn(usize) -> Archive, &in_many] {
+        good(&make(256));
+        match refused(&make(257)) {
+            Fault::Limit { what, limit: 256 } => {
+                assert!(what.starts_with("names of one image: sha256:"), "{what}");
+                assert!(what.ends_with(" has 257 (limits.names)"), "{what}");
+            }
+            fault => panic!("{fault}"),
+        }
+    }
+}
+
+#[test]
+fn a_sound_bundle_of_5000_images_is_taken() {
+    let image = |n: usize| {
+        Image::new(&format!("r.test/i{n}:1"))
+            .platform("linux/amd64")
+            .layer(n.to_string())
+    };
+    let archive = (0..5000)
+        .fold(Layout::new(), |layout, n| layout.image(image(n)))
+        .build();
+    assert_eq!(good(&archive).catalog().images.len(), 5000);
+}
+
+#[test]
 fn limits_are_errors_of_their_own() {
     let image = |name: &str| Image::new(name).platform("linux/amd64").layer(name.as_bytes());
     let archive = Layout::new().image(image("a:1")).image(image("b:1")).build();
@@ -586,7 +670,7 @@ fn limits_are_errors_of_their_own() {
                 images: 1,
                 ..generous.clone()
             },
-            "more than 1 images in index.json",
+            "more than 1 images in index.json: there are 2 (limits.images)",
         ),
         (
             &docker,
@@ -594,7 +678,7 @@ fn limits_are_errors_of_their_own() {
                 images: 1,
                 ..generous.clone()
             },
-            "more than 1 images in manifest.json",
+            "more than 1 images in manifest.json: there are 2 (limits.images)",
         ),
         (
             &archive,

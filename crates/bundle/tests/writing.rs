@@ -252,14 +252,22 @@ fn a_draft_that_contradicts_itself_is_refused() {
             .to_string()
             .contains("its own image")
     );
+    let mut many_names = good.clone();
+    many_names.images[0].names = (0..257).map(|i| format!("docker.io/library/a:{i}")).collect();
+    let said = |draft: &Draft| Layout::of(draft).unwrap_err().to_string();
+    assert!(said(&many_names).contains("has 257 names, more than the 256"));
     let mut many = good;
-    many.images[0].names = (0..1001).map(|i| format!("docker.io/library/a:{i}")).collect();
-    assert!(
-        Layout::of(&many)
-            .unwrap_err()
-            .to_string()
-            .contains("several bundles")
-    );
+    let image = many.images[0].clone();
+    many.images = (0..5001)
+        .map(|i| {
+            let mut image = image.clone();
+            image.names = vec![format!("docker.io/library/a:{i}")];
+            let digest = format!("sha256:{i:064x}").parse().unwrap();
+            image.target.set_digest(digest);
+            image
+        })
+        .collect();
+    assert!(said(&many).contains("5001 names of images are more than the 5000"));
 }
 
 #[test]

@@ -37,7 +37,7 @@ use ingest::not_begun;
 pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, Silent, carry_out, chain};
 pub use labels::{Source, bundle_id, short_hash};
 pub use lease::{Lease, PREFIX as LEASE_PREFIX};
-pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference, printable};
+pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference, printable, shown};
 pub use pace::{Gentleness, Pace};
 pub use pattern::{InvalidPattern, Pattern};
 pub use plan::{
@@ -305,7 +305,7 @@ fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Dige
     let missing: Vec<BlobRef> = reliance.blobs.iter().filter(is_missed).cloned().collect();
     (!missing.is_empty()).then(|| Error::BaseMissing {
         path: bundle.path().to_owned(),
-        base: printable(&reliance.base).trim_matches('"').to_owned(),
+        base: shown(&reliance.base),
         missing,
     })
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-use bundle::RawName;
+use bundle::{Foreign, RawName};
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -230,16 +230,16 @@ fn is_bare_hex(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// `text` with every control character escaped and at most 200 characters long, for messages and terminals.
+/// `text` in quotes, with every control character escaped and at most 200 characters long, for messages and terminals.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let shown: String = text.chars().take(200).flat_map(char::escape_debug).collect();
-    let dots = if text.chars().nth(200).is_some() {
-        "..."
-    } else {
-        ""
-    };
-    format!("\"{shown}{dots}\"")
+    format!("{:.200?}", Foreign::new(text))
+}
+
+/// The same without quotes.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    format!("{:.200}", Foreign::new(text))
 }
 
 /// Which `name@digest` records are added to a named image, so that pods pinned by digest find it offline.

@@ -10,7 +10,7 @@ use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use platforms::{Chosen, Matcher, Platform, Rules};
 use serde::{Deserialize, Serialize};
 
-use crate::names::{Naming, Reference, printable};
+use crate::names::{Naming, Reference, shown};
 
 /// The platforms that are taken from a bundle.
 #[derive(Clone, Debug)]
@@ -316,13 +316,14 @@ fn label(group: &[&Image]) -> String {
     let name = group.iter().flat_map(|image| &image.names).next();
     name.map_or_else(
         || group[0].root.descriptor.digest().to_string(),
-        |name| printable(name.as_str()).trim_matches('"').to_owned(),
+        |name| shown(name.as_str()),
     )
 }
 
 fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<String>) -> Verdict {
     let mut records: Vec<NamedTarget> = Vec::new();
     let mut all: Vec<Reference> = Vec::new();
+    let mut seen: HashSet<Reference> = HashSet::new();
     let mut forbidden = 0;
     for image in group {
         let names = policy
@@ -331,7 +332,7 @@ fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<St
         notes.extend(names.refused);
         forbidden += names.forbidden;
         for reference in names.references {
-            if !all.contains(&reference) {
+            if seen.insert(reference.clone()) {
                 records.push(NamedTarget {
                     name: reference.to_string(),
                     target: image.root.descriptor.clone(),
@@ -495,7 +496,8 @@ impl Walk<'_> {
     ) -> Result<(Closure, Rank), Unfit> {
         let best = self.required(root, children, notes)?;
         let mut builder = Builder::default();
-        let keep = |node: &Node| self.keeps(node, &best);
+        let required: HashSet<&Digest> = best.iter().map(|node| node.descriptor.digest()).collect();
+        let keep = |node: &Node| self.keeps(node, &required);
         builder.index(root, children, &keep, notes);
         let platforms = builder.platforms(&best);
         let rank = best.iter().filter_map(|node| self.rank(node)).min();
@@ -537,11 +539,8 @@ impl Walk<'_> {
     }
 
     /// Whether a child of an index is taken: it is one of the required, or it suits and is whole.
-    fn keeps(&self, node: &Node, best: &[&Node]) -> bool {
-        if best
-            .iter()
-            .any(|required| required.descriptor.digest() == node.descriptor.digest())
-        {
+    fn keeps(&self, node: &Node, required: &HashSet<&Digest>) -> bool {
+        if required.contains(node.descriptor.digest()) {
             return true;
         }
         let suits = match (self.wanted, &node.platform) {
@@ -554,7 +553,7 @@ impl Walk<'_> {
                 Content::Manifest(manifest) => {
                     self.rank(node).is_some() && problems(node, manifest).is_empty()
                 }
-                Content::Index(children) => children.iter().any(|child| self.keeps(child, best)),
+                Content::Index(children) => children.iter().any(|child| self.keeps(child, required)),
                 Content::Other => true,
                 Content::Absent | Content::Broken(_) => false,
             }
@@ -838,12 +837,13 @@ fn leaves(children: &[Node]) -> Vec<&Node> {
 /// The platforms below an index that the bundle has something for, without repetition.
 fn offered(children: &[Node]) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
+    let mut seen: HashSet<String> = HashSet::new();
     for node in leaves(children)
         .into_iter()
         .filter(|node| !matches!(node.content, Content::Absent))
     {
         let text = platform_text(node);
-        if is_runnable(node) && text != "unknown/unknown" && !texts.contains(&text) {
+        if is_runnable(node) && text != "unknown/unknown" && seen.insert(text.clone()) {
             texts.push(text);
         }
     }
@@ -940,8 +940,9 @@ impl Builder {
             .filter(|n| is_runnable(n))
             .map(|n| platform_text(n))
             .collect();
+        let mut seen: HashSet<String> = platforms.iter().cloned().collect();
         for platform in std::mem::take(&mut self.extra_platforms) {
-            if !platforms.contains(&platform) {
+            if seen.insert(platform.clone()) {
                 platforms.push(platform);
             }
         }

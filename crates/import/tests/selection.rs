@@ -1,8 +1,10 @@
 //! Which images of a bundle a node takes: bundles made in the test, no containerd.
 
+use std::time::{Duration, Instant};
+
 use airgapd_import::{Choice, DigestReferences, Naming, Policy, Skip, Taken, Verdict, Wanted, select};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
-use bundle::{Bundle, Limits};
+use bundle::{Bundle, Content, Limits, RawName};
 use oci_spec::image::Digest;
 use platforms::{Platform, Rules};
 use serde_json::json;
@@ -73,6 +75,49 @@ fn needs(choice: &Choice, digest: &Digest) -> bool {
         .blobs
         .iter()
         .any(|blob| blob.digest == *digest)
+}
+
+/// Held against each other one by one, 100,000 names take minutes; a bundle is refused long before, and a limit may be
+/// raised.
+#[test]
+fn the_time_that_names_and_manifests_take_grows_with_their_number_only() {
+    let mut catalog = open(
+        &Layout::new()
+            .image(Image::new("r.test/a:1").platform("linux/amd64").layer(b"x"))
+            .build(),
+    )
+    .catalog()
+    .clone();
+    let names = (0..100_000).map(|n| RawName::RepoTag(format!("r.test/a:{n}")));
+    catalog.images[0].names = names.collect();
+    let mut child = catalog.images[0].clone();
+    child.names = Vec::new();
+    let children = (0..30_000).map(|n: u32| {
+        let mut node = child.root.clone();
+        node.descriptor
+            .set_digest(format!("sha256:{n:064x}").parse().unwrap());
+        node.platform = Some(format!("linux/arch{n}").parse().unwrap());
+        node
+    });
+    child.root.content = Content::Index(children.collect());
+    child
+        .root
+        .descriptor
+        .set_digest(format!("sha256:{:064x}", u32::MAX).parse().unwrap());
+    child.names.push(RawName::RepoTag("r.test/index:1".to_owned()));
+    catalog.images.push(child);
+    let started = Instant::now();
+    let all = Policy {
+        wanted: Wanted::All {
+            rules: vec![Rules::Rc1],
+        },
+        ..node("linux/amd64")
+    };
+    let selection = select(&catalog, &all);
+    let records: usize = selection.taken().map(|taken| taken.records.len()).sum();
+    assert_eq!(records, 100_001);
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
 fn index_of(platforms: &[&str]) -> Archive {

@@ -28,7 +28,7 @@ use super::inspect::Inspection;
 use super::making::{self, Proof, Target, Told, compression};
 use crate::cli::{BundleArtifactsArgs, Insecure};
 use crate::config::OutputFormat;
-use crate::output;
+use crate::output::{self, Page};
 
 /// An inventory may be this long, in bytes.
 const LARGEST_INVENTORY: u64 = 64 << 20;
@@ -559,26 +559,25 @@ impl Report {
 }
 
 impl Told for Report {
-    fn text(&self) -> String {
-        use std::fmt::Write as _;
-        let mut text = String::new();
+    fn text(&self) -> Page {
+        let mut text = Page::new();
         for image in &self.images {
             let platforms = image.platforms.join(", ");
-            let _ = writeln!(
+            output::line!(
                 text,
                 "  {:>9}  {} ({platforms})",
                 output::bytes(image.bytes),
                 image.name
             );
             for missing in &image.missing_platforms {
-                let _ = writeln!(text, "             has nothing for {missing}");
+                output::line!(text, "             has nothing for {missing}");
             }
             if let Some(reason) = &image.no_image {
-                let _ = writeln!(text, "             {reason}");
+                output::line!(text, "             {reason}");
             }
         }
         let blobs = &self.blobs;
-        let _ = writeln!(
+        output::line!(
             text,
             "{}: {} images, {} in {} blobs ({} fetched, {} from the cache)",
             self.path,
@@ -590,7 +589,7 @@ impl Told for Report {
         );
         if let Some(base) = &self.base {
             let bytes = output::bytes(blobs.left_out_bytes);
-            let _ = writeln!(
+            output::line!(
                 text,
                 "a delta on {base}: {} layers ({bytes}) are left out",
                 blobs.left_out

@@ -21,7 +21,7 @@ use super::Exit;
 use super::making::{self, Target, Told};
 use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
 use crate::config::{OutputFormat, Settings};
-use crate::output;
+use crate::output::{self, Page};
 
 /// Carries out a verb. Interrupted, it leaves no half file.
 pub(crate) async fn run(
@@ -217,16 +217,15 @@ impl FileReport {
         }
     }
 
-    fn write_text(&self, text: &mut String) {
-        use std::fmt::Write as _;
+    fn write_text(&self, text: &mut Page) {
         let (count, bytes) = (self.images.len(), output::bytes(self.bytes));
-        let _ = writeln!(text, "{}: {count} images, {bytes}", self.path);
+        output::line!(text, "{}: {count} images, {bytes}", self.path);
         if let Some(base) = &self.base {
-            let _ = writeln!(text, "  a delta on {base}");
+            output::line!(text, "  a delta on {base}");
         }
         for image in &self.images {
             let name = image.names.first().unwrap_or(&image.digest);
-            let _ = writeln!(text, "  {:>9}  {name}", output::bytes(image.bytes));
+            output::line!(text, "  {:>9}  {name}", output::bytes(image.bytes));
         }
     }
 }
@@ -241,8 +240,8 @@ struct MergeReport {
 }
 
 impl Told for MergeReport {
-    fn text(&self) -> String {
-        let mut text = String::new();
+    fn text(&self) -> Page {
+        let mut text = Page::new();
         self.bundle.write_text(&mut text);
         write_warnings(&mut text, &self.warnings);
         text
@@ -258,8 +257,8 @@ struct SplitReport {
 }
 
 impl Told for SplitReport {
-    fn text(&self) -> String {
-        let mut text = String::new();
+    fn text(&self) -> Page {
+        let mut text = Page::new();
         for volume in &self.volumes {
             volume.write_text(&mut text);
         }
@@ -268,7 +267,7 @@ impl Told for SplitReport {
     }
 }
 
-fn write_warnings(text: &mut String, warnings: &[String]) {
+fn write_warnings(text: &mut Page, warnings: &[String]) {
     for warning in warnings {
         output::paragraph(text, "warning  ", warning);
     }

@@ -1,12 +1,10 @@
 //! `airgapd config`: the effective configuration.
 
-use std::fmt::Write as _;
-
 use super::Exit;
 use crate::cli::ConfigArgs;
 use crate::config::{Config, OutputFormat, Settings};
 use crate::node::{Ambiguous, Runtime};
-use crate::output;
+use crate::output::{self, Page};
 
 /// Prints every key with its value and where it comes from, and for people what follows for this node; with `--check`
 /// only that all is well.
@@ -26,13 +24,16 @@ pub(crate) fn run(
         return Ok(Exit::Usage);
     }
     match (args.check, format) {
-        (true, OutputFormat::Text) => output::text(&format!("the configuration is usable ({file})\n"))?,
+        (true, OutputFormat::Text) => {
+            output::text(&Page::of_lines(&format!("the configuration is usable ({file})")))?;
+        }
         (false, OutputFormat::Text) => {
-            let mut text = format!("# {file}\n");
+            let mut text = Page::new();
+            output::line!(text, "# {file}");
             for row in config.rows() {
-                let _ = writeln!(text, "{row}");
+                output::line!(text, "{row}");
             }
-            text.push_str(&consequences(node));
+            text.add(&Page::of_lines(&consequences(node)));
             output::text(&text)?;
         }
         (_, OutputFormat::Json) => output::json(&config.rows())?,

@@ -3,7 +3,6 @@
 //! It looks and changes nothing. What it cannot find out it says so, and does not guess.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -23,7 +22,7 @@ use crate::config::{OutputFormat, PlatformChoice, Settings};
 use crate::control::{self, Told, Unanswered, Want};
 use crate::folder::{self, Folder, FolderTrust};
 use crate::node::{self, Runtime as Node};
-use crate::output::{self, bytes};
+use crate::output::{self, Page, bytes};
 use crate::runtime::{self, Runtime, Unusable};
 use crate::status::Standing;
 
@@ -119,8 +118,8 @@ pub(crate) async fn run(settings: &Settings, format: OutputFormat) -> anyhow::Re
     Ok(if healthy { Exit::Done } else { Exit::Failed })
 }
 
-fn text(findings: &[Finding]) -> String {
-    let mut text = String::new();
+fn text(findings: &[Finding]) -> Page {
+    let mut text = Page::new();
     for finding in findings {
         let verdict = match finding.verdict {
             Verdict::Ok => "ok",
@@ -137,10 +136,11 @@ fn text(findings: &[Finding]) -> String {
         .iter()
         .filter(|finding| finding.verdict == Verdict::Problem)
         .count();
-    let _ = match problems {
-        0 => writeln!(text, "\nnothing keeps bundles from being imported"),
-        1 => writeln!(text, "\n1 problem"),
-        count => writeln!(text, "\n{count} problems"),
+    text.gap();
+    match problems {
+        0 => output::line!(text, "nothing keeps bundles from being imported"),
+        1 => output::line!(text, "1 problem"),
+        count => output::line!(text, "{count} problems"),
     };
     text
 }

@@ -32,7 +32,7 @@ use crate::cli::{Compress, ExportArgs};
 use crate::config::{OutputFormat, PlatformChoice, Settings};
 use crate::needs::Need;
 use crate::node::Runtime as Node;
-use crate::output;
+use crate::output::{self, Page};
 use crate::runtime::Runtime;
 use crate::verify::{Shelf, Snapshots, answer};
 
@@ -320,11 +320,8 @@ impl Export<'_> {
             let near = near
                 .map(|near| format!("; there is {}", near.reference))
                 .unwrap_or_default();
-            let text = import::printable(text);
-            format!(
-                "{}: containerd has no image of this name{near}",
-                text.trim_matches('"')
-            )
+            let text = import::shown(text);
+            format!("{text}: containerd has no image of this name{near}")
         });
         Ok(told.collect())
     }
@@ -451,12 +448,11 @@ impl ImageReport {
 }
 
 impl Told for Report {
-    fn text(&self) -> String {
-        use std::fmt::Write as _;
-        let mut text = String::new();
+    fn text(&self) -> Page {
+        let mut text = Page::new();
         for image in &self.images {
             let bytes = output::bytes(image.bytes);
-            let _ = writeln!(
+            output::line!(
                 text,
                 "  {bytes:>9}  {} ({})",
                 image.name,
@@ -467,14 +463,15 @@ impl Told for Report {
             }
         }
         for image in &self.skipped {
-            let _ = writeln!(text, "    skipped  {}", image.name);
+            output::line!(text, "    skipped  {}", image.name);
             output::paragraph(&mut text, "             ", &image.reason);
         }
         let (images, bytes) = (self.images.len(), output::bytes(self.bytes));
-        let _ = writeln!(
+        output::line!(
             text,
             "{}: {images} images, {bytes} in {} blobs",
-            self.path, self.blobs.written
+            self.path,
+            self.blobs.written
         );
         text
     }

@@ -23,7 +23,7 @@ use crate::config::{Checksums, OutputFormat, Settings};
 use crate::desired;
 use crate::folder::{self, Folder, Refused};
 use crate::node::Runtime as Node;
-use crate::output::{self, ImportDocument};
+use crate::output::{self, ImportDocument, Page};
 use crate::progress::{Doing, Progress};
 use crate::runtime::{self, Runtime};
 use crate::trust;
@@ -63,7 +63,7 @@ pub(crate) async fn run(
         if format == OutputFormat::Text {
             output::text(&output::import_text(&report, args.dry_run))?;
             if args.dry_run {
-                output::text(&plan)?;
+                output::text(&Page::of_lines(&plan))?;
             }
         }
         reports.push(report);

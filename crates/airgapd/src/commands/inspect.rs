@@ -14,10 +14,11 @@ use bundle::{
     BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Reliance,
 };
 use import::{Choice, Policy, Selection, Verdict, select};
+use oci_spec::image::Digest;
 use serde::Serialize;
 
 use self::verify::Verification;
-use crate::output::paragraph;
+use crate::output::{Page, paragraph};
 use crate::progress::{Doing, Progress};
 
 /// The document that `airgapd inspect -o json` prints for one bundle.
@@ -179,21 +180,17 @@ impl Inspection {
     }
 
     /// The same for people, at most 100 characters wide.
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
+    pub(crate) fn text(&self) -> Page {
+        let mut text = Page::new();
         let out = &mut text;
         let whole = if self.complete { "whole" } else { "NOT WHOLE" };
         let packed = match self.compression.as_str() {
             "none" => String::new(),
             codec => format!(", {codec}"),
         };
-        let path = import::printable(&self.path.to_string_lossy());
+        let path = bundle::Foreign::file_name(self.path.as_os_str());
         let size = crate::output::bytes(self.size);
-        let title = format!(
-            "{}: {}{packed}, {size}, {whole}",
-            path.trim_matches('"'),
-            self.format
-        );
+        let title = format!("{path}: {}{packed}, {size}, {whole}", self.format);
         paragraph(out, "", &title);
         paragraph(out, "  content  ", &self.digest);
         if let Some(producer) = self.producer {
@@ -218,7 +215,7 @@ impl Inspection {
 impl InspectedBase {
     fn of(reliance: &Reliance) -> InspectedBase {
         InspectedBase {
-            base: import::printable(&reliance.base).trim_matches('"').to_owned(),
+            base: import::shown(&reliance.base),
             blobs: reliance.blobs.clone(),
             bytes: reliance.blobs.iter().map(|blob| blob.size).sum(),
         }
@@ -230,7 +227,7 @@ impl InspectedBase {
     }
 }
 
-fn write_verification(out: &mut String, verified: &Verification) {
+fn write_verification(out: &mut Page, verified: &Verification) {
     paragraph(out, "  verified ", &verified.summary());
     for damage in &verified.damaged {
         let (digest, found, image) = (&damage.digest, &damage.found, &damage.image);
@@ -280,7 +277,7 @@ fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
     };
     let mut platforms = Vec::new();
     if let Some(image) = images.clone().next() {
-        inspect_node(&image.root, choice, &mut platforms);
+        inspect_node(&image.root, choice, &taken_blobs(choice), &mut platforms);
     }
     InspectedImage {
         names,
@@ -309,12 +306,15 @@ fn raw_name(name: &RawName) -> String {
     name.to_string()
 }
 
-fn inspect_node(node: &Node, choice: &Choice, found: &mut Vec<InspectedPlatform>) {
+fn inspect_node(node: &Node, choice: &Choice, taken: &HashSet<&Digest>, found: &mut Vec<InspectedPlatform>) {
     match &node.content {
         Content::Index(children) => children
             .iter()
-            .for_each(|child| inspect_node(child, choice, found)),
-        Content::Manifest(manifest) => found.push(inspect_manifest(node, manifest, choice)),
+            .for_each(|child| inspect_node(child, choice, taken, found)),
+        Content::Manifest(manifest) => {
+            let taken = taken.contains(node.descriptor.digest());
+            found.push(inspect_manifest(node, manifest, choice, taken));
+        }
         Content::Other => {
             let state = node.descriptor.media_type().to_string();
             found.push(leaf(node, state, "not a container image", Vec::new()));
@@ -324,7 +324,7 @@ fn inspect_node(node: &Node, choice: &Choice, found: &mut Vec<InspectedPlatform>
     }
 }
 
-fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice) -> InspectedPlatform {
+fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice, taken: bool) -> InspectedPlatform {
     let problems = import::problems(node, manifest);
     let state = match &manifest.kind {
         _ if !problems.is_empty() => "broken".to_owned(),
@@ -337,7 +337,6 @@ fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice) -> Inspec
             .as_ref()
             .is_some_and(|own| own.to_string() != config.to_string())
     };
-    let taken = is_taken(node, choice);
     let reason = match (&manifest.kind, &choice.verdict) {
         _ if taken => None,
         (Kind::Artifact { .. }, _) => Some("not a container image"),
@@ -375,14 +374,11 @@ fn inspect_part(part: &Part) -> InspectedBlob {
     }
 }
 
-fn is_taken(node: &Node, choice: &Choice) -> bool {
+/// The blobs that this node takes of an image.
+fn taken_blobs(choice: &Choice) -> HashSet<&Digest> {
     match &choice.verdict {
-        Verdict::Take(taken) => taken
-            .closure
-            .blobs
-            .iter()
-            .any(|blob| blob.digest == *node.descriptor.digest()),
-        Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => false,
+        Verdict::Take(taken) => taken.closure.blobs.iter().map(|blob| &blob.digest).collect(),
+        Verdict::Skip(_) | Verdict::Forbidden | Verdict::Broken(_) => HashSet::new(),
     }
 }
 
@@ -402,8 +398,8 @@ fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>)
 }
 
 impl InspectedImage {
-    fn write_text(&self, out: &mut String) {
-        out.push('\n');
+    fn write_text(&self, out: &mut Page) {
+        out.gap();
         paragraph(out, "", self.names.first().unwrap_or(&self.digest));
         if !self.names.is_empty() {
             paragraph(out, "  digest   ", &self.digest);
@@ -429,7 +425,7 @@ impl InspectedImage {
 }
 
 impl InspectedPlatform {
-    fn write_text(&self, out: &mut String) {
+    fn write_text(&self, out: &mut Page) {
         let mark = if self.taken { '*' } else { ' ' };
         let size = crate::output::bytes(self.size);
         let layers = match self.layers {

@@ -33,7 +33,7 @@ pub(crate) async fn run(
     match file.filter(|file| file.as_os_str() != "-") {
         None => output::json(&inventory)?,
         Some(file) => {
-            let mut bytes = serde_json::to_vec_pretty(&inventory)?;
+            let mut bytes = output::to_json(&inventory, serde_json::ser::PrettyFormatter::new())?;
             bytes.push(b'\n');
             let place = || file.display().to_string();
             let mut output = Output::create(&file).with_context(place)?;

@@ -6,7 +6,7 @@ use super::Exit;
 use crate::cli::ListImagesArgs;
 use crate::config::OutputFormat;
 use crate::needs::{K0sAnswer, Kind, Need, Needs};
-use crate::output;
+use crate::output::{self, Page};
 
 /// The document of `airgapd list-images -o json`.
 #[derive(Debug, Serialize)]
@@ -59,10 +59,10 @@ pub(crate) async fn run(args: &ListImagesArgs, format: OutputFormat) -> anyhow::
             notes: &needs.notes,
         })?,
         OutputFormat::Text => {
-            let lines: String = images
+            let mut lines = Page::new();
+            images
                 .iter()
-                .map(|need| format!("{}\n", need.reference))
-                .collect();
+                .for_each(|need| output::line!(lines, "{}", need.reference));
             output::text(&lines)?;
         }
     }

@@ -68,7 +68,7 @@ impl Target {
 /// A report in both forms.
 pub(crate) trait Told: serde::Serialize {
     /// For people.
-    fn text(&self) -> String;
+    fn text(&self) -> output::Page;
 }
 
 /// The form that was asked for.

@@ -1,6 +1,5 @@
 //! `airgapd release`: takes back what is ours.
 
-use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -13,7 +12,7 @@ use super::Exit;
 use crate::cli::ReleaseArgs;
 use crate::config::{OutputFormat, Settings};
 use crate::node::Runtime as Node;
-use crate::output;
+use crate::output::{self, Page};
 
 /// The document of `airgapd release -o json`.
 #[derive(Debug, Serialize)]
@@ -86,11 +85,11 @@ fn vanished(records: &[ImageRecord], images_dir: &Path) -> Vec<String> {
     gone
 }
 
-fn text(released: &[Released], dry_run: bool) -> String {
-    let mut text = String::new();
+fn text(released: &[Released], dry_run: bool) -> Page {
+    let mut text = Page::new();
     for record in released {
         let pin = if record.unpinned { "label and pin" } else { "label" };
-        let _ = writeln!(
+        output::line!(
             text,
             "{}  {}: {}",
             if dry_run { "would release" } else { "released" },
@@ -99,7 +98,7 @@ fn text(released: &[Released], dry_run: bool) -> String {
         );
     }
     if released.is_empty() {
-        text.push_str("nothing of ours is there\n");
+        output::line!(text, "nothing of ours is there");
     }
     text
 }

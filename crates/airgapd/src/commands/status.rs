@@ -15,17 +15,17 @@ use crate::cli::StatusArgs;
 use crate::config::{OutputFormat, Settings};
 use crate::control::{self, Unanswered, Want};
 use crate::desired;
-use crate::folder::{Depth, Folder};
+use crate::folder::{Depth, Ending, Folder};
 use crate::ledger::{self, Ledger, Outcome};
 use crate::node::Runtime as Node;
-use crate::output::{self, bytes};
+use crate::output::{self, Page, bytes};
 use crate::progress::{self, Doing};
 use crate::required;
-use crate::roster::{Roster, Version};
+use crate::roster::{self, Phase, Roster, Version};
 use crate::runtime::{self, Runtime};
 use crate::status::{
-    self, BundleStatus, ContainerdStatus, FolderStatus, ImageStatus, RequiredStatus, Standing, State, Status,
-    UnpackFailureStatus, UnpackStatus,
+    self, BundleStatus, ContainerdStatus, FolderStatus, IgnoredStatus, ImageStatus, RequiredStatus, Standing,
+    State, Status, UnpackFailureStatus, UnpackStatus,
 };
 
 /// How often `--watch` looks.
@@ -53,23 +53,28 @@ pub(crate) async fn run(
     let mut shown = String::new();
     loop {
         let document = look(settings, node).await;
-        let text = match format {
-            OutputFormat::Text => text(&document),
-            OutputFormat::Json => serde_json::to_string(&document)?,
-        };
         if !args.watch {
             match format {
-                OutputFormat::Text => output::text(&text)?,
+                OutputFormat::Text => output::text(&text(&document))?,
                 OutputFormat::Json => output::json(&document)?,
             }
             return Ok(exit(&document));
         }
-        if text != shown {
+        let now = match format {
+            OutputFormat::Text => text(&document).to_string(),
+            OutputFormat::Json => serde_json::to_string(&document)?,
+        };
+        if now != shown {
             match format {
-                OutputFormat::Text if io::stdout().is_terminal() => output::screen(&text)?,
-                OutputFormat::Text | OutputFormat::Json => output::text(&format!("{text}\n"))?,
+                OutputFormat::Text if io::stdout().is_terminal() => output::screen(&text(&document))?,
+                OutputFormat::Text => {
+                    let mut page = text(&document);
+                    page.gap();
+                    output::text(&page)?;
+                }
+                OutputFormat::Json => output::json_line(&document)?,
             }
-            shown = text;
+            shown = now;
         }
         tokio::time::sleep(PACE).await;
         if !output::is_read() {
@@ -132,15 +137,17 @@ fn without_daemon(
 ) -> Status {
     let mut roster = Roster::default();
     let listed = Folder::open_dir(&node.images_dir).and_then(|folder| {
-        folder.list(Depth {
+        let depth = Depth {
             recursive: settings.recursive,
             allow_insecure: settings.allow_insecure_dir,
-        })
+        };
+        folder.list(depth).map(|listing| (folder, listing))
     });
     let problem = match listed {
-        Ok(listing) => {
+        Ok((folder, listing)) => {
             let known = |name: &std::ffi::OsStr, version: &Version| version.is_known(ledger, name);
             roster.list(listing.entries, Instant::now(), known);
+            leave_alone(&mut roster, &folder, settings, ledger);
             None
         }
         Err(error) => Some(format!("cannot list the images folder: {error}")),
@@ -162,6 +169,24 @@ fn without_daemon(
         required: None,
         unpack: None,
         bundles: status::bundles(&roster, ledger, &BTreeMap::new(), Instant::now()),
+        ignored: status::ignored(&roster),
+    }
+}
+
+/// Leaves the files alone that the daemon would.
+fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger: &Ledger) {
+    for name in roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
+        let Some(version) = roster.version(&name).filter(|version| !version.is_layout) else {
+            continue;
+        };
+        let size = version.identity.size;
+        let ending = folder
+            .open(&name)
+            .map_or(Ok(Ending::Foreign), |file| Ending::of(&file, size));
+        let ending = ending.unwrap_or(Ending::Foreign);
+        if let Some(reason) = roster::why_ignored(&name, ending, size, settings.pull_lists, ledger) {
+            roster.ignore(&name, reason);
+        }
     }
 }
 
@@ -206,21 +231,27 @@ fn reason(bundle: &BundleStatus) -> Option<&str> {
     bundle.waits_for.as_deref().or(error)
 }
 
-fn text(document: &Document) -> String {
-    let mut text = String::new();
+fn text(document: &Document) -> Page {
+    let mut text = Page::new();
     head(&mut text, &document.status);
+    text.gap();
     if document.status.bundles.is_empty() {
-        text.push_str("\nno bundles\n");
+        output::line!(text, "no bundles");
     } else {
-        let _ = writeln!(
+        output::line!(
             text,
-            "\n{:<18} {:>6} {:>9} {:>9}  {:<17} BUNDLE",
-            "STATE", "IMAGES", "SIZE", "TOOK", "IMPORTED"
+            "{:<18} {:>6} {:>9} {:>9}  {:<17} BUNDLE",
+            "STATE",
+            "IMAGES",
+            "SIZE",
+            "TOOK",
+            "IMPORTED"
         );
     }
     for bundle in &document.status.bundles {
         bundle_lines(&mut text, bundle, document.status.daemon.is_some());
     }
+    ignored_text(&mut text, &document.status.ignored);
     images_text(&mut text, document.images.as_deref());
     if let Some(unpack) = &document.status.unpack {
         unpack_text(&mut text, unpack);
@@ -231,7 +262,7 @@ fn text(document: &Document) -> String {
     text
 }
 
-fn unpack_text(text: &mut String, unpack: &UnpackStatus) {
+fn unpack_text(text: &mut Page, unpack: &UnpackStatus) {
     let UnpackStatus {
         running,
         pending,
@@ -251,12 +282,12 @@ fn unpack_text(text: &mut String, unpack: &UnpackStatus) {
     }
     output::paragraph(text, "unpack:   ", &summary);
     for image in failed {
-        let _ = writeln!(text, "  {}: {}", image.name, image.reason);
+        output::line!(text, "  {}: {}", image.name, image.reason);
     }
 }
 
-fn required_text(text: &mut String, required: &RequiredStatus) {
-    text.push('\n');
+fn required_text(text: &mut Page, required: &RequiredStatus) {
+    text.gap();
     let unknown = || match &required.problem {
         Some(problem) => problem.clone(),
         None => "not looked at yet".to_owned(),
@@ -275,7 +306,7 @@ fn required_text(text: &mut String, required: &RequiredStatus) {
     }
 }
 
-fn head(text: &mut String, status: &Status) {
+fn head(text: &mut Page, status: &Status) {
     let daemon = match &status.daemon {
         Some(daemon) => format!(
             "airgapd {}, pid {}, since {}",
@@ -304,7 +335,7 @@ fn head(text: &mut String, status: &Status) {
     }
 }
 
-fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
+fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
     // Without a daemon nobody is at work: what would be next is not what is.
     let state = match bundle.state {
         State::Checking if !is_live => "imported",
@@ -318,7 +349,7 @@ fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
         .duration_ms
         .map_or_else(dash, |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
     let when = bundle.imported_at.map_or_else(dash, minute);
-    let _ = writeln!(
+    output::line!(
         text,
         "{state:<18} {:>6} {:>9} {took:>9}  {when:<17} {}",
         bundle.images,
@@ -337,18 +368,40 @@ fn bundle_lines(text: &mut String, bundle: &BundleStatus, is_live: bool) {
     }
 }
 
-fn images_text(text: &mut String, images: Option<&[ImageStatus]>) {
+/// How many of them are named: a folder that was filled by mistake has thousands.
+const MOST_IGNORED: usize = 20;
+
+fn ignored_text(text: &mut Page, ignored: &[IgnoredStatus]) {
+    if ignored.is_empty() {
+        return;
+    }
+    text.gap();
+    let files = match ignored.len() {
+        1 => "1 file".to_owned(),
+        count => format!("{count} files"),
+    };
+    output::line!(text, "ignored: {files}");
+    for ignored in ignored.iter().take(MOST_IGNORED) {
+        output::paragraph(text, "  ", &format!("{}: {}", ignored.name, ignored.reason));
+    }
+    if let Some(more) = ignored.len().checked_sub(MOST_IGNORED).filter(|more| *more > 0) {
+        output::line!(text, "  and {more} more (-o json names them)");
+    }
+}
+
+fn images_text(text: &mut Page, images: Option<&[ImageStatus]>) {
+    text.gap();
     let Some(images) = images else {
-        text.push_str("\nimages: unknown, since containerd could not be asked\n");
+        output::line!(text, "images: unknown, since containerd could not be asked");
         return;
     };
     let problems: Vec<_> = images
         .iter()
         .filter_map(|image| Some((image, image.problem()?)))
         .collect();
-    let _ = writeln!(
+    output::line!(
         text,
-        "\nimages: {} of {} in place",
+        "images: {} of {} in place",
         images.len() - problems.len(),
         images.len()
     );

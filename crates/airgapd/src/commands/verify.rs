@@ -23,7 +23,7 @@ use crate::config::{OutputFormat, Settings};
 use crate::folder::{Class, Depth, Folder};
 use crate::needs::{K0sAnswer, Kind, Need, Needs, Source};
 use crate::node::Runtime as Node;
-use crate::output::{self, paragraph};
+use crate::output::{self, Page, paragraph};
 use crate::runtime::{self, Runtime};
 use crate::verify::{Answer, Shelf, Snapshots, Status, answer};
 
@@ -343,8 +343,8 @@ fn tell(document: &Document, format: OutputFormat) -> anyhow::Result<Exit> {
     })
 }
 
-fn text(document: &Document) -> String {
-    let mut out = String::new();
+fn text(document: &Document) -> Page {
+    let mut out = Page::new();
     let (missing, present): (Vec<_>, Vec<_>) = document.images.iter().partition(|image| image.is_missing());
     for image in &present {
         write_present(&mut out, image);
@@ -386,7 +386,7 @@ fn text(document: &Document) -> String {
 }
 
 /// Each by itself, apart from those of k0s, which one setting decides over.
-fn write_pulls(out: &mut String, pulls: &[Pull]) {
+fn write_pulls(out: &mut Page, pulls: &[Pull]) {
     let (of_k0s, others): (Vec<_>, Vec<_>) = pulls.iter().partition(|pull| pull.source.kind == Kind::K0s);
     if let [first, ..] = of_k0s[..] {
         paragraph(out, "PULLS    ", &format!("{} images of k0s", of_k0s.len()));
@@ -400,7 +400,7 @@ fn write_pulls(out: &mut String, pulls: &[Pull]) {
     }
 }
 
-fn write_present(out: &mut String, image: &Answer) {
+fn write_present(out: &mut Page, image: &Answer) {
     let mut told = image.platforms.clone();
     if image.pinned == Some(true) {
         told.push("pinned".to_owned());
@@ -416,7 +416,7 @@ fn write_present(out: &mut String, image: &Answer) {
     }
 }
 
-fn write_refused(out: &mut String, image: &Refused) {
+fn write_refused(out: &mut Page, image: &Refused) {
     paragraph(out, "REFUSED  ", &image.reference);
     paragraph(out, "  why    ", &image.problem);
     paragraph(out, "  record ", &image.record);
@@ -426,7 +426,7 @@ fn write_refused(out: &mut String, image: &Refused) {
     }
 }
 
-fn write_missing(out: &mut String, image: &Answer) {
+fn write_missing(out: &mut Page, image: &Answer) {
     let label = match image.status {
         Status::Incomplete => "BROKEN   ",
         Status::InvalidReference => "INVALID  ",

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bundle::Foreign;
 use serde::Serialize;
 use tracing::info;
 
@@ -9,8 +10,8 @@ use super::Exit;
 use crate::cli::WaitArgs;
 use crate::config::{OutputFormat, Settings};
 use crate::control::{self, Told, Unanswered, Want};
-use crate::output;
-use crate::status::{BundleStatus, RequiredStatus, Standing, State, Status};
+use crate::output::{self, Page};
+use crate::status::{BundleStatus, IgnoredStatus, RequiredStatus, Standing, State, Status};
 
 /// The pause after an answer that was news, and after one that was not.
 const SHORT_PAUSE: Duration = Duration::from_millis(50);
@@ -24,6 +25,8 @@ struct Document {
     error: Option<String>,
     /// The bundles that were waited for, as they were at the end.
     bundles: Vec<BundleStatus>,
+    /// What else is in the folder, as it was at the end.
+    ignored: Vec<IgnoredStatus>,
     /// With `--required`, what the configuration requires.
     required: Option<RequiredStatus>,
     waited_ms: u64,
@@ -52,7 +55,14 @@ pub(crate) async fn run(args: &WaitArgs, settings: &Settings, format: OutputForm
         OutputFormat::Text if document.outcome == Outcome::Converged => {
             let required = document.required.as_ref().and_then(RequiredStatus::summary);
             let required = required.map_or_else(String::new, |summary| format!(", {summary}"));
-            output::text(&format!("{} in place{required}\n", count(document.bundles.len())))?;
+            let mut page = Page::new();
+            let ignored = ignored_text(document.ignored.len());
+            output::line!(
+                page,
+                "{} in place{ignored}{required}",
+                count(document.bundles.len())
+            );
+            output::text(&page)?;
         }
         OutputFormat::Text => {}
     }
@@ -102,6 +112,7 @@ struct Waiting {
     outcome: Option<Outcome>,
     error: Option<String>,
     bundles: Vec<BundleStatus>,
+    ignored: Vec<IgnoredStatus>,
     required: Option<RequiredStatus>,
 }
 
@@ -117,6 +128,7 @@ impl Waiting {
             outcome: None,
             error: None,
             bundles: Vec::new(),
+            ignored: Vec::new(),
             required: None,
         }
     }
@@ -142,7 +154,9 @@ impl Waiting {
 
     fn judge(&mut self, args: &WaitArgs, status: Status) -> (Option<Outcome>, Option<String>) {
         self.bundles = wanted(&status, &args.bundles).into_iter().cloned().collect();
-        match judge(&status, &args.bundles) {
+        self.ignored.clone_from(&status.ignored);
+        // Where something is required, that says whether an empty folder will do.
+        match judge(&status, &args.bundles, args.allow_empty || args.required) {
             (Some(Outcome::Converged), _) if args.required => {
                 let judged = judge_required(status.required.as_ref());
                 self.required = status.required;
@@ -157,6 +171,7 @@ impl Waiting {
             outcome,
             error: self.error,
             bundles: self.bundles,
+            ignored: self.ignored,
             required: self.required,
             waited_ms: crate::status::millis(waited),
         }
@@ -164,21 +179,37 @@ impl Waiting {
 }
 
 fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
-    let is_wanted = |bundle: &&BundleStatus| names.is_empty() || names.contains(&bundle.name);
+    let is_wanted =
+        |bundle: &&BundleStatus| names.is_empty() || names.iter().any(|name| name == bundle.name.raw());
     let there = status.bundles.iter().filter(|bundle| bundle.state != State::Gone);
     there.filter(is_wanted).collect()
 }
 
 /// What the state of the bundles means for whoever waits for these, or all: an outcome, or nothing yet; and why.
-fn judge(status: &Status, names: &[String]) -> (Option<Outcome>, Option<String>) {
+fn judge(status: &Status, names: &[String], allow_empty: bool) -> (Option<Outcome>, Option<String>) {
     let bundles = wanted(status, names);
-    let is_there = |name: &&String| bundles.iter().any(|bundle| bundle.name == **name);
+    let is_there = |name: &&String| bundles.iter().any(|bundle| bundle.name.raw() == name.as_str());
     if let Some(problem) = &status.folder.problem {
         return (None, Some(problem.clone()));
     }
     if let Some(absent) = names.iter().find(|name| !is_there(name)) {
-        let text = format!("there is no bundle {absent} in {}", status.folder.path);
+        let mut ignored = status.ignored.iter();
+        let text = match ignored.find(|ignored| ignored.name.raw() == absent) {
+            Some(ignored) => format!("{} is ignored: {}", ignored.name, ignored.reason),
+            None => {
+                let folder = &status.folder.path;
+                format!("there is no bundle {} in {folder}", Foreign::new(absent))
+            }
+        };
         return (Some(Outcome::Failed), Some(text));
+    }
+    if bundles.is_empty() && !allow_empty {
+        let ignored = ignored_text(status.ignored.len());
+        let text = format!(
+            "there is no bundle in {}{ignored}; --allow-empty takes that for an answer",
+            status.folder.path
+        );
+        return (None, Some(text));
     }
     let of = |standing: Standing| {
         let bundles = bundles
@@ -244,8 +275,18 @@ fn sentence(bundle: &BundleStatus) -> String {
     }
 }
 
+/// How many files are ignored, as the end of a sentence.
+fn ignored_text(files: usize) -> String {
+    match files {
+        0 => String::new(),
+        1 => ", 1 file ignored (`airgapd status` says why)".to_owned(),
+        count => format!(", {count} files ignored (`airgapd status` says why)"),
+    }
+}
+
 fn count(bundles: usize) -> String {
     match bundles {
+        0 => "no bundle".to_owned(),
         1 => "1 bundle".to_owned(),
         count => format!("{count} bundles"),
     }
@@ -256,25 +297,13 @@ mod tests {
     use super::*;
     use crate::status::{ContainerdStatus, FolderStatus};
 
-    fn bundle(name: &str, state: State) -> BundleStatus {
-        BundleStatus {
-            name: name.to_owned(),
-            state,
-            size: 1,
-            outcome: None,
-            catalog: None,
-            images: 0,
-            imported_at: None,
-            duration_ms: None,
-            sent_bytes: None,
-            progress: None,
-            waits_for: None,
-            error: None,
-            retry_in_ms: None,
-        }
+    type Judged = (Option<Outcome>, Option<String>);
+
+    fn judged(states: &[State], names: &[&str], problem: Option<&str>) -> Judged {
+        judged_with(states, names, problem, false)
     }
 
-    fn judged(states: &[State], names: &[&str], problem: Option<&str>) -> Option<Outcome> {
+    fn judged_with(states: &[State], names: &[&str], problem: Option<&str>, allow_empty: bool) -> Judged {
         let bundles = states.iter().zip('a'..);
         let status = Status {
             daemon: None,
@@ -286,11 +315,15 @@ mod tests {
             required: None,
             unpack: None,
             bundles: bundles
-                .map(|(state, name)| bundle(&name.to_string(), *state))
+                .map(|(state, name)| BundleStatus::named(name.to_string().as_ref(), *state))
                 .collect(),
+            ignored: vec![IgnoredStatus {
+                name: Foreign::new("README.md".to_owned()),
+                reason: "it is a text".to_owned(),
+            }],
         };
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        judge(&status, &names).0
+        judge(&status, &names, allow_empty)
     }
 
     #[test]
@@ -342,8 +375,9 @@ mod tests {
     fn waiting_ends_when_nothing_is_pending_and_a_failure_is_told() {
         use State::{Done, Failed, Gone, Importing, Queued, Retrying, Stalled};
         type Row<'a> = (&'a [State], &'a [&'a str], Option<&'a str>, Option<Outcome>);
-        let table: [Row<'_>; 12] = [
-            (&[], &[], None, Some(Outcome::Converged)),
+        let table: [Row<'_>; 13] = [
+            (&[], &[], None, None),
+            (&[Gone], &[], None, None),
             (&[Done, Done], &[], None, Some(Outcome::Converged)),
             (&[Done, Gone], &[], None, Some(Outcome::Converged)),
             (&[Done, Queued], &[], None, None),
@@ -357,7 +391,26 @@ mod tests {
             (&[Done], &[], Some("it is not mounted"), None),
         ];
         for (states, names, problem, wanted) in table {
-            assert_eq!(judged(states, names, problem), wanted, "{states:?} {names:?}");
+            let (outcome, _) = judged(states, names, problem);
+            assert_eq!(outcome, wanted, "{states:?} {names:?}");
         }
+    }
+
+    #[test]
+    fn a_folder_without_bundles_is_no_answer_unless_it_is_allowed_and_an_ignored_file_is_no_bundle() {
+        let (outcome, why) = judged(&[], &[], None);
+        assert_eq!(outcome, None);
+        let why = why.unwrap();
+        assert!(
+            why.contains("no bundle in /images, 1 file ignored") && why.contains("--allow-empty"),
+            "{why}"
+        );
+        assert_eq!(
+            judged_with(&[], &[], None, true),
+            (Some(Outcome::Converged), None)
+        );
+        let named = judged(&[State::Done], &["README.md"], None);
+        let text = "README.md is ignored: it is a text".to_owned();
+        assert_eq!(named, (Some(Outcome::Failed), Some(text)));
     }
 }

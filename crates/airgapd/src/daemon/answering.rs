@@ -209,6 +209,7 @@ impl Daemon {
             required: self.required_status(),
             unpack: self.unpack_status(),
             bundles,
+            ignored: status::ignored(&self.roster),
         }
     }
 

@@ -54,7 +54,7 @@ impl Daemon {
         let is_plain = || {
             let ending = Ending::of(file, identity.size);
             ending.is_ok_and(|ending| {
-                matches!(ending, Ending::Marker | Ending::NoMarker)
+                matches!(ending, Ending::Marker | Ending::NoMarker | Ending::Beginning)
                     && !lists::is_list(name, ending, identity.size)
             })
         };

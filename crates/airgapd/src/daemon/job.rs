@@ -99,7 +99,9 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
     let size = order.version.identity.size;
     match Ending::of(&file, size) {
         _ if is_layout => {}
-        Ok(ending) if lists::is_list(name, ending, size) => return Opened::List(lists::read(file)),
+        Ok(ending) if order.settings.pull_lists && lists::is_list(name, ending, size) => {
+            return Opened::List(lists::read(file));
+        }
         Ok(_) | Err(_) => tell!(order.is_told, info, bundle = %shown(name), "importing"),
     }
     let limits = order.settings.limits.clone();

@@ -8,9 +8,9 @@ use tracing::{info, warn};
 use super::Daemon;
 use super::telling::{shown, tell};
 use crate::config::Checksums;
-use crate::folder::{self, Class, Depth, Folder, FolderTrust, Listing, Reason};
+use crate::folder::{self, Depth, Folder, FolderTrust, Listing};
 use crate::ledger;
-use crate::roster::{Phase, Version};
+use crate::roster::{self, Phase, Version};
 use crate::trust;
 
 impl Daemon {
@@ -78,7 +78,7 @@ impl Daemon {
         self.watch.also(listing.folders);
         let mut listed = listing.entries;
         if self.settings.checksums == Checksums::Off {
-            listed.retain(|entry| entry.class != Class::Ignored(Reason::Checksum));
+            listed = roster::split_off_sidecars(listed).0;
         }
         let ledger = &self.ledger;
         let known = |name: &OsStr, version: &Version| version.is_known(ledger, name);

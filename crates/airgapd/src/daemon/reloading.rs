@@ -59,7 +59,7 @@ impl Daemon {
     /// What was decided about files by other settings is decided again; what is done is compared.
     fn look_anew(&mut self) {
         let look = Instant::now();
-        for name in self.roster.names(|phase| phase == Phase::Ignored) {
+        for name in self.roster.names(|phase| matches!(phase, Phase::Ignored(_))) {
             self.roster.set(&name, Phase::Settling { look });
         }
         self.trusted = None;

@@ -189,7 +189,7 @@ impl Daemon {
 fn is_on_its_way(phase: Phase) -> bool {
     match phase {
         Phase::Settling { .. } | Phase::Ready | Phase::Running | Phase::Following | Phase::Known => true,
-        Phase::Waiting | Phase::Done | Phase::Ignored | Phase::Failed { .. } => false,
+        Phase::Waiting | Phase::Done | Phase::Ignored(_) | Phase::Failed { .. } => false,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::desired;
 use crate::folder::{self, Ending, Observation, Reason, Refused, Settle};
 use crate::ledger::{self, ErrorClass};
 use crate::lists;
-use crate::roster::{Phase, Version};
+use crate::roster::{self, Phase, Version};
 use crate::runtime;
 use crate::trust;
 
@@ -79,6 +79,13 @@ impl Daemon {
     }
 
     fn turned_away(&mut self, name: &OsStr, refused: &Refused) {
+        let was_imported = self
+            .ledger
+            .get(name)
+            .is_some_and(|entry| entry.imported.is_some());
+        if let Some(reason) = folder::why_ignored_by_name(name).filter(|_| !was_imported) {
+            return self.ignore(name, reason);
+        }
         let is_told = self.rows.refused.admits(Instant::now());
         tell!(is_told, warn, bundle = %shown(name), outcome = "failed", "not imported: {refused}");
         self.roster.set(name, Phase::Failed { retry: None });
@@ -125,13 +132,15 @@ impl Daemon {
         }
         match Observation::of(file, since) {
             Ok(mut seen) => {
-                let is_list = lists::is_list(name, seen.ending, seen.size);
-                if is_list {
+                let (ending, size) = (seen.ending, seen.size);
+                let pull_lists = self.settings.pull_lists;
+                let reason = roster::why_ignored(name, ending, size, pull_lists, &self.ledger);
+                if reason.is_some() || pull_lists && lists::is_list(name, ending, size) {
                     // However short, it will not become an archive.
                     seen.ending = Ending::Foreign;
                 }
-                if is_list && !self.settings.pull_lists {
-                    return self.settle_ignored(name, &seen);
+                if let Some(reason) = reason {
+                    return self.settle_ignored(name, &seen, reason);
                 }
                 self.settled(name, folder::settle(&seen, Instant::now()));
             }
@@ -143,16 +152,20 @@ impl Daemon {
         }
     }
 
-    /// A list that nobody asked for: ignored as soon as it is finished.
-    fn settle_ignored(&mut self, name: &OsStr, seen: &Observation) {
-        match folder::settle(seen, Instant::now()) {
-            Settle::Settled => {
-                if self.roster.ignore(name, Reason::List) {
-                    let is_told = self.rows.ignored.admits(Instant::now());
-                    tell!(is_told, info, file = %shown(name), "ignored: {}", Reason::List);
-                }
-            }
+    /// What is no bundle: ignored as soon as it is finished, until it changes.
+    fn settle_ignored(&mut self, name: &OsStr, seen: &Observation, reason: Reason) {
+        // An empty one is finished when nobody has it open, like any other that is no archive.
+        let size = seen.size.max(1);
+        match folder::settle(&Observation { size, ..*seen }, Instant::now()) {
+            Settle::Settled => self.ignore(name, reason),
             settle => self.settled(name, settle),
+        }
+    }
+
+    fn ignore(&mut self, name: &OsStr, reason: Reason) {
+        if self.roster.ignore(name, reason) {
+            let is_told = self.rows.ignored.admits(Instant::now());
+            tell!(is_told, info, file = %shown(name), "ignored: {reason}");
         }
     }
 

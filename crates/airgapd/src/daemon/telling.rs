@@ -3,16 +3,15 @@
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
+use bundle::Foreign;
 use import::{BundleReport, ImageOutcome, ImageReport};
 use tracing::{debug, info, warn};
 
 use crate::coexistence::Repaired;
 
-/// A file name for people and logs: control bytes escaped.
+/// A file name for people and logs.
 pub(super) fn shown(name: &OsStr) -> String {
-    import::printable(&name.to_string_lossy())
-        .trim_matches('"')
-        .to_owned()
+    Foreign::file_name(name).to_string()
 }
 
 /// Tells of something by name where `$is_told`, and otherwise only to those who want to know everything.
@@ -156,8 +155,12 @@ impl Rows {
     }
 }
 
+/// How many images of a bundle that came to something are told of by name. Few bundles have more; those of thousands of
+/// images are counted.
+const MOST_IMAGES: usize = 200;
+
 /// One line for each image that changed or failed, and one for the bundle. With all of it held back where `is_told` says
-/// so, and at most [`Row::MOST`] warnings and as many failures in any case.
+/// so, and at most [`Row::MOST`] warnings, as many failures and [`MOST_IMAGES`] others in any case.
 pub(super) fn log_report(name: &OsStr, report: &BundleReport, is_told: bool) {
     let (bundle, now) = (shown(name), Instant::now());
     let mut row = Row::default();
@@ -172,9 +175,20 @@ pub(super) fn log_report(name: &OsStr, report: &BundleReport, is_told: bool) {
         return;
     }
     let mut row = Row::default();
+    let mut others = 0_usize;
     for image in &report.images {
-        let is_told = is_told && (image.outcome != ImageOutcome::Failed || row.admits(now));
+        let is_told = match image.outcome {
+            ImageOutcome::Failed => is_told && row.admits(now),
+            _ if is_told_by_name(image) => {
+                others += 1;
+                others <= MOST_IMAGES
+            }
+            _ => false,
+        };
         log_image(&bundle, image, is_told);
+    }
+    if let Some(more) = others.checked_sub(MOST_IMAGES).filter(|more| *more > 0) {
+        info!(bundle, "{more} more of its images came to something like these");
     }
     if let Some(count) = row.rest() {
         tell!(
@@ -214,7 +228,19 @@ pub(super) fn log_repairs(name: &OsStr, repaired: &[Repaired]) {
     }
 }
 
-/// One line for each image. Its `name@digest` record goes without saying.
+/// Whether an image that did not fail is worth a line at the usual level: it was skipped, or its record changed. Its
+/// `name@digest` record goes without saying.
+fn is_told_by_name(image: &ImageReport) -> bool {
+    match image.outcome {
+        ImageOutcome::Skipped => true,
+        ImageOutcome::Created | ImageOutcome::Retargeted | ImageOutcome::Relabelled => {
+            !image.name.contains('@')
+        }
+        ImageOutcome::Unchanged | ImageOutcome::Failed => false,
+    }
+}
+
+/// One line for each image, at the usual level where `is_told` says so.
 fn log_image(bundle: &str, image: &ImageReport, is_told: bool) {
     let reason = image.reason.as_deref().unwrap_or_default();
     let (name, digest, outcome) = (&image.name, &image.digest, image.outcome.as_str());
@@ -228,11 +254,26 @@ fn log_image(bundle: &str, image: &ImageReport, is_told: bool) {
             outcome,
             "image not imported: {reason}"
         ),
-        ImageOutcome::Skipped => info!(bundle, image = name, digest, outcome, "image skipped: {reason}"),
-        _ if name.contains('@') => debug!(bundle, image = name, digest, outcome, "image {outcome}"),
+        ImageOutcome::Skipped => tell!(
+            is_told,
+            info,
+            bundle,
+            image = name,
+            digest,
+            outcome,
+            "image skipped: {reason}"
+        ),
         ImageOutcome::Unchanged => debug!(bundle, image = name, digest, outcome, "image in place"),
         ImageOutcome::Created | ImageOutcome::Retargeted | ImageOutcome::Relabelled => {
-            info!(bundle, image = name, digest, outcome, "image {outcome}");
+            tell!(
+                is_told,
+                info,
+                bundle,
+                image = name,
+                digest,
+                outcome,
+                "image {outcome}"
+            );
         }
     }
 }

@@ -55,7 +55,7 @@ impl Layout {
     /// # Errors
     ///
     /// [`WriteError::Draft`] when there is no image, a blob is given with two sizes, an image does not list its own
-    /// target, or there are more images than readers take.
+    /// target, or there are more images, or names of one, than readers take.
     pub fn of(draft: &Draft) -> Result<Self, WriteError> {
         let mut images: Vec<&DraftImage> = draft.images.iter().collect();
         images.sort_by_key(|image| (image.names.iter().min(), image.target.digest().to_string()));
@@ -132,7 +132,22 @@ fn check(images: &[&DraftImage]) -> Result<(), WriteError> {
     if images.is_empty() {
         return Err(WriteError::Draft("there are no images to write".to_owned()));
     }
-    let limit = crate::Limits::default().images;
+    let crate::Limits {
+        images: limit,
+        names: most_names,
+        ..
+    } = crate::Limits::default();
+    let mut names: HashMap<&Digest, usize> = HashMap::new();
+    for image in images {
+        let count = names.entry(image.target.digest()).or_default();
+        *count += image.names.len();
+        if *count > most_names {
+            return Err(WriteError::Draft(format!(
+                "{} has {count} names, more than the {most_names} that one image of a bundle may have; make several bundles",
+                image.target.digest()
+            )));
+        }
+    }
     let entries: usize = images.iter().map(|image| image.names.len().max(1)).sum();
     if entries > limit {
         return Err(WriteError::Draft(format!(

@@ -1,14 +1,13 @@
 //! What changes from one bundle to another: names, what they stand for, and blobs. Pure.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 
 use bundle::write::DraftImage;
 use oci_spec::image::Digest;
 use serde::Serialize;
 
 use super::source::{Item, Sources};
-use crate::output;
+use crate::output::{self, Page};
 
 /// The document of `airgapd bundle diff -o json`.
 #[derive(Debug, Serialize)]
@@ -98,18 +97,18 @@ impl Report {
         }
     }
 
-    pub(super) fn text(&self) -> String {
-        let mut text = String::new();
+    pub(super) fn text(&self) -> Page {
+        let mut text = Page::new();
         for image in &self.images {
             let sign = match image.change {
                 Kind::Added => '+',
                 Kind::Removed => '-',
                 Kind::Changed => '~',
             };
-            let _ = writeln!(text, "{sign} {}", image.name);
+            output::line!(text, "{sign} {}", image.name);
             for (label, offer) in [("from", &image.from), ("to  ", &image.to)] {
                 if let Some(offer) = offer.as_ref().filter(|_| image.change == Kind::Changed) {
-                    let _ = writeln!(
+                    output::line!(
                         text,
                         "    {label} {} ({})",
                         offer.digest,
@@ -121,7 +120,7 @@ impl Report {
         let blobs = &self.blobs;
         let [added, removed, common] =
             [blobs.added_bytes, blobs.removed_bytes, blobs.common_bytes].map(output::bytes);
-        let _ = writeln!(
+        output::line!(
             text,
             "{} of {} names differ; blobs: {} added ({added}), {} removed ({removed}), {} in both ({common})",
             self.images.len(),

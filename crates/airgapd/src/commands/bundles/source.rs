@@ -216,10 +216,7 @@ fn items_of(
 }
 
 fn label(image: &Image) -> String {
-    let name = image
-        .names
-        .first()
-        .map(|name| import::printable(name.as_str()).trim_matches('"').to_owned());
+    let name = image.names.first().map(|name| import::shown(name.as_str()));
     name.unwrap_or_else(|| image.root.descriptor.digest().to_string())
 }
 

@@ -1,0 +1,139 @@
+//! Files beside the bundles that are none: which are left alone, which count as bundles, and who is told what.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::bundles::{self, image, text};
+use crate::support::{Node, Target, on_the_fake};
+
+/// What lies beside bundles, as releases and people leave it.
+const STRAYS: [(&str, &str); 14] = [
+    ("README.md", "# Images\n\nCopy them.\n"),
+    ("LICENSE.txt", "free\n"),
+    ("SHA256SUMS", "0a9d  good.tar\n"),
+    ("sha256sum-amd64.txt", "0a9d  good.tar\n"),
+    ("other.tar.sha256", "0a9d  other.tar\n"),
+    ("good.tar.sha256sum", "0a9d  good.tar\n"),
+    ("good.tar.sha512", "0a9d  good.tar\n"),
+    ("good.tar.md5", "0a9d  good.tar\n"),
+    ("good.tar.asc", "-----BEGIN PGP SIGNATURE-----\n"),
+    ("good.tar.sig", "\u{1}\u{2}"),
+    ("good.tar.minisig", "untrusted comment: x\n"),
+    ("good.tar.sigstore.json", "{}\n"),
+    ("images.json", "[1, 2, 3]\n"),
+    ("empty", ""),
+];
+
+fn names(list: &Value) -> Vec<&str> {
+    let entries = list.as_array().unwrap().iter();
+    entries.filter_map(|entry| entry["name"].as_str()).collect()
+}
+
+fn texts_checksums_and_signatures_beside_bundles_are_left_alone_and_told_of(target: &Target) {
+    let node = Node::on(target);
+    bundles::write(&node.images().join("good.tar"), [image("registry.test/good:1")]);
+    for (name, content) in STRAYS {
+        fs::write(node.images().join(name), content).unwrap();
+    }
+    let daemon = node.start();
+    let answer = node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    let said = format!(
+        "1 bundle in place, {} files ignored (`airgapd status` says why)\n",
+        STRAYS.len()
+    );
+    assert_eq!(answer.stdout, said);
+    assert!(target.record("registry.test/good:1").is_some());
+
+    let status = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    let mut wanted = STRAYS.map(|(name, _)| name);
+    wanted.sort_unstable();
+    assert_eq!(names(&status["ignored"]), wanted);
+    assert_eq!(names(&status["bundles"]), ["good.tar"]);
+    let shown = node.airgapd(["status"]).exits(0).stdout;
+    assert!(
+        shown.contains("ignored: 14 files\n  LICENSE.txt: by its name"),
+        "{shown}"
+    );
+    let (_, metrics) = node.ask("/metrics", &[]);
+    assert!(metrics.contains("\nairgapd_ignored_files 14\n"), "{metrics}");
+
+    let answer = node.airgapd(["wait", "--bundle", "README.md"]).exits(1);
+    assert!(
+        answer.stderr.contains("README.md is ignored: by its name"),
+        "{answer:?}"
+    );
+    let by_hand = node
+        .airgapd(["import", &text(&node.images().join("README.md"))])
+        .exits(5);
+    assert!(by_hand.said().contains("this is no tar archive"), "{by_hand:?}");
+    daemon.finish(target);
+
+    // The same without a daemon.
+    let status = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    assert_eq!(names(&status["ignored"]), wanted);
+}
+
+fn bytes_of_an_archive_are_a_bundle_under_any_name(target: &Target) {
+    let node = Node::on(target);
+    let names = [
+        "README.md",
+        "SHA256SUMS",
+        "alone.tar.sha256",
+        "images.json",
+        "images.txt",
+        "empty",
+    ];
+    let daemon = node.start();
+    for name in names {
+        fs::write(node.images().join(name), "").unwrap();
+    }
+    let answer = node
+        .airgapd(["wait", "--allow-empty", "--timeout", "20s"])
+        .exits(0);
+    assert!(
+        answer.stdout.starts_with("no bundle in place, 6 files ignored"),
+        "{answer:?}"
+    );
+    for name in names {
+        let image = image(&format!("registry.test/{}:1", name.to_lowercase()));
+        bundles::write(&node.images().join(name), [image]);
+    }
+    let answer = node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    assert_eq!(answer.stdout, "6 bundles in place\n");
+    for name in names {
+        let name = format!("registry.test/{}:1", name.to_lowercase());
+        assert!(target.record(&name).is_some(), "{name}");
+    }
+    daemon.finish(target);
+}
+
+fn what_is_in_no_list_and_what_is_called_as_a_bundle_is_an_upload(target: &Target) {
+    let node = Node::on(target);
+    fs::write(node.images().join("install.sh"), "#!/bin/sh\nexit 0\n").unwrap();
+    let daemon = node.start();
+    let answer = node.airgapd(["wait", "--timeout", "20s"]).exits(1);
+    assert!(answer.stderr.contains("this is a script"), "{answer:?}");
+    fs::remove_file(node.images().join("install.sh")).unwrap();
+    for (name, content) in [
+        ("empty.tar", ""),
+        ("k0s-airgap-bundle-v1", ""),
+        ("tiny.tar.zst", "("),
+    ] {
+        let path = node.images().join(name);
+        fs::write(&path, content).unwrap();
+        let answer = node.airgapd(["wait", "--timeout", "1s"]).exits(6);
+        assert!(
+            answer.stderr.contains(&format!("{name} is settling")),
+            "{answer:?}"
+        );
+        fs::remove_file(path).unwrap();
+    }
+    daemon.finish(target);
+}
+
+on_the_fake!(
+    texts_checksums_and_signatures_beside_bundles_are_left_alone_and_told_of,
+    bytes_of_an_archive_are_a_bundle_under_any_name,
+    what_is_in_no_list_and_what_is_called_as_a_bundle_is_an_upload,
+);
