@@ -62,7 +62,7 @@ pub struct ImageUpdate {
 impl Client {
     /// Lists all image records of the namespace, in the order of their names.
     ///
-    /// A list that is too long for one message is asked for in parts (see [`Part`]), as many as it takes. Those are not
+    /// A list that is too long for one message is asked for in parts, by the ends of the names, as many as it takes. Those are not
     /// of one moment: a record that comes or goes meanwhile may be in the list or not, as it may right after any list.
     ///
     /// # Errors
