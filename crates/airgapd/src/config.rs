@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     /// What this node will be asked for; the daemon goes on looking whether it is there.
     pub(crate) require: Sources,
     pub(crate) limits: bundle::Limits,
+    /// How many image records the namespace may have, those of others counted, for a bundle to add to them.
+    pub(crate) most_records: usize,
     pub(crate) log: LogSettings,
 }
 
@@ -136,6 +138,7 @@ impl Default for Settings {
                 ..Sources::default()
             },
             limits: bundle::Limits::default(),
+            most_records: import::MOST_RECORDS,
             log: LogSettings {
                 level: LogLevel::Info,
                 format: LogFormat::Auto,
@@ -534,6 +537,11 @@ const KEYS: &[Key] = &[
         name: "limits.names",
         set: |s, v| store(&mut s.limits.names, count(v)),
         show: |s| (s.limits.names as u64).into(),
+    },
+    Key {
+        name: "limits.records",
+        set: |s, v| store(&mut s.most_records, count(v)),
+        show: |s| (s.most_records as u64).into(),
     },
     Key {
         name: "limits.extendedHeader",

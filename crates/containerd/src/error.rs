@@ -119,6 +119,16 @@ pub enum Error {
         /// containerd's answer.
         source: Cause,
     },
+    /// The request or the answer is larger than a message to or from containerd may be: 16 MiB, unless it is configured
+    /// otherwise (`grpc` in its configuration). The connection is as good as before, and asking again changes nothing.
+    #[error("cannot {attempt}: that is larger than containerd's messages may be")]
+    #[non_exhaustive]
+    TooLarge {
+        /// What was being attempted.
+        attempt: String,
+        /// containerd's answer, or our own finding, with both sizes.
+        source: Cause,
+    },
     /// containerd failed at it; trying again later may help.
     #[error("cannot {attempt}: containerd failed")]
     #[non_exhaustive]
@@ -165,7 +175,7 @@ impl Error {
                 _ if is_disk_failure(source) => Recovery::Disk,
                 _ => Recovery::Transient,
             },
-            Error::Invalid(_) | Error::Refused { .. } => Recovery::Permanent,
+            Error::Invalid(_) | Error::Refused { .. } | Error::TooLarge { .. } => Recovery::Permanent,
         }
     }
 
@@ -303,6 +313,15 @@ impl Failure {
         self.is_failed_precondition() && self.message().contains("unexpected commit digest")
     }
 
+    /// A message is larger than the sender or the receiver allows: containerd's limit, or ours.
+    pub(crate) fn is_too_large(&self) -> bool {
+        match self.code() {
+            Some(Code::ResourceExhausted) => !self.is_space(),
+            Some(Code::OutOfRange) => self.message().contains("message length too large"),
+            _ => false,
+        }
+    }
+
     pub(crate) fn is_space(&self) -> bool {
         // ENOSPC comes as UNKNOWN with the system's text; the codes for it are not used by containerd.
         const TEXTS: [&str; 3] = ["no space left on device", "disk quota exceeded", "file too large"];
@@ -426,7 +445,7 @@ impl Failure {
             return self.into_lease_lost(lease, attempt);
         }
         let (transport, space, disk) = (self.is_transport(), self.is_space(), self.is_disk());
-        let permanent = self.code().is_some_and(is_permanent);
+        let (permanent, too_large) = (self.code().is_some_and(is_permanent), self.is_too_large());
         let source = self.into_cause();
         match (transport, space, permanent) {
             (true, _, _) => Error::Unreachable {
@@ -436,6 +455,7 @@ impl Failure {
             },
             (_, true, _) => Error::Space { attempt, source },
             _ if disk => Error::Disk { attempt, source },
+            _ if too_large => Error::TooLarge { attempt, source },
             (_, _, true) => Error::Refused { attempt, source },
             _ => Error::Failed { attempt, source },
         }

@@ -15,7 +15,8 @@ use tonic::transport::Channel;
 
 use crate::Client;
 use crate::connect::MAX_MESSAGE;
-use crate::error::Error;
+use crate::error::{Error, Failure};
+use crate::parts::Part;
 use crate::wire::{self, Labels, descriptor_from_wire, descriptor_to_wire, label_path};
 
 /// An image record.
@@ -59,17 +60,34 @@ pub struct ImageUpdate {
 }
 
 impl Client {
-    /// Lists all image records of the namespace.
+    /// Lists all image records of the namespace, in the order of their names.
+    ///
+    /// A list that is too long for one message is asked for in parts, by the ends of the names, as many as it takes. Those are not
+    /// of one moment: a record that comes or goes meanwhile may be in the list or not, as it may right after any list.
     ///
     /// # Errors
-    /// Those of any call.
+    /// Those of any call; [`Error::TooLarge`] only where a single record is too large for a message.
     pub async fn images(&self) -> Result<Vec<ImageRecord>, Error> {
-        let request = self.request(ListImagesRequest::default());
-        let answer = self.unary(self.image_client().list(request)).await;
-        let images = answer
-            .map_err(|failure| self.fail(failure, "list images"))?
-            .images;
-        Ok(images.into_iter().filter_map(image_from_wire).collect())
+        let mut records = Vec::new();
+        let mut parts = vec![Part::all()];
+        while let Some(part) = parts.pop() {
+            match self.images_of(&part).await {
+                Ok(images) => records.extend(images.into_iter().filter_map(image_from_wire)),
+                Err(failure) => match part.halves().filter(|_| failure.is_too_large()) {
+                    Some(halves) => parts.extend(halves),
+                    None => return Err(self.fail(failure, "list images")),
+                },
+            }
+        }
+        records.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(records)
+    }
+
+    async fn images_of(&self, part: &Part) -> Result<Vec<Image>, Failure> {
+        let request = self.request(ListImagesRequest {
+            filters: part.filter().into_iter().collect(),
+        });
+        Ok(self.unary(self.image_client().list(request)).await?.images)
     }
 
     /// Asks for one image record by its exact name.

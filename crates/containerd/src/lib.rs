@@ -26,6 +26,7 @@ mod images;
 mod introspection;
 mod leases;
 mod others;
+mod parts;
 mod snapshots;
 mod wire;
 mod write;

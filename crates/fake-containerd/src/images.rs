@@ -1,5 +1,6 @@
 //! `containerd.services.images.v1`.
 
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use crate::content::mask_paths;
@@ -46,9 +47,12 @@ impl Images for Service {
                     _ => None,
                 })
             });
-            Ok(wire::ListImagesResponse {
+            let answer = wire::ListImagesResponse {
                 images: found.map(|(name, image)| on_the_wire(name, image)).collect(),
-            })
+            };
+            // What the codec refuses reaches the caller under another code than containerd's.
+            wire::check_size(answer.encoded_len())?;
+            Ok(answer)
         })
         .await
     }

@@ -101,6 +101,15 @@ where
     }
 }
 
+/// Refuses to send what is larger than a message may be, as containerd does.
+pub(crate) fn check_size(length: usize) -> Result<(), tonic::Status> {
+    if length > MESSAGE_LIMIT {
+        let text = format!("grpc: trying to send message larger than max ({length} vs. {MESSAGE_LIMIT})");
+        return Err(tonic::Status::resource_exhausted(text));
+    }
+    Ok(())
+}
+
 /// One direction of [`Codec`].
 pub(crate) struct Limited<M>(PhantomData<M>);
 
@@ -109,11 +118,7 @@ impl<M: Message> Encoder for Limited<M> {
     type Error = tonic::Status;
 
     fn encode(&mut self, item: M, buffer: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
-        let length = item.encoded_len();
-        if length > MESSAGE_LIMIT {
-            let text = format!("grpc: trying to send message larger than max ({length} vs. {MESSAGE_LIMIT})");
-            return Err(tonic::Status::resource_exhausted(text));
-        }
+        check_size(item.encoded_len())?;
         item.encode(buffer)
             .map_err(|error| tonic::Status::internal(error.to_string()))
     }

@@ -26,7 +26,6 @@ use self::closing::{Closed, Closing};
 use crate::Error;
 use crate::lease::{self, Lease};
 use crate::plan::{ImagePlan, Intent, Plan, RecordAction, RecordStep};
-use crate::space::Shortage;
 use crate::unpack::Unpacked;
 
 /// Layers and configs sent at the same time, each over a connection of its own. containerd gains nothing from more. The
@@ -172,9 +171,9 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
 }
 
 /// The result of a plan that is not begun for want of space: only what was in place is.
-pub(crate) fn not_begun(job: &Job<'_>, shortage: Shortage) -> Ingested {
+pub(crate) fn not_begun(job: &Job<'_>, obstacle: Error) -> Ingested {
     let mut result = Ingested {
-        stopped: Some(Error::NoSpace(Box::new(shortage))),
+        stopped: Some(obstacle),
         ..Ingested::default()
     };
     for image in job.plan.images.iter().filter(|image| image.is_done()) {

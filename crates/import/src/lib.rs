@@ -41,8 +41,8 @@ pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference, pr
 pub use pace::{Gentleness, Pace};
 pub use pattern::{InvalidPattern, Pattern};
 pub use plan::{
-    BlobAction, BlobStep, ImagePlan, Intent, OnConflict, Plan, RecordAction, RecordStep, UnpackWhen,
-    missing_gc_labels, plan, plan_record,
+    BlobAction, BlobStep, ImagePlan, Intent, MOST_RECORDS, OnConflict, Plan, RecordAction, RecordStep,
+    UnpackWhen, missing_gc_labels, plan, plan_record,
 };
 pub use release::{Release, Released, release, release_plan};
 pub use report::{
@@ -87,6 +87,19 @@ pub enum Error {
     /// What is missing would not fit on containerd's disk, or would leave less than is to stay free. Nothing was sent.
     #[error(transparent)]
     NoSpace(Box<Shortage>),
+    /// The namespace would have more records than it may. Nothing was written.
+    #[error(
+        "the namespace has {there} image records, those of others included, and the bundle adds {new}: that is more than {most} \
+         (limits.records)"
+    )]
+    TooManyRecords {
+        /// The records of the namespace, everybody's.
+        there: usize,
+        /// Those that the bundle would add.
+        new: usize,
+        /// How many there may be.
+        most: usize,
+    },
     /// The bundle is a delta, and what it is a delta on is not here. Its images that need none of that are in place.
     #[error(
         "{} is a delta on {base}, which is not all here: import {base} first. {}", path.display(), missing_text(.missing)
@@ -128,6 +141,7 @@ impl Error {
             Error::Changed { .. }
             | Error::LeaseKeepsVanishing
             | Error::NoSpace(_)
+            | Error::TooManyRecords { .. }
             | Error::BaseMissing { .. }
             | Error::Unpack(_) => true,
             Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => self.is_disk(),
@@ -201,7 +215,8 @@ fn takes_sha512(version: &Version) -> bool {
 /// Imports a bundle, or plans to.
 ///
 /// `dry_run` stops before the first write. So does an import that would not fit on containerd's disk, where that can be
-/// known (see [`Space`]): it is [`Imported::stopped`] with [`Error::NoSpace`]. The survey is the only thing that can fail as a whole; what goes wrong
+/// known (see [`Space`]): it is [`Imported::stopped`] with [`Error::NoSpace`], and one that would make more records than
+/// [`Intent::most_records`] with [`Error::TooManyRecords`]. The survey is the only thing that can fail as a whole; what goes wrong
 /// afterwards is in the report. Safe to cancel at any time (see [`carry_out`]).
 ///
 /// # Errors
@@ -240,7 +255,9 @@ pub async fn import(
         false => intent.space.forecast(client, &plan.blobs_to_send()).await?,
     };
     let shortage = forecast.as_ref().and_then(Forecast::shortage);
-    if dry_run && shortage.is_none() {
+    let obstacle = shortage.map(|shortage| Error::NoSpace(Box::new(shortage)));
+    let obstacle = too_many(&plan, &survey, intent).or(obstacle);
+    if dry_run && obstacle.is_none() {
         let mut report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());
         report.error = missing.as_ref().map(|error| chain(error)).or(report.error);
         return Ok(Imported {
@@ -250,7 +267,7 @@ pub async fn import(
             stopped: missing,
         });
     }
-    if let (Some(store), None) = (store, &shortage) {
+    if let (Some(store), None) = (store, &obstacle) {
         forget_lost(client, &survey.lost, store).await?;
     }
     let job = Job {
@@ -261,8 +278,8 @@ pub async fn import(
         lease_id,
         observer,
     };
-    let mut ingested = match shortage {
-        Some(shortage) => not_begun(&job, shortage),
+    let mut ingested = match obstacle {
+        Some(obstacle) => not_begun(&job, obstacle),
         None => {
             observer.planned(plan.bytes_to_send());
             observer.images(plan.images.len());
@@ -277,6 +294,13 @@ pub async fn import(
         plan,
         stopped: ingested.stopped,
     })
+}
+
+/// Whether there would be more records in the namespace than there may be. A bundle that adds none is not kept from
+/// looking after those that are there.
+fn too_many(plan: &Plan, survey: &Survey, intent: &Intent) -> Option<Error> {
+    let (there, new, most) = (survey.records.len(), plan.new_records(), intent.most_records);
+    (new > 0 && there + new > most).then_some(Error::TooManyRecords { there, new, most })
 }
 
 /// Of the blobs that a delta relies on, those that containerd has. A bundle that is no delta costs no request.

@@ -50,7 +50,14 @@ pub struct Intent {
     pub pace: Arc<Pace>,
     /// What the images are unpacked with, if they are, and when.
     pub unpack: Option<(Unpacker, UnpackWhen)>,
+    /// How many records the namespace may have, those of others counted, once a bundle has added its own. Default
+    /// [`MOST_RECORDS`].
+    pub most_records: usize,
 }
+
+/// A record with a short name and few labels takes some 300 bytes in containerd's answer to a list, and this is about as
+/// many as there is room for in one message of 16 MiB.
+pub const MOST_RECORDS: usize = 50_000;
 
 /// When an import unpacks images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +80,7 @@ impl Intent {
             priority: Vec::new(),
             pace: Arc::default(),
             unpack: None,
+            most_records: MOST_RECORDS,
         }
     }
 }
@@ -181,6 +189,14 @@ impl Plan {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.images.iter().all(ImagePlan::is_done)
+    }
+
+    /// How many records are made that are not there.
+    #[must_use]
+    pub fn new_records(&self) -> usize {
+        let steps = self.images.iter().flat_map(|image| &image.records);
+        let new = steps.filter(|step| matches!(step.action, RecordAction::Create(_)));
+        new.map(|step| &step.name).collect::<HashSet<_>>().len()
     }
 
     /// How many bytes have to be sent, each blob counted once.

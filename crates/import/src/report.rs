@@ -375,6 +375,7 @@ fn cause_of(error: &Error) -> Cause {
         Error::Changed { .. } | Error::Read { .. } | Error::Bundle(_) => Cause::File,
         Error::Containerd(_)
         | Error::NoSpace(_)
+        | Error::TooManyRecords { .. }
         | Error::Task(_)
         | Error::Unpack(_)
         | Error::LeaseKeepsVanishing

@@ -25,7 +25,8 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Asks containerd for its records and blobs: one `Images.List` and one `Content.List`.
+    /// Asks containerd for its records and blobs: one `Images.List`, or more where its answer is too long, and one
+    /// `Content.List`.
     ///
     /// Only blobs of `digests` are kept. Safe to cancel.
     ///

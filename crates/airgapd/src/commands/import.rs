@@ -111,6 +111,7 @@ impl Import<'_> {
             space: runtime::space(self.settings, self.runtime),
             pace: Arc::clone(&self.pace),
             unpack,
+            most_records: self.settings.most_records,
             ..Intent::new(source, self.settings.on_conflict)
         };
         let client = &self.runtime.client;

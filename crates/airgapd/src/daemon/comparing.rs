@@ -131,9 +131,15 @@ impl Daemon {
         self.ledger.context = context;
     }
 
-    /// Drops a connection that failed.
-    pub(super) fn lost(&mut self, error: &dyn std::error::Error) {
-        self.went_away(&format!("containerd went away: {}", import::chain(error)));
+    /// Drops a connection on which a call failed. One on which a message was too large is as good as before: the call is
+    /// made again when it is due.
+    pub(super) fn lost(&mut self, error: &containerd::Error) {
+        let text = import::chain(error);
+        if !matches!(error, containerd::Error::TooLarge { .. }) {
+            return self.went_away(&format!("containerd went away: {text}"));
+        }
+        let is_told = self.rows.connection.admits(Instant::now());
+        tell!(is_told, warn, outcome = "refused", "{text}");
     }
 
     /// Takes down that the connection is gone, if that is news.

@@ -98,6 +98,7 @@ impl Daemon {
                 containerd::Recovery::Permanent => (ErrorClass::Permanent, true),
                 _ => (ErrorClass::Transient, true),
             },
+            import::Error::TooManyRecords { .. } => (ErrorClass::Permanent, true),
             _ => (ErrorClass::Transient, error.is_transient()),
         };
         self.failed(order, &text, class, retry);
@@ -105,7 +106,7 @@ impl Daemon {
             self.wait_for_room(&order.name, shortage);
         }
         if report.cause == Some(import::Cause::Unreachable) {
-            self.lost(error);
+            self.went_away(&format!("containerd went away: {}", import::chain(error)));
         }
     }
 

@@ -392,6 +392,7 @@ impl Daemon {
             space,
             priority: self.settings.priority.clone(),
             pace: Arc::clone(&self.pace),
+            most_records: self.settings.most_records,
             ..Intent::new(source, self.settings.on_conflict)
         };
         let import = job::import(order, Arc::clone(&read.bundle), intent, Arc::clone(&job.counters));

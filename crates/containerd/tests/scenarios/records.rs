@@ -14,6 +14,7 @@ use crate::{Labels, labels, leased};
 everywhere! {
     leases_are_found_again_and_hold_what_was_added
     lists_beyond_four_mebibytes_and_a_hundred_blobs_arrive_whole
+    lists_beyond_what_containerd_sends_in_one_message_arrive_whole
     labels_are_changed_one_by_one
     a_retarget_and_a_removed_label_are_one_update
     a_record_is_created_once
@@ -83,6 +84,30 @@ async fn lists_beyond_four_mebibytes_and_a_hundred_blobs_arrive_whole(stage: Arc
     }
     assert_eq!(client.images().await.expect("an answer").len(), 60);
     assert_eq!(client.blobs().await.expect("an answer").len(), 131);
+}
+
+/// 66 records of 320 KiB are 21 MiB; containerd sends 16.
+async fn lists_beyond_what_containerd_sends_in_one_message_arrive_whole(stage: Arc<Stage>) {
+    let (client, lease) = leased(&stage).await;
+    let target = an_image(&client, &lease).await;
+    let labels: Labels = (0..80)
+        .map(|number| (format!("k{number}"), "v".repeat(4080)))
+        .collect();
+    let numbered = (0..60).map(|number| format!("registry.test/app:{number}"));
+    let odd = ["1", "x\n", "x\"$", "a\\1", "ü:ü", "\u{10ffff}"].map(str::to_owned);
+    let mut names: Vec<String> = numbered.chain(odd).collect();
+    for name in &names {
+        let image = NewImage {
+            name: name.clone(),
+            target: target.clone(),
+            labels: labels.clone(),
+        };
+        client.create_image(&image).await.expect("created");
+    }
+    names.sort();
+    let listed = client.images().await.expect("an answer");
+    let found: Vec<String> = listed.into_iter().map(|image| image.name).collect();
+    assert_eq!(found, names);
 }
 
 async fn labels_are_changed_one_by_one(stage: Arc<Stage>) {

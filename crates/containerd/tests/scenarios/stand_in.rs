@@ -523,3 +523,26 @@ async fn the_snapshotter_is_cris_and_says_where_it_is() {
         assert_eq!(fake.calls("ImageService.ImageFsInfo"), 1);
     }
 }
+
+/// The daemon took it for a lost connection and connected again for ever.
+#[tokio::test]
+async fn a_message_that_is_too_large_is_an_error_of_its_own_and_no_lost_connection() {
+    let (fake, client) = stand_in().await;
+    let message = "grpc: trying to send message larger than max (39387364 vs. 16777216)";
+    for rpc in ["Images.List", "Leases.List"] {
+        fake.inject(Fault::FailAll {
+            rpc,
+            code: Code::ResourceExhausted,
+            message: message.to_owned(),
+        });
+    }
+    for error in [
+        client.leases().await.expect_err("injected"),
+        // Every part of the list is too long as well, and that comes to an end.
+        client.images().await.expect_err("injected"),
+    ] {
+        assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
+        assert_eq!(error.recovery(), Recovery::Permanent);
+    }
+    assert!(fake.calls("Images.List") < 30, "{}", fake.calls("Images.List"));
+}

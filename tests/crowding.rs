@@ -1,0 +1,127 @@
+//! A namespace with very many image records, most of them of others: what still works, and where bundles stop adding.
+
+use std::fs;
+
+use containerd::ImageRecord;
+use fake_containerd::{Code, Fault};
+use lab::Generation;
+use oci_spec::image::{Descriptor, MediaType};
+
+use crate::support::bundles::{self, image, text};
+use crate::support::target::PINNED;
+use crate::support::{Node, Place, Target, on_the_fake, run_on};
+
+const OURS: &str = "registry.test/ours:1";
+
+/// What containerd sends in one message.
+const MESSAGE: usize = 16 << 20;
+
+/// Puts records of others there, with so many labels of 4 KiB on each.
+fn crowd(target: &Target, records: usize, labels: usize) {
+    let document = br#"{"schemaVersion":2,"layers":[]}"#;
+    let digest = target.put_blob(document, &[]);
+    let descriptor = Descriptor::new(MediaType::ImageManifest, document.len() as u64, digest);
+    let value = "v".repeat(4080);
+    let keys: Vec<String> = (0..labels).map(|number| format!("theirs.{number}")).collect();
+    let labels: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), value.as_str())).collect();
+    for number in 0..records {
+        target.put_record(&format!("registry.test/theirs:{number}"), &descriptor, &labels);
+    }
+}
+
+fn length(record: &ImageRecord) -> usize {
+    let labels = record.labels.iter().map(|(key, value)| key.len() + value.len());
+    record.name.len() + labels.sum::<usize>()
+}
+
+/// `ctr images ls` says there: message larger than max.
+fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released(target: &Target) {
+    crowd(target, 70, 70);
+    let theirs = target.records();
+    assert!(theirs.values().map(length).sum::<usize>() > MESSAGE);
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(OURS)]);
+    let daemon = node.start();
+    let is_in_place = || {
+        let record = target.record(OURS);
+        record.is_some_and(|record| record.labels.contains_key(PINNED))
+    };
+    daemon.wait_until("the image", is_in_place);
+    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    target.remove_record(OURS);
+    daemon.wait_until("the record is back", is_in_place);
+
+    node.airgapd(["wait", "--timeout", "60s"]).exits(0);
+    let status = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    assert_eq!(status["bundles"][0]["state"], "done", "{status:#}");
+    let list = node.path("list.txt");
+    fs::write(&list, OURS).unwrap();
+    node.airgapd(["verify", "--images", &text(&list)]).exits(0);
+    let doctor = node.airgapd(["doctor"]).said();
+    assert!(doctor.contains("nobody else imports this folder"), "{doctor}");
+
+    let log = daemon.finish(target);
+    assert!(!log.contains("went away"), "{log}");
+    node.airgapd(["release", "--all"]).exits(0);
+    assert!(!is_in_place());
+    let mut left = target.records();
+    left.retain(|name, _| theirs.contains_key(name));
+    assert_eq!(left, theirs, "the records of others are as they were");
+}
+
+#[test]
+fn beside_more_records_than_containerd_2_1_can_list_images_are_imported_healed_and_released() {
+    run_on(
+        Place::Real(Generation::V2_1),
+        beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released,
+    );
+}
+
+/// There is no such containerd; a record that is too large by itself would make one.
+fn a_list_of_which_no_part_fits_is_told_and_the_connection_stays(target: &Target) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    fake.inject(Fault::FailAll {
+        rpc: "Images.List",
+        code: Code::ResourceExhausted,
+        message: "grpc: trying to send message larger than max (39387364 vs. 16777216)".to_owned(),
+    });
+    let node = Node::on(target);
+    let daemon = node.start();
+    daemon.wait_for_log("larger than containerd's messages may be");
+    fake.clear_faults();
+    bundles::write(&node.path("a.tar"), [image(OURS)]);
+    node.drop_in(&node.path("a.tar"));
+    daemon.wait_until("the image", || target.record(OURS).is_some());
+    let log = daemon.finish(target);
+    assert!(!log.contains("went away"), "{log}");
+}
+
+/// An image gets two records, one of them by its digest.
+fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_written(target: &Target) {
+    let node = Node::on(target);
+    crowd(target, 3, 0);
+    let bundle = node.path("a.tar");
+    bundles::write(&bundle, [image(OURS)]);
+    let (names, blobs) = (target.names(), target.digests());
+    let configured = fs::read_to_string(node.path("config.yaml")).unwrap();
+    node.configure_also("limits: {records: 4}");
+    let file = text(&bundle);
+    for arguments in [&[file.as_str(), "--dry-run"][..], &[file.as_str()]] {
+        let said = node.import(arguments).said();
+        let reason = "has 3 image records, those of others included, and the bundle adds 2: that is more than 4 \
+                      (limits.records)";
+        assert!(said.contains(reason), "{said}");
+        assert_eq!((target.names(), target.digests()), (names.clone(), blobs.clone()));
+    }
+    assert!(target.leases().is_empty());
+
+    node.configure(&configured);
+    node.import([&bundle]).exits(0);
+    assert_eq!(target.names().len(), 5);
+}
+
+on_the_fake! {
+    a_list_of_which_no_part_fits_is_told_and_the_connection_stays,
+    beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released,
+    a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_written,
+}
