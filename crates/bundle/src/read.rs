@@ -16,7 +16,7 @@ use crate::folder::Folder;
 use crate::frames::Frames;
 use crate::layout::{self, Layout};
 use crate::packed::Packed;
-use crate::places::Places;
+use crate::places::{Place, Places};
 use crate::reader::Reader;
 use crate::table::{Archive, Blobs, Found};
 use crate::{
@@ -70,12 +70,16 @@ pub(crate) fn read(
 }
 
 /// Draws up the catalog of a file with a table of its frames. None where there is no table, or where anything is wrong
-/// with it or what it leads to: then every byte is read, and what is wrong is found by that.
+/// with it or what it leads to: then every byte is read, and what is wrong is found by that. None also where going into
+/// the frames costs more than reading them in order.
 fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
     let frames = Arc::new(Frames::find(file, length, limits).ok()??);
     let mut archive = Archive::scan_frames(&frames, limits).ok()?;
     let (catalog, places) = draw(&mut archive, Compression::Zstd, limits).ok()?;
-    Some((catalog, places, Access::Framed(frames)))
+    let offsets = places.values().filter_map(Place::offset);
+    frames
+        .are_within_reach(offsets)
+        .then_some((catalog, places, Access::Framed(frames)))
 }
 
 /// Draws up the catalog of a folder.
