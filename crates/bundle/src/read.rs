@@ -10,6 +10,7 @@ use oci_spec::image::Digest;
 use serde::Deserialize as _;
 use serde_json::value::RawValue;
 
+use crate::account::TEXT;
 use crate::docker::Docker;
 use crate::documents::{self, Annotated, DockerImage, Index, LayoutFile, RawList};
 use crate::folder::Folder;
@@ -600,6 +601,7 @@ fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValu
         for tag in given.repo_tags {
             if known.insert(familiar(&tag).to_owned()) {
                 reader.charge(1, tag.len() as u64)?;
+                reader.hold(TEXT)?;
                 images[*at].names.push(RawName::RepoTag(tag));
                 has_added = true;
             }
