@@ -18,6 +18,9 @@ pub(crate) const PAIR: u64 = 4 * TEXT;
 /// A descriptor in the catalog, with its digest; and where its blob is, in a map that has room for as many again.
 const DESCRIPTOR: u64 = (size_of::<Node>() + 2 * size_of::<(Digest, Place)>()) as u64 + 4 * TEXT;
 
+// `Limits::memory` has so much for each descriptor, so that as many as the limits allow find room.
+const _: () = assert!(DESCRIPTOR <= 1 << 10);
+
 /// How much a catalog has cost.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Account {
