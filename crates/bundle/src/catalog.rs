@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest};
 use platforms::{Behind, Platform};
@@ -66,8 +67,11 @@ impl Catalog {
 
 fn complete(node: &mut Node, there: &HashSet<&Digest>) {
     match &mut node.content {
-        Content::Index(children) => children.iter_mut().for_each(|child| complete(child, there)),
+        Content::Index(children) => Arc::make_mut(children)
+            .iter_mut()
+            .for_each(|child| complete(child, there)),
         Content::Manifest(manifest) => {
+            let manifest = Arc::make_mut(manifest);
             for part in std::iter::once(&mut manifest.config).chain(&mut manifest.layers) {
                 if part.state == PartState::Absent && there.contains(part.descriptor.digest()) {
                     part.state = PartState::Present;
@@ -232,15 +236,11 @@ const NO_PLATFORM: &Platform = &Platform {
 
 /// What is behind a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most nodes are manifests, and there are 10,000 at most"
-)]
 pub enum Content {
-    /// An image index; the document is there and verified.
-    Index(Vec<Node>),
-    /// An image manifest; the document is there and verified.
-    Manifest(Manifest),
+    /// An image index; the document is there and verified. Shared wherever the same index is met.
+    Index(Arc<[Node]>),
+    /// An image manifest; the document is there and verified. Shared likewise.
+    Manifest(Arc<Manifest>),
     /// Present, of a type that is not walked.
     Other,
     /// Not in the archive.
@@ -260,8 +260,8 @@ pub struct Manifest {
     /// the config is not there, is no image config or names neither os nor architecture.
     pub config_platform: Option<Platform>,
     /// The digests of the uncompressed layers, as the config lists them: one for each layer that is a file system. Empty
-    /// if the config is not there or is no image config.
-    pub diff_ids: Vec<Digest>,
+    /// if the config is not there or is no image config. Manifests with the same config share them.
+    pub diff_ids: Arc<[Digest]>,
     /// Whether this can be a container image at all.
     pub kind: Kind,
     /// The manifest that this one refers to, if any.

@@ -11,6 +11,7 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::account::TEXT;
 use crate::documents::{self, Config, DockerImage};
 use crate::places::Place;
 use crate::reader::{DOCKER_MANIFEST, Reader, stand_in};
@@ -66,6 +67,7 @@ impl<'r, 'a> Docker<'r, 'a> {
         };
         let kept = given.repo_tags.iter().map(|tag| tag.len() as u64).sum();
         self.reader.charge(2 + given.layers.len(), kept)?;
+        self.reader.hold(given.repo_tags.len() as u64 * TEXT)?;
         let root = match self.root(&given, bytes) {
             Ok(root) => root,
             Err(Trouble::Image(reason)) => stand_in(bytes, None, reason),
@@ -97,16 +99,23 @@ impl<'r, 'a> Docker<'r, 'a> {
                 )
             }
         };
-        self.reader.charge(0, config.kept_bytes())?;
+        // Its platform twice.
+        self.reader.hold(config.held_bytes().saturating_mul(2))?;
         let layers = match self.layers(given, &config, &mut problems) {
             Ok(layers) => layers,
             // The platform tells whether this node has reason to mind.
-            Err(Trouble::Image(reason)) => return Ok(stand_in(element, config.platform(), reason)),
+            Err(Trouble::Image(reason)) => {
+                self.reader.hold(reason.len() as u64)?;
+                return Ok(stand_in(element, config.platform(), reason));
+            }
             Err(trouble) => return Err(trouble),
         };
         let config_digest = digests::sha256(&bytes);
         let config_part = self.part(DOCKER_CONFIG, config_digest, config_place);
         let manifest = manifest_bytes(&config_part, &layers);
+        let texts: usize = problems.iter().map(String::len).sum();
+        self.reader
+            .hold((manifest.len() + texts) as u64 + problems.len() as u64 * TEXT)?;
         let digest = digests::sha256(&manifest);
         let descriptor = Descriptor::new(
             MediaType::from(DOCKER_MANIFEST),
@@ -119,7 +128,7 @@ impl<'r, 'a> Docker<'r, 'a> {
         Ok(Node {
             descriptor,
             platform: config.platform(),
-            content: Content::Manifest(Manifest {
+            content: Content::Manifest(Arc::new(Manifest {
                 config: config_part,
                 layers,
                 config_platform: config.platform(),
@@ -127,7 +136,7 @@ impl<'r, 'a> Docker<'r, 'a> {
                 kind: Kind::Image,
                 subject: None,
                 problems,
-            }),
+            })),
         })
     }
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
@@ -14,8 +15,8 @@ use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::digests;
 use crate::members::Members;
+use crate::{account, digests};
 
 /// `oci-layout`.
 #[derive(Deserialize)]
@@ -138,6 +139,13 @@ impl RawDescriptor {
         Ok(descriptor)
     }
 
+    /// How many bytes of memory it takes in the catalog beside those that are kept of the document.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let annotations = self.annotations.len() as u64 * account::PAIR;
+        let urls = self.urls.len() as u64 * account::TEXT;
+        annotations + urls + self.platform.as_ref().map_or(0, account::of_platform)
+    }
+
     /// How many bytes of the document are kept when the descriptor is.
     pub(crate) fn kept_bytes(&self) -> u64 {
         let annotations = self
@@ -193,9 +201,11 @@ impl Config {
         })
     }
 
-    /// Bytes that the catalog keeps of it.
-    pub(crate) fn kept_bytes(&self) -> u64 {
-        self.diff_ids().iter().map(|diff_id| diff_id.len() as u64).sum()
+    /// Bytes of memory that it takes.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let optional = [&self.variant, &self.os_version].into_iter().flatten();
+        let texts = [&self.os, &self.architecture].into_iter().chain(optional);
+        account::of_texts(texts.chain(&self.os_features).chain(self.diff_ids()))
     }
 
     pub(crate) fn diff_ids(&self) -> &[String] {
@@ -203,7 +213,7 @@ impl Config {
     }
 
     /// The same as digests, up to one that is none.
-    pub(crate) fn parsed_diff_ids(&self) -> Vec<Digest> {
+    pub(crate) fn parsed_diff_ids(&self) -> Arc<[Digest]> {
         let texts = self.diff_ids().iter();
         texts.map_while(|text| digests::parse(text).ok()).collect()
     }
@@ -298,6 +308,7 @@ fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Vec
                 }
                 elements.push(element);
             }
+            elements.shrink_to_fit();
             Ok(elements)
         }
     }

@@ -3,12 +3,14 @@
 //! The table is the one of zstd's seekable format (contrib/seekable_format in zstd's sources, version 0.1.0): a skippable frame, which
 //! every other reader passes over. It is somebody else's claim, so it is held against the file: its sizes must add up, each frame
 //! must say itself that it has the size of its row, and whenever one is read it must end where its row ends, in both
-//! sizes. A table that fails this is not used, and the file is read from beginning to end like any other.
+//! sizes. A table that fails this is not used, and the file is read from beginning to end like any other. The same goes
+//! for one whose frames are so large that going into them costs more than passes over the file.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zstd::stream::read::Decoder;
 
@@ -24,6 +26,15 @@ const FOOTER: usize = 9;
 const SKIPPABLE_HEADER: usize = 8;
 /// In the descriptor: rows have a checksum. No other bit has a meaning yet.
 const HAS_CHECKSUMS: u8 = 0x80;
+/// What the block of a frame decompresses to at most, in bytes (RFC 8878, 3.1.1.2): less than that cannot be had.
+const BLOCK: u64 = 128 << 10;
+/// How many times what all frames contain may be decompressed to open a bundle: once for the headers, once where layers
+/// have to be hashed, and as much again for what stands in a frame before a document.
+const MOST_TO_OPEN: u64 = 4;
+/// How many times what all frames contain may be decompressed in vain to hand out each blob once.
+const MOST_IN_VAIN: u64 = 2;
+/// How many bytes may be decompressed of any file, however little it contains.
+const ALWAYS_ALLOWED: u64 = 64 << 20;
 /// The longest header of a frame (RFC 8878, 3.1.1.1, with the magic number).
 const FRAME_HEADER: usize = 18;
 
@@ -107,7 +118,26 @@ impl Frames {
             frames: Arc::clone(self),
             position,
             open: None,
+            allowance: None,
         }
+    }
+
+    /// What may be decompressed to open the bundle. Where that is not enough, one pass over the file costs less.
+    pub(crate) fn allowance(&self) -> Allowance {
+        let bytes = self.length.saturating_mul(MOST_TO_OPEN);
+        Allowance(Arc::new(AtomicU64::new(bytes.saturating_add(ALWAYS_ALLOWED))))
+    }
+
+    /// Whether blobs that begin at these offsets can each be gone to for less than some passes over the file.
+    pub(crate) fn are_within_reach(&self, offsets: impl Iterator<Item = u64>) -> bool {
+        let in_vain = offsets
+            .filter_map(|offset| Some(offset - self.row_at(offset)?.start))
+            .fold(0, u64::saturating_add);
+        in_vain
+            <= self
+                .length
+                .saturating_mul(MOST_IN_VAIN)
+                .saturating_add(ALWAYS_ALLOWED)
     }
 
     fn row_at(&self, position: u64) -> Option<&Row> {
@@ -207,11 +237,44 @@ fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
     Ok(is_frame && matches!(size, Ok(Some(size)) if size == row.contained))
 }
 
-/// Reads what frames contain. Going forward or back within it is cheap.
+/// How many bytes may still be decompressed, by all readers that share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Allowance(Arc<AtomicU64>);
+
+impl Allowance {
+    fn spend(&self, bytes: u64) -> io::Result<()> {
+        let spend = |left: u64| left.checked_sub(bytes);
+        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other(
+                "the frames of the table are too large to be gone into so often",
+            )),
+        }
+    }
+}
+
+/// Reads what frames contain. Going forward is cheap, and so is going back where frames are small: what stands in a
+/// frame before the position is decompressed in vain.
 pub(crate) struct FrameReader {
     frames: Arc<Frames>,
     position: u64,
     open: Option<Open>,
+    /// None for no bound.
+    allowance: Option<Allowance>,
+}
+
+impl FrameReader {
+    /// Has the reader decompress no more than that.
+    pub(crate) fn within(self, allowance: &Allowance) -> Self {
+        let allowance = Some(allowance.clone());
+        Self { allowance, ..self }
+    }
+
+    fn spend(&self, bytes: u64) -> io::Result<()> {
+        self.allowance
+            .as_ref()
+            .map_or(Ok(()), |allowance| allowance.spend(bytes))
+    }
 }
 
 /// A frame that is being decompressed.
@@ -288,14 +351,19 @@ impl Read for FrameReader {
             .filter(|open| open.row.start == row.start && open.position() <= position);
         let mut open = match reusable {
             Some(open) => open,
-            None => self.frames.open(row)?,
+            None => {
+                self.spend(row.contained.min(BLOCK))?;
+                self.frames.open(row)?
+            }
         };
+        self.spend(position - open.position())?;
         let mut passed_over = [0; 16 << 10];
         while open.position() < position {
             let wanted = usize::try_from(position - open.position()).unwrap_or(usize::MAX);
             open.read(&mut passed_over[..wanted.min(16 << 10)])?;
         }
         let n = open.read(buffer)?;
+        self.spend(n as u64)?;
         self.position += n as u64;
         self.open = (open.left() > 0).then_some(open);
         Ok(n)

@@ -5,9 +5,10 @@
 
 use oci_spec::image::{Descriptor, Digest};
 
+use crate::account::Account;
 use crate::documents::RawDescriptor;
 use crate::layout::Layout;
-use crate::reader::{Account, Blobs};
+use crate::reader::Blobs;
 use crate::{Content, Fault, Limits, Node, PartState, digests};
 
 /// A place that keeps blobs by digest.
@@ -61,6 +62,10 @@ impl Blobs for Stored<'_> {
 
     fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
         self.spent.charge(self.limits, descriptors, kept)
+    }
+
+    fn hold(&mut self, bytes: u64) -> Result<(), Fault> {
+        self.spent.hold(self.limits, bytes)
     }
 
     fn take_embedded(&mut self, _: &RawDescriptor, _: &Descriptor) {}
@@ -172,7 +177,7 @@ mod tests {
         };
         let whole = found(&mut shelf);
         assert!(whole.problems.is_empty() && whole.layers[0].state == PartState::Present);
-        assert_eq!(whole.config_platform.unwrap().to_string(), "linux/amd64");
+        assert_eq!(whole.config_platform.as_ref().unwrap().to_string(), "linux/amd64");
 
         shelf.0.insert(layer.clone(), b"longer layer".to_vec());
         assert!(

@@ -2,10 +2,12 @@
 //! Source: OCI image-spec 1.1, "Image Layout", "Image Index", "Image Manifest".
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest};
 use serde_json::value::RawValue;
 
+use crate::account::{self, TEXT};
 use crate::documents::{self, Annotated, Config, Index, RawDescriptor};
 use crate::reader::{Blobs, stand_in};
 use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName, escape};
@@ -16,6 +18,10 @@ pub(crate) struct Layout<'r, B> {
     /// Indexes that were walked, by digest and depth: a sub-tree that is shared is read once and charged
     /// each time.
     walked: HashMap<(Digest, u32), Walked>,
+    /// Manifests that were read, by digest; likewise.
+    manifests: HashMap<Digest, Walked>,
+    /// Configs that were read, by digest: many manifests may have the same.
+    configs: HashMap<Digest, ReadConfig>,
     /// The index of the current image that lies too deep, as a reason.
     too_deep: Option<String>,
 }
@@ -27,11 +33,24 @@ struct Walked {
     kept: u64,
 }
 
+/// What became of reading a config.
+#[derive(Clone)]
+enum ReadConfig {
+    /// It was understood: what it says, and its `diff_ids` as digests.
+    Good(Arc<Config>, Arc<[Digest]>),
+    /// It is no image config, for this reason.
+    Invalid(String),
+    /// The blob is unusable, for this reason.
+    Broken(String),
+}
+
 impl<'r, B: Blobs> Layout<'r, B> {
     pub(crate) fn new(reader: &'r mut B) -> Self {
         Self {
             reader,
             walked: HashMap::new(),
+            manifests: HashMap::new(),
+            configs: HashMap::new(),
             too_deep: None,
         }
     }
@@ -40,10 +59,10 @@ impl<'r, B: Blobs> Layout<'r, B> {
     pub(crate) fn image(&mut self, entry: &RawValue) -> Result<Image, Fault> {
         let mut root = self.outline(entry)?;
         self.resolve(&mut root)?;
-        Ok(Image {
-            names: names(entry),
-            root,
-        })
+        let names = names(entry);
+        let texts: u64 = names.iter().map(|name| name.as_str().len() as u64 + TEXT).sum();
+        self.reader.hold(texts)?;
+        Ok(Image { names, root })
     }
 
     /// Looks for everything behind a node that counts as absent so far.
@@ -62,17 +81,20 @@ impl<'r, B: Blobs> Layout<'r, B> {
         let given: RawDescriptor = match documents::parse(bytes) {
             Ok(given) => given,
             Err(error) => {
-                return Ok(stand_in(
-                    bytes,
-                    None,
-                    format!("its descriptor is not valid: {error}"),
-                ));
+                let reason = format!("its descriptor is not valid: {error}");
+                self.reader.charge(1, 0)?;
+                self.reader.hold(reason.len() as u64)?;
+                return Ok(stand_in(bytes, None, reason));
             }
         };
         self.reader.charge(1, given.kept_bytes())?;
+        self.reader.hold(given.held_bytes())?;
         let descriptor = match given.to_descriptor() {
             Ok(descriptor) => descriptor,
-            Err(reason) => return Ok(stand_in(bytes, given.platform, reason)),
+            Err(reason) => {
+                self.reader.hold(reason.len() as u64)?;
+                return Ok(stand_in(bytes, given.platform, reason));
+            }
         };
         self.reader.take_embedded(&given, &descriptor);
         Ok(Node {
@@ -86,6 +108,9 @@ impl<'r, B: Blobs> Layout<'r, B> {
     fn fill(&mut self, node: &mut Node, depth: u32) -> Result<(), Fault> {
         if node.content == Content::Absent {
             node.content = self.content(&node.descriptor, depth)?;
+            if let Content::Broken(reason) = &node.content {
+                self.reader.hold(reason.len() as u64)?;
+            }
         }
         Ok(())
     }
@@ -113,7 +138,11 @@ impl<'r, B: Blobs> Layout<'r, B> {
             self.too_deep = Some(reason.clone());
             return Ok(Content::Broken(reason));
         }
-        if is_index && let Some(walked) = self.walked.get(&(digest.clone(), depth)) {
+        let walked = match is_index {
+            true => self.walked.get(&(digest.clone(), depth)),
+            false => self.manifests.get(digest),
+        };
+        if let Some(walked) = walked {
             self.reader.charge(walked.descriptors, walked.kept)?;
             self.too_deep = walked.too_deep.clone().or(self.too_deep.take());
             return Ok(walked.content.clone());
@@ -125,7 +154,17 @@ impl<'r, B: Blobs> Layout<'r, B> {
         if is_index {
             self.index(digest, bytes, depth)
         } else {
-            self.manifest(digest, &bytes)
+            let before = self.reader.spent();
+            let content = self.manifest(digest, &bytes)?;
+            let after = self.reader.spent();
+            let walked = Walked {
+                content: content.clone(),
+                too_deep: None,
+                descriptors: after.descriptors - before.descriptors,
+                kept: after.kept - before.kept,
+            };
+            self.manifests.insert(digest.clone(), walked);
+            Ok(content)
         }
     }
 
@@ -148,7 +187,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         }
         let after = self.reader.spent();
         let walked = Walked {
-            content: Content::Index(children),
+            content: Content::Index(children.into()),
             too_deep: self.too_deep.clone(),
             descriptors: after.descriptors - before.descriptors,
             kept: after.kept - before.kept,
@@ -174,13 +213,11 @@ impl<'r, B: Blobs> Layout<'r, B> {
         let Some(config) = &given.config else {
             return Ok(Content::Broken(format!("manifest {digest} names no config")));
         };
-        let kept = given
-            .layers
-            .iter()
-            .chain([config])
-            .map(RawDescriptor::kept_bytes)
-            .sum();
+        let parts = || given.layers.iter().chain([config]);
+        let kept = parts().map(RawDescriptor::kept_bytes).sum();
+        let held: u64 = parts().map(RawDescriptor::held_bytes).sum();
         self.reader.charge(1 + given.layers.len(), kept)?;
+        self.reader.hold(held + given.artifact_type.len() as u64 + TEXT)?;
         let layers: Result<Vec<_>, _> = given.layers.iter().map(|layer| self.part(layer)).collect();
         let (config, layers) = match (self.part(config), layers) {
             (Ok(config), Ok(layers)) => (config, layers),
@@ -193,13 +230,14 @@ impl<'r, B: Blobs> Layout<'r, B> {
             config,
             layers,
             config_platform: None,
-            diff_ids: Vec::new(),
+            diff_ids: Arc::from([]),
             subject: given
                 .subject
                 .and_then(|subject| Some(subject.to_descriptor().ok()?.digest().clone())),
             problems: Vec::new(),
         };
-        self.with_config(manifest).map(Content::Manifest)
+        let manifest = self.with_config(manifest)?;
+        Ok(Content::Manifest(Arc::new(manifest)))
     }
 
     fn part(&mut self, given: &RawDescriptor) -> Result<Part, String> {
@@ -217,25 +255,48 @@ impl<'r, B: Blobs> Layout<'r, B> {
         if self.reader.state(&manifest.config.descriptor) != PartState::Present {
             return Ok(manifest);
         }
-        match self.reader.contents(&manifest.config.descriptor)? {
-            Err(reason) => manifest.config.state = PartState::Broken(reason),
+        match self.config(&manifest.config.descriptor)? {
+            ReadConfig::Broken(reason) => manifest.config.state = PartState::Broken(reason),
+            ReadConfig::Invalid(reason) => manifest.problems.push(reason),
+            ReadConfig::Good(config, diff_ids) => {
+                manifest.problems = problems(&config, &manifest.layers);
+                manifest.config_platform = config.platform();
+                manifest.diff_ids = diff_ids;
+            }
+        }
+        let state = match &manifest.config.state {
+            PartState::Broken(reason) => Some(reason),
+            PartState::Present | PartState::Absent => None,
+        };
+        let platform = manifest.config_platform.as_ref().map_or(0, account::of_platform);
+        let reasons = account::of_texts(manifest.problems.iter().chain(state));
+        self.reader.hold(platform + reasons)?;
+        Ok(manifest)
+    }
+
+    /// Reads a config that is there, once.
+    fn config(&mut self, descriptor: &Descriptor) -> Result<ReadConfig, Fault> {
+        let digest = descriptor.digest();
+        if let Some(read) = self.configs.get(digest) {
+            return Ok(read.clone());
+        }
+        let read = match self.reader.contents(descriptor)? {
+            Err(reason) => ReadConfig::Broken(reason),
             Ok(bytes) => match documents::parse::<Config>(&bytes) {
+                Err(error) => ReadConfig::Invalid(format!("config {digest} is not valid: {error}")),
                 Ok(config) => {
-                    // A config is shared by many manifests, and each of them keeps what it says.
-                    self.reader.charge(0, config.kept_bytes())?;
-                    manifest.problems = problems(&config, &manifest.layers);
-                    manifest.config_platform = config.platform();
-                    manifest.diff_ids = config.parsed_diff_ids();
-                }
-                Err(error) => {
-                    let digest = manifest.config.descriptor.digest();
-                    manifest
-                        .problems
-                        .push(format!("config {digest} is not valid: {error}"));
+                    // Once as texts and once as digests, which are a little larger.
+                    self.reader.hold(config.held_bytes().saturating_mul(3))?;
+                    let diff_ids = config.parsed_diff_ids();
+                    ReadConfig::Good(Arc::new(config), diff_ids)
                 }
             },
+        };
+        if let ReadConfig::Invalid(reason) | ReadConfig::Broken(reason) = &read {
+            self.reader.hold(reason.len() as u64 + TEXT)?;
         }
-        Ok(manifest)
+        self.configs.insert(digest.clone(), read.clone());
+        Ok(read)
     }
 }
 

@@ -27,6 +27,7 @@
 //! account of what that costs; `layout` and `docker` make images of the two formats; `read` chooses between them;
 //! `stream` hands out blobs in the archive's order. What is above `table` does not know where bytes are.
 
+mod account;
 mod bundle;
 mod catalog;
 mod compression;

@@ -37,6 +37,13 @@ impl Limits {
         length.saturating_mul(self.expansion).max(EXPANSION_ALLOWED)
     }
 
+    /// How many bytes of memory the catalog of a bundle may take: two of the largest documents, and 1 KiB for each
+    /// descriptor.
+    pub(crate) fn memory(&self) -> u64 {
+        let descriptors = (self.descriptors as u64).saturating_mul(1 << 10);
+        descriptors.saturating_add(self.json_document.saturating_mul(2))
+    }
+
     /// How many bytes a file must have that becomes so many; none where any may.
     pub(crate) fn least_file(&self, expanded: u64) -> u64 {
         if expanded <= EXPANSION_ALLOWED {

@@ -10,13 +10,14 @@ use oci_spec::image::Digest;
 use serde::Deserialize as _;
 use serde_json::value::RawValue;
 
+use crate::account::TEXT;
 use crate::docker::Docker;
 use crate::documents::{self, Annotated, DockerImage, Index, LayoutFile, RawList};
 use crate::folder::Folder;
 use crate::frames::Frames;
 use crate::layout::{self, Layout};
 use crate::packed::Packed;
-use crate::places::Places;
+use crate::places::{Place, Places};
 use crate::reader::Reader;
 use crate::table::{Archive, Blobs, Found};
 use crate::{
@@ -70,12 +71,16 @@ pub(crate) fn read(
 }
 
 /// Draws up the catalog of a file with a table of its frames. None where there is no table, or where anything is wrong
-/// with it or what it leads to: then every byte is read, and what is wrong is found by that.
+/// with it or what it leads to: then every byte is read, and what is wrong is found by that. None also where going into
+/// the frames costs more than reading them in order.
 fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
     let frames = Arc::new(Frames::find(file, length, limits).ok()??);
     let mut archive = Archive::scan_frames(&frames, limits).ok()?;
     let (catalog, places) = draw(&mut archive, Compression::Zstd, limits).ok()?;
-    Some((catalog, places, Access::Framed(frames)))
+    let offsets = places.values().filter_map(Place::offset);
+    frames
+        .are_within_reach(offsets)
+        .then_some((catalog, places, Access::Framed(frames)))
 }
 
 /// Draws up the catalog of a folder.
@@ -596,6 +601,7 @@ fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValu
         for tag in given.repo_tags {
             if known.insert(familiar(&tag).to_owned()) {
                 reader.charge(1, tag.len() as u64)?;
+                reader.hold(TEXT)?;
                 images[*at].names.push(RawName::RepoTag(tag));
                 has_added = true;
             }

@@ -1,5 +1,5 @@
 //! What both formats need while images are made of an archive: blobs found, documents read and verified,
-//! and an account of how much was asked for.
+//! and the account of what they cost.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use base64::Engine as _;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 
+use crate::account::Account;
 use crate::documents::RawDescriptor;
 use crate::places::{Place, Places};
 use crate::table::{Archive, Found};
@@ -26,37 +27,6 @@ pub(crate) struct Reader<'a> {
     readable: u64,
 }
 
-/// How much the catalog has cost.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Account {
-    pub(crate) descriptors: usize,
-    /// Bytes of annotations and the like that the catalog keeps.
-    pub(crate) kept: u64,
-    read: u64,
-}
-
-impl Account {
-    /// Puts descriptors, and the bytes they keep, on the account.
-    pub(crate) fn charge(&mut self, limits: &Limits, descriptors: usize, kept: u64) -> Result<(), Fault> {
-        self.descriptors += descriptors;
-        self.kept += kept;
-        if self.descriptors > limits.descriptors {
-            return Err(Fault::Limit {
-                what: "descriptors in all images together (limits.descriptors)".to_owned(),
-                limit: limits.descriptors as u64,
-            });
-        }
-        if self.kept > limits.json_document {
-            let what = "bytes of annotations and embedded data in all images together".to_owned();
-            return Err(Fault::Limit {
-                what,
-                limit: limits.json_document,
-            });
-        }
-        Ok(())
-    }
-}
-
 /// What images are made of: an archive's blobs, or those of another store.
 pub(crate) trait Blobs {
     /// What they may cost.
@@ -67,6 +37,9 @@ pub(crate) trait Blobs {
 
     /// Puts descriptors, and the bytes they keep, on the account.
     fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault>;
+
+    /// Puts other memory that the catalog takes on the account, in bytes.
+    fn hold(&mut self, bytes: u64) -> Result<(), Fault>;
 
     /// Takes the bytes that a descriptor embeds, if they are right and there is no such blob.
     fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor);
@@ -89,6 +62,10 @@ impl Blobs for Reader<'_> {
 
     fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
         Reader::charge(self, descriptors, kept)
+    }
+
+    fn hold(&mut self, bytes: u64) -> Result<(), Fault> {
+        Reader::hold(self, bytes)
     }
 
     fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor) {
@@ -143,6 +120,11 @@ impl<'a> Reader<'a> {
     /// Puts descriptors, and the bytes they keep, on the account.
     pub(crate) fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
         self.spent.charge(self.limits, descriptors, kept)
+    }
+
+    /// Puts other memory that the catalog takes on the account, in bytes.
+    pub(crate) fn hold(&mut self, bytes: u64) -> Result<(), Fault> {
+        self.spent.hold(self.limits, bytes)
     }
 
     /// Finds the blob of a descriptor, and remembers it if its size is right.

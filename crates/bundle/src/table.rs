@@ -15,7 +15,7 @@ use crate::digests::{self, Hasher};
 use crate::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
 use crate::extent::Extent;
 use crate::folder::Folder;
-use crate::frames::Frames;
+use crate::frames::{Allowance, Frames};
 use crate::packed::{Facts, Kept, Packed};
 use crate::places::Place;
 use crate::sparse::{Expanded, Map, SparseFile};
@@ -68,8 +68,8 @@ enum Store {
     Plain(Arc<File>),
     /// A compressed one: what was kept of it.
     Packed { packed: Arc<Packed>, kept: Kept },
-    /// A compressed one with a table of its frames.
-    Framed(Arc<Frames>),
+    /// A compressed one with a table of its frames, and how much of them may still be decompressed.
+    Framed(Arc<Frames>, Allowance),
     /// No archive at all but a folder, whose entries are looked up as they are asked for.
     Folder(Arc<Folder>),
 }
@@ -99,8 +99,9 @@ impl Archive {
 
     /// Reads all headers of a compressed tar archive that can be gone into.
     pub(crate) fn scan_frames(frames: &Arc<Frames>, limits: &Limits) -> Result<Self, Fault> {
-        let mut archive = Self::new(Store::Framed(Arc::clone(frames)));
-        let mut walk = Walk::new(frames.reader_at(0), limits);
+        let allowance = frames.allowance();
+        let mut walk = Walk::new(frames.reader_at(0).within(&allowance), limits);
+        let mut archive = Self::new(Store::Framed(Arc::clone(frames), allowance));
         archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
         archive.length = frames.length;
         Ok(archive)
@@ -116,7 +117,7 @@ impl Archive {
         let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
         archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
             Store::Packed { kept, .. } => kept.take(entry, walk, limits),
-            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => {
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => {
                 unreachable!("this archive is compressed and has no table")
             }
         })?;
@@ -136,7 +137,7 @@ impl Archive {
     /// What it is called in messages.
     pub(crate) fn noun(&self) -> &'static str {
         match self.store {
-            Store::Plain(_) | Store::Framed(_) | Store::Packed { .. } => "archive",
+            Store::Plain(_) | Store::Framed(..) | Store::Packed { .. } => "archive",
             Store::Folder(_) => "folder",
         }
     }
@@ -327,7 +328,7 @@ impl Archive {
     fn place(&self, place: Place) -> Place {
         match &self.store {
             Store::Packed { kept, .. } => kept.place(place),
-            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => place,
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => place,
         }
     }
 
@@ -346,7 +347,7 @@ impl Archive {
     /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
     pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
         match &mut self.store {
-            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => Ok(false),
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => Ok(false),
             Store::Packed { packed, kept } => kept.fetch(packed),
         }
     }
@@ -381,7 +382,7 @@ impl Archive {
     fn facts(&self, place: &Place) -> Option<Facts> {
         match &self.store {
             Store::Packed { kept, .. } => kept.facts(place.offset()?),
-            Store::Plain(_) | Store::Framed(_) | Store::Folder(_) => None,
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => None,
         }
     }
 
@@ -393,9 +394,10 @@ impl Archive {
                 take(&bytes[..end]);
                 return Ok(());
             }
-            (Place::Extent { offset, size }, Store::Framed(frames)) => {
+            (Place::Extent { offset, size }, Store::Framed(frames, allowance)) => {
                 let wanted = (*size).min(at_most);
-                return take_pieces(frames.reader_at(*offset).take(wanted), take);
+                let reader = frames.reader_at(*offset).within(allowance);
+                return take_pieces(reader.take(wanted), take);
             }
             (Place::Extent { offset, size }, Store::Plain(file)) => (&**file, *offset, size.min(&at_most)),
             (Place::Sparse(sparse), Store::Plain(file)) => {
@@ -403,8 +405,9 @@ impl Archive {
                 let expanded = Expanded::new(Arc::clone(&sparse.map), stored, 0);
                 return take_pieces(expanded.take(at_most), take);
             }
-            (Place::Sparse(sparse), Store::Framed(frames)) => {
-                let stored = frames.reader_at(sparse.offset).take(sparse.stored);
+            (Place::Sparse(sparse), Store::Framed(frames, allowance)) => {
+                let reader = frames.reader_at(sparse.offset).within(allowance);
+                let stored = reader.take(sparse.stored);
                 let expanded = Expanded::new(Arc::clone(&sparse.map), stored, 0);
                 return take_pieces(expanded.take(at_most), take);
             }

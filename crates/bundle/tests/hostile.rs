@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use airgapd_bundle::fixtures::{Archive, Image, Layer, Layout, Manifest, digest_of};
@@ -232,23 +232,67 @@ fn annotations_beyond_the_limit_are_refused() {
     assert!(matches!(fault, Fault::Limit { .. }), "{fault}");
 }
 
-/// Each manifest keeps what the config says, so a config that many share costs as often as it is named.
-#[test]
-fn a_large_config_that_many_manifests_share_is_refused() {
-    let diff_ids = vec![format!("sha256:{}", "a".repeat(64)); 10_000];
-    let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+/// Manifests of this config, all different, in one index.
+fn that_share_a_config(count: usize, member: &str, value: &serde_json::Value) -> Archive {
     let manifest = |n: usize| {
         Manifest::new("linux/amd64")
-            .config("rootfs", rootfs.clone())
+            .config(member, value.clone())
             .member("annotations", json!({"n": n.to_string()}))
     };
-    let bundle_of = |count: usize| {
-        let image = (0..count).fold(Image::new("a"), |image, n| image.manifest(manifest(n)));
-        Layout::new().image(image.in_an_index()).build()
+    let image = (0..count).fold(Image::new("a"), |image, n| image.manifest(manifest(n)));
+    Layout::new().image(image.in_an_index()).build()
+}
+
+#[test]
+fn a_config_that_many_manifests_share_is_there_once() {
+    let diff_ids = vec![format!("sha256:{}", "a".repeat(64)); 10_000];
+    let bundle = good(&that_share_a_config(
+        100,
+        "rootfs",
+        &json!({"type": "layers", "diff_ids": diff_ids}),
+    ));
+    let [first, .., last] = children(&only_image(&bundle).root) else {
+        panic!("there are many");
     };
-    good(&bundle_of(5));
-    let fault = refused(&bundle_of(20));
-    assert!(matches!(fault, Fault::Limit { .. }), "{fault}");
+    let (first, last) = (manifest(first), manifest(last));
+    assert_eq!(first.diff_ids.len(), 10_000);
+    assert!(Arc::ptr_eq(&first.diff_ids, &last.diff_ids));
+}
+
+/// What each manifest keeps for itself costs as often as it is kept.
+#[test]
+fn a_large_platform_that_many_manifests_share_is_refused() {
+    let version = json!("x".repeat(1 << 20));
+    good(&that_share_a_config(20, "os.version", &version));
+    let fault = refused(&that_share_a_config(100, "os.version", &version));
+    assert!(
+        matches!(&fault, Fault::Limit { what, .. } if what.contains("memory")),
+        "{fault}"
+    );
+}
+
+/// In a document it takes three bytes, in memory a text and its place in a list.
+#[test]
+fn lists_of_nothing_are_charged_as_what_they_take() {
+    let layer = |n: usize| {
+        json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": digest_of(&n.to_le_bytes()),
+            "size": 8,
+            "urls": vec![""; 10_000],
+        })
+    };
+    let archive = |count: usize| {
+        let layers: Vec<_> = (0..count).map(layer).collect();
+        let manifest = Manifest::new("linux/amd64").member("layers", json!(layers));
+        Layout::new().image(Image::new("a").manifest(manifest)).build()
+    };
+    good(&archive(10));
+    let fault = refused(&archive(200));
+    assert!(
+        matches!(&fault, Fault::Limit { what, .. } if what.contains("memory")),
+        "{fault}"
+    );
 }
 
 #[test]

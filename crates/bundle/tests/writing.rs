@@ -364,26 +364,48 @@ fn a_table_that_lies_is_not_believed() {
     assert_eq!(believed, 0);
 }
 
+/// Frames that contain so many bytes, and a table that takes them for one.
+fn with_one_row(mut frames: Vec<u8>, contained: usize) -> Vec<u8> {
+    let row = [frames.len(), contained].map(|n| u32::try_from(n).unwrap().to_le_bytes());
+    frames.extend(0x184D_2A5E_u32.to_le_bytes());
+    frames.extend(17_u32.to_le_bytes());
+    frames.extend(row.concat());
+    frames.extend(1_u32.to_le_bytes());
+    frames.push(0);
+    frames.extend(0x8F92_EAB1_u32.to_le_bytes());
+    frames
+}
+
+/// Each document or layer of such a frame costs what stands before it. So a bundle is gone into while that costs about
+/// as much as some passes over it, and otherwise read in order.
+#[test]
+fn a_frame_is_gone_into_while_that_costs_less_than_reading_it_in_order() {
+    let image = |name: usize, layers: usize| {
+        let image = Image::new(&format!("r.test/a:{name}")).platform("linux/amd64");
+        (0..layers).fold(image, |image, layer| {
+            image.layer(format!("{name} {layer}").as_bytes())
+        })
+    };
+    for (count, layers, is_sequential) in [(2, 1, false), (20, 1, true), (1, 30, true)] {
+        let fixture = (0..count).fold(Fixture::new(), |fixture, name| fixture.image(image(name, layers)));
+        let mut archive = fixture.build();
+        archive.add("filler", vec![0; 8 << 20]).move_first("filler");
+        let plain = archive.to_bytes();
+        let bytes = with_one_row(zstd::bulk::compress(&plain, 1).unwrap(), plain.len());
+        let bundle = open(&bytes).unwrap();
+        assert_eq!(bundle.is_sequential(), is_sequential, "{count} of {layers}");
+        assert_eq!(images(bundle.catalog()), images(open(&plain).unwrap().catalog()));
+    }
+}
+
 #[test]
 fn a_table_of_frames_that_hide_others_is_not_believed() {
     // Two frames in one row: whoever reads all bytes sees what the table leaves out.
     let source = source();
     let plain = written(&draft(&source), &source, Compression::None);
     let frame = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap();
-    let row = |packed: usize, contained: usize| {
-        [packed, contained]
-            .map(|n| u32::try_from(n).unwrap().to_le_bytes())
-            .concat()
-    };
     let (first, hidden) = (frame(&plain), frame(b"hidden"));
-    let mut bytes = [first.as_slice(), &hidden].concat();
-    let table = row(first.len() + hidden.len(), plain.len());
-    bytes.extend(0x184D_2A5E_u32.to_le_bytes());
-    bytes.extend(17_u32.to_le_bytes());
-    bytes.extend(table);
-    bytes.extend(1_u32.to_le_bytes());
-    bytes.push(0);
-    bytes.extend(0x8F92_EAB1_u32.to_le_bytes());
+    let bytes = with_one_row([first.as_slice(), &hidden].concat(), plain.len());
     let bundle = open(&bytes).unwrap();
     let image = &bundle.catalog().images[1];
     let layer = manifest(&image.root)

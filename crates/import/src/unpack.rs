@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bundle::{Content, Limits, Manifest, Node, Part, PartState, resolve};
 use containerd::{BlobInfo, Client, Held, LayerSpec, Snapshotter};
@@ -230,7 +231,7 @@ impl RootFs {
 
     fn of_manifest(manifest: &Manifest) -> RootFs {
         let layers = manifest.layers.iter().map(|part| &part.descriptor);
-        let layers = layers.filter(|blob| is_layer(blob)).zip(&manifest.diff_ids);
+        let layers = layers.filter(|blob| is_layer(blob)).zip(manifest.diff_ids.iter());
         let mut parent: Option<Digest> = None;
         let specs = layers.map(|(blob, diff_id)| {
             let chain = chain_id(parent.as_ref(), diff_id);
@@ -263,7 +264,7 @@ fn count_unpacked(node: &mut Node, snapshots: &HashSet<String>) -> bool {
     match &mut node.content {
         Content::Index(children) => {
             let mut any = false;
-            for child in children {
+            for child in Arc::make_mut(children) {
                 any |= count_unpacked(child, snapshots);
             }
             any
@@ -285,6 +286,7 @@ fn count_unpacked(node: &mut Node, snapshots: &HashSet<String>) -> bool {
             let absent = |layer: &&mut Part| layer.state == PartState::Absent && is_layer(&layer.descriptor);
             let mut any = false;
             if is_unpacked {
+                let manifest = Arc::make_mut(manifest);
                 for layer in manifest.layers.iter_mut().filter(absent) {
                     layer.state = PartState::Present;
                     any = true;

@@ -357,7 +357,7 @@ fn collect(node: &Node, below: &mut Vec<(Digest, String)>) {
     let Content::Index(children) = &node.content else {
         return;
     };
-    for child in children {
+    for child in children.iter() {
         below.push((child.descriptor.digest().clone(), platform_text(child)));
         collect(child, below);
     }

@@ -1,6 +1,7 @@
 //! What of an image can be exported: what is whole in containerd, of the platforms that are wanted. Pure.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bundle::write::DraftImage;
 use bundle::{Content, Kind, Manifest, Node, PartState};
@@ -129,7 +130,7 @@ impl Held {
 pub(crate) fn judge_whole(root: &Node, place: &'static str) -> Judgement {
     let mut rest = root.clone();
     if let Content::Index(children) = &mut rest.content {
-        children
+        Arc::make_mut(children)
             .iter_mut()
             .for_each(|child| take_away_broken(child, place));
     }
@@ -138,7 +139,7 @@ pub(crate) fn judge_whole(root: &Node, place: &'static str) -> Judgement {
 
 fn take_away_broken(node: &mut Node, place: &str) {
     if let Content::Index(children) = &mut node.content {
-        children
+        Arc::make_mut(children)
             .iter_mut()
             .for_each(|child| take_away_broken(child, place));
     } else if problem(node, place).is_some() {
@@ -169,7 +170,7 @@ pub(crate) fn left_out(root: &Node, blobs: &HashSet<Digest>, place: &str) -> Vec
         return Vec::new();
     };
     let mut found = Vec::new();
-    for node in children {
+    for node in children.iter() {
         found.extend(left_out(node, blobs, place));
         if matches!(node.content, Content::Index(_)) || blobs.contains(node.descriptor.digest()) {
             continue;
