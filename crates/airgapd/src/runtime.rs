@@ -175,11 +175,11 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
         limits,
         ..
     } = settings;
-    let rules = runtime.version.rules();
+    let version = &runtime.version;
     let decisive = (
         platforms,
         &runtime.platform,
-        rules,
+        (version.rules(), import::takes_sha512(version)),
         aliases,
         names,
         base_name,

@@ -208,7 +208,8 @@ pub struct Imported {
 const SHA512_SINCE: (u64, u64) = (2, 3);
 
 /// Whether blobs may be named by their sha512. A containerd without a number is taken for a new one.
-fn takes_sha512(version: &Version) -> bool {
+#[must_use]
+pub fn takes_sha512(version: &Version) -> bool {
     !version.is_known() || (version.major, version.minor) >= SHA512_SINCE
 }
 
