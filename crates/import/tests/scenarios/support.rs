@@ -246,7 +246,12 @@ impl Stock {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(BUNDLE);
         archive.write_to(&path);
-        let bundle = Bundle::open(&path, &Limits::default()).expect("a readable bundle");
+        // As an operator may allow them: some scenarios have thousands of names.
+        let limits = Limits {
+            names: 5_000,
+            ..Limits::default()
+        };
+        let bundle = Bundle::open(&path, &limits).expect("a readable bundle");
         Stock {
             archive,
             bundle: Arc::new(bundle),
