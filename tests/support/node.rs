@@ -392,9 +392,9 @@ fn show_log(log: &str) {
     eprintln!("the daemon said:\n{log}");
 }
 
-/// The memory that the code of the shipped program takes, in bytes. A test build is not optimised and has three times as
-/// much code, which says nothing of what an import needs.
-const CODE: u64 = 12 << 20;
+/// All code of the shipped program, in bytes, as if each page of it were in memory. A test build is not optimised and has
+/// twice as much, which says nothing of what an import needs.
+const CODE: u64 = 15 << 20;
 
 /// The largest amount of memory that the shipped program would have had where this process has run, in bytes
 /// (proc_pid_status(5)): the peak, with the shipped program's code in place of this one's.
