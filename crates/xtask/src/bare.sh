@@ -14,5 +14,7 @@ cd "$ROOT"
 pivot_root . mnt
 umount -l /mnt
 cd /root/airgapd
-exec env -i HOME=/root PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    TERM="${TERM:-dumb}" "$@"
+# This shell stays as process 1 and reaps what others leave behind, as an init does: some tests wait for daemons to go.
+env -i HOME=/root PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    TERM="${TERM:-dumb}" "$@" || exit $?
+exit 0
