@@ -193,7 +193,7 @@ impl Platforms {
         }
     }
 
-    /// What decides on such a node, whatever its names are.
+    /// The policy of such a node, without its rules for names.
     fn policy(&self) -> Policy {
         Policy {
             wanted: self.wanted(),
@@ -206,11 +206,11 @@ impl Platforms {
 struct BundleProof {
     policy: Policy,
     limits: Limits,
-    /// What was asked for and is no image: by digest, what it is. It travels, and nodes make no record of it.
+    /// Artifacts that were asked for: digest and kind. The bundle carries them, and nodes make no record of them.
     artifacts: HashMap<Digest, String>,
 }
 
-/// What a node will say of an image.
+/// The verdict of a node on an image.
 enum Prospect {
     Taken,
     /// It is no container image, but this.

@@ -348,7 +348,7 @@ async fn of_expiry(runtime: &Runtime) -> Option<Finding> {
     ))
 }
 
-/// What containerd itself says will not work any more after an upgrade.
+/// Features in use that a later containerd drops, as containerd reports them.
 async fn of_deprecations(runtime: &Runtime) -> Vec<Finding> {
     let warnings = match runtime.client.deprecations().await {
         Ok(warnings) => warnings,

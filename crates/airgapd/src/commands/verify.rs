@@ -189,7 +189,7 @@ async fn gather(
     Ok(kubelet::view(args, needs))
 }
 
-/// What kubelet has against the images, where the command line points at it.
+/// The objections of kubelet to the images, where the command line names its folder or configuration.
 async fn opinion(
     view: Option<&View>,
     runtime: Option<&Runtime>,

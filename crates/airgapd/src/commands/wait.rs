@@ -25,7 +25,7 @@ struct Document {
     error: Option<String>,
     /// The bundles that were waited for, as they were at the end.
     bundles: Vec<BundleStatus>,
-    /// What else is in the folder, as it was at the end.
+    /// The ignored files of the folder, as it was at the end.
     ignored: Vec<IgnoredStatus>,
     /// With `--required`, what the configuration requires.
     required: Option<RequiredStatus>,

@@ -1,4 +1,4 @@
-//! What kubelet has against images that are there: its settings, and its records of pulls of its own.
+//! The objections of kubelet to images that are there: from its settings, and from the records of its own pulls.
 //!
 //! The rules are those of the crate `requirements`; here files are read, and CRI is asked for the ids that records go by.
 
@@ -31,7 +31,7 @@ struct Found {
     records: Records,
 }
 
-/// What kubelet says to all of the images.
+/// The objections of kubelet to all of the images.
 #[derive(Debug, Default)]
 pub(super) struct Opinion {
     /// Images that it lets no pod use.
@@ -202,7 +202,7 @@ impl View {
     }
 }
 
-/// What is to be done about any record that is in the way.
+/// The remedy for any record that makes kubelet refuse an image.
 const REMEDY: &str = "remove the record and restart kubelet, which keeps its records in memory";
 
 fn count(objections: &mut Vec<(String, usize)>, objection: String) {
