@@ -156,7 +156,7 @@ fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
             .stdout,
     ];
     for told in &told {
-        let is_shown = |c: char| c == '\n' || bundle::is_visible(c);
+        let is_shown = |c: char| c == '\n' || basics::is_visible(c);
         assert!(told.chars().all(is_shown), "{told:?}");
         assert!(told.contains("new\\nline.tar"), "{told}");
     }

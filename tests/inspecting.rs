@@ -4,7 +4,6 @@ use std::fs;
 use std::process::Command;
 
 use bundle::fixtures::{Image, Manifest};
-use sha2::Digest as _;
 
 use crate::support::bundles::{self, PLATFORMS, docker, image, multi_platform, text};
 use crate::support::{Node, Target, on_the_fake, unique};
@@ -50,13 +49,10 @@ fn an_image_with_a_blob_of_sha512_is_said_to_need_a_newer_containerd(target: &Ta
     let node = Node::on(target);
     let file = node.path("bundle.tar");
     let bytes = unique();
-    let hex: String = sha2::Sha512::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = basics::digest::sha512(bytes.as_bytes());
     let layer = serde_json::json!([{
         "mediaType": "application/vnd.oci.image.layer.v1.tar",
-        "digest": format!("sha512:{hex}"),
+        "digest": digest.to_string(),
         "size": bytes.len(),
     }]);
     let manifest = Manifest::new(bundles::native())
@@ -64,7 +60,7 @@ fn an_image_with_a_blob_of_sha512_is_said_to_need_a_newer_containerd(target: &Ta
         .member("layers", layer);
     let new = Image::new("registry.test/new:1").manifest(manifest);
     let mut archive = bundles::layout([new, image("registry.test/usual:1")]).build();
-    archive.add(&format!("blobs/sha512/{hex}"), bytes.into_bytes());
+    archive.add(&format!("blobs/sha512/{}", digest.digest()), bytes.into_bytes());
     archive.write_to(&file);
     let document = node
         .airgapd(["inspect", "-o", "json", &text(&file)])
@@ -77,7 +73,7 @@ fn an_image_with_a_blob_of_sha512_is_said_to_need_a_newer_containerd(target: &Ta
     };
     let said = notes("registry.test/new:1");
     assert!(
-        said.contains("containerd 2.3 or later") && said.contains(&hex),
+        said.contains("containerd 2.3 or later") && said.contains(digest.digest()),
         "{said}"
     );
     assert!(!notes("registry.test/usual:1").contains("2.3"));

@@ -4,7 +4,6 @@
 //! happens on the descriptor that the images are then read from, so that nobody can swap the file in between.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -12,9 +11,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bundle::{Foreign, Identity};
+use basics::Foreign;
+use basics::digest::{self, Hasher};
+use bundle::Identity;
 use oci_spec::image::Digest;
-use sha2::{Digest as _, Sha256};
 
 use crate::config::Checksums;
 use crate::folder::Refused;
@@ -35,48 +35,10 @@ pub(crate) fn sidecar_of(bundle: &OsStr) -> OsString {
     name
 }
 
-/// A sha256.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Checksum([u8; 32]);
-
-impl Checksum {
-    /// That of bytes at hand.
-    pub(crate) fn of(bytes: &[u8]) -> Checksum {
-        Checksum(Sha256::digest(bytes).into())
-    }
-
-    /// The same as a digest.
-    pub(crate) fn to_digest(self) -> Digest {
-        format!("sha256:{self}")
-            .parse()
-            .expect("64 hexadecimal digits make a digest")
-    }
-
-    /// Reads 64 hexadecimal digits of either case.
-    fn from_hex(hex: &[u8]) -> Option<Checksum> {
-        let hex = std::str::from_utf8(hex).ok().filter(|hex| hex.len() == 64)?;
-        let mut bytes = [0; 32];
-        for (at, byte) in bytes.iter_mut().enumerate() {
-            // from_str_radix would take a sign
-            let pair = &hex[2 * at..2 * at + 2];
-            *byte = u8::from_str_radix(pair, 16)
-                .ok()
-                .filter(|_| !pair.starts_with('+'))?;
-        }
-        Some(Checksum(bytes))
-    }
-}
-
-impl fmt::Display for Checksum {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Checksum {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
+/// Reads 64 hexadecimal digits of either case as a sha256.
+fn from_hex(hex: &[u8]) -> Option<Digest> {
+    let hex = std::str::from_utf8(hex).ok()?.to_ascii_lowercase();
+    digest::parse_sha256(&format!("sha256:{hex}")).ok()
 }
 
 /// Why a bundle is not taken.
@@ -93,12 +55,14 @@ pub(crate) enum Failure {
     Unusable { sidecar: String, why: String },
     /// The bundle is another one than the sidecar was made for.
     #[error(
-        "its sha256 is {found}, but {sidecar} says {expected}: copy the bundle again, and the checksum with it"
+        "its sha256 is {}, but {sidecar} says {}: copy the bundle again, and the checksum with it",
+        found.digest(),
+        expected.digest()
     )]
     Mismatch {
         sidecar: String,
-        expected: Checksum,
-        found: Checksum,
+        expected: Digest,
+        found: Digest,
     },
     /// Somebody wrote to the bundle meanwhile.
     #[error("it changed while its checksum was computed")]
@@ -117,7 +81,7 @@ pub(crate) fn expected(
     bundle: &OsStr,
     sidecar: Result<File, Refused>,
     mode: Checksums,
-) -> Result<Option<Checksum>, Failure> {
+) -> Result<Option<Digest>, Failure> {
     let name = Foreign::file_name(&sidecar_of(bundle)).to_string();
     let unusable = |why: String| Failure::Unusable {
         sidecar: name.clone(),
@@ -143,7 +107,7 @@ pub(crate) fn expected(
 /// # Errors
 ///
 /// Why it says nothing, or several things, about it.
-pub(crate) fn parse(text: &[u8], bundle: &OsStr) -> Result<Checksum, String> {
+pub(crate) fn parse(text: &[u8], bundle: &OsStr) -> Result<Digest, String> {
     let mut found = None;
     let (mut lines, mut others) = (0, None);
     for line in text_lines(text) {
@@ -167,8 +131,8 @@ pub(crate) fn parse(text: &[u8], bundle: &OsStr) -> Result<Checksum, String> {
         (Some(found), _) => Ok(found),
         (None, Some(other)) => Err(format!(
             "it has a checksum for {} and none for {}",
-            import::printable(&String::from_utf8_lossy(&other)),
-            import::printable(&bundle.to_string_lossy())
+            basics::foreign::quoted(&String::from_utf8_lossy(&other)),
+            basics::foreign::quoted(&bundle.to_string_lossy())
         )),
         (None, None) if lines == 0 => Err("it is empty".to_owned()),
         (None, None) => Err("there is no sha256 in it".to_owned()),
@@ -184,20 +148,17 @@ pub(crate) fn text_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// One line: a sha256 and the name it is for, if it has one. As `sha256sum` writes it (`<hex>  name`, `<hex> *name`,
 /// escaped with a backslash in front), as BSD does (`SHA256 (name) = <hex>`), or alone.
-pub(crate) fn parse_line(line: &[u8]) -> Option<(Checksum, Option<Vec<u8>>)> {
+pub(crate) fn parse_line(line: &[u8]) -> Option<(Digest, Option<Vec<u8>>)> {
     if let Some(rest) = line.strip_prefix(b"SHA256 (") {
         let close = rest.windows(4).rposition(|part| part == b") = ")?;
-        return Some((
-            Checksum::from_hex(&rest[close + 4..])?,
-            Some(rest[..close].to_vec()),
-        ));
+        return Some((from_hex(&rest[close + 4..])?, Some(rest[..close].to_vec())));
     }
     let (escaped, line) = match line.strip_prefix(b"\\") {
         Some(rest) => (true, rest),
         None => (false, line),
     };
     let line = line.strip_prefix(b"sha256:").unwrap_or(line);
-    let checksum = Checksum::from_hex(line.get(..64)?)?;
+    let checksum = from_hex(line.get(..64)?)?;
     match &line[64..] {
         [] => Some((checksum, None)),
         [b' ', b' ' | b'*', name @ ..] if escaped => Some((checksum, Some(unescape(name)))),
@@ -239,7 +200,7 @@ fn base_name(name: &[u8]) -> &[u8] {
 /// # Errors
 ///
 /// [`Failure::Mismatch`], [`Failure::Changed`] and [`Failure::Read`].
-pub(crate) async fn check(file: File, bundle: &OsStr, expected: Checksum) -> Result<Identity, Failure> {
+pub(crate) async fn check(file: File, bundle: &OsStr, expected: Digest) -> Result<Identity, Failure> {
     let abandoned = Arc::new(AtomicBool::new(false));
     let _abandon = Abandon(Arc::clone(&abandoned));
     let hashing = tokio::task::spawn_blocking(move || hash(&file, &abandoned));
@@ -249,7 +210,7 @@ pub(crate) async fn check(file: File, bundle: &OsStr, expected: Checksum) -> Res
     }
     let sidecar = sidecar_of(bundle).to_string_lossy().into_owned();
     Err(Failure::Mismatch {
-        sidecar: import::shown(&sidecar),
+        sidecar: basics::foreign::shown(&sidecar),
         expected,
         found,
     })
@@ -264,14 +225,14 @@ impl Drop for Abandon {
     }
 }
 
-fn hash(file: &File, abandoned: &AtomicBool) -> Result<(Checksum, Identity), Failure> {
+fn hash(file: &File, abandoned: &AtomicBool) -> Result<(Digest, Identity), Failure> {
     let identity = || {
         file.metadata()
             .map(|metadata| Identity::of(&metadata))
             .map_err(Failure::Read)
     };
     let before = identity()?;
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::sha256();
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
     while !abandoned.load(Ordering::Relaxed) {
@@ -288,7 +249,7 @@ fn hash(file: &File, abandoned: &AtomicBool) -> Result<(Checksum, Identity), Fai
     if identity()? != before || offset != before.size {
         return Err(Failure::Changed);
     }
-    Ok((Checksum(hasher.finalize().into()), before))
+    Ok((hasher.finish(), before))
 }
 
 #[cfg(test)]
@@ -381,7 +342,7 @@ mod tests {
         let path = folder.path().join("b.tar");
         std::fs::write(&path, "hello\n").unwrap();
         let right = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
-        let checksum = |hex: &str| Checksum::from_hex(hex.as_bytes()).unwrap();
+        let checksum = |hex: &str| from_hex(hex.as_bytes()).unwrap();
         let open = || File::open(&path).unwrap();
 
         let identity = check(open(), OsStr::new("b.tar"), checksum(right)).await.unwrap();

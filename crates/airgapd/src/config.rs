@@ -13,9 +13,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use basics::digest;
 use clap::{Args, ValueEnum};
 use import::{Alias, DigestReferences, Gentleness, MinFree, Naming, OnConflict, Pattern, Reference, Unpack};
-use oci_spec::image::{Digest, DigestAlgorithm};
 use platforms::Platform;
 use serde::Serialize;
 use serde_yaml::Value;
@@ -1235,7 +1235,7 @@ fn kind(value: &Value) -> &'static str {
 
 fn got(wanted: &str, value: &Value) -> String {
     match value {
-        Value::String(text) => format!("expects {wanted}, got {}", import::printable(text)),
+        Value::String(text) => format!("expects {wanted}, got {}", basics::foreign::quoted(text)),
         Value::Number(number) => format!("expects {wanted}, got {number}"),
         Value::Bool(truth) => format!("expects {wanted}, got {truth}"),
         other => format!("expects {wanted}, got {}", kind(other)),
@@ -1530,19 +1530,9 @@ fn names(value: &Value) -> Result<BTreeMap<String, Reference>, String> {
 }
 
 fn checked_digest(text: &str) -> Result<String, String> {
-    let supported = |digest: &Digest| {
-        matches!(
-            digest.algorithm(),
-            DigestAlgorithm::Sha256 | DigestAlgorithm::Sha512
-        )
-    };
-    match text.parse::<Digest>() {
-        Ok(digest) if supported(&digest) => Ok(digest.to_string()),
-        _ => Err(got(
-            "a digest such as sha256:… with 64 hexadecimal digits",
-            &text.into(),
-        )),
-    }
+    let expected = "a digest such as sha256:… with 64 hexadecimal digits";
+    let digest = digest::parse(text).map_err(|_| got(expected, &text.into()))?;
+    Ok(digest.to_string())
 }
 
 fn checked_reference(text: &str) -> Result<Reference, String> {

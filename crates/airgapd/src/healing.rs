@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
+use basics::Backoff;
+
 /// So many restorations in a row are made at once.
 const AT_ONCE: u32 = 5;
-/// The first wait after those, doubled each time up to [`LONGEST`].
-const FIRST: Duration = Duration::from_secs(60);
-const LONGEST: Duration = Duration::from_secs(3600);
+/// The waits after those.
+const WAIT: Backoff = Backoff {
+    first: Duration::from_secs(60),
+    longest: Duration::from_secs(3600),
+};
 /// After this long without one, restorations are counted anew.
 const CALM: Duration = Duration::from_secs(600);
 
@@ -38,7 +42,7 @@ impl Healing {
         }
         rounds.count = rounds.count.saturating_add(1);
         let late = rounds.count.saturating_sub(AT_ONCE);
-        let wait = (late > 0).then(|| FIRST.saturating_mul(1 << (late - 1).min(16)).min(LONGEST));
+        let wait = (late > 0).then(|| WAIT.whole(late - 1));
         rounds.last = now + wait.unwrap_or_default();
         wait
     }
@@ -71,7 +75,7 @@ mod tests {
         let worn = |healing: &mut Healing| (0..6).filter_map(|_| healing.wait("a.tar".as_ref(), now)).count();
         assert_eq!(worn(&mut healing), 1);
         assert_eq!(healing.wait("b.tar".as_ref(), now), None);
-        let later = now + CALM + FIRST + Duration::from_secs(1);
+        let later = now + CALM + WAIT.first + Duration::from_secs(1);
         assert_eq!(healing.wait("a.tar".as_ref(), later), None);
     }
 

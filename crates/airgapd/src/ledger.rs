@@ -13,7 +13,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use bundle::{Foreign, Identity};
+use basics::Foreign;
+use bundle::Identity;
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
@@ -416,7 +417,7 @@ mod file_name {
         let written = match name.to_str() {
             Some(text) => Written::Text(text.to_owned()),
             None => {
-                let hex = name.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                let hex = basics::digest::hex(name.as_bytes());
                 Written::Bytes { hex }
             }
         };

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bundle::{Foreign, is_visible};
+use basics::{Foreign, is_visible};
 use jiff::Timestamp;
 use serde_json::Value;
 use tracing::field::{Field, Visit};

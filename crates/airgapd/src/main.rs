@@ -3,7 +3,6 @@
 //! This is the program around the libraries: command line and configuration ([`cli`], [`config`]), which containerd it
 //! is ([`node`], [`runtime`]), the commands, and the daemon with what it watches, remembers and says.
 
-mod backoff;
 mod checksum;
 mod cli;
 mod coexistence;
@@ -54,7 +53,7 @@ fn main() -> ExitCode {
     if let Some(file) = cli.common.file()
         && !cli.command.writes_a_file()
     {
-        let file = import::printable(&file.to_string_lossy());
+        let file = basics::foreign::quoted(&file.to_string_lossy());
         let mistake = format!("--output {file}: this command answers as text or json");
         let _ = output::complain(&mistake);
         let _ = output::failure(cli.common.form(), &mistake);

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use bundle::Foreign;
+use basics::Foreign;
 use import::BundleReport;
 use prometheus::core::Collector;
 use prometheus::{
@@ -307,7 +307,7 @@ mod tests {
             ignored: Vec::new(),
         };
         let text = Metrics::new().text(&status);
-        assert!(text.chars().all(|c| c == '\n' || bundle::is_visible(c)), "{text}");
+        assert!(text.chars().all(|c| c == '\n' || basics::is_visible(c)), "{text}");
         assert!(
             text.lines()
                 .all(|line| line.starts_with("airgapd") || line.starts_with("# "))

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bundle::{Foreign, is_visible};
-pub(crate) use import::bytes;
+pub(crate) use basics::bytes;
+use basics::{Foreign, is_visible};
 use import::{BundleReport, Forecast, ImageOutcome, ImageReport, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;

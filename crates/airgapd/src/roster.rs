@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use bundle::Identity;
 
-use crate::backoff::Backoff;
 use crate::checksum::sidecar_of;
 use crate::folder::{self, Class, Ending, Listed, Reason, Settle, Why};
 use crate::ledger::Ledger;
 use crate::lists;
+use basics::backoff::Backoff;
 
 /// The waits after tries that may go better later.
 const RETRY: Backoff = Backoff {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Instant;
 
-use bundle::Foreign;
+use basics::Foreign;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

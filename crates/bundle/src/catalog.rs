@@ -188,7 +188,7 @@ impl RawName {
 
 impl fmt::Display for RawName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", crate::escape::text(self.as_str()))
+        write!(f, "{}", basics::foreign::text(self.as_str()))
     }
 }
 

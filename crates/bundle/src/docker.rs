@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use basics::{digest, foreign};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -16,9 +17,7 @@ use crate::documents::{self, Config, DockerImage};
 use crate::places::Place;
 use crate::reader::{DOCKER_MANIFEST, Reader, stand_in};
 use crate::table::Found;
-use crate::{
-    Compression, Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName, digests, escape,
-};
+use crate::{Compression, Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName};
 
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
@@ -83,7 +82,7 @@ impl<'r, 'a> Docker<'r, 'a> {
         let config_place = self.find("config", &given.config)?;
         let limit = self.reader.limits.json_document;
         if config_place.size() > limit {
-            let (name, size) = (escape::text(&given.config), config_place.size());
+            let (name, size) = (foreign::text(&given.config), config_place.size());
             return Err(Trouble::Image(format!(
                 "config {name} has {size} bytes, more than {limit}"
             )));
@@ -92,7 +91,7 @@ impl<'r, 'a> Docker<'r, 'a> {
         let (config, mut problems) = match documents::parse::<Config>(&bytes) {
             Ok(config) => (config, Vec::new()),
             Err(error) => {
-                let name = escape::text(&given.config);
+                let name = foreign::text(&given.config);
                 (
                     Config::default(),
                     vec![format!("config {name} is not valid: {error}")],
@@ -110,13 +109,13 @@ impl<'r, 'a> Docker<'r, 'a> {
             }
             Err(trouble) => return Err(trouble),
         };
-        let config_digest = digests::sha256(&bytes);
+        let config_digest = digest::sha256(&bytes);
         let config_part = self.part(DOCKER_CONFIG, config_digest, config_place);
         let manifest = manifest_bytes(&config_part, &layers);
         let texts: usize = problems.iter().map(String::len).sum();
         self.reader
             .hold((manifest.len() + texts) as u64 + problems.len() as u64 * TEXT)?;
-        let digest = digests::sha256(&manifest);
+        let digest = digest::sha256(&manifest);
         let descriptor = Descriptor::new(
             MediaType::from(DOCKER_MANIFEST),
             manifest.len() as u64,
@@ -155,7 +154,7 @@ impl<'r, 'a> Docker<'r, 'a> {
         }
         // Out of step, a diff_id says nothing about the layer at its place.
         let diff_ids = if layers == diff_ids.len() { diff_ids } else { &[] };
-        let diff_id = |i: usize| diff_ids.get(i).and_then(|text| digests::parse_sha256(text).ok());
+        let diff_id = |i: usize| diff_ids.get(i).and_then(|text| digest::parse_sha256(text).ok());
         let parts = given.layers.iter().enumerate();
         parts
             .map(|(i, name)| self.layer(name, diff_id(i), problems))
@@ -178,7 +177,7 @@ impl<'r, 'a> Docker<'r, 'a> {
             compression,
             Compression::Xz | Compression::Lz4 | Compression::Bzip2
         ) {
-            let name = escape::text(name);
+            let name = foreign::text(name);
             problems.push(format!(
                 "layer {name} is compressed with {compression}, which containerd cannot unpack"
             ));
@@ -193,7 +192,7 @@ impl<'r, 'a> Docker<'r, 'a> {
     }
 
     fn find(&self, what: &str, name: &str) -> Result<Place, Trouble> {
-        let shown = escape::text(name);
+        let shown = foreign::text(name);
         match self.reader.archive.find(name) {
             Found::File(place) => Ok(place),
             Found::Nothing => Err(Trouble::Image(format!("{what} {shown} is not in the archive"))),

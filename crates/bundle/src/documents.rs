@@ -9,14 +9,15 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use basics::digest;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::account;
 use crate::members::Members;
-use crate::{account, digests};
 
 /// `oci-layout`.
 #[derive(Deserialize)]
@@ -118,7 +119,7 @@ pub(crate) struct RawDescriptor {
 impl RawDescriptor {
     /// Checks what every use needs: a digest, a media type and a size.
     pub(crate) fn to_descriptor(&self) -> Result<Descriptor, String> {
-        let digest = digests::parse(&self.digest)?;
+        let digest = digest::parse(&self.digest)?;
         if self.media_type.is_empty() {
             return Err(format!("the descriptor of {digest} has no media type"));
         }
@@ -215,7 +216,7 @@ impl Config {
     /// The same as digests, up to one that is none.
     pub(crate) fn parsed_diff_ids(&self) -> Arc<[Digest]> {
         let texts = self.diff_ids().iter();
-        texts.map_while(|text| digests::parse(text).ok()).collect()
+        texts.map_while(|text| digest::parse(text).ok()).collect()
     }
 }
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{Compression, Truncation, escape, strangers};
+use crate::{Compression, Truncation, strangers};
+use basics::foreign;
 
 /// Why nothing can be said about a file, or why it is refused as a whole.
 ///
@@ -30,7 +31,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", escape::path(&self.path), self.fault)?;
+        write!(f, "{}: {}", foreign::path(&self.path), self.fault)?;
         let is_part = matches!(
             self.fault,
             Fault::Truncated(_)

@@ -3,13 +3,14 @@
 //! The documents are read and judged as those of an OCI layout are, so a bundle and a content store give the same
 //! answer about the same image.
 
+use basics::digest;
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::account::Account;
 use crate::documents::RawDescriptor;
 use crate::layout::Layout;
 use crate::reader::Blobs;
-use crate::{Content, Fault, Limits, Node, PartState, digests};
+use crate::{Content, Fault, Limits, Node, PartState};
 
 /// A place that keeps blobs by digest.
 pub trait Store {
@@ -95,7 +96,7 @@ impl Blobs for Stored<'_> {
             Ok(bytes) => bytes,
             Err(reason) => return Ok(Err(reason)),
         };
-        if !digests::fits(&bytes, digest) {
+        if !digest::fits(&bytes, digest) {
             return Ok(Err(format!(
                 "blob {digest} is corrupt: its bytes do not have that digest"
             )));
@@ -128,7 +129,7 @@ mod tests {
 
     impl Shelf {
         fn put(&mut self, bytes: &str) -> Digest {
-            let digest = digests::sha256(bytes.as_bytes());
+            let digest = digest::sha256(bytes.as_bytes());
             self.0.insert(digest.clone(), bytes.as_bytes().to_vec());
             digest
         }

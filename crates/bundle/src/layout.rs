@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use basics::foreign;
 use oci_spec::image::{Descriptor, Digest};
 use serde_json::value::RawValue;
 
 use crate::account::{self, TEXT};
 use crate::documents::{self, Annotated, Config, Index, RawDescriptor};
 use crate::reader::{Blobs, stand_in};
-use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName, escape};
+use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName};
 
 /// Makes images of the entries of an `index.json`.
 pub(crate) struct Layout<'r, B> {
@@ -360,7 +361,7 @@ fn problems(config: &Config, layers: &[Part]) -> Vec<String> {
     let wrong = layers.iter().zip(diff_ids).find(differs);
     wrong
         .map(|(part, diff_id)| {
-            let diff_id = escape::text(diff_id);
+            let diff_id = foreign::text(diff_id);
             format!(
                 "layer {} should be {diff_id} by the config's diff_ids",
                 part.descriptor.digest()

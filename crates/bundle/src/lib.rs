@@ -32,12 +32,10 @@ mod bundle;
 mod catalog;
 mod compression;
 mod decode;
-mod digests;
 mod docker;
 mod documents;
 mod entries;
 mod error;
-mod escape;
 mod extent;
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
@@ -65,7 +63,6 @@ pub use catalog::{
 };
 pub use compression::Compression;
 pub use error::{Error, Fault, Warning};
-pub use escape::{Foreign, is_visible};
 pub use graph::{Store, resolve};
 pub use limits::Limits;
 pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};

@@ -46,3 +46,8 @@ impl Place {
 
 /// The blobs that the catalog mentions and that are there.
 pub(crate) type Places = HashMap<Digest, Place>;
+
+/// The name of a digest's blob in an OCI image layout (image-spec, "Image Layout").
+pub(crate) fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.digest())
+}

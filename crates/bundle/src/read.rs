@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
+use basics::{digest, foreign};
 use oci_spec::image::Digest;
 use serde::Deserialize as _;
 use serde_json::value::RawValue;
@@ -17,12 +18,12 @@ use crate::folder::Folder;
 use crate::frames::Frames;
 use crate::layout::{self, Layout};
 use crate::packed::Packed;
-use crate::places::{Place, Places};
+use crate::places::{Place, Places, blob_name};
 use crate::reader::Reader;
 use crate::table::{Archive, Blobs, Found};
 use crate::{
     Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Manifest, PartState,
-    RawName, Reliance, Truncation, Warning, digests, escape, reliance, strangers, tar,
+    RawName, Reliance, Truncation, Warning, reliance, strangers, tar,
 };
 
 const LAYOUT_FILE: &str = "oci-layout";
@@ -412,7 +413,7 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
         } else {
             Format::OciLayout
         },
-        digest: digests::sha256(document),
+        digest: digest::sha256(document),
         images: images?,
         relies_on: None,
         warnings: Vec::new(),
@@ -421,7 +422,7 @@ fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>
         None => {}
         Some(Ok(reliance)) => {
             images.warnings.push(Warning::Delta {
-                base: escape::text(&reliance.base).to_string(),
+                base: foreign::text(&reliance.base).to_string(),
                 count: reliance.blobs.len(),
             });
             images.relies_on = Some(reliance);
@@ -469,7 +470,7 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
         Some(Ok(digest)) => digest,
         Some(Err(reason)) => return Ok(Some(Err(reason))),
     };
-    let place = match reader.archive.find(&digests::blob_name(&digest)) {
+    let place = match reader.archive.find(&blob_name(&digest)) {
         Found::File(place) => place,
         Found::Nothing => return Ok(Some(Err(format!("blob {digest} is not in the bundle")))),
         Found::Unusable(reason) => return Ok(Some(Err(format!("blob {digest} is {reason}")))),
@@ -518,7 +519,7 @@ fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
 
 /// Identity of content that no document pins by itself.
 fn content_digest(document: &[u8], images: &[Image]) -> Digest {
-    let mut hasher = digests::Hasher::sha256();
+    let mut hasher = digest::Hasher::sha256();
     hasher.update(document);
     for image in images {
         hasher.update(image.root.descriptor.digest().as_ref().as_bytes());
@@ -564,7 +565,7 @@ fn compare_sides(
 /// Identity of content that both documents decide about.
 fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
     let docker = content_digest(docker, others);
-    let mut hasher = digests::Hasher::sha256();
+    let mut hasher = digest::Hasher::sha256();
     hasher.update(index);
     hasher.update(docker.as_ref().as_bytes());
     hasher.finish()

@@ -4,14 +4,15 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
+use basics::digest;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 
 use crate::account::Account;
 use crate::documents::RawDescriptor;
-use crate::places::{Place, Places};
+use crate::places::{Place, Places, blob_name};
 use crate::table::{Archive, Found};
-use crate::{Content, Fault, Limits, Node, PartState, digests};
+use crate::{Content, Fault, Limits, Node, PartState};
 
 /// Media type of the manifests that Docker archives get.
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -132,7 +133,7 @@ impl<'a> Reader<'a> {
         let digest = descriptor.digest();
         let place = match self.places.get(digest) {
             Some(place) => place.clone(),
-            None => match self.archive.find(&digests::blob_name(digest)) {
+            None => match self.archive.find(&blob_name(digest)) {
                 Found::File(place) => place,
                 Found::Nothing => return Located::Absent,
                 Found::Unusable(reason) => return Located::Broken(format!("blob {digest} is {reason}")),
@@ -167,7 +168,7 @@ impl<'a> Reader<'a> {
         let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(&given.data) else {
             return;
         };
-        if bytes.len() as u64 == descriptor.size() && digests::fits(&bytes, descriptor.digest()) {
+        if bytes.len() as u64 == descriptor.size() && digest::fits(&bytes, descriptor.digest()) {
             self.places
                 .insert(descriptor.digest().clone(), Place::Memory(Arc::from(bytes)));
         }
@@ -190,7 +191,7 @@ impl<'a> Reader<'a> {
             Ok(bytes) => bytes,
             Err(reason) => return Ok(Err(reason)),
         };
-        if !digests::fits(&bytes, digest) {
+        if !digest::fits(&bytes, digest) {
             self.places.remove(digest);
             return Ok(Err(format!(
                 "blob {digest} is corrupt: its bytes do not have that digest"
@@ -219,7 +220,7 @@ impl<'a> Reader<'a> {
 pub(crate) fn stand_in(entry: &[u8], platform: Option<Platform>, reason: String) -> Node {
     let size = entry.len() as u64;
     Node {
-        descriptor: Descriptor::new(MediaType::from(DOCKER_MANIFEST), size, digests::sha256(entry)),
+        descriptor: Descriptor::new(MediaType::from(DOCKER_MANIFEST), size, digest::sha256(entry)),
         platform,
         content: Content::Broken(reason),
     }

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use basics::digest;
 use oci_spec::image::{Descriptor, Digest};
 use serde::{Deserialize, Serialize};
-
-use crate::digests;
 
 /// Annotation of `index.json`: the digest of the blob that lists what the bundle relies on.
 const DOCUMENT: &str = "io.airgapd.delta.relies-on";
@@ -78,14 +77,14 @@ pub(crate) fn document(reliance: &Reliance) -> Vec<u8> {
 pub(crate) fn annotations(reliance: &Reliance, document: &[u8]) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         (BASE, reliance.base.clone()),
-        (DOCUMENT, digests::sha256(document).to_string()),
+        (DOCUMENT, digest::sha256(document).to_string()),
     ])
 }
 
 /// Where the annotations of an `index.json` lead.
 pub(crate) fn pointer(annotations: &BTreeMap<String, String>) -> Option<Result<Digest, String>> {
     let digest = annotations.get(DOCUMENT)?;
-    Some(digests::parse(digest))
+    Some(digest::parse(digest))
 }
 
 /// Reads the document.
@@ -105,7 +104,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Reliance, String> {
 fn check(blobs: &[BlobRef]) -> Result<(), String> {
     blobs
         .iter()
-        .try_for_each(|blob| digests::parse(blob.digest.as_ref()).map(drop))
+        .try_for_each(|blob| digest::parse(blob.digest.as_ref()).map(drop))
 }
 
 /// What a node has: the answer of `airgapd inventory`, which `--have` reads. `docs/json.md` describes it.

@@ -8,10 +8,10 @@ use std::io::Read;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
+use basics::foreign;
 use oci_spec::image::Digest;
 
 use crate::decode::Decoder;
-use crate::digests::{self, Hasher};
 use crate::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
 use crate::extent::Extent;
 use crate::folder::Folder;
@@ -20,7 +20,8 @@ use crate::packed::{Facts, Kept, Packed};
 use crate::places::Place;
 use crate::sparse::{Expanded, Map, SparseFile};
 use crate::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
-use crate::{Compression, Ending, Fault, Limits, Warning, escape};
+use crate::{Compression, Ending, Fault, Limits, Warning};
+use basics::digest::{self, Hasher};
 
 /// How many links may lead from one to the next; Linux allows 40.
 const LONGEST_CHAIN: usize = 40;
@@ -216,7 +217,7 @@ impl Archive {
             return Err(Fault::Limit {
                 what: format!(
                     "times its size would the file come to, or 64 MiB, with the holes of entry {}",
-                    escape::bytes(&entry.name)
+                    foreign::bytes(&entry.name)
                 ),
                 limit: limits.expansion,
             });
@@ -245,7 +246,7 @@ impl Archive {
         };
         self.note_nesting(&name);
         let replaced = self.entries.insert(Fingerprint::of(&name), item);
-        replaced.then(|| escape::bytes(&name).to_string())
+        replaced.then(|| foreign::bytes(&name).to_string())
     }
 
     fn sparse(&mut self, offset: u64, stored: u64, map: Arc<Map>) -> Item {
@@ -271,7 +272,7 @@ impl Archive {
             .or_else(|| name.strip_suffix(b"/manifest.json"));
         self.has_blobs |= name.starts_with(b"blobs/");
         if self.nested_in.is_none() {
-            self.nested_in = folder.map(|folder| escape::bytes(folder).to_string());
+            self.nested_in = folder.map(|folder| foreign::bytes(folder).to_string());
         }
     }
 
@@ -376,7 +377,7 @@ impl Archive {
 
     /// The sha256 of a place, if it has been read.
     pub(crate) fn known_sha256(&self, place: &Place) -> Option<Digest> {
-        self.facts(place).map(|facts| digests::of_sha256(&facts.sha256))
+        self.facts(place).map(|facts| digest::of_sha256(&facts.sha256))
     }
 
     fn facts(&self, place: &Place) -> Option<Facts> {

@@ -11,10 +11,11 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use ::tar::Header;
+use basics::foreign;
 
 use crate::decode::fault_in;
 use crate::sparse::{self, Map};
-use crate::{Ending, Fault, Limits, Truncation, escape};
+use crate::{Ending, Fault, Limits, Truncation};
 
 /// Bytes of a header, and the unit that entry data is padded to.
 pub(crate) const BLOCK: u64 = 512;
@@ -304,7 +305,7 @@ impl<'a, I: Input> Walk<'a, I> {
         let padded = size.div_ceil(BLOCK).saturating_mul(BLOCK);
         let skipped = read + self.input.skip(padded - read).map_err(read_error)?;
         if skipped < *size {
-            let entry = Some(escape::bytes(name).to_string());
+            let entry = Some(foreign::bytes(name).to_string());
             return Ok(Some(Ending::Truncated(Truncation {
                 offset,
                 entry,
@@ -366,7 +367,7 @@ impl<'a, I: Input> Walk<'a, I> {
         let name = extension.name_of(header);
         let damaged = |reason: &str| Fault::Damaged {
             offset,
-            entry: Some(escape::bytes(&name).to_string()),
+            entry: Some(foreign::bytes(&name).to_string()),
             reason: reason.to_owned(),
         };
         if name.contains(&0) {
@@ -485,7 +486,7 @@ impl<'a, I: Input> Walk<'a, I> {
     fn last_name(&self) -> Option<String> {
         self.last
             .as_ref()
-            .map(|last| escape::bytes(&last.name).to_string())
+            .map(|last| foreign::bytes(&last.name).to_string())
     }
 
     fn damaged(&self, offset: u64, reason: &str) -> Fault {

@@ -24,8 +24,8 @@ pub use from_bundles::FromBundles;
 pub use layout::Layout;
 pub use output::Output;
 
-use crate::digests::Hasher;
 use crate::{BlobRef, Compression};
+use basics::digest::Hasher;
 use packer::{PIECE, Packer};
 
 /// Why a bundle was not written.
@@ -168,7 +168,7 @@ impl<W: Write> Archive<W> {
             source,
         };
         self.small(&entry::headers(
-            &crate::digests::blob_name(&blob.digest),
+            &crate::places::blob_name(&blob.digest),
             blob.size,
         ))?;
         let mut source = feed.open(blob).map_err(failed)?;

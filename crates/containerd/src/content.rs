@@ -1,5 +1,6 @@
 //! The content store: blobs, their labels, and ingests (blobs being written). Writing has its own module.
 
+use basics::digest::Hasher;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
     AbortRequest, DeleteContentRequest, Info, InfoRequest, ListContentRequest, ListStatusesRequest,
@@ -13,7 +14,6 @@ use tonic::transport::Channel;
 
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
-use crate::hash::Hasher;
 use crate::wire::{self, Labels, check_digest, digest_from_wire, label_path, size_from_wire, time_from_wire};
 use crate::{Client, within};
 
@@ -167,7 +167,7 @@ impl Client {
             }
         }
         let found = Hasher::of(digest).digest_of(&bytes);
-        if found != *digest.as_ref() {
+        if found != *digest {
             return Err(Error::content(
                 digest,
                 format!("containerd's copy is rotten, it hashes to {found}"),

@@ -4,13 +4,13 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use basics::digest::Hasher;
 use containerd_client::services::v1::{WriteAction, WriteContentRequest};
 use oci_spec::image::Digest;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
-use crate::hash::Hasher;
 use crate::wire::size_to_wire;
 use crate::write::BlobSource;
 
@@ -122,7 +122,7 @@ pub(crate) fn hash_beginning(
     length: u64,
     mut hasher: Hasher,
     stop: &CancellationToken,
-) -> io::Result<String> {
+) -> io::Result<Digest> {
     let mut reader = source.open(0)?.take(length);
     loop {
         let chunk = read_chunk(&mut reader, CHUNK as u64)?;

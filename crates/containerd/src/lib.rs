@@ -21,7 +21,6 @@ mod cri;
 mod error;
 mod events;
 mod feed;
-mod hash;
 mod images;
 mod introspection;
 mod leases;

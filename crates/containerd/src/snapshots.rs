@@ -8,7 +8,6 @@
 //! nobody, and goes with the lease.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, Hasher as _, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -399,8 +398,7 @@ fn unique_key(chain: &Digest) -> String {
         .elapsed()
         .unwrap_or(Duration::ZERO)
         .as_nanos();
-    // A hasher's random keys are the only randomness the standard library offers; it is enough here.
-    let chance = RandomState::new().build_hasher().finish();
+    let chance = basics::backoff::chance();
     format!("{KEY_PREFIX}{nanos}-{chance:016x} {chain}")
 }
 

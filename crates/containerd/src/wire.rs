@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use basics::digest;
 use containerd_client::types;
 use jiff::Timestamp;
-use oci_spec::image::{Descriptor, Digest, DigestAlgorithm, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 
 use crate::error::Error;
 
@@ -32,24 +33,17 @@ pub(crate) fn label_path(key: &str) -> String {
 
 /// Reads a digest of containerd's. Only sha256 and sha512 are digests to us.
 pub(crate) fn digest_from_wire(text: &str) -> Option<Digest> {
-    text.parse().ok().filter(is_supported)
+    digest::parse(text).ok()
 }
 
 /// Refuses what oci-spec takes for a digest and containerd does not.
 pub(crate) fn check_digest(digest: &Digest) -> Result<(), Error> {
-    if is_supported(digest) {
+    if digest::is_accepted(digest) {
         return Ok(());
     }
     Err(Error::Invalid(format!(
         "{digest} is neither a sha256 nor a sha512 digest"
     )))
-}
-
-fn is_supported(digest: &Digest) -> bool {
-    matches!(
-        digest.algorithm(),
-        DigestAlgorithm::Sha256 | DigestAlgorithm::Sha512
-    )
 }
 
 /// Sizes and offsets are signed on the wire; a negative one is containerd's nonsense for none.

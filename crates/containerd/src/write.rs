@@ -14,12 +14,13 @@
 //! commit that failed or on a full disk; after a broken connection the ingest stays, to be resumed.
 
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher as _, RandomState};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use basics::backoff;
+use basics::digest::{self, Hasher};
 use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
@@ -35,7 +36,6 @@ use crate::Client;
 use crate::content::{content_client, ingest_ref};
 use crate::error::{Error, Failure};
 use crate::feed::{Fed, Feed, hash_beginning, read_whole};
-use crate::hash::Hasher;
 use crate::others::Others;
 use crate::wire::{Labels, check_digest, labels_to_wire, size_from_wire, size_to_wire};
 
@@ -381,7 +381,7 @@ impl Writer<'_> {
         };
         // Either our bytes are the wrong ones, or what an interrupted write left was in the way of them.
         let ours = Hasher::of(digest).digest_of(&message.data);
-        let proof = match ours == digest.as_ref() {
+        let proof = match ours == *digest {
             true => Proof::Foreign,
             false => Proof::Ours,
         };
@@ -496,9 +496,10 @@ impl Writer<'_> {
 
     /// Whether the source begins with the bytes of the ingest.
     async fn begins_with(&self, length: u64, found: String) -> Result<bool, Error> {
-        let Some(hasher) = Hasher::of_text(&found) else {
+        let Ok(found) = digest::parse(&found) else {
             return Ok(false);
         };
+        let hasher = Hasher::of(&found);
         let source = Arc::clone(&self.source);
         let stop = CancellationToken::new();
         let _stop_when_dropped = stop.clone().drop_guard();
@@ -752,8 +753,7 @@ fn verdict(failure: &Failure, proof: Proof, last: bool) -> Verdict {
 
 /// Half the pause for certain, the other half by chance, so that two clients do not keep meeting.
 fn jittered(pause: Duration) -> Duration {
-    // A hasher's random keys are the only randomness the standard library offers; it is enough here.
-    let chance = RandomState::new().build_hasher().finish() % 1024;
+    let chance = backoff::chance() % 1024;
     let half = pause / 2;
     half + half * u32::try_from(chance).expect("below 1024") / 1024
 }

@@ -3,11 +3,10 @@
 
 use std::collections::HashMap;
 
+use basics::chain;
 use containerd::{Client, Error};
 use oci_spec::image::Digest;
 use tokio::runtime::Handle;
-
-use crate::chain;
 
 /// What containerd is called in messages.
 pub const CONTAINERD: &str = "containerd";

@@ -13,6 +13,7 @@ mod unpacking;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use basics::chain;
 use bundle::Bundle;
 use containerd::{Client, Recovery};
 use oci_spec::image::Digest;
@@ -238,21 +239,6 @@ impl From<containerd::Error> for Fault {
             Recovery::Transient | Recovery::Space | Recovery::Disk => Fault::Stop(Error::Containerd(error)),
         }
     }
-}
-
-/// An error with its causes, in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl<'a> Run<'a> {

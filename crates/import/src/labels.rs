@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use sha2::{Digest as _, Sha256};
+use basics::digest;
 
 /// CRI's pin: kubelet's image garbage collector leaves pinned images alone.
 pub const PINNED: &str = "io.cri-containerd.pinned";
@@ -132,11 +132,7 @@ pub fn bundle_id(file_name: &str) -> String {
 /// The first 16 hexadecimal digits of a sha256.
 #[must_use]
 pub fn short_hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest::sha256(bytes).digest()[..16].to_owned()
 }
 
 /// Whether one of our source labels is on the record.

@@ -6,7 +6,6 @@
 //!
 //! This crate never reads an archive's bytes for itself and never sees a gRPC type.
 
-mod amounts;
 mod content;
 mod ingest;
 pub mod labels;
@@ -27,17 +26,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use basics::chain;
 use bundle::{BlobRef, Bundle};
 use containerd::{Client, Recovery, Version, is_disk_failure};
 use oci_spec::image::Digest;
 
-pub use amounts::bytes;
 pub use content::{CONTAINERD, ContentStore};
 use ingest::not_begun;
-pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, Silent, carry_out, chain};
+pub use ingest::{Failure, ImageResult, Ingested, Job, Observer, RecordOutcome, Silent, carry_out};
 pub use labels::{Source, bundle_id, short_hash};
 pub use lease::{Lease, PREFIX as LEASE_PREFIX};
-pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference, printable, shown};
+pub use names::{Alias, DigestReferences, InvalidReference, Naming, Reference};
 pub use pace::{Gentleness, Pace};
 pub use pattern::{InvalidPattern, Pattern};
 pub use plan::{
@@ -330,7 +329,7 @@ fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Dige
     let missing: Vec<BlobRef> = reliance.blobs.iter().filter(is_missed).cloned().collect();
     (!missing.is_empty()).then(|| Error::BaseMissing {
         path: bundle.path().to_owned(),
-        base: shown(&reliance.base),
+        base: basics::foreign::shown(&reliance.base),
         missing,
     })
 }

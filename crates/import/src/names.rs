@@ -10,7 +10,8 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-use bundle::{Foreign, RawName};
+use basics::foreign::quoted;
+use bundle::RawName;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +33,7 @@ pub struct Reference {
 
 /// Why a text is no image reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} is not an image reference: {reason}", printable(.text))]
+#[error("{} is not an image reference: {reason}", quoted(.text))]
 pub struct InvalidReference {
     text: String,
     reason: String,
@@ -230,18 +231,6 @@ fn is_bare_hex(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// `text` in quotes, with every control character escaped and at most 200 characters long, for messages and terminals.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    format!("{:.200?}", Foreign::new(text))
-}
-
-/// The same without quotes.
-#[must_use]
-pub fn shown(text: &str) -> String {
-    format!("{:.200}", Foreign::new(text))
-}
-
 /// Which `name@digest` records are added to a named image, so that pods pinned by digest find it offline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -350,7 +339,7 @@ impl Naming {
         if reference.digest().is_some_and(|digest| digest != target.as_ref()) {
             return Err(format!(
                 "{} names a digest that is not the image's, which is {target}",
-                printable(&text)
+                quoted(&text)
             ));
         }
         Ok(reference
@@ -380,7 +369,7 @@ impl Naming {
             Some(base) => Ok(format!("{base}:{tag}")),
             None => Err(format!(
                 "{} is a plain tag without a repository: set baseName, or name the image with --name DIGEST=REFERENCE",
-                printable(tag)
+                quoted(tag)
             )),
         }
     }

@@ -17,7 +17,7 @@ use containerd::BlobSource;
 use tracing::{debug, info, warn};
 
 use self::pressure::{Reading, Resource};
-use crate::amounts::bytes as in_words;
+use basics::bytes as in_words;
 
 /// What may go through at once after a quiet time, as time at the full rate.
 const BURST: Duration = Duration::from_millis(100);

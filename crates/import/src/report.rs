@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use basics::chain;
 use bundle::{Bundle, Catalog, Content, Node, PartState};
 use oci_spec::image::{Descriptor, Digest};
 use serde::Serialize;
 
 use crate::Error;
-use crate::ingest::{ImageResult, Ingested, RecordOutcome, chain};
+use crate::ingest::{ImageResult, Ingested, RecordOutcome};
 use crate::plan::{BlobAction, Plan, RecordAction, RecordStep};
 use crate::select::{Choice, Selection, Taken, Verdict};
 use crate::space::Forecast;

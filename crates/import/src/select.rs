@@ -10,7 +10,7 @@ use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use platforms::{Chosen, Matcher, Platform, Rules};
 use serde::{Deserialize, Serialize};
 
-use crate::names::{Naming, Reference, shown};
+use crate::names::{Naming, Reference};
 
 /// The platforms that are taken from a bundle.
 #[derive(Clone, Debug)]
@@ -316,7 +316,7 @@ fn label(group: &[&Image]) -> String {
     let name = group.iter().flat_map(|image| &image.names).next();
     name.map_or_else(
         || group[0].root.descriptor.digest().to_string(),
-        |name| shown(name.as_str()),
+        |name| basics::foreign::shown(name.as_str()),
     )
 }
 

@@ -9,12 +9,11 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use basics::bytes;
 use containerd::{Client, ingest_ref};
 use oci_spec::image::Digest;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
-
-use crate::amounts::bytes;
 
 /// Above this part of the disk in use kubelet removes unused images; below the rest free it evicts pods
 /// (`imageGCHighThresholdPercent` and `imagefs.available<15%`, both by default).

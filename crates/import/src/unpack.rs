@@ -16,17 +16,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use basics::chain;
 use bundle::{Content, Limits, Manifest, Node, Part, PartState, resolve};
 use containerd::{BlobInfo, Client, Held, LayerSpec, Snapshotter};
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Matcher;
-use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use crate::Survey;
 use crate::content::{CONTAINERD, ContentStore};
 use crate::lease::{self, Lease};
 use crate::select::{chosen_for, is_layer, problems_in};
-use crate::{Survey, chain};
 
 /// The label of a config that keeps the snapshots of its image, by snapshotter.
 const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.";
@@ -303,9 +303,7 @@ fn chain_id(parent: Option<&Digest>, diff_id: &Digest) -> Digest {
     let Some(parent) = parent else {
         return diff_id.clone();
     };
-    let hash = Sha256::digest(format!("{parent} {diff_id}"));
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}").parse().expect("a sha256 is a digest")
+    basics::digest::sha256(format!("{parent} {diff_id}").as_bytes())
 }
 
 /// The unpacking of one image.

@@ -7,9 +7,10 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
 
+use basics::digest;
 use bundle::BlobRef;
 
-use crate::{Error, digest};
+use crate::Error;
 
 /// A folder of blobs. Several programs may use it at the same time.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use basics::{Backoff, digest};
 use bundle::BlobRef;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
@@ -14,7 +15,7 @@ use serde::Deserialize;
 use crate::challenge::{self, Challenge};
 use crate::credentials::{Credentials, Secret};
 use crate::locations::{Location, Rule, locations};
-use crate::{Error, digest, error};
+use crate::{Error, error};
 
 /// The largest document that is fetched, in bytes: what bundles are read with.
 const LARGEST_DOCUMENT: u64 = 8 << 20;
@@ -77,8 +78,11 @@ impl Default for Retry {
 
 impl Retry {
     pub(crate) fn pause(&self, failures: u32) -> Duration {
-        let doubled = self.pause.saturating_mul(1 << failures.saturating_sub(1).min(16));
-        doubled.min(Duration::from_secs(10))
+        let backoff = Backoff {
+            first: self.pause,
+            longest: Duration::from_secs(10),
+        };
+        backoff.whole(failures.saturating_sub(1))
     }
 }
 
@@ -146,7 +150,7 @@ impl Client {
             Ok(http) => http,
             // That is an error where the system has no certificates at all, also for those who need none.
             Err(error) => {
-                tracing::debug!(error = %crate::feed::chain(&error), "without the system's certificates");
+                tracing::debug!(error = %basics::chain(&error), "without the system's certificates");
                 let without = builder()?.tls_certs_only(certificates).build();
                 without.map_err(|error| bad(&error))?
             }
@@ -623,8 +627,8 @@ fn certificates(roots: &[(String, Vec<u8>)]) -> Result<Vec<reqwest::Certificate>
     let mut all = Vec::new();
     for (name, pem) in roots {
         let unusable = |reason: &str| Error::Options(format!("{name}: {reason}"));
-        let certificates = reqwest::Certificate::from_pem_bundle(pem)
-            .map_err(|error| unusable(&crate::feed::chain(&error)))?;
+        let certificates =
+            reqwest::Certificate::from_pem_bundle(pem).map_err(|error| unusable(&basics::chain(&error)))?;
         if certificates.is_empty() {
             return Err(unusable("there is no certificate in PEM form in it"));
         }
@@ -668,7 +672,7 @@ fn nowhere(what: &str) -> Error {
 }
 
 fn bad(error: &reqwest::Error) -> Error {
-    Error::Options(crate::feed::chain(error))
+    Error::Options(basics::chain(error))
 }
 
 fn broken(location: &Location, what: &str, error: reqwest::Error) -> Error {

@@ -298,7 +298,7 @@ impl Fetcher {
             if !error.is_transient() || failures > retry.times {
                 return Err(error);
             }
-            tracing::warn!(error = %crate::feed::chain(&error), at = *sent, "interrupted; going on from there");
+            tracing::warn!(error = %basics::chain(&error), at = *sent, "interrupted; going on from there");
             tokio::time::sleep(retry.pause(failures)).await;
         }
     }
@@ -352,15 +352,4 @@ fn send_file(mut file: File, pipe: &Pipe, cached: &AtomicU64) {
             }
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

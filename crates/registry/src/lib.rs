@@ -12,7 +12,6 @@ mod cache;
 mod challenge;
 mod client;
 mod credentials;
-mod digest;
 mod error;
 mod feed;
 mod locations;

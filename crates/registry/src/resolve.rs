@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
+use basics::digest;
 use bundle::BlobRef;
 use bundle::write::DraftImage;
 use oci_spec::image::{Descriptor, Digest, MediaType};
@@ -10,7 +11,7 @@ use platforms::{Matcher, Platform};
 use serde_json::Value;
 
 use crate::client::{Client, Document};
-use crate::{Cache, Error, digest};
+use crate::{Cache, Error};
 
 /// Levels of indexes, and descriptors in all of them: what bundles are read with.
 const DEEPEST: usize = 8;

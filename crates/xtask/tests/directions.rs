@@ -7,16 +7,18 @@ use std::fs;
 use lab::workspace;
 
 /// For each crate the crates of the project that its shipped code may use.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
+    ("basics", &[]),
     ("platforms", &[]),
-    ("bundle", &["platforms"]),
-    ("containerd", &["platforms"]),
-    ("requirements", &["platforms"]),
-    ("registry", &["bundle", "platforms"]),
-    ("import", &["bundle", "containerd", "platforms"]),
+    ("bundle", &["basics", "platforms"]),
+    ("containerd", &["basics", "platforms"]),
+    ("requirements", &["basics", "platforms"]),
+    ("registry", &["basics", "bundle", "platforms"]),
+    ("import", &["basics", "bundle", "containerd", "platforms"]),
     (
         "airgapd",
         &[
+            "basics",
             "bundle",
             "containerd",
             "import",

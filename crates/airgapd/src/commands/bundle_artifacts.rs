@@ -168,7 +168,7 @@ impl Platforms {
         }
         let parsed = texts.iter().map(|text| {
             let platform = text.parse::<Platform>();
-            platform.map_err(|error| format!("--platform {}: {error}", import::printable(text)))
+            platform.map_err(|error| format!("--platform {}: {error}", basics::foreign::quoted(text)))
         });
         let parsed: Vec<Platform> = parsed.collect::<Result<_, _>>()?;
         Ok(Platforms::These(match parsed.is_empty() {
@@ -389,7 +389,7 @@ async fn resolve_all(
     for image in resolved {
         match image {
             Ok(image) => images.push(image),
-            Err(error) => problems.push(import::chain(&error)),
+            Err(error) => problems.push(basics::chain(&error)),
         }
     }
     if !problems.is_empty() {

@@ -285,7 +285,7 @@ async fn of_containerd(node: &Node, settings: &Settings) -> Vec<Finding> {
         Err(error) if error.is_unreachable() => {
             return vec![problem(
                 "containerd",
-                format!("nothing answers on {socket}: {}", import::chain(&error)),
+                format!("nothing answers on {socket}: {}", basics::chain(&error)),
                 format!(
                     "start {}, or give the right socket (`address:`); the daemon waits for it",
                     node.distribution
@@ -295,7 +295,7 @@ async fn of_containerd(node: &Node, settings: &Settings) -> Vec<Finding> {
         Err(error) => {
             return vec![problem(
                 "containerd",
-                format!("{socket}: {}", import::chain(&error)),
+                format!("{socket}: {}", basics::chain(&error)),
                 "see containerd's own log",
             )];
         }
@@ -355,7 +355,7 @@ async fn of_deprecations(runtime: &Runtime) -> Vec<Finding> {
         Err(error) => {
             return vec![problem(
                 "deprecated",
-                import::chain(&error),
+                basics::chain(&error),
                 "see containerd's own log",
             )];
         }
@@ -455,7 +455,7 @@ async fn of_others(runtime: &Runtime, node: &Node, settings: &Settings) -> Findi
     let looked = async { Ok::<_, containerd::Error>((client.images().await?, client.ingests().await?)) };
     let (records, ingests): (_, Vec<Ingest>) = match looked.await {
         Ok(looked) => looked,
-        Err(error) => return problem("others", import::chain(&error), "see containerd's own log"),
+        Err(error) => return problem("others", basics::chain(&error), "see containerd's own log"),
     };
     let sight = Sight::of(&records, &ingests, Timestamp::now());
     let evidence = sight.evidence(&node.images_dir, node.is_home.then_some(node.distribution));

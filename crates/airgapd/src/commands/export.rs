@@ -167,7 +167,7 @@ impl Export<'_> {
     async fn give_back(&self) {
         let id = format!("{}{}", import::LEASE_PREFIX, lease_name());
         if let Err(error) = self.client().delete_lease(&id, false).await {
-            tracing::warn!("lease {id} is not given back: {}", import::chain(&error));
+            tracing::warn!("lease {id} is not given back: {}", basics::chain(&error));
         }
     }
 
@@ -320,7 +320,7 @@ impl Export<'_> {
             let near = near
                 .map(|near| format!("; there is {}", near.reference))
                 .unwrap_or_default();
-            let text = import::shown(text);
+            let text = basics::foreign::shown(text);
             format!("{text}: containerd has no image of this name{near}")
         });
         Ok(told.collect())

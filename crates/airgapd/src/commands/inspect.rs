@@ -188,7 +188,7 @@ impl Inspection {
             "none" => String::new(),
             codec => format!(", {codec}"),
         };
-        let path = bundle::Foreign::file_name(self.path.as_os_str());
+        let path = basics::Foreign::file_name(self.path.as_os_str());
         let size = crate::output::bytes(self.size);
         let title = format!("{path}: {}{packed}, {size}, {whole}", self.format);
         paragraph(out, "", &title);
@@ -215,7 +215,7 @@ impl Inspection {
 impl InspectedBase {
     fn of(reliance: &Reliance) -> InspectedBase {
         InspectedBase {
-            base: import::shown(&reliance.base),
+            base: basics::foreign::shown(&reliance.base),
             blobs: reliance.blobs.clone(),
             bytes: reliance.blobs.iter().map(|blob| blob.size).sum(),
         }
@@ -458,7 +458,7 @@ pub(crate) async fn run(
     let bundle = match super::import::open(&args.file, &settings.limits).await {
         Ok(bundle) => Arc::new(bundle),
         Err(error) => {
-            let text = import::chain(&error);
+            let text = basics::chain(&error);
             tracing::error!("{text}");
             if format == OutputFormat::Json {
                 crate::output::json(&Unreadable {

@@ -57,7 +57,7 @@ pub(crate) async fn connect(node: &Node, settings: &Settings) -> Result<Runtime,
         };
         (
             exit,
-            format!("{} (tried {socket}: {because})", ::import::chain(&error)),
+            format!("{} (tried {socket}: {because})", ::basics::chain(&error)),
         )
     })
 }

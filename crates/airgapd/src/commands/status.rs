@@ -90,7 +90,7 @@ async fn look(settings: &Settings, node: &Node) -> Document {
     );
     let ledger = ledger::read(&settings.state_dir).unwrap_or_default();
     let mut problems = Vec::new();
-    let runtime = runtime.map_err(|error| import::chain(&error));
+    let runtime = runtime.map_err(|error| basics::chain(&error));
     let status = match answer {
         Ok(told) => told.status,
         Err(unanswered) => {
@@ -101,7 +101,7 @@ async fn look(settings: &Settings, node: &Node) -> Document {
             if let (Ok(runtime), false) = (&runtime, settings.require.is_empty()) {
                 match required::check(settings, runtime).await {
                     Ok(required) => status.required = Some(required),
-                    Err(error) => problems.push(import::chain(&error)),
+                    Err(error) => problems.push(basics::chain(&error)),
                 }
             }
             status
@@ -111,7 +111,7 @@ async fn look(settings: &Settings, node: &Node) -> Document {
         Ok(runtime) => match runtime::survey(runtime, &ledger, false).await {
             Ok(survey) => Some(desired::images(&ledger, &survey, &settings.exclude)),
             Err(error) => {
-                problems.push(import::chain(&error));
+                problems.push(basics::chain(&error));
                 None
             }
         },

@@ -109,7 +109,7 @@ pub(crate) async fn run(
                 in_containerd(runtime, &policy, settings, &needs.merged(), images_dir.as_deref()).await;
             match there {
                 Ok(images) => images,
-                Err(error) => return fail(format, &[import::chain(&error)], Exit::Unreachable),
+                Err(error) => return fail(format, &[basics::chain(&error)], Exit::Unreachable),
             }
         }
         Place::Bundles => match in_bundles(&args.bundles, &policy, &settings.limits, &needs.merged()).await {
@@ -120,7 +120,7 @@ pub(crate) async fn run(
     let of_kubelet = runtime.filter(|_| runtime::is_of_kubelet(settings));
     let opinion = match opinion(view.as_ref(), of_kubelet, &mut images).await {
         Ok(opinion) => opinion,
-        Err(error) => return fail(format, &[import::chain(&error)], Exit::Unreachable),
+        Err(error) => return fail(format, &[basics::chain(&error)], Exit::Unreachable),
     };
     let pulls = if args.require_never {
         pulls(needs.sources())
@@ -271,7 +271,7 @@ async fn open_all(paths: &[PathBuf], limits: &Limits) -> (Vec<Bundle>, Vec<Strin
     for path in paths {
         match super::import::open(path, limits).await {
             Ok(bundle) => bundles.push(bundle),
-            Err(error) => mistakes.push(import::chain(&error)),
+            Err(error) => mistakes.push(basics::chain(&error)),
         }
     }
     (bundles, mistakes)

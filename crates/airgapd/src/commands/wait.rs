@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bundle::Foreign;
+use basics::Foreign;
 use serde::Serialize;
 use tracing::info;
 

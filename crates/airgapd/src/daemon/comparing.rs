@@ -10,12 +10,12 @@ use tracing::{debug, info, warn};
 
 use super::telling::{shown, tell};
 use super::{BURST, Connection, Daemon, Up};
-use crate::backoff;
 use crate::desired::{self, Moved, Standing};
 use crate::ledger::{self, Context};
 use crate::node;
 use crate::roster::Phase;
 use crate::runtime::{self, Runtime, Unusable};
+use basics::backoff;
 
 impl Daemon {
     pub(super) async fn connect_if_due(&mut self) {
@@ -77,7 +77,7 @@ impl Daemon {
     fn wait_for_containerd(&mut self, error: &Unusable) {
         let text = match error.is_unreachable() {
             true => format!("no containerd on {}", self.socket.display()),
-            false => import::chain(error),
+            false => basics::chain(error),
         };
         let now = Instant::now();
         let (next, is_news) = self.link.failed(&text, now, backoff::chance());
@@ -87,7 +87,7 @@ impl Daemon {
                 warn,
                 outcome = "unreachable",
                 "{text}; waiting for it ({})",
-                import::chain(error)
+                basics::chain(error)
             );
         }
         self.connection = Connection::Down { next };
@@ -134,7 +134,7 @@ impl Daemon {
     /// Drops a connection on which a call failed. One on which a message was too large is as good as before: the call is
     /// made again when it is due.
     pub(super) fn lost(&mut self, error: &containerd::Error) {
-        let text = import::chain(error);
+        let text = basics::chain(error);
         if !matches!(error, containerd::Error::TooLarge { .. }) {
             return self.went_away(&format!("containerd went away: {text}"));
         }

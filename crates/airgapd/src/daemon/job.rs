@@ -17,7 +17,7 @@ use oci_spec::image::Digest;
 use tracing::{error, info};
 
 use super::telling::{shown, tell};
-use crate::checksum::{self, Checksum, sidecar_of};
+use crate::checksum::{self, sidecar_of};
 use crate::config::{Checksums, Settings};
 use crate::folder::{self, Ending, Folder, Observation, Refused, Writer};
 use crate::ledger::{self, ImageEntry};
@@ -208,7 +208,7 @@ pub(super) async fn pull(order: Arc<Order>, text: String) -> Pulled {
         let provided = match reference {
             Ok(reference) => lists::provide(&order.runtime.client, &reference, &naming, &source)
                 .await
-                .map_err(|error| format!("{reference}: {}", import::chain(&error))),
+                .map_err(|error| format!("{reference}: {}", basics::chain(&error))),
             Err(problem) => Err(problem),
         };
         match provided {
@@ -228,7 +228,7 @@ pub(super) async fn pull(order: Arc<Order>, text: String) -> Pulled {
 
 /// The identity of a list's content.
 pub(super) fn list_digest(text: &str) -> Digest {
-    Checksum::of(text.as_bytes()).to_digest()
+    basics::digest::sha256(text.as_bytes())
 }
 
 /// What came of a look at a bundle's checksum.

@@ -233,7 +233,7 @@ async fn uses(client: &Client, survey: &Survey) -> Result<Option<Uses>, containe
     match client.containers().await {
         Ok(containers) => Ok(Some(Uses::of(&containers, &survey.records))),
         Err(error @ containerd::Error::Refused { .. }) => {
-            debug!("nobody tells which images are used: {}", import::chain(&error));
+            debug!("nobody tells which images are used: {}", basics::chain(&error));
             Ok(None)
         }
         Err(error) => Err(error),

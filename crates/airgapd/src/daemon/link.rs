@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::backoff::Backoff;
+use basics::backoff::Backoff;
 
 /// The waits for a containerd that is not there.
 const WAIT: Backoff = Backoff {

@@ -11,11 +11,11 @@ use super::job::{Order, Pulled};
 use super::jobs::{Job, Stage};
 use super::telling::{log_repairs, log_report, shown, tell};
 use super::{BURST, Daemon};
-use crate::backoff;
 use crate::checksum;
 use crate::coexistence::repaired;
 use crate::ledger::{self, ErrorClass, Imported, LastError};
 use crate::roster::Phase;
+use basics::backoff;
 
 impl Daemon {
     pub(super) fn unverified(&mut self, order: &Order, failure: &checksum::Failure) {
@@ -106,7 +106,7 @@ impl Daemon {
             self.wait_for_room(&order.name, shortage);
         }
         if report.cause == Some(import::Cause::Unreachable) {
-            self.went_away(&format!("containerd went away: {}", import::chain(error)));
+            self.went_away(&format!("containerd went away: {}", basics::chain(error)));
         }
     }
 

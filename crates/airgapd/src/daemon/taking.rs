@@ -15,7 +15,6 @@ use super::job::{self, Opened, Order, Read};
 use super::jobs::{Came, Job, Stage};
 use super::telling::{shown, tell};
 use super::{Connection, Daemon};
-use crate::backoff;
 use crate::config::Checksums;
 use crate::desired;
 use crate::folder::{self, Ending, Observation, Reason, Refused, Settle};
@@ -24,6 +23,7 @@ use crate::lists;
 use crate::roster::{self, Phase, Version};
 use crate::runtime;
 use crate::trust;
+use basics::backoff;
 
 /// How soon a file is looked at again that changed while it was looked at.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
-use bundle::Foreign;
+use basics::Foreign;
 use import::{BundleReport, ImageOutcome, ImageReport};
 use tracing::{debug, info, warn};
 

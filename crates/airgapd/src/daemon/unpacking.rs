@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{Connection, Daemon};
-use crate::backoff::{self, Backoff};
 use crate::ledger::Ledger;
 use crate::runtime::Runtime;
 use crate::status::{UnpackFailureStatus, UnpackStatus};
+use basics::backoff::{self, Backoff};
 
 /// The waits after something that is nobody's fault: a full disk, a containerd that goes away.
 const AGAIN: Backoff = Backoff {
@@ -127,7 +127,7 @@ impl AheadObserver for Teller {
     fn image(&self, image: &Ahead, ended: &Result<Unpacked, UnpackError>) {
         let ended = match ended {
             Ok(unpacked) => Ok(*unpacked),
-            Err(error) => Err((import::chain(error), error.is_content())),
+            Err(error) => Err((basics::chain(error), error.is_content())),
         };
         let _ = self.0.send(Heard::Image(image.clone(), ended));
     }
@@ -221,7 +221,7 @@ impl Daemon {
             }
             None | Some(Err(UnpackError::Stopped)) => unpacking.is_current = false,
             Some(Err(error)) => {
-                let text = import::chain(&error);
+                let text = basics::chain(&error);
                 let wait = AGAIN.wait(unpacking.failures, backoff::chance());
                 unpacking.failures = unpacking.failures.saturating_add(1);
                 unpacking.is_current = false;

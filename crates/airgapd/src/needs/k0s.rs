@@ -361,7 +361,7 @@ fn ask_blocking(mut command: Command, name: &str, input: Vec<u8>) -> Result<Stri
         let complaint = complaint.lines().last().unwrap_or_default();
         return Err(format!(
             "{name} ended with {status}: {}",
-            import::printable(complaint)
+            basics::foreign::quoted(complaint)
         ));
     }
     String::from_utf8(said).map_err(|_| format!("{name} answers with something else than text"))

@@ -297,7 +297,7 @@ impl Snapshots {
             }
         };
         listed.await.unwrap_or_else(|error| {
-            tracing::debug!("snapshots do not count: {}", import::chain(&error));
+            tracing::debug!("snapshots do not count: {}", basics::chain(&error));
             HashSet::new()
         })
     }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use basics::digest;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 use serde::Serialize;
 
 use super::{Draft, DraftImage, WriteError, entry};
-use crate::{BlobRef, digests, reliance};
+use crate::places::blob_name;
+use crate::{BlobRef, reliance};
 
 /// The name of an image for containerd and everything that is built on it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -85,12 +87,12 @@ impl Layout {
             &images,
             annotations.map(|(reliance, document)| reliance::annotations(reliance, document)),
         );
-        let digest = digests::sha256(&index);
+        let digest = digest::sha256(&index);
         let mut own = vec![
             ("oci-layout".to_owned(), LAYOUT_FILE.to_vec()),
             ("index.json".to_owned(), index),
         ];
-        own.extend(document.map(|document| (digests::blob_name(&digests::sha256(&document)), document)));
+        own.extend(document.map(|document| (blob_name(&digest::sha256(&document)), document)));
         Ok(Self {
             own,
             blobs: order.blobs,
@@ -117,7 +119,7 @@ impl Layout {
         let blobs = self
             .blobs
             .iter()
-            .map(|blob| entry::length(&digests::blob_name(&blob.digest), blob.size));
+            .map(|blob| entry::length(&blob_name(&blob.digest), blob.size));
         own.chain(blobs).sum::<u64>() + 2 * entry::BLOCK as u64
     }
 

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use basics::digest;
 use containerd::{BlobSource, BlobSpec, Client, Options};
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
 use lab::{Containerd, Generation};
 use oci_spec::image::Digest;
-use sha2::{Digest as _, Sha256};
 
 /// Whatever is waited for comes within this time, or never.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -205,11 +205,7 @@ pub(crate) struct Blob {
 
 impl Blob {
     pub(crate) fn of(bytes: Vec<u8>) -> Blob {
-        let hex: String = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let digest = format!("sha256:{hex}").parse().expect("a digest");
+        let digest = digest::sha256(&bytes);
         Blob {
             bytes: Arc::new(bytes),
             digest,
@@ -218,11 +214,11 @@ impl Blob {
 
     /// Bytes nobody else has.
     pub(crate) fn sized(size: usize) -> Blob {
-        let mut seed = Sha256::digest(unique());
-        let mut bytes = Vec::with_capacity(size + seed.len());
+        let mut seed = digest::sha256(unique().as_bytes());
+        let mut bytes = Vec::with_capacity(size + seed.digest().len());
         while bytes.len() < size {
-            bytes.extend_from_slice(&seed);
-            seed = Sha256::digest(seed);
+            bytes.extend_from_slice(seed.digest().as_bytes());
+            seed = digest::sha256(seed.digest().as_bytes());
         }
         bytes.truncate(size);
         Blob::of(bytes)
@@ -230,13 +226,9 @@ impl Blob {
 
     /// The same bytes under their other digest.
     pub(crate) fn named_by_sha512(&self) -> Blob {
-        let hex: String = sha2::Sha512::digest(&*self.bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
         Blob {
             bytes: Arc::clone(&self.bytes),
-            digest: format!("sha512:{hex}").parse().expect("a digest"),
+            digest: digest::sha512(&self.bytes),
         }
     }
 

@@ -9,7 +9,6 @@ use bundle::fixtures::{Image, Manifest};
 use containerd::Client;
 use fake_containerd::{Fake, FakeConfig, Fault};
 use oci_spec::image::Digest;
-use sha2::Digest as _;
 
 use crate::support::{
     Stage, Stock, amd64, assert_converged, collect_garbage, eventually, everywhere, has, import_all, intent,
@@ -226,20 +225,17 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
 /// A bundle with an image that has a layer named by its sha512, and a usual one.
 fn with_sha512() -> (Stock, String) {
     let bytes = noise(100);
-    let hex: String = sha2::Sha512::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = basics::digest::sha512(&bytes);
     let layer = serde_json::json!([{
         "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-        "digest": format!("sha512:{hex}"),
+        "digest": digest.to_string(),
         "size": bytes.len(),
     }]);
     let manifest = Manifest::new("linux/amd64").layer(b"x").member("layers", layer);
     let good = amd64("r.test/good:1", &[&noise(100)]);
     let mut archive = Stock::images([Image::new("r.test/sha512:1").manifest(manifest), good]).archive;
-    archive.add(&format!("blobs/sha512/{hex}"), bytes);
-    (Stock::of(archive), format!("sha512:{hex}"))
+    archive.add(&format!("blobs/sha512/{}", digest.digest()), bytes);
+    (Stock::of(archive), digest.to_string())
 }
 
 async fn a_blob_of_sha512_is_imported_from_2_3_on_and_refused_before_with_the_way_out(stage: &Stage) {

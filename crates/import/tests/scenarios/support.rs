@@ -361,7 +361,7 @@ pub(crate) async fn observed_import(
 pub(crate) async fn import_all(client: &Client, stock: &Stock) -> Imported {
     let imported = try_import(client, stock).await.expect("containerd answers");
     if let Some(stopped) = &imported.stopped {
-        panic!("{}", airgapd_import::chain(stopped));
+        panic!("{}", basics::chain(stopped));
     }
     imported
 }

@@ -11,11 +11,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::reader::Reader;
 use crate::tree::{self, Tree};
 use crate::{Limits, Problems};
+use basics::digest;
 
 /// The longest record in bytes: kubelet stops adding credentials to one at a hundred.
 pub const LONGEST: usize = 1 << 20;
@@ -204,11 +203,7 @@ pub fn repository(given: &str) -> &str {
 
 /// The name of the file for an image's id, or for an image as a pod gives it.
 fn file_of(key: &str) -> String {
-    let hash = Sha256::digest(key.as_bytes());
-    hash.iter().fold(PREFIX.to_owned(), |mut name, byte| {
-        name.push_str(&format!("{byte:02x}"));
-        name
-    })
+    format!("{PREFIX}{}", digest::sha256(key.as_bytes()).digest())
 }
 
 fn pulled(text: &str, path: &str) -> Result<(String, Pulled), Problems> {

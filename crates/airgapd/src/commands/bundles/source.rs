@@ -45,7 +45,7 @@ impl Sources {
         let mut bundles = Vec::new();
         for path in paths {
             let opened = crate::commands::import::open(path, &settings.limits).await;
-            bundles.push(opened.map_err(|error| (exit_of(&error), import::chain(&error)))?);
+            bundles.push(opened.map_err(|error| (exit_of(&error), basics::chain(&error)))?);
         }
         let naming = Naming {
             base_name: settings.base_name.clone(),
@@ -216,7 +216,10 @@ fn items_of(
 }
 
 fn label(image: &Image) -> String {
-    let name = image.names.first().map(|name| import::shown(name.as_str()));
+    let name = image
+        .names
+        .first()
+        .map(|name| basics::foreign::shown(name.as_str()));
     name.unwrap_or_else(|| image.root.descriptor.digest().to_string())
 }
 

@@ -71,7 +71,7 @@ async fn send(client: &Client, blob: &BlobRef, sender: &mpsc::Sender<Piece>) -> 
         if !may_pass || tries == TRIES {
             return Err(error);
         }
-        tracing::debug!(digest = %blob.digest, offset, "reading again: {}", import::chain(&error));
+        tracing::debug!(digest = %blob.digest, offset, "reading again: {}", basics::chain(&error));
         tokio::time::sleep(PAUSE).await;
     }
     Ok(())

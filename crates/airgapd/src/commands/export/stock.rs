@@ -215,7 +215,7 @@ pub(crate) fn look_up(
     store: &mut ContentStore,
     limits: &Limits,
 ) -> Result<Node, String> {
-    bundle::resolve(target, store, limits).map_err(|fault| import::chain(&fault))
+    bundle::resolve(target, store, limits).map_err(|fault| basics::chain(&fault))
 }
 
 fn children(blob: &BlobInfo) -> impl Iterator<Item = &str> {

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use basics::digest::Hasher;
 use bundle::{Bundle, Content, Node, PartState};
 use import::Observer as _;
-use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
+use oci_spec::image::{Descriptor, Digest};
 use serde::Serialize;
-use sha2::{Sha256, Sha512};
 
 use crate::progress::Progress;
 
@@ -77,9 +77,9 @@ fn read_all(
     done: &mut Verification,
 ) -> Result<(), String> {
     let wanted: HashSet<Digest> = users.keys().cloned().collect();
-    let mut stream = bundle.stream(&wanted).map_err(|error| import::chain(&error))?;
+    let mut stream = bundle.stream(&wanted).map_err(|error| basics::chain(&error))?;
     let mut buffer = vec![0; CHUNK];
-    while let Some(mut blob) = stream.next_blob().map_err(|error| import::chain(&error))? {
+    while let Some(mut blob) = stream.next_blob().map_err(|error| basics::chain(&error))? {
         let digest = blob.digest().clone();
         let (found, bytes) = hash(&mut Counted(&mut blob, read), &digest, &mut buffer)
             .map_err(|error| format!("blob {digest}: {error}"))?;
@@ -115,17 +115,10 @@ impl<R: Read> Read for Counted<'_, R> {
 
 /// The hash of what a reader gives, in hex digits, and how many bytes that was.
 fn hash(reader: &mut impl Read, digest: &Digest, buffer: &mut [u8]) -> io::Result<(String, u64)> {
-    match digest.algorithm() {
-        DigestAlgorithm::Sha512 => hash_with::<Sha512>(reader, buffer),
-        _ => hash_with::<Sha256>(reader, buffer),
-    }
-}
-
-fn hash_with<D: sha2::Digest>(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<(String, u64)> {
-    let (mut hasher, mut bytes) = (D::new(), 0);
+    let (mut hasher, mut bytes) = (Hasher::of(digest), 0);
     loop {
         match reader.read(buffer) {
-            Ok(0) => break,
+            Ok(0) => return Ok((hasher.finish().digest().to_owned(), bytes)),
             Ok(read) => {
                 hasher.update(&buffer[..read]);
                 bytes += read as u64;
@@ -134,12 +127,6 @@ fn hash_with<D: sha2::Digest>(reader: &mut impl Read, buffer: &mut [u8]) -> io::
             Err(error) => return Err(error),
         }
     }
-    let hex = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Ok((hex, bytes))
 }
 
 /// What refers to a blob.

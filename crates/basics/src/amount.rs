@@ -1,4 +1,4 @@
-//! Amounts in words.
+//! Amounts of bytes in words.
 
 /// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
 #[must_use]

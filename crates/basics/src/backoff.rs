@@ -1,7 +1,7 @@
-//! How long to wait before something is tried again: longer each time, and never quite as long as somebody else.
+//! Waits between retries: each is longer than the one before, and chance makes it differ from the waits of other nodes.
 //!
-//! Nodes that lose the same thing at the same time would otherwise come back to it at the same time, again and again. Pure:
-//! chance comes in from outside.
+//! Nodes that lose the same server at the same instant would otherwise return to it at the same instant. Pure: the caller
+//! brings the chance and the clock.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -9,25 +9,33 @@ use std::time::Duration;
 
 /// Waits that double, from the first to the longest.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     /// After the first failure.
-    pub(crate) first: Duration,
+    pub first: Duration,
     /// After many.
-    pub(crate) longest: Duration,
+    pub longest: Duration,
 }
 
 impl Backoff {
-    /// The wait after so many failures before this one; `chance` takes off up to a quarter of it.
-    pub(crate) fn wait(self, failures: u32, chance: u64) -> Duration {
-        let whole = self.first.saturating_mul(1 << failures.min(16)).min(self.longest);
+    /// The wait after a failure that `failures` others came before; `chance` takes off up to a quarter of it.
+    #[must_use]
+    pub fn wait(self, failures: u32, chance: u64) -> Duration {
+        let whole = self.whole(failures);
         // In 65536ths, which no duration is too long for.
         let off = u32::try_from(chance % (1 << 16)).unwrap_or_default();
         whole - (whole / 4 / (1 << 16)) * off
     }
+
+    /// The same wait without chance.
+    #[must_use]
+    pub fn whole(self, failures: u32) -> Duration {
+        self.first.saturating_mul(1 << failures.min(16)).min(self.longest)
+    }
 }
 
-/// A number that nobody can foretell.
-pub(crate) fn chance() -> u64 {
+/// A random number.
+#[must_use]
+pub fn chance() -> u64 {
     // The standard library seeds its hash tables with the system's randomness.
     RandomState::new().build_hasher().finish()
 }

@@ -1,4 +1,4 @@
-//! Foreign text made fit to print: what an archive says must not drive a terminal or forge a log line.
+//! Text of others, fit to print: a name in an archive must not drive a terminal or forge a log line.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
@@ -17,12 +17,13 @@ use serde::{Deserialize, Serialize};
 pub struct Foreign<T = String>(T);
 
 impl<T: AsRef<str>> Foreign<T> {
-    /// Takes text for foreign.
+    /// Marks text as foreign.
     pub fn new(text: T) -> Self {
         Self(text)
     }
 
     /// The text as it is: to be compared, looked up and sent to machines.
+    #[must_use]
     pub fn raw(&self) -> &str {
         self.0.as_ref()
     }
@@ -30,6 +31,7 @@ impl<T: AsRef<str>> Foreign<T> {
 
 impl Foreign<String> {
     /// A file name, in which bytes that are no text are written `\xff`.
+    #[must_use]
     pub fn file_name(name: &OsStr) -> Self {
         let mut text = String::new();
         for chunk in name.as_bytes().utf8_chunks() {
@@ -42,7 +44,8 @@ impl Foreign<String> {
     }
 }
 
-/// Whether a character is shown as itself.
+/// Returns true if a character is printed as itself.
+#[must_use]
 pub fn is_visible(c: char) -> bool {
     // Bidirectional overrides and their like are no control characters, but `escape_debug` knows that
     // they do not print. Quotes and backslashes, which it escapes as well, are harmless.
@@ -83,24 +86,39 @@ fn shortened(
     }
 }
 
+/// Text in quotes, escaped and at most 200 characters long, for messages and terminals.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    format!("{:.200?}", Foreign::new(text))
+}
+
+/// The same without quotes.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    format!("{:.200}", Foreign::new(text))
+}
+
 /// Longest text that is printed whole, in bytes; a path on Linux is at most 4096 anyway.
 const LONGEST: usize = 512;
 
-/// Displays bytes with control characters and invalid UTF-8 escaped, shortened when very long.
-pub(crate) struct Escaped<'a>(&'a [u8]);
+/// Prints bytes with control characters and invalid UTF-8 escaped, shortened when very long.
+pub struct Escaped<'a>(&'a [u8]);
 
 /// Escapes text.
-pub(crate) fn text(text: &str) -> Escaped<'_> {
+#[must_use]
+pub fn text(text: &str) -> Escaped<'_> {
     Escaped(text.as_bytes())
 }
 
 /// Escapes bytes, usually the name of an entry.
-pub(crate) fn bytes(bytes: &[u8]) -> Escaped<'_> {
+#[must_use]
+pub fn bytes(bytes: &[u8]) -> Escaped<'_> {
     Escaped(bytes)
 }
 
 /// Escapes a path.
-pub(crate) fn path(path: &Path) -> Escaped<'_> {
+#[must_use]
+pub fn path(path: &Path) -> Escaped<'_> {
     Escaped(path.as_os_str().as_bytes())
 }
 
