@@ -92,9 +92,7 @@ fn read(file: File) -> Result<Vec<u8>, String> {
 /// The digests of all lines; what follows a digest on its line is the operator's own business.
 fn digests(text: &[u8]) -> Vec<String> {
     let checksums = text_lines(text).filter_map(|line| parse_line(line.trim_ascii_start()));
-    checksums
-        .map(|(checksum, _)| format!("sha256:{checksum}"))
-        .collect()
+    checksums.map(|(checksum, _)| checksum.to_string()).collect()
 }
 
 #[cfg(test)]
