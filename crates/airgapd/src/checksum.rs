@@ -264,6 +264,15 @@ impl Drop for Abandon {
     }
 }
 
+/// Hashes a whole file at once, without touching its position. Blocks.
+///
+/// # Errors
+///
+/// [`Failure::Changed`] and [`Failure::Read`].
+pub(crate) fn of_file(file: &File) -> Result<Checksum, Failure> {
+    hash(file, &AtomicBool::new(false)).map(|(found, _)| found)
+}
+
 fn hash(file: &File, abandoned: &AtomicBool) -> Result<(Checksum, Identity), Failure> {
     let identity = || {
         file.metadata()

@@ -112,6 +112,36 @@ pub(crate) struct Entry {
     /// Since when the file is gone. What it vouched for is withdrawn, and then the entry goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) gone: Option<Timestamp>,
+    /// That the daemon crashed while it worked on this file. Versions that do not know the key read the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) crashes: Option<Crashes>,
+}
+
+/// Crashes of the daemon, or of a job in it, in a row and in one boot, while it worked on a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Crashes {
+    /// How many. With [`Crashes::MOST`] the file is set aside. With fewer it is a suspect and tried alone, with 0 because
+    /// the file or the program changed since.
+    pub(crate) times: u32,
+    /// The boot in which they happened.
+    pub(crate) boot: Option<String>,
+    /// The program that crashed ([`crate::crash::program`]).
+    pub(crate) program: Option<String>,
+}
+
+impl Crashes {
+    /// So many in a row set a file aside.
+    pub(crate) const MOST: u32 = 3;
+}
+
+/// A crash while the daemon worked on a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Crash {
+    /// What ended it, for messages.
+    pub(crate) cause: String,
+    pub(crate) boot: Option<String>,
+    pub(crate) program: Option<String>,
+    pub(crate) at: Timestamp,
 }
 
 /// How the last try with a bundle ended, in the words of `airgapd import -o json`.
@@ -153,6 +183,19 @@ pub(crate) enum ErrorClass {
     Permanent,
     /// Another file, checksum or rule: the node must not take this one. What it imported is not wanted any more.
     Refused,
+    /// Another file, or another version of this program, which crashed over this one again and again. Only in documents:
+    /// the ledger has [`Entry::crashes`] for it, so that earlier versions can read it.
+    Crash,
+}
+
+impl ErrorClass {
+    /// Whether time may help without a change of the file or the rules.
+    fn may_pass(self) -> bool {
+        match self {
+            ErrorClass::Transient | ErrorClass::Space | ErrorClass::Disk => true,
+            ErrorClass::Bundle | ErrorClass::Permanent | ErrorClass::Refused | ErrorClass::Crash => false,
+        }
+    }
 }
 
 impl Entry {
@@ -167,6 +210,12 @@ impl Entry {
     pub(crate) fn is_refused(&self) -> bool {
         let class = self.last_error.as_ref().map(|error| error.class);
         class == Some(ErrorClass::Refused)
+    }
+
+    /// Whether the daemon crashed over this very file until it was left alone.
+    pub(crate) fn is_set_aside(&self, identity: &Identity) -> bool {
+        let is_worn = |crashes: &Crashes| crashes.times >= Crashes::MOST;
+        self.identity == *identity && self.crashes.as_ref().is_some_and(is_worn)
     }
 }
 
@@ -251,6 +300,10 @@ impl Ledger {
                 .and_then(|entry| entry.last_error.clone()),
             imported: before.and_then(|entry| entry.imported.clone()),
             gone: None,
+            // Another file by the name of a suspect is one, too.
+            crashes: before
+                .and_then(|entry| entry.crashes.clone())
+                .map(|crashes| Crashes { times: 0, ..crashes }),
         };
         let arrival = self.arrival(file, identity);
         self.bundles
@@ -295,6 +348,7 @@ impl Ledger {
             last_error: None,
             imported: Some(imported),
             gone: None,
+            crashes: None,
         };
         self.bundles.insert(BundleId::of(file), entry);
         self.drop_unused_closures();
@@ -314,6 +368,9 @@ impl Ledger {
         let attempts = before
             .filter(|entry| entry.identity == identity)
             .map_or(0, |entry| entry.attempts);
+        // A containerd that went away says nothing of a suspect.
+        let may_pass = error.class.may_pass();
+        let crashes = before.and_then(|entry| entry.crashes.clone());
         let entry = Entry {
             file: file.to_owned(),
             arrival,
@@ -323,8 +380,70 @@ impl Ledger {
             last_error: Some(error),
             imported: before.and_then(|entry| entry.imported.clone()),
             gone: None,
+            crashes: crashes.filter(|_| may_pass),
         };
         self.bundles.insert(BundleId::of(file), entry);
+    }
+
+    /// Writes down a crash over a file: the last of [`Crashes::MOST`] in a row and in one boot sets it aside, with `way_out`
+    /// for those who read of it. How many there are now.
+    pub(crate) fn record_crash(
+        &mut self,
+        file: &OsStr,
+        identity: &Identity,
+        crash: Crash,
+        way_out: &str,
+    ) -> u32 {
+        self.arrive(file, identity);
+        let entry = self.bundles.get_mut(&BundleId::of(file));
+        let entry = entry.expect("a file that has arrived has an entry");
+        let before = entry.crashes.take().filter(|before| before.boot == crash.boot);
+        let times = before.map_or(0, |before| before.times).saturating_add(1);
+        if times >= Crashes::MOST {
+            entry.outcome = Outcome::Failed;
+            entry.last_error = Some(LastError {
+                text: format!(
+                    "set aside: the daemon crashed over it {times} times in one boot, the last time by {}; {way_out}",
+                    crash.cause
+                ),
+                class: ErrorClass::Permanent,
+                at: crash.at,
+            });
+        }
+        entry.attempts = entry.attempts.saturating_add(1);
+        entry.crashes = Some(Crashes {
+            times,
+            boot: crash.boot,
+            program: crash.program,
+        });
+        times
+    }
+
+    /// Whether the daemon crashed over a file by this name, so that it is tried alone.
+    pub(crate) fn is_suspect(&self, file: &OsStr) -> bool {
+        self.get(file).is_some_and(|entry| entry.crashes.is_some())
+    }
+
+    /// Whether any file is a suspect or set aside.
+    pub(crate) fn has_crashes(&self) -> bool {
+        self.bundles.values().any(|entry| entry.crashes.is_some())
+    }
+
+    /// Has files tried again that another program than this one crashed over.
+    pub(crate) fn acquit_of_others(&mut self, program: &str) {
+        for entry in self.bundles.values_mut() {
+            let Some(crashes) = &mut entry.crashes else {
+                continue;
+            };
+            if crashes.program.as_deref() == Some(program) {
+                continue;
+            }
+            if crashes.times >= Crashes::MOST {
+                entry.last_error = None;
+                entry.outcome = Outcome::Pending;
+            }
+            crashes.times = 0;
+        }
     }
 
     /// The entry of a file by its name as labels have it.
@@ -398,7 +517,7 @@ impl Ledger {
 }
 
 /// File names as text where they are UTF-8, as `{"hex": "…"}` where they are not.
-mod file_name {
+pub(crate) mod file_name {
     use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -412,7 +531,7 @@ mod file_name {
         Bytes { hex: String },
     }
 
-    pub(super) fn serialize<S: Serializer>(name: &OsStr, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(name: &OsStr, serializer: S) -> Result<S::Ok, S::Error> {
         let written = match name.to_str() {
             Some(text) => Written::Text(text.to_owned()),
             None => {
@@ -423,7 +542,7 @@ mod file_name {
         written.serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OsString, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OsString, D::Error> {
         match Written::deserialize(deserializer)? {
             Written::Text(text) => Ok(text.into()),
             Written::Bytes { hex } => {

@@ -10,6 +10,7 @@ mod coexistence;
 mod commands;
 mod config;
 mod control;
+mod crash;
 mod daemon;
 mod desired;
 mod folder;
