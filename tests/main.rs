@@ -13,6 +13,7 @@ mod bundling;
 mod choosing;
 mod coexisting;
 mod content;
+mod crashing;
 mod crowding;
 mod damage;
 mod diagnosing;
