@@ -233,7 +233,7 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
 
     // The same program leaves it alone at the next start, too, with room or without.
     let daemon = node.start();
-    daemon.wait_for_log("not imported, as before: set aside");
+    daemon.wait_for_log("not imported: set aside");
     daemon.wait_until("it is compared", || {
         status_of(&node, "light.tar")["state"] == "done"
     });

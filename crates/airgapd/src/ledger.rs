@@ -956,6 +956,106 @@ mod tests {
         ledger.closure(&digest(target)).is_some()
     }
 
+    fn crash(boot: &str, program: &str) -> Crash {
+        Crash {
+            cause: "SIGABRT".to_owned(),
+            boot: Some(boot.to_owned()),
+            program: Some(program.to_owned()),
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// The counts after a crash in each of these boots.
+    fn crashed(ledger: &mut Ledger, boots: &[&str]) -> Vec<u32> {
+        let file = name("a.tar");
+        let mut crash = |boot: &&str| ledger.record_crash(file, &identity(1), crash(boot, "1"), "change it");
+        boots.iter().map(|boot| crash(boot)).collect()
+    }
+
+    #[test]
+    fn three_crashes_in_a_row_and_in_one_boot_set_a_file_aside() {
+        let is_set_aside = |ledger: &Ledger| ledger.get(name("a.tar")).unwrap().is_set_aside(&identity(1));
+        for mut ledger in [Ledger::default(), sample()] {
+            assert_eq!(crashed(&mut ledger, &["x", "x", "y", "y"]), [1, 2, 1, 2]);
+            assert!(!is_set_aside(&ledger) && ledger.is_suspect(name("a.tar")));
+            assert_eq!(crashed(&mut ledger, &["y"]), [3]);
+            assert!(is_set_aside(&ledger));
+            let entry = ledger.get(name("a.tar")).unwrap();
+            assert!(!entry.is_set_aside(&identity(2)), "another file");
+            let text = &entry.last_error.as_ref().unwrap().text;
+            assert!(
+                text.contains("3 times in one boot, the last time by SIGABRT; change it"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_daemon_survives_clears_a_suspect_and_what_says_nothing_of_it_does_not() {
+        let failure = |class| LastError {
+            class,
+            ..failure("no")
+        };
+        for (class, is_suspect) in [
+            (ErrorClass::Transient, true),
+            (ErrorClass::Space, true),
+            (ErrorClass::Bundle, false),
+            (ErrorClass::Permanent, false),
+        ] {
+            let mut ledger = Ledger::default();
+            crashed(&mut ledger, &["x", "x"]);
+            ledger.record_failure(name("a.tar"), identity(1), Outcome::Failed, failure(class));
+            assert_eq!(ledger.is_suspect(name("a.tar")), is_suspect, "{class:?}");
+        }
+        let mut ledger = Ledger::default();
+        crashed(&mut ledger, &["x", "x"]);
+        ledger.record_import(name("a.tar"), Outcome::Imported, imported(1, &[]), []);
+        assert!(!ledger.is_suspect(name("a.tar")));
+    }
+
+    #[test]
+    fn another_file_or_program_is_tried_again_and_counted_anew() {
+        let mut ledger = Ledger::default();
+        crashed(&mut ledger, &["x", "x", "x"]);
+        assert!(ledger.arrive(name("a.tar"), &identity(2)));
+        assert!(ledger.is_suspect(name("a.tar")), "it is tried alone");
+        assert_eq!(
+            ledger.record_crash(name("a.tar"), &identity(2), crash("x", "1"), ""),
+            1
+        );
+
+        let mut ledger = Ledger::default();
+        crashed(&mut ledger, &["x", "x", "x"]);
+        ledger.acquit_of_others("1");
+        assert!(
+            ledger.get(name("a.tar")).unwrap().is_set_aside(&identity(1)),
+            "the same program"
+        );
+        ledger.acquit_of_others("2");
+        let entry = ledger.get(name("a.tar")).unwrap();
+        assert!(!entry.is_set_aside(&identity(1)) && entry.last_error.is_none());
+        assert!(ledger.is_suspect(name("a.tar")), "it is tried alone");
+        assert_eq!(crashed(&mut ledger, &["x"]), [1]);
+    }
+
+    /// What version 0.1.0 knew before there were crashes: a class that it does not know would cost it the whole ledger.
+    #[test]
+    fn a_ledger_with_crashes_is_written_in_words_that_earlier_versions_know() {
+        let mut ledger = Ledger::default();
+        crashed(&mut ledger, &["x", "x", "x"]);
+        let written = serde_json::to_value(&ledger).unwrap();
+        let entry = written["bundles"].as_object().unwrap().values().next().unwrap();
+        assert_eq!(
+            (&entry["outcome"], &entry["last_error"]["class"]),
+            (&"failed".into(), &"permanent".into())
+        );
+        assert_eq!(entry["crashes"]["times"], 3);
+        let read: Ledger = serde_json::from_value(written).unwrap();
+        assert_eq!(read, ledger);
+        let without = serde_json::to_string(&sample()).unwrap();
+        assert!(!without.contains("crashes"), "{without}");
+    }
+
     #[test]
     fn names_that_are_no_text_are_told_apart_in_labels() {
         let table: [(&[u8], &str); 4] = [

@@ -154,8 +154,97 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context
 mod tests {
     use std::fs::OpenOptions;
     use std::os::fd::AsFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
 
     use super::*;
+
+    /// Runs in a process of its own, which does not survive it.
+    #[test]
+    #[ignore = "the other tests run it as a process of its own"]
+    fn a_process_that_dies() {
+        let Some(words) = std::env::var_os("AIRGAPD_TEST_WORDS") else {
+            return;
+        };
+        let file = OpenOptions::new().append(true).open(words).unwrap();
+        note_own_death(file);
+        match std::env::var("AIRGAPD_TEST_END").as_deref() {
+            Ok("abort") => std::process::abort(),
+            Ok("overflow") => assert_eq!(sink(&[0; 1024]), 0),
+            Ok("allocation") => drop(vec![1_u8; isize::MAX as usize]),
+            _ => loop {
+                std::thread::park();
+            },
+        }
+    }
+
+    #[expect(unconditional_recursion, reason = "it is to overflow the stack")]
+    fn sink(above: &[u8; 1024]) -> u8 {
+        let mut here = *above;
+        here[1] = std::hint::black_box(1);
+        sink(std::hint::black_box(&here)) + here[0]
+    }
+
+    /// By which signal such a process ends, and what it leaves.
+    fn end(way: &str, signal: Option<i32>) -> (Option<i32>, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let words = folder.path().join("words");
+        std::fs::write(&words, "").unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "sys::tests::a_process_that_dies",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env("AIRGAPD_TEST_WORDS", &words)
+            .env("AIRGAPD_TEST_END", way)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        if let Some(signal) = signal {
+            // It has its handlers when the kernel says that it catches the signal (proc_pid_status(5)).
+            let catches = || {
+                let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+                let mask = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("SigCgt:"))
+                    .unwrap();
+                let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+                mask & (1 << (libc::SIGABRT - 1)) != 0
+            };
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while !catches() {
+                assert!(std::time::Instant::now() < deadline, "it installs no handler");
+                std::thread::yield_now();
+            }
+            let pid = rustix::process::Pid::from_child(&child);
+            let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+        let status = child.wait().unwrap();
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+        assert_eq!(
+            way == "overflow",
+            said.contains("has overflowed its stack"),
+            "{said}"
+        );
+        (status.signal(), std::fs::read_to_string(&words).unwrap())
+    }
+
+    #[test]
+    fn a_process_that_dies_of_itself_says_so_and_one_that_is_killed_does_not() {
+        let abort = Some(libc::SIGABRT);
+        assert_eq!(end("abort", None), (abort, "SIGABRT\n".to_owned()));
+        assert_eq!(end("allocation", None), (abort, "SIGABRT\n".to_owned()));
+        let (signal, words) = end("overflow", None);
+        assert_eq!((signal, words.lines().next()), (abort, Some("SIGSEGV")));
+        assert_eq!(end("wait", abort), (abort, String::new()));
+        let fault = Some(libc::SIGFPE);
+        assert_eq!(end("wait", fault), (fault, String::new()));
+    }
 
     #[test]
     fn a_file_that_nobody_writes_has_no_writer() {

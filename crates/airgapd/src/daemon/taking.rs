@@ -115,8 +115,9 @@ impl Daemon {
                 _ => entry.damage(&identity).filter(|_| is_same_program),
             };
             let Some(text) = text else { continue };
+            let before = if is_set_aside { "" } else { ", as before" };
             let is_told = self.rows.refused.admits(Instant::now());
-            tell!(is_told, error, bundle = %shown(&name), outcome = "failed", "not imported, as before: {text}");
+            tell!(is_told, error, bundle = %shown(&name), outcome = "failed", "not imported{before}: {text}");
             // What did land of it is looked after like anything else.
             let phase = match entry.outcome {
                 ledger::Outcome::Partial => Phase::Known,
