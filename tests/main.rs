@@ -17,6 +17,7 @@ mod crashing;
 mod crowding;
 mod damage;
 mod diagnosing;
+mod discarding;
 mod documentation;
 mod documents;
 mod dropping;
