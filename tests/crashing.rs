@@ -109,10 +109,10 @@ impl Cell {
     }
 
     fn start(&self, node: &Node) -> Daemon {
-        self.start_program(node, node.command(["run"]))
+        self.start_program(node, &node.command(["run"]))
     }
 
-    fn start_program(&self, node: &Node, program: Command) -> Daemon {
+    fn start_program(&self, node: &Node, program: &Command) -> Daemon {
         let (script, argument) = match self {
             Cell::Data(limit) => ("ulimit -d \"$1\"; shift; exec \"$@\"", limit.to_string()),
             Cell::Group(group) => (

@@ -968,8 +968,9 @@ mod tests {
     /// The counts after a crash in each of these boots.
     fn crashed(ledger: &mut Ledger, boots: &[&str]) -> Vec<u32> {
         let file = name("a.tar");
-        let mut crash = |boot: &&str| ledger.record_crash(file, &identity(1), crash(boot, "1"), "change it");
-        boots.iter().map(|boot| crash(boot)).collect()
+        let crash =
+            |boot: &&str| ledger.record_crash(file, &identity(1), self::crash(boot, "1"), "change it");
+        boots.iter().map(crash).collect()
     }
 
     #[test]
