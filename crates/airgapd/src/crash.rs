@@ -172,8 +172,9 @@ impl Left {
         let mut lines = self.0.lines();
         let noted: Option<Noted> = lines.next().and_then(|line| serde_json::from_str(line).ok());
         let Some(noted) = noted else {
-            // No job ran. The first line is the cause.
-            let cause = self.0.lines().next()?.to_owned();
+            // No job ran: the first line is the cause, unless it is a note that was cut off.
+            let cause = self.0.lines().next().filter(|line| !line.starts_with('{'))?;
+            let cause = cause.to_owned();
             let suspects = Vec::new();
             return Some(Verdict { cause, suspects });
         };
@@ -369,7 +370,7 @@ mod tests {
         let Verdict { cause, suspects } = verdict("SIGSEGV\n").unwrap();
         assert_eq!((cause.as_str(), suspects.len()), ("SIGSEGV", 0));
         // Cut off in the middle of a note.
-        assert!(verdict("{\"boot\":\"no").is_none_or(|verdict| verdict.suspects.is_empty()));
+        assert_eq!(verdict("{\"boot\":\"no"), None);
     }
 
     #[test]
@@ -389,6 +390,31 @@ mod tests {
         marker.note(BTreeMap::from([(name, identity(1))]));
         marker.note(BTreeMap::new());
         assert_eq!(Marker::open(folder.path()).1.0, "");
+    }
+
+    #[test]
+    fn the_kernels_counts_are_read_in_each_of_their_forms() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = |text: &str| {
+            let file = folder.path().join("file");
+            std::fs::write(&file, text).unwrap();
+            Count::of(&file).map(|count| (count.oom_kill, count.oom))
+        };
+        let events = "low 0\nhigh 3\nmax 40\noom 5\noom_kill 4\noom_group_kill 0\n";
+        assert_eq!(count(events), Some((4, Some(5))), "memory.events");
+        let control = "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
+        assert_eq!(count(control), Some((2, None)), "memory.oom_control");
+        assert_eq!(
+            count("nr_free_pages 1\noom_kill 7\n"),
+            Some((7, None)),
+            "/proc/vmstat"
+        );
+        assert_eq!(
+            count("oom_kill_disable 0\nunder_oom 0\n"),
+            None,
+            "before Linux 4.13"
+        );
+        assert_eq!(Count::of(&folder.path().join("none")), None);
     }
 
     #[test]

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::{BURST, Connection, Daemon};
+use crate::crash;
 use crate::required;
 use crate::roster::Phase;
 use crate::status::RequiredStatus;
@@ -59,7 +61,11 @@ impl Requiring {
             Some((task, _)) => match task.await {
                 Ok(checked) => Some(checked),
                 Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Ok(panic) => Some(Ok(RequiredStatus {
+                        checked_at: Some(Timestamp::now()),
+                        problem: Some(crash::panic_text(&*panic)),
+                        ..RequiredStatus::default()
+                    })),
                     Err(_) => None,
                 },
             },
