@@ -217,10 +217,19 @@ fn sentence(found: &RequiredStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::status::MissingStatus;
+
+    #[tokio::test]
+    async fn a_look_that_panics_is_one_that_does_not_know() {
+        let look = tokio::spawn(async { panic!("no\nway") });
+        let mut requiring = Requiring::default();
+        requiring.task = Some((look, Instant::now()));
+        let Some(Ok(status)) = requiring.next().await else {
+            panic!("another end")
+        };
+        assert!(status.problem.is_some_and(|why| why.starts_with("a panic: no")));
+    }
 
     fn found(missing: usize) -> RequiredStatus {
         let image = |number| MissingStatus {

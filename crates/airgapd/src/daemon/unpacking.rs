@@ -279,3 +279,28 @@ fn wanted(ledger: &Ledger, priority: &[Pattern], bad: &HashMap<Digest, UnpackFai
     let images = images.into_iter().map(|(_, _, image)| image);
     images.filter(|image| seen.insert(image.target.clone())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn unpacking_that_panics_is_begun_anew_later() {
+        let (_, told) = mpsc::unbounded_channel();
+        let mut unpacking = Unpacking {
+            task: Some(Task {
+                work: tokio::spawn(async { panic!("no way") }),
+                told,
+                stop: CancellationToken::new(),
+            }),
+            is_current: true,
+            ..Unpacking::default()
+        };
+        let Heard::Panicked(why) = unpacking.next().await else {
+            panic!("another end")
+        };
+        unpacking.put_off(why);
+        assert!(unpacking.task.is_none() && !unpacking.is_current && unpacking.earliest.is_some());
+        assert_eq!(unpacking.said.as_deref(), Some("a panic: no way"));
+    }
+}
