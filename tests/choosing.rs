@@ -169,6 +169,71 @@ fn verify_says_that_an_image_behind_an_artifact_cannot_start(target: &Target) {
     );
 }
 
+/// The way out that `verify` names leads out: not a bundle of the same index, but its image by digest.
+fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut Own) {
+    let (target, node) = (&own.target, Node::on(&own.target));
+    let name = name();
+    let repository = name.strip_suffix(":1").unwrap();
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let files = [
+        LayerFile::folder("bin/"),
+        LayerFile::executable("bin/busybox", busybox),
+        LayerFile::new("own", unique()),
+    ];
+    let meant = || Manifest::new(native()).with_layer(Layer::files(files.clone()));
+    let archive = listed(&name, [sbom(native()), meant()]);
+    let image = archive.images[0].manifests[1].digest.clone();
+    put(target, &name, &archive);
+    let list = node.path("list.txt");
+    fs::write(&list, &name).unwrap();
+    let verify = |bundles: &[&str]| {
+        let asked = text(&list);
+        let fixed = ["verify", "-o", "json", "--images", &asked];
+        let found = node.airgapd(fixed.iter().chain(bundles)).json();
+        let images = found["images"].as_array().expect("a list").clone();
+        // CRI of 1.6 and 1.7 tells of its sandbox image, too.
+        let is_asked = |image: &serde_json::Value| image["sources"].to_string().contains(&asked);
+        images.into_iter().find(is_asked).expect("it is answered")
+    };
+    let remedy = |answer: &serde_json::Value| answer["remedy"].as_str().unwrap().to_owned();
+    let by_digest = format!("{repository}@{image}");
+    let answer = verify(&[]);
+    assert_eq!(answer["status"], "incomplete", "{answer:#}");
+    for words in [
+        "no bundle of this index helps",
+        &format!("bundle {by_digest} by itself"),
+    ] {
+        assert!(remedy(&answer).contains(words), "{answer:#}");
+    }
+    // A bundle of that index is no way out.
+    let same = node.path("same.tar");
+    archive.write_to(&same);
+    node.import([text(&same)]).exits(5);
+    assert_eq!(verify(&[])["status"], "incomplete");
+    target.remove_record(&name);
+    let of_bundle = verify(&["--bundle", &text(&same)]);
+    node.drop_in(&same);
+    for answer in [of_bundle, verify(&[])] {
+        assert!(
+            remedy(&answer).contains("no bundle of this index helps"),
+            "{answer:#}"
+        );
+    }
+
+    let alone = Layout::new().image(Image::new(&by_digest).manifest(meant()));
+    alone.write_to(&node.path("alone.tar"));
+    node.import([text(&node.path("alone.tar"))]).exits(0);
+    fs::write(&list, &by_digest).unwrap();
+    let answer = verify(&[]);
+    assert_eq!(answer["status"], "present", "{answer:#}");
+    let known = target
+        .image_status(&by_digest)
+        .expect("CRI knows it by that name");
+    assert!(known.id.starts_with("sha256:"), "{known:?}");
+    let said = own.containerd.run(&by_digest, &["/bin/busybox", "echo", "hello"]);
+    assert_eq!(said.expect("it runs").trim(), "hello");
+}
+
 /// No containerd unpacks layers of nydus by itself; one that passes over them has nothing to be told of.
 fn verify_tells_of_layers_that_only_a_plugin_unpacks(target: &Target) {
     let node = Node::on(target);
@@ -250,4 +315,8 @@ fn what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses(own: &mut Own
     }
 }
 
-on_its_own_containerd!(defaults; what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses);
+on_its_own_containerd!(
+    defaults;
+    what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses,
+    an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest,
+);

@@ -644,6 +644,7 @@ impl Chaos {
         if !ledger["version"].is_u64() {
             return Err("the ledger has no version".to_owned());
         }
+        super::blames_no_file(&ledger)?;
         let state = fs::read_dir(self.node.state()).map_err(|error| error.to_string())?;
         let aside = state
             .flatten()

@@ -41,6 +41,18 @@ fn generations_asked_for() -> Vec<Generation> {
     }
 }
 
+/// Looks whether a ledger blames a file for the end of a daemon. Kills from outside and power cuts are no fault of a file.
+fn blames_no_file(ledger: &serde_json::Value) -> Result<(), String> {
+    let entries = ledger["bundles"].as_object().into_iter().flatten();
+    match entries
+        .map(|(_, entry)| entry)
+        .find(|entry| entry.get("crashes").is_some())
+    {
+        Some(blamed) => Err(format!("a file is blamed: {blamed}")),
+        None => Ok(()),
+    }
+}
+
 /// Tells whoever asked for the long version.
 #[allow(clippy::print_stdout, reason = "the figures are what it is for")]
 fn say(text: &str) {

@@ -360,6 +360,9 @@ fn survive(generation: Generation, cuts: usize, seed: u64) {
             let before = series.figures.cuts;
             panic!("containerd {generation}, unpack {unpack}, seed {seed}, after {before} cuts: {why}");
         }
+        let ledger = fs::read(series.node.ledger()).expect("the daemon has written something down");
+        let ledger = serde_json::from_slice(&ledger).expect("it is whole");
+        super::blames_no_file(&ledger).expect("nothing is set aside");
         let Figures {
             cuts,
             with_journal,

@@ -337,6 +337,11 @@ impl Target {
         self.wait_for(self.client.cri().image_status(reference))
     }
 
+    /// Has CRI pull an image, as kubelet does, and gives its id.
+    pub fn pull(&self, reference: &str) -> String {
+        self.wait_for(self.client.cri().pull_image(reference))
+    }
+
     /// Runs something that needs the runtime of this target's client.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)

@@ -9,6 +9,7 @@
 
 mod answering;
 mod comparing;
+mod crashes;
 mod disk;
 mod following;
 mod job;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bundle::Identity;
 use containerd::{ImageChange, ImageEvents};
+use futures_util::FutureExt as _;
 use import::{Pace, Policy};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -47,6 +49,7 @@ use self::telling::Rows;
 use self::unpacking::Unpacking;
 use crate::config::Settings;
 use crate::control::Question;
+use crate::crash::{self, Marker};
 use crate::healing::Healing;
 use crate::ledger::{Ledger, Saved, Store};
 use crate::metrics::Metrics;
@@ -98,16 +101,19 @@ pub(crate) async fn run(
     configuration: reloading::Read,
 ) -> anyhow::Result<Ended> {
     let mut daemon = Daemon::start(settings, node, configuration)?;
-    daemon.work(&mut signals).await;
-    if !daemon.is_draining {
-        daemon.rows.end();
-        daemon.save();
-        return Ok(Ended::Misplaced);
+    let ended = std::panic::AssertUnwindSafe(daemon.live(&mut signals))
+        .catch_unwind()
+        .await;
+    match ended {
+        Ok(ended) => {
+            daemon.marker.clear();
+            Ok(ended)
+        }
+        Err(panic) => {
+            daemon.marker.dies_of(&crash::panic_text(&*panic));
+            std::panic::resume_unwind(panic)
+        }
     }
-    daemon.drain(&mut signals).await;
-    daemon.save();
-    info!("stopped");
-    Ok(Ended::Stopped)
 }
 
 struct Daemon {
@@ -119,6 +125,8 @@ struct Daemon {
     socket: PathBuf,
     watch: Watch,
     store: Store,
+    /// What is under way, for the daemon after this one.
+    marker: Marker,
     ledger: Ledger,
     roster: Roster,
     jobs: Jobs,
@@ -189,10 +197,18 @@ impl Daemon {
         node: crate::node::Runtime,
         configuration: reloading::Read,
     ) -> anyhow::Result<Daemon> {
-        let (store, ledger, notices) = Store::open(&settings.state_dir)?;
+        let (mut store, mut ledger, notices) = Store::open(&settings.state_dir)?;
         for notice in notices {
             warn!("{notice}");
         }
+        let (mut marker, left) = Marker::open(&settings.state_dir);
+        if crashes::inherit(&left, &mut ledger, &node.images_dir) {
+            // Before anything that could crash again, and before the marker forgets it.
+            if let Saved::NotSaved(Some(notice)) = store.save(&ledger) {
+                warn!("{notice}");
+            }
+        }
+        marker.clear();
         let watch = Watch::start(&node.images_dir).context("cannot watch the images folder")?;
         let now = Instant::now();
         Ok(Daemon {
@@ -202,6 +218,7 @@ impl Daemon {
             node,
             watch,
             store,
+            marker,
             ledger,
             roster: Roster::default(),
             jobs: Jobs::default(),
@@ -234,6 +251,20 @@ impl Daemon {
         })
     }
 
+    /// Works, and ends in order.
+    async fn live(&mut self, signals: &mut Signals) -> Ended {
+        self.work(signals).await;
+        if !self.is_draining {
+            self.rows.end();
+            self.save();
+            return Ended::Misplaced;
+        }
+        self.drain(signals).await;
+        self.save();
+        info!("stopped");
+        Ended::Stopped
+    }
+
     /// Works until it is told to stop, or is misplaced.
     async fn work(&mut self, signals: &mut Signals) {
         self.list();
@@ -249,6 +280,7 @@ impl Daemon {
                 continue;
             }
             let worked = self.take_on_one();
+            self.note_jobs();
             self.rows.sum_up(Instant::now());
             if !worked && self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {
                 self.save();
@@ -346,6 +378,7 @@ impl Daemon {
             Happened::Signal(Signal::Stop) => self.is_draining = true,
             Happened::Signal(Signal::Reload) => self.reload(),
         }
+        self.note_jobs();
     }
 
     /// Lets what runs come to its end: until the grace is over, or somebody tells us a second time.
@@ -364,7 +397,10 @@ impl Daemon {
         while !self.jobs.is_empty() {
             let until = self.systemd.alive().map_or(deadline, |due| due.min(deadline));
             match self.happens(signals, until).await {
-                Happened::Job(name, came) => self.on_job(&name, *came),
+                Happened::Job(name, came) => {
+                    self.on_job(&name, *came);
+                    self.note_jobs();
+                }
                 Happened::Question(question) => self.answer(question),
                 Happened::Signal(Signal::Stop) => break,
                 _ if Instant::now() >= deadline => break,

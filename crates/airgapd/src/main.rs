@@ -9,6 +9,7 @@ mod coexistence;
 mod commands;
 mod config;
 mod control;
+mod crash;
 mod daemon;
 mod desired;
 mod folder;

@@ -16,8 +16,8 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::ledger::Outcome;
-use crate::status::{RequiredStatus, State, Status, UnpackStatus};
+use crate::ledger::{ErrorClass, Outcome};
+use crate::status::{BundleStatus, RequiredStatus, State, Status, UnpackStatus};
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
 const DURATIONS: [f64; 8] = [0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3600.0];
@@ -236,6 +236,19 @@ fn add_bundles(registry: &Registry, status: &Status) {
             .with_label_values(&[state.as_str()])
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
+    let is_set_aside = |bundle: &&BundleStatus| {
+        let class = bundle.error.as_ref().map(|error| error.class);
+        class == Some(ErrorClass::Crash)
+    };
+    let count = status.bundles.iter().filter(is_set_aside).count();
+    gauges(
+        registry,
+        "airgapd_set_aside_bundles",
+        "Bundles that are left alone, since the daemon crashed over each of them several times",
+        &[],
+    )
+    .with_label_values::<&str>(&[])
+    .set(i64::try_from(count).unwrap_or(i64::MAX));
     let info = gauges(
         registry,
         "airgapd_bundle_info",
@@ -286,7 +299,7 @@ fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: prome
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{BundleStatus, ContainerdStatus, FolderStatus};
+    use crate::status::{ContainerdStatus, FolderStatus};
 
     #[test]
     fn a_name_that_lies_neither_breaks_a_line_nor_hides_in_one() {

@@ -457,7 +457,10 @@ fn error(entry: &Entry) -> Option<ErrorStatus> {
     let error = entry.last_error.as_ref()?;
     Some(ErrorStatus {
         text: error.text.clone(),
-        class: error.class,
+        class: match entry.is_set_aside(&entry.identity) {
+            true => ErrorClass::Crash,
+            false => error.class,
+        },
         at: error.at,
         attempts: entry.attempts,
     })

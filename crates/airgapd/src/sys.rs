@@ -1,16 +1,17 @@
-//! What no safe wrapper offers: `fcntl(F_SETLEASE)` with what it needs of signals, and waiting for urgent
-//! data on a descriptor.
+//! What no safe wrapper offers: `fcntl(F_SETLEASE)` with what it needs of signals, waiting for urgent data on a
+//! descriptor, and a word about the signal that the process dies of.
 //!
 //! This is the only module of the workspace that may contain `unsafe`. It decides nothing.
 #![allow(
     unsafe_code,
-    reason = "F_SETLEASE and registering a descriptor have no safe wrapper"
+    reason = "F_SETLEASE, registering a descriptor and handlers of fatal signals have no safe wrapper"
 )]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Once;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Once, OnceLock};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -74,12 +75,176 @@ pub(crate) fn watch_urgent(file: File) -> io::Result<AsyncFd<File>> {
     registered.map_err(|error| error.into_parts().1)
 }
 
+/// The signals that end the process by a fault of its own, each with the line that is written then. abort(3) is what a
+/// failed allocation, a panic within a panic and a stack overflow come to; the others are what the processor refuses.
+const FATAL: [(libc::c_int, &[u8]); 5] = [
+    (libc::SIGABRT, b"SIGABRT\n"),
+    (libc::SIGSEGV, b"SIGSEGV\n"),
+    (libc::SIGBUS, b"SIGBUS\n"),
+    (libc::SIGILL, b"SIGILL\n"),
+    (libc::SIGFPE, b"SIGFPE\n"),
+];
+
+/// Where the line goes.
+static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
+
+/// What was to happen on each signal before.
+static BEFORE: OnceLock<[libc::sigaction; FATAL.len()]> = OnceLock::new();
+
+/// From now on, a fatal signal of the process's own making adds a line with its name to `file`, and then has the effect
+/// that it had before. One that another process sent writes nothing: a service manager's watchdog sends SIGABRT.
+///
+/// `file` should append, and stays open for good. Of several calls the last one counts.
+pub(crate) fn note_own_death(file: File) {
+    LAST_WORDS.store(file.into_raw_fd(), Ordering::SeqCst);
+    BEFORE.get_or_init(|| {
+        FATAL.map(|(signal, _)| {
+            // SAFETY: a zeroed sigaction is a valid one (SIG_DFL, no flags, an empty mask).
+            let before: libc::sigaction = unsafe { std::mem::zeroed() };
+            before_of(signal, before)
+        })
+    });
+    for (signal, _) in FATAL {
+        // SAFETY: as above.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_fatal;
+        action.sa_sigaction = handler as libc::sighandler_t;
+        // On the stack that the standard library keeps for a stack overflow.
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls nothing but async-signal-safe
+        // functions (signal-safety(7)); both pointers are valid for the call or null.
+        unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    }
+}
+
+fn before_of(signal: libc::c_int, mut before: libc::sigaction) -> libc::sigaction {
+    // SAFETY: no new action is given, and `before` is valid for writing.
+    unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut before) };
+    before
+}
+
+extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    let known = FATAL.iter().position(|(known, _)| *known == signal);
+    // SAFETY: the kernel hands a handler with SA_SIGINFO a valid siginfo_t; who sent it is in there for each code up to
+    // zero, and only read then. getpid, write, sigaction and raise are async-signal-safe; the descriptor is never
+    // closed, the line is static, and BEFORE is filled before the handler is installed.
+    unsafe {
+        let is_kernel = (*info).si_code > 0;
+        if let Some(at) = known {
+            if is_kernel || (*info).si_pid() == libc::getpid() {
+                let line = FATAL[at].1;
+                libc::write(
+                    LAST_WORDS.load(Ordering::SeqCst),
+                    line.as_ptr().cast(),
+                    line.len(),
+                );
+            }
+            if let Some(before) = BEFORE.get() {
+                libc::sigaction(signal, &raw const before[at], std::ptr::null_mut());
+            }
+        }
+        if !is_kernel {
+            // What the processor refused is refused again on return; what was sent has to be sent again.
+            libc::raise(signal);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
     use std::os::fd::AsFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
 
     use super::*;
+
+    /// Runs in a process of its own, which does not survive it.
+    #[test]
+    #[ignore = "the other tests run it as a process of its own"]
+    fn a_process_that_dies() {
+        let Some(words) = std::env::var_os("AIRGAPD_TEST_WORDS") else {
+            return;
+        };
+        let file = OpenOptions::new().append(true).open(words).unwrap();
+        note_own_death(file);
+        match std::env::var("AIRGAPD_TEST_END").as_deref() {
+            Ok("abort") => std::process::abort(),
+            Ok("overflow") => assert_eq!(sink(&[0; 1024]), 0),
+            Ok("allocation") => drop(vec![1_u8; isize::MAX as usize]),
+            _ => loop {
+                std::thread::park();
+            },
+        }
+    }
+
+    #[expect(unconditional_recursion, reason = "it is to overflow the stack")]
+    fn sink(above: &[u8; 1024]) -> u8 {
+        let mut here = *above;
+        here[1] = std::hint::black_box(1);
+        sink(std::hint::black_box(&here)) + here[0]
+    }
+
+    /// By which signal such a process ends, and what it leaves.
+    fn end(way: &str, signal: Option<i32>) -> (Option<i32>, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let words = folder.path().join("words");
+        std::fs::write(&words, "").unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "sys::tests::a_process_that_dies",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env("AIRGAPD_TEST_WORDS", &words)
+            .env("AIRGAPD_TEST_END", way)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        if let Some(signal) = signal {
+            // It has its handlers when the kernel says that it catches the signal (proc_pid_status(5)).
+            let catches = || {
+                let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+                let mask = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("SigCgt:"))
+                    .unwrap();
+                let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+                mask & (1 << (libc::SIGABRT - 1)) != 0
+            };
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while !catches() {
+                assert!(std::time::Instant::now() < deadline, "it installs no handler");
+                std::thread::yield_now();
+            }
+            let pid = rustix::process::Pid::from_child(&child);
+            let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+        let status = child.wait().unwrap();
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+        assert_eq!(
+            way == "overflow",
+            said.contains("has overflowed its stack"),
+            "{said}"
+        );
+        (status.signal(), std::fs::read_to_string(&words).unwrap())
+    }
+
+    #[test]
+    fn a_process_that_dies_of_itself_says_so_and_one_that_is_killed_does_not() {
+        let abort = Some(libc::SIGABRT);
+        assert_eq!(end("abort", None), (abort, "SIGABRT\n".to_owned()));
+        assert_eq!(end("allocation", None), (abort, "SIGABRT\n".to_owned()));
+        let (signal, words) = end("overflow", None);
+        assert_eq!((signal, words.lines().next()), (abort, Some("SIGSEGV")));
+        assert_eq!(end("wait", abort), (abort, String::new()));
+        let fault = Some(libc::SIGFPE);
+        assert_eq!(end("wait", fault), (fault, String::new()));
+    }
 
     #[test]
     fn a_file_that_nobody_writes_has_no_writer() {

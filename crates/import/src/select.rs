@@ -791,6 +791,21 @@ fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Vec<String> {
     problems
 }
 
+/// The image that an index has for one of these platforms although containerd uses another of its manifests, which is of no
+/// use there. None where that is not so, and where no platform is asked for.
+#[must_use]
+pub fn hidden_image<'n>(root: &'n Node, wanted: &Wanted) -> Option<&'n Digest> {
+    let (Content::Index(_), Wanted::Platforms(matchers)) = (&root.content, wanted) else {
+        return None;
+    };
+    matchers
+        .iter()
+        .find_map(|matcher| match Answer::of(root, matcher) {
+            Answer::Hidden { meant, .. } => Some(meant.descriptor.digest()),
+            Answer::Image(_) | Answer::Nothing => None,
+        })
+}
+
 /// What containerd makes containers of on the node that `matcher` is of; none where it has nothing that it can use.
 pub(crate) fn chosen_for<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
     match &root.content {

@@ -43,6 +43,8 @@ pub struct Options {
     pub snapshotter: Snapshotter,
     /// Bytes of a disk of its own for the root: an ext4 image on a loop device, or memory where there are no loop devices.
     pub disk: Option<u64>,
+    /// Whether CRI lets go of an image's layers once they are unpacked.
+    pub discard_unpacked_layers: bool,
     /// Lines appended to `config.toml` (format version 2), for plugins that the file does not configure yet.
     pub extra_config: String,
 }
@@ -54,6 +56,7 @@ impl Default for Options {
             sandbox_image: "airgapd.test/pause:latest".to_owned(),
             snapshotter: Snapshotter::Auto,
             disk: None,
+            discard_unpacked_layers: false,
             extra_config: String::new(),
         }
     }
@@ -510,6 +513,7 @@ fn config(layout: &Layout<'_>, options: &Options) -> String {
         r#""io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime""#
     };
     let (sandbox_image, extra) = (&options.sandbox_image, &options.extra_config);
+    let discard = options.discard_unpacked_layers;
     format!(
         r#"version = 2
 root = "{folder}/root"
@@ -542,6 +546,7 @@ config_path = "{folder}/registries"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "{snapshotter}"
 default_runtime_name = "runc"
+discard_unpacked_layers = {discard}
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"

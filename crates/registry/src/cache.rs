@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
 
-use basics::digest;
+use basics::digest::{self, Hasher};
 use bundle::BlobRef;
 
 use crate::Error;
@@ -46,7 +46,7 @@ impl Cache {
         let path = self.path(blob);
         let mut file = File::open(&path).ok()?;
         let is_whole = file.metadata().is_ok_and(|metadata| metadata.len() == blob.size)
-            && digest::of(&mut file, &blob.digest).is_ok_and(|found| found == blob.digest);
+            && digest::of(&mut file, Hasher::of(&blob.digest)).is_ok_and(|found| found == blob.digest);
         if !is_whole {
             tracing::warn!(digest = %blob.digest, "a blob in the cache is damaged; it is fetched again");
             let _ = std::fs::remove_file(&path);

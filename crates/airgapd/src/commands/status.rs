@@ -16,7 +16,7 @@ use crate::config::{OutputFormat, Settings};
 use crate::control::{self, Unanswered, Want};
 use crate::desired;
 use crate::folder::{Depth, Ending, Folder};
-use crate::ledger::{self, Ledger, Outcome};
+use crate::ledger::{self, Entry, Ledger, Outcome};
 use crate::node::Runtime as Node;
 use crate::output::{self, Page, bytes};
 use crate::progress::{self, Doing};
@@ -176,6 +176,12 @@ fn without_daemon(
 /// Leaves the files alone that the daemon would.
 fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger: &Ledger) {
     for name in roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
+        let identity = roster.identity(&name);
+        let is_set_aside = |entry: &Entry| identity.as_ref().is_some_and(|now| entry.is_set_aside(now));
+        if ledger.get(&name).is_some_and(is_set_aside) {
+            roster.set(&name, Phase::Failed { retry: None });
+            continue;
+        }
         let Some(version) = roster.version(&name).filter(|version| !version.is_layout) else {
             continue;
         };

@@ -123,7 +123,9 @@ impl Daemon {
                         | Phase::Failed { retry: None }
                 )
             };
-            for name in self.roster.names(is_settled) {
+            let mut names = self.roster.names(is_settled);
+            names.retain(|name| !self.is_set_aside(name));
+            for name in names {
                 self.roster.set(&name, Phase::Ready);
             }
             self.jobs.drop_if(|_| true);

@@ -99,7 +99,7 @@ impl Daemon {
         }
         let Ok(disk) = Disk::of(store) else { return };
         waiting.retain(|name, shortage| {
-            let is_waiting = matches!(roster.phase(name), Some(Phase::Failed { .. }));
+            let is_waiting = matches!(roster.phase(name), Some(Phase::Failed { retry: Some(_) }));
             let fits = shortage.is_over(disk);
             if is_waiting && fits {
                 roster.set(name, Phase::Ready);
@@ -130,7 +130,7 @@ impl Daemon {
     /// Another containerd may have another disk.
     pub(super) fn forget_disk(&mut self) {
         for (name, _) in std::mem::take(&mut self.disk.waiting) {
-            if matches!(self.roster.phase(&name), Some(Phase::Failed { .. })) {
+            if matches!(self.roster.phase(&name), Some(Phase::Failed { retry: Some(_) })) {
                 self.roster.set(&name, Phase::Ready);
             }
         }

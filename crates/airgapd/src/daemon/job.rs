@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bundle::{Bundle, Identity};
 use import::{Intent, Policy, Reference, Selection, Source, Unpack, UnpackWhen, Verdict, bundle_id};
 use oci_spec::image::Digest;
+use tokio::task::JoinError;
 use tracing::{error, info};
 
 use super::telling::{shown, tell};
@@ -300,6 +301,10 @@ async fn read_bundle(
         true => Bundle::from_dir(file, &path, &limits),
         false => Bundle::from_file(file, &path, &limits),
     };
-    let opened = tokio::task::spawn_blocking(read).await;
-    opened.expect("reading a bundle never panics")
+    joined(tokio::task::spawn_blocking(read).await)
+}
+
+/// What a thread came back with. A panic in it is one of the job.
+pub(super) fn joined<T>(thread: Result<T, JoinError>) -> T {
+    thread.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

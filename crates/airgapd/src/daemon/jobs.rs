@@ -11,6 +11,7 @@ use oci_spec::image::Digest;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::job::{Opened, Order, Pulled, Read};
+use crate::crash;
 use crate::progress::Counters;
 
 /// A file up to this size in bytes is imported within seconds.
@@ -30,6 +31,8 @@ pub(super) enum Came {
     Opened(Opened),
     Imported(Box<Result<import::Imported, import::Error>>),
     Pulled(Pulled),
+    /// It panicked, with this text. The daemon goes on: a job shares nothing that it could leave half done.
+    Panicked(String),
 }
 
 /// How far a job has come.
@@ -70,9 +73,16 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// The lane that a file can start in now.
-    pub(super) fn lane_for(&self, name: &OsStr, size: u64, is_repair: bool) -> Option<Lane> {
-        if self.running.contains_key(name) {
+    /// The lane that a file can start in now. A file for which `is_suspect` holds shares the daemon with no other.
+    pub(super) fn lane_for(
+        &self,
+        name: &OsStr,
+        size: u64,
+        is_repair: bool,
+        is_suspect: impl Fn(&OsStr) -> bool,
+    ) -> Option<Lane> {
+        let is_alone = is_suspect(name) || self.running.keys().any(|running| is_suspect(running));
+        if self.running.contains_key(name) || is_alone && !self.running.is_empty() {
             return None;
         }
         let is_light = is_repair || size <= SMALL;
@@ -233,10 +243,32 @@ fn disagree(one: &BTreeMap<String, Digest>, other: &BTreeMap<String, Digest>) ->
     one.iter().any(is_disputed)
 }
 
-/// A job that was dropped came back with nothing; one that panicked takes the daemon along, since an invariant is broken.
+/// A job that was dropped came back with nothing, and one that panicked with why.
 fn dropped(error: JoinError) -> Option<Came> {
-    match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_) => None,
+    let panic = error.try_into_panic().ok()?;
+    Some(Came::Panicked(crash::panic_text(&*panic)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::joined;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_that_panics_comes_back_with_why_and_one_that_is_dropped_with_nothing() {
+        let mut tasks: JoinSet<()> = JoinSet::new();
+        tasks.spawn(async {
+            let read = tokio::task::spawn_blocking(|| panic!("the 7th entry\nis odd"));
+            joined::<()>(read.await);
+        });
+        let Some(Came::Panicked(text)) = dropped(tasks.join_next().await.unwrap().unwrap_err()) else {
+            panic!("another end")
+        };
+        assert!(
+            text.starts_with("a panic: the 7th entry") && !text.contains('\n'),
+            "{text}"
+        );
+        tasks.spawn(std::future::pending()).abort();
+        assert!(dropped(tasks.join_next().await.unwrap().unwrap_err()).is_none());
     }
 }

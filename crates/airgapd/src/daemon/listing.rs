@@ -114,8 +114,10 @@ impl Daemon {
         names.retain(|name| {
             let entry = ledger.get(name);
             let catalog = entry.and_then(|entry| Some(&entry.imported.as_ref()?.catalog));
-            entry.is_some_and(ledger::Entry::is_refused)
-                || catalog.is_some_and(|catalog| trust::check(folder, catalog).is_err())
+            let is_refused = entry.is_some_and(ledger::Entry::is_refused);
+            let is_set_aside = entry.is_some_and(|entry| entry.is_set_aside(&entry.identity));
+            is_refused
+                || !is_set_aside && catalog.is_some_and(|catalog| trust::check(folder, catalog).is_err())
         });
         for name in names {
             self.roster.set(&name, Phase::Ready);

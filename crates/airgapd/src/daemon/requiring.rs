@@ -6,10 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::{BURST, Connection, Daemon};
+use crate::crash;
 use crate::required;
 use crate::roster::Phase;
 use crate::status::RequiredStatus;
@@ -59,7 +61,11 @@ impl Requiring {
             Some((task, _)) => match task.await {
                 Ok(checked) => Some(checked),
                 Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Ok(panic) => Some(Ok(RequiredStatus {
+                        checked_at: Some(Timestamp::now()),
+                        problem: Some(crash::panic_text(&*panic)),
+                        ..RequiredStatus::default()
+                    })),
                     Err(_) => None,
                 },
             },
@@ -211,10 +217,19 @@ fn sentence(found: &RequiredStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::status::MissingStatus;
+
+    #[tokio::test]
+    async fn a_look_that_panics_is_one_that_does_not_know() {
+        let look = tokio::spawn(async { panic!("no\nway") });
+        let mut requiring = Requiring::default();
+        requiring.task = Some((look, Instant::now()));
+        let Some(Ok(status)) = requiring.next().await else {
+            panic!("another end")
+        };
+        assert!(status.problem.is_some_and(|why| why.starts_with("a panic: no")));
+    }
 
     fn found(missing: usize) -> RequiredStatus {
         let image = |number| MissingStatus {

@@ -139,7 +139,7 @@ impl Daemon {
     }
 
     /// What a job wrote is known to be its bundle's; the file as it is now comes next.
-    fn started_over(&mut self, name: &OsStr) {
+    pub(super) fn started_over(&mut self, name: &OsStr) {
         self.relist = true;
         if self.roster.phase(name) == Some(Phase::Running) {
             self.roster.set(name, Phase::Ready);

@@ -12,7 +12,7 @@ use oci_spec::image::Digest;
 use tracing::info;
 
 use super::job::{self, Opened, Order, Read};
-use super::jobs::{Came, Job, Stage};
+use super::jobs::{Came, Job, Lane, Stage};
 use super::telling::{shown, tell};
 use super::{Connection, Daemon};
 use crate::config::Checksums;
@@ -35,8 +35,13 @@ const MOVED: &str = "somebody else moved the record since the bundle was importe
 impl Daemon {
     /// Takes on the file that is due, if any.
     pub(super) fn take_on_one(&mut self) -> bool {
+        let now = Instant::now();
         let may_start = |name: &OsStr, version: &Version| self.may_start(name, version);
-        let Some(name) = self.roster.due(Instant::now(), may_start) else {
+        // A suspect takes no other file along, and keeps none waiting that could be done.
+        let is_sound =
+            |name: &OsStr, version: &Version| !self.ledger.is_suspect(name) && self.may_start(name, version);
+        let due = self.roster.due(now, is_sound);
+        let Some(name) = due.or_else(|| self.roster.due(now, may_start)) else {
             return false;
         };
         let Some(version) = self.roster.version(&name) else {
@@ -66,7 +71,12 @@ impl Daemon {
             false => version.identity.size,
         };
         let has_room = !self.disk.is_below();
-        connected && has_room && !self.is_draining && self.jobs.lane_for(name, size, is_repair).is_some()
+        connected && has_room && !self.is_draining && self.lane_for(name, size, is_repair).is_some()
+    }
+
+    fn lane_for(&self, name: &OsStr, size: u64, is_repair: bool) -> Option<Lane> {
+        let is_suspect = |name: &OsStr| self.ledger.is_suspect(name);
+        self.jobs.lane_for(name, size, is_repair, is_suspect)
     }
 
     fn take_on(&mut self, name: &OsStr, file: File, version: Version) {
@@ -91,20 +101,23 @@ impl Daemon {
         self.roster.set(name, Phase::Failed { retry: None });
     }
 
-    /// Spares files that an earlier run of this program found bad: they are told of once more and not read again.
+    /// Spares files that an earlier run of this program found bad, or that it crashed over: they are told of once more
+    /// and not read again.
     pub(super) fn recall_damage(&mut self) {
-        if self.ledger.context.program.as_deref() != Some(ledger::PROGRAM) {
-            return;
-        }
+        let is_same_program = self.ledger.context.program.as_deref() == Some(ledger::PROGRAM);
         for name in self.roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
             let (Some(entry), Some(identity)) = (self.ledger.get(&name), self.roster.identity(&name)) else {
                 continue;
             };
-            let Some(text) = entry.damage(&identity) else {
-                continue;
+            let is_set_aside = entry.is_set_aside(&identity);
+            let text = match (&entry.last_error, is_set_aside) {
+                (Some(error), true) => Some(error.text.as_str()),
+                _ => entry.damage(&identity).filter(|_| is_same_program),
             };
+            let Some(text) = text else { continue };
+            let before = if is_set_aside { "" } else { ", as before" };
             let is_told = self.rows.refused.admits(Instant::now());
-            tell!(is_told, error, bundle = %shown(&name), outcome = "failed", "not imported, as before: {text}");
+            tell!(is_told, error, bundle = %shown(&name), outcome = "failed", "not imported{before}: {text}");
             // What did land of it is looked after like anything else.
             let phase = match entry.outcome {
                 ledger::Outcome::Partial => Phase::Known,
@@ -208,7 +221,7 @@ impl Daemon {
         };
         let is_repair = version.is_known(&self.ledger, name);
         let size = version.identity.size;
-        let Some(lane) = self.jobs.lane_for(name, size, is_repair) else {
+        let Some(lane) = self.lane_for(name, size, is_repair) else {
             return;
         };
         let mode = self.settings.checksums;
@@ -244,6 +257,7 @@ impl Daemon {
             Some(Came::Opened(opened)) => self.opened(name, opened),
             Some(Came::Imported(result)) => self.end_import(name, *result),
             Some(Came::Pulled(pulled)) => self.end_pull(name, pulled),
+            Some(Came::Panicked(text)) => self.panicked(name, text),
             None => self.dropped(name),
         }
         self.start_unblocked();

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{Connection, Daemon};
+use crate::crash;
 use crate::ledger::Ledger;
 use crate::runtime::Runtime;
 use crate::status::{UnpackFailureStatus, UnpackStatus};
@@ -39,6 +40,8 @@ pub(super) enum Heard {
     Image(Ahead, Result<Unpacked, (String, bool)>),
     /// It has come to its end.
     Ended(Ended),
+    /// It has panicked, with this text.
+    Panicked(String),
 }
 
 /// What is known, and what runs.
@@ -95,9 +98,22 @@ impl Unpacking {
         match (&mut task.work).await {
             Ok(ended) => Heard::Ended(Some(ended)),
             Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
+                Ok(panic) => Heard::Panicked(crash::panic_text(&*panic)),
                 Err(_) => Heard::Ended(None),
             },
+        }
+    }
+
+    /// Ends what runs, and has it begun anew later each time.
+    fn put_off(&mut self, why: String) {
+        self.task = None;
+        let wait = AGAIN.wait(self.failures, backoff::chance());
+        self.failures = self.failures.saturating_add(1);
+        self.is_current = false;
+        self.earliest = Some(Instant::now() + wait);
+        if self.said.as_ref() != Some(&why) {
+            warn!("images are not unpacked, which is tried again in {wait:?}: {why}");
+            self.said = Some(why);
         }
     }
 
@@ -181,6 +197,7 @@ impl Daemon {
             }
             Heard::Image(image, ended) => self.on_unpacked(image, ended),
             Heard::Ended(ended) => self.on_unpacking_ended(ended),
+            Heard::Panicked(text) => self.unpacking.put_off(text),
         }
     }
 
@@ -220,17 +237,7 @@ impl Daemon {
                 unpacking.said = None;
             }
             None | Some(Err(UnpackError::Stopped)) => unpacking.is_current = false,
-            Some(Err(error)) => {
-                let text = basics::chain(&error);
-                let wait = AGAIN.wait(unpacking.failures, backoff::chance());
-                unpacking.failures = unpacking.failures.saturating_add(1);
-                unpacking.is_current = false;
-                unpacking.earliest = Some(Instant::now() + wait);
-                if unpacking.said.as_ref() != Some(&text) {
-                    warn!("images are not unpacked, which is tried again in {wait:?}: {text}");
-                    unpacking.said = Some(text);
-                }
-            }
+            Some(Err(error)) => unpacking.put_off(basics::chain(&error)),
         }
     }
 
@@ -271,4 +278,29 @@ fn wanted(ledger: &Ledger, priority: &[Pattern], bad: &HashMap<Digest, UnpackFai
     let mut seen = HashSet::new();
     let images = images.into_iter().map(|(_, _, image)| image);
     images.filter(|image| seen.insert(image.target.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn unpacking_that_panics_is_begun_anew_later() {
+        let (_, told) = mpsc::unbounded_channel();
+        let mut unpacking = Unpacking {
+            task: Some(Task {
+                work: tokio::spawn(async { panic!("no way") }),
+                told,
+                stop: CancellationToken::new(),
+            }),
+            is_current: true,
+            ..Unpacking::default()
+        };
+        let Heard::Panicked(why) = unpacking.next().await else {
+            panic!("another end")
+        };
+        unpacking.put_off(why);
+        assert!(unpacking.task.is_none() && !unpacking.is_current && unpacking.earliest.is_some());
+        assert_eq!(unpacking.said.as_deref(), Some("a panic: no way"));
+    }
 }

@@ -6,6 +6,7 @@
 
 use import::labels::EXPIRES;
 use import::{CONTAINERD, Judgement, Reference};
+use oci_spec::image::Digest;
 use serde::Serialize;
 
 use super::{Held, Shelf};
@@ -254,15 +255,33 @@ fn advise(answer: &mut Answer, wanted: &Wanted, shelf: &Shelf, bundles: &Shelf) 
         answer.remedy = Some("bundle it for this node's platform too".to_owned());
         return;
     }
+    let held = [find(wanted, shelf), in_bundle].into_iter().flatten();
+    if let Some((held, image)) = held.filter_map(|held| Some((held, held.hidden.as_ref()?))).next() {
+        answer.remedy = Some(uncover(held, image));
+        return;
+    }
     match answer.status {
         Status::Incomplete => {
             answer.remedy = Some("import a bundle that has it, whole: only what is missing moves".to_owned());
+        }
+        Status::Absent if in_bundle.is_some_and(|held| matches!(held.state, Judgement::Broken(_))) => {
+            answer.remedy = Some("make that bundle anew, whole".to_owned());
         }
         Status::NotAnImage => {
             answer.remedy = Some("use its name for the image it was meant for, or another name".to_owned());
         }
         _ => closest(answer, wanted, shelf, bundles),
     }
+}
+
+/// How an image comes to run that stands behind another manifest of its index. No bundle of this index helps: containerd
+/// goes by the index, and an index with another order is another digest. A reference to the manifest itself passes by it.
+fn uncover(held: &Held, image: &Digest) -> String {
+    let repository = parts(&held.name).0;
+    format!(
+        "no bundle of this index helps. Build the index anew, with the image {image} before what containerd uses now, or with \
+         no platform on the latter; or bundle {repository}@{image} by itself, and ask for it by that digest"
+    )
 }
 
 fn is_foreign(held: &Held) -> bool {
@@ -402,8 +421,6 @@ fn parts(name: &str) -> (&str, Option<&str>) {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::image::Digest;
-
     use super::*;
 
     fn shelf(names: &[&str]) -> Shelf {
@@ -413,6 +430,7 @@ mod tests {
             target: target.clone(),
             state: Judgement::Broken(Vec::new()),
             lacks_layers: false,
+            hidden: None,
             doubts: Vec::new(),
             below: Vec::new(),
             place: CONTAINERD.to_owned(),

@@ -21,6 +21,8 @@ pub(crate) struct Held {
     pub(crate) state: Judgement,
     /// Whether it runs only because it is unpacked: layers of it are not in the store.
     pub(crate) lacks_layers: bool,
+    /// The manifest of it that is for this node and that containerd does not use, where it uses one that is of no use.
+    pub(crate) hidden: Option<Digest>,
     /// What may keep it from running all the same, in sentences.
     pub(crate) doubts: Vec<String>,
     /// The manifests and indexes below the target, each with its platform.
@@ -86,6 +88,7 @@ impl Shelf {
             let Examined {
                 state,
                 lacks_layers,
+                hidden,
                 doubts,
                 below,
             } = judged
@@ -99,6 +102,7 @@ impl Shelf {
                 target,
                 state,
                 lacks_layers,
+                hidden,
                 doubts,
                 below,
                 place: CONTAINERD.to_owned(),
@@ -132,6 +136,10 @@ impl Shelf {
                 .iter()
                 .take(1)
                 .for_each(|image| collect(&image.root, &mut below));
+            let root = entries.first().map(|image| &image.root);
+            let hidden = root
+                .and_then(|root| import::hidden_image(root, &policy.wanted))
+                .cloned();
             let (state, names) = match choice.verdict {
                 Verdict::Take(taken) => {
                     let names = taken
@@ -151,7 +159,7 @@ impl Shelf {
                     }
                 }
             };
-            shelf.put_all(names, &state, &below, &place);
+            shelf.put_all(names, &state, hidden.as_ref(), &below, &place);
         }
         shelf
     }
@@ -168,6 +176,7 @@ impl Shelf {
         &mut self,
         names: Vec<(String, Digest)>,
         state: &Judgement,
+        hidden: Option<&Digest>,
         below: &[(Digest, String)],
         place: &str,
     ) {
@@ -183,6 +192,7 @@ impl Shelf {
                 target,
                 state: state.clone(),
                 lacks_layers: false,
+                hidden: hidden.cloned(),
                 doubts: Vec::new(),
                 below: below.to_vec(),
                 place: place.to_owned(),
@@ -308,6 +318,7 @@ impl Snapshots {
 struct Examined {
     state: Judgement,
     lacks_layers: bool,
+    hidden: Option<Digest>,
     doubts: Vec<String>,
     below: Vec<(Digest, String)>,
 }
@@ -325,6 +336,7 @@ fn examine(
             return Examined {
                 state: Judgement::Broken(vec![fault.to_string()]),
                 lacks_layers: false,
+                hidden: None,
                 doubts: Vec::new(),
                 below: Vec::new(),
             };
@@ -345,6 +357,7 @@ fn examine(
         _ => Vec::new(),
     };
     Examined {
+        hidden: import::hidden_image(&node, wanted).cloned(),
         state,
         lacks_layers,
         doubts,
