@@ -65,12 +65,11 @@ pub(crate) async fn run(
         limits: limits.clone(),
         artifacts: HashMap::new(),
     };
-    proof.of_plan(&images)?;
-    let artifacts = proof.artifacts.clone();
     let mut draft = Draft {
-        images: images.iter().map(|image| image.draft.clone()).collect(),
+        images: proof.of_plan(&images)?,
         relies_on: None,
     };
+    let artifacts = proof.artifacts.clone();
     let total = Layout::of(&draft)?
         .blobs()
         .iter()
@@ -212,27 +211,29 @@ struct BundleProof {
 
 /// The verdict of a node on an image.
 enum Prospect {
-    Taken,
+    Taken(DraftImage),
     /// It is no container image, but this.
     Artifact(String),
     Refused(String),
 }
 
 impl BundleProof {
-    /// Looks at the documents that were read, before the first layer moves. Says what is no image.
+    /// Looks at the documents that were read, before the first layer moves. Says what is no image, and gives what the
+    /// bundle shall hold.
     ///
     /// # Errors
     ///
     /// Every image that no such node would take, with the reason; the same of all artifacts where there is no image.
-    fn of_plan(&mut self, images: &[Resolved]) -> anyhow::Result<()> {
-        let (mut refused, mut artifacts) = (Vec::new(), Vec::new());
+    fn of_plan(&mut self, images: &[Resolved]) -> anyhow::Result<Vec<DraftImage>> {
+        let (mut refused, mut artifacts, mut drafts) = (Vec::new(), Vec::new(), Vec::new());
         for image in images {
             match self.prospect(image) {
-                Prospect::Taken => {}
+                Prospect::Taken(draft) => drafts.push(draft),
                 Prospect::Refused(reason) => refused.push(format!("{}: {reason}", image.reference)),
                 Prospect::Artifact(what) => {
                     artifacts.push(format!("{}: {what}", image.reference));
                     self.artifacts.insert(image.draft.target.digest().clone(), what);
+                    drafts.push(image.draft.clone());
                 }
             }
         }
@@ -245,7 +246,7 @@ impl BundleProof {
         for artifact in artifacts {
             tracing::warn!("{artifact}");
         }
-        Ok(())
+        Ok(drafts)
     }
 
     fn prospect(&self, image: &Resolved) -> Prospect {
@@ -256,7 +257,11 @@ impl BundleProof {
         };
         let no_image = |skip: Skip| Prospect::Artifact(format!("no node makes an image of it: {skip}"));
         match import::judge(&root, &self.policy.wanted, "the bundle") {
-            Judgement::Whole(_) => Prospect::Taken,
+            Judgement::Whole(_) => {
+                let mut draft = image.draft.clone();
+                draft.find_images(&root);
+                Prospect::Taken(draft)
+            }
             Judgement::Broken(problems) => Prospect::Refused(problems.join("; ")),
             Judgement::Artifact(kind) => no_image(Skip::Artifact(kind)),
             Judgement::Foreign(offered) if offered.is_empty() => no_image(Skip::Foreign { offered }),
