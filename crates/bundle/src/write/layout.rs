@@ -256,13 +256,18 @@ fn leave_one(names: &mut Vec<(Option<&str>, &DraftImage)>) {
 fn docker_manifest(images: &[&DraftImage], relied_on: &HashSet<&Digest>) -> Option<Vec<u8>> {
     let mut elements: Vec<Element<'_>> = Vec::new();
     let mut known: HashMap<&WholeImage, usize> = HashMap::new();
+    let mut of_target: HashMap<&Digest, &WholeImage> = HashMap::new();
     for image in images {
-        let [whole] = image.images.as_slice() else {
-            if image.images.is_empty() {
-                continue;
-            }
-            return None;
+        let whole = match image.images.as_slice() {
+            [] => continue,
+            [whole] => whole,
+            _ => return None,
         };
+        let target = of_target.entry(image.target.digest()).or_insert(whole);
+        if *target != whole {
+            // Platforms of one index that come from different bundles.
+            return None;
+        }
         let WholeImage {
             config,
             layers,
