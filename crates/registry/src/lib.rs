@@ -16,6 +16,7 @@ mod digest;
 mod error;
 mod feed;
 mod locations;
+mod reach;
 mod resolve;
 
 pub use cache::Cache;
