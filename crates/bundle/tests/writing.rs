@@ -214,8 +214,8 @@ fn listed(
 
 #[test]
 fn readers_of_docker_archives_find_every_image_or_no_list() {
-    let one = |name: &str| Image::new(name).platform("linux/amd64").layer(b"one".to_vec());
-    let other = |name: &str| Image::new(name).platform("linux/arm64").layer(b"other".to_vec());
+    let one = |name: &str| Image::new(name).platform("linux/amd64").layer(b"one");
+    let other = |name: &str| Image::new(name).platform("linux/arm64").layer(b"other");
     let two_platforms = || {
         let children =
             ["linux/amd64", "linux/arm64"].map(|platform| Manifest::new(platform).layer(platform).into());
