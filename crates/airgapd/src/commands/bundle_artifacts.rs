@@ -212,6 +212,8 @@ struct BundleProof {
 /// The verdict of a node on an image.
 enum Prospect {
     Taken(DraftImage),
+    /// It is no container image, but what newer containerds mount as a volume.
+    Volume(DraftImage, String),
     /// It is no container image, but this.
     Artifact(String),
     Refused(String),
@@ -230,6 +232,11 @@ impl BundleProof {
             match self.prospect(image) {
                 Prospect::Taken(draft) => drafts.push(draft),
                 Prospect::Refused(reason) => refused.push(format!("{}: {reason}", image.reference)),
+                Prospect::Volume(draft, what) => {
+                    tracing::warn!("{}: {what}", image.reference);
+                    self.artifacts.insert(image.draft.target.digest().clone(), what);
+                    drafts.push(draft);
+                }
                 Prospect::Artifact(what) => {
                     artifacts.push(format!("{}: {what}", image.reference));
                     self.artifacts.insert(image.draft.target.digest().clone(), what);
@@ -255,6 +262,7 @@ impl BundleProof {
             Ok(root) => root,
             Err(fault) => return Prospect::Refused(fault.to_string()),
         };
+        let newest = self.policy.wanted.by(&[Rules::Rc3]);
         let no_image = |skip: Skip| Prospect::Artifact(format!("no node makes an image of it: {skip}"));
         match import::judge(&root, &self.policy.wanted, "the bundle") {
             Judgement::Whole(_) => {
@@ -263,6 +271,11 @@ impl BundleProof {
                 Prospect::Taken(draft)
             }
             Judgement::Broken(problems) => Prospect::Refused(problems.join("; ")),
+            Judgement::Artifact(kind)
+                if matches!(import::judge(&root, &newest, "the bundle"), Judgement::Whole(_)) =>
+            {
+                Prospect::Volume(image.draft.clone(), Skip::Artifact(kind).to_string())
+            }
             Judgement::Artifact(kind) => no_image(Skip::Artifact(kind)),
             Judgement::Foreign(offered) if offered.is_empty() => no_image(Skip::Foreign { offered }),
             Judgement::Foreign(offered) => Prospect::Refused(Skip::Foreign { offered }.to_string()),
