@@ -3,16 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
-use bundle::fixtures::Image;
+use bundle::fixtures::{Image, Layout as Archive};
 use bundle::write::{Draft, DraftImage, FromBundles, Layout};
 use bundle::{Bundle, Compression, Limits};
 use oci_spec::image::Digest;
 use serde_json::{Value, json};
 
-use crate::support::bundles::{self, docker, image, layout, multi_platform, native, needed_here, text};
+use crate::support::bundles::{
+    self, docker, image, layout, multi_platform, native, needed_here, records_of, text,
+};
 use crate::support::node::Answer;
+use crate::support::tools::tool;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
 const ONE: &str = "registry.test/one:1";
@@ -296,3 +300,111 @@ fn volumes_are_imported_each_by_itself_and_together_are_the_whole(target: &Targe
 }
 
 on_each_containerd!(volumes_are_imported_each_by_itself_and_together_are_the_whole);
+
+/// The table of `docs/bundles.md`, as far as skopeo is in it. podman loads what one of the two forms gives without a name.
+#[test]
+fn skopeo_reads_what_is_written_as_the_documents_say() {
+    let Some(skopeo) = tool("skopeo") else { return };
+    let node = Node::at(Path::new("/nonexistent"), "none");
+    let is_read = |form: &str, name: &str| {
+        let copy = node.path("copy");
+        let _ = fs::remove_dir_all(&copy);
+        let mut command = Command::new(&skopeo);
+        command.args(["--insecure-policy", "copy", "--quiet"]);
+        let separator = if name.is_empty() { "" } else { ":" };
+        command.arg(format!("{form}:{}{separator}{name}", text(&node.path("out.tar"))));
+        command.arg(format!("dir:{}", text(&copy)));
+        command.output().unwrap().status.success()
+    };
+    let (oci, docker_archive) = ("oci-archive", "docker-archive");
+    let multi = || multi_platform(TWO, &[native(), FOREIGN]);
+    type Row<'a> = (&'a str, Archive, &'a [(&'a str, &'a str, bool)]);
+    let rows: [Row<'_>; 5] = [
+        (
+            "one image",
+            layout([image(ONE)]),
+            &[
+                (oci, "", true),
+                (oci, ONE, true),
+                (docker_archive, "", true),
+                (docker_archive, ONE, true),
+            ],
+        ),
+        (
+            "one image from a Docker archive, which has Docker's media types",
+            docker([image(ONE)]),
+            &[
+                (oci, "", true),
+                (oci, ONE, false),
+                (docker_archive, "", true),
+                (docker_archive, ONE, true),
+            ],
+        ),
+        (
+            "several images",
+            layout([image(ONE), image(TWO)]),
+            &[
+                (oci, "", false),
+                (oci, TWO, true),
+                (docker_archive, "", false),
+                (docker_archive, TWO, true),
+                (docker_archive, "@1", true),
+            ],
+        ),
+        (
+            "one image for two platforms",
+            layout([multi()]),
+            &[(oci, "", true), (oci, TWO, true), (docker_archive, "", false)],
+        ),
+        (
+            "several images, of which one is for two platforms",
+            layout([image(ONE), multi()]),
+            &[
+                (oci, "", false),
+                (oci, ONE, true),
+                (oci, TWO, true),
+                (docker_archive, ONE, false),
+            ],
+        ),
+    ];
+    for (case, bundle, expected) in rows {
+        bundle.build().write_to(&node.path("in.tar"));
+        verb(&node, "merge", "out.tar", &["in.tar"]).exits(0);
+        for (form, name, is) in expected {
+            assert_eq!(is_read(form, name), *is, "{case}: {form} {name:?}");
+        }
+    }
+}
+
+/// An import makes the name by digest of each tag, whether or not a bundle has it.
+#[test]
+fn names_that_follow_from_others_are_no_difference() {
+    let node = Node::at(Path::new("/nonexistent"), "none");
+    let plain = layout([image(ONE)]).build();
+    plain.write_to(&node.path("plain.tar"));
+    let by_digest = records_of(ONE, &plain.images[0])[1].clone();
+    let bundle = Bundle::open(&node.path("plain.tar"), &Limits::default()).unwrap();
+    let mut draft = Draft {
+        images: bundle.catalog().images.iter().map(DraftImage::of).collect(),
+        relies_on: None,
+    };
+    let write = |draft: &Draft, name: &str| {
+        let layout = Layout::of(draft).unwrap();
+        let mut feed =
+            FromBundles::new(std::slice::from_ref(&bundle), layout.blobs(), &node.path("")).unwrap();
+        let mut file = fs::File::create(node.path(name)).unwrap();
+        bundle::write::write(&layout, Compression::None, &mut file, &mut feed).unwrap();
+    };
+    // A second tag, so that the name by digest is written as well.
+    draft.images[0].names.push("registry.test/one:2".to_owned());
+    write(&draft, "tags.tar");
+    draft.images[0].names.push(by_digest);
+    write(&draft, "all.tar");
+    let [tags, all] = ["tags.tar", "all.tar"].map(|file| text(&node.path(file)));
+    assert_ne!(fs::read(&tags).unwrap(), fs::read(&all).unwrap());
+    let report = node
+        .airgapd(["bundle", "diff", "-o", "json", &tags, &all])
+        .exits(0)
+        .json();
+    assert_eq!(report["images"], json!([]), "{report:#}");
+}

@@ -4,16 +4,18 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use bundle::fixtures::Archive;
+use bundle::fixtures::{Archive, Image, Layer, LayerFile, Manifest};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest, CreateContainerRequest,
-    ImageSpec, ImageStatusRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    ImageSpec, ImageStatusRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode,
     NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
     StartContainerRequest, StopPodSandboxRequest,
 };
 use lab::Generation;
+use oci_spec::image::{Descriptor, Digest, MediaType};
+use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::support::bundles::{self, image, text};
@@ -139,7 +141,13 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
     });
     target.collect_garbage();
 
-    let (said, containers) = target.block_on(run_pod(&target, &name, &node.path("logs")));
+    let (said, containers) = target.block_on(run_pod(
+        &target,
+        &name,
+        &node.path("logs"),
+        app_command(&[], None),
+    ));
+    let said = said.unwrap();
     assert!(said.contains("running without a registry"), "{said}");
     // What tells which images are used.
     let id = archive.images[1].manifests[0].config.to_string();
@@ -162,7 +170,12 @@ fn a_pod_starts_from_imported_images_without_any_registry(target: &Target) {
 
 /// Runs an image as the only container of a pod on the host's network, and gives what it said.
 /// Also gives the containers that there were.
-async fn run_pod(target: &Target, image: &str, logs: &Path) -> (String, Vec<containerd::Container>) {
+async fn run_pod(
+    target: &Target,
+    image: &str,
+    logs: &Path,
+    container: ContainerConfig,
+) -> (Result<String, tonic::Status>, Vec<containerd::Container>) {
     let socket = format!("unix://{}", target.socket().display());
     let channel = Endpoint::from_shared(socket).unwrap().connect().await.unwrap();
     let mut runtime = RuntimeServiceClient::new(channel.clone());
@@ -188,13 +201,8 @@ async fn run_pod(target: &Target, image: &str, logs: &Path) -> (String, Vec<cont
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox.clone(),
             config: Some(ContainerConfig {
-                metadata: Some(ContainerMetadata {
-                    name: "app".to_owned(),
-                    attempt: 0,
-                }),
                 image: Some(image),
-                log_path: "app.log".to_owned(),
-                ..Default::default()
+                ..container
             }),
             sandbox_config: Some(pod),
         };
@@ -218,9 +226,162 @@ async fn run_pod(target: &Target, image: &str, logs: &Path) -> (String, Vec<cont
             pod_sandbox_id: sandbox,
         })
         .await;
-    ended.unwrap();
-    let said = fs::read_to_string(logs.join("app.log")).unwrap();
+    let said = ended.map(|()| fs::read_to_string(logs.join("app.log")).unwrap());
     (said, containers.unwrap())
+}
+
+/// The container of a pod: the words of its command, those of its image where there are none, and an image as a volume.
+fn app_command(words: &[&str], volume: Option<&str>) -> ContainerConfig {
+    let volume = volume.map(|image| Mount {
+        container_path: VOLUME.to_owned(),
+        readonly: true,
+        image: Some(ImageSpec {
+            image: image.to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: "app".to_owned(),
+            attempt: 0,
+        }),
+        command: words.iter().map(|word| (*word).to_owned()).collect(),
+        log_path: "app.log".to_owned(),
+        mounts: volume.into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+/// Where an image is mounted as a volume.
+const VOLUME: &str = "/volume";
+
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+const OWN_LAYER: &str = "application/vnd.test.model.layer";
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+const OWN_CONFIG: &str = "application/vnd.test.model.config+json";
+
+/// A layer with a file that no other test has.
+fn weights() -> Layer {
+    Layer::files([LayerFile::new("weights", format!("weights {}", unique()))])
+}
+
+/// The config of something with that layer, as an image's config lists it.
+fn listing(layer: &Layer) -> String {
+    let rootfs = json!({"type": "layers", "diff_ids": [layer.digest().to_string()]});
+    json!({"rootfs": rootfs, "own": unique()}).to_string()
+}
+
+/// A data-only artifact.
+fn artifact(config_type: &str, config: &str, layer: Layer) -> Manifest {
+    Manifest::new(bundles::native())
+        .no_platform()
+        .member("artifactType", json!("application/vnd.test.model"))
+        .config_media_type(config_type)
+        .config_bytes(config)
+        .with_layer(layer)
+}
+
+/// Lets a pod read an image as a volume, and gives what it read or why it was not started.
+fn read_as_volume(target: &Target, node: &Node, app: &str, volume: &str) -> Result<String, String> {
+    for name in [SANDBOX_IMAGE, app, volume] {
+        wait_until("CRI has taken it in", || target.image_status(name).is_some());
+    }
+    let words = [
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "/bin/busybox cat /volume/* 2>&1 || true",
+    ];
+    let container = app_command(&words, Some(volume));
+    let (said, _) = target.block_on(run_pod(target, app, &node.path(&unique()), container));
+    said.map_err(|status| status.message().to_owned())
+}
+
+/// Puts blobs and a record there as only an importer would that takes everything.
+fn put_anyway(target: &Target, manifest: Manifest) -> String {
+    let archive = bundles::layout([Image::unnamed().manifest(manifest)]).build();
+    let of = |digest: &Digest| archive.bytes_of(&archive.name_of(digest));
+    let built = &archive.images[0];
+    for digest in bundles::closure(&built.manifests[0]) {
+        target.put_blob(&of(&digest.parse().unwrap()), &[]);
+    }
+    let (name, size) = (app(), of(&built.root).len() as u64);
+    let descriptor = Descriptor::new(MediaType::ImageManifest, size, built.root.clone());
+    target.put_record(&name, &descriptor, &[]);
+    name
+}
+
+/// KEP-4639. An artifact gets a record where CRI mounts it with its files, and nowhere else.
+fn images_and_artifacts_that_list_their_layers_are_mounted_as_volumes(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    let (app, data, model, listed) = (app(), self::app(), self::app(), self::app());
+    let pause = bundles::runnable(SANDBOX_IMAGE, &["/bin/busybox", "sleep", "3600"]);
+    let in_image = weights();
+    let in_artifact = weights();
+    let config = listing(&in_artifact);
+    let bundle = [
+        pause,
+        bundles::runnable(&app, &["/bin/busybox", "true"]),
+        Image::new(&data).manifest(Manifest::new(bundles::native()).with_layer(in_image)),
+        Image::new(&listed).manifest(artifact(OWN_CONFIG, &config, in_artifact)),
+        Image::new(&model).manifest(artifact(EMPTY, "{}", weights())),
+    ];
+    bundles::write(&node.path("pod.tar"), bundle);
+    let answer = node.import([&node.path("pod.tar")]);
+    assert!(
+        answer
+            .said()
+            .contains("not a container image but application/vnd.test.model"),
+        "{answer:?}"
+    );
+    assert!(target.record(&model).is_none());
+    let has_volumes = !matches!(target.place(), Place::Real(Generation::V1_6 | Generation::V1_7));
+    assert_eq!(target.record(&listed).is_some(), has_volumes);
+    let read = |volume: &str| read_as_volume(&target, &node, &app, volume);
+    if !has_volumes {
+        assert!(read(&data).is_err(), "there are no image volumes before 2.1");
+        return;
+    }
+    for volume in [&data, &listed] {
+        let said = read(volume).unwrap();
+        assert!(said.contains("weights "), "{said}");
+    }
+}
+
+/// Artifacts as tools push them. The first containerd that mounts one of them with its files fails this test: from then on
+/// it is to get its record.
+fn artifacts_that_do_not_list_their_layers_are_mounted_by_no_version(target: &Target) {
+    let target = target.in_kubernetes();
+    let node = Node::on(&target);
+    let app = app();
+    let pause = bundles::runnable(SANDBOX_IMAGE, &["/bin/busybox", "sleep", "3600"]);
+    bundles::write(
+        &node.path("pod.tar"),
+        [pause, bundles::runnable(&app, &["/bin/busybox", "true"])],
+    );
+    node.import([&node.path("pod.tar")]).exits(0);
+    let own = |layer: Layer| layer.media_type(OWN_LAYER);
+    let in_own_type = weights();
+    let config = listing(&in_own_type);
+    let refused = Err("mismatched image rootfs and manifest layers");
+    for (manifest, expected) in [
+        (artifact(EMPTY, "{}", weights().media_type(TAR)), refused),
+        (artifact(OWN_CONFIG, &config, own(in_own_type)), refused),
+        // A volume without the files.
+        (
+            artifact(EMPTY, "{}", own(weights())),
+            Ok("No such file or directory"),
+        ),
+    ] {
+        let volume = put_anyway(&target, manifest);
+        let read = read_as_volume(&target, &node, &app, &volume);
+        match (&read, expected) {
+            (Ok(said), Ok(words)) | (Err(said), Err(words)) => assert!(said.contains(words), "{said}"),
+            _ => panic!("{expected:?} was expected: {read:?}"),
+        }
+    }
 }
 
 /// The image as kubelet passes it on, policy Never: by the id that CRI gives, and no pull in between.
@@ -293,4 +454,28 @@ on_each_containerd!(
     cri_knows_the_image_by_tag_by_digest_and_by_both,
     a_name_that_moves_gives_cri_the_new_image_and_leaves_the_old,
 );
-on_each_real_containerd!(a_pod_starts_from_imported_images_without_any_registry);
+on_each_real_containerd!(
+    a_pod_starts_from_imported_images_without_any_registry,
+    images_and_artifacts_that_list_their_layers_are_mounted_as_volumes,
+);
+
+/// On the versions that have image volumes.
+mod artifacts_that_do_not_list_their_layers_are_mounted_by_no_version {
+    use crate::support::{Place, run_on};
+
+    #[test]
+    fn containerd_2_1() {
+        run_on(
+            Place::Real(lab::Generation::V2_1),
+            super::artifacts_that_do_not_list_their_layers_are_mounted_by_no_version,
+        );
+    }
+
+    #[test]
+    fn containerd_2_3() {
+        run_on(
+            Place::Real(lab::Generation::V2_3),
+            super::artifacts_that_do_not_list_their_layers_are_mounted_by_no_version,
+        );
+    }
+}

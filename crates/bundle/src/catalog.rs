@@ -264,6 +264,9 @@ pub struct Manifest {
     pub diff_ids: Arc<[Digest]>,
     /// Whether this can be a container image at all.
     pub kind: Kind,
+    /// Whether it is an artifact, and says so by its `artifactType`, whose config lists its layers as an image's does: such
+    /// a one has a file system that can be mounted.
+    pub is_volume: bool,
     /// The manifest that this one refers to, if any.
     pub subject: Option<Digest>,
     /// Why this image cannot run although its parts may be there.

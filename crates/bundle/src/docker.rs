@@ -133,6 +133,7 @@ impl<'r, 'a> Docker<'r, 'a> {
                 config_platform: config.platform(),
                 diff_ids: config.parsed_diff_ids(),
                 kind: Kind::Image,
+                is_volume: false,
                 subject: None,
                 problems,
             })),

@@ -396,6 +396,16 @@ pub(crate) fn is_layer(media_type: &str) -> bool {
         || media_type == "application/vnd.erofs.layer.v1"
 }
 
+/// Whether a media type is that of a layer that is a tar archive, plain or compressed. Encrypted ones, and those of other
+/// file systems, are none.
+pub(crate) fn is_tar_layer(media_type: &str) -> bool {
+    let is_tar = media_type.starts_with("application/vnd.oci.image.layer.v1.tar")
+        || media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.diff.tar")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.diff.tar");
+    is_tar && !media_type.ends_with("+encrypted")
+}
+
 /// Whether a layer's digest is that of its uncompressed bytes, by its media type. Not so Docker's type:
 /// containerd looks into the bytes there.
 pub(crate) fn is_plain_layer(media_type: &str) -> bool {

@@ -228,6 +228,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         };
         let manifest = Manifest {
             kind: kind(&given.artifact_type, &config, &layers),
+            is_volume: false,
             config,
             layers,
             config_platform: None,
@@ -237,7 +238,11 @@ impl<'r, B: Blobs> Layout<'r, B> {
                 .and_then(|subject| Some(subject.to_descriptor().ok()?.digest().clone())),
             problems: Vec::new(),
         };
-        let manifest = self.with_config(manifest)?;
+        let manifest = match &manifest.kind {
+            Kind::Image => self.with_config(manifest)?,
+            Kind::Artifact { .. } if given.artifact_type.is_empty() => manifest,
+            Kind::Artifact { .. } => self.with_volume(manifest)?,
+        };
         Ok(Content::Manifest(Arc::new(manifest)))
     }
 
@@ -248,11 +253,25 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(Part { descriptor, state })
     }
 
-    /// Adds what the config says, if this is an image and the config is there.
-    fn with_config(&mut self, mut manifest: Manifest) -> Result<Manifest, Fault> {
-        if manifest.kind != Kind::Image {
+    /// Finds out whether an artifact has a file system: layers that its config lists. Any other config is its own affair.
+    fn with_volume(&mut self, mut manifest: Manifest) -> Result<Manifest, Fault> {
+        let is_layer = |part: &Part| documents::is_layer(part.descriptor.media_type().as_ref());
+        if !manifest.layers.iter().any(is_layer)
+            || self.reader.state(&manifest.config.descriptor) != PartState::Present
+        {
             return Ok(manifest);
         }
+        if let ReadConfig::Good(config, diff_ids) = self.config(&manifest.config.descriptor)?
+            && problems(&config, &manifest.layers).is_empty()
+        {
+            manifest.is_volume = true;
+            manifest.diff_ids = diff_ids;
+        }
+        Ok(manifest)
+    }
+
+    /// Adds what the config says, if it is there.
+    fn with_config(&mut self, mut manifest: Manifest) -> Result<Manifest, Fault> {
         if self.reader.state(&manifest.config.descriptor) != PartState::Present {
             return Ok(manifest);
         }

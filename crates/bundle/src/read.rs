@@ -199,7 +199,8 @@ fn no_tar(start: &[u8], length: u64, compressed: &str) -> Fault {
             present: length,
         });
     }
-    Fault::Unrecognised(format!("this is no tar archive{compressed}"))
+    let but = strangers::but_text(start).unwrap_or_default();
+    Fault::Unrecognised(format!("this is no tar archive{compressed}{but}"))
 }
 
 /// Why a layout of which no blob was found has them elsewhere; `None` where they are just missing.
@@ -361,6 +362,8 @@ fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
         )
     } else if matches!(archive.find("repositories"), Found::File(_)) {
         "it is a Docker archive from before version 1.10, without manifest.json".to_owned()
+    } else if let Some((telltale, name)) = &archive.telltale {
+        telltale.reason(name)
     } else {
         format!("the {} has neither index.json nor manifest.json", archive.noun())
     };

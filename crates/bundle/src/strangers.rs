@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use basics::foreign;
+
 use crate::tar;
 
 /// How many bytes from the beginning are looked at: ISO 9660 has its mark behind 32 KiB.
@@ -32,10 +34,12 @@ const UNZIP: &str = "take the archive out of it with `unzip FILE`; where it hold
                      that with `tar -cf images.tar -C FOLDER .`";
 const SAVE: &str = "save the images with `docker save -o images.tar NAME` or `skopeo copy docker://NAME \
                     oci-archive:images.tar:NAME`";
+const DECRYPT_GPG: &str = "decrypt it with `gpg -o images.tar -d FILE`";
+const DECRYPT_AGE: &str = "decrypt it with `age -d -i KEY -o images.tar FILE`";
 const OTHER_FILE: &str = "it was taken for the bundle by mistake: copy the bundle here instead";
 
 /// In the order in which they are tried: a disk that boots has the mark of one as well as its own.
-const KINDS: [Kind; 32] = [
+const KINDS: [Kind; 46] = [
     kind(0, b"PK\x03\x04", "a zip archive", UNZIP),
     kind(0, b"PK\x05\x06", "an empty zip archive", UNZIP),
     kind(0, b"PK\x07\x08", "a piece of a zip archive in several", UNZIP),
@@ -102,7 +106,18 @@ const KINDS: [Kind; 32] = [
     ),
     kind(0, b"QFI\xfb", "a qcow2 image of a disk", OTHER_FILE),
     kind(0, b"KDMV", "a VMDK image of a disk", OTHER_FILE),
+    kind(0, b"vhdxfile", "a VHDX image of a disk", OTHER_FILE),
+    kind(0, b"<<< ", "a VirtualBox image of a disk", OTHER_FILE),
+    kind(0, b"LUKS\xba\xbe", "an encrypted disk (LUKS)", OTHER_FILE),
     kind(0, b"hsqs", "a squashfs file system", SAVE),
+    kind(0x400, b"\xe2\xe1\xf5\xe0", "an erofs file system", SAVE),
+    kind(0, b"XFSB", "an XFS file system", OTHER_FILE),
+    kind(
+        0,
+        b"MSCF\0\0\0\0",
+        "a Windows cabinet",
+        "take the bundle out of it with `cabextract FILE`",
+    ),
     kind(0x438, b"\x53\xef", "an ext file system", OTHER_FILE),
     kind(0x1fe, b"\x55\xaa", "an image of a disk that boots", OTHER_FILE),
     kind(0, b"\x7fELF", "a program or a kernel (ELF)", OTHER_FILE),
@@ -116,8 +131,41 @@ const KINDS: [Kind; 32] = [
     kind(0, b"%PDF-", "a PDF document", "remove it from the folder"),
     kind(
         0,
+        b"-----BEGIN PGP MESSAGE",
+        "data encrypted or signed with PGP",
+        DECRYPT_GPG,
+    ),
+    kind(
+        0,
         b"-----BEGIN PGP",
         "a signature or key of PGP",
+        "remove it from the folder",
+    ),
+    kind(0, b"\x8c\x0d\x04", "data encrypted with PGP", DECRYPT_GPG),
+    kind(
+        0,
+        b"\xa3\x01",
+        "data signed with PGP, or compressed by it",
+        DECRYPT_GPG,
+    ),
+    kind(
+        0,
+        b"\xa3\x02",
+        "data signed with PGP, or compressed by it",
+        DECRYPT_GPG,
+    ),
+    kind(0, b"age-encryption.org/", "data encrypted with age", DECRYPT_AGE),
+    kind(0, b"-----BEGIN AGE", "data encrypted with age", DECRYPT_AGE),
+    kind(
+        0,
+        b"Salted__",
+        "data encrypted with OpenSSL",
+        "decrypt it with `openssl enc -d`, and the cipher and options that it was encrypted with",
+    ),
+    kind(
+        0,
+        b"-----BEGIN ",
+        "a certificate or key (PEM)",
         "remove it from the folder",
     ),
     kind(0, b"#!", "a script", "remove it from the folder"),
@@ -150,8 +198,29 @@ pub(crate) fn named(start: &[u8]) -> Option<String> {
             "lzma data, the format before xz; decompress it with `xz -dc FILE > images.tar`".to_owned(),
         );
     }
+    if matches!(start, [0x84, _, 3, ..] | [0x85, _, _, 3, ..]) {
+        return Some(format!("data encrypted with PGP; {DECRYPT_GPG}"));
+    }
+    if let Some(text) = utf_16(start) {
+        let kind = as_text(&text).unwrap_or_else(|| AGAIN.to_owned());
+        return Some(format!("text in UTF-16, as Windows writes it: {kind}"));
+    }
     as_text(start).or_else(|| in_the_middle(start))
 }
+
+/// The characters of ASCII in text that begins with a byte order mark of UTF-16.
+fn utf_16(start: &[u8]) -> Option<Vec<u8>> {
+    let (rest, low) = match start {
+        [0xff, 0xfe, rest @ ..] => (rest, 0),
+        [0xfe, 0xff, rest @ ..] => (rest, 1),
+        _ => return None,
+    };
+    Some(rest.chunks_exact(2).map(|pair| pair[low]).collect())
+}
+
+/// What helps where a download left something else.
+const AGAIN: &str =
+    "the download failed: fetch the file again with `curl -fL -o FILE URL`, which tells of errors";
 
 /// The header of an .lzma file has no magic number: properties, a dictionary of a power of two, or that and half of it
 /// again, and a size that is unknown or believable (LZMA SDK, lzma-specification).
@@ -183,9 +252,17 @@ fn as_text(start: &[u8]) -> Option<String> {
         text.get(..word.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
     };
-    let again =
-        "the download failed: fetch the file again with `curl -fL -o FILE URL`, which tells of errors";
-    if begins("<!doctype html") || begins("<html") || begins("<head") {
+    let again = AGAIN;
+    let html = [
+        "<!doctype html",
+        "<html",
+        "<head",
+        "<body",
+        "<title",
+        "<script",
+        "<!--",
+    ];
+    if html.into_iter().any(begins) {
         return Some(format!("a web page (HTML); {again}"));
     }
     if begins("<?xml") || begins("<Error>") {
@@ -194,10 +271,35 @@ fn as_text(start: &[u8]) -> Option<String> {
     if begins("HTTP/1.") || begins("HTTP/2") {
         return Some(format!("the answer of a web server with its headers; {again}"));
     }
-    let is_json = begins("{") || begins("[");
     let end = start.len().min(512);
-    (is_json && !start[..end].contains(&0))
-        .then(|| format!("a JSON document and no archive; if it is an image's manifest, {SAVE}"))
+    if start[..end].contains(&0) {
+        return None;
+    }
+    if begins("{") || begins("[") {
+        let has = |word: &[u8]| start[..end].windows(word.len()).any(|part| part == word);
+        return Some(if has(b"\"errors\"") && has(b"\"code\"") {
+            format!("the error of a registry (JSON); {again}")
+        } else {
+            format!("a JSON document and no archive; if it is an image's manifest, {SAVE}")
+        });
+    }
+    None
+}
+
+/// What to say of plain text beside that it is no archive: how it begins, and what helps.
+pub(crate) fn but_text(start: &[u8]) -> Option<String> {
+    let line = plain_text(start)?;
+    let again = "if this was a download, fetch it again with `curl -fL -o FILE URL`, which tells of errors";
+    Some(format!(" but text that begins with \"{line}\"; {again}"))
+}
+
+/// The beginning of the first line, where all that can be seen is text.
+fn plain_text(text: &[u8]) -> Option<String> {
+    let seen = &text[..text.len().min(512)];
+    let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~');
+    let line = seen.split(|byte| matches!(byte, b'\n' | b'\r')).next()?;
+    (!line.is_empty() && seen.iter().all(is_text))
+        .then(|| foreign::bytes(&line[..line.len().min(60)]).to_string())
 }
 
 /// A later piece of a split tar: headers in it, and none at its beginning. Pieces are cut at whole blocks nearly always.
@@ -224,11 +326,23 @@ pub(crate) fn is_piece(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_number =
         |text: &str| (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    // As split(1) counts: the first of three letters is an a for the first 676 pieces.
     let is_letters = |text: &str| {
-        matches!(text.as_bytes(), [b'a'..=b'f', rest @ ..] if (1..=2).contains(&rest.len()))
+        matches!(text.as_bytes(), [b'a'..=b'f', _] | [b'a', b'a'..=b'f', _])
             && text.bytes().all(|byte| byte.is_ascii_lowercase())
             && !ENDINGS.contains(&text)
+            && text != "br"
     };
+    let of_bundle = |whole: &str| {
+        ENDINGS
+            .iter()
+            .any(|ending| whole.strip_suffix(ending).is_some_and(|rest| rest.ends_with('.')))
+    };
+    // `split images.tar.gz images.tar.gz` puts nothing between.
+    let cut = name.len().saturating_sub(2);
+    if name.is_char_boundary(cut) && is_letters(&name[cut..]) && of_bundle(&name[..cut]) {
+        return true;
+    }
     if name.len() == 3 && name.strip_prefix('x').is_some_and(is_letters) {
         return true;
     }
@@ -236,10 +350,61 @@ pub(crate) fn is_piece(path: &Path) -> bool {
         return false;
     };
     let piece = piece.strip_prefix("part").unwrap_or(piece);
-    let of_bundle = ENDINGS
+    let whole = [".part", "-part", "_part"]
         .iter()
-        .any(|ending| whole.strip_suffix(ending).is_some_and(|rest| rest.ends_with('.')));
-    of_bundle && (is_number(piece) || is_letters(piece))
+        .find_map(|word| whole.strip_suffix(word))
+        .unwrap_or(whole);
+    of_bundle(whole) && (is_number(piece) || is_letters(piece))
+}
+
+/// An entry of an archive that tells what the archive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Telltale {
+    /// Another archive: the bundle was packed once more.
+    Archive,
+    /// The first file of a Helm chart.
+    Chart,
+    /// A root file system in a folder.
+    RootInFolder,
+}
+
+/// What an entry of this name tells, if anything.
+pub(crate) fn telltale(name: &[u8]) -> Option<Telltale> {
+    const ARCHIVES: [&[u8]; 7] = [
+        b".tar",
+        b".tgz",
+        b".tar.gz",
+        b".tar.zst",
+        b".tar.xz",
+        b".tar.bz2",
+        b".oci",
+    ];
+    // A layer of an old Docker archive is none by itself.
+    if ARCHIVES.iter().any(|ending| name.ends_with(ending)) && !name.ends_with(b"layer.tar") {
+        return Some(Telltale::Archive);
+    }
+    let parts: Vec<&[u8]> = name.split(|byte| *byte == b'/').collect();
+    match parts.as_slice() {
+        [_, b"Chart.yaml"] => Some(Telltale::Chart),
+        [_, b"etc", b"passwd" | b"os-release"] | [_, b"bin", b"sh"] => Some(Telltale::RootInFolder),
+        _ => None,
+    }
+}
+
+impl Telltale {
+    /// Why an archive with an entry of that name is no bundle.
+    pub(crate) fn reason(self, name: &str) -> String {
+        match self {
+            Self::Archive => format!(
+                "it is an archive with other archives in it ({name}): take them out with `tar -xf FILE` and bring each by itself"
+            ),
+            Self::Chart => format!(
+                "it is a Helm chart ({name}), which has no images; find out which it needs with `helm template FILE | airgapd \
+                 list-images --no-k0s --manifests -`, and bundle those with `airgapd bundle-artifacts`"
+            ),
+            Self::RootInFolder => format!("{ROOT_FILE_SYSTEM} (here packed with its folder: {name})"),
+        }
+    }
 }
 
 /// Files of which a root file system has some.
@@ -274,7 +439,11 @@ mod tests {
             bytes[offset..offset + magic.len()].copy_from_slice(magic);
             bytes
         };
-        let rows: [(Vec<u8>, &str, &str); 16] = [
+        let utf_16 = |text: &str| {
+            let units = std::iter::once(0xfeff).chain(text.encode_utf16());
+            units.flat_map(u16::to_le_bytes).collect::<Vec<_>>()
+        };
+        let rows: [(Vec<u8>, &str, &str); 36] = [
             (b"PK\x03\x04\x14\0".to_vec(), "zip archive", "unzip"),
             (
                 b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0\x37".to_vec(),
@@ -307,6 +476,62 @@ mod tests {
                 "remove it",
             ),
             (b"7z\xbc\xaf\x27\x1c".to_vec(), "7z archive", "7z x"),
+            (b"Rar!\x1a\x07\x01\0".to_vec(), "RAR archive", "unrar x"),
+            (
+                b"!<arch>\ndebian-binary".to_vec(),
+                "Debian package",
+                "copy the bundle",
+            ),
+            (b"\xed\xab\xee\xdb\x03".to_vec(), "RPM package", "copy the bundle"),
+            (b"QFI\xfb\0\0\0\x03".to_vec(), "qcow2", "copy the bundle"),
+            (b"vhdxfile".to_vec(), "VHDX", "copy the bundle"),
+            (b"LUKS\xba\xbe\0\x02".to_vec(), "LUKS", "copy the bundle"),
+            (b"hsqs\x01".to_vec(), "squashfs", "docker save"),
+            (at(0x400, b"\xe2\xe1\xf5\xe0"), "erofs", "docker save"),
+            (b"<!-- a portal --><html>".to_vec(), "web page (HTML)", "curl -fL"),
+            (b"<Error><Code>NoSuchKey</Code>".to_vec(), "XML", "curl -fL"),
+            (
+                b"{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\"}]}".to_vec(),
+                "error of a registry",
+                "curl -fL",
+            ),
+            (utf_16("Access denied\r\n"), "UTF-16", "curl -fL"),
+            (
+                utf_16("<!DOCTYPE html>"),
+                "UTF-16, as Windows writes it: a web page",
+                "curl -fL",
+            ),
+            (
+                b"age-encryption.org/v1\n-> X25519".to_vec(),
+                "encrypted with age",
+                "age -d",
+            ),
+            (
+                b"-----BEGIN AGE ENCRYPTED FILE-----".to_vec(),
+                "encrypted with age",
+                "age -d",
+            ),
+            (
+                b"-----BEGIN PGP MESSAGE-----".to_vec(),
+                "with PGP",
+                "gpg -o images.tar -d",
+            ),
+            (
+                b"\x8c\x0d\x04\x09\x03\x08".to_vec(),
+                "encrypted with PGP",
+                "gpg -o images.tar -d",
+            ),
+            (
+                b"\x85\x01\x0c\x03".to_vec(),
+                "encrypted with PGP",
+                "gpg -o images.tar -d",
+            ),
+            (b"Salted__12345678".to_vec(), "OpenSSL", "openssl enc -d"),
+            (
+                b"-----BEGIN CERTIFICATE-----".to_vec(),
+                "certificate",
+                "remove it",
+            ),
         ];
         for (bytes, what, remedy) in rows {
             let named = named(&bytes).unwrap_or_default();
@@ -324,12 +549,30 @@ mod tests {
     }
 
     #[test]
+    fn text_is_shown_with_its_beginning_and_never_raw() {
+        let said = but_text(b"404 page not found\n").unwrap();
+        assert!(
+            said.contains("\"404 page not found\"") && said.contains("curl -fL"),
+            "{said}"
+        );
+        let long = but_text(&[b'x'; 600]).unwrap();
+        assert!(long.len() < 250, "{long}");
+        for other in [&b""[..], b"\n", b"a\0b", b"\x1b[2J", b"\xff\xfe"] {
+            assert_eq!(but_text(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
     fn pieces_are_told_by_their_names_and_whole_bundles_are_none() {
         for piece in [
             "images.tar.001",
             "images.tar.gz.aa",
             "images.tar.zst.ab",
             "images.tar.part2",
+            "images.tar.part-aa",
+            "images.tar_part_01",
+            "images.tar.gzab",
+            "images.taraa",
             "images.tar.partaa",
             "images.tar-00",
             "images.tar_01",
@@ -349,6 +592,10 @@ mod tests {
             "x.tar.txt",
             "xx",
             "xaa.tar",
+            "images.tar.br",
+            "images.tar.bak",
+            "images.tar.bin",
+            "images.tar.def",
         ] {
             assert!(!is_piece(Path::new(whole)), "{whole}");
         }

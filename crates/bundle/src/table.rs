@@ -19,6 +19,7 @@ use crate::frames::{Allowance, Frames};
 use crate::packed::{Facts, Kept, Packed};
 use crate::places::Place;
 use crate::sparse::{Expanded, Map, SparseFile};
+use crate::strangers::{self, Telltale};
 use crate::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
 use crate::{Compression, Ending, Fault, Limits, Warning};
 use basics::digest::{self, Hasher};
@@ -48,6 +49,8 @@ pub(crate) struct Archive {
     pub(crate) warnings: Vec<Warning>,
     /// A folder that has an `index.json` or a `manifest.json`, escaped: a frequent packing mistake.
     pub(crate) nested_in: Option<String>,
+    /// Something in it that is no image and tells what the archive is, escaped.
+    pub(crate) telltale: Option<(Telltale, String)>,
     /// Whether there is an entry below `blobs/`.
     has_blobs: bool,
 }
@@ -153,6 +156,7 @@ impl Archive {
             ending: Ending::NoMarker,
             warnings: Vec::new(),
             nested_in: None,
+            telltale: None,
             has_blobs: false,
         }
     }
@@ -271,6 +275,10 @@ impl Archive {
             .strip_suffix(b"/index.json")
             .or_else(|| name.strip_suffix(b"/manifest.json"));
         self.has_blobs |= name.starts_with(b"blobs/");
+        if self.telltale.is_none() {
+            let told = strangers::telltale(name);
+            self.telltale = told.map(|telltale| (telltale, foreign::bytes(name).to_string()));
+        }
         if self.nested_in.is_none() {
             self.nested_in = folder.map(|folder| foreign::bytes(folder).to_string());
         }

@@ -19,7 +19,7 @@ use std::io::{self, Read, Write};
 
 use oci_spec::image::Digest;
 
-pub use draft::{Draft, DraftImage};
+pub use draft::{Draft, DraftImage, WholeImage};
 pub use from_bundles::FromBundles;
 pub use layout::Layout;
 pub use output::Output;

@@ -817,6 +817,26 @@ fn archives_that_hold_no_images_are_named_with_the_command_that_makes_a_bundle()
             "docker export",
             "docker save",
         ),
+        (
+            packed(&[("root/etc/passwd", "x"), ("root/bin/sh", "x")]),
+            "packed with its folder",
+            "docker save",
+        ),
+        (
+            packed(&[("images.tar.zst", "x")]),
+            "other archives in it",
+            "tar -xf",
+        ),
+        (
+            packed(&[("airgap/README.md", "x"), ("airgap/images.tar", "x")]),
+            "(airgap/images.tar)",
+            "tar -xf",
+        ),
+        (
+            packed(&[("app/Chart.yaml", "x"), ("app/values.yaml", "x")]),
+            "a Helm chart",
+            "bundle-artifacts",
+        ),
         (linked, "`blobs` is a symbolic link", "--src-shared-blob-dir"),
         (elsewhere, "the blobs are elsewhere", "--src-shared-blob-dir"),
     ];

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, Manifest, Node, digest_of};
 use airgapd_bundle::write::{BlobFeed, Draft, DraftImage, Layout, Output, WriteError, write};
-use airgapd_bundle::{BlobRef, Bundle, Catalog, Compression, Content, PartState};
+use airgapd_bundle::{BlobRef, Bundle, Catalog, Compression, Content, Part, PartState, Warning};
 use common::*;
 use oci_spec::image::Digest;
 
@@ -188,6 +188,143 @@ fn every_name_gets_an_entry_for_all_readers() {
             assert_eq!(annotations[key], image.names[0].as_str());
         }
     }
+}
+
+/// The elements of the `manifest.json` that is written for these images: configs, names and layers; `None` where there
+/// is no such document. What is written is read back as the layout that it is.
+fn listed(
+    images: impl IntoIterator<Item = Image>,
+    change: impl FnOnce(&mut Draft),
+) -> Option<serde_json::Value> {
+    let fixture = images.into_iter().fold(Fixture::new(), Fixture::image);
+    let source = good(&fixture.build());
+    let mut draft = draft(&source);
+    change(&mut draft);
+    let bytes = written(&draft, &source, Compression::None);
+    let bundle = open(&bytes).unwrap();
+    let catalog = bundle.catalog();
+    assert_eq!(&catalog.digest, Layout::of(&draft).unwrap().digest());
+    let is_delta = |warning: &Warning| matches!(warning, Warning::Delta { .. });
+    assert!(catalog.warnings.iter().all(is_delta), "{:?}", catalog.warnings);
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    let mut entries = archive.entries().unwrap().map(Result::unwrap);
+    let found = entries.find(|entry| entry.path_bytes().as_ref() == b"manifest.json")?;
+    Some(serde_json::from_reader(found).unwrap())
+}
+
+#[test]
+fn readers_of_docker_archives_find_every_image_or_no_list() {
+    let one = |name: &str| Image::new(name).platform("linux/amd64").layer(b"one");
+    let other = |name: &str| Image::new(name).platform("linux/arm64").layer(b"other");
+    let two_platforms = || {
+        let children =
+            ["linux/amd64", "linux/arm64"].map(|platform| Manifest::new(platform).layer(platform).into());
+        Image::new("quay.io/c/two:1").root(Node::Index(children.into()))
+    };
+    let artifact = || {
+        let manifest = Manifest::new("linux/amd64")
+            .no_platform()
+            .config_media_type("application/vnd.oci.empty.v1+json")
+            .config_bytes("{}")
+            .layer(b"a model".to_vec());
+        Image::new("quay.io/c/model:1").manifest(manifest)
+    };
+    let encrypted = || {
+        let layer =
+            Layer::new(b"secret".to_vec()).media_type("application/vnd.oci.image.layer.v1.tar+encrypted");
+        Image::new("quay.io/c/secret:1")
+            .platform("linux/amd64")
+            .with_layer(layer)
+    };
+    let tags = |list: Option<serde_json::Value>| {
+        let list = list?;
+        let elements = list.as_array().unwrap().iter();
+        let tags = elements.map(|element| {
+            let tags = element["RepoTags"].as_array().unwrap().iter();
+            tags.map(|tag| tag.as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        });
+        Some(tags.collect::<Vec<_>>())
+    };
+    let unchanged = |_: &mut Draft| {};
+    let a = "docker.io/library/a:1";
+    let b = "registry.test:5000/b:2";
+
+    let single = listed([one(a)], unchanged).unwrap();
+    let image = good(&Fixture::new().image(one(a)).build());
+    let manifest = manifest(&only_image(&image).root);
+    let path = |part: &Part| part.descriptor.digest().to_string().replace(':', "/");
+    let expected = serde_json::json!([{
+        "Config": format!("blobs/{}", path(&manifest.config)),
+        "RepoTags": [a],
+        "Layers": [format!("blobs/{}", path(&manifest.layers[0]))],
+    }]);
+    assert_eq!(single, expected);
+
+    let several = listed([one(a), other(b)], unchanged);
+    assert_eq!(tags(several), Some(vec![vec![a.to_owned()], vec![b.to_owned()]]));
+    let twice = listed([one(a), one(b)], unchanged);
+    assert_eq!(
+        tags(twice),
+        Some(vec![vec![a.to_owned(), b.to_owned()]]),
+        "one image"
+    );
+    let in_an_index = listed([one(a).in_an_index()], unchanged);
+    assert_eq!(tags(in_an_index), Some(vec![vec![a.to_owned()]]));
+    let with_artifact = listed([artifact(), one(a)], unchanged);
+    assert_eq!(tags(with_artifact), Some(vec![vec![a.to_owned()]]));
+    let by_digest = listed([one(a)], |draft| {
+        let digest = draft.images[0].target.digest();
+        draft.images[0].names = vec![format!("docker.io/library/a@{digest}")];
+    });
+    assert_eq!(tags(by_digest), Some(vec![vec![]]), "a name by digest is no tag");
+
+    assert_eq!(listed([two_platforms()], unchanged), None);
+    assert_eq!(listed([one(a), two_platforms()], unchanged), None);
+    assert_eq!(listed([one(a), encrypted()], unchanged), None);
+    assert_eq!(listed([artifact()], unchanged), None);
+    let delta = listed([one(a), other(b)], |draft| {
+        let layer = draft.images[0].layers[0].digest.clone();
+        draft.leave_out("base.tar", &HashSet::from([layer]));
+    });
+    assert_eq!(delta, None, "an image without a layer is none to them");
+}
+
+#[test]
+fn one_image_with_a_tag_and_its_digest_is_the_only_entry() {
+    let source = good(
+        &Fixture::new()
+            .image(Image::new("docker.io/library/a:1").platform("linux/amd64"))
+            .build(),
+    );
+    let entries = |names: &[&str]| {
+        let mut draft = draft(&source);
+        let digest = draft.images[0].target.digest().to_string();
+        draft.images[0].names = names.iter().map(|name| name.replace("DIGEST", &digest)).collect();
+        let bundle = open(&written(&draft, &source, Compression::None)).unwrap();
+        let names = bundle
+            .catalog()
+            .images
+            .iter()
+            .map(|image| image.names[0].as_str().to_owned());
+        names
+            .map(|name| name.replace(&digest, "DIGEST"))
+            .collect::<Vec<_>>()
+    };
+    let (tag, digest) = ("localhost:5000/a:1", "localhost:5000/a@DIGEST");
+    assert_eq!(entries(&[digest, tag]), [tag]);
+    assert_eq!(entries(&[digest]), [digest]);
+    // Where a name has to be given all the same, both stay for those who import without airgapd.
+    for kept in [
+        [tag, "localhost:5000/a:2", digest],
+        [tag, "quay.io/a@DIGEST", digest],
+    ] {
+        let mut expected = kept.to_vec();
+        expected.sort_unstable();
+        assert_eq!(entries(&kept), expected);
+    }
+    let other_digest = format!("localhost:5000/a@{}", digest_of(b"another"));
+    assert_eq!(entries(&[tag, &other_digest]), [tag, &other_digest]);
 }
 
 #[test]

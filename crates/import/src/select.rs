@@ -34,6 +34,31 @@ impl Wanted {
         });
         Wanted::Platforms(each.collect())
     }
+
+    /// The same platforms, by these rules.
+    #[must_use]
+    pub fn by(&self, rules: &[Rules]) -> Wanted {
+        match self {
+            Wanted::All { .. } => Wanted::All {
+                rules: rules.to_vec(),
+            },
+            Wanted::Platforms(matchers) => {
+                let platforms = matchers.iter().filter_map(|matcher| matcher.platforms().first());
+                Wanted::of(&platforms.cloned().collect::<Vec<_>>(), rules)
+            }
+        }
+    }
+
+    /// Whether each containerd that it is for mounts data-only artifacts.
+    fn mounts_artifacts(&self) -> bool {
+        match self {
+            Wanted::Platforms(matchers) => {
+                let mut rules = matchers.iter().map(Matcher::rules);
+                rules.all(|rules| rules.is_some_and(Rules::mounts_artifacts))
+            }
+            Wanted::All { rules } => rules.iter().all(|rules| rules.mounts_artifacts()),
+        }
+    }
 }
 
 /// What decides over a catalog: the node's platforms and the naming rules.
@@ -466,7 +491,16 @@ impl Walk<'_> {
         notes: &mut Vec<String>,
     ) -> Result<(Closure, Rank), Unfit> {
         if let Kind::Artifact { artifact_type } = &manifest.kind {
-            return Err(Unfit::Artifact(artifact_type.clone()));
+            if !manifest.is_volume {
+                return Err(Unfit::Artifact(artifact_type.clone()));
+            }
+            if !self.wanted.mounts_artifacts() {
+                let why = "which containerd mounts as a volume from 2.1 on";
+                return Err(Unfit::Artifact(format!("{artifact_type}, {why}")));
+            }
+            notes.push(format!(
+                "no container image but {artifact_type}: for image volumes only"
+            ));
         }
         let Some(rank) = self.rank(node) else {
             return Err(Unfit::Foreign(vec![platform_text(node)]));

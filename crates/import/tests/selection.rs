@@ -395,6 +395,64 @@ fn an_artifact_gets_no_record() {
     );
 }
 
+/// KEP-4639: what containerd mounts as a volume is shown by the program's tests in `tests/kubelet.rs`.
+#[test]
+fn an_artifact_that_lists_its_layers_gets_a_record_where_it_can_be_mounted() {
+    let model = |platform: &str| {
+        Manifest::new(platform)
+            .layer(b"x".to_vec())
+            .config_media_type("application/vnd.test.model.config+json")
+            .member("artifactType", json!("application/vnd.test.model"))
+    };
+    let alone = |manifest: Manifest| {
+        Layout::new()
+            .image(Image::new("r.test/model:1").manifest(manifest.no_platform()))
+            .build()
+    };
+    let archive = alone(model("linux/amd64"));
+    for rules in [Rules::Rc1, Rules::Rc3] {
+        let choice = only_choice(&archive, &by(&[rules], &["linux/amd64"]));
+        assert_eq!(taken(&choice).records.len(), 1);
+        assert!(
+            choice
+                .notes
+                .iter()
+                .any(|note| note.contains("image volumes only")),
+            "{choice:?}"
+        );
+    }
+    let skipped =
+        |archive: &Archive, rules: &[Rules]| match only_choice(archive, &by(rules, &["linux/amd64"])).verdict
+        {
+            Verdict::Skip(Skip::Artifact(kind)) => kind,
+            other => panic!("{other:?}"),
+        };
+    for rules in [&[Rules::V0_2][..], &Rules::ALL] {
+        assert!(skipped(&archive, rules).contains("mounts as a volume from 2.1 on"));
+    }
+    let rc3 = [Rules::Rc3];
+    let lists_nothing = alone(model("linux/amd64").config_bytes("{}"));
+    assert_eq!(skipped(&lists_nothing, &rc3), "application/vnd.test.model");
+    let no_json = alone(model("linux/amd64").config_bytes("weights"));
+    assert_eq!(skipped(&no_json, &rc3), "application/vnd.test.model");
+    let lists_others = alone(model("linux/amd64").config("rootfs", json!({"diff_ids": ["sha256:00"]})));
+    assert_eq!(skipped(&lists_others, &rc3), "application/vnd.test.model");
+    // A blob that is absent makes it broken, as it does an image.
+    let mut cut = archive.clone();
+    cut.remove_blob(&archive.images[0].manifests[0].layers[0]);
+    assert!(problems(&only_choice(&cut, &by(&rc3, &["linux/amd64"]))).contains("is not in the bundle"));
+    // In an index it is no image, wherever it stands.
+    let index = Layout::new()
+        .image(Image::new("r.test/index:1").root(Node::Index(vec![
+            model("linux/amd64").into(),
+            Manifest::new("linux/amd64").layer(b"y".to_vec()).into(),
+        ])))
+        .build();
+    assert!(
+        problems(&only_choice(&index, &by(&rc3, &["linux/amd64"]))).contains("application/vnd.test.model")
+    );
+}
+
 #[test]
 fn children_come_before_parents_and_each_blob_once() {
     let archive = index_of(&["linux/amd64", "linux/386"]);

@@ -46,6 +46,12 @@ impl Rules {
         }
     }
 
+    /// Whether CRI mounts a data-only artifact as an image volume (KEP-4639), where the config of the artifact lists its
+    /// layers as an image's does. It is so on 2.1 and later, by a test; 2.0 has no image volumes at all.
+    pub fn mounts_artifacts(self) -> bool {
+        self >= Rules::Rc1
+    }
+
     /// Whether arm64 levels include the lower ones, and `9`, `v8.0` and the like are aliases.
     pub(crate) fn knows_arm64_levels(self) -> bool {
         self >= Rules::Rc1

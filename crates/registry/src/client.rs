@@ -1,20 +1,23 @@
 //! Requests to registries: authentication, locations one after the other, and trying again.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use basics::{Backoff, digest};
 use bundle::BlobRef;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
+    RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::challenge::{self, Challenge};
 use crate::credentials::{Credentials, Secret};
-use crate::locations::{Location, Rule, locations};
+use crate::locations::{Location, Rule, locations, without_port};
+use crate::reach::{self, Guard};
 use crate::{Error, error};
 
 /// The largest document that is fetched, in bytes: what bundles are read with.
@@ -30,6 +33,10 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// The longest wait that a registry may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The least bytes that come within [`SILENCE`] of waiting: a registry that sends less keeps a transfer alive for ever
+/// without any end. 1 KiB a second is less than any line has.
+const LEAST: u64 = 60 << 10;
 
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                               application/vnd.docker.distribution.manifest.list.v2+json, \
@@ -109,6 +116,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
+    guard: Guard,
     options: Options,
     /// The `Authorization` that was accepted last.
     granted: Mutex<HashMap<Location, HeaderValue>>,
@@ -125,8 +133,24 @@ pub(crate) struct Body {
     response: Response,
     /// Bytes to pass over, where the registry does not know ranges.
     skip: u64,
+    pace: Pace,
     what: String,
     host: String,
+}
+
+/// How fast bytes come while they are waited for. The time in which the reader is busy does not count.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    came: u64,
+}
+
+/// A request, which is sent again where a redirect leads.
+struct Ask {
+    url: Url,
+    headers: HeaderMap,
+    /// A form to post. None to get.
+    form: Option<String>,
 }
 
 impl Client {
@@ -139,11 +163,15 @@ impl Client {
         // Whoever was first has installed the same, or has reasons of their own.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let certificates = certificates(&options.roots)?;
+        let guard = Guard::default();
+        let proxy_hosts = [&options.proxies.http, &options.proxies.https];
+        for url in proxy_hosts.into_iter().flatten() {
+            guard.allow(proxy_host(url));
+        }
         let builder = || -> Result<_, Error> {
             let proxies = proxies(&options.proxies)?;
-            Ok(proxies
-                .into_iter()
-                .fold(builder(options.security), reqwest::ClientBuilder::proxy))
+            let builder = builder(options.security).dns_resolver(Arc::new(guard.clone()));
+            Ok(proxies.into_iter().fold(builder, reqwest::ClientBuilder::proxy))
         };
         let with_system = builder()?.tls_certs_merge(certificates.clone()).build();
         let http = match with_system {
@@ -157,6 +185,7 @@ impl Client {
         };
         Ok(Self {
             http,
+            guard,
             options,
             granted: Mutex::default(),
         })
@@ -237,6 +266,7 @@ impl Client {
                     let is_rest = response.status() == StatusCode::PARTIAL_CONTENT;
                     return Ok(Body {
                         skip: if is_rest { 0 } else { offset },
+                        pace: Pace::default(),
                         response,
                         what,
                         host: location.host,
@@ -295,12 +325,7 @@ impl Client {
         what: &str,
         headers: &[(reqwest::header::HeaderName, HeaderValue)],
     ) -> Result<Response, Error> {
-        let scheme = if self.options.security == Security::PlainHttp {
-            "http"
-        } else {
-            "https"
-        };
-        let url = format!("{scheme}://{}/v2/{}/{path}", location.api_host(), location.path);
+        let url = format!("{}{}/{path}", self.base(location), location.path);
         let url = Url::parse(&url)
             .map_err(|error| Error::Options(format!("{location} is no place of a registry: {error}")))?;
         let granted = self
@@ -335,23 +360,97 @@ impl Client {
         headers: &[(reqwest::header::HeaderName, HeaderValue)],
         authorization: Option<HeaderValue>,
     ) -> Result<Response, Error> {
-        let mut request = self.http.request(Method::GET, url.clone());
-        for (name, value) in headers {
-            request = request.header(name, value.clone());
-        }
+        let mut all: HeaderMap = headers.iter().cloned().collect();
         if let Some(value) = authorization {
-            request = request.header(AUTHORIZATION, value);
+            all.insert(AUTHORIZATION, value);
         }
-        request
-            .send()
-            .await
-            .map_err(|error| broken(location, what, error))
+        let ask = Ask {
+            url: url.clone(),
+            headers: all,
+            form: None,
+        };
+        self.guard.allow(url.host_str().unwrap_or_default());
+        self.follow(location, what, ask).await
+    }
+
+    /// Sends a request, and again wherever redirects lead it. Credentials stay with scheme, host and port.
+    async fn follow(&self, location: &Location, what: &str, mut ask: Ask) -> Result<Response, Error> {
+        let refused = |reason: String| Error::Redirect {
+            what: what.to_owned(),
+            host: location.host.clone(),
+            reason,
+        };
+        for _ in 0..=reach::MOST_REDIRECTS {
+            let request = match &ask.form {
+                None => self.http.get(ask.url.clone()),
+                Some(form) => self.http.post(ask.url.clone()).body(form.clone()),
+            };
+            let request = request.headers(ask.headers.clone());
+            let response = request
+                .send()
+                .await
+                .map_err(|error| broken(location, what, error))?;
+            let Some(target) = redirect_of(&response) else {
+                return Ok(response);
+            };
+            let next = reach::next(&ask.url, target).map_err(refused)?;
+            if ask.form.is_some() {
+                return Err(refused("a request with credentials".to_owned()));
+            }
+            if !reach::is_same_origin(&ask.url, &next) {
+                ask.headers.remove(AUTHORIZATION);
+                self.may_reach(location, &next)
+                    .await
+                    .map_err(|reason| refused(format!("to {reason}")))?;
+            }
+            ask.url = next;
+        }
+        Err(refused(format!("more than {} times", reach::MOST_REDIRECTS)))
+    }
+
+    /// Whether something that a registry names may be asked; why not.
+    async fn may_reach(&self, location: &Location, url: &Url) -> Result<(), String> {
+        let host = url.host_str().unwrap_or_default();
+        let origin = Url::parse(&self.base(location)).ok();
+        let origin = origin.as_ref().and_then(Url::host_str).unwrap_or_default();
+        if host == origin {
+            return Ok(());
+        }
+        let targets = reach::addresses(host).await;
+        let origins: Vec<IpAddr> = reach::addresses(origin).await;
+        match reach::refusal(host, &targets, &origins) {
+            Some(reason) => Err(reason),
+            None => {
+                if reach::refusal(host, &targets, &[]).is_some() {
+                    self.guard.allow(host);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Where a registry is asked.
+    fn base(&self, location: &Location) -> String {
+        let scheme = match self.options.security {
+            Security::PlainHttp => "http",
+            Security::Verify | Security::SkipVerify => "https",
+        };
+        format!("{scheme}://{}/v2/", location.api_host())
     }
 
     async fn checked(&self, response: Response, location: &Location, what: &str) -> Result<Response, Error> {
         let status = response.status();
         if status.is_success() {
-            return Ok(response);
+            return match encoding_of(&response) {
+                None => Ok(response),
+                Some(encoding) => Err(Error::Document {
+                    what: what.to_owned(),
+                    reason: format!(
+                        "{} sends it as Content-Encoding {encoding}, which was not asked for and is not decoded",
+                        location.host
+                    ),
+                }),
+            };
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
             let wait = response
@@ -421,12 +520,15 @@ impl Client {
         location: &Location,
         what: &str,
     ) -> Result<Vec<u8>, Error> {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response
-            .chunk()
+        let (mut bytes, mut pace) = (Vec::new(), Pace::default());
+        while let Some(chunk) = pace
+            .watch(response.chunk())
             .await
             .map_err(|error| broken(location, what, error))?
         {
+            if pace.is_too_slow() {
+                return Err(too_slow(&location.host, what));
+            }
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(Error::Document {
@@ -466,14 +568,10 @@ impl Client {
                 }),
                 _,
             ) => {
-                let token = self
-                    .token(
-                        location,
-                        what,
-                        (realm, service.as_deref(), scope.as_deref()),
-                        secret.as_ref(),
-                    )
-                    .await?;
+                let realm = self.realm(location, what, realm).await?;
+                let secret = self.for_realm(location, what, &realm, secret).await?;
+                let terms = (service.as_deref(), scope.as_deref());
+                let token = self.token(location, what, realm, terms, secret.as_ref()).await?;
                 header(location, what, format!("Bearer {token}"))
             }
             (_, Some(Secret::Password { user, password })) if challenges.contains(&Challenge::Basic) => {
@@ -492,52 +590,86 @@ impl Client {
         }
     }
 
+    /// The address of a token service, if it may be asked at all.
+    async fn realm(&self, location: &Location, what: &str, realm: &str) -> Result<Url, Error> {
+        let url = Url::parse(realm).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some());
+        let url = url.ok_or_else(|| denied(location, what, "its token service has no usable address"))?;
+        if url.scheme() != "https" && self.options.security != Security::PlainHttp {
+            return Err(denied(location, what, "its token service is not behind TLS"));
+        }
+        let reason = self.may_reach(location, &url).await;
+        reason.map_err(|reason| denied(location, what, &format!("its token service is at {reason}")))?;
+        Ok(url)
+    }
+
+    /// The secret that a token service gets. That of the registry goes to a service that belongs to the registry; any
+    /// other gets what the operator has for its own host. (Docker sends the registry's secret wherever the registry says.)
+    async fn for_realm(
+        &self,
+        location: &Location,
+        what: &str,
+        realm: &Url,
+        secret: Option<Secret>,
+    ) -> Result<Option<Secret>, Error> {
+        let host = realm.host_str().unwrap_or_default();
+        if secret.is_none() || reach::belongs(host, location.domain()) {
+            return Ok(secret);
+        }
+        let port = realm.port().map_or_else(String::new, |port| format!(":{port}"));
+        let service = Location {
+            host: format!("{host}{port}"),
+            path: String::new(),
+        };
+        match self.options.credentials.of(&service).await? {
+            Some(own) => Ok(Some(own)),
+            None => Err(denied(
+                location,
+                what,
+                &format!(
+                    "its token service is at {host}{port}, another host, which gets no password of {}; an entry for \
+                     {host} in the file with the credentials allows one",
+                    location.host
+                ),
+            )),
+        }
+    }
+
     /// Gets a token: with a refresh token as OAuth 2 does it, else as Docker's token services always have.
     async fn token(
         &self,
         location: &Location,
         what: &str,
-        (realm, service, scope): (&str, Option<&str>, Option<&str>),
+        realm: Url,
+        (service, scope): (Option<&str>, Option<&str>),
         secret: Option<&Secret>,
     ) -> Result<String, Error> {
-        let url = Url::parse(realm)
-            .map_err(|_| denied(location, what, "its token service has no usable address"))?;
-        if url.scheme() != "https" && self.options.security != Security::PlainHttp {
-            return Err(denied(location, what, "its token service is not behind TLS"));
-        }
         let default_scope = format!("repository:{}:pull", location.path);
         let scope = scope.unwrap_or(&default_scope);
         let mut query: Vec<(&str, &str)> = service.map(|service| ("service", service)).into_iter().collect();
         query.push(("scope", scope));
-        let request = match secret {
-            Some(Secret::Identity(token)) => {
-                query.extend([
-                    ("grant_type", "refresh_token"),
-                    ("refresh_token", token),
-                    ("client_id", "airgapd"),
-                ]);
-                let form = encoded(&query);
-                let request = self.http.post(url);
-                request
-                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                    .body(form)
-            }
-            _ => {
-                let mut url = url;
-                url.query_pairs_mut().extend_pairs(&query);
-                let request = self.http.get(url);
-                match secret {
-                    Some(Secret::Password { user, password }) => {
-                        request.header(AUTHORIZATION, header(location, what, basic(user, password))?)
-                    }
-                    _ => request,
-                }
-            }
+        let mut ask = Ask {
+            url: realm,
+            headers: HeaderMap::new(),
+            form: None,
         };
-        let response = request
-            .send()
-            .await
-            .map_err(|error| broken(location, what, error))?;
+        if let Some(Secret::Identity(token)) = secret {
+            query.extend([
+                ("grant_type", "refresh_token"),
+                ("refresh_token", token),
+                ("client_id", "airgapd"),
+            ]);
+            let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+            ask.headers.insert(CONTENT_TYPE, form);
+            ask.form = Some(encoded(&query));
+        } else {
+            ask.url.query_pairs_mut().extend_pairs(&query);
+            if let Some(Secret::Password { user, password }) = secret {
+                let value = header(location, what, basic(user, password))?;
+                ask.headers.insert(AUTHORIZATION, value);
+            }
+        }
+        let response = self.follow(location, what, ask).await?;
         let status = response.status();
         if matches!(
             status,
@@ -571,15 +703,49 @@ impl Client {
     }
 }
 
+impl Pace {
+    /// Waits for the next bytes.
+    async fn watch<E>(
+        &mut self,
+        chunk: impl Future<Output = Result<Option<bytes::Bytes>, E>>,
+    ) -> Result<Option<bytes::Bytes>, E> {
+        let began = Instant::now();
+        let chunk = chunk.await;
+        let came = chunk
+            .as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .map_or(0, bytes::Bytes::len);
+        self.note(began.elapsed(), came as u64);
+        chunk
+    }
+
+    fn note(&mut self, waited: Duration, came: u64) {
+        if self.waited >= SILENCE && self.came >= LEAST {
+            *self = Self::default();
+        }
+        self.waited += waited;
+        self.came += came;
+    }
+
+    fn is_too_slow(&self) -> bool {
+        self.waited >= SILENCE && self.came < LEAST
+    }
+}
+
 impl Body {
     /// The next bytes; none at the end. Safe to cancel, which loses nothing.
     pub(crate) async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, Error> {
         loop {
-            let chunk = self.response.chunk().await.map_err(|error| Error::Transfer {
+            let chunk = self.pace.watch(self.response.chunk()).await;
+            let chunk = chunk.map_err(|error| Error::Transfer {
                 what: self.what.clone(),
                 host: self.host.clone(),
                 source: error.without_url(),
             })?;
+            if self.pace.is_too_slow() {
+                return Err(too_slow(&self.host, &self.what));
+            }
             let Some(mut chunk) = chunk else {
                 return Ok(None);
             };
@@ -604,22 +770,35 @@ impl Body {
 }
 
 fn builder(security: Security) -> reqwest::ClientBuilder {
-    let plain = security == Security::PlainHttp;
     reqwest::Client::builder()
         .user_agent(concat!("airgapd/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(SILENCE)
         .tls_danger_accept_invalid_certs(security == Security::SkipVerify)
-        .redirect(reqwest::redirect::Policy::custom(move |attempt| {
-            if attempt.previous().len() > 10 {
-                attempt.error("more than ten redirects")
-            } else if attempt.url().scheme() != "https" && !plain {
-                attempt.error("a redirect from https to http")
-            } else {
-                attempt.follow()
-            }
-        }))
+        .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
+}
+
+/// Where a response leads, if it is a redirect.
+fn redirect_of(response: &Response) -> Option<&str> {
+    let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    let location = response.headers().get(LOCATION).filter(|_| is_redirect)?;
+    // What is no text leads nowhere.
+    Some(location.to_str().unwrap_or("https://"))
+}
+
+/// A coding of a body that is not the body itself. None is ever asked for.
+fn encoding_of(response: &Response) -> Option<String> {
+    let encoding = response.headers().get(CONTENT_ENCODING)?.to_str().unwrap_or("?");
+    let is_itself = encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");
+    (!is_itself).then(|| encoding.chars().filter(char::is_ascii_graphic).take(40).collect())
+}
+
+/// The host in the address of a proxy.
+fn proxy_host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split('/').next().unwrap_or_default();
+    without_port(rest.rsplit('@').next().unwrap_or_default())
 }
 
 /// The certificates in these files.
@@ -667,6 +846,13 @@ fn more_telling(before: Option<Error>, error: Error) -> Option<Error> {
     }
 }
 
+fn too_slow(host: &str, what: &str) -> Error {
+    Error::TooSlow {
+        what: what.to_owned(),
+        host: host.to_owned(),
+    }
+}
+
 fn nowhere(what: &str) -> Error {
     Error::Options(format!("{what} names no registry"))
 }
@@ -705,4 +891,45 @@ fn encoded(pairs: &[(&str, &str)]) -> String {
     let mut url = Url::parse("http://form.invalid").expect("this is a URL");
     url.query_pairs_mut().extend_pairs(pairs);
     url.query().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drip_is_told_from_a_slow_line() {
+        let second = Duration::from_secs(1);
+        let mut drip = Pace::default();
+        let seconds = (1..).find(|_| {
+            drip.note(second, 100);
+            drip.is_too_slow()
+        });
+        assert_eq!(seconds, Some(60));
+        // A slow line, a busy reader, and a line that was fast before.
+        let mut slow = Pace::default();
+        let mut busy = Pace::default();
+        for _ in 0..600 {
+            slow.note(second, 2 << 10);
+            busy.note(Duration::from_millis(1), 10);
+            assert!(!slow.is_too_slow() && !busy.is_too_slow());
+        }
+        let mut stalls = Pace::default();
+        stalls.note(second * 60, 1 << 30);
+        assert!(!stalls.is_too_slow());
+        stalls.note(second * 60, 1);
+        assert!(stalls.is_too_slow());
+    }
+
+    #[test]
+    fn the_host_of_a_proxy_is_found_in_every_form() {
+        for (url, host) in [
+            ("http://proxy.test:3128", "proxy.test"),
+            ("proxy.test:3128/", "proxy.test"),
+            ("http://user:p%40w@proxy.test", "proxy.test"),
+            ("http://localhost", "localhost"),
+        ] {
+            assert_eq!(proxy_host(url), host, "{url}");
+        }
+    }
 }

@@ -58,6 +58,24 @@ pub enum Error {
         /// Bytes that should have come.
         expected: u64,
     },
+    /// The registry sends so little that there is no end to it.
+    #[error("{host} sends less than 1 KiB a second of {what}")]
+    TooSlow {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+    },
+    /// The registry leads to where it is not followed.
+    #[error("{host} redirects {what} {reason}: that is not followed")]
+    Redirect {
+        /// What was asked for.
+        what: String,
+        /// The registry.
+        host: String,
+        /// Where to, without the address.
+        reason: String,
+    },
     /// The registry has no such thing, or does not show it to us.
     #[error("{what} is not in {host}{}", with(.message))]
     NotFound {
@@ -133,7 +151,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Transfer { source, .. } => !source.is_builder(),
-            Error::Short { .. } => true,
+            Error::Short { .. } | Error::TooSlow { .. } => true,
             Error::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
             _ => false,
         }

@@ -294,7 +294,9 @@ impl Fetcher {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            failures = if *sent > before { 1 } else { failures + 1 };
+            // A drip is no progress: it would go on for ever.
+            let has_moved = *sent > before && !matches!(error, Error::TooSlow { .. });
+            failures = if has_moved { 1 } else { failures + 1 };
             if !error.is_transient() || failures > retry.times {
                 return Err(error);
             }

@@ -15,6 +15,7 @@ mod credentials;
 mod error;
 mod feed;
 mod locations;
+mod reach;
 mod resolve;
 
 pub use cache::Cache;

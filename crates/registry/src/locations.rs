@@ -72,6 +72,24 @@ impl Location {
     }
 }
 
+impl Location {
+    /// The name that the registry goes by, without a port.
+    pub(crate) fn domain(&self) -> &str {
+        match self.api_host() {
+            "registry-1.docker.io" => "docker.io",
+            host => without_port(host),
+        }
+    }
+}
+
+/// A host without its port.
+pub(crate) fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.host, self.path)

@@ -78,7 +78,7 @@ pub struct Resolved {
     pub reference: ImageRef,
     /// Where its blobs are.
     pub(crate) repository: String,
-    /// Names, target and blobs, as a bundle wants them.
+    /// Names, target and blobs, as a bundle wants them. Which of its manifests are images is not looked at here.
     pub draft: DraftImage,
     /// The bytes of its documents.
     pub(crate) documents: Vec<(BlobRef, Vec<u8>)>,
@@ -147,6 +147,7 @@ pub async fn resolve(
             platform: None,
             documents,
             layers: walk.layers,
+            images: Vec::new(),
         },
         reference: reference.clone(),
         repository: reference.repository.clone(),

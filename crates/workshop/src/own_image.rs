@@ -60,6 +60,7 @@ pub fn write(path: &Path, version: &str, variants: &[Variant]) -> Result<String>
             platform: None,
             documents: blobs.documents.clone(),
             layers: blobs.layers.clone(),
+            images: Vec::new(),
         }],
         relies_on: None,
     };

@@ -65,12 +65,11 @@ pub(crate) async fn run(
         limits: limits.clone(),
         artifacts: HashMap::new(),
     };
-    proof.of_plan(&images)?;
-    let artifacts = proof.artifacts.clone();
     let mut draft = Draft {
-        images: images.iter().map(|image| image.draft.clone()).collect(),
+        images: proof.of_plan(&images)?,
         relies_on: None,
     };
+    let artifacts = proof.artifacts.clone();
     let total = Layout::of(&draft)?
         .blobs()
         .iter()
@@ -212,27 +211,36 @@ struct BundleProof {
 
 /// The verdict of a node on an image.
 enum Prospect {
-    Taken,
+    Taken(DraftImage),
+    /// It is no container image, but what newer containerds mount as a volume.
+    Volume(DraftImage, String),
     /// It is no container image, but this.
     Artifact(String),
     Refused(String),
 }
 
 impl BundleProof {
-    /// Looks at the documents that were read, before the first layer moves. Says what is no image.
+    /// Looks at the documents that were read, before the first layer moves. Says what is no image, and gives what the
+    /// bundle shall hold.
     ///
     /// # Errors
     ///
     /// Every image that no such node would take, with the reason; the same of all artifacts where there is no image.
-    fn of_plan(&mut self, images: &[Resolved]) -> anyhow::Result<()> {
-        let (mut refused, mut artifacts) = (Vec::new(), Vec::new());
+    fn of_plan(&mut self, images: &[Resolved]) -> anyhow::Result<Vec<DraftImage>> {
+        let (mut refused, mut artifacts, mut drafts) = (Vec::new(), Vec::new(), Vec::new());
         for image in images {
             match self.prospect(image) {
-                Prospect::Taken => {}
+                Prospect::Taken(draft) => drafts.push(draft),
                 Prospect::Refused(reason) => refused.push(format!("{}: {reason}", image.reference)),
+                Prospect::Volume(draft, what) => {
+                    tracing::warn!("{}: {what}", image.reference);
+                    self.artifacts.insert(image.draft.target.digest().clone(), what);
+                    drafts.push(draft);
+                }
                 Prospect::Artifact(what) => {
                     artifacts.push(format!("{}: {what}", image.reference));
                     self.artifacts.insert(image.draft.target.digest().clone(), what);
+                    drafts.push(image.draft.clone());
                 }
             }
         }
@@ -245,7 +253,7 @@ impl BundleProof {
         for artifact in artifacts {
             tracing::warn!("{artifact}");
         }
-        Ok(())
+        Ok(drafts)
     }
 
     fn prospect(&self, image: &Resolved) -> Prospect {
@@ -254,10 +262,20 @@ impl BundleProof {
             Ok(root) => root,
             Err(fault) => return Prospect::Refused(fault.to_string()),
         };
+        let newest = self.policy.wanted.by(&[Rules::Rc3]);
         let no_image = |skip: Skip| Prospect::Artifact(format!("no node makes an image of it: {skip}"));
         match import::judge(&root, &self.policy.wanted, "the bundle") {
-            Judgement::Whole(_) => Prospect::Taken,
+            Judgement::Whole(_) => {
+                let mut draft = image.draft.clone();
+                draft.find_images(&root);
+                Prospect::Taken(draft)
+            }
             Judgement::Broken(problems) => Prospect::Refused(problems.join("; ")),
+            Judgement::Artifact(kind)
+                if matches!(import::judge(&root, &newest, "the bundle"), Judgement::Whole(_)) =>
+            {
+                Prospect::Volume(image.draft.clone(), Skip::Artifact(kind).to_string())
+            }
             Judgement::Artifact(kind) => no_image(Skip::Artifact(kind)),
             Judgement::Foreign(offered) if offered.is_empty() => no_image(Skip::Foreign { offered }),
             Judgement::Foreign(offered) => Prospect::Refused(Skip::Foreign { offered }.to_string()),

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
-use crate::{BlobRef, Content, Image, Node, Part, PartState, Reliance};
+use crate::documents;
+use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Reliance};
 
 /// What a bundle shall hold. The order of images and names does not matter: they are sorted.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +52,39 @@ pub struct DraftImage {
     pub documents: Vec<BlobRef>,
     /// All other blobs that are to be in the bundle. Of platforms that are left out there is nothing here.
     pub layers: Vec<BlobRef>,
+    /// The container images among its manifests that are whole, each once: what a Docker archive can say of it. See
+    /// [`DraftImage::find_images`].
+    pub images: Vec<WholeImage>,
+}
+
+/// A container image with all its blobs, as `manifest.json` of a Docker archive lists one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WholeImage {
+    /// The blob of its config.
+    pub config: Digest,
+    /// The blobs of its layers, the lowest first.
+    pub layers: Vec<Digest>,
+    /// Whether each layer is a tar archive, plain or compressed, as readers of Docker archives expect.
+    pub has_tars_only: bool,
+}
+
+impl WholeImage {
+    /// What a manifest describes; `None` for artifacts, and where containerd could not unpack it.
+    fn of(manifest: &Manifest) -> Option<Self> {
+        let is_sound = manifest.kind == Kind::Image && manifest.problems.is_empty();
+        is_sound.then(|| Self {
+            config: manifest.config.descriptor.digest().clone(),
+            layers: manifest
+                .layers
+                .iter()
+                .map(|layer| layer.descriptor.digest().clone())
+                .collect(),
+            has_tars_only: manifest
+                .layers
+                .iter()
+                .all(|layer| documents::is_tar_layer(layer.descriptor.media_type().as_ref())),
+        })
+    }
 }
 
 impl DraftImage {
@@ -62,8 +96,10 @@ impl DraftImage {
             platform: image.root.platform.clone(),
             documents: Vec::new(),
             layers: Vec::new(),
+            images: Vec::new(),
         };
         draft.add(&image.root, &|_| true);
+        draft.find_images(&image.root);
         draft
     }
 
@@ -75,8 +111,10 @@ impl DraftImage {
             platform: root.platform.clone(),
             documents: Vec::new(),
             layers: Vec::new(),
+            images: Vec::new(),
         };
         draft.add(root, &|digest| blobs.contains(digest));
+        draft.find_images(root);
         draft
     }
 
@@ -106,8 +144,37 @@ impl DraftImage {
         }
     }
 
+    /// Finds the container images below `root`, its target, of which it has every blob.
+    pub fn find_images(&mut self, root: &Node) {
+        let own: HashSet<&Digest> = self.blobs().map(|blob| &blob.digest).collect();
+        let mut found = Vec::new();
+        whole_images(root, &own, &mut found);
+        self.images = found;
+    }
+
     /// Its blobs, documents first.
     pub fn blobs(&self) -> impl Iterator<Item = &BlobRef> {
         self.documents.iter().chain(&self.layers)
+    }
+}
+
+fn whole_images(node: &Node, own: &HashSet<&Digest>, found: &mut Vec<WholeImage>) {
+    if !own.contains(node.descriptor.digest()) {
+        return;
+    }
+    match &node.content {
+        Content::Index(children) => children.iter().for_each(|child| whole_images(child, own, found)),
+        Content::Manifest(manifest) => {
+            let is_whole = |image: &WholeImage| {
+                image
+                    .layers
+                    .iter()
+                    .chain([&image.config])
+                    .all(|digest| own.contains(digest))
+            };
+            let image = WholeImage::of(manifest).filter(is_whole);
+            found.extend(image.filter(|image| !found.contains(image)));
+        }
+        Content::Other | Content::Absent | Content::Broken(_) => {}
     }
 }

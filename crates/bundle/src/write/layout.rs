@@ -1,13 +1,13 @@
 //! Every entry of a bundle's archive, in order, before the first byte is written.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use basics::digest;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 use serde::Serialize;
 
-use super::{Draft, DraftImage, WriteError, entry};
+use super::{Draft, DraftImage, WholeImage, WriteError, entry};
 use crate::places::blob_name;
 use crate::{BlobRef, reliance};
 
@@ -51,6 +51,15 @@ struct Entry<'a> {
     artifact_type: Option<&'a str>,
 }
 
+/// An element of `manifest.json`: one image, for readers of Docker archives.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Element<'a> {
+    config: String,
+    repo_tags: BTreeSet<&'a str>,
+    layers: Vec<String>,
+}
+
 impl Layout {
     /// Lays a draft out: documents before layers, both in the order of the images' names, each blob once.
     ///
@@ -76,6 +85,7 @@ impl Layout {
         for blob in documents {
             order.add(blob)?;
         }
+        let docker = docker_manifest(&images, &relied_on);
         order.relied_on = relied_on;
         for blob in images.iter().flat_map(|image| &image.layers) {
             order.add(blob)?;
@@ -92,6 +102,7 @@ impl Layout {
             ("oci-layout".to_owned(), LAYOUT_FILE.to_vec()),
             ("index.json".to_owned(), index),
         ];
+        own.extend(docker.map(|document| ("manifest.json".to_owned(), document)));
         own.extend(document.map(|document| (blob_name(&digest::sha256(&document)), document)));
         Ok(Self {
             own,
@@ -203,6 +214,7 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
     names.dedup_by(|(one, a), (other, b)| {
         one == other && a.target.digest() == b.target.digest() && a.platform == b.platform
     });
+    leave_one(&mut names);
     let document = IndexDocument {
         schema_version: 2,
         media_type: "application/vnd.oci.image.index.v1+json",
@@ -210,6 +222,86 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
         annotations: annotations.unwrap_or_default(),
     };
     serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
+}
+
+/// Leaves out names by digest where one entry is all that remains: one image with one tag, and the same repository by the
+/// digest of that image. Readers of layouts take the only entry without being told its name, and airgapd's import makes
+/// the name by digest of each tag. Where several entries remain, none is left out: containerd's own importer makes no
+/// such name.
+fn leave_one(names: &mut Vec<(Option<&str>, &DraftImage)>) {
+    let mut tags = names
+        .iter()
+        .filter(|(name, _)| name.is_some_and(|name| !name.contains('@')));
+    let (Some((Some(tag), image)), None) = (tags.next(), tags.next()) else {
+        return;
+    };
+    let repository = tag.rfind(':').map_or(*tag, |colon| &tag[..colon]);
+    let follows = format!("{repository}@{}", image.target.digest());
+    let is_same = |(name, other): &(Option<&str>, &DraftImage)| {
+        name.is_none_or(|name| name == *tag || name == follows)
+            && name.is_some()
+            && other.target.digest() == image.target.digest()
+            && other.platform == image.platform
+    };
+    if names.iter().all(is_same) {
+        *names = vec![(Some(*tag), *image)];
+    }
+}
+
+/// `manifest.json`, by which `docker load`, `podman load` and readers of Docker archives find all images without being
+/// told a name. The layout is what counts for everybody who reads both.
+///
+/// It lists every container image of the bundle, or there is none: a reader that goes by it must not miss one. So there is
+/// none where an image is there for several platforms, since nothing would say which of them a reader gets, or where a
+/// delta leaves layers out. Artifacts are no images to such readers. It has no effect on the catalog: each of its names is
+/// one of `index.json`.
+fn docker_manifest(images: &[&DraftImage], relied_on: &HashSet<&Digest>) -> Option<Vec<u8>> {
+    let mut elements: Vec<Element<'_>> = Vec::new();
+    let mut known: HashMap<&WholeImage, usize> = HashMap::new();
+    let mut of_target: HashMap<&Digest, &WholeImage> = HashMap::new();
+    for image in images {
+        let whole = match image.images.as_slice() {
+            [] => continue,
+            [whole] => whole,
+            _ => return None,
+        };
+        let target = of_target.entry(image.target.digest()).or_insert(whole);
+        if *target != whole {
+            // Platforms of one index that come from different bundles.
+            return None;
+        }
+        let WholeImage {
+            config,
+            layers,
+            has_tars_only,
+        } = whole;
+        if !has_tars_only || layers.iter().any(|layer| relied_on.contains(layer)) {
+            return None;
+        }
+        let at = *known.entry(whole).or_insert_with(|| {
+            elements.push(Element {
+                config: blob_name(config),
+                repo_tags: BTreeSet::new(),
+                layers: layers.iter().map(blob_name).collect(),
+            });
+            elements.len() - 1
+        });
+        let tags = image
+            .names
+            .iter()
+            .map(String::as_str)
+            .filter(|name| has_tag(name));
+        elements[at].repo_tags.extend(tags);
+    }
+    let document = serde_json::to_vec(&elements).expect("a document of texts is serialised");
+    let fits = document.len() as u64 <= crate::Limits::default().json_document;
+    (!elements.is_empty() && fits).then_some(document)
+}
+
+/// Whether a name is one by tag, as all of a Docker archive are.
+fn has_tag(name: &str) -> bool {
+    let last = name.rsplit('/').next().unwrap_or_default();
+    !name.contains('@') && last.contains(':')
 }
 
 /// One entry of `index.json`. Both annotations have the full name: a tag alone would be the same for many images of a

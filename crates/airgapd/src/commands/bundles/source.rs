@@ -25,6 +25,18 @@ pub(super) struct Item {
     from: usize,
 }
 
+impl Item {
+    /// The names by digest that follow from its tags.
+    fn names_by_digest(&self) -> impl Iterator<Item = String> {
+        let references = self
+            .names
+            .iter()
+            .filter_map(|name| name.parse::<import::Reference>().ok());
+        let tagged = references.filter(|reference| reference.tag().is_some());
+        tagged.map(|reference| reference.by_digest(self.draft.target.digest()).to_string())
+    }
+}
+
 /// Bundles that are open, and their images.
 #[derive(Debug)]
 pub(super) struct Sources {
@@ -133,12 +145,14 @@ impl Sources {
         Draft { images, relies_on }
     }
 
-    /// The images by name, the later of two with the same.
+    /// The images by name, the later of two with the same. Names by digest that each import makes of a tag are left out:
+    /// whether a bundle has them says nothing about what comes of it.
     pub(super) fn by_name(&self) -> BTreeMap<&str, &Item> {
-        let named = self
-            .items
-            .iter()
-            .flat_map(|item| item.names.iter().map(move |name| (name.as_str(), item)));
+        let named = self.items.iter().flat_map(|item| {
+            let made: HashSet<String> = item.names_by_digest().collect();
+            let names = item.names.iter().filter(move |name| !made.contains(*name));
+            names.map(move |name| (name.as_str(), item))
+        });
         named.collect()
     }
 }

@@ -4,11 +4,27 @@ use bundle::{Catalog, Content, Format, Manifest, Node, RawName, Warning};
 
 /// Names the program that leaves such traces; `None` where several do, or none that is known.
 pub(super) fn producer(catalog: &Catalog) -> Option<&'static str> {
+    if is_ours(catalog) {
+        return Some("airgapd");
+    }
     match catalog.format {
         Format::DockerArchive => docker_archive(catalog),
         Format::Hybrid => Some(hybrid(catalog)),
         Format::OciLayout => layout(catalog),
     }
+}
+
+/// airgapd alone gives the full name in both annotations.
+fn is_ours(catalog: &Catalog) -> bool {
+    let has_both = |image: &bundle::Image| {
+        let annotations = image.root.descriptor.annotations().as_ref();
+        let value = |key| annotations.and_then(|annotations| annotations.get(key));
+        let name = value("io.containerd.image.name");
+        name.is_some_and(|name| has_host(name)) && name == value("org.opencontainers.image.ref.name")
+    };
+    catalog.format != Format::DockerArchive
+        && !catalog.images.is_empty()
+        && catalog.images.iter().all(has_both)
 }
 
 /// Docker and podman leave layers as they are; builders without a daemon compress them. podman and skopeo write names
@@ -181,6 +197,13 @@ mod tests {
                 "ctr or nerdctl",
             ),
             ("k0s", partial(), "k0s airgap"),
+            (
+                "airgapd",
+                Layout::hybrid()
+                    .image(image("quay.io/x/y:1").ref_name("quay.io/x/y:1"))
+                    .build(),
+                "airgapd",
+            ),
             (
                 "skopeo",
                 Layout::new()
