@@ -104,14 +104,25 @@ fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_writte
     bundles::write(&bundle, [image(OURS)]);
     let (names, blobs) = (target.names(), target.digests());
     let configured = fs::read_to_string(node.path("config.yaml")).unwrap();
-    node.configure_also("limits: {records: 4}");
     let file = text(&bundle);
-    for arguments in [&[file.as_str(), "--dry-run"][..], &[file.as_str()]] {
-        let said = node.import(arguments).said();
-        let reason = "has 3 image records, those of others included, and the bundle adds 2: that is more than 4 \
-                      (limits.records)";
-        assert!(said.contains(reason), "{said}");
-        assert_eq!((target.names(), target.digests()), (names.clone(), blobs.clone()));
+    let rows = [
+        (
+            4,
+            "has 3 image records, those of others included, and the bundle adds 2: that is more than 4 (limits.records)",
+        ),
+        (
+            1,
+            "asks for 2 image records, those of digests and aliases included: that is more than 1 (limits.records)",
+        ),
+    ];
+    for (most, reason) in rows {
+        node.configure(&configured);
+        node.configure_also(&format!("limits: {{records: {most}}}"));
+        for arguments in [&[file.as_str(), "--dry-run"][..], &[file.as_str()]] {
+            let said = node.import(arguments).said();
+            assert!(said.contains(reason), "{said}");
+            assert_eq!((target.names(), target.digests()), (names.clone(), blobs.clone()));
+        }
     }
     assert!(target.leases().is_empty());
 

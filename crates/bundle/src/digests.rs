@@ -3,12 +3,18 @@
 use oci_spec::image::{Digest, DigestAlgorithm};
 use sha2::{Digest as _, Sha256, Sha512};
 
-/// Parses a digest. Only sha256 and sha512 in lower-case hex are accepted; the reason quotes the text.
+use crate::Foreign;
+
+/// Parses a digest. Only sha256 and sha512 in lower-case hex are accepted; the reason quotes the text, as far as it is
+/// no longer than a digest may be.
 pub(crate) fn parse(text: &str) -> Result<Digest, String> {
-    let digest: Digest = text.parse().map_err(|_| format!("{text:?} is not a digest"))?;
+    let shown = Foreign::new(text);
+    let digest: Digest = text
+        .parse()
+        .map_err(|_| format!("{shown:.140?} is not a digest"))?;
     match digest.algorithm() {
         DigestAlgorithm::Sha256 | DigestAlgorithm::Sha512 => Ok(digest),
-        _ => Err(format!("digest {text:?} is neither sha256 nor sha512")),
+        _ => Err(format!("digest {shown:.140?} is neither sha256 nor sha512")),
     }
 }
 

@@ -81,7 +81,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         let given: RawDescriptor = match documents::parse(bytes) {
             Ok(given) => given,
             Err(error) => {
-                let reason = format!("its descriptor is not valid: {error}");
+                let reason = escape::reason(format_args!("its descriptor is not valid: {error}"));
                 self.reader.charge(1, 0)?;
                 self.reader.hold(reason.len() as u64)?;
                 return Ok(stand_in(bytes, None, reason));
@@ -93,7 +93,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
             Ok(descriptor) => descriptor,
             Err(reason) => {
                 self.reader.hold(reason.len() as u64)?;
-                return Ok(stand_in(bytes, given.platform, reason));
+                return Ok(stand_in(bytes, given.usable_platform(), reason));
             }
         };
         self.reader.take_embedded(&given, &descriptor);
@@ -171,7 +171,10 @@ impl<'r, B: Blobs> Layout<'r, B> {
     fn index(&mut self, digest: &Digest, bytes: Vec<u8>, depth: u32) -> Result<Content, Fault> {
         let index: Index<'_> = match documents::parse(&bytes) {
             Ok(index) => index,
-            Err(error) => return Ok(Content::Broken(format!("index {digest} is not valid: {error}"))),
+            Err(error) => {
+                let reason = format_args!("index {digest} is not valid: {error}");
+                return Ok(Content::Broken(escape::reason(reason)));
+            }
         };
         if let Some(contradiction) = index.contradiction() {
             return Ok(Content::Broken(format!("{digest} {contradiction}")));
@@ -202,9 +205,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
         let given: documents::Manifest = match documents::parse(bytes) {
             Ok(manifest) => manifest,
             Err(error) => {
-                return Ok(Content::Broken(format!(
-                    "manifest {digest} is not valid: {error}"
-                )));
+                let reason = format_args!("manifest {digest} is not valid: {error}");
+                return Ok(Content::Broken(escape::reason(reason)));
             }
         };
         if let Some(contradiction) = given.contradiction() {
@@ -282,7 +284,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         }
         let read = match self.reader.contents(descriptor)? {
             Err(reason) => ReadConfig::Broken(reason),
-            Ok(bytes) => match documents::parse::<Config>(&bytes) {
+            Ok(bytes) => match Config::read(&bytes) {
                 Err(error) => ReadConfig::Invalid(format!("config {digest} is not valid: {error}")),
                 Ok(config) => {
                     // Once as texts and once as digests, which are a little larger.
@@ -330,7 +332,7 @@ fn kind(artifact_type: &str, config: &Part, layers: &[Part]) -> Kind {
     let artifact_type = match (artifact_type, first_layer) {
         ("", Some(layer)) if says_nothing => layer,
         ("", _) => config_type,
-        (artifact_type, _) => artifact_type.to_owned(),
+        (artifact_type, _) => escape::reason(artifact_type),
     };
     Kind::Artifact { artifact_type }
 }

@@ -20,11 +20,11 @@ use crate::sparse::Expanded;
 use crate::tar::{Entry, EntryKind, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
 
-/// Room for documents that may be wanted. Real bundles have a few MiB of them.
-const ROOM: u64 = 32 << 20;
+/// Room for documents that may be wanted, as a multiple of the largest. Real bundles have a few MiB of them.
+const ROOM: u64 = 4;
 
-/// Room for documents that are wanted.
-const ROOM_FOR_WANTED: u64 = 64 << 20;
+/// Room for documents that are wanted, likewise.
+const ROOM_FOR_WANTED: u64 = 8;
 
 /// Pieces in which entries are read.
 const PIECE: usize = 64 << 10;
@@ -182,7 +182,7 @@ impl Kept {
             EntryKind::Sparse(map) => map.size,
             _ => entry.size,
         };
-        let fits = size <= limits.json_document && self.room_taken + size <= ROOM;
+        let fits = size <= limits.json_document && self.room_taken + size <= ROOM * limits.json_document;
         let mut digested = Digested {
             hasher: Sha256::new(),
             compression: None,
@@ -252,11 +252,10 @@ impl Kept {
         self.documents.retain(|offset, _| used.contains(offset));
         let used = self.documents.values().map(|document| document.len() as u64);
         let bytes: u64 = used.chain(wanted.values().map(Place::size)).sum();
-        if bytes > ROOM_FOR_WANTED {
-            return Err(Fault::Limit {
-                what: "bytes of documents in a compressed bundle; decompress it first".to_owned(),
-                limit: ROOM_FOR_WANTED,
-            });
+        let limit = ROOM_FOR_WANTED * packed.limits.json_document;
+        if bytes > limit {
+            let what = "bytes of documents in a compressed bundle; decompress it first".to_owned();
+            return Err(Fault::Limit { what, limit });
         }
         self.room_taken = 0;
         let mut pass = Pass::new(packed).map_err(read_error)?;

@@ -106,9 +106,9 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
     }
     let limits = order.settings.limits.clone();
     let same_file = file.try_clone();
-    let found = read_bundle(file, order.path(), limits, is_layout).await;
+    let found = read_bundle(file, &order, limits, is_layout).await;
     Opened::Read {
-        found: found.map(|bundle| Box::new(Read::of(bundle, &order.policy))),
+        found,
         is_reserved: !is_layout && same_file.is_ok_and(|file| folder::may_be_reserved(&file)),
     }
 }
@@ -156,7 +156,7 @@ impl Read {
 
 fn broken(selection: &Selection) -> Option<String> {
     selection.choices.iter().find_map(|choice| match &choice.verdict {
-        Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, problems.join("; "))),
+        Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, import::in_short(problems))),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
     })
 }
@@ -289,16 +289,21 @@ pub(super) fn open_listed(folder: &Folder, name: &OsStr, version: &Version) -> R
     Ok((identity == version.identity).then_some(layout))
 }
 
-/// Reads the catalog of an open bundle; that blocks, so it happens off the runtime's threads.
+/// Reads the catalog of an open bundle and looks at what it writes. That blocks and takes time, so it happens off the
+/// loop's thread.
 async fn read_bundle(
     file: File,
-    path: PathBuf,
+    order: &Order,
     limits: bundle::Limits,
     is_layout: bool,
-) -> Result<Bundle, bundle::Error> {
-    let read = move || match is_layout {
-        true => Bundle::from_dir(file, &path, &limits),
-        false => Bundle::from_file(file, &path, &limits),
+) -> Result<Box<Read>, bundle::Error> {
+    let (path, policy) = (order.path(), order.policy.clone());
+    let read = move || {
+        let bundle = match is_layout {
+            true => Bundle::from_dir(file, &path, &limits),
+            false => Bundle::from_file(file, &path, &limits),
+        };
+        bundle.map(|bundle| Box::new(Read::of(bundle, &policy)))
     };
     let opened = tokio::task::spawn_blocking(read).await;
     opened.expect("reading a bundle never panics")

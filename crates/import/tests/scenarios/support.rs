@@ -324,6 +324,7 @@ pub(crate) fn policy_for(platform: &str) -> Policy {
     Policy {
         wanted: Wanted::Platforms(vec![Matcher::only(&node, Rules::Rc1)]),
         naming: Naming::default(),
+        most_records: airgapd_import::MOST_RECORDS,
     }
 }
 
