@@ -78,7 +78,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
     /// Makes a node of an entry, all but its content: it counts as absent until somebody has looked.
     fn outline(&mut self, entry: &RawValue) -> Result<Node, Fault> {
         let bytes = entry.get().as_bytes();
-        let given: RawDescriptor = match documents::parse(bytes) {
+        let mut given: RawDescriptor = match documents::parse(bytes) {
             Ok(given) => given,
             Err(error) => {
                 let reason = escape::reason(format_args!("its descriptor is not valid: {error}"));
@@ -89,7 +89,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         };
         self.reader.charge(1, given.kept_bytes())?;
         self.reader.hold(given.held_bytes())?;
-        let descriptor = match given.to_descriptor() {
+        let descriptor = match given.take_descriptor() {
             Ok(descriptor) => descriptor,
             Err(reason) => {
                 self.reader.hold(reason.len() as u64)?;
@@ -202,7 +202,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
     }
 
     fn manifest(&mut self, digest: &Digest, bytes: &[u8]) -> Result<Content, Fault> {
-        let given: documents::Manifest = match documents::parse(bytes) {
+        let mut given: documents::Manifest = match documents::parse(bytes) {
             Ok(manifest) => manifest,
             Err(error) => {
                 let reason = format_args!("manifest {digest} is not valid: {error}");
@@ -212,16 +212,16 @@ impl<'r, B: Blobs> Layout<'r, B> {
         if let Some(contradiction) = given.contradiction() {
             return Ok(Content::Broken(format!("{digest} {contradiction}")));
         }
-        let Some(config) = &given.config else {
+        let Some(mut config) = given.config.take() else {
             return Ok(Content::Broken(format!("manifest {digest} names no config")));
         };
-        let parts = || given.layers.iter().chain([config]);
+        let parts = || given.layers.iter().chain([&config]);
         let kept = parts().map(RawDescriptor::kept_bytes).sum();
         let held: u64 = parts().map(RawDescriptor::held_bytes).sum();
         self.reader.charge(1 + given.layers.len(), kept)?;
         self.reader.hold(held + given.artifact_type.len() as u64 + TEXT)?;
-        let layers: Result<Vec<_>, _> = given.layers.iter().map(|layer| self.part(layer)).collect();
-        let (config, layers) = match (self.part(config), layers) {
+        let layers: Result<Vec<_>, _> = given.layers.iter_mut().map(|layer| self.part(layer)).collect();
+        let (config, layers) = match (self.part(&mut config), layers) {
             (Ok(config), Ok(layers)) => (config, layers),
             (Err(reason), _) | (_, Err(reason)) => {
                 return Ok(Content::Broken(format!("manifest {digest}: {reason}")));
@@ -235,15 +235,15 @@ impl<'r, B: Blobs> Layout<'r, B> {
             diff_ids: Arc::from([]),
             subject: given
                 .subject
-                .and_then(|subject| Some(subject.to_descriptor().ok()?.digest().clone())),
+                .and_then(|mut subject| Some(subject.take_descriptor().ok()?.digest().clone())),
             problems: Vec::new(),
         };
         let manifest = self.with_config(manifest)?;
         Ok(Content::Manifest(Arc::new(manifest)))
     }
 
-    fn part(&mut self, given: &RawDescriptor) -> Result<Part, String> {
-        let descriptor = given.to_descriptor()?;
+    fn part(&mut self, given: &mut RawDescriptor) -> Result<Part, String> {
+        let descriptor = given.take_descriptor()?;
         self.reader.take_embedded(given, &descriptor);
         let state = self.reader.state(&descriptor);
         Ok(Part { descriptor, state })

@@ -97,9 +97,12 @@ fn draw(
 ) -> Result<(Catalog, Places), Fault> {
     for _ in 0..limits.index_depth.saturating_add(MOST_PASSES) {
         let drawn = draw_once(archive, compression, limits);
-        if !archive.fetch()? {
+        if !archive.wants() {
             return drawn;
         }
+        // It is drawn up again: until then it takes no room beside the documents.
+        drop(drawn);
+        archive.fetch()?;
     }
     Err(Fault::Limit {
         what: "passes over a compressed bundle for its documents; decompress it first".to_owned(),

@@ -507,7 +507,7 @@ pub(crate) async fn put_record(
     let taken = selection.taken().next().expect("an image is taken");
     let image = containerd::NewImage {
         name: name.to_owned(),
-        target: taken.records[0].target.clone(),
+        target: (*taken.records[0].target).clone(),
         labels,
     };
     assert_eq!(
