@@ -253,12 +253,15 @@ impl Daemon {
             if !worked && self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {
                 self.save();
             }
+            let still_due = if worked { None } else { self.yield_lane() };
             let told_due = self.tell_systemd();
             let now = Instant::now();
             let news_due = self.tell_news(now).unwrap_or(now + IDLE);
             let until = match worked {
                 true => now,
-                false => self.next_due().min(told_due).min(news_due),
+                false => [still_due.unwrap_or(now + IDLE), told_due, news_due]
+                    .into_iter()
+                    .fold(self.next_due(), Instant::min),
             };
             let happened = self.happens(signals, until).await;
             self.on(happened);

@@ -41,6 +41,8 @@ pub(super) struct Order {
     pub(super) started: Instant,
     /// Whether the log says at the usual level that the file is begun with.
     pub(super) is_told: bool,
+    /// Whether another bundle may be read at the same time that takes all that the limits allow.
+    pub(super) is_beside_another: bool,
 }
 
 /// What came of opening a file.
@@ -104,7 +106,10 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
         }
         Ok(_) | Err(_) => tell!(order.is_told, info, bundle = %shown(name), "importing"),
     }
-    let limits = order.settings.limits.clone();
+    let limits = match order.is_beside_another {
+        true => order.settings.limits.beside_another(),
+        false => order.settings.limits.clone(),
+    };
     let same_file = file.try_clone();
     let found = read_bundle(file, &order, limits, is_layout).await;
     Opened::Read {
