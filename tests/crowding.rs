@@ -1,13 +1,17 @@
 //! A namespace with very many image records, most of them of others: what still works, and where bundles stop adding.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
+use bundle::fixtures::{Image, Layer, Layout};
 use containerd::ImageRecord;
 use fake_containerd::{Code, Fault};
 use lab::Generation;
 use oci_spec::image::{Descriptor, MediaType};
+use serde_json::{Value, json};
 
-use crate::support::bundles::{self, image, text};
+use crate::support::bundles::{self, image, native, text};
+use crate::support::node::peak_memory;
 use crate::support::target::PINNED;
 use crate::support::{Node, Place, Target, on_the_fake, run_on};
 
@@ -104,14 +108,25 @@ fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_writte
     bundles::write(&bundle, [image(OURS)]);
     let (names, blobs) = (target.names(), target.digests());
     let configured = fs::read_to_string(node.path("config.yaml")).unwrap();
-    node.configure_also("limits: {records: 4}");
     let file = text(&bundle);
-    for arguments in [&[file.as_str(), "--dry-run"][..], &[file.as_str()]] {
-        let said = node.import(arguments).said();
-        let reason = "has 3 image records, those of others included, and the bundle adds 2: that is more than 4 \
-                      (limits.records)";
-        assert!(said.contains(reason), "{said}");
-        assert_eq!((target.names(), target.digests()), (names.clone(), blobs.clone()));
+    let rows = [
+        (
+            4,
+            "has 3 image records, those of others included, and the bundle adds 2: that is more than 4 (limits.records)",
+        ),
+        (
+            1,
+            "asks for 2 image records, those of digests and aliases included: that is more than 1 (limits.records)",
+        ),
+    ];
+    for (most, reason) in rows {
+        node.configure(&configured);
+        node.configure_also(&format!("limits: {{records: {most}}}"));
+        for arguments in [&[file.as_str(), "--dry-run"][..], &[file.as_str()]] {
+            let said = node.import(arguments).said();
+            assert!(said.contains(reason), "{said}");
+            assert_eq!((target.names(), target.digests()), (names.clone(), blobs.clone()));
+        }
     }
     assert!(target.leases().is_empty());
 
@@ -120,7 +135,76 @@ fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_writte
     assert_eq!(target.names().len(), 5);
 }
 
+/// Thousands of names of a few images; and as many images as there may be descriptors for. Their records fit into one
+/// message of containerd's.
+fn write_at_the_limits(node: &Node) {
+    let element = |n: usize| {
+        let tags: Vec<String> = (0..256)
+            .map(|tag| format!("registry.test/names{n}:{tag}"))
+            .collect();
+        json!({"Config": format!("{n}.json"), "RepoTags": tags, "Layers": []})
+    };
+    let mut names = Layout::docker().build();
+    names.set(
+        "manifest.json",
+        json!((0..40).map(element).collect::<Vec<_>>()).to_string(),
+    );
+    for n in 0..40 {
+        let config = json!({"os": "linux", "architecture": arch(), "n": n, "rootfs": {"diff_ids": []}});
+        names.add(&format!("{n}.json"), config.to_string().into_bytes());
+    }
+    names.write_to(&node.path("names.tar"));
+
+    let layers: Vec<Layer> = (0..7)
+        .map(|n| Layer::new(format!("layer {n}").into_bytes()))
+        .collect();
+    let image = |n: usize| {
+        let image = Image::new(&format!("registry.test/images:{n}")).platform(native());
+        let image = layers.iter().cloned().fold(image, Image::with_layer);
+        image.layer(n.to_string())
+    };
+    // Its entry and manifest, its config and eight layers are eleven descriptors.
+    bundles::write(&node.path("images.tar"), (0..4_500).map(image));
+}
+
+/// The architecture of this machine, as configs have it.
+fn arch() -> &'static str {
+    native().split('/').nth(1).expect("it has two parts")
+}
+
+/// Deciding about so much takes seconds, and the loop answers meanwhile.
+fn while_bundles_at_the_limits_are_imported_status_is_answered(target: &Target) {
+    let node = Node::on(target);
+    write_at_the_limits(&node);
+    let daemon = node.start();
+    let mut longest = Duration::ZERO;
+    for file in ["names.tar", "images.tar"] {
+        fs::rename(node.path(file), node.images().join(file)).expect("it can be moved");
+    }
+    let begun = Instant::now();
+    loop {
+        let asked = Instant::now();
+        let (_, status) = node.ask("/v1/status", &[]);
+        let took = asked.elapsed();
+        longest = longest.max(took);
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        let bundles = status["bundles"].as_array().expect("a list").clone();
+        if bundles.len() == 2 && bundles.iter().all(|bundle| bundle["state"] == "done") {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(240), "{status:#}");
+    }
+    eprintln!(
+        "{longest:?}, {:?}, peak {:?}",
+        begun.elapsed(),
+        peak_memory(daemon.pid()).map(|p| p >> 20)
+    );
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    daemon.finish(target);
+}
+
 on_the_fake! {
+    while_bundles_at_the_limits_are_imported_status_is_answered,
     a_list_of_which_no_part_fits_is_told_and_the_connection_stays,
     beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released,
     a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_written,

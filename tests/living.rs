@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::bundles::{self, image};
 use crate::support::node::Daemon;
-use crate::support::{Node, Target, on_the_fake};
+use crate::support::{Node, Target, on_the_fake, unique};
 
 const KNOWN: &str = "registry.test/known:1";
 const SLOW: &str = "registry.test/slow:1";
@@ -131,6 +131,72 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
             .record(SHARED)
             .is_some_and(|record| record.target.digest() != wanted)
     });
+    daemon.finish(target);
+}
+
+/// The light lane is for small bundles. One of them waits until the name is free that the bundle in the main lane writes.
+fn a_bundle_that_waits_for_a_name_lets_others_go_first(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    slow_commits(target, Duration::from_secs(8));
+    write_large(&node.images().join("large.tar"), image(SHARED));
+    importing(&daemon, "large.tar");
+    let waiting = bundles::write(&node.images().join("waiting.tar"), [image(SHARED)]);
+    importing(&daemon, "waiting.tar");
+    bundles::write(&node.images().join("third.tar"), [image(KNOWN)]);
+    daemon.wait_for_log("others go first, and it goes on after them");
+    importing(&daemon, "third.tar");
+    assert_eq!(state_of(&node, "waiting.tar"), "queued");
+    assert!(
+        target.record(SHARED).is_none(),
+        "it is over, so nothing was shown"
+    );
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("the third is imported", || target.record(KNOWN).is_some());
+    daemon.wait_until("the one that waited is imported", || {
+        let record = target.record(SHARED);
+        record.is_some_and(|record| *record.target.digest() == waiting.images[0].root)
+    });
+    daemon.finish(target);
+}
+
+fn state_of(node: &Node, name: &str) -> String {
+    let status = node.airgapd(["status", "-o", "json"]).json();
+    let bundles = status["bundles"].as_array().expect("a list");
+    let bundle = bundles.iter().find(|bundle| bundle["name"] == name);
+    let state = bundle.and_then(|bundle| bundle["state"].as_str());
+    state.unwrap_or_default().to_owned()
+}
+
+/// Beside another bundle an eighth of the descriptors may be read. A bundle of more waits for the main lane, and is what it
+/// is within the whole limits.
+fn a_small_bundle_that_takes_much_memory_waits_until_no_other_does(target: &Target) {
+    let node = Node::on(target);
+    node.configure_also("limits: {descriptors: 40}");
+    let daemon = node.start();
+    let heavy = |name: &str| (0..6).fold(image(name), |image, _| image.layer(unique()));
+    bundles::write(&node.images().join("alone.tar"), [heavy(KNOWN)]);
+    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
+    slow_commits(target, Duration::from_secs(8));
+    write_large(&node.images().join("slow.tar"), image(SLOW));
+    importing(&daemon, "slow.tar");
+    bundles::write(&node.images().join("heavy.tar"), [heavy(SHARED)]);
+    importing(&daemon, "heavy.tar");
+    bundles::write(&node.images().join("light.tar"), [image("registry.test/light:1")]);
+    importing(&daemon, "light.tar");
+    assert_eq!(state_of(&node, "heavy.tar"), "queued");
+    assert!(target.record(SLOW).is_none(), "it is over, so nothing was shown");
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("both are imported", || {
+        target.record(SLOW).is_some() && target.record(SHARED).is_some()
+    });
+    let too_heavy = |name: &str| (0..40).fold(image(name), |image, _| image.layer(unique()));
+    bundles::write(
+        &node.images().join("refused.tar"),
+        [too_heavy("registry.test/refused:1")],
+    );
+    daemon.wait_for_log("limits.descriptors");
+    assert_eq!(state_of(&node, "refused.tar"), "failed");
     daemon.finish(target);
 }
 
@@ -261,6 +327,8 @@ on_the_fake! {
     a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end,
     a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind,
     of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first,
+    a_bundle_that_waits_for_a_name_lets_others_go_first,
+    a_small_bundle_that_takes_much_memory_waits_until_no_other_does,
     a_stop_lets_an_import_come_to_its_end_and_takes_on_nothing_new,
     a_stop_waits_for_the_grace_and_no_longer_and_the_next_start_goes_on,
     a_second_signal_ends_it_at_once,

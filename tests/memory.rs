@@ -3,15 +3,16 @@
 //! The unit's memory limit rests on these figures. The long versions are left out of a test run:
 //! `cargo test -p airgapd --test scenarios -- --ignored memory` plays them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use bundle::Compression;
-use bundle::fixtures::{Image, Layer};
+use bundle::fixtures::{Data, Image, Layer, Layout, digest_of};
 use lab::Generation;
+use serde_json::json;
 
 use crate::support::bundles::{self, image, native};
 use crate::support::node::peak_memory;
@@ -136,8 +137,8 @@ fn import_with_many_entries(target: &Target, entries: usize) -> u64 {
 fn an_entry_of_a_compressed_bundle_costs_less_than_a_hundred_bytes() {
     run_on(Place::Fake, |target| {
         let few = import_with_many_entries(&target.elsewhere(), 10_000);
-        let many = import_with_many_entries(&target.elsewhere(), 160_000);
-        let each = many.saturating_sub(few) / 150_000;
+        let many = import_with_many_entries(&target.elsewhere(), 120_000);
+        let each = many.saturating_sub(few) / 110_000;
         assert!(each < 100, "{each} bytes for each entry: {few} and {many} in all");
     });
 }
@@ -147,5 +148,127 @@ fn as_many_entries_as_a_bundle_may_have_fit_into_96_mebibytes() {
     run_on(Place::Fake, |target| {
         let peak = import_with_many_entries(target, 999_000);
         assert!(peak < MOST, "{peak} bytes resident at the peak");
+    });
+}
+
+/// How much a hostile bundle asks for.
+struct Greed {
+    /// Entries of one block each.
+    entries: usize,
+    /// Configs of a mebibyte each.
+    documents: usize,
+    /// Layers whose descriptors have ten thousand `urls` each.
+    crowded_layers: usize,
+    /// Binary logarithm of the window.
+    window_log: u32,
+}
+
+/// Writes a bundle of one file of some MiB that asks for all of that, and is whole.
+fn write_greedy(path: &Path, name: &str, greed: &Greed) {
+    let descriptor = |media_type: &str, bytes: &[u8]| {
+        json!({
+            "mediaType": format!("application/vnd.oci.image.{media_type}"),
+            "digest": digest_of(bytes),
+            "size": bytes.len(),
+        })
+    };
+    let mut archive = Layout::new().build();
+    let blob = |bytes: &[u8]| format!("blobs/sha256/{}", digest_of(bytes).digest());
+    let layer = unique().into_bytes();
+    let mut crowded = descriptor("layer.v1.tar", &layer);
+    crowded["urls"] = json!(vec!["u"; 9_999]);
+    let mut entries = Vec::new();
+    for n in 0..=greed.documents {
+        let layers = if n == 0 { greed.crowded_layers } else { 0 };
+        let config = json!({
+            "os": "linux",
+            "architecture": native().split('/').nth(1),
+            "rootfs": {"type": "layers", "diff_ids": vec![digest_of(&layer); layers]},
+            "padding": format!("{n}{}", "x".repeat(MEBIBYTE)),
+        });
+        let config = config.to_string().into_bytes();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "config": descriptor("config.v1+json", &config),
+            "layers": vec![&crowded; layers],
+        });
+        let manifest = manifest.to_string().into_bytes();
+        let mut entry = descriptor("manifest.v1+json", &manifest);
+        entry["annotations"] = json!({"io.containerd.image.name": format!("{name}{n}")});
+        entries.push(entry);
+        for bytes in [config, manifest] {
+            archive.add(&blob(&bytes), bytes);
+        }
+    }
+    archive.add(&blob(&layer), layer);
+    archive.set("index.json", json!({"manifests": entries}).to_string());
+    archive.add("window", Data::zeros(160 << 20));
+    for n in 0..greed.entries {
+        archive.add(&format!("entry-{n}"), Vec::new());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("plain.tar");
+    archive.write_to(&plain);
+    let zstd = tool("zstd").expect("it is there");
+    let long = format!("--long={}", greed.window_log);
+    run(Command::new(zstd)
+        .args(["-q", "-1", &long])
+        .arg(&plain)
+        .arg("-o")
+        .arg(path));
+}
+
+/// The unit's other limit, beyond which the kernel ends the daemon (`MemoryMax=`), in bytes.
+fn memory_max() -> u64 {
+    let unit = include_str!("../systemd/airgapd.service");
+    let value = unit.lines().find_map(|line| line.strip_prefix("MemoryMax="));
+    let mebibytes = value.and_then(|value| value.strip_suffix('M')).expect("in MiB");
+    mebibytes.parse::<u64>().expect("a number") << 20
+}
+
+/// All that the limits allow at a time: entries, documents, what they say, and the window.
+const ALL: Greed = Greed {
+    entries: 500_000,
+    documents: 26,
+    crowded_layers: 85,
+    window_log: 27,
+};
+
+/// All that they allow beside another bundle.
+const BESIDE: Greed = Greed {
+    entries: 100_000,
+    documents: 12,
+    crowded_layers: 27,
+    window_log: 25,
+};
+
+#[test]
+fn the_worst_bundle_beside_the_worst_small_one_stays_within_the_units_memory() {
+    if tool("zstd").is_none() {
+        return;
+    }
+    run_on(Place::Fake, |target| {
+        let node = Node::on(target);
+        for (file, greed) in [("all.tar.zst", &ALL), ("beside.tar.zst", &BESIDE)] {
+            write_greedy(&node.path(file), &format!("registry.test/{file}:"), greed);
+        }
+        let daemon = node.start();
+        let started = std::time::Instant::now();
+        for file in ["all.tar.zst", "beside.tar.zst"] {
+            fs::rename(node.path(file), node.images().join(file)).unwrap();
+        }
+        let images = ALL.documents + BESIDE.documents + 2;
+        wait_for(Duration::from_secs(300), "all images", || {
+            target.names().len() == 2 * images && target.leases().is_empty()
+        });
+        let peak = peak_memory(daemon.pid()).unwrap();
+        eprintln!("{} MiB after {:?}", peak >> 20, started.elapsed());
+        daemon.finish(target);
+        assert!(
+            peak < memory_max(),
+            "{} of {} MiB",
+            peak >> 20,
+            memory_max() >> 20
+        );
     });
 }

@@ -6,7 +6,7 @@
 //! bundle is left to the other first; then what it left out or half done is added. Nothing here waits for ever: an
 //! importer that does not come, or stops, is not waited for any longer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -252,10 +252,8 @@ pub(crate) struct Repaired {
 
 /// What an import completed that somebody else had recorded before it was whole.
 pub(crate) fn repaired(plan: &Plan, report: &BundleReport) -> Vec<Repaired> {
-    let in_place = |name: &str| {
-        let mut images = report.images.iter();
-        images.any(|image| image.name == name && image.outcome.is_in_place())
-    };
+    let in_place = report.images.iter().filter(|image| image.outcome.is_in_place());
+    let in_place: HashSet<&str> = in_place.map(|image| image.name.as_str()).collect();
     let mut found = Vec::new();
     for image in &plan.images {
         let missing: Vec<u64> = missing(image).map(|step| step.size).collect();
@@ -264,7 +262,7 @@ pub(crate) fn repaired(plan: &Plan, report: &BundleReport) -> Vec<Repaired> {
         let records = image.records.iter().filter(|step| was_there(&step.action));
         found.extend(
             records
-                .filter(|step| !missing.is_empty() && in_place(&step.name))
+                .filter(|step| !missing.is_empty() && in_place.contains(step.name.as_str()))
                 .map(|step| Repaired {
                     image: step.name.clone(),
                     blobs: missing.len(),

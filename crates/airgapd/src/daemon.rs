@@ -285,12 +285,15 @@ impl Daemon {
             if !worked && self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {
                 self.save();
             }
+            let still_due = if worked { None } else { self.yield_lane() };
             let told_due = self.tell_systemd();
             let now = Instant::now();
             let news_due = self.tell_news(now).unwrap_or(now + IDLE);
             let until = match worked {
                 true => now,
-                false => self.next_due().min(told_due).min(news_due),
+                false => [still_due.unwrap_or(now + IDLE), told_due, news_due]
+                    .into_iter()
+                    .fold(self.next_due(), Instant::min),
             };
             let happened = self.happens(signals, until).await;
             self.on(happened);
@@ -360,8 +363,9 @@ impl Daemon {
             () = self.watch.changed() => Happened::Hint,
             checked = self.requiring.next() => Happened::Required(checked),
             heard = self.unpacking.next() => Happened::Unpacking(heard),
-            change = next_event(&mut self.connection) => Happened::Change(change),
+            // Before the changes: an import makes thousands of them, and whoever asks should not wait for the last.
             question = self.asked.next() => Happened::Question(question),
+            change = next_event(&mut self.connection) => Happened::Change(change),
             () = sleep_until(until) => Happened::Nothing,
         }
     }
@@ -422,19 +426,24 @@ impl Daemon {
             return;
         };
         self.requiring.doubt();
-        if event.kind == ImageChange::ContentDeleted {
-            if event.name.parse().is_ok_and(|digest| self.ledger.needs(&digest)) {
-                debug!(digest = event.name, "a blob of a managed image was deleted");
-                up.compare = up.compare.min(Instant::now() + BURST);
-            }
-            return;
-        }
-        if let Some(job) = self.jobs.writer_of(&event.name) {
+        let is_deleted = event.kind == ImageChange::ContentDeleted;
+        if !is_deleted && let Some(job) = self.jobs.writer_of(&event.name) {
             // Most likely by the job; what else it may be is compared when the job is done.
             job.disturbed = true;
-        } else if self.ledger.desired_images().contains_key(event.name.as_str()) {
+            return;
+        }
+        let soon = Instant::now() + BURST;
+        if up.compare <= soon {
+            // Of thousands of changes, the first has everything compared.
+            return;
+        }
+        let needs = |digest: &str| digest.parse().is_ok_and(|digest| self.ledger.needs(&digest));
+        if is_deleted && needs(&event.name) {
+            debug!(digest = event.name, "a blob of a managed image was deleted");
+            up.compare = soon;
+        } else if !is_deleted && self.ledger.vouches_for(&event.name) {
             debug!(image = event.name, "a managed record changed");
-            up.compare = up.compare.min(Instant::now() + BURST);
+            up.compare = soon;
         }
     }
 

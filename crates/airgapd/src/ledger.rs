@@ -207,6 +207,11 @@ impl Entry {
         is_bad.then_some(error.text.as_str())
     }
 
+    /// Whether what it has imported is wanted.
+    fn is_vouching(&self) -> bool {
+        !self.is_refused() && self.gone.is_none()
+    }
+
     /// Whether the node's rules are against this file, whatever it has imported.
     pub(crate) fn is_refused(&self) -> bool {
         let class = self.last_error.as_ref().map(|error| error.class);
@@ -476,6 +481,15 @@ impl Ledger {
         self.closures.values().any(|closure| closure.contains(digest))
     }
 
+    /// Whether a bundle vouches for a record of this name, as [`Ledger::desired_images`] has it.
+    pub(crate) fn vouches_for(&self, name: &str) -> bool {
+        let vouching = self.bundles.values().filter(|entry| entry.is_vouching());
+        let mut images = vouching
+            .flat_map(|entry| &entry.imported)
+            .flat_map(|imported| &imported.images);
+        images.any(|image| image.name == name)
+    }
+
     /// What a target needs on this node, the target itself included.
     pub(crate) fn closure(&self, target: &Digest) -> Option<&[Digest]> {
         self.closures.get(target.as_ref()).map(Vec::as_slice)
@@ -485,8 +499,7 @@ impl Ledger {
     /// the one that arrived last counts.
     pub(crate) fn desired_images(&self) -> BTreeMap<&str, (&Digest, &Entry)> {
         let mut desired = BTreeMap::new();
-        let vouching = |entry: &&Entry| !entry.is_refused() && entry.gone.is_none();
-        for entry in self.entries().into_iter().filter(vouching) {
+        for entry in self.entries().into_iter().filter(|entry| entry.is_vouching()) {
             for image in entry.imported.iter().flat_map(|imported| &imported.images) {
                 desired.insert(image.name.as_str(), (&image.target, entry));
             }

@@ -64,7 +64,18 @@ pub(crate) struct Counters {
     moving: OnceLock<Instant>,
 }
 
+/// How far something has come, to be compared for being equal only: bytes that were acknowledged, and images.
+pub(crate) type Mark = (u64, usize);
+
 impl Counters {
+    /// How far it has come.
+    pub(crate) fn mark(&self) -> Mark {
+        (
+            self.bytes.load(Ordering::Relaxed),
+            self.done.load(Ordering::Relaxed),
+        )
+    }
+
     /// How far it is, of something that began at `started`.
     pub(crate) fn so_far(&self, started: Instant) -> ProgressStatus {
         let moving = self.moving.get().copied().unwrap_or(started);

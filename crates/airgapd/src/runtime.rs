@@ -156,6 +156,7 @@ pub(crate) fn policy(settings: &Settings, runtime: Option<&Runtime>) -> Policy {
     Policy {
         wanted,
         naming: settings.naming(),
+        most_records: settings.most_records,
     }
 }
 

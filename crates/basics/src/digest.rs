@@ -8,6 +8,8 @@ use std::io::{self, Read};
 use oci_spec::image::{Digest, DigestAlgorithm};
 use sha2::{Digest as _, Sha256, Sha512};
 
+use crate::Foreign;
+
 /// Length of the pieces in which [`of`] reads, in bytes.
 const PIECE: usize = 128 << 10;
 
@@ -15,12 +17,15 @@ const PIECE: usize = 128 << 10;
 ///
 /// # Errors
 ///
-/// The reason, which quotes the text.
+/// The reason, which quotes the text up to the length that a digest may have.
 pub fn parse(text: &str) -> Result<Digest, String> {
-    let digest: Digest = text.parse().map_err(|_| format!("{text:?} is not a digest"))?;
+    let shown = Foreign::new(text);
+    let digest: Digest = text
+        .parse()
+        .map_err(|_| format!("{shown:.140?} is not a digest"))?;
     match is_accepted(&digest) {
         true => Ok(digest),
-        false => Err(format!("digest {text:?} is neither sha256 nor sha512")),
+        false => Err(format!("digest {shown:.140?} is neither sha256 nor sha512")),
     }
 }
 

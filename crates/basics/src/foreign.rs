@@ -140,6 +140,27 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+/// A reason as it is kept: its first few hundred bytes. The errors of parsers quote what they found, which may be all
+/// of a document, and a reason is told of each image and each layer that it is the reason for.
+pub fn reason(reason: impl fmt::Display) -> String {
+    struct Shortened(String);
+
+    impl fmt::Write for Shortened {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let room = LONGEST.saturating_sub(self.0.len());
+            let end = text.floor_char_boundary(room);
+            self.0.push_str(&text[..end]);
+            if end < text.len() { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+
+    let mut shortened = Shortened(String::new());
+    if write!(shortened, "{reason}").is_err() {
+        shortened.0.push_str("...");
+    }
+    shortened.0
+}
+
 fn write_char(f: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
     // Bidirectional overrides and their like are no control characters, but `escape_debug` knows that
     // they do not print. Quotes, which it escapes as well, are harmless here.
@@ -187,6 +208,17 @@ mod tests {
         assert_eq!(format!("{:?}", Foreign::new("a\"\n")), r#""a\"\n""#);
         let name = OsStr::from_bytes(b"\xff\n.tar");
         assert_eq!(Foreign::file_name(name).to_string(), "\\xff\\n.tar");
+    }
+
+    #[test]
+    fn a_very_long_reason_is_kept_in_short() {
+        assert_eq!(reason("it is not there"), "it is not there");
+        let long = reason(format_args!("no {} here", "\u{4e2d}".repeat(1 << 20)));
+        assert!(
+            long.len() <= LONGEST + 3 && long.starts_with("no \u{4e2d}"),
+            "{long}"
+        );
+        assert!(long.ends_with("..."), "{long}");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! Names, media types and annotations are the archive's own words: whoever prints them escapes them
 //! ([`RawName`] and the reasons in here do so themselves).
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -41,45 +42,103 @@ pub struct Catalog {
 impl Catalog {
     /// The catalog as it is where everything is that a delta relies on.
     #[must_use]
-    pub fn with_its_base(&self) -> Catalog {
+    pub fn with_its_base(&self) -> Cow<'_, Catalog> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
         self.completed_by(&relied_on.map(|blob| blob.digest.clone()).collect())
     }
 
     /// The catalog as it is where these blobs are: of those that a delta relies on, they count as present. For
-    /// choosing what to take; the bundle still does not have them.
+    /// choosing what to take; the bundle still does not have them. What is shared stays shared, and what is not changed
+    /// is shared with this one.
     #[must_use]
-    pub fn completed_by(&self, elsewhere: &HashSet<Digest>) -> Catalog {
+    pub fn completed_by(&self, elsewhere: &HashSet<Digest>) -> Cow<'_, Catalog> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
         let there: HashSet<&Digest> = relied_on
             .map(|blob| &blob.digest)
             .filter(|digest| elsewhere.contains(digest))
             .collect();
-        let mut completed = self.clone();
-        if !there.is_empty() {
-            for image in &mut completed.images {
-                complete(&mut image.root, &there);
-            }
+        if there.is_empty() {
+            return Cow::Borrowed(self);
         }
-        completed
+        let mut completion = Completion {
+            there,
+            indexes: HashMap::new(),
+            manifests: HashMap::new(),
+        };
+        let mut completed = self.clone();
+        for image in &mut completed.images {
+            image.root.content = completion.content(&image.root.content);
+        }
+        Cow::Owned(completed)
     }
 }
 
-fn complete(node: &mut Node, there: &HashSet<&Digest>) {
-    match &mut node.content {
-        Content::Index(children) => Arc::make_mut(children)
-            .iter_mut()
-            .for_each(|child| complete(child, there)),
-        Content::Manifest(manifest) => {
-            let manifest = Arc::make_mut(manifest);
-            for part in std::iter::once(&mut manifest.config).chain(&mut manifest.layers) {
-                if part.state == PartState::Absent && there.contains(part.descriptor.digest()) {
-                    part.state = PartState::Present;
+/// What a catalog becomes where blobs are that it lacks.
+struct Completion<'a> {
+    there: HashSet<&'a Digest>,
+    /// What became of indexes and manifests, by where they are: thousands of images may share one.
+    indexes: HashMap<*const Node, Arc<[Node]>>,
+    manifests: HashMap<*const Manifest, Arc<Manifest>>,
+}
+
+impl Completion<'_> {
+    fn content(&mut self, content: &Content) -> Content {
+        match content {
+            Content::Index(children) => {
+                if let Some(completed) = self.indexes.get(&children.as_ptr()) {
+                    return Content::Index(Arc::clone(completed));
                 }
+                let contents: Vec<Content> = children
+                    .iter()
+                    .map(|child| self.content(&child.content))
+                    .collect();
+                let completed = with_contents(children, contents);
+                self.indexes.insert(children.as_ptr(), Arc::clone(&completed));
+                Content::Index(completed)
             }
+            Content::Manifest(manifest) => {
+                let there = &self.there;
+                let completed = self
+                    .manifests
+                    .entry(Arc::as_ptr(manifest))
+                    .or_insert_with(|| complete(manifest, there));
+                Content::Manifest(Arc::clone(completed))
+            }
+            Content::Other | Content::Absent | Content::Broken(_) => content.clone(),
         }
-        Content::Other | Content::Absent | Content::Broken(_) => {}
     }
+}
+
+/// An index with other contents, or the same one where they are no others.
+fn with_contents(children: &Arc<[Node]>, contents: Vec<Content>) -> Arc<[Node]> {
+    let is_same = |(child, content): (&Node, &Content)| match (&child.content, content) {
+        (Content::Index(old), Content::Index(new)) => Arc::ptr_eq(old, new),
+        (Content::Manifest(old), Content::Manifest(new)) => Arc::ptr_eq(old, new),
+        _ => true,
+    };
+    if children.iter().zip(&contents).all(is_same) {
+        return Arc::clone(children);
+    }
+    let nodes = children.iter().zip(contents).map(|(child, content)| Node {
+        content,
+        ..child.clone()
+    });
+    nodes.collect()
+}
+
+/// A manifest whose absent parts are present where they are among these, or the same one.
+fn complete(manifest: &Arc<Manifest>, there: &HashSet<&Digest>) -> Arc<Manifest> {
+    let lacks = |part: &Part| part.state == PartState::Absent && there.contains(part.descriptor.digest());
+    if !manifest.parts().any(lacks) {
+        return Arc::clone(manifest);
+    }
+    let mut completed = Manifest::clone(manifest);
+    for part in std::iter::once(&mut completed.config).chain(&mut completed.layers) {
+        if lacks(part) {
+            part.state = PartState::Present;
+        }
+    }
+    Arc::new(completed)
 }
 
 /// The layout of a bundle, recognised by content and never by name.

@@ -57,7 +57,10 @@ impl<'r, 'a> Docker<'r, 'a> {
         let given: DockerImage = match documents::parse(element.get().as_bytes()) {
             Ok(given) => given,
             Err(error) => {
-                let reason = format!("its element of manifest.json is not valid: {error}");
+                let reason =
+                    foreign::reason(format_args!("its element of manifest.json is not valid: {error}"));
+                self.reader.charge(1, 0)?;
+                self.reader.hold(reason.len() as u64)?;
                 return Ok(Image {
                     names: Vec::new(),
                     root: stand_in(bytes, None, reason),
@@ -65,7 +68,9 @@ impl<'r, 'a> Docker<'r, 'a> {
             }
         };
         let kept = given.repo_tags.iter().map(|tag| tag.len() as u64).sum();
-        self.reader.charge(2 + given.layers.len(), kept)?;
+        // Each name is what an entry of an OCI layout is.
+        self.reader
+            .charge(2 + given.layers.len() + given.repo_tags.len(), kept)?;
         self.reader.hold(given.repo_tags.len() as u64 * TEXT)?;
         let root = match self.root(&given, bytes) {
             Ok(root) => root,
@@ -88,7 +93,7 @@ impl<'r, 'a> Docker<'r, 'a> {
             )));
         }
         let bytes = self.reader.read(&config_place)?.map_err(Trouble::Image)?;
-        let (config, mut problems) = match documents::parse::<Config>(&bytes) {
+        let (config, mut problems) = match Config::read(&bytes) {
             Ok(config) => (config, Vec::new()),
             Err(error) => {
                 let name = foreign::text(&given.config);

@@ -9,7 +9,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use basics::digest;
+use basics::{digest, foreign};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -117,27 +117,41 @@ pub(crate) struct RawDescriptor {
 }
 
 impl RawDescriptor {
-    /// Checks what every use needs: a digest, a media type and a size.
-    pub(crate) fn to_descriptor(&self) -> Result<Descriptor, String> {
+    /// Checks what every use needs: a digest, a media type and a size. Takes its texts along: with a copy of them a
+    /// document would take twice as much.
+    pub(crate) fn take_descriptor(&mut self) -> Result<Descriptor, String> {
         let digest = digest::parse(&self.digest)?;
         if self.media_type.is_empty() {
             return Err(format!("the descriptor of {digest} has no media type"));
+        }
+        if self.media_type.len() > LONGEST_WORD {
+            return Err(format!(
+                "the media type of {digest} has {} bytes, more than {LONGEST_WORD}",
+                self.media_type.len()
+            ));
+        }
+        if let Some(platform) = &self.platform {
+            check_platform(platform).map_err(|problem| format!("the descriptor of {digest}: {problem}"))?;
         }
         let size = u64::try_from(self.size)
             .map_err(|_| format!("the descriptor of {digest} gives its size as {}", self.size))?;
         let mut descriptor = Descriptor::new(MediaType::from(self.media_type.as_str()), size, digest);
         if !self.annotations.is_empty() {
-            descriptor.set_annotations(Some(
-                self.annotations.clone().into_iter().collect::<HashMap<_, _>>(),
-            ));
+            let annotations = std::mem::take(&mut self.annotations);
+            descriptor.set_annotations(Some(annotations.into_iter().collect::<HashMap<_, _>>()));
         }
         if !self.urls.is_empty() {
-            descriptor.set_urls(Some(self.urls.clone()));
+            descriptor.set_urls(Some(std::mem::take(&mut self.urls)));
         }
         if !self.artifact_type.is_empty() {
             descriptor.set_artifact_type(Some(MediaType::from(self.artifact_type.as_str())));
         }
         Ok(descriptor)
+    }
+
+    /// Its platform, as far as it is one.
+    pub(crate) fn usable_platform(self) -> Option<Platform> {
+        self.platform.filter(|platform| check_platform(platform).is_ok())
     }
 
     /// How many bytes of memory it takes in the catalog beside those that are kept of the document.
@@ -189,6 +203,15 @@ struct RootFs {
 }
 
 impl Config {
+    /// Reads a config; the error says what is wrong with it.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Config, String> {
+        let config: Config = parse(bytes).map_err(foreign::reason)?;
+        if let Some(platform) = config.platform() {
+            check_platform(&platform)?;
+        }
+        Ok(config)
+    }
+
     /// The platform, if there is any talk of one.
     pub(crate) fn platform(&self) -> Option<Platform> {
         let known = !self.os.is_empty() || !self.architecture.is_empty();
@@ -278,6 +301,35 @@ fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<O
 /// A list of objects, or `null` for an empty one.
 fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<Vec<T>, D::Error> {
     Ok(list(source)?.into_iter().map(|Object(value)| value).collect())
+}
+
+/// The most bytes that a media type, or a word of a platform, may have. Media types have at most 255 (RFC 6838, section
+/// 4.2); the words of platforms are names of Go, versions and features.
+const LONGEST_WORD: usize = 255;
+
+/// Makes sure that a platform is one: images and layers are told of by their platform, and each image is held against the
+/// node's.
+fn check_platform(platform: &Platform) -> Result<(), String> {
+    let Platform {
+        os,
+        architecture,
+        variant,
+        os_version,
+        os_features,
+    } = platform;
+    let optional = [variant, os_version].into_iter().flatten();
+    let mut words = [os, architecture].into_iter().chain(optional).chain(os_features);
+    if let Some(word) = words.find(|word| word.len() > LONGEST_WORD) {
+        let bytes = word.len();
+        return Err(format!(
+            "a word of its platform has {bytes} bytes, more than {LONGEST_WORD}"
+        ));
+    }
+    if os_features.len() > platforms::MOST_FEATURES {
+        let (count, most) = (os_features.len(), platforms::MOST_FEATURES);
+        return Err(format!("its platform has {count} os.features, more than {most}"));
+    }
+    Ok(())
 }
 
 /// How many elements a list or a map may have. In memory an element takes up to a hundred times the bytes

@@ -4,7 +4,8 @@
 //! every other reader passes over. It is somebody else's claim, so it is held against the file: its sizes must add up, each frame
 //! must say itself that it has the size of its row, and whenever one is read it must end where its row ends, in both
 //! sizes. A table that fails this is not used, and the file is read from beginning to end like any other. The same goes
-//! for one whose frames are so large that going into them costs more than passes over the file.
+//! for one whose frames are so large that going into them costs more than passes over the file, or whose windows are so
+//! large that a few of them at a time take more memory than one pass.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -221,7 +222,26 @@ pub(crate) fn ballast(bytes: u32) -> Vec<u8> {
     frame
 }
 
-/// Whether a frame begins where its row says and gives the size that its row gives.
+/// The largest window of frames that are gone into, in bytes. Several blobs are read at a time, each with a window of its
+/// own. Our writer's frames are smaller than that.
+const LARGEST_WINDOW: u64 = 8 << 20;
+
+/// The window of a frame in bytes, by its header (RFC 8878, section 3.1.1.1); none where there is no header.
+fn window(header: &[u8], contained: u64) -> Option<u64> {
+    let [_, _, _, _, descriptor, window, ..] = header else {
+        return None;
+    };
+    let is_single_segment = descriptor & 0x20 != 0;
+    let (exponent, mantissa) = (u32::from(window >> 3), u64::from(window & 7));
+    let base = 1_u64 << (10 + exponent);
+    Some(match is_single_segment {
+        true => contained,
+        false => base + base / 8 * mantissa,
+    })
+}
+
+/// Whether a frame begins where its row says, gives the size that its row gives, and has a window that is no larger than
+/// it may be.
 fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
     let mut header = [0; FRAME_HEADER];
     let n = usize::try_from(row.packed)
@@ -234,7 +254,8 @@ fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
     }
     let is_frame = header.starts_with(&zstd::zstd_safe::MAGICNUMBER.to_le_bytes());
     let size = zstd::zstd_safe::get_frame_content_size(&header[..n]);
-    Ok(is_frame && matches!(size, Ok(Some(size)) if size == row.contained))
+    let is_small = window(&header[..n], row.contained).is_some_and(|window| window <= LARGEST_WINDOW);
+    Ok(is_frame && is_small && matches!(size, Ok(Some(size)) if size == row.contained))
 }
 
 /// How many bytes may still be decompressed, by all readers that share it.

@@ -79,10 +79,10 @@ impl<'r, B: Blobs> Layout<'r, B> {
     /// Makes a node of an entry, all but its content: it counts as absent until somebody has looked.
     fn outline(&mut self, entry: &RawValue) -> Result<Node, Fault> {
         let bytes = entry.get().as_bytes();
-        let given: RawDescriptor = match documents::parse(bytes) {
+        let mut given: RawDescriptor = match documents::parse(bytes) {
             Ok(given) => given,
             Err(error) => {
-                let reason = format!("its descriptor is not valid: {error}");
+                let reason = foreign::reason(format_args!("its descriptor is not valid: {error}"));
                 self.reader.charge(1, 0)?;
                 self.reader.hold(reason.len() as u64)?;
                 return Ok(stand_in(bytes, None, reason));
@@ -90,11 +90,11 @@ impl<'r, B: Blobs> Layout<'r, B> {
         };
         self.reader.charge(1, given.kept_bytes())?;
         self.reader.hold(given.held_bytes())?;
-        let descriptor = match given.to_descriptor() {
+        let descriptor = match given.take_descriptor() {
             Ok(descriptor) => descriptor,
             Err(reason) => {
                 self.reader.hold(reason.len() as u64)?;
-                return Ok(stand_in(bytes, given.platform, reason));
+                return Ok(stand_in(bytes, given.usable_platform(), reason));
             }
         };
         self.reader.take_embedded(&given, &descriptor);
@@ -172,7 +172,10 @@ impl<'r, B: Blobs> Layout<'r, B> {
     fn index(&mut self, digest: &Digest, bytes: Vec<u8>, depth: u32) -> Result<Content, Fault> {
         let index: Index<'_> = match documents::parse(&bytes) {
             Ok(index) => index,
-            Err(error) => return Ok(Content::Broken(format!("index {digest} is not valid: {error}"))),
+            Err(error) => {
+                let reason = format_args!("index {digest} is not valid: {error}");
+                return Ok(Content::Broken(foreign::reason(reason)));
+            }
         };
         if let Some(contradiction) = index.contradiction() {
             return Ok(Content::Broken(format!("{digest} {contradiction}")));
@@ -200,27 +203,26 @@ impl<'r, B: Blobs> Layout<'r, B> {
     }
 
     fn manifest(&mut self, digest: &Digest, bytes: &[u8]) -> Result<Content, Fault> {
-        let given: documents::Manifest = match documents::parse(bytes) {
+        let mut given: documents::Manifest = match documents::parse(bytes) {
             Ok(manifest) => manifest,
             Err(error) => {
-                return Ok(Content::Broken(format!(
-                    "manifest {digest} is not valid: {error}"
-                )));
+                let reason = format_args!("manifest {digest} is not valid: {error}");
+                return Ok(Content::Broken(foreign::reason(reason)));
             }
         };
         if let Some(contradiction) = given.contradiction() {
             return Ok(Content::Broken(format!("{digest} {contradiction}")));
         }
-        let Some(config) = &given.config else {
+        let Some(mut config) = given.config.take() else {
             return Ok(Content::Broken(format!("manifest {digest} names no config")));
         };
-        let parts = || given.layers.iter().chain([config]);
+        let parts = || given.layers.iter().chain([&config]);
         let kept = parts().map(RawDescriptor::kept_bytes).sum();
         let held: u64 = parts().map(RawDescriptor::held_bytes).sum();
         self.reader.charge(1 + given.layers.len(), kept)?;
         self.reader.hold(held + given.artifact_type.len() as u64 + TEXT)?;
-        let layers: Result<Vec<_>, _> = given.layers.iter().map(|layer| self.part(layer)).collect();
-        let (config, layers) = match (self.part(config), layers) {
+        let layers: Result<Vec<_>, _> = given.layers.iter_mut().map(|layer| self.part(layer)).collect();
+        let (config, layers) = match (self.part(&mut config), layers) {
             (Ok(config), Ok(layers)) => (config, layers),
             (Err(reason), _) | (_, Err(reason)) => {
                 return Ok(Content::Broken(format!("manifest {digest}: {reason}")));
@@ -235,7 +237,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
             diff_ids: Arc::from([]),
             subject: given
                 .subject
-                .and_then(|subject| Some(subject.to_descriptor().ok()?.digest().clone())),
+                .and_then(|mut subject| Some(subject.take_descriptor().ok()?.digest().clone())),
             problems: Vec::new(),
         };
         let manifest = match &manifest.kind {
@@ -246,8 +248,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(Content::Manifest(Arc::new(manifest)))
     }
 
-    fn part(&mut self, given: &RawDescriptor) -> Result<Part, String> {
-        let descriptor = given.to_descriptor()?;
+    fn part(&mut self, given: &mut RawDescriptor) -> Result<Part, String> {
+        let descriptor = given.take_descriptor()?;
         self.reader.take_embedded(given, &descriptor);
         let state = self.reader.state(&descriptor);
         Ok(Part { descriptor, state })
@@ -302,7 +304,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         }
         let read = match self.reader.contents(descriptor)? {
             Err(reason) => ReadConfig::Broken(reason),
-            Ok(bytes) => match documents::parse::<Config>(&bytes) {
+            Ok(bytes) => match Config::read(&bytes) {
                 Err(error) => ReadConfig::Invalid(format!("config {digest} is not valid: {error}")),
                 Ok(config) => {
                     // Once as texts and once as digests, which are a little larger.
@@ -350,7 +352,7 @@ fn kind(artifact_type: &str, config: &Part, layers: &[Part]) -> Kind {
     let artifact_type = match (artifact_type, first_layer) {
         ("", Some(layer)) if says_nothing => layer,
         ("", _) => config_type,
-        (artifact_type, _) => artifact_type.to_owned(),
+        (artifact_type, _) => foreign::reason(artifact_type),
     };
     Kind::Artifact { artifact_type }
 }

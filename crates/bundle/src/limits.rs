@@ -32,6 +32,19 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The limits for a bundle that is read beside another one: both together take little more than the other alone. No
+    /// limit on a single image is another one, so a bundle is either what it is within the whole limits, or refused with
+    /// [`Fault::Limit`](crate::Fault::Limit).
+    #[must_use]
+    pub fn beside_another(&self) -> Limits {
+        Limits {
+            descriptors: self.descriptors / SHARE_BESIDE,
+            entries: self.entries / SHARE_BESIDE as u64,
+            zstd_window_log: self.zstd_window_log.min(WINDOW_LOG_BESIDE),
+            ..self.clone()
+        }
+    }
+
     /// How many bytes a file of so many may become.
     pub(crate) fn expanded(&self, length: u64) -> u64 {
         length.saturating_mul(self.expansion).max(EXPANSION_ALLOWED)
@@ -53,6 +66,13 @@ impl Limits {
         }
     }
 }
+
+/// Which part of descriptors and entries a bundle may have that is read beside another one. With the default that is
+/// room for 600 images.
+const SHARE_BESIDE: usize = 8;
+
+/// The same for windows, as a binary logarithm: 32 MiB, as the bundles of k3s and RKE2 have it (`zstd --long=25`).
+const WINDOW_LOG_BESIDE: u32 = 25;
 
 /// What may come of any file, however small: a few empty layers pack better than any limit on the whole.
 const EXPANSION_ALLOWED: u64 = 64 << 20;

@@ -20,11 +20,8 @@ use crate::sparse::Expanded;
 use crate::tar::{Entry, EntryKind, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
 
-/// Room for documents that may be wanted. Real bundles have a few MiB of them.
-const ROOM: u64 = 32 << 20;
-
-/// Room for documents that are wanted.
-const ROOM_FOR_WANTED: u64 = 64 << 20;
+/// What an entry takes, here and in the table of names, in bytes.
+const ENTRY: u64 = 72;
 
 /// Pieces in which entries are read.
 const PIECE: usize = 64 << 10;
@@ -182,7 +179,7 @@ impl Kept {
             EntryKind::Sparse(map) => map.size,
             _ => entry.size,
         };
-        let fits = size <= limits.json_document && self.room_taken + size <= ROOM;
+        let fits = size <= limits.json_document && self.room_taken + size <= self.room(limits) / 2;
         let mut digested = Digested {
             hasher: Sha256::new(),
             compression: None,
@@ -207,7 +204,19 @@ impl Kept {
             compression: digested.compression.unwrap_or(Compression::None),
         };
         self.facts.push(PackedFacts::new(entry.offset, facts));
+        if self.room_taken > self.room(limits) {
+            // The entries that came since need it. What is wanted is fetched.
+            self.documents.clear();
+            self.room_taken = 0;
+        }
         Ok(present)
+    }
+
+    /// Room for documents that are wanted, in bytes: as much as a catalog may take, less what the entries take. Half of it
+    /// is for those that may be wanted; real bundles have a few MiB of them.
+    fn room(&self, limits: &Limits) -> u64 {
+        let entries = self.facts.len() as u64 * ENTRY;
+        limits.memory().saturating_sub(entries).max(limits.json_document)
     }
 
     fn insert(&mut self, offset: u64, document: Vec<u8>) {
@@ -242,6 +251,11 @@ impl Kept {
         self.wanted.borrow_mut().insert(offset, place);
     }
 
+    /// Whether anything is wanted that is not here.
+    pub(crate) fn wants(&self) -> bool {
+        !self.wanted.borrow().is_empty()
+    }
+
     /// Fetches what is wanted, in one pass; tells whether anything was. What nobody has asked for makes room.
     pub(crate) fn fetch(&mut self, packed: &Packed) -> Result<bool, Fault> {
         let wanted = self.wanted.take();
@@ -252,11 +266,10 @@ impl Kept {
         self.documents.retain(|offset, _| used.contains(offset));
         let used = self.documents.values().map(|document| document.len() as u64);
         let bytes: u64 = used.chain(wanted.values().map(Place::size)).sum();
-        if bytes > ROOM_FOR_WANTED {
-            return Err(Fault::Limit {
-                what: "bytes of documents in a compressed bundle; decompress it first".to_owned(),
-                limit: ROOM_FOR_WANTED,
-            });
+        let limit = self.room(&packed.limits);
+        if bytes > limit {
+            let what = "bytes of documents in a compressed bundle; decompress it first".to_owned();
+            return Err(Fault::Limit { what, limit });
         }
         self.room_taken = 0;
         let mut pass = Pass::new(packed).map_err(read_error)?;

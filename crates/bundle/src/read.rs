@@ -98,9 +98,12 @@ fn draw(
 ) -> Result<(Catalog, Places), Fault> {
     for _ in 0..limits.index_depth.saturating_add(MOST_PASSES) {
         let drawn = draw_once(archive, compression, limits);
-        if !archive.fetch()? {
+        if !archive.wants() {
             return drawn;
         }
+        // It is drawn up again: until then it takes no room beside the documents.
+        drop(drawn);
+        archive.fetch()?;
     }
     Err(Fault::Limit {
         what: "passes over a compressed bundle for its documents; decompress it first".to_owned(),
@@ -338,7 +341,7 @@ fn check_version(bytes: &[u8]) -> Result<bool, Fault> {
 fn invalid(entry: &'static str, error: &serde_json::Error) -> Fault {
     Fault::Document {
         entry,
-        reason: format!("not valid: {error}"),
+        reason: foreign::reason(format_args!("not valid: {error}")),
     }
 }
 
@@ -479,7 +482,13 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
         Found::Unusable(reason) => return Ok(Some(Err(format!("blob {digest} is {reason}")))),
     };
     let document = reader.document(&place, &digest)?;
-    Ok(Some(document.and_then(|bytes| reliance::parse(&bytes))))
+    let reliance = document.and_then(|bytes| reliance::parse(&bytes));
+    if let Ok(reliance) = &reliance {
+        // The catalog as it is where the base is stands beside this one, see `Catalog::completed_by`.
+        reader.hold_again()?;
+        reader.hold(reliance.held_bytes())?;
+    }
+    Ok(Some(reliance))
 }
 
 /// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not matter.

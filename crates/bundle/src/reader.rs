@@ -128,6 +128,11 @@ impl<'a> Reader<'a> {
         self.spent.hold(self.limits, bytes)
     }
 
+    /// Puts the memory that is on the account so far on it once more: there are two of what takes it.
+    pub(crate) fn hold_again(&mut self) -> Result<(), Fault> {
+        self.hold(self.spent.held)
+    }
+
     /// Finds the blob of a descriptor, and remembers it if its size is right.
     pub(crate) fn locate(&mut self, descriptor: &Descriptor) -> Located {
         let digest = descriptor.digest();

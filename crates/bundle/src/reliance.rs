@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use basics::digest;
+use basics::{digest, foreign};
 use oci_spec::image::{Descriptor, Digest};
 use serde::{Deserialize, Serialize};
+
+use crate::account::TEXT;
 
 /// Annotation of `index.json`: the digest of the blob that lists what the bundle relies on.
 const DOCUMENT: &str = "io.airgapd.delta.relies-on";
@@ -43,7 +45,15 @@ pub struct Reliance {
     pub blobs: Vec<BlobRef>,
 }
 
+/// What a blob that is relied on takes in memory, in bytes: in the list, and in the sets that are made of it.
+const RELIED_ON: u64 = 2 * (size_of::<BlobRef>() + size_of::<Digest>()) as u64 + 4 * TEXT;
+
 impl Reliance {
+    /// Bytes of memory that it takes.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.base.len() as u64 + self.blobs.len() as u64 * RELIED_ON
+    }
+
     /// Lists blobs that are relied on, each once.
     pub fn new(base: impl Into<String>, blobs: impl IntoIterator<Item = BlobRef>) -> Self {
         let mut blobs: Vec<BlobRef> = blobs.into_iter().collect();
@@ -89,7 +99,7 @@ pub(crate) fn pointer(annotations: &BTreeMap<String, String>) -> Option<Result<D
 
 /// Reads the document.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Reliance, String> {
-    let document: RelianceDocument = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let document: RelianceDocument = serde_json::from_slice(bytes).map_err(foreign::reason)?;
     if document.version != VERSION {
         return Err(format!(
             "version {} is not known, only {VERSION}",

@@ -353,6 +353,14 @@ impl Archive {
         Ok(Some(bytes))
     }
 
+    /// Whether anything was asked for that is not to be had.
+    pub(crate) fn wants(&self) -> bool {
+        match &self.store {
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => false,
+            Store::Packed { kept, .. } => kept.wants(),
+        }
+    }
+
     /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
     pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
         match &mut self.store {

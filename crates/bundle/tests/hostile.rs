@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use airgapd_bundle::fixtures::{Archive, Image, Layer, Layout, Manifest, digest_of};
-use airgapd_bundle::{Bundle, Content, Fault, Limits, Node, PartState};
+use airgapd_bundle::{Bundle, Content, Fault, Kind, Limits, Node, PartState};
 use common::*;
 use proptest::prelude::*;
 use serde_json::json;
@@ -259,16 +259,203 @@ fn a_config_that_many_manifests_share_is_there_once() {
     assert!(Arc::ptr_eq(&first.diff_ids, &last.diff_ids));
 }
 
-/// What each manifest keeps for itself costs as often as it is kept.
+/// Each image and each layer that it is about is told of by its platform.
 #[test]
-fn a_large_platform_that_many_manifests_share_is_refused() {
-    let version = json!("x".repeat(1 << 20));
-    good(&that_share_a_config(20, "os.version", &version));
-    let fault = refused(&that_share_a_config(100, "os.version", &version));
+fn a_platform_that_is_none_breaks_its_images_and_is_told_in_short() {
+    let rows = [
+        ("os.version", json!("x".repeat(1 << 20)), "1048576 bytes"),
+        ("variant", json!("x".repeat(256)), "256 bytes"),
+        ("os.features", json!(vec!["x"; 101]), "101 os.features"),
+    ];
+    for (member, value, reason) in rows {
+        let bundle = good(&that_share_a_config(100, member, &value));
+        for node in children(&only_image(&bundle).root) {
+            let problem = &manifest(node).problems[0];
+            assert!(problem.contains(reason) && problem.len() < 300, "{problem}");
+        }
+    }
+    good(&that_share_a_config(1, "os.features", &json!(vec!["x"; 100])));
+    // The descriptor's own, as many features as fit into a document.
+    let mut entry = index_entry(b"x");
+    entry["platform"] = json!({"os": "linux", "architecture": "amd64", "os.features": vec![""; 2_000_000]});
+    let bundle = good(&by_hand(json!({"manifests": [entry]}).to_string(), &[]));
+    let reason = broken(&only_image(&bundle).root);
+    assert!(reason.contains("more than 100 os.features"), "{reason}");
+}
+
+/// The errors of parsers quote what they found.
+#[test]
+fn whatever_is_said_of_an_image_is_short() {
+    let long = "x".repeat(1 << 20);
+    let mut of_long_type = index_entry(b"x");
+    of_long_type["mediaType"] = json!(&long);
+    let mut of_long_digest = index_entry(b"x");
+    of_long_digest["digest"] = json!(&long);
+    let mut of_text_for_size = index_entry(b"x");
+    of_text_for_size["size"] = json!(&long);
+    for entry in [of_long_type, of_long_digest, of_text_for_size] {
+        let bundle = good(&by_hand(json!({"manifests": [entry]}).to_string(), &[]));
+        let reason = broken(&only_image(&bundle).root);
+        assert!(reason.len() < 1_000, "{} bytes: {reason:.1000}", reason.len());
+    }
+    let artifact = Manifest::new("linux/amd64")
+        .member("artifactType", json!(&long))
+        .member(
+            "layers",
+            json!([{"mediaType": "text/plain", "digest": digest_of(b"x"), "size": 1}]),
+        );
+    let bundle = good(&Layout::new().image(Image::new("a").manifest(artifact)).build());
+    let Kind::Artifact { artifact_type } = &manifest(&only_image(&bundle).root).kind else {
+        panic!("an artifact")
+    };
+    assert!(artifact_type.len() < 1_000);
+    for document in [json!({"manifests": long}), json!(long)] {
+        let fault = refused(&by_hand(document.to_string(), &[])).to_string();
+        assert!(fault.len() < 1_000, "{} bytes", fault.len());
+    }
+}
+
+#[test]
+fn the_names_of_a_docker_archive_count_as_the_entries_of_a_layout_do() {
+    let tags = |count: usize| (0..count).map(|n| format!("r.test/a:{n}")).collect::<Vec<_>>();
+    let archive = |images: usize, names: usize| {
+        let mut archive = Layout::docker().build();
+        let element = json!({"Config": "config.json", "RepoTags": tags(names), "Layers": []});
+        archive.set("manifest.json", json!(vec![element; images]).to_string());
+        archive.add(
+            "config.json",
+            br#"{"os":"linux","architecture":"amd64"}"#.to_vec(),
+        );
+        archive
+    };
+    let limits = Limits {
+        descriptors: 1_000,
+        names: 100_000,
+        ..Limits::default()
+    };
+    open_within(&archive(9, 100).to_bytes(), &limits).unwrap();
+    let fault = open_within(&archive(10, 100).to_bytes(), &limits)
+        .unwrap_err()
+        .fault;
+    assert!(
+        matches!(&fault, Fault::Limit { what, .. } if what.contains("limits.descriptors")),
+        "{fault}"
+    );
+}
+
+/// A delta that relies on these blobs, whose images all have the same manifest.
+fn delta(relied_on: &[Vec<u8>], images: usize, layers: &[serde_json::Value]) -> Archive {
+    let blob = |bytes: &Vec<u8>| json!({"digest": digest_of(bytes), "size": bytes.len()});
+    let list: Vec<_> = relied_on.iter().map(blob).collect();
+    let list = json!({"version": 1, "base": "base.tar", "blobs": list})
+        .to_string()
+        .into_bytes();
+    let config = json!({"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": []}});
+    let config = config.to_string().into_bytes();
+    let manifest = json!({
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": digest_of(&config),
+            "size": config.len(),
+        },
+        "layers": layers,
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let entry = |n: usize| {
+        json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": digest_of(&manifest),
+            "size": manifest.len(),
+            "annotations": {"n": n.to_string()},
+        })
+    };
+    let index = json!({
+        "manifests": (0..images).map(entry).collect::<Vec<_>>(),
+        "annotations": {"io.airgapd.delta.relies-on": digest_of(&list), "io.airgapd.delta.base": "base.tar"},
+    });
+    by_hand(index.to_string(), &[list, config, manifest])
+}
+
+#[test]
+fn what_a_delta_relies_on_is_charged() {
+    let blobs = |count: usize| (0..count).map(|n| n.to_string().into_bytes()).collect::<Vec<_>>();
+    let layer = |n: usize| {
+        json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": digest_of(n.to_string().as_bytes()),
+            "size": n.to_string().len(),
+        })
+    };
+    let limits = |memory: usize| Limits {
+        descriptors: memory >> 10,
+        json_document: 8 << 20,
+        ..Limits::default()
+    };
+    let open = |count: usize, layers: usize, limits: &Limits| {
+        let layers: Vec<_> = (0..layers).map(layer).collect();
+        open_within(&delta(&blobs(count), 1, &layers).to_bytes(), limits)
+    };
+    let relies_on = |bundle: &Bundle| bundle.catalog().relies_on.as_ref().unwrap().blobs.len();
+    assert_eq!(relies_on(&open(20_000, 1, &limits(1 << 20)).unwrap()), 20_000);
+    // Two of the largest documents and a mebibyte are 17.
+    let fault = open(60_000, 1, &limits(1 << 20)).unwrap_err().fault;
     assert!(
         matches!(&fault, Fault::Limit { what, .. } if what.contains("memory")),
         "{fault}"
     );
+    assert_eq!(relies_on(&open(60_000, 1, &Limits::default()).unwrap()), 60_000);
+    // The catalog counts twice: as it is, and as it is where the base is.
+    let small = Limits {
+        json_document: 1 << 20,
+        descriptors: 3_000,
+        ..Limits::default()
+    };
+    open(1, 2_500, &small).unwrap();
+    let smaller = Limits {
+        json_document: 1 << 19,
+        ..small
+    };
+    let fault = open(1, 2_900, &smaller).unwrap_err().fault;
+    assert!(matches!(&fault, Fault::Limit { .. }), "{fault}");
+}
+
+/// Remade for each image, this manifest takes gibibytes.
+#[test]
+fn images_of_a_delta_share_what_they_shared_before() {
+    let layer = |bytes: &[u8], urls: usize| {
+        json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": digest_of(bytes),
+            "size": bytes.len(),
+            "urls": vec![""; urls],
+        })
+    };
+    let archive = delta(
+        &[b"there".to_vec()],
+        4_000,
+        &[layer(b"there", 9_999), layer(b"nowhere", 0)],
+    );
+    let bundle = good(&archive);
+    let catalog = bundle.catalog();
+    let completed = catalog.with_its_base();
+    let of = |image: &airgapd_bundle::Image| match &image.root.content {
+        Content::Manifest(manifest) => Arc::clone(manifest),
+        other => panic!("{other:?}"),
+    };
+    let [first, .., last] = completed.images.as_slice() else {
+        panic!("there are many")
+    };
+    assert!(Arc::ptr_eq(&of(first), &of(last)));
+    assert!(!Arc::ptr_eq(&of(first), &of(&catalog.images[0])));
+    let states = |manifest: &airgapd_bundle::Manifest| {
+        let layers = manifest.layers.iter();
+        layers.map(|layer| layer.state.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        states(&of(&catalog.images[0])),
+        [PartState::Absent, PartState::Absent]
+    );
+    assert_eq!(states(&of(first)), [PartState::Present, PartState::Absent]);
 }
 
 /// In a document it takes three bytes, in memory a text and its place in a list.

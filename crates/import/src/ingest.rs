@@ -403,11 +403,18 @@ impl<'a> Run<'a> {
         lease: &Lease,
         tasks: &mut JoinSet<Moved>,
     ) -> Result<(), Fault> {
+        // Where each blob is decompressed from the beginning, each takes a window of memory.
+        let is_sequential = self
+            .job
+            .bundle
+            .as_ref()
+            .is_some_and(|bundle| bundle.is_sequential());
+        let at_a_time = if is_sequential { 1 } else { PARALLEL_BLOBS };
         for step in image.blobs.iter().filter(|step| step.children.is_empty()) {
             if self.done.contains(&step.digest) {
                 continue;
             }
-            if tasks.len() >= PARALLEL_BLOBS {
+            if tasks.len() >= at_a_time {
                 self.joined(tasks.join_next().await)?;
             }
             tasks.spawn(BlobTask::new(self.job, lease, step, &self.turns).run());

@@ -30,6 +30,7 @@ use basics::chain;
 use bundle::{BlobRef, Bundle};
 use containerd::{Client, Recovery, Version, is_disk_failure};
 use oci_spec::image::Digest;
+use tokio::task::JoinError;
 
 pub use content::{CONTAINERD, ContentStore};
 use ingest::not_begun;
@@ -46,6 +47,7 @@ pub use plan::{
 pub use release::{Release, Released, release, release_plan};
 pub use report::{
     BlobCounts, BundleReport, Cause, ImageOutcome, ImageReport, Outcome, UnpackFailure, UnpackReport,
+    in_short,
 };
 pub use select::{
     Child, ChildKind, Choice, Closure, Judgement, Member, NamedTarget, Policy, Selection, Skip, Taken,
@@ -99,6 +101,17 @@ pub enum Error {
         /// How many there may be.
         most: usize,
     },
+    /// The bundle by itself asks for more records than the namespace may have. Nothing was written.
+    #[error(
+        "the bundle asks for {asked} image records, those of digests and aliases included: that is more than {most} \
+         (limits.records)"
+    )]
+    TooManyNames {
+        /// The records that it asks for.
+        asked: usize,
+        /// How many there may be.
+        most: usize,
+    },
     /// The bundle is a delta, and what it is a delta on is not here. Its images that need none of that are in place.
     #[error(
         "{} is a delta on {base}, which is not all here: import {base} first. {}", path.display(), missing_text(.missing)
@@ -143,6 +156,7 @@ impl Error {
             | Error::TooManyRecords { .. }
             | Error::BaseMissing { .. }
             | Error::Unpack(_) => true,
+            Error::TooManyNames { .. } => false,
             Error::Read { .. } | Error::Bundle(_) | Error::Task(_) => self.is_disk(),
         }
     }
@@ -216,7 +230,8 @@ pub fn takes_sha512(version: &Version) -> bool {
 ///
 /// `dry_run` stops before the first write. So does an import that would not fit on containerd's disk, where that can be
 /// known (see [`Space`]): it is [`Imported::stopped`] with [`Error::NoSpace`], and one that would make more records than
-/// [`Intent::most_records`] with [`Error::TooManyRecords`]. The survey is the only thing that can fail as a whole; what goes wrong
+/// [`Intent::most_records`] with [`Error::TooManyRecords`]. What is decided in between takes time in the number of images,
+/// names and blobs, and happens on a thread of its own. The survey is the only thing that can fail as a whole; what goes wrong
 /// afterwards is in the report. Safe to cancel at any time (see [`carry_out`]).
 ///
 /// # Errors
@@ -233,30 +248,45 @@ pub async fn import(
 ) -> Result<Imported, Error> {
     let started = Instant::now();
     let elsewhere = relied_on_and_there(client, bundle).await?;
-    let catalog = bundle.catalog().completed_by(&elsewhere);
-    let mut selection = select(&catalog, policy);
-    let missing = missing_base(bundle, &selection, &elsewhere);
+    let (mut selection, missing) = aside({
+        let (bundle, policy) = (Arc::clone(bundle), policy.clone());
+        move || {
+            let selection = select(&bundle.catalog().completed_by(&elsewhere), &policy);
+            let missing = missing_base(&bundle, &selection, &elsewhere);
+            (selection, missing)
+        }
+    })
+    .await?;
     if selection.needs_sha512() {
         let version = client.version().await?;
         if !takes_sha512(&version) {
             selection.refuse_sha512(&version.text);
         }
     }
-    let taken: Vec<&Taken> = selection.taken().collect();
     let store = intent.space.store.as_deref();
-    let survey = Survey::of(client, &digests_of(taken.iter().copied())).await?;
+    let survey = Survey::of(client, &digests_of(selection.taken())).await?;
     let mut survey = survey.checked(client, store).await?;
     if let Some((unpacker, _)) = &intent.unpack {
         survey = survey.with_snapshots(client, unpacker.snapshotter()).await?;
     }
-    let plan = plan(&taken, &survey, intent);
+    let (selection, survey, plan) = aside({
+        let intent = intent.clone();
+        move || {
+            let taken: Vec<&Taken> = selection.taken().collect();
+            let plan = plan(&taken, &survey, &intent);
+            (selection, survey, plan)
+        }
+    })
+    .await?;
     let forecast = match plan.is_done() {
         true => None,
         false => intent.space.forecast(client, &plan.blobs_to_send()).await?,
     };
     let shortage = forecast.as_ref().and_then(Forecast::shortage);
     let obstacle = shortage.map(|shortage| Error::NoSpace(Box::new(shortage)));
-    let obstacle = too_many(&plan, &survey, intent).or(obstacle);
+    let obstacle = too_many_names(&selection, policy)
+        .or_else(|| too_many(&plan, &survey, intent))
+        .or(obstacle);
     if dry_run && obstacle.is_none() {
         let mut report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());
         report.error = missing.as_ref().map(|error| chain(error)).or(report.error);
@@ -287,13 +317,37 @@ pub async fn import(
         }
     };
     ingested.stopped = ingested.stopped.or(missing);
-    let report = BundleReport::of(bundle, &selection, &ingested, started.elapsed());
+    let (report, selection, stopped) = aside({
+        let bundle = Arc::clone(bundle);
+        move || {
+            let report = BundleReport::of(&bundle, &selection, &ingested, started.elapsed());
+            (report, selection, ingested.stopped)
+        }
+    })
+    .await?;
     Ok(Imported {
         report: report.with_forecast(forecast),
         selection,
         plan,
-        stopped: ingested.stopped,
+        stopped,
     })
+}
+
+/// Decides something on a thread where it may take its time.
+async fn aside<T: Send + 'static>(decide: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(decide)
+        .await
+        .map_err(JoinError::try_into_panic)
+    {
+        Ok(decided) => Ok(decided),
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(error)) => Err(Error::Task(error)),
+    }
+}
+
+fn too_many_names(selection: &Selection, policy: &Policy) -> Option<Error> {
+    let (asked, most) = (selection.asked_records, policy.most_records);
+    (asked > most).then_some(Error::TooManyNames { asked, most })
 }
 
 /// Whether there would be more records in the namespace than there may be. A bundle that adds none is not kept from
@@ -320,12 +374,12 @@ fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Dige
         Verdict::Broken(problems) => problems.as_slice(),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => &[],
     });
-    let problems: Vec<&String> = problems.collect();
-    // Each problem names its blob. What other platforms would need is nobody's problem here.
-    let is_missed = |blob: &&BlobRef| {
-        let digest = blob.digest.as_ref();
-        !elsewhere.contains(&blob.digest) && problems.iter().any(|problem| problem.contains(digest))
-    };
+    // Each problem names its blob, as a word. What other platforms would need is nobody's problem here.
+    let is_digest = |word: &&str| word.contains(':') && word.parse::<Digest>().is_ok();
+    let words = problems.flat_map(|problem| problem.split(' '));
+    let named: HashSet<&str> = words.filter(is_digest).collect();
+    let is_missed =
+        |blob: &&BlobRef| !elsewhere.contains(&blob.digest) && named.contains(blob.digest.as_ref());
     let missing: Vec<BlobRef> = reliance.blobs.iter().filter(is_missed).cloned().collect();
     (!missing.is_empty()).then(|| Error::BaseMissing {
         path: bundle.path().to_owned(),

@@ -5,7 +5,7 @@
 //! an OCI layout down as they are; this module normalises them, and never invents a repository: a plain tag needs a
 //! base name, an image without a name needs one from the operator, and both are reported otherwise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
@@ -330,6 +330,15 @@ impl Naming {
         references
     }
 
+    /// How many `name@digest` references each manifest below an index gets from these names.
+    pub(crate) fn repositories(&self, names: &[Reference]) -> usize {
+        if self.digest_references != DigestReferences::All {
+            return 0;
+        }
+        let repositories = names.iter().map(Reference::repository);
+        repositories.collect::<HashSet<_>>().len()
+    }
+
     fn reference_of(&self, name: &RawName, target: &Digest) -> Result<Vec<Reference>, String> {
         let text = match name {
             RawName::RefName(tag) if is_plain_tag(tag) => self.with_base_name(tag)?,
@@ -404,7 +413,7 @@ fn is_plain_tag(text: &str) -> bool {
 }
 
 fn keep_first_of_each(references: &mut Vec<Reference>) {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     references.retain(|reference| seen.insert(reference.clone()));
 }
 

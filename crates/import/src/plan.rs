@@ -116,10 +116,11 @@ pub struct BlobStep {
     pub size: u64,
     /// Whether it is sent.
     pub action: BlobAction,
-    /// The labels it lacks, for the gc and for `sources`; given with the commit when it is sent.
-    pub labels: Labels,
-    /// The labels that say where it is from, by the names of all images that have it.
-    pub sources: Labels,
+    /// How many labels it lacks, for the gc and for `sources`; given with the commit when it is sent. Which they are is
+    /// asked when they are written: names and layers of an image are a product that nothing bounds.
+    pub lacking: usize,
+    /// The labels that say where it is from, by the names of all images that have it; shared by blobs that have the same.
+    pub sources: Arc<Labels>,
     /// What it refers to.
     pub children: Vec<Child>,
 }
@@ -141,7 +142,7 @@ pub struct RecordStep {
     /// Its name.
     pub name: String,
     /// What it points at afterwards.
-    pub target: Descriptor,
+    pub target: Arc<Descriptor>,
     /// What is done.
     pub action: RecordAction,
 }
@@ -250,7 +251,7 @@ impl ImagePlan {
 
 impl BlobStep {
     fn is_done(&self) -> bool {
-        self.action != BlobAction::Send && self.labels.is_empty()
+        self.action != BlobAction::Send && self.lacking == 0
     }
 }
 
@@ -267,40 +268,58 @@ pub fn plan(images: &[&Taken], survey: &Survey, intent: &Intent) -> Plan {
     Plan { images }
 }
 
-/// Where blobs are from, as labels. Made once for each blob: a layer may be in a thousand images.
-struct Sources<'a>(HashMap<&'a Digest, Labels>);
+/// Where blobs are from, as labels. Made once for all blobs that are in the same images: an image may have thousands of
+/// layers and hundreds of names, and a layer may be in thousands of images.
+struct Sources<'a>(HashMap<&'a Digest, Arc<Labels>>);
+
+/// Repositories that a blob's labels name at most. containerd writes each label of each blob to its disk.
+const MOST_SOURCES: usize = 16;
 
 impl<'a> Sources<'a> {
     fn of(images: &[&'a Taken]) -> Self {
-        let mut sources: HashMap<&Digest, BTreeSet<String>> = HashMap::new();
-        for image in images {
-            let references = image
-                .records
-                .iter()
-                .map(|record| record.name.parse::<Reference>());
-            let repositories: BTreeSet<String> = references
-                .flatten()
-                .map(|reference| reference.repository().to_owned())
-                .collect();
+        let mut holders: HashMap<&Digest, Vec<usize>> = HashMap::new();
+        for (at, image) in images.iter().enumerate() {
             for blob in &image.closure.blobs {
-                let of_blob = sources.entry(&blob.digest).or_default();
-                of_blob.extend(repositories.iter().cloned());
+                let holders = holders.entry(&blob.digest).or_default();
+                if holders.len() < MOST_SOURCES {
+                    holders.push(at);
+                }
             }
         }
-        let labels = |repositories: BTreeSet<String>| {
-            labels::distribution_sources(repositories.iter().map(String::as_str))
+        let repositories: Vec<Vec<String>> = images.iter().map(|image| repositories(image)).collect();
+        let mut made: HashMap<Vec<usize>, Arc<Labels>> = HashMap::new();
+        let labels = |holders: &Vec<usize>| {
+            let names = holders.iter().flat_map(|at| &repositories[*at]);
+            let names: BTreeSet<&str> = names.map(String::as_str).collect();
+            Arc::new(labels::distribution_sources(names.into_iter().take(MOST_SOURCES)))
         };
-        Sources(
-            sources
-                .into_iter()
-                .map(|(digest, repositories)| (digest, labels(repositories)))
-                .collect(),
-        )
+        let of_blob = |(digest, holders): (&'a Digest, Vec<usize>)| {
+            if let Some(labels) = made.get(&holders) {
+                return (digest, Arc::clone(labels));
+            }
+            let labels = labels(&holders);
+            made.insert(holders, Arc::clone(&labels));
+            (digest, labels)
+        };
+        Sources(holders.into_iter().map(of_blob).collect())
     }
 
-    fn labels(&self, digest: &Digest) -> Labels {
+    fn labels(&self, digest: &Digest) -> Arc<Labels> {
         self.0.get(digest).cloned().unwrap_or_default()
     }
+}
+
+/// The first few repositories that an image is named by, in order.
+fn repositories(image: &Taken) -> Vec<String> {
+    let references = image
+        .records
+        .iter()
+        .map(|record| record.name.parse::<Reference>());
+    let repositories = references
+        .flatten()
+        .map(|reference| reference.repository().to_owned());
+    let repositories: BTreeSet<String> = repositories.collect();
+    repositories.into_iter().take(MOST_SOURCES).collect()
 }
 
 fn plan_image(
@@ -352,7 +371,7 @@ fn plan_blobs(image: &Taken, sources: &Sources<'_>, survey: &Survey) -> Vec<Blob
     image.closure.blobs.iter().map(plan).collect()
 }
 
-fn plan_blob(member: &Member, sources: Labels, there: Option<&BlobInfo>) -> BlobStep {
+fn plan_blob(member: &Member, sources: Arc<Labels>, there: Option<&BlobInfo>) -> BlobStep {
     let none = Labels::new();
     let there_labels = there.map_or(&none, |blob| &blob.labels);
     // A blob of another size under this digest is not the blob: sending it makes containerd say so.
@@ -365,7 +384,7 @@ fn plan_blob(member: &Member, sources: Labels, there: Option<&BlobInfo>) -> Blob
         digest: member.digest.clone(),
         size: member.size,
         action,
-        labels: missing_labels(&member.children, &sources, there_labels),
+        lacking: missing_labels(&member.children, &sources, there_labels).len(),
         sources,
         children: member.children.clone(),
     }
@@ -388,10 +407,10 @@ const GC_REF: &str = "containerd.io/gc.ref.content";
 pub fn missing_gc_labels(children: &[Child], there: &Labels) -> Labels {
     let mut missing = Labels::new();
     let mut next: HashMap<ChildKind, usize> = HashMap::new();
+    let mut referred_to: HashSet<&str> = referred_to(there).collect();
     for child in children {
         let number = next.entry(child.kind).or_default();
-        let digest = child.digest.to_string();
-        if refers_to(there, &digest) || refers_to(&missing, &digest) {
+        if !referred_to.insert(child.digest.as_ref()) {
             *number += 1;
             continue;
         }
@@ -402,15 +421,15 @@ pub fn missing_gc_labels(children: &[Child], there: &Labels) -> Labels {
                 break key;
             }
         };
-        missing.insert(key, digest);
+        missing.insert(key, child.digest.to_string());
     }
     missing
 }
 
-fn refers_to(labels: &Labels, digest: &str) -> bool {
-    labels
-        .iter()
-        .any(|(key, value)| value == digest && key.strip_prefix(GC_REF).is_some_and(is_gc_suffix))
+/// What labels keep alive.
+fn referred_to(labels: &Labels) -> impl Iterator<Item = &str> {
+    let keeps = |(key, _): &(&String, &String)| key.strip_prefix(GC_REF).is_some_and(is_gc_suffix);
+    labels.iter().filter(keeps).map(|(_, value)| value.as_str())
 }
 
 fn is_gc_suffix(suffix: &str) -> bool {
@@ -441,7 +460,7 @@ pub fn plan_record(wanted: &NamedTarget, there: Option<&ImageRecord>, intent: &I
     };
     RecordStep {
         name: wanted.name.clone(),
-        target: wanted.target.clone(),
+        target: Arc::clone(&wanted.target),
         action,
     }
 }
@@ -530,7 +549,7 @@ impl fmt::Display for BlobLine<'_> {
             BlobAction::Hold | BlobAction::Leave => "present",
         };
         write!(f, "{verb} {} {} bytes", self.step.digest, self.step.size)?;
-        match self.step.labels.len() {
+        match self.step.lacking {
             0 => Ok(()),
             labels => write!(f, ", {labels} labels"),
         }
@@ -605,7 +624,7 @@ mod tests {
         Taken {
             records: vec![NamedTarget {
                 name: name.into(),
-                target: descriptor('a'),
+                target: descriptor('a').into(),
             }],
             closure,
         }
@@ -661,6 +680,13 @@ mod tests {
     const L0: &str = "containerd.io/gc.ref.content.l.0";
     const CONFIG: &str = "containerd.io/gc.ref.content.config";
 
+    /// The keys of the labels that a blob lacks.
+    fn lacking(step: &BlobStep, there: Option<&BlobInfo>) -> Vec<String> {
+        let there = there.map(|blob| blob.labels.clone()).unwrap_or_default();
+        let missing = missing_labels(&step.children, &step.sources, &there);
+        missing.into_keys().collect()
+    }
+
     fn whole() -> Vec<BlobInfo> {
         vec![
             blob('1', &[]),
@@ -675,10 +701,8 @@ mod tests {
         let plan = plan(&[&image], &Survey::default(), &intent());
         let steps = &plan.images[0];
         assert!(steps.blobs.iter().all(|step| step.action == BlobAction::Send));
-        assert_eq!(
-            steps.blobs[2].labels.keys().collect::<Vec<_>>(),
-            [SOURCE, CONFIG, L0]
-        );
+        assert_eq!(lacking(&steps.blobs[2], None), [SOURCE, CONFIG, L0]);
+        assert_eq!(steps.blobs[2].lacking, 3);
         assert!(matches!(&steps.records[0].action, RecordAction::Create(labels) if *labels == ours()));
         assert_eq!(plan.bytes_to_send(), 117);
         assert!(!plan.is_done());
@@ -715,15 +739,11 @@ mod tests {
     fn a_parent_that_is_there_without_labels_gets_them() {
         let image = image("r.test/a:1");
         let bare = vec![blob('1', &[]), blob('c', &[]), blob('a', &[(L0, '1')])];
-        let plan = plan(
-            &[&image],
-            &survey(vec![record("r.test/a:1", 'a', ours())], bare),
-            &intent(),
-        );
-        assert_eq!(
-            plan.images[0].blobs[2].labels.keys().collect::<Vec<_>>(),
-            [CONFIG]
-        );
+        let there = survey(vec![record("r.test/a:1", 'a', ours())], bare);
+        let plan = plan(&[&image], &there, &intent());
+        let step = &plan.images[0].blobs[2];
+        assert_eq!(lacking(step, there.blobs.get(&step.digest)), [CONFIG]);
+        assert_eq!(step.lacking, 1);
         assert_eq!(plan.images[0].records[0].action, RecordAction::Unchanged);
         assert!(!plan.is_done());
     }
@@ -735,12 +755,10 @@ mod tests {
         blobs[0].labels.clear();
         let there = survey(vec![record("r.test/a:1", 'a', ours())], blobs);
         let plan = plan(&[&image], &there, &intent());
-        let lacking: Vec<_> = plan.images[0]
-            .blobs
-            .iter()
-            .map(|step| step.labels.keys().collect::<Vec<_>>())
-            .collect();
-        assert_eq!(lacking, [vec![SOURCE], vec![], vec![]]);
+        let steps = &plan.images[0].blobs;
+        let lacks: Vec<_> = steps.iter().map(|step| step.lacking).collect();
+        assert_eq!(lacks, [1, 0, 0]);
+        assert_eq!(lacking(&steps[0], there.blobs.get(&steps[0].digest)), [SOURCE]);
         assert!(!plan.is_done());
     }
 
@@ -778,6 +796,38 @@ mod tests {
             let missing = missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &other);
             assert_eq!(missing.len(), 1, "{key}");
         }
+    }
+
+    #[test]
+    fn blobs_of_an_image_share_the_labels_that_say_where_they_are_from() {
+        let mut image = image("r.test/a:1");
+        let record = image.records[0].clone();
+        let named = |n: usize| NamedTarget {
+            name: format!("host{n:03}.test/a:1"),
+            target: Arc::clone(&record.target),
+        };
+        image.records = (0..256).map(named).collect();
+        let plan = plan(&[&image], &Survey::default(), &intent());
+        let steps = &plan.images[0].blobs;
+        assert_eq!(steps[0].sources.len(), MOST_SOURCES);
+        let is_shared = |step: &BlobStep| Arc::ptr_eq(&step.sources, &steps[0].sources);
+        assert!(steps.iter().all(is_shared));
+    }
+
+    /// Held against each other one by one, they take a minute.
+    #[test]
+    fn the_labels_of_many_children_are_found_in_time_that_grows_with_their_number_only() {
+        let children: Vec<Child> = (0..50_000)
+            .map(|n| Child {
+                kind: ChildKind::Layer,
+                digest: format!("sha256:{n:064x}").parse().unwrap(),
+            })
+            .collect();
+        let started = std::time::Instant::now();
+        let missing = missing_gc_labels(&children, &Labels::new());
+        assert_eq!(missing.len(), 50_000);
+        assert!(missing_gc_labels(&children, &missing).is_empty());
+        assert!(started.elapsed() < std::time::Duration::from_secs(10));
     }
 
     #[test]
@@ -900,7 +950,7 @@ mod tests {
         let mut aliased = image("r.test/dns:1");
         aliased.records.push(NamedTarget {
             name: "mirror.test/coredns:1".into(),
-            target: descriptor('a'),
+            target: descriptor('a').into(),
         });
         let other = image("r.test/app:1");
         let intent = Intent {

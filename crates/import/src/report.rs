@@ -377,6 +377,7 @@ fn cause_of(error: &Error) -> Cause {
         Error::Containerd(_)
         | Error::NoSpace(_)
         | Error::TooManyRecords { .. }
+        | Error::TooManyNames { .. }
         | Error::Task(_)
         | Error::Unpack(_)
         | Error::LeaseKeepsVanishing
@@ -415,7 +416,7 @@ fn image_reports(selection: &Selection, ingested: &Ingested) -> Vec<ImageReport>
                 reports.push(without_record(choice, ImageOutcome::Failed, reason));
             }
             Verdict::Broken(problems) => {
-                reports.push(without_record(choice, ImageOutcome::Failed, &problems.join("; ")));
+                reports.push(without_record(choice, ImageOutcome::Failed, &in_short(problems)));
             }
             Verdict::Take(taken) => {
                 let index = taken_index.next().expect("there are fewer images than numbers");
@@ -426,12 +427,22 @@ fn image_reports(selection: &Selection, ingested: &Ingested) -> Vec<ImageReport>
     reports
 }
 
+/// Names the first few of many problems, and counts the others: an image may have one for each of thousands of layers.
+#[must_use]
+pub fn in_short(problems: &[String]) -> String {
+    const NAMED: usize = 20;
+    let named = problems[..problems.len().min(NAMED)].join("; ");
+    match problems.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named}; and {more} more"),
+    }
+}
+
 fn without_record(choice: &Choice, outcome: ImageOutcome, reason: &str) -> ImageReport {
-    let notes = choice
-        .notes
-        .iter()
-        .map(|note| format!("; {note}"))
-        .collect::<String>();
+    let notes = match choice.notes.as_slice() {
+        [] => String::new(),
+        notes => format!("; {}", in_short(notes)),
+    };
     entry(
         &choice.label,
         &choice.target,

@@ -4,7 +4,9 @@
 //! (one manifest is chosen, best match first, and there is no second try), so that whatever is selected can run.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use basics::foreign;
 use bundle::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState};
 use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
 use platforms::{Chosen, Matcher, Platform, Rules};
@@ -68,6 +70,9 @@ pub struct Policy {
     pub wanted: Wanted,
     /// How images are named.
     pub naming: Naming,
+    /// How many records one bundle may ask for, with those of digests and aliases. Default of the configuration:
+    /// [`MOST_RECORDS`](crate::MOST_RECORDS).
+    pub most_records: usize,
 }
 
 /// What becomes of every image of a bundle, in the order of the bundle.
@@ -75,6 +80,9 @@ pub struct Policy {
 pub struct Selection {
     /// One entry for each image; entries of the bundle with the same target are one image.
     pub choices: Vec<Choice>,
+    /// How many records the images ask for: names, their digests and aliases. Of those beyond [`Policy::most_records`]
+    /// none is in `choices`, and their images are broken.
+    pub asked_records: usize,
 }
 
 impl Selection {
@@ -136,7 +144,7 @@ pub enum Verdict {
 }
 
 /// An image that is imported.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Its records.
     pub records: Vec<NamedTarget>,
@@ -145,12 +153,13 @@ pub struct Taken {
 }
 
 /// A name, and what an image record of that name points at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedTarget {
     /// The normalised reference.
     pub name: String,
-    /// The index or manifest, with the annotations of the bundle's entry.
-    pub target: Descriptor,
+    /// The index or manifest, with the annotations of the bundle's entry as far as they are [few](recorded). All names
+    /// of an image share it.
+    pub target: Arc<Descriptor>,
 }
 
 /// Why a sound image gets no record.
@@ -252,13 +261,15 @@ pub enum ChildKind {
 #[must_use]
 pub fn select(catalog: &Catalog, policy: &Policy) -> Selection {
     let groups = group_by_target(&catalog.images);
+    let mut asked_records = 0;
     let mut choices: Vec<_> = groups
         .iter()
-        .map(|group| choose(group, catalog.format, policy))
+        .map(|group| choose(group, catalog.format, policy, &mut asked_records))
         .collect();
     settle_names(&mut choices);
     Selection {
         choices: choices.into_iter().map(|(choice, _)| choice).collect(),
+        asked_records,
     }
 }
 
@@ -309,7 +320,8 @@ fn group_by_target(images: &[Image]) -> Vec<Vec<&Image>> {
 /// How well an image suits the node: its place in the list of acceptable platforms, `MAX` where it is not known.
 type Rank = usize;
 
-fn choose(group: &[&Image], format: Format, policy: &Policy) -> (Choice, Rank) {
+/// What is decided about an image. The records that it asks for are added to `asked`.
+fn choose(group: &[&Image], format: Format, policy: &Policy, asked: &mut usize) -> (Choice, Rank) {
     let root = &group[0].root;
     let mut notes = Vec::new();
     let walk = Walk {
@@ -320,7 +332,7 @@ fn choose(group: &[&Image], format: Format, policy: &Policy) -> (Choice, Rank) {
     let (verdict, rank) = match walk.root(root, &mut notes) {
         Ok((closure, rank)) => {
             notes.extend(layers_for_plugins(root, &closure));
-            (named(group, closure, policy, &mut notes), rank)
+            (named(group, closure, policy, &mut notes, asked), rank)
         }
         Err(Unfit::Foreign(offered)) => (Verdict::Skip(Skip::Foreign { offered }), Rank::MAX),
         Err(Unfit::Artifact(kind)) => (Verdict::Skip(Skip::Artifact(kind)), Rank::MAX),
@@ -341,11 +353,18 @@ fn label(group: &[&Image]) -> String {
     let name = group.iter().flat_map(|image| &image.names).next();
     name.map_or_else(
         || group[0].root.descriptor.digest().to_string(),
-        |name| basics::foreign::shown(name.as_str()),
+        |name| foreign::shown(name.as_str()),
     )
 }
 
-fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<String>) -> Verdict {
+fn named(
+    group: &[&Image],
+    closure: Closure,
+    policy: &Policy,
+    notes: &mut Vec<String>,
+    asked: &mut usize,
+) -> Verdict {
+    let target = Arc::new(recorded(&group[0].root.descriptor));
     let mut records: Vec<NamedTarget> = Vec::new();
     let mut all: Vec<Reference> = Vec::new();
     let mut seen: HashSet<Reference> = HashSet::new();
@@ -360,7 +379,7 @@ fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<St
             if seen.insert(reference.clone()) {
                 records.push(NamedTarget {
                     name: reference.to_string(),
-                    target: image.root.descriptor.clone(),
+                    target: Arc::clone(&target),
                 });
                 all.push(reference);
             }
@@ -373,31 +392,66 @@ fn named(group: &[&Image], closure: Closure, policy: &Policy, notes: &mut Vec<St
             Verdict::Skip(Skip::Unnamed)
         };
     }
-    records.extend(manifest_records(&group[0].root, &closure, &all, &policy.naming));
+    let manifests = taken_manifests(&group[0].root, &closure);
+    let of_manifests = policy.naming.repositories(&all) * manifests.len();
+    *asked += records.len() + of_manifests;
+    if *asked > policy.most_records {
+        let (names, manifests, most) = (records.len(), manifests.len(), policy.most_records);
+        return Verdict::Broken(vec![format!(
+            "its {names} names and the digests of its {manifests} manifests, with those of the images before it, are {asked} \
+             image records: more than {most} (limits.records)"
+        )]);
+    }
+    records.extend(manifest_records(&manifests, &all, &policy.naming));
     Verdict::Take(Taken { records, closure })
 }
 
-/// The `name@digest` records of the manifests below an index, where the naming rules ask for them.
-fn manifest_records(
-    root: &Node,
-    closure: &Closure,
-    names: &[Reference],
-    naming: &Naming,
-) -> Vec<NamedTarget> {
+/// Bytes of annotations that a record keeps, each with [`ANNOTATION`] on top. containerd answers each list of records
+/// with all of theirs, in one message of at most 16 MiB.
+const MOST_ANNOTATIONS: usize = 1 << 10;
+
+/// What an annotation takes beside its text, in bytes.
+const ANNOTATION: usize = 64;
+
+/// A descriptor as records have it: with its annotations where they are few, and without `urls`, which nothing asks a
+/// record for.
+fn recorded(descriptor: &Descriptor) -> Descriptor {
+    let mut recorded = descriptor.clone();
+    recorded.set_urls(None);
+    let annotations = descriptor.annotations().iter().flatten();
+    let bytes: usize = annotations
+        .map(|(key, value)| key.len() + value.len() + ANNOTATION)
+        .sum();
+    if bytes > MOST_ANNOTATIONS {
+        recorded.set_annotations(None);
+    }
+    recorded
+}
+
+/// The images below an index that are taken, each once.
+fn taken_manifests<'n>(root: &'n Node, closure: &Closure) -> Vec<&'n Node> {
     let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
+    let mut seen = HashSet::new();
+    let mut manifests = manifests_below(root);
+    manifests.retain(|node| {
+        let digest = node.descriptor.digest();
+        taken.contains(digest) && seen.insert(digest)
+    });
+    manifests
+}
+
+/// The `name@digest` records of the manifests below an index, where the naming rules ask for them.
+fn manifest_records(manifests: &[&Node], names: &[Reference], naming: &Naming) -> Vec<NamedTarget> {
     let mut records = Vec::new();
-    for node in manifests_below(root)
-        .into_iter()
-        .filter(|node| taken.contains(node.descriptor.digest()))
-    {
-        for reference in naming.manifest_references(names, node.descriptor.digest()) {
-            let mut target = node.descriptor.clone();
-            target.set_annotations(None);
-            records.push(NamedTarget {
-                name: reference.to_string(),
-                target,
-            });
-        }
+    for node in manifests {
+        let mut target = recorded(&node.descriptor);
+        target.set_annotations(None);
+        let target = Arc::new(target);
+        let references = naming.manifest_references(names, node.descriptor.digest());
+        records.extend(references.into_iter().map(|reference| NamedTarget {
+            name: reference.to_string(),
+            target: Arc::clone(&target),
+        }));
     }
     records
 }
@@ -556,7 +610,7 @@ impl Walk<'_> {
             },
             Wanted::Platforms(matchers) => Answers::of(root, matchers, self.place, notes),
         };
-        let mut problems = answers.problems;
+        let mut problems = answers.problems.list;
         problems.extend(
             answers
                 .best
@@ -715,7 +769,22 @@ fn meant<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
 #[derive(Default)]
 struct Answers<'n> {
     best: Vec<&'n Node>,
-    problems: Vec<String>,
+    problems: Problems,
+}
+
+/// What keeps an image from running: each problem once, in the order in which it was found.
+#[derive(Default)]
+struct Problems {
+    list: Vec<String>,
+    seen: HashSet<String>,
+}
+
+impl Problems {
+    fn add(&mut self, problem: String) {
+        if self.seen.insert(problem.clone()) {
+            self.list.push(problem);
+        }
+    }
 }
 
 impl<'n> Answers<'n> {
@@ -740,10 +809,7 @@ impl<'n> Answers<'n> {
         for (matcher, answer) in given {
             let by_whom = if differ { by_whom(matcher) } else { String::new() };
             for problem in answer.problems(place) {
-                let problem = format!("{by_whom}{problem}");
-                if !self.problems.contains(&problem) {
-                    self.problems.push(problem);
-                }
+                self.problems.add(format!("{by_whom}{problem}"));
             }
             match answer {
                 Answer::Image(node) => {
@@ -756,7 +822,7 @@ impl<'n> Answers<'n> {
                 Answer::Nothing if differ => {
                     let platform = asked_text(matcher);
                     self.problems
-                        .push(format!("{by_whom}there is nothing for {platform} in it"));
+                        .add(format!("{by_whom}there is nothing for {platform} in it"));
                 }
                 Answer::Nothing => {}
             }
@@ -797,11 +863,12 @@ fn by_whom(matcher: &Matcher) -> String {
     versions.map_or_else(String::new, |versions| format!("on containerd {versions} "))
 }
 
-/// No image is for so many platforms. A hostile index may list thousands, and each costs a look at all its entries.
+/// No image is for so many platforms. A hostile index may list thousands: each costs a look at all its entries, and
+/// each record's report names them.
 const MOST_PLATFORMS: usize = 100;
 
 /// Where everything is taken: images that containerd would not get at on a node of their own platform.
-fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Vec<String> {
+fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Problems {
     let images = leaves(children)
         .into_iter()
         .filter(|node| is_runnable(node) && !matches!(node.content, Content::Absent | Content::Broken(_)));
@@ -811,15 +878,14 @@ fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Vec<String> {
         .filter(|platform| seen.insert(*platform))
         .take(MOST_PLATFORMS)
         .collect();
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     for platform in platforms {
         for rules in rules {
             let answer = Answer::of(root, &Matcher::only(platform, *rules));
-            for problem in answer.problems(BUNDLE) {
-                if !problems.contains(&problem) {
-                    problems.push(problem);
-                }
-            }
+            answer
+                .problems(BUNDLE)
+                .into_iter()
+                .for_each(|problem| problems.add(problem));
         }
     }
     problems
@@ -908,10 +974,13 @@ fn stated_platform(node: &Node) -> Option<&Platform> {
     node.platform.as_ref().or(config)
 }
 
-/// `linux/arm64/v8`, or `unknown platform`.
+/// `linux/arm64/v8`, or `unknown platform`; at most 200 characters, since each problem of each layer begins with it.
 #[must_use]
 pub fn platform_text(node: &Node) -> String {
-    stated_platform(node).map_or_else(|| "unknown platform".to_owned(), ToString::to_string)
+    stated_platform(node).map_or_else(
+        || "unknown platform".to_owned(),
+        |platform| foreign::shown(&platform.to_string()),
+    )
 }
 
 /// Everything that keeps a manifest of a bundle from running: absent or damaged parts, each named.
@@ -991,7 +1060,7 @@ impl Builder {
             .collect();
         let mut seen: HashSet<String> = platforms.iter().cloned().collect();
         for platform in std::mem::take(&mut self.extra_platforms) {
-            if seen.insert(platform.clone()) {
+            if platforms.len() < MOST_PLATFORMS && seen.insert(platform.clone()) {
                 platforms.push(platform);
             }
         }

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use airgapd_import::{Choice, DigestReferences, Naming, Policy, Skip, Taken, Verdict, Wanted, select};
+use airgapd_import::{
+    Choice, DigestReferences, NamedTarget, Naming, Policy, Skip, Taken, Verdict, Wanted, select,
+};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use bundle::{Bundle, Content, Limits, RawName};
 use oci_spec::image::Digest;
@@ -34,6 +36,7 @@ fn by(rules: &[Rules], platforms: &[&str]) -> Policy {
     Policy {
         wanted: Wanted::of(&platforms, rules),
         naming,
+        most_records: airgapd_import::MOST_RECORDS,
     }
 }
 
@@ -108,6 +111,7 @@ fn the_time_that_names_and_manifests_take_grows_with_their_number_only() {
     catalog.images.push(child);
     let started = Instant::now();
     let all = Policy {
+        most_records: 200_000,
         wanted: Wanted::All {
             rules: vec![Rules::Rc1],
         },
@@ -705,5 +709,131 @@ fn layers_that_only_a_plugin_unpacks_are_told_and_stop_nothing() {
             note.starts_with("linux/amd64: ") && note.contains(unusual),
             "{note}"
         );
+    }
+}
+
+/// An index of that many images with that many names, of one repository each.
+fn product(names: usize, images: usize) -> bundle::Catalog {
+    let archive = Layout::new()
+        .image(Image::new("r.test/a:1").platform("linux/amd64").layer(b"x"))
+        .build();
+    let mut catalog = open(&archive).catalog().clone();
+    let image = catalog.images[0].root.clone();
+    let children = (0..images).map(|n| {
+        let mut child = image.clone();
+        let digest = format!("sha256:{n:064x}");
+        child.descriptor.set_digest(digest.parse().unwrap());
+        child.platform = Some("linux/amd64".parse().unwrap());
+        child
+    });
+    catalog.images[0].root.content = Content::Index(children.collect());
+    let names = (0..names).map(|n| RawName::RepoTag(format!("r.test/a{n}:1")));
+    catalog.images[0].names = names.collect();
+    catalog
+}
+
+#[test]
+fn names_times_digests_count_before_the_first_record_is_made() {
+    let with = |digest_references| Policy {
+        naming: Naming {
+            digest_references,
+            ..Naming::default()
+        },
+        most_records: 10_000,
+        ..node("linux/amd64")
+    };
+    let table = [
+        (DigestReferences::None, 256, 4_000, Some(256)),
+        (DigestReferences::Target, 256, 4_000, Some(512)),
+        (DigestReferences::All, 100, 98, Some(200 + 9_800)),
+        (DigestReferences::All, 100, 99, None),
+        (DigestReferences::All, 256, 4_000, None),
+    ];
+    for (references, names, images, records) in table {
+        let selection = select(&product(names, images), &with(references));
+        let made: usize = selection.taken().map(|taken| taken.records.len()).sum();
+        assert_eq!(made, records.unwrap_or(0), "{references:?}: {names} x {images}");
+        let asked = selection.asked_records;
+        assert_eq!(
+            asked > 10_000,
+            records.is_none(),
+            "{asked} for {names} x {images}"
+        );
+        if records.is_none() {
+            let problem = problems(&selection.choices[0]);
+            assert!(problem.contains("limits.records"), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn all_images_together_ask_for_as_many_records_as_there_may_be() {
+    let mut catalog = product(60, 1);
+    let mut other = catalog.images[0].clone();
+    let digest = format!("sha256:{:064x}", u32::MAX);
+    other.root.descriptor.set_digest(digest.parse().unwrap());
+    other.names = (0..60)
+        .map(|n| RawName::RepoTag(format!("r.test/b{n}:1")))
+        .collect();
+    catalog.images.push(other);
+    let policy = Policy {
+        most_records: 100,
+        ..node("linux/amd64")
+    };
+    let selection = select(&catalog, &policy);
+    assert_eq!(selection.asked_records, 120);
+    assert_eq!(selection.taken().count(), 1);
+}
+
+/// A config of some MiB, and thousands of layers that are not there: each problem begins with the platform.
+#[test]
+fn what_a_platform_says_is_told_of_each_layer_in_short() {
+    let archive = Layout::new()
+        .image(Image::new("r.test/a:1").platform("linux/amd64").layer(b"x"))
+        .build();
+    let mut catalog = open(&archive).catalog().clone();
+    let Content::Manifest(manifest) = &mut catalog.images[0].root.content else {
+        panic!("a manifest")
+    };
+    let manifest = std::sync::Arc::make_mut(manifest);
+    let platform = manifest.config_platform.as_mut().unwrap();
+    platform.variant = Some("v".repeat(1 << 20));
+    let mut layer = manifest.layers[0].clone();
+    layer.state = bundle::PartState::Absent;
+    manifest.layers = vec![layer; 5_000];
+    let choices = select(&catalog, &node("linux/amd64")).choices;
+    let Verdict::Broken(problems) = &choices[0].verdict else {
+        panic!("{:?}", choices[0].label)
+    };
+    let longest = problems.iter().map(String::len).max();
+    assert!(problems.len() == 5_000 && longest < Some(1_000), "{longest:?}");
+}
+
+#[test]
+fn a_record_keeps_annotations_where_they_are_few() {
+    let selected = |annotations: usize| {
+        let mut catalog = product(200, 1);
+        let text = "x".repeat(100);
+        let annotations = (0..annotations).map(|n| (n.to_string(), text.clone())).collect();
+        let descriptor = &mut catalog.images[0].root.descriptor;
+        descriptor.set_annotations(Some(annotations));
+        descriptor.set_urls(Some(vec![text.clone(); 9_999]));
+        let selection = select(&catalog, &node("linux/amd64"));
+        let records = selection.taken().flat_map(|taken| taken.records.clone());
+        records.collect::<Vec<_>>()
+    };
+    for (there, kept) in [(1, 1), (6, 6), (7, 0), (10_000, 0)] {
+        let records = selected(there);
+        let annotations = |record: &NamedTarget| record.target.annotations().iter().flatten().count();
+        assert_eq!(records.len(), 200);
+        assert!(
+            records
+                .iter()
+                .all(|record| annotations(record) == kept && record.target.urls().is_none()),
+            "{there}"
+        );
+        let first = &records[0].target;
+        let is_shared = |record: &NamedTarget| std::sync::Arc::ptr_eq(&record.target, first);
+        assert!(records.iter().all(is_shared), "one descriptor for all names");
     }
 }

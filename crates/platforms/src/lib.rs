@@ -38,5 +38,5 @@ pub use choice::{Behind, Chosen, Entry, chosen};
 pub use detection::{detect, host};
 pub use matcher::Matcher;
 pub use parsing::ParseError;
-pub use platform::Platform;
+pub use platform::{MOST_FEATURES, Platform};
 pub use rules::Rules;

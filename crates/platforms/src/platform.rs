@@ -1,5 +1,6 @@
 use std::fmt;
 
+use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Rules;
@@ -61,8 +62,39 @@ fn optional_text<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>,
     Ok(Option::deserialize(source)?.filter(|text: &String| !text.is_empty()))
 }
 
+/// How many `os.features` a platform may have. Windows images have one or two, and each platform that is compared has
+/// all of its features looked at.
+pub const MOST_FEATURES: usize = 100;
+
 fn list<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<String>, D::Error> {
-    Ok(Option::deserialize(source)?.unwrap_or_default())
+    struct Features;
+
+    impl<'de> Visitor<'de> for Features {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of features")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut source: A) -> Result<Self::Value, A::Error> {
+            let mut features = Vec::new();
+            while let Some(feature) = source.next_element()? {
+                if features.len() == MOST_FEATURES {
+                    return Err(A::Error::custom(format_args!(
+                        "more than {MOST_FEATURES} os.features"
+                    )));
+                }
+                features.push(feature);
+            }
+            Ok(features)
+        }
+    }
+
+    source.deserialize_any(Features)
 }
 
 impl Platform {

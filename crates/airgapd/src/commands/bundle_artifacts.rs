@@ -197,6 +197,7 @@ impl Platforms {
         Policy {
             wanted: self.wanted(),
             naming: Naming::default(),
+            most_records: import::MOST_RECORDS,
         }
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct Order {
     pub(super) started: Instant,
     /// Whether the log says at the usual level that the file is begun with.
     pub(super) is_told: bool,
+    /// Whether another bundle may be read at the same time that takes all that the limits allow.
+    pub(super) is_beside_another: bool,
 }
 
 /// What came of opening a file.
@@ -105,11 +107,14 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
         }
         Ok(_) | Err(_) => tell!(order.is_told, info, bundle = %shown(name), "importing"),
     }
-    let limits = order.settings.limits.clone();
+    let limits = match order.is_beside_another {
+        true => order.settings.limits.beside_another(),
+        false => order.settings.limits.clone(),
+    };
     let same_file = file.try_clone();
-    let found = read_bundle(file, order.path(), limits, is_layout).await;
+    let found = read_bundle(file, &order, limits, is_layout).await;
     Opened::Read {
-        found: found.map(|bundle| Box::new(Read::of(bundle, &order.policy))),
+        found,
         is_reserved: !is_layout && same_file.is_ok_and(|file| folder::may_be_reserved(&file)),
     }
 }
@@ -157,7 +162,7 @@ impl Read {
 
 fn broken(selection: &Selection) -> Option<String> {
     selection.choices.iter().find_map(|choice| match &choice.verdict {
-        Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, problems.join("; "))),
+        Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, import::in_short(problems))),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
     })
 }
@@ -290,16 +295,21 @@ pub(super) fn open_listed(folder: &Folder, name: &OsStr, version: &Version) -> R
     Ok((identity == version.identity).then_some(layout))
 }
 
-/// Reads the catalog of an open bundle; that blocks, so it happens off the runtime's threads.
+/// Reads the catalog of an open bundle and looks at what it writes. That blocks and takes time, so it happens off the
+/// loop's thread.
 async fn read_bundle(
     file: File,
-    path: PathBuf,
+    order: &Order,
     limits: bundle::Limits,
     is_layout: bool,
-) -> Result<Bundle, bundle::Error> {
-    let read = move || match is_layout {
-        true => Bundle::from_dir(file, &path, &limits),
-        false => Bundle::from_file(file, &path, &limits),
+) -> Result<Box<Read>, bundle::Error> {
+    let (path, policy) = (order.path(), order.policy.clone());
+    let read = move || {
+        let bundle = match is_layout {
+            true => Bundle::from_dir(file, &path, &limits),
+            false => Bundle::from_file(file, &path, &limits),
+        };
+        bundle.map(|bundle| Box::new(Read::of(bundle, &policy)))
     };
     joined(tokio::task::spawn_blocking(read).await)
 }

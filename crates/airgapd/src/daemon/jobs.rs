@@ -2,20 +2,33 @@
 //!
 //! One lane is for whatever comes, a bundle of 30 GB included. The other takes light work only, restoring what is missing
 //! of a known bundle and small bundles, so that these never wait behind a long import.
+//!
+//! Both lanes share the memory of the daemon. A bundle in the light lane is read within a part of the limits, and one
+//! that needs more of them is heavy: it waits for the main lane. So at most one bundle takes all that the limits allow.
+//!
+//! A job that does nothing gives its lane to a file that could use it, and goes back into the queue: at once where it
+//! waits for another bundle with the same names, after [`STILL`] where nothing of it moves (another bundle may be sending
+//! the blob that it needs). It begins again when the other job has ended.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bundle::Identity;
 use oci_spec::image::Digest;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::job::{Opened, Order, Pulled, Read};
 use crate::crash;
-use crate::progress::Counters;
+use crate::progress::{Counters, Mark};
 
 /// A file up to this size in bytes is imported within seconds.
 const SMALL: u64 = 64 << 20;
+
+/// How long an import keeps its lane from others although none of its bytes and images moves. containerd may take
+/// minutes to commit or unpack a layer of some GB, and is left alone with that.
+pub(super) const STILL: Duration = Duration::from_secs(300);
 
 /// Where a job runs; each lane has one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +75,61 @@ pub(super) struct Job {
     pub(super) disturbed: bool,
     /// Its file or the rules changed: whatever it comes back with, the file is not done.
     pub(super) is_outdated: bool,
+    /// It gave its lane to another file.
+    pub(super) has_yielded: bool,
+    stillness: Stillness,
     task: Option<AbortHandle>,
+}
+
+impl Job {
+    /// When others may have its lane if nothing of it moves until then; none while its file is read.
+    fn idle_from(&self) -> Option<Instant> {
+        match self.stage {
+            _ if self.has_yielded => None,
+            Stage::Waiting(_) => Some(self.stillness.since),
+            Stage::Importing(_) => Some(self.stillness.since + STILL),
+            Stage::Opening | Stage::Pulling { .. } => None,
+        }
+    }
+
+    /// Whether only the main lane has the memory that its bundle takes.
+    pub(super) fn is_too_heavy(&self, error: &bundle::Error) -> bool {
+        self.lane == Lane::Light && matches!(error.fault, bundle::Fault::Limit { .. })
+    }
+}
+
+/// Since when a job has not come any further.
+#[derive(Debug)]
+struct Stillness {
+    mark: Mark,
+    since: Instant,
+}
+
+impl Stillness {
+    fn begins(now: Instant) -> Stillness {
+        let mark = Mark::default();
+        Stillness { mark, since: now }
+    }
+
+    /// Begins anew where the job has come further.
+    fn note(&mut self, mark: Mark, now: Instant) {
+        if self.mark != mark {
+            *self = Stillness { mark, since: now };
+        }
+    }
+}
+
+/// What a file asks of a lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load<'a> {
+    pub(super) name: &'a OsStr,
+    pub(super) identity: &'a Identity,
+    /// In bytes.
+    pub(super) size: u64,
+    /// Whether it was imported before.
+    pub(super) is_repair: bool,
+    /// Whether it starts only where no other job runs: the daemon crashed over it, or over one that runs.
+    pub(super) is_alone: bool,
 }
 
 /// The jobs that run, by file name.
@@ -70,29 +137,92 @@ pub(super) struct Job {
 pub(super) struct Jobs {
     tasks: JoinSet<Came>,
     running: HashMap<OsString, Job>,
+    /// Files that were found to be heavy.
+    heavy: HashMap<OsString, Identity>,
+    /// Files that gave their lane to others, and the file whose job each of them waits for.
+    behind: HashMap<OsString, OsString>,
 }
 
 impl Jobs {
-    /// The lane that a file can start in now. A file for which `is_suspect` holds shares the daemon with no other.
-    pub(super) fn lane_for(
-        &self,
-        name: &OsStr,
-        size: u64,
-        is_repair: bool,
-        is_suspect: impl Fn(&OsStr) -> bool,
-    ) -> Option<Lane> {
-        let is_alone = is_suspect(name) || self.running.keys().any(|running| is_suspect(running));
-        if self.running.contains_key(name) || is_alone && !self.running.is_empty() {
-            return None;
-        }
-        let is_light = is_repair || size <= SMALL;
-        [Lane::Light, Lane::Main]
-            .into_iter()
-            .find(|lane| (is_light || *lane == Lane::Main) && self.is_free(*lane))
+    /// The lane that a file can start in now.
+    pub(super) fn lane_for(&self, load: Load<'_>) -> Option<Lane> {
+        let mut lanes = self.lanes_for(load);
+        lanes.find(|lane| self.in_lane(*lane).is_none())
     }
 
-    fn is_free(&self, lane: Lane) -> bool {
-        self.running.values().all(|job| job.lane != lane)
+    /// The job that does nothing in a lane in which the file could start. None where a lane is free.
+    pub(super) fn idle_before(&self, load: Load<'_>, now: Instant) -> Option<&Job> {
+        let mut jobs = Vec::new();
+        for lane in self.lanes_for(load) {
+            jobs.push(self.in_lane(lane)?);
+        }
+        let is_idle = |job: &&Job| job.idle_from().is_some_and(|idle| idle <= now);
+        jobs.into_iter().find(is_idle)
+    }
+
+    /// The lanes that a file may start in, the one that it should rather have first.
+    fn lanes_for(&self, load: Load<'_>) -> impl Iterator<Item = Lane> + use<> {
+        let Load { name, identity, .. } = load;
+        let is_behind = self
+            .behind
+            .get(name)
+            .is_some_and(|other| self.running.contains_key(other));
+        let has_place = !load.is_alone || self.running.is_empty();
+        let may_start = has_place && !self.running.contains_key(name) && !is_behind;
+        let is_light = (load.is_repair || load.size <= SMALL) && !self.is_heavy(name, identity);
+        [Lane::Light, Lane::Main]
+            .into_iter()
+            .filter(move |lane| may_start && (is_light || *lane == Lane::Main))
+    }
+
+    fn in_lane(&self, lane: Lane) -> Option<&Job> {
+        self.running.values().find(|job| job.lane == lane)
+    }
+
+    /// Whether a file was found to be heavy.
+    pub(super) fn is_heavy(&self, name: &OsStr, identity: &Identity) -> bool {
+        self.heavy.get(name) == Some(identity)
+    }
+
+    /// Notes that a file is heavy. `is_there` says which files there still are.
+    pub(super) fn note_heavy(
+        &mut self,
+        name: &OsStr,
+        identity: &Identity,
+        is_there: impl Fn(&OsStr) -> bool,
+    ) {
+        self.heavy.retain(|name, _| is_there(name));
+        self.heavy.insert(name.to_owned(), identity.clone());
+    }
+
+    /// Notes which jobs have come further. Gives when to look again: when the next of them will have done nothing for too
+    /// long.
+    pub(super) fn note_progress(&mut self, now: Instant) -> Option<Instant> {
+        for job in self.running.values_mut() {
+            job.stillness.note(job.counters.mark(), now);
+        }
+        let idle = self.running.values().filter_map(Job::idle_from);
+        idle.filter(|idle| *idle > now).min()
+    }
+
+    /// Takes a job from its lane. It comes back as one that was dropped, unless it waits: then it is over, and given back.
+    pub(super) fn give_way(&mut self, name: &OsStr) -> Option<Job> {
+        let other = self.running.keys().find(|other| *other != name).cloned();
+        if let Some(other) = other {
+            self.behind.insert(name.to_owned(), other);
+        }
+        let job = self.running.get_mut(name)?;
+        job.has_yielded = true;
+        if matches!(job.stage, Stage::Waiting(_)) {
+            return self.end(name);
+        }
+        job.task.iter().for_each(AbortHandle::abort);
+        None
+    }
+
+    /// Whether a file waits until the job of another one has ended.
+    pub(super) fn is_behind(&self, name: &OsStr) -> bool {
+        self.behind.contains_key(name)
     }
 
     /// Starts a job with the opening of its file.
@@ -112,8 +242,11 @@ impl Jobs {
             counters: Arc::default(),
             disturbed: false,
             is_outdated: false,
+            has_yielded: false,
+            stillness: Stillness::begins(Instant::now()),
             task: None,
         };
+        self.behind.remove(&name);
         self.running.insert(name.clone(), job);
         self.spawn(&name, async move { Came::Opened(open.await) });
     }
@@ -127,6 +260,7 @@ impl Jobs {
     ) {
         if let Some(job) = self.running.get_mut(name) {
             job.stage = stage;
+            job.stillness.since = Instant::now();
         }
         self.spawn(name, work);
     }
@@ -201,6 +335,7 @@ impl Jobs {
 
     /// Takes a job off the list that has come to its end.
     pub(super) fn end(&mut self, name: &OsStr) -> Option<Job> {
+        self.behind.retain(|_, other| other != name);
         self.running.remove(name)
     }
 
@@ -270,5 +405,24 @@ mod tests {
         );
         tasks.spawn(std::future::pending()).abort();
         assert!(dropped(tasks.join_next().await.unwrap().unwrap_err()).is_none());
+    }
+
+    #[test]
+    fn a_job_is_still_while_neither_its_bytes_nor_its_images_get_more() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let table: [(u64, Mark, u64); 6] = [
+            (10, (0, 0), 0),
+            (20, (1, 0), 20),
+            (30, (1, 0), 20),
+            (40, (1, 1), 40),
+            (50, (2, 1), 50),
+            (400, (2, 1), 50),
+        ];
+        let mut stillness = Stillness::begins(begin);
+        for (now, mark, since) in table {
+            stillness.note(mark, at(now));
+            assert_eq!(stillness.since, at(since), "{mark:?} after {now} s");
+        }
     }
 }

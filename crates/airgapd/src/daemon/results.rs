@@ -1,5 +1,6 @@
 //! What came of jobs: what is said, what the ledger keeps, and whether and when a file is tried again.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::time::Instant;
 
@@ -99,6 +100,7 @@ impl Daemon {
                 _ => (ErrorClass::Transient, true),
             },
             import::Error::TooManyRecords { .. } => (ErrorClass::Permanent, true),
+            import::Error::TooManyNames { .. } => (ErrorClass::Permanent, false),
             _ => (ErrorClass::Transient, error.is_transient()),
         };
         self.failed(order, &text, class, retry);
@@ -203,11 +205,19 @@ impl Daemon {
                 target: image.digest.parse().ok()?,
             })
         });
+        // Many names, one closure: the digests of a target are collected once.
+        let mut seen = HashSet::new();
         let closures = selection.taken().flat_map(|taken| {
             let blobs = taken.closure.blobs.iter();
             let digests: Vec<_> = blobs.map(|blob| blob.digest.clone()).collect();
-            let targets = taken.records.iter().map(|record| record.target.digest().clone());
-            targets.map(move |target| (target, digests.clone()))
+            let targets: Vec<_> = taken
+                .records
+                .iter()
+                .map(|record| record.target.digest())
+                .filter(|target| seen.insert(*target))
+                .cloned()
+                .collect();
+            targets.into_iter().map(move |target| (target, digests.clone()))
         });
         let Order { name, version, .. } = &*job.order;
         let imported = Imported {

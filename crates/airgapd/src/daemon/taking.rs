@@ -9,10 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use bundle::Identity;
 use import::{Intent, Source, Space};
 use oci_spec::image::Digest;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::job::{self, Opened, Order, Read};
-use super::jobs::{Came, Job, Lane, Stage};
+use super::jobs::{Came, Job, Lane, Load, STILL, Stage};
 use super::telling::{shown, tell};
 use super::{Connection, Daemon};
 use crate::config::Checksums;
@@ -63,20 +63,53 @@ impl Daemon {
     }
 
     fn may_start(&self, name: &OsStr, version: &Version) -> bool {
-        let connected = matches!(self.connection, Connection::Up(_));
-        let is_repair = version.is_known(&self.ledger, name);
-        let size = match version.is_layout {
-            // Nobody knows how much is below it.
-            true => u64::MAX,
-            false => version.identity.size,
-        };
-        let has_room = !self.disk.is_below();
-        connected && has_room && !self.is_draining && self.lane_for(name, size, is_repair).is_some()
+        self.takes_on() && self.jobs.lane_for(self.load(name, version)).is_some()
     }
 
-    fn lane_for(&self, name: &OsStr, size: u64, is_repair: bool) -> Option<Lane> {
+    /// Whether files are taken on at all.
+    fn takes_on(&self) -> bool {
+        let connected = matches!(self.connection, Connection::Up(_));
+        connected && !self.disk.is_below() && !self.is_draining
+    }
+
+    fn load<'a>(&self, name: &'a OsStr, version: &'a Version) -> Load<'a> {
         let is_suspect = |name: &OsStr| self.ledger.is_suspect(name);
-        self.jobs.lane_for(name, size, is_repair, is_suspect)
+        Load {
+            name,
+            identity: &version.identity,
+            size: match version.is_layout {
+                // Nobody knows how much is below it.
+                true => u64::MAX,
+                false => version.identity.size,
+            },
+            is_repair: version.is_known(&self.ledger, name),
+            is_alone: is_suspect(name) || self.jobs.all().any(|job| is_suspect(&job.order.name)),
+        }
+    }
+
+    /// Has a job that does nothing give its lane to a file that is due, if there are two such. Gives when to look again
+    /// whether a job does nothing.
+    pub(super) fn yield_lane(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let next = self.jobs.note_progress(now);
+        let idle = |name: &OsStr, version: &Version| self.jobs.idle_before(self.load(name, version), now);
+        let gains = |name: &OsStr, version: &Version| self.takes_on() && idle(name, version).is_some();
+        let gaining = self.roster.due(now, gains);
+        let giving = gaining.and_then(|name| {
+            let version = self.roster.version(&name)?;
+            Some(idle(&name, &version)?.order.name.clone())
+        });
+        if let Some(name) = giving {
+            self.give_way(&name);
+        }
+        next
+    }
+
+    fn give_way(&mut self, name: &OsStr) {
+        info!(bundle = %shown(name), "nothing of it moves: others go first, and it goes on after them");
+        if self.jobs.give_way(name).is_some() {
+            self.dropped(name);
+        }
     }
 
     fn take_on(&mut self, name: &OsStr, file: File, version: Version) {
@@ -221,7 +254,7 @@ impl Daemon {
         };
         let is_repair = version.is_known(&self.ledger, name);
         let size = version.identity.size;
-        let Some(lane) = self.lane_for(name, size, is_repair) else {
+        let Some(lane) = self.jobs.lane_for(self.load(name, &version)) else {
             return;
         };
         let mode = self.settings.checksums;
@@ -230,9 +263,11 @@ impl Daemon {
         let is_checked = mode == Checksums::Off || is_repair && !is_needed;
         // What is no archive will be refused, and that is line enough for it; a folder is begun with when it is whole.
         let is_archive = !version.is_layout && !matches!(Ending::of(&file, size), Ok(Ending::Foreign));
-        let is_told = is_archive && self.rows.begun.admits(Instant::now());
+        let is_begun = self.jobs.is_heavy(name, &version.identity);
+        let is_told = is_archive && !is_begun && self.rows.begun.admits(Instant::now());
         let order = Arc::new(Order {
             is_told,
+            is_beside_another: lane == Lane::Light,
             name: name.to_owned(),
             version,
             images_dir: self.images_dir.clone(),
@@ -263,11 +298,15 @@ impl Daemon {
         self.start_unblocked();
     }
 
-    /// A job was dropped because its file or the rules changed.
+    /// A job was dropped because its file or the rules changed, or because it gave its lane to another.
     fn dropped(&mut self, name: &OsStr) {
-        self.jobs.end(name);
+        let ended = self.jobs.end(name);
         if self.roster.phase(name) == Some(Phase::Running) {
             self.roster.set(name, Phase::Ready);
+        }
+        if ended.is_some_and(|job| job.has_yielded) && !self.jobs.is_behind(name) {
+            // Nothing is known of what it waits for: those that are due go first.
+            self.roster.postpone(name, Instant::now() + STILL);
         }
         // Its lease may be nobody's any more.
         self.abandoned.insert(name.to_owned());
@@ -275,7 +314,14 @@ impl Daemon {
     }
 
     fn opened(&mut self, name: &OsStr, opened: Opened) {
+        let is_too_heavy = |error: &bundle::Error| {
+            let job = self.jobs.get(name);
+            job.is_some_and(|job| job.is_too_heavy(error))
+        };
         match opened {
+            Opened::Read {
+                found: Err(error), ..
+            } if is_too_heavy(&error) => self.wait_for_main_lane(name, &error),
             Opened::Read { found, is_reserved } if self.puts_off(name, &found, is_reserved) => {
                 self.jobs.end(name);
             }
@@ -286,6 +332,20 @@ impl Daemon {
                     self.not_opened(&job, refused);
                 }
             }
+        }
+    }
+
+    /// Has a bundle read again within the whole limits, when no other one is.
+    fn wait_for_main_lane(&mut self, name: &OsStr, error: &bundle::Error) {
+        debug!(bundle = %shown(name), "too heavy to be read beside another bundle: {error}");
+        let Some(job) = self.jobs.end(name) else {
+            return;
+        };
+        let roster = &self.roster;
+        let is_there = |name: &OsStr| roster.phase(name).is_some();
+        self.jobs.note_heavy(name, &job.order.version.identity, is_there);
+        if self.roster.phase(name) == Some(Phase::Running) {
+            self.roster.set(name, Phase::Ready);
         }
     }
 

@@ -169,8 +169,8 @@ impl Daemon {
             return;
         };
         let desired = self.ledger.desired_images();
-        let is_desired = |target: &Digest| desired.values().any(|(wanted, _)| *wanted == target);
-        self.unpacking.bad.retain(|target, _| is_desired(target));
+        let desired: HashSet<&Digest> = desired.values().map(|(wanted, _)| *wanted).collect();
+        self.unpacking.bad.retain(|target, _| desired.contains(target));
         let images = wanted(&self.ledger, &self.settings.priority, &self.unpacking.bad);
         self.unpacking.is_current = true;
         if images.is_empty() {

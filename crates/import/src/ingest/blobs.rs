@@ -117,11 +117,11 @@ impl BlobTask {
         let BlobStep {
             digest,
             children,
-            labels,
+            lacking,
             sources,
             ..
         } = &self.step;
-        if children.is_empty() && labels.is_empty() {
+        if children.is_empty() && *lacking == 0 {
             return Ok(());
         }
         let there = self.client.blob(digest).await?.map(|blob| blob.labels);

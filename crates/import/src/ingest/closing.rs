@@ -120,7 +120,7 @@ impl<'a> Closing<'a> {
         let there = self.job.client.image(&step.name).await?;
         let wanted = NamedTarget {
             name: step.name.clone(),
-            target: step.target.clone(),
+            target: Arc::clone(&step.target),
         };
         Ok(plan_record(&wanted, there.as_ref(), self.job.intent))
     }
@@ -131,7 +131,7 @@ impl<'a> Closing<'a> {
             RecordAction::Create(labels) => {
                 let image = NewImage {
                     name: step.name.clone(),
-                    target: step.target.clone(),
+                    target: Descriptor::clone(&step.target),
                     labels: labels.clone(),
                 };
                 let creation = self.job.client.create_image(&image).await?;
@@ -139,7 +139,7 @@ impl<'a> Closing<'a> {
             }
             RecordAction::Retarget { labels, .. } => {
                 let updated = self
-                    .update_record(step, Some(step.target.clone()), labels)
+                    .update_record(step, Some(Descriptor::clone(&step.target)), labels)
                     .await?;
                 Ok(updated.then_some(RecordOutcome::Retargeted))
             }

@@ -235,7 +235,7 @@ async fn a_record_that_somebody_moves_meanwhile_is_moved_back(stage: &Stage) {
     let planned = Planned::new(&client, &stock, intent()).await;
     let elsewhere = foreign.select().taken().next().unwrap().records[0].target.clone();
     let moved = ImageUpdate {
-        target: Some(elsewhere),
+        target: Some((*elsewhere).clone()),
         labels: BTreeMap::new(),
     };
     client.update_image("r.test/a:1", &moved).await.unwrap();

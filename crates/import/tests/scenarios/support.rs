@@ -324,6 +324,7 @@ pub(crate) fn policy_for(platform: &str) -> Policy {
     Policy {
         wanted: Wanted::Platforms(vec![Matcher::only(&node, Rules::Rc1)]),
         naming: Naming::default(),
+        most_records: airgapd_import::MOST_RECORDS,
     }
 }
 
@@ -506,7 +507,7 @@ pub(crate) async fn put_record(
     let taken = selection.taken().next().expect("an image is taken");
     let image = containerd::NewImage {
         name: name.to_owned(),
-        target: taken.records[0].target.clone(),
+        target: (*taken.records[0].target).clone(),
         labels,
     };
     assert_eq!(
