@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use containerd::{Client, ingest_ref};
+use containerd::{Client, INGEST_PREFIX, ingest_ref};
 use oci_spec::image::Digest;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -308,7 +308,7 @@ impl Space {
             return Ok(None);
         }
         let begun: HashMap<String, u64> = match sends {
-            true => client.ingests().await?.into_iter(),
+            true => client.ingests_beginning(INGEST_PREFIX).await?.into_iter(),
             false => Vec::new().into_iter(),
         }
         .map(|ingest| (ingest.reference, ingest.offset))

@@ -387,7 +387,8 @@ impl<'a> Planned<'a> {
     ) -> Planned<'a> {
         let selection = select(stock.bundle.catalog(), policy);
         let taken: Vec<&Taken> = selection.taken().collect();
-        let survey = Survey::of(client, &digests_of(taken.iter().copied()))
+        let names = import::names_of(taken.iter().copied());
+        let survey = Survey::of(client, &names, &digests_of(taken.iter().copied()))
             .await
             .expect("containerd answers");
         Planned {
