@@ -139,29 +139,21 @@ impl Client {
             Some(known) => known.into_iter().map(|part| (part, None)).collect(),
             None => vec![(Part::all(), None)],
         };
-        let (mut fitting, mut size) = (Vec::new(), 0);
-        while let Some((part, above)) = parts.pop() {
+        let mut fitting: Vec<(usize, Part)> = Vec::new();
+        let mut is_enough = false;
+        while !is_enough && let Some((part, above)) = parts.pop() {
             let failure = match self.images_of(part.filters(filters)).await {
                 Ok(answer) => {
-                    size += answer.encoded_len();
-                    fitting.push(part);
-                    for image in answer.images {
-                        if let Some(record) = image_from_wire(image)
-                            && look(record).is_break()
-                        {
-                            return Ok(());
-                        }
-                    }
+                    fitting.push((answer.encoded_len(), part));
+                    let mut records = answer.images.into_iter().filter_map(image_from_wire);
+                    is_enough = records.any(|record| look(record).is_break());
                     continue;
                 }
                 Err(failure) => failure,
             };
-            let (told, is_first) = (failure.oversize(), part == Part::all());
+            let told = failure.oversize();
             match part.pieces(told, above).filter(|_| failure.is_too_large()) {
                 Some(pieces) => {
-                    if filters.is_empty() && is_first {
-                        self.remember_long_list(pieces.clone());
-                    }
                     let above = told.map(|told| told.size);
                     parts.extend(pieces.into_iter().map(|piece| (piece, above)));
                 }
@@ -169,12 +161,23 @@ impl Client {
             }
         }
         if filters.is_empty() {
-            match fitting.len() > 1 && size > SHORT {
-                true => self.remember_long_list(fitting),
-                false => self.forget_long_list(),
-            }
+            self.keep_parts(parts.into_iter().map(|(part, _)| part), fitting);
         }
         Ok(())
+    }
+
+    /// Keeps the parts of a list in mind: those that were not asked for, and those that fitted, each with its size in bytes. The
+    /// largest are asked for first next time.
+    fn keep_parts(&self, left: impl Iterator<Item = Part>, mut fitting: Vec<(usize, Part)>) {
+        fitting.sort_by_key(|(size, _)| *size);
+        let size: usize = fitting.iter().map(|(size, _)| size).sum();
+        let mut parts: Vec<Part> = left.collect();
+        let is_short = parts.is_empty() && size < SHORT;
+        parts.extend(fitting.into_iter().map(|(_, part)| part));
+        match parts.len() > 1 && !is_short {
+            true => self.remember_long_list(parts),
+            false => self.forget_long_list(),
+        }
     }
 
     async fn images_of(&self, filters: Vec<String>) -> Result<ListImagesResponse, Failure> {

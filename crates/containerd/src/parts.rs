@@ -4,9 +4,9 @@
 //! walk over all records of the namespace, and an answer that does not fit costs more than one that does. So the answer
 //! that did not fit tells how many parts to ask for: its size is in containerd's refusal.
 //!
-//! The parts follow the first digits of the targets' digests, which are spread evenly whatever the names are. Where very
-//! many names share one target, that part is cut further by the ends of the names: names share their beginnings (a
-//! registry's host, a repository) and differ at their ends, in a tag or a digest.
+//! The parts follow the last characters of the names: names share their beginnings (a registry's host, a repository) and
+//! differ at their ends, in a tag or a digest. Where the ends are alike too (`:latest`), and the targets are not, the parts
+//! follow the first digits of the targets' digests.
 
 use crate::error::Oversize;
 
@@ -25,8 +25,10 @@ const FIRST: char = '\0';
 /// What no character is above.
 const LAST: char = char::MAX;
 
-/// Where a range of characters is cut, the first that lies within it: most names end in a hexadecimal digit, and of those
-/// that end in another letter or in a mark there are few.
+/// Where all characters are cut at once: most names end in a decimal or hexadecimal digit.
+const ENDS: [char; 7] = ['2', '4', '6', '8', ':', 'd', 'g'];
+
+/// Where a range of characters is cut into two, the first that lies within it.
 const CUTS: [char; 13] = [
     '8', 'g', '4', 'c', '2', '6', 'a', 'e', 'n', '{', '0', ':', '\u{80}',
 ];
@@ -84,24 +86,23 @@ impl Part {
         }
     }
 
-    /// Parts that have the records of this one between them, none twice; `None` for a single name.
+    /// Parts that have the records of this one between them, none twice, the most likely ones last; `None` for a single name.
     ///
-    /// `told` is how large the answer would have been, and `above` how large the one was that this part was cut from: where
-    /// cutting by targets hardly made it smaller, names are next. A single name comes last, and is to be asked for first: a
-    /// containerd that finds every list too long finds that one so, too, and longer and longer ends are not tried for ever.
+    /// `told` is how large the answer would have been, and `above` how large the one was that this part was cut from: what
+    /// was cut by the ends of names and hardly became smaller is cut by targets next, and the other way round. A single
+    /// name comes last, and is to be asked for first: a containerd that finds every list too long finds that one so, too,
+    /// and longer and longer ends are not tried for ever.
     pub(crate) fn pieces(self, told: Option<Oversize>, above: Option<u64>) -> Option<Vec<Part>> {
         let times = told.map_or(2, |told| told.size.div_ceil((told.limit / AIM).max(1)).max(2));
         let hardly_smaller = told
             .zip(above)
             .is_some_and(|(told, above)| told.size > above / 4 * 3);
-        let is_whole = self.names == Names::before(String::new());
-        if is_whole
-            && !hardly_smaller
+        if self.targets.is_all() == hardly_smaller
             && let Some(targets) = self.targets.clone().pieces(times)
         {
             let part = |targets| Part {
                 targets,
-                names: Names::before(String::new()),
+                names: self.names.clone(),
             };
             return Some(targets.into_iter().map(part).collect());
         }
@@ -109,7 +110,7 @@ impl Part {
             targets: self.targets.clone(),
             names,
         };
-        Some(self.names.clone().halves()?.map(part).into())
+        Some(self.names.clone().pieces(times)?.into_iter().map(part).collect())
     }
 }
 
@@ -122,12 +123,16 @@ impl Targets {
         }
     }
 
+    fn is_all(&self) -> bool {
+        self.begin.is_empty() && (self.first, self.end) == (0, HEX.len())
+    }
+
     /// A colon stands once in a digest, before its digits.
     fn filter(&self) -> Option<String> {
-        let Targets { begin, first, end } = self;
-        if begin.is_empty() && (*first, *end) == (0, HEX.len()) {
+        if self.is_all() {
             return None;
         }
+        let Targets { begin, first, end } = self;
         let digits: String = HEX[*first..*end].iter().collect();
         Some(format!("target.digest~=\":{begin}[{digits}]\""))
     }
@@ -190,28 +195,30 @@ impl Names {
         }
     }
 
-    fn halves(self) -> Option<[Names; 2]> {
-        match self {
-            Names::Named(_) => None,
-            Names::Ending { first, last, suffix } if first == last => {
-                let suffix = format!("{first}{suffix}");
-                Some([Names::before(suffix.clone()), Names::Named(suffix)])
-            }
-            Names::Ending { first, last, suffix } => {
-                let cut = cut(first, last);
-                let lower = Names::Ending {
-                    first,
-                    last: below(cut),
-                    suffix: suffix.clone(),
-                };
-                let upper = Names::Ending {
-                    first: cut,
-                    last,
-                    suffix,
-                };
-                Some([lower, upper])
-            }
+    /// Two pieces, or those of the usual ends where two are too few; `None` for a single name.
+    fn pieces(self, times: u64) -> Option<Vec<Names>> {
+        let Names::Ending { first, last, suffix } = self else {
+            return None;
+        };
+        if first == last {
+            let suffix = format!("{first}{suffix}");
+            return Some(vec![Names::before(suffix.clone()), Names::Named(suffix)]);
         }
+        let cuts = match (first, last, times > 2) {
+            (FIRST, LAST, true) => ENDS.to_vec(),
+            _ => vec![cut(first, last)],
+        };
+        let firsts = [first].into_iter().chain(cuts.iter().copied());
+        let lasts = cuts.iter().copied().map(below).chain([last]);
+        let piece = |(first, last)| Names::Ending {
+            first,
+            last,
+            suffix: suffix.clone(),
+        };
+        let mut pieces: Vec<Names> = firsts.zip(lasts).map(piece).collect();
+        // Those that end in digits come last.
+        pieces.reverse();
+        Some(pieces)
     }
 }
 
@@ -345,23 +352,41 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_cut_into_as_many_parts_as_the_refusal_tells_and_one_answer_is_wasted() {
-        let digits: Vec<String> = (0..4096).map(|number: u32| format!("{number:03x}")).collect();
-        let records: Vec<Record<'_>> = digits.iter().map(|digits| ("a", digits.as_str())).collect();
-        for (most, parts) in [(4096, 1), (4095, 4), (1500, 8), (1000, 16), (100, 128)] {
-            let (found, wasted) = asked(&records, most);
-            assert_eq!((found.len(), wasted), (parts, usize::from(parts > 1)), "{most}");
+    fn of_names_that_end_in_digits_one_answer_is_wasted() {
+        let hex: Vec<String> = (0..4096)
+            .map(|number: u32| format!("r.test/a@sha256:{number:x}"))
+            .collect();
+        let tags: Vec<String> = (0..5000)
+            .map(|number: u32| format!("r.test/a:1.{number}"))
+            .collect();
+        for names in [hex, tags] {
+            let records: Vec<Record<'_>> = names.iter().map(|name| (name.as_str(), "7f00")).collect();
+            let (found, wasted) = asked(&records, records.len() / 3);
+            assert_eq!((found.len(), wasted), (8, 1), "{}", names[0]);
             assert_each_is_in_one_part(&records, &found);
         }
     }
 
     #[test]
-    fn where_all_names_have_one_target_few_answers_are_wasted_on_targets() {
-        let names: Vec<String> = (0..1000).map(|number| format!("r.test/a:{number}")).collect();
-        let records: Vec<Record<'_>> = names.iter().map(|name| (name.as_str(), "7f00")).collect();
-        let (found, wasted) = asked(&records, 300);
-        assert!(wasted <= 8, "{wasted}");
-        assert_each_is_in_one_part(&records, &found);
+    fn of_names_that_all_end_alike_two_answers_are_wasted_where_their_targets_differ() {
+        let digits: Vec<String> = (0..4096).map(|number: u32| format!("{number:03x}")).collect();
+        let records = digits.iter().map(|digits| ("r.test/a:latest", digits.as_str()));
+        let records: Vec<Record<'_>> = records.collect();
+        for (most, parts) in [
+            (4096, 1),
+            (4095, 7 + 4),
+            (1500, 7 + 8),
+            (1000, 7 + 16),
+            (100, 7 + 128),
+        ] {
+            let (found, wasted) = asked(&records, most);
+            assert_eq!(
+                (found.len(), wasted),
+                (parts, 2 * usize::from(parts > 1)),
+                "{most}"
+            );
+            assert_each_is_in_one_part(&records, &found);
+        }
     }
 
     #[test]
@@ -376,7 +401,7 @@ mod tests {
             if first == last {
                 singles += 1;
             } else {
-                parts.extend(part.halves().expect("it is a range"));
+                parts.extend(part.pieces(2).expect("it is a range"));
             }
         }
         assert_eq!(singles, 0x11_0000 - 0x800);

@@ -248,7 +248,7 @@ impl Survey {
 }
 
 /// Whether a blob has no file, or one of another length. What cannot be looked at is not lost.
-fn is_lost(store: &Path, blob: &BlobInfo) -> bool {
+pub(crate) fn is_lost(store: &Path, blob: &BlobInfo) -> bool {
     match stored_bytes(store, &blob.digest) {
         Ok(length) => length != blob.size,
         Err(error) => error.kind() == io::ErrorKind::NotFound,
