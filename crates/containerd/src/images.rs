@@ -7,21 +7,35 @@ use std::time::{Duration, Instant};
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::{
-    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest, ListImagesResponse,
-    ListNamespacesRequest, UpdateImageRequest,
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest, ListNamespacesRequest,
+    UpdateImageRequest,
 };
 use containerd_client::types;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_spec::image::{Descriptor, Digest};
 use prost::Message as _;
 use prost_types::FieldMask;
+use tonic::Status;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
 
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
 use crate::parts::{self, Part};
 use crate::wire::{self, Labels, descriptor_from_wire, descriptor_to_wire, label_path};
 use crate::{Client, LOOKUPS};
+
+/// The call that lists.
+const LIST: &str = "/containerd.services.images.v1.Images/List";
+
+/// The answer to [`LIST`], its records still as they came: decoded one at a time, they take no more memory than the message.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Listed {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    images: Vec<prost::bytes::Bytes>,
+}
 
 /// How long a list is taken for too long without trying.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -145,8 +159,7 @@ impl Client {
             let failure = match self.images_of(part.filters(filters)).await {
                 Ok(answer) => {
                     fitting.push((answer.encoded_len(), part));
-                    let mut records = answer.images.into_iter().filter_map(image_from_wire);
-                    is_enough = records.any(|record| look(record).is_break());
+                    is_enough = self.look_at(answer, &mut look)?;
                     continue;
                 }
                 Err(failure) => failure,
@@ -180,28 +193,64 @@ impl Client {
         }
     }
 
-    async fn images_of(&self, filters: Vec<String>) -> Result<ListImagesResponse, Failure> {
-        let request = self.request(ListImagesRequest { filters });
-        self.unary(self.image_client().list(request)).await
+    /// Shows the records of an answer, one at a time; says whether that was enough.
+    fn look_at(
+        &self,
+        answer: Listed,
+        look: &mut impl FnMut(ImageRecord) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
+        for bytes in answer.images {
+            let image = Image::decode(bytes).map_err(|error| {
+                let socket = self.socket().display();
+                Error::Invalid(format!(
+                    "containerd on {socket} lists an image that cannot be read: {error}"
+                ))
+            })?;
+            if let Some(record) = image_from_wire(image)
+                && look(record).is_break()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    /// Lists all image records as [`Client::images`] does, if their list fits into one message; `None` if it does not, which is
-    /// then not tried again for an hour.
+    async fn images_of(&self, filters: Vec<String>) -> Result<Listed, Failure> {
+        let mut client = Grpc::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);
+        let request = self.request(ListImagesRequest { filters });
+        let call = async {
+            let ready = client.ready().await;
+            ready.map_err(|error| Status::from_error(Box::new(error)))?;
+            let codec = ProstCodec::<ListImagesRequest, Listed>::default();
+            client
+                .unary(request, PathAndQuery::from_static(LIST), codec)
+                .await
+        };
+        self.unary(call).await
+    }
+
+    /// Shows all image records as [`Client::each_image`] does, if their list fits into one message. Gives `false` and shows none
+    /// if it does not, which is then not tried again for an hour.
     ///
     /// # Errors
     /// Those of any call.
-    pub async fn images_if_few(&self) -> Result<Option<Vec<ImageRecord>>, Error> {
-        if self.long_list().is_some() {
-            return Ok(None);
+    pub async fn each_image_if_few(&self, mut look: impl FnMut(ImageRecord)) -> Result<bool, Error> {
+        if self.has_long_list() {
+            return Ok(false);
         }
         match self.images_of(Vec::new()).await {
-            Ok(answer) => Ok(Some(
-                answer.images.into_iter().filter_map(image_from_wire).collect(),
-            )),
+            Ok(answer) => {
+                let mut look = |record| {
+                    look(record);
+                    ControlFlow::Continue(())
+                };
+                self.look_at(answer, &mut look)?;
+                Ok(true)
+            }
             Err(failure) if failure.is_too_large() => {
                 let pieces = Part::all().pieces(failure.oversize(), None);
                 self.remember_long_list(pieces.unwrap_or_default());
-                Ok(None)
+                Ok(false)
             }
             Err(failure) => Err(self.fail(failure, "list images")),
         }

@@ -104,18 +104,20 @@ impl Survey {
         names: &HashSet<&str>,
         digests: &HashSet<Digest>,
     ) -> Result<Survey, Error> {
-        let mut census = Census::default();
-        let records = match client.images_if_few().await? {
-            Some(listed) => {
-                listed.iter().for_each(|record| census.count(record));
-                let matters = |record: &ImageRecord| {
-                    names.contains(record.name.as_str()) || labels::is_any_of_ours(&record.labels)
-                };
-                (listed.into_iter().filter(matters).collect(), Some(census))
+        let (mut census, mut records) = (Census::default(), Vec::new());
+        let look = |record: ImageRecord| {
+            census.count(&record);
+            if names.contains(record.name.as_str()) || labels::is_any_of_ours(&record.labels) {
+                records.push(record);
             }
-            None => (client.images_named(names.iter().copied()).await?, None),
         };
-        let (records, census): (Vec<ImageRecord>, _) = records;
+        let census = match client.each_image_if_few(look).await? {
+            true => Some(census),
+            false => {
+                records = client.images_named(names.iter().copied()).await?;
+                None
+            }
+        };
         let blobs = client.blobs_of(digests).await?;
         let survey = Survey {
             census,

@@ -60,9 +60,14 @@ impl Shelf {
         snapshots: Snapshots,
         sought: &Sought,
     ) -> Result<Shelf, containerd::Error> {
-        let (records, store) = match client.images_if_few().await? {
-            Some(mut records) => {
-                records.retain(|record| sought.may_be(record));
+        let mut records = Vec::new();
+        let look = |record| {
+            if sought.may_be(&record) {
+                records.push(record);
+            }
+        };
+        let (records, store) = match client.each_image_if_few(look).await? {
+            true => {
                 let mut blobs = client.blobs().await?;
                 let lost = import::lost(client, &blobs, store).await?;
                 let lost: HashSet<Digest> = lost.into_iter().map(|blob| blob.digest).collect();
@@ -70,7 +75,7 @@ impl Shelf {
                 let blobs = blobs.into_iter().map(|blob| (blob.digest, blob.size));
                 (records, ContentStore::of(client, blobs))
             }
-            None => (
+            false => (
                 sought.among_many(client).await?,
                 ContentStore::asking(client, store.map(Path::to_owned)),
             ),
