@@ -146,7 +146,8 @@ impl Client {
         let client = Client {
             shared: Arc::new(shared),
         };
-        client.version().await?;
+        let attempt = format!("talk to containerd on {}", socket.display());
+        client.version_or(&attempt).await?;
         Ok(client)
     }
 
@@ -226,7 +227,7 @@ impl Client {
     pub(crate) fn endless(&self, attempt: &str) -> Error {
         let socket = self.socket().display();
         Error::Invalid(format!(
-            "cannot {attempt}: the list of containerd on {socket} has not ended after {MOST_LISTED} entries"
+            "cannot {attempt}: what containerd on {socket} sends has not ended after very many messages"
         ))
     }
 
