@@ -27,6 +27,17 @@ use crate::parts::{self, Part};
 use crate::wire::{self, Labels, descriptor_from_wire, descriptor_to_wire, label_path};
 use crate::{Client, LOOKUPS};
 
+/// A list of image records that is too long for one message.
+#[derive(Clone)]
+pub(crate) struct LongList {
+    /// The parts in which it fitted last time, or those to begin with.
+    parts: Vec<Part>,
+    /// Since when it is known to be too long.
+    since: Instant,
+    /// How many records were seen in it.
+    seen: usize,
+}
+
 /// The call that lists.
 const LIST: &str = "/containerd.services.images.v1.Images/List";
 
@@ -150,14 +161,15 @@ impl Client {
         // What fitted last time is asked for again, instead of what did not.
         let known = self.long_list().filter(|_| filters.is_empty());
         let mut parts: Vec<(Part, Option<u64>)> = match known {
-            Some(known) => known.into_iter().map(|part| (part, None)).collect(),
+            Some(known) => known.parts.into_iter().map(|part| (part, None)).collect(),
             None => vec![(Part::all(), None)],
         };
         let mut fitting: Vec<(usize, Part)> = Vec::new();
-        let mut is_enough = false;
+        let (mut is_enough, mut seen) = (false, 0);
         while !is_enough && let Some((part, above)) = parts.pop() {
             let failure = match self.images_of(part.filters(filters)).await {
                 Ok(answer) => {
+                    seen += answer.images.len();
                     fitting.push((answer.encoded_len(), part));
                     is_enough = self.look_at(answer, &mut look)?;
                     continue;
@@ -174,21 +186,21 @@ impl Client {
             }
         }
         if filters.is_empty() {
-            self.keep_parts(parts.into_iter().map(|(part, _)| part), fitting);
+            self.keep_parts(parts.into_iter().map(|(part, _)| part), fitting, seen);
         }
         Ok(())
     }
 
     /// Keeps the parts of a list in mind: those that were not asked for, and those that fitted, each with its size in bytes. The
     /// largest are asked for first next time.
-    fn keep_parts(&self, left: impl Iterator<Item = Part>, mut fitting: Vec<(usize, Part)>) {
+    fn keep_parts(&self, left: impl Iterator<Item = Part>, mut fitting: Vec<(usize, Part)>, seen: usize) {
         fitting.sort_by_key(|(size, _)| *size);
         let size: usize = fitting.iter().map(|(size, _)| size).sum();
         let mut parts: Vec<Part> = left.collect();
         let is_short = parts.is_empty() && size < SHORT;
         parts.extend(fitting.into_iter().map(|(_, part)| part));
         match parts.len() > 1 && !is_short {
-            true => self.remember_long_list(parts),
+            true => self.remember_long_list(parts, seen),
             false => self.forget_long_list(),
         }
     }
@@ -249,7 +261,7 @@ impl Client {
             }
             Err(failure) if failure.is_too_large() => {
                 let pieces = Part::all().pieces(failure.oversize(), None);
-                self.remember_long_list(pieces.unwrap_or_default());
+                self.remember_long_list(pieces.unwrap_or_default(), 0);
                 Ok(false)
             }
             Err(failure) => Err(self.fail(failure, "list images")),
@@ -276,33 +288,33 @@ impl Client {
         Ok(found.into_iter().flatten().collect())
     }
 
+    /// How many records were seen in the last list that was too long for one message, all of them or the first parts; 0 where
+    /// there was none for an hour.
+    pub fn images_seen(&self) -> usize {
+        self.long_list().map_or(0, |known| known.seen)
+    }
+
     pub(crate) fn has_long_list(&self) -> bool {
         self.long_list().is_some()
     }
 
-    fn long_list(&self) -> Option<Vec<Part>> {
+    fn long_list(&self) -> Option<LongList> {
         let known = self
             .shared
             .long_list
             .lock()
             .expect("no holder of this lock panics");
-        let fresh = known.as_ref().filter(|(_, since)| since.elapsed() < REMEMBERED);
-        fresh.map(|(parts, _)| parts.clone())
+        known.clone().filter(|known| known.since.elapsed() < REMEMBERED)
     }
 
-    fn remember_long_list(&self, parts: Vec<Part>) {
+    fn remember_long_list(&self, parts: Vec<Part>, seen: usize) {
+        let since = self.long_list().map_or_else(Instant::now, |known| known.since);
         let mut known = self
             .shared
             .long_list
             .lock()
             .expect("no holder of this lock panics");
-        let since = known.as_ref().map_or_else(Instant::now, |(_, since)| *since);
-        let since = if since.elapsed() < REMEMBERED {
-            since
-        } else {
-            Instant::now()
-        };
-        *known = Some((parts, since));
+        *known = Some(LongList { parts, since, seen });
     }
 
     fn forget_long_list(&self) {

@@ -35,7 +35,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::time::timeout;
 use tonic::metadata::AsciiMetadataValue;
@@ -56,7 +56,7 @@ pub use write::{BlobSource, BlobSpec, Held, Written};
 
 use connect::WriteConnections;
 use error::{Cause as ErrorCause, Failure};
-use parts::Part;
+use images::LongList;
 
 /// Header that names the namespace of a call.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
@@ -85,9 +85,8 @@ struct Shared {
     options: Options,
     channel: Channel,
     writes: WriteConnections,
-    /// The parts in which the image records were listed last, and since when their list is known to be too long for one
-    /// message; `None` while it is not.
-    long_list: Mutex<Option<(Vec<Part>, Instant)>>,
+    /// What is known of a list of image records that is too long for one message; `None` while it is not.
+    long_list: Mutex<Option<LongList>>,
     /// How many blobs there were when they were listed last.
     blobs_there: AtomicUsize,
 }

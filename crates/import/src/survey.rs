@@ -50,13 +50,21 @@ impl Census {
         }
     }
 
-    /// Counts where the list of records is too long for one message. Once there are more than `most` of others the rest of them
-    /// are not counted: each part of such a list costs containerd a walk over all records.
+    /// Counts where the list of records is too long for one message. Each part of such a list costs containerd a walk over all
+    /// records, so those of others are not counted beyond `most`, and not again where there were more in the last hour.
     ///
     /// # Errors
     ///
     /// What the client reports, unchanged.
     pub(crate) async fn take(client: &Client, most: usize) -> Result<Census, Error> {
+        let ours = client
+            .images_labelled(&[labels::OUR_PIN, labels::IMPORTED])
+            .await?
+            .len();
+        let seen = client.images_seen().saturating_sub(ours);
+        if seen > most {
+            return Ok(Census { ours, others: seen });
+        }
         let mut census = Census::default();
         let look = |record: ImageRecord| {
             census.count(&record);
@@ -66,16 +74,10 @@ impl Census {
             }
         };
         client.each_image(look).await?;
-        if census.others > most {
-            let ours = client
-                .images_labelled(&[labels::OUR_PIN, labels::IMPORTED])
-                .await?;
-            census.ours = ours
-                .iter()
-                .filter(|record| labels::is_vouched_for(&record.labels))
-                .count();
-        }
-        Ok(census)
+        Ok(Census {
+            ours: census.ours.max(ours),
+            ..census
+        })
     }
 
     /// Whether so many records more of ours are too many: more than `most` in all; where there are more of others alone

@@ -423,3 +423,12 @@ async fn a_blob_without_an_end_is_read_no_further_than_to_its_limit() {
     let reading = tokio::time::timeout(PATIENCE, client.read_blob(&digest, 1 << 20));
     reading.await.expect("it ends").expect_err("nothing comes");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_cri_has_more_pods_than_a_message_holds_the_sandbox_image_is_not_known() {
+    let pods = "/runtime.v1.RuntimeService/ListPodSandbox";
+    let place = Place::answering(pods, Reply::Announced(u32::MAX));
+    let client = place.client().await.expect("it says its version");
+    assert_eq!(client.cri().sandbox_image().await.expect("an answer"), None);
+    assert_eq!(place.calls(), 1);
+}
