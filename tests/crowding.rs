@@ -33,6 +33,37 @@ fn crowd(target: &Target, records: usize, labels: usize) {
     }
 }
 
+/// There is nothing left to keep short: the bound holds for our own records alone.
+fn where_others_alone_have_more_records_than_the_bound_it_holds_for_ours(target: &Target) {
+    let node = Node::on(target);
+    for name in ["first", "second"] {
+        bundles::write(
+            &node.path(&format!("{name}.tar")),
+            [image(&format!("registry.test/{name}:1"))],
+        );
+    }
+    node.configure_also("limits: {records: 3}");
+    // Once in a list that fits into a message, and once in one that does not.
+    for (records, labels, ours) in [(4, 0, 0), (70, 70, 2)] {
+        crowd(target, records, labels);
+        let file = if ours == 0 { "first.tar" } else { "second.tar" };
+        let before = target.names();
+        let answer = node.import([node.path(file)]);
+        if ours == 0 {
+            answer.exits(0);
+            assert_eq!(target.names().len(), records + 2);
+            continue;
+        }
+        let said = answer.said();
+        let reason = "of others the namespace has more than 3 image records already, so that ours alone count: they are 2, and \
+                      the bundle adds 2: that is more than 3 (limits.records)";
+        assert!(said.contains(reason), "{said}");
+        assert_eq!(target.names(), before);
+        // What is there is looked after however many there are.
+        node.import([node.path("first.tar")]).exits(0);
+    }
+}
+
 fn length(record: &ImageRecord) -> usize {
     let labels = record.labels.iter().map(|(key, value)| key.len() + value.len());
     record.name.len() + labels.sum::<usize>()
@@ -207,5 +238,6 @@ on_the_fake! {
     while_bundles_at_the_limits_are_imported_status_is_answered,
     a_list_of_which_no_part_fits_is_told_and_the_connection_stays,
     beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released,
+    where_others_alone_have_more_records_than_the_bound_it_holds_for_ours,
     a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_written,
 }

@@ -1,12 +1,13 @@
 //! What takes long: hundreds of crashes, power cuts, simulated days, a thousand bundles.
 //!
 //! Each has a short version that is a test like others, and a long one that `cargo xtask` asks for (`chaos`, `powercut`,
-//! `churn`, `standstill`); those are marked as ignored and read how long they shall take from the environment. Everything random
+//! `churn`, `standstill`, `crowd`); those are marked as ignored and read how long they shall take from the environment. Everything random
 //! follows from a seed, which is printed.
 
 mod audit;
 mod chaos;
 mod churn;
+mod crowd;
 mod dice;
 mod many;
 mod powercut;

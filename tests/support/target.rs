@@ -213,6 +213,34 @@ impl Target {
         self.wait_for(self.client.create_image(&record));
     }
 
+    /// Makes many records as another tool would, several at a time.
+    pub fn put_records(&self, records: impl IntoIterator<Item = NewImage>) {
+        const AT_ONCE: usize = 16;
+        if self.as_fake().is_some() {
+            for NewImage { name, target, labels } in records {
+                let labels: Vec<_> = labels.iter().map(|(key, value)| (&**key, &**value)).collect();
+                self.put_record(&name, &target, &labels);
+            }
+            return;
+        }
+        let mut records = records.into_iter();
+        self.runtime.block_on(async {
+            let mut calls = tokio::task::JoinSet::new();
+            loop {
+                while calls.len() < AT_ONCE
+                    && let Some(record) = records.next()
+                {
+                    let client = self.client.clone();
+                    calls.spawn(async move { client.create_image(&record).await });
+                }
+                let Some(made) = calls.join_next().await else {
+                    return;
+                };
+                made.expect("no call panics").expect("containerd answers");
+            }
+        });
+    }
+
     /// Sets labels of a record as another tool would; `None` takes one away.
     pub fn set_labels(&self, name: &str, labels: &[(&str, Option<&str>)]) {
         if let Some(fake) = self.as_fake() {

@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use containerd::{ImageRecord, Ingest};
+use containerd::{Client, ImageRecord, Ingest};
 use import::labels::{K0S_SOURCES, K3S_PINNED, RKE2_PINNED};
 use import::{BlobAction, BlobStep, BundleReport, ImagePlan, Plan, RecordAction};
 use jiff::Timestamp;
@@ -116,7 +116,20 @@ pub(crate) struct Sight {
 const GO_INGEST: &str = "tar-";
 
 impl Sight {
-    pub(crate) fn of(records: &[ImageRecord], ingests: &[Ingest], clock: Timestamp) -> Sight {
+    /// Asks containerd for the records that have labels of other importers, and for their ingests.
+    ///
+    /// # Errors
+    ///
+    /// What the client reports.
+    pub(crate) async fn look(client: &Client, clock: Timestamp) -> Result<Sight, containerd::Error> {
+        let records = client
+            .images_labelled(&[K0S_SOURCES, K3S_PINNED, RKE2_PINNED])
+            .await?;
+        let ingests = client.ingests_beginning(GO_INGEST).await?;
+        Ok(Sight::of(&records, &ingests, clock))
+    }
+
+    fn of(records: &[ImageRecord], ingests: &[Ingest], clock: Timestamp) -> Sight {
         let labels = |key: &'static str| records.iter().filter_map(move |record| record.labels.get(key));
         let sources = labels(K0S_SOURCES).flat_map(|text| k0s_sources(text));
         let theirs: Vec<&Ingest> = ingests

@@ -165,6 +165,8 @@ struct Daemon {
     moved: HashSet<(String, String)>,
     /// The same by bundle, as of the last comparison.
     elsewhere: HashMap<OsString, BTreeSet<String>>,
+    /// Bundles that were imported with other images than before since the last comparison.
+    reworded: HashSet<OsString>,
     /// Bundles whose jobs were dropped: their leases are still there, for the next job.
     abandoned: HashSet<OsString>,
     /// A stop has begun: nothing new is taken on.
@@ -187,6 +189,8 @@ struct Up {
     policy: Policy,
     /// When the ledger is to be compared with containerd.
     compare: Instant,
+    /// All records with pins of ours were looked through since the connection was made and the configuration read.
+    ours_listed: bool,
     /// Leases of bundles that are done or gone are given back after the first comparison.
     leases_swept: bool,
 }
@@ -244,6 +248,7 @@ impl Daemon {
             disk: disk::Watched::new(now),
             moved: HashSet::new(),
             elsewhere: HashMap::new(),
+            reworded: HashSet::new(),
             abandoned: HashSet::new(),
             is_draining: false,
             is_misplaced: false,

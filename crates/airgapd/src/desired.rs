@@ -41,6 +41,18 @@ pub(crate) fn digests(ledger: &Ledger) -> HashSet<Digest> {
         .collect()
 }
 
+/// The name of every record that the ledger knows, those of bundles that are gone included.
+pub(crate) fn names(ledger: &Ledger) -> HashSet<&str> {
+    let imported = ledger
+        .entries()
+        .into_iter()
+        .filter_map(|entry| entry.imported.as_ref());
+    imported
+        .flat_map(|imported| &imported.images)
+        .map(|image| image.name.as_str())
+        .collect()
+}
+
 /// Compares one bundle. Names that a later bundle took over, or that the operator excludes, are not its business.
 pub(crate) fn standing(
     entry: &Entry,

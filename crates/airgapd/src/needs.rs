@@ -102,6 +102,15 @@ pub(crate) struct Need {
     pub(crate) sources: Vec<Source>,
 }
 
+impl Need {
+    /// The reference as it was first written where it is asked for.
+    pub(crate) fn given(&self) -> &str {
+        self.sources
+            .first()
+            .map_or(self.reference.as_str(), |source| source.given.as_str())
+    }
+}
+
 /// Everything that was gathered.
 #[derive(Debug, Default)]
 pub(crate) struct Needs {

@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::needs::{Need, Needs};
 use crate::runtime::{self, Runtime};
 use crate::status::{MissingStatus, RequiredStatus};
-use crate::verify::{Answer, Shelf, Snapshots, answer};
+use crate::verify::{Answer, Shelf, Snapshots, Sought, answer};
 
 /// Looks whether everything that `require` asks for is there, whole. Reads only; safe to cancel.
 ///
@@ -39,6 +39,7 @@ pub(crate) async fn check(
             &policy.wanted,
             &settings.limits,
             Snapshots::of(settings),
+            &Sought::exactly(&all),
         )
         .await?;
         found.references = all.len();

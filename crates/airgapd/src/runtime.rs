@@ -85,7 +85,7 @@ async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::E
     Ok(client.content_root().await?.filter(is_visible))
 }
 
-/// What containerd has of what the ledger knows: one listing of records, one of blobs, no bundle opened.
+/// What containerd has of what the ledger knows, and of whatever else is ours; no bundle is opened.
 ///
 /// After a restart of the machine (`is_new_boot`) each blob is looked at: containerd lists what it had before.
 ///
@@ -98,12 +98,23 @@ pub(crate) async fn survey(
     is_new_boot: bool,
 ) -> Result<Survey, containerd::Error> {
     let client = &runtime.client;
-    let survey = Survey::of(client, &desired::digests(ledger)).await?;
+    let survey = Survey::of(client, &desired::names(ledger), &desired::digests(ledger)).await?;
     let survey = survey.checked(client, runtime.store.as_deref()).await?;
     match is_new_boot {
         true => survey.proven(client).await,
         false => Ok(survey),
     }
+}
+
+/// What containerd has of what the ledger knows, at once: of few names no list is asked for, however many others there are.
+///
+/// # Errors
+///
+/// When containerd does not answer.
+pub(crate) async fn glance(runtime: &Runtime, ledger: &Ledger) -> Result<Survey, containerd::Error> {
+    let client = &runtime.client;
+    let survey = Survey::of_few(client, &desired::names(ledger), &desired::digests(ledger)).await?;
+    survey.checked(client, runtime.store.as_deref()).await
 }
 
 /// Whether the containerd is the one that kubelet asks, by CRI.

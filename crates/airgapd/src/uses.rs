@@ -20,6 +20,15 @@ pub(crate) struct Uses {
 }
 
 impl Uses {
+    /// The names of the records that containers were made from, as far as they are still there.
+    pub(crate) fn names(containers: &[Container]) -> BTreeSet<&str> {
+        let by_id = containers
+            .iter()
+            .filter_map(|container| container.image_id.as_deref());
+        let by_name = containers.iter().map(|container| container.image.as_str());
+        by_id.chain(by_name).filter(|name| !name.is_empty()).collect()
+    }
+
     /// Finds out what each container was made from. CRI's word counts more than the name of a record, which may point
     /// elsewhere by now; CRI keeps a record by the image's id, whose target is that of the records by name.
     pub(crate) fn of(containers: &[Container], records: &BTreeMap<String, ImageRecord>) -> Uses {

@@ -6,5 +6,5 @@
 mod answer;
 mod shelf;
 
-pub(crate) use answer::{Answer, Status, answer};
+pub(crate) use answer::{Answer, Sought, Status, answer};
 pub(crate) use shelf::{Held, Shelf, Snapshots};

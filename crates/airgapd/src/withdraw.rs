@@ -86,22 +86,19 @@ fn is_nobodys(labels: &Labels, changes: &LabelChanges) -> bool {
 }
 
 /// The records that CRI keeps by image id (`sha256:…`) of images whose names were all deleted: nothing but those would hold
-/// their blobs.
-pub(crate) fn left_over<'r>(records: &[&'r ImageRecord], deleted: &BTreeSet<String>) -> Vec<&'r ImageRecord> {
+/// their blobs. `there` are the records that are left of the targets of those that were `deleted`.
+pub(crate) fn left_over<'r>(there: &'r [ImageRecord], deleted: &[&ImageRecord]) -> Vec<&'r ImageRecord> {
     let is_of_cri = |record: &ImageRecord| {
         record.name.starts_with("sha256:") && record.labels.keys().all(|key| key == CRI_MANAGED)
     };
-    let targets_of = |is: &dyn Fn(&ImageRecord) -> bool| -> HashSet<&Digest> {
-        let found = records.iter().filter(|record| is(record));
-        found.map(|record| record.target.digest()).collect()
-    };
-    let gone = targets_of(&|record| deleted.contains(&record.name));
-    let named = targets_of(&|record| !deleted.contains(&record.name) && !is_of_cri(record));
-    let is_left = |record: &&&ImageRecord| {
+    let gone: HashSet<&Digest> = deleted.iter().map(|record| record.target.digest()).collect();
+    let named = there.iter().filter(|record| !is_of_cri(record));
+    let named: HashSet<&Digest> = named.map(|record| record.target.digest()).collect();
+    let is_left = |record: &&ImageRecord| {
         let target = record.target.digest();
         is_of_cri(record) && gone.contains(target) && !named.contains(target)
     };
-    records.iter().filter(is_left).copied().collect()
+    there.iter().filter(is_left).collect()
 }
 
 /// How much is left of the time that a pin outlives its last bundle.
@@ -258,18 +255,15 @@ mod tests {
         let by_id = named("sha256:cc", &[(CRI_MANAGED, "managed")]);
         let (one, two) = (named("r.test/a:1", &[A]), named("r.test/a:2", &[]));
         let pinned = named("sha256:cc", &[(CRI_MANAGED, "managed"), PIN]);
-        let left = |records: &[&ImageRecord], deleted: &[&str]| {
-            left_over(records, &deleted.iter().map(ToString::to_string).collect()).len()
+        let left = |there: &[&ImageRecord], deleted: &[&ImageRecord]| {
+            let there: Vec<ImageRecord> = there.iter().copied().cloned().collect();
+            left_over(&there, deleted).len()
         };
-        assert_eq!(left(&[&one, &by_id], &["r.test/a:1"]), 1);
-        assert_eq!(left(&[&one, &two, &by_id], &["r.test/a:1", "r.test/a:2"]), 1);
-        assert_eq!(
-            left(&[&one, &two, &by_id], &["r.test/a:1"]),
-            0,
-            "another name has it"
-        );
+        assert_eq!(left(&[&by_id], &[&one]), 1);
+        assert_eq!(left(&[&by_id], &[&one, &two]), 1);
+        assert_eq!(left(&[&two, &by_id], &[&one]), 0, "another name has it");
         assert_eq!(left(&[&one, &by_id], &[]), 0, "nothing was deleted");
-        assert_eq!(left(&[&one, &pinned], &["r.test/a:1"]), 0, "CRI has pinned it");
+        assert_eq!(left(&[&pinned], &[&one]), 0, "CRI has pinned it");
     }
 
     #[test]

@@ -4,11 +4,11 @@ use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::{Container as WireContainer, ListContainersRequest};
 use serde_json::Value;
 
-use crate::Client;
 use crate::connect::MAX_MESSAGE;
 use crate::error::Error;
 use crate::wire::{self, Labels};
 use crate::within;
+use crate::{Client, MOST_LISTED};
 
 /// Where CRI keeps what it knows of a container: JSON, in a message of a type that changes its name with each release.
 const CRI_METADATA: &str = "io.cri-containerd.container.metadata";
@@ -39,12 +39,16 @@ impl Client {
         let mut stream = opened
             .map_err(|failure| self.fail(failure, attempt))?
             .into_inner();
-        let mut containers = Vec::new();
+        let (mut containers, mut there) = (Vec::new(), 0);
         while let Some(message) = self
             .next(&mut stream)
             .await
             .map_err(|failure| self.fail(failure, attempt))?
         {
+            there += 1;
+            if there > MOST_LISTED {
+                return Err(self.endless(attempt));
+            }
             containers.extend(message.container.map(container_from_wire));
         }
         Ok(containers)

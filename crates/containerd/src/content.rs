@@ -1,11 +1,15 @@
 //! The content store: blobs, their labels, and ingests (blobs being written). Writing has its own module.
 
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
 use basics::digest::Hasher;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
     AbortRequest, DeleteContentRequest, Info, InfoRequest, ListContentRequest, ListStatusesRequest,
     ReadContentRequest, ReadContentResponse, Status as IngestStatus, UpdateRequest,
 };
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use prost_types::FieldMask;
@@ -14,8 +18,15 @@ use tonic::transport::Channel;
 
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
+use crate::parts;
 use crate::wire::{self, Labels, check_digest, digest_from_wire, label_path, size_from_wire, time_from_wire};
-use crate::{Client, within};
+use crate::{Client, LOOKUPS, MOST_LISTED, within};
+
+/// A blob with more pieces without a byte than this does not get on.
+const MOST_EMPTY: usize = 1000;
+
+/// A blob that is looked up costs containerd as much as so many that it walks over in a list, as measured.
+const LOOKUP_COSTS: usize = 32;
 
 /// A committed blob as this namespace sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +59,8 @@ pub struct BlobReader {
     client: Client,
     digest: Digest,
     stream: Streaming<ReadContentResponse>,
+    /// Pieces without a byte so far.
+    empty: usize,
 }
 
 impl std::fmt::Debug for BlobReader {
@@ -65,16 +78,26 @@ impl BlobReader {
     /// [`Error::Gone`] when the blob was deleted; otherwise those of any call.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         match self.client.next(&mut self.stream).await {
-            Ok(piece) => Ok(piece.map(|piece| piece.data)),
+            Ok(Some(piece)) if piece.data.is_empty() && self.empty == MOST_EMPTY => {
+                Err(self.client.endless(&format!("read blob {}", self.digest)))
+            }
+            Ok(Some(piece)) => {
+                self.empty += usize::from(piece.data.is_empty());
+                Ok(Some(piece.data))
+            }
+            Ok(None) => Ok(None),
             Err(failure) => Err(self.client.unreadable(failure, &self.digest)),
         }
     }
 }
 
+/// The names of our ingests begin with it.
+pub const INGEST_PREFIX: &str = "airgapd-";
+
 /// The name of our ingest of a blob. It follows from the digest, so an interrupted write is found again by the
 /// next run, and two of us writing the same blob wait for each other instead of writing it twice.
 pub fn ingest_ref(digest: &Digest) -> String {
-    format!("airgapd-{digest}")
+    format!("{INGEST_PREFIX}{digest}")
 }
 
 impl Client {
@@ -88,17 +111,63 @@ impl Client {
             digest: digest.to_string(),
         });
         match self.unary(self.content().info(request)).await {
-            Ok(answer) => Ok(answer.info.and_then(info_from_wire)),
+            Ok(answer) => self.info_of(digest, answer.info),
             Err(failure) if failure.is_not_found() => Ok(None),
             Err(failure) => Err(self.fail(failure, format!("look up blob {digest}"))),
         }
     }
 
-    /// Lists all blobs of the namespace.
+    /// The blob that was asked for, and no other.
+    fn info_of(&self, digest: &Digest, answer: Option<Info>) -> Result<Option<BlobInfo>, Error> {
+        match answer {
+            Some(info) if info.digest != *digest.as_ref() => {
+                Err(self.answered_for(&info.digest, digest.as_ref()))
+            }
+            answer => Ok(answer.and_then(info_from_wire)),
+        }
+    }
+
+    /// Lists all blobs of the namespace. They are in memory all at once: see [`Client::blobs_of`] where only some of them matter.
+    ///
+    /// # Errors
+    /// As [`Client::blobs_of`].
+    pub async fn blobs(&self) -> Result<Vec<BlobInfo>, Error> {
+        self.blobs_where(|_| true).await
+    }
+
+    /// Asks for these blobs; those that are not there are left out. One by one where that costs containerd less than a walk
+    /// over all blobs of the namespace: as many as there were last time, or very many where there are very many records.
+    ///
+    /// # Errors
+    /// Those of any call; [`Error::Invalid`] for a list that does not end.
+    pub async fn blobs_of(&self, digests: &HashSet<Digest>) -> Result<Vec<BlobInfo>, Error> {
+        let there = match self.shared.blobs_there.load(Ordering::Relaxed) {
+            0 if self.has_long_list() => usize::MAX,
+            there => there,
+        };
+        match digests.len().saturating_mul(LOOKUP_COSTS) < there {
+            true => self.blobs_one_by_one(digests).await,
+            false => self.blobs_where(|digest| digests.contains(digest)).await,
+        }
+    }
+
+    /// Asks for these blobs as [`Client::blobs_of`] does, and lists nothing, however many they are.
     ///
     /// # Errors
     /// Those of any call.
-    pub async fn blobs(&self) -> Result<Vec<BlobInfo>, Error> {
+    pub async fn blobs_one_by_one(&self, digests: &HashSet<Digest>) -> Result<Vec<BlobInfo>, Error> {
+        let digests: Vec<Digest> = digests.iter().cloned().collect();
+        let calls = digests
+            .into_iter()
+            .map(|digest| async move { self.blob(&digest).await });
+        let found: Vec<_> = futures_util::stream::iter(calls)
+            .buffer_unordered(LOOKUPS)
+            .try_collect()
+            .await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    async fn blobs_where(&self, is_wanted: impl Fn(&Digest) -> bool) -> Result<Vec<BlobInfo>, Error> {
         let attempt = "list blobs";
         let request = self.request(ListContentRequest::default());
         let mut client = self.content();
@@ -106,14 +175,21 @@ impl Client {
         let mut stream = opened
             .map_err(|failure| self.fail(failure, attempt))?
             .into_inner();
-        let mut blobs = Vec::new();
+        let (mut blobs, mut there) = (Vec::new(), 0);
         while let Some(page) = self
             .next(&mut stream)
             .await
             .map_err(|failure| self.fail(failure, attempt))?
         {
-            blobs.extend(page.info.into_iter().filter_map(info_from_wire));
+            // An empty page counts, too: it is no more of an end than another.
+            there += page.info.len().max(1);
+            if there > MOST_LISTED {
+                return Err(self.endless(attempt));
+            }
+            let found = page.info.into_iter().filter_map(info_from_wire);
+            blobs.extend(found.filter(|blob| is_wanted(&blob.digest)));
         }
+        self.shared.blobs_there.store(there, Ordering::Relaxed);
         Ok(blobs)
     }
 
@@ -144,7 +220,7 @@ impl Client {
             update_mask: Some(mask),
         });
         match self.unary(self.content().update(request)).await {
-            Ok(answer) => answer.info.and_then(info_from_wire).ok_or_else(gone),
+            Ok(answer) => self.info_of(digest, answer.info)?.ok_or_else(gone),
             Err(failure) if failure.is_not_found() => Err(gone()),
             Err(failure) => Err(self.fail(failure, attempt())),
         }
@@ -194,6 +270,7 @@ impl Client {
                 client: self.clone(),
                 digest: digest.clone(),
                 stream: answer.into_inner(),
+                empty: 0,
             }),
             Err(failure) => Err(self.unreadable(failure, digest)),
         }
@@ -259,7 +336,25 @@ impl Client {
     /// # Errors
     /// Those of any call.
     pub async fn ingests(&self) -> Result<Vec<Ingest>, Error> {
-        let request = self.request(ListStatusesRequest::default());
+        self.ingests_where(Vec::new()).await
+    }
+
+    /// Lists the ingests whose names begin with a text. Others do not make the answer longer.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn ingests_beginning(&self, text: &str) -> Result<Vec<Ingest>, Error> {
+        self.ingests_where(vec![parts::beginning("ref", text)]).await
+    }
+
+    /// Lists the ingests that have a digest in their names, whatever they call it.
+    pub(crate) async fn ingests_of(&self, digest: &Digest) -> Result<Vec<Ingest>, Error> {
+        self.ingests_where(vec![parts::containing("ref", digest.digest())])
+            .await
+    }
+
+    async fn ingests_where(&self, filters: Vec<String>) -> Result<Vec<Ingest>, Error> {
+        let request = self.request(ListStatusesRequest { filters });
         let answer = self.unary(self.content().list_statuses(request)).await;
         let statuses = answer
             .map_err(|failure| self.fail(failure, "list ingests"))?

@@ -134,7 +134,12 @@ impl Cri {
             .client
             .unary(client.list_pod_sandbox(ListPodSandboxRequest { filter: None }))
             .await;
-        let pods = pods.map_err(|failure| self.client.fail(failure, attempt))?;
+        let pods = match pods {
+            Ok(pods) => pods,
+            // CRI knows no parts of this list.
+            Err(failure) if failure.is_too_large() => return Ok(None),
+            Err(failure) => return Err(self.client.fail(failure, attempt)),
+        };
         let newest = pods.items.into_iter().max_by_key(|pod| pod.created_at);
         let Some(pod) = newest else { return Ok(None) };
         let request = PodSandboxStatusRequest {

@@ -120,10 +120,16 @@ pub enum Error {
         source: Cause,
     },
     /// The request or the answer is larger than a message to or from containerd may be: 16 MiB, unless it is configured
-    /// otherwise (`grpc` in its configuration). The connection is as good as before, and asking again changes nothing.
-    #[error("cannot {attempt}: that is larger than containerd's messages may be")]
+    /// otherwise (`max_send_message_size`). The connection is as good as before, and asking again changes nothing.
+    #[error(
+        "cannot {attempt}: that is larger than containerd's messages may be on {} (max_send_message_size in containerd's \
+         configuration allows more)",
+        socket.display()
+    )]
     #[non_exhaustive]
     TooLarge {
+        /// The socket of that containerd.
+        socket: PathBuf,
         /// What was being attempted.
         attempt: String,
         /// containerd's answer, or our own finding, with both sizes.
@@ -262,6 +268,13 @@ fn deeper(error: &dyn std::error::Error) -> Option<Box<dyn std::error::Error + S
     None
 }
 
+/// The size of a message that was too large, and how large it may be, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Oversize {
+    pub(crate) size: u64,
+    pub(crate) limit: u64,
+}
+
 /// An RPC without success, before the caller has given it a meaning.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -320,6 +333,17 @@ impl Failure {
             Some(Code::OutOfRange) => self.message().contains("message length too large"),
             _ => false,
         }
+    }
+
+    /// How large the message would have been that was too large, where the refusal tells: `(45310080 vs. 16777216)` in
+    /// containerd's words, `found 45310080 bytes, the limit is: 33554432 bytes` in those of our own transport.
+    pub(crate) fn oversize(&self) -> Option<Oversize> {
+        let mut numbers = self
+            .message()
+            .split(|character: char| !character.is_ascii_digit())
+            .filter_map(|digits| digits.parse::<u64>().ok());
+        let (size, limit) = (numbers.next()?, numbers.next()?);
+        (self.is_too_large() && size > limit && limit > 0).then_some(Oversize { size, limit })
     }
 
     pub(crate) fn is_space(&self) -> bool {
@@ -455,7 +479,11 @@ impl Failure {
             },
             (_, true, _) => Error::Space { attempt, source },
             _ if disk => Error::Disk { attempt, source },
-            _ if too_large => Error::TooLarge { attempt, source },
+            _ if too_large => Error::TooLarge {
+                socket,
+                attempt,
+                source,
+            },
             (_, _, true) => Error::Refused { attempt, source },
             _ => Error::Failed { attempt, source },
         }
@@ -502,5 +530,33 @@ fn code_name(code: Code) -> &'static str {
         Code::Cancelled => "cancelled",
         Code::DeadlineExceeded => "deadline exceeded",
         _ => "no reason given",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_tells_how_large_the_message_was() {
+        let told = |code, text: &str| Failure::from(Status::new(code, text)).oversize();
+        let sizes = Some(Oversize {
+            size: 45_310_080,
+            limit: 16_777_216,
+        });
+        let containerds = "grpc: trying to send message larger than max (45310080 vs. 16777216)";
+        assert_eq!(told(Code::ResourceExhausted, containerds), sizes);
+        let ours =
+            "Error, decoded message length too large: found 45310080 bytes, the limit is: 16777216 bytes";
+        assert_eq!(told(Code::OutOfRange, ours), sizes);
+        for (code, text) in [
+            (Code::Unknown, containerds),
+            (Code::ResourceExhausted, "too many"),
+            (Code::ResourceExhausted, "larger than max (7 vs. 0)"),
+            (Code::ResourceExhausted, "larger than max (7 vs. 16777216)"),
+            (Code::ResourceExhausted, "(99999999999999999999999 vs. 16777216)"),
+        ] {
+            assert_eq!(told(code, text), None, "{code:?} {text}");
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Image records: names in containerd's image store, each with a target and labels.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
@@ -9,15 +11,47 @@ use containerd_client::services::v1::{
     UpdateImageRequest,
 };
 use containerd_client::types;
-use oci_spec::image::Descriptor;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use oci_spec::image::{Descriptor, Digest};
+use prost::Message as _;
 use prost_types::FieldMask;
+use tonic::Status;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
 
-use crate::Client;
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
-use crate::parts::Part;
+use crate::parts::{self, Part};
 use crate::wire::{self, Labels, descriptor_from_wire, descriptor_to_wire, label_path};
+use crate::{Client, LOOKUPS};
+
+/// A list of image records that is too long for one message.
+#[derive(Clone)]
+pub(crate) struct LongList {
+    /// The parts in which it fitted last time, or those to begin with.
+    parts: Vec<Part>,
+    /// Since when it is known to be too long.
+    since: Instant,
+    /// How many records were seen in it.
+    seen: usize,
+}
+
+/// The call that lists.
+const LIST: &str = "/containerd.services.images.v1.Images/List";
+
+/// The answer to [`LIST`], its records still as they came: decoded one at a time, they take no more memory than the message.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Listed {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    images: Vec<prost::bytes::Bytes>,
+}
+
+/// How long a list is taken for too long without trying.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// A list of fewer bytes fits into a message again, with some room.
+const SHORT: usize = 12 << 20;
 
 /// An image record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,34 +94,235 @@ pub struct ImageUpdate {
 }
 
 impl Client {
-    /// Lists all image records of the namespace, in the order of their names.
-    ///
-    /// A list that is too long for one message is asked for in parts, by the ends of the names, as many as it takes. Those are not
-    /// of one moment: a record that comes or goes meanwhile may be in the list or not, as it may right after any list.
+    /// Lists all image records of the namespace, in the order of their names. They are in memory all at once: see
+    /// [`Client::each_image`] for a namespace with very many.
     ///
     /// # Errors
-    /// Those of any call; [`Error::TooLarge`] only where a single record is too large for a message.
+    /// As [`Client::each_image`].
     pub async fn images(&self) -> Result<Vec<ImageRecord>, Error> {
-        let mut records = Vec::new();
-        let mut parts = vec![Part::all()];
-        while let Some(part) = parts.pop() {
-            match self.images_of(&part).await {
-                Ok(images) => records.extend(images.into_iter().filter_map(image_from_wire)),
-                Err(failure) => match part.halves().filter(|_| failure.is_too_large()) {
-                    Some(halves) => parts.extend(halves),
-                    None => return Err(self.fail(failure, "list images")),
-                },
-            }
+        self.images_where(&[]).await
+    }
+
+    /// Lists the image records that have one of these labels, whatever its value, in the order of their names.
+    ///
+    /// # Errors
+    /// As [`Client::each_image`].
+    pub async fn images_labelled(&self, keys: &[&str]) -> Result<Vec<ImageRecord>, Error> {
+        let filters: Vec<String> = keys.iter().map(|key| parts::labelled(key)).collect();
+        match filters.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.images_where(&filters).await,
         }
+    }
+
+    /// Lists the image records that point at one of these targets, in the order of their names.
+    ///
+    /// # Errors
+    /// As [`Client::each_image`].
+    pub async fn images_targeting(&self, digests: &[&Digest]) -> Result<Vec<ImageRecord>, Error> {
+        let filters: Vec<String> = digests
+            .iter()
+            .map(|digest| parts::targeting(digest.as_ref()))
+            .collect();
+        match filters.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.images_where(&filters).await,
+        }
+    }
+
+    async fn images_where(&self, filters: &[String]) -> Result<Vec<ImageRecord>, Error> {
+        let mut records = Vec::new();
+        let keep = |record| {
+            records.push(record);
+            ControlFlow::Continue(())
+        };
+        self.each_where(filters, keep).await?;
         records.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(records)
     }
 
-    async fn images_of(&self, part: &Part) -> Result<Vec<Image>, Failure> {
-        let request = self.request(ListImagesRequest {
-            filters: part.filter().into_iter().collect(),
-        });
-        Ok(self.unary(self.image_client().list(request)).await?.images)
+    /// Shows all image records of the namespace, in no order, until `look` has seen enough.
+    ///
+    /// A list that is too long for one message is asked for in parts, as many as it takes, and one part is in memory at a time.
+    /// Parts are not of one moment: a record that comes or goes meanwhile may be shown or not, as it may right after any
+    /// list. Each part costs containerd a walk over all records.
+    ///
+    /// # Errors
+    /// Those of any call; [`Error::TooLarge`] only where a single record is too large for a message.
+    pub async fn each_image(&self, look: impl FnMut(ImageRecord) -> ControlFlow<()>) -> Result<(), Error> {
+        self.each_where(&[], look).await
+    }
+
+    async fn each_where(
+        &self,
+        filters: &[String],
+        mut look: impl FnMut(ImageRecord) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        // What fitted last time is asked for again, instead of what did not.
+        let known = self.long_list().filter(|_| filters.is_empty());
+        let mut parts: Vec<(Part, Option<u64>)> = match known {
+            Some(known) => known.parts.into_iter().map(|part| (part, None)).collect(),
+            None => vec![(Part::all(), None)],
+        };
+        let mut fitting: Vec<(usize, Part)> = Vec::new();
+        let (mut is_enough, mut seen) = (false, 0);
+        while !is_enough && let Some((part, above)) = parts.pop() {
+            let failure = match self.images_of(part.filters(filters)).await {
+                Ok(answer) => {
+                    seen += answer.images.len();
+                    fitting.push((answer.encoded_len(), part));
+                    is_enough = self.look_at(answer, &mut look)?;
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            let told = failure.oversize();
+            match part.pieces(told, above).filter(|_| failure.is_too_large()) {
+                Some(pieces) => {
+                    let above = told.map(|told| told.size);
+                    parts.extend(pieces.into_iter().map(|piece| (piece, above)));
+                }
+                None => return Err(self.fail(failure, "list images")),
+            }
+        }
+        if filters.is_empty() {
+            self.keep_parts(parts.into_iter().map(|(part, _)| part), fitting, seen);
+        }
+        Ok(())
+    }
+
+    /// Keeps the parts of a list in mind: those that were not asked for, and those that fitted, each with its size in bytes. The
+    /// largest are asked for first next time.
+    fn keep_parts(&self, left: impl Iterator<Item = Part>, mut fitting: Vec<(usize, Part)>, seen: usize) {
+        fitting.sort_by_key(|(size, _)| *size);
+        let size: usize = fitting.iter().map(|(size, _)| size).sum();
+        let mut parts: Vec<Part> = left.collect();
+        let is_short = parts.is_empty() && size < SHORT;
+        parts.extend(fitting.into_iter().map(|(_, part)| part));
+        match parts.len() > 1 && !is_short {
+            true => self.remember_long_list(parts, seen),
+            false => self.forget_long_list(),
+        }
+    }
+
+    /// Shows the records of an answer, one at a time; says whether that was enough.
+    fn look_at(
+        &self,
+        answer: Listed,
+        look: &mut impl FnMut(ImageRecord) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
+        for bytes in answer.images {
+            let image = Image::decode(bytes).map_err(|error| {
+                let socket = self.socket().display();
+                Error::Invalid(format!(
+                    "containerd on {socket} lists an image that cannot be read: {error}"
+                ))
+            })?;
+            if let Some(record) = image_from_wire(image)
+                && look(record).is_break()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn images_of(&self, filters: Vec<String>) -> Result<Listed, Failure> {
+        let mut client = Grpc::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);
+        let request = self.request(ListImagesRequest { filters });
+        let call = async {
+            let ready = client.ready().await;
+            ready.map_err(|error| Status::from_error(Box::new(error)))?;
+            let codec = ProstCodec::<ListImagesRequest, Listed>::default();
+            client
+                .unary(request, PathAndQuery::from_static(LIST), codec)
+                .await
+        };
+        self.unary(call).await
+    }
+
+    /// Shows all image records as [`Client::each_image`] does, if their list fits into one message. Gives `false` and shows none
+    /// if it does not, which is then not tried again for an hour.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn each_image_if_few(&self, mut look: impl FnMut(ImageRecord)) -> Result<bool, Error> {
+        if self.has_long_list() {
+            return Ok(false);
+        }
+        match self.images_of(Vec::new()).await {
+            Ok(answer) => {
+                let mut look = |record| {
+                    look(record);
+                    ControlFlow::Continue(())
+                };
+                self.look_at(answer, &mut look)?;
+                Ok(true)
+            }
+            Err(failure) if failure.is_too_large() => {
+                let pieces = Part::all().pieces(failure.oversize(), None);
+                self.remember_long_list(pieces.unwrap_or_default(), 0);
+                Ok(false)
+            }
+            Err(failure) => Err(self.fail(failure, "list images")),
+        }
+    }
+
+    /// Asks for the image records of these names; those that are not there are left out. One call for each name: containerd
+    /// finds a record by its name at once, however many there are, and walks over all of them for any list.
+    ///
+    /// # Errors
+    /// As [`Client::image`].
+    pub async fn images_named(
+        &self,
+        names: impl IntoIterator<Item = &str>,
+    ) -> Result<Vec<ImageRecord>, Error> {
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let calls = names
+            .into_iter()
+            .map(|name| async move { self.image(&name).await });
+        let found: Vec<_> = futures_util::stream::iter(calls)
+            .buffer_unordered(LOOKUPS)
+            .try_collect()
+            .await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// How many records were seen in the last list that was too long for one message, all of them or the first parts; 0 where
+    /// there was none for an hour.
+    pub fn images_seen(&self) -> usize {
+        self.long_list().map_or(0, |known| known.seen)
+    }
+
+    pub(crate) fn has_long_list(&self) -> bool {
+        self.long_list().is_some()
+    }
+
+    fn long_list(&self) -> Option<LongList> {
+        let known = self
+            .shared
+            .long_list
+            .lock()
+            .expect("no holder of this lock panics");
+        known.clone().filter(|known| known.since.elapsed() < REMEMBERED)
+    }
+
+    fn remember_long_list(&self, parts: Vec<Part>, seen: usize) {
+        let since = self.long_list().map_or_else(Instant::now, |known| known.since);
+        let mut known = self
+            .shared
+            .long_list
+            .lock()
+            .expect("no holder of this lock panics");
+        *known = Some(LongList { parts, since, seen });
+    }
+
+    fn forget_long_list(&self) {
+        *self
+            .shared
+            .long_list
+            .lock()
+            .expect("no holder of this lock panics") = None;
     }
 
     /// Asks for one image record by its exact name.
@@ -99,7 +334,7 @@ impl Client {
             name: name.to_owned(),
         });
         match self.unary(self.image_client().get(request)).await {
-            Ok(answer) => Ok(answer.image.and_then(image_from_wire)),
+            Ok(answer) => self.record_of(name, answer.image),
             Err(failure) if failure.is_not_found() => Ok(None),
             Err(failure) => Err(self.fail(failure, format!("look up image {name}"))),
         }
@@ -164,9 +399,17 @@ impl Client {
             .unary(self.image_client().update(self.request(message)))
             .await
         {
-            Ok(answer) => Ok(answer.image.and_then(image_from_wire)),
+            Ok(answer) => self.record_of(name, answer.image),
             Err(failure) if failure.is_not_found() => Ok(None),
             Err(failure) => Err(self.fail(failure, format!("update image {name}"))),
+        }
+    }
+
+    /// The record that was asked for, and no other.
+    fn record_of(&self, name: &str, answer: Option<Image>) -> Result<Option<ImageRecord>, Error> {
+        match answer {
+            Some(image) if image.name != name => Err(self.answered_for(&image.name, name)),
+            answer => Ok(answer.and_then(image_from_wire)),
         }
     }
 
@@ -254,7 +497,7 @@ fn image_from_wire(image: Image) -> Option<ImageRecord> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oci_spec::image::{Digest, MediaType};
+    use oci_spec::image::MediaType;
 
     #[test]
     fn masks_name_labels_one_by_one_and_the_target_only_when_it_changes() {

@@ -104,12 +104,15 @@ impl Client {
     /// # Errors
     /// Those of any call.
     pub async fn version(&self) -> Result<Version, Error> {
+        self.version_or("ask for containerd's version").await
+    }
+
+    /// The version, asked for while something else is attempted.
+    pub(crate) async fn version_or(&self, attempt: &str) -> Result<Version, Error> {
         let answer = self
             .unary(VersionClient::new(self.channel()).version(self.request(())))
             .await;
-        let version = answer
-            .map_err(|failure| self.fail(failure, "ask for containerd's version"))?
-            .version;
+        let version = answer.map_err(|failure| self.fail(failure, attempt))?.version;
         Ok(Version::parse(&version))
     }
 

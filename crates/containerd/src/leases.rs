@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use crate::Client;
 use crate::connect::MAX_MESSAGE;
 use crate::error::Error;
+use crate::parts;
 use crate::wire::{self, Labels, digest_from_wire, time_from_wire};
 
 /// Label with the instant after which containerd ignores and removes a lease (RFC 3339).
@@ -98,7 +99,19 @@ impl Client {
     /// # Errors
     /// Those of any call.
     pub async fn leases(&self) -> Result<Vec<Lease>, Error> {
-        let request = self.request(ListRequest::default());
+        self.leases_where(Vec::new()).await
+    }
+
+    /// Lists the leases whose ids begin with a text. Others do not make the answer longer.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn leases_beginning(&self, text: &str) -> Result<Vec<Lease>, Error> {
+        self.leases_where(vec![parts::beginning("id", text)]).await
+    }
+
+    async fn leases_where(&self, filters: Vec<String>) -> Result<Vec<Lease>, Error> {
+        let request = self.request(ListRequest { filters });
         let answer = self.unary(self.lease_client().list(request)).await;
         let leases = answer
             .map_err(|failure| self.fail(failure, "list leases"))?
@@ -162,7 +175,11 @@ impl Client {
     }
 
     pub(crate) async fn has_lease(&self, id: &str) -> Result<bool, Error> {
-        Ok(self.leases().await?.iter().any(|lease| lease.id == id))
+        Ok(self
+            .leases_beginning(id)
+            .await?
+            .iter()
+            .any(|lease| lease.id == id))
     }
 
     fn lease_client(&self) -> LeasesClient<Channel> {

@@ -32,7 +32,8 @@ mod write;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -42,7 +43,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use connect::Options;
 pub use containers::Container;
-pub use content::{BlobInfo, BlobReader, Ingest, ingest_ref};
+pub use content::{BlobInfo, BlobReader, INGEST_PREFIX, Ingest, ingest_ref};
 pub use cri::{Cri, CriImage, CriVersion, ImageFilesystem};
 pub use error::{Cause, Error, Recovery, is_disk_failure};
 pub use events::{ImageChange, ImageEvent, ImageEvents};
@@ -54,9 +55,16 @@ pub use write::{BlobSource, BlobSpec, Held, Written};
 
 use connect::WriteConnections;
 use error::{Cause as ErrorCause, Failure};
+use images::LongList;
 
 /// Header that names the namespace of a call.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
+/// How many records or blobs are looked up at a time.
+const LOOKUPS: usize = 16;
+/// A list of more entries than this is taken for one that does not end.
+const MOST_LISTED: usize = 2_000_000;
+/// How much is repeated of what containerd should not have said, in characters.
+const LONGEST_QUOTE: usize = 200;
 /// Header that names the lease a call's resources are added to.
 const LEASE_HEADER: &str = "containerd-lease";
 
@@ -76,6 +84,10 @@ struct Shared {
     options: Options,
     channel: Channel,
     writes: WriteConnections,
+    /// What is known of a list of image records that is too long for one message; `None` while it is not.
+    long_list: Mutex<Option<LongList>>,
+    /// How many blobs there were when they were listed last.
+    blobs_there: AtomicUsize,
 }
 
 impl std::fmt::Debug for Client {
@@ -126,11 +138,14 @@ impl Client {
             writes: WriteConnections::new(endpoint, options.write_connections),
             options,
             channel,
+            long_list: Mutex::new(None),
+            blobs_there: AtomicUsize::new(0),
         };
         let client = Client {
             shared: Arc::new(shared),
         };
-        client.version().await?;
+        let attempt = format!("talk to containerd on {}", socket.display());
+        client.version_or(&attempt).await?;
         Ok(client)
     }
 
@@ -195,6 +210,23 @@ impl Client {
     /// Waits for the next message of a stream from containerd.
     pub(crate) async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Failure> {
         within(self.options().stall, stream.message()).await
+    }
+
+    /// An answer about something else than was asked for.
+    pub(crate) fn answered_for(&self, other: &str, asked: &str) -> Error {
+        let socket = self.socket().display();
+        let other: String = other.escape_debug().take(LONGEST_QUOTE).collect();
+        Error::Invalid(format!(
+            "containerd on {socket} was asked for {asked} and answered for \"{other}\": it cannot be used"
+        ))
+    }
+
+    /// A stream that does not come to its end.
+    pub(crate) fn endless(&self, attempt: &str) -> Error {
+        let socket = self.socket().display();
+        Error::Invalid(format!(
+            "cannot {attempt}: what containerd on {socket} sends has not ended after very many messages"
+        ))
     }
 
     pub(crate) fn fail(&self, failure: Failure, attempt: impl Into<String>) -> Error {

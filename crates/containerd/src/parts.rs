@@ -1,23 +1,56 @@
-//! Lists of image records in parts, by the ends of their names, for namespaces whose list is too long for one message.
+//! Lists of image records in parts, for namespaces whose list is too long for one message.
 //!
-//! containerd answers a list with one message of at most 16 MiB and knows no pages, only filters. So a list that does not
-//! fit is asked for in two parts, and each of them again, until all fit. The parts follow the last characters of the
-//! names: names share their beginnings (a registry's host, a repository) and differ at their ends, in a tag or a digest.
+//! containerd answers a list with one message of at most 16 MiB and knows no pages, only filters. Each question costs it a
+//! walk over all records of the namespace, and an answer that does not fit costs more than one that does. So the answer
+//! that did not fit tells how many parts to ask for: its size is in containerd's refusal.
+//!
+//! The parts follow the last characters of the names: names share their beginnings (a registry's host, a repository) and
+//! differ at their ends, in a tag or a digest. Where the ends are alike too (`:latest`), and the targets are not, the parts
+//! follow the first digits of the targets' digests.
+
+use crate::error::Oversize;
+
+/// The digits of a digest.
+const HEX: [char; 16] = [
+    '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+];
+/// How many digits of a digest tell parts apart: 256 parts of 8 MiB are more than any node has.
+const DIGITS: usize = 2;
+
+/// Parts are aimed at this share of the largest message, since they are not all equally large, and are in memory one at a time.
+const AIM: u64 = 2;
 
 /// What no character is below.
 const FIRST: char = '\0';
 /// What no character is above.
 const LAST: char = char::MAX;
 
-/// Where a range of characters is cut, the first that lies within it: most names end in a hexadecimal digit, and of those
-/// that end in another letter or in a mark there are few.
+/// Where all characters are cut at once: most names end in a decimal or hexadecimal digit.
+const ENDS: [char; 7] = ['2', '4', '6', '8', ':', 'd', 'g'];
+
+/// Where a range of characters is cut into two, the first that lies within it.
 const CUTS: [char; 13] = [
     '8', 'g', '4', 'c', '2', '6', 'a', 'e', 'n', '{', '0', ':', '\u{80}',
 ];
 
-/// Some of the names in a namespace.
+/// Some of the records in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) struct Part {
+    targets: Targets,
+    names: Names,
+}
+
+/// Those whose target's digest begins with `begin`, and after that with a digit of `HEX[first..end]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Targets {
+    begin: String,
+    first: usize,
+    end: usize,
+}
+
+/// Some of the names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Names {
     /// Those that end in `suffix`, and before that in a character from `first` to `last`.
     Ending { first: char, last: char, suffix: String },
     /// This one.
@@ -25,62 +58,193 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// All names; none is empty.
+    /// All records.
     pub(crate) fn all() -> Part {
-        Part::before(String::new())
+        Part {
+            targets: Targets::after(String::new()),
+            names: Names::before(String::new()),
+        }
     }
 
-    /// The names that end in `suffix` and are longer.
-    fn before(suffix: String) -> Part {
-        Part::Ending {
+    /// The part as a filter of containerd's; none for all records.
+    pub(crate) fn filter(&self) -> Option<String> {
+        let filters: Vec<String> = self
+            .targets
+            .filter()
+            .into_iter()
+            .chain(self.names.filter())
+            .collect();
+        (!filters.is_empty()).then(|| filters.join(","))
+    }
+
+    /// The same of those records only that one of containerd's filters accepts; of all where there is none.
+    pub(crate) fn filters(&self, given: &[String]) -> Vec<String> {
+        match self.filter() {
+            None => given.to_vec(),
+            Some(filter) if given.is_empty() => vec![filter],
+            Some(filter) => given.iter().map(|given| format!("{given},{filter}")).collect(),
+        }
+    }
+
+    /// Parts that have the records of this one between them, none twice, the most likely ones last; `None` for a single name.
+    ///
+    /// `told` is how large the answer would have been, and `above` how large the one was that this part was cut from: what
+    /// was cut by the ends of names and hardly became smaller is cut by targets next, and the other way round. A single
+    /// name comes last, and is to be asked for first: a containerd that finds every list too long finds that one so, too,
+    /// and longer and longer ends are not tried for ever.
+    pub(crate) fn pieces(self, told: Option<Oversize>, above: Option<u64>) -> Option<Vec<Part>> {
+        let times = told.map_or(2, |told| told.size.div_ceil((told.limit / AIM).max(1)).max(2));
+        let hardly_smaller = told
+            .zip(above)
+            .is_some_and(|(told, above)| told.size > above / 4 * 3);
+        if self.targets.is_all() == hardly_smaller
+            && let Some(targets) = self.targets.clone().pieces(times)
+        {
+            let part = |targets| Part {
+                targets,
+                names: self.names.clone(),
+            };
+            return Some(targets.into_iter().map(part).collect());
+        }
+        let part = |names| Part {
+            targets: self.targets.clone(),
+            names,
+        };
+        Some(self.names.clone().pieces(times)?.into_iter().map(part).collect())
+    }
+}
+
+impl Targets {
+    fn after(begin: String) -> Targets {
+        Targets {
+            begin,
+            first: 0,
+            end: HEX.len(),
+        }
+    }
+
+    fn is_all(&self) -> bool {
+        self.begin.is_empty() && (self.first, self.end) == (0, HEX.len())
+    }
+
+    /// A colon stands once in a digest, before its digits.
+    fn filter(&self) -> Option<String> {
+        if self.is_all() {
+            return None;
+        }
+        let Targets { begin, first, end } = self;
+        let digits: String = HEX[*first..*end].iter().collect();
+        Some(format!("target.digest~=\":{begin}[{digits}]\""))
+    }
+
+    /// So many pieces, or up to twice as many; `None` where digits do not tell them apart any more.
+    fn pieces(self, times: u64) -> Option<Vec<Targets>> {
+        let Targets { begin, first, end } = self;
+        let width = end - first;
+        if width == 1 {
+            return match begin.len() + 1 < DIGITS {
+                true => Targets::after(format!("{begin}{}", HEX[first])).pieces(times),
+                false => None,
+            };
+        }
+        let wanted = usize::try_from(times)
+            .unwrap_or(usize::MAX)
+            .min(width)
+            .next_power_of_two();
+        let step = width.div_ceil(wanted).max(1);
+        let cut = (first..end).step_by(step).map(|from| Targets {
+            begin: begin.clone(),
+            first: from,
+            end: end.min(from + step),
+        });
+        let deeper = times.div_ceil(width as u64);
+        match deeper {
+            0 | 1 => Some(cut.collect()),
+            deeper => Some(
+                cut.flat_map(|one| one.clone().pieces(deeper).unwrap_or_else(|| vec![one]))
+                    .collect(),
+            ),
+        }
+    }
+}
+
+impl Names {
+    /// The names that end in `suffix` and are longer; no name is empty.
+    fn before(suffix: String) -> Names {
+        Names::Ending {
             first: FIRST,
             last: LAST,
             suffix,
         }
     }
 
-    /// The part as a filter of containerd's; none for all names.
-    pub(crate) fn filter(&self) -> Option<String> {
+    fn filter(&self) -> Option<String> {
         match self {
-            Part::Ending { first, last, suffix } if (*first, *last, suffix.as_str()) == (FIRST, LAST, "") => {
+            Names::Ending { first, last, suffix }
+                if (*first, *last, suffix.as_str()) == (FIRST, LAST, "") =>
+            {
                 None
             }
-            Part::Ending { first, last, suffix } => Some(format!(
+            Names::Ending { first, last, suffix } => Some(format!(
                 "name~=\"[{}-{}]{}$\"",
                 escaped(*first),
                 escaped(*last),
                 pattern(suffix)
             )),
-            Part::Named(name) => Some(format!("name~=\"^{}$\"", pattern(name))),
+            Names::Named(name) => Some(format!("name~=\"^{}$\"", pattern(name))),
         }
     }
 
-    /// Two parts that have the names of this one between them, none twice; `None` for a single name. A single name comes
-    /// last, and is to be asked for first: a containerd that finds every list too long finds that one so, too, and longer
-    /// and longer ends are not tried for ever.
-    pub(crate) fn halves(self) -> Option<[Part; 2]> {
-        match self {
-            Part::Named(_) => None,
-            Part::Ending { first, last, suffix } if first == last => {
-                let suffix = format!("{first}{suffix}");
-                Some([Part::before(suffix.clone()), Part::Named(suffix)])
-            }
-            Part::Ending { first, last, suffix } => {
-                let cut = cut(first, last);
-                let lower = Part::Ending {
-                    first,
-                    last: below(cut),
-                    suffix: suffix.clone(),
-                };
-                let upper = Part::Ending {
-                    first: cut,
-                    last,
-                    suffix,
-                };
-                Some([lower, upper])
-            }
+    /// Two pieces, or those of the usual ends where two are too few; `None` for a single name.
+    fn pieces(self, times: u64) -> Option<Vec<Names>> {
+        let Names::Ending { first, last, suffix } = self else {
+            return None;
+        };
+        if first == last {
+            let suffix = format!("{first}{suffix}");
+            return Some(vec![Names::before(suffix.clone()), Names::Named(suffix)]);
         }
+        let cuts = match (first, last, times > 2) {
+            (FIRST, LAST, true) => ENDS.to_vec(),
+            _ => vec![cut(first, last)],
+        };
+        let firsts = [first].into_iter().chain(cuts.iter().copied());
+        let lasts = cuts.iter().copied().map(below).chain([last]);
+        let piece = |(first, last)| Names::Ending {
+            first,
+            last,
+            suffix: suffix.clone(),
+        };
+        let mut pieces: Vec<Names> = firsts.zip(lasts).map(piece).collect();
+        // Those that end in digits come last.
+        pieces.reverse();
+        Some(pieces)
     }
+}
+
+/// A filter for the records that have a label, whatever its value.
+pub(crate) fn labelled(key: &str) -> String {
+    format!("labels.\"{}\"", quoted(key))
+}
+
+/// A filter for the records of a target.
+pub(crate) fn targeting(digest: &str) -> String {
+    format!("target.digest==\"{}\"", quoted(digest))
+}
+
+/// A filter for the things whose `field` begins with a text.
+pub(crate) fn beginning(field: &str, text: &str) -> String {
+    format!("{field}~=\"^{}\"", pattern(text))
+}
+
+/// A filter for the things whose `field` has a text in it.
+pub(crate) fn containing(field: &str, text: &str) -> String {
+    format!("{field}~=\"{}\"", pattern(text))
+}
+
+/// A text within quotes.
+fn quoted(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 /// The character that the upper half begins with; above `first` and not above `last`.
@@ -112,28 +276,51 @@ fn escaped(character: char) -> String {
 mod tests {
     use super::*;
 
-    fn has(part: &Part, name: &str) -> bool {
-        match part {
-            Part::Named(only) => only == name,
-            Part::Ending { first, last, suffix } => name
+    /// A record by name, and the digits of its target's digest.
+    type Record<'a> = (&'a str, &'a str);
+
+    fn has(part: &Part, (name, digits): &Record<'_>) -> bool {
+        let Targets { begin, first, end } = &part.targets;
+        let is_of_targets = digits
+            .strip_prefix(begin.as_str())
+            .and_then(|rest| rest.chars().next())
+            .is_some_and(|digit| HEX[*first..*end].contains(&digit));
+        let is_named = match &part.names {
+            Names::Named(only) => only == name,
+            Names::Ending { first, last, suffix } => name
                 .strip_suffix(suffix.as_str())
                 .and_then(|rest| rest.chars().next_back())
                 .is_some_and(|character| (*first..=*last).contains(&character)),
-        }
+        };
+        is_of_targets && is_named
     }
 
-    /// Splits until no part has two names, and gives the parts that have one.
-    fn leaves(names: &[&str]) -> Vec<Part> {
-        let mut found = Vec::new();
-        let mut parts = vec![Part::all()];
-        while let Some(part) = parts.pop() {
-            match names.iter().filter(|name| has(&part, name)).count() {
-                0 => {}
-                1 => found.push(part),
-                _ => parts.extend(part.halves().expect("a single name stands once")),
+    /// Asks until no answer has more than `most` records, each of one byte. Gives the parts that fit, and how many did not.
+    fn asked(records: &[Record<'_>], most: usize) -> (Vec<Part>, usize) {
+        let (mut found, mut wasted) = (Vec::new(), 0);
+        let mut parts = vec![(Part::all(), None)];
+        while let Some((part, above)) = parts.pop() {
+            let size = records.iter().filter(|record| has(&part, record)).count();
+            if size <= most {
+                found.push(part);
+                continue;
             }
+            wasted += 1;
+            let told = Oversize {
+                size: size as u64,
+                limit: most as u64,
+            };
+            let pieces = part.pieces(Some(told), above).expect("a single name stands once");
+            parts.extend(pieces.into_iter().map(|piece| (piece, Some(told.size))));
         }
-        found
+        (found, wasted)
+    }
+
+    fn assert_each_is_in_one_part(records: &[Record<'_>], parts: &[Part]) {
+        for record in records {
+            let holders = parts.iter().filter(|part| has(part, record)).count();
+            assert_eq!(holders, 1, "{record:?}");
+        }
     }
 
     #[test]
@@ -159,27 +346,62 @@ mod tests {
             "registry.test/app:latest",
             "registry.test/b:latest",
         ];
-        let found = leaves(&names);
-        assert_eq!(found.len(), names.len());
-        for name in names {
-            let holders = found.iter().filter(|part| has(part, name)).count();
-            assert_eq!(holders, 1, "{name:?}");
+        let records = names.map(|name| (name, "0123"));
+        let (parts, _) = asked(&records, 1);
+        assert_each_is_in_one_part(&records, &parts);
+    }
+
+    #[test]
+    fn of_names_that_end_in_digits_one_answer_is_wasted() {
+        let hex: Vec<String> = (0..4096)
+            .map(|number: u32| format!("r.test/a@sha256:{number:x}"))
+            .collect();
+        let tags: Vec<String> = (0..5000)
+            .map(|number: u32| format!("r.test/a:1.{number}"))
+            .collect();
+        for names in [hex, tags] {
+            let records: Vec<Record<'_>> = names.iter().map(|name| (name.as_str(), "7f00")).collect();
+            let (found, wasted) = asked(&records, records.len() / 3);
+            assert_eq!((found.len(), wasted), (8, 1), "{}", names[0]);
+            assert_each_is_in_one_part(&records, &found);
+        }
+    }
+
+    #[test]
+    fn of_names_that_all_end_alike_two_answers_are_wasted_where_their_targets_differ() {
+        let digits: Vec<String> = (0..4096).map(|number: u32| format!("{number:03x}")).collect();
+        let records = digits.iter().map(|digits| ("r.test/a:latest", digits.as_str()));
+        let records: Vec<Record<'_>> = records.collect();
+        for (most, parts) in [
+            (4096, 1),
+            (4095, 7 + 4),
+            (1500, 7 + 8),
+            (1000, 7 + 16),
+            (100, 7 + 128),
+        ] {
+            let (found, wasted) = asked(&records, most);
+            assert_eq!(
+                (found.len(), wasted),
+                (parts, 2 * usize::from(parts > 1)),
+                "{most}"
+            );
+            assert_each_is_in_one_part(&records, &found);
         }
     }
 
     #[test]
     fn halves_are_never_empty_ranges_and_end_at_single_characters() {
-        let mut parts = vec![Part::all()];
+        let mut parts = vec![Names::before(String::new())];
         let mut singles = 0;
         while let Some(part) = parts.pop() {
-            let Part::Ending { first, last, suffix } = &part else {
+            let Names::Ending { first, last, suffix } = &part else {
                 panic!("{part:?}");
             };
             assert!(first <= last && suffix.is_empty(), "{part:?}");
             if first == last {
                 singles += 1;
             } else {
-                parts.extend(part.halves().expect("it is a range"));
+                parts.extend(part.pieces(2).expect("it is a range"));
             }
         }
         assert_eq!(singles, 0x11_0000 - 0x800);
@@ -188,16 +410,27 @@ mod tests {
     #[test]
     fn filters_have_nothing_in_them_that_containerd_would_read_otherwise() {
         assert_eq!(Part::all().filter(), None);
-        let named = Part::Named("a\"".to_owned());
+        let given = vec![labelled("a\"b")];
+        assert_eq!(given, [r#"labels."a\"b""#]);
+        assert_eq!(Part::all().filters(&given), given);
+        let named = Names::Named("a\"".to_owned());
         assert_eq!(named.filter().as_deref(), Some(r#"name~="^\\x{61}\\x{22}$""#));
-        let ending = Part::Ending {
-            first: '8',
-            last: 'f',
-            suffix: "$".to_owned(),
+        let ending = Part {
+            targets: Targets {
+                begin: "f".to_owned(),
+                first: 0,
+                end: 2,
+            },
+            names: Names::Ending {
+                first: '8',
+                last: 'f',
+                suffix: "$".to_owned(),
+            },
         };
-        assert_eq!(
-            ending.filter().as_deref(),
-            Some(r#"name~="[\\x{38}-\\x{66}]\\x{24}$""#)
-        );
+        let filter = r#"target.digest~=":f[01]",name~="[\\x{38}-\\x{66}]\\x{24}$""#;
+        assert_eq!(ending.filter().as_deref(), Some(filter));
+        assert_eq!(ending.filters(&given), [format!("{},{filter}", given[0])]);
+        assert_eq!(targeting("sha256:a"), r#"target.digest=="sha256:a""#);
+        assert_eq!(beginning("ref", "a."), r#"ref~="^\\x{61}\\x{2e}""#);
     }
 }

@@ -29,7 +29,7 @@ use crate::introspection::Plugin;
 use crate::leases::Resource;
 use crate::wire::{check_digest, descriptor_to_wire};
 use crate::write::Held;
-use crate::{Client, within};
+use crate::{Client, MOST_LISTED, within};
 
 /// The plugins that keep snapshots.
 const SNAPSHOTTER_PLUGIN: &str = "io.containerd.snapshotter.v1";
@@ -123,8 +123,12 @@ impl Client {
         let mut client = self.snapshots_client();
         let opened = within(self.options().stall, client.list(request)).await;
         let mut stream = opened.map_err(fail)?.into_inner();
-        let mut names = HashSet::new();
+        let (mut names, mut there) = (HashSet::new(), 0);
         while let Some(page) = self.next(&mut stream).await.map_err(fail)? {
+            there += page.info.len().max(1);
+            if there > MOST_LISTED {
+                return Err(self.endless("list snapshots"));
+            }
             let committed = page.info.into_iter().filter(is_committed);
             names.extend(committed.map(|info| info.name));
         }

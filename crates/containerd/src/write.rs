@@ -429,7 +429,11 @@ impl Writer<'_> {
             return Ok(Some(stream));
         }
         let mut others = Others::of(digest, *size, self.client.options());
-        let mut next = others.look(&self.client.ingests().await?, Instant::now(), Timestamp::now());
+        let mut next = others.look(
+            &self.client.ingests_of(digest).await?,
+            Instant::now(),
+            Timestamp::now(),
+        );
         if next.is_none() {
             return Ok(Some(stream));
         }
@@ -441,7 +445,11 @@ impl Writer<'_> {
         tracing::debug!(%digest, "another importer is sending the blob: waiting for it");
         while let Some(pause) = next {
             sleep(jittered(pause)).await;
-            next = others.look(&self.client.ingests().await?, Instant::now(), Timestamp::now());
+            next = others.look(
+                &self.client.ingests_of(digest).await?,
+                Instant::now(),
+                Timestamp::now(),
+            );
         }
         self.open().await
     }
@@ -477,7 +485,7 @@ impl Writer<'_> {
     /// How many bytes the ingest has by now, whoever writes it; `None` when it has just ended.
     async fn progress_of_others(&self) -> Result<Option<u64>, Error> {
         let reference = ingest_ref(&self.spec.digest);
-        let ingests = self.client.ingests().await?;
+        let ingests = self.client.ingests_beginning(&reference).await?;
         let ours = ingests.iter().find(|ingest| ingest.reference == reference);
         Ok(ours.map(|ingest| ingest.offset))
     }

@@ -141,6 +141,12 @@ pub fn is_vouched_for(labels: &Labels) -> bool {
     labels.keys().any(|key| is_source(key))
 }
 
+/// Whether any label of ours is on the record.
+#[must_use]
+pub fn is_any_of_ours(labels: &Labels) -> bool {
+    labels.contains_key(OUR_PIN) || is_vouched_for(labels)
+}
+
 /// Whether `key` is one of our source labels.
 #[must_use]
 pub fn is_source(key: &str) -> bool {

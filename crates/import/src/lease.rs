@@ -82,7 +82,7 @@ impl Lease {
     ///
     /// What the client reports, unchanged.
     pub async fn is_alive(&self, client: &Client) -> Result<bool, Error> {
-        let leases = client.leases().await?;
+        let leases = client.leases_beginning(&self.id).await?;
         let found = leases.iter().find(|lease| lease.id == self.id);
         Ok(found.is_some_and(|lease| lease.created_at == self.created))
     }
@@ -122,7 +122,7 @@ fn base_of(bundle_id: &str) -> String {
 
 /// The leases of a bundle, the one that lives longest last.
 async fn of_bundle(client: &Client, base: &str) -> Result<Vec<LeaseInfo>, Error> {
-    let mut found = client.leases().await?;
+    let mut found = client.leases_beginning(base).await?;
     found.retain(|lease| is_of(&lease.id, base));
     found.sort_by_key(expiry);
     Ok(found)
@@ -135,7 +135,7 @@ async fn make(client: &Client, base: String, id: String, mark: &str) -> Result<L
         // Somebody imports the same bundle at the same time: the lease serves both.
         Created::New | Created::Existed => {}
     }
-    let leases = client.leases().await?;
+    let leases = client.leases_beginning(&id).await?;
     let made = leases.into_iter().find(|lease| lease.id == id);
     Ok(Lease {
         base,

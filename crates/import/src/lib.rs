@@ -44,7 +44,7 @@ pub use plan::{
     BlobAction, BlobStep, ImagePlan, Intent, MOST_RECORDS, OnConflict, Plan, RecordAction, RecordStep,
     UnpackWhen, missing_gc_labels, plan, plan_record,
 };
-pub use release::{Release, Released, release, release_plan};
+pub use release::{Release, Released, release, release_of};
 pub use report::{
     BlobCounts, BundleReport, Cause, ImageOutcome, ImageReport, Outcome, UnpackFailure, UnpackReport,
     in_short,
@@ -55,7 +55,7 @@ pub use select::{
 };
 pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space};
 use survey::forget_lost;
-pub use survey::{Survey, any_without_file, digests_of, lost};
+pub use survey::{Census, Survey, any_without_file, digests_of, lost, names_of};
 pub use unpack::{Ahead, AheadObserver, Unpack, UnpackError, Unpacked, Unpacker, as_unpacked, unpack_ahead};
 
 /// Why an import stopped before its end. What is wrong with a single image is in its report instead.
@@ -88,14 +88,11 @@ pub enum Error {
     /// What is missing would not fit on containerd's disk, or would leave less than is to stay free. Nothing was sent.
     #[error(transparent)]
     NoSpace(Box<Shortage>),
-    /// The namespace would have more records than it may. Nothing was written.
-    #[error(
-        "the namespace has {there} image records, those of others included, and the bundle adds {new}: that is more than {most} \
-         (limits.records)"
-    )]
+    /// The namespace would have more records than it may (see [`Census::has_no_room`]). Nothing was written.
+    #[error("{}: that is more than {most} (limits.records)", counted_text(*.census, *.new, *.most))]
     TooManyRecords {
-        /// The records of the namespace, everybody's.
-        there: usize,
+        /// The records of the namespace.
+        census: Census,
         /// Those that the bundle would add.
         new: usize,
         /// How many there may be.
@@ -189,6 +186,21 @@ impl Error {
     }
 }
 
+/// The records that are held against the bound.
+fn counted_text(census: Census, new: usize, most: usize) -> String {
+    let Census { ours, others } = census;
+    match others > most {
+        false => format!(
+            "the namespace has {} image records, those of others included, and the bundle adds {new}",
+            ours + others
+        ),
+        true => format!(
+            "of others the namespace has more than {most} image records already, so that ours alone count: they are {ours}, and \
+             the bundle adds {new}"
+        ),
+    }
+}
+
 /// Names the first few blobs that are missing, and counts them all.
 fn missing_text(missing: &[BlobRef]) -> String {
     const SHOWN: usize = 5;
@@ -264,7 +276,8 @@ pub async fn import(
         }
     }
     let store = intent.space.store.as_deref();
-    let survey = Survey::of(client, &digests_of(selection.taken())).await?;
+    let names = names_of(selection.taken());
+    let survey = Survey::of(client, &names, &digests_of(selection.taken())).await?;
     let mut survey = survey.checked(client, store).await?;
     if let Some((unpacker, _)) = &intent.unpack {
         survey = survey.with_snapshots(client, unpacker.snapshotter()).await?;
@@ -284,9 +297,10 @@ pub async fn import(
     };
     let shortage = forecast.as_ref().and_then(Forecast::shortage);
     let obstacle = shortage.map(|shortage| Error::NoSpace(Box::new(shortage)));
-    let obstacle = too_many_names(&selection, policy)
-        .or_else(|| too_many(&plan, &survey, intent))
-        .or(obstacle);
+    let obstacle = match too_many_names(&selection, policy) {
+        Some(error) => Some(error),
+        None => too_many(client, &plan, &survey, intent).await?.or(obstacle),
+    };
     if dry_run && obstacle.is_none() {
         let mut report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());
         report.error = missing.as_ref().map(|error| chain(error)).or(report.error);
@@ -352,9 +366,23 @@ fn too_many_names(selection: &Selection, policy: &Policy) -> Option<Error> {
 
 /// Whether there would be more records in the namespace than there may be. A bundle that adds none is not kept from
 /// looking after those that are there.
-fn too_many(plan: &Plan, survey: &Survey, intent: &Intent) -> Option<Error> {
-    let (there, new, most) = (survey.records.len(), plan.new_records(), intent.most_records);
-    (new > 0 && there + new > most).then_some(Error::TooManyRecords { there, new, most })
+///
+/// The bound keeps the list of records from growing too long by our doing. Where others alone have made more than that,
+/// there is nothing left to keep, and our own are held against the bound.
+async fn too_many(
+    client: &Client,
+    plan: &Plan,
+    survey: &Survey,
+    intent: &Intent,
+) -> Result<Option<Error>, Error> {
+    let (new, most) = (plan.new_records(), intent.most_records);
+    let census = match survey.census {
+        Some(census) => census,
+        None if new == 0 => return Ok(None),
+        None => Census::take(client, most).await?,
+    };
+    let obstacle = Error::TooManyRecords { census, new, most };
+    Ok(census.has_no_room(new, most).then_some(obstacle))
 }
 
 /// Of the blobs that a delta relies on, those that containerd has. A bundle that is no delta costs no request.
@@ -362,9 +390,9 @@ async fn relied_on_and_there(client: &Client, bundle: &Bundle) -> Result<HashSet
     let Some(reliance) = &bundle.catalog().relies_on else {
         return Ok(HashSet::new());
     };
-    let wanted: HashSet<&Digest> = reliance.blobs.iter().map(|blob| &blob.digest).collect();
-    let there = client.blobs().await?.into_iter().map(|blob| blob.digest);
-    Ok(there.filter(|digest| wanted.contains(digest)).collect())
+    let wanted: HashSet<Digest> = reliance.blobs.iter().map(|blob| blob.digest.clone()).collect();
+    let there = client.blobs_of(&wanted).await?;
+    Ok(there.into_iter().map(|blob| blob.digest).collect())
 }
 
 /// What to say when images are not taken for want of a delta's base.

@@ -1,5 +1,7 @@
 //! Takes back what is ours: source labels, and with the last of them our pin. Records stay; kubelet decides about them.
 
+use std::ops::ControlFlow;
+
 use containerd::{Client, Error, ImageRecord, ImageUpdate};
 use serde::Serialize;
 
@@ -30,16 +32,9 @@ pub struct Released {
     changes: LabelChanges,
 }
 
-/// Decides what is taken back from `records`.
+/// Decides what of `record` is taken back.
 #[must_use]
-pub fn release_plan(records: &[ImageRecord], what: &Release) -> Vec<Released> {
-    records
-        .iter()
-        .filter_map(|record| release_of(record, what))
-        .collect()
-}
-
-fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
+pub fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
     let all_of_it = match what {
         Release::All => true,
         Release::Names(names) => names.contains(&record.name),
@@ -74,7 +69,13 @@ fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
 ///
 /// What the client reports, unchanged; records before it are released by then.
 pub async fn release(client: &Client, what: &Release, dry_run: bool) -> Result<Vec<Released>, Error> {
-    let released = release_plan(&client.images().await?, what);
+    let mut released = Vec::new();
+    let look = |record: ImageRecord| {
+        released.extend(release_of(&record, what));
+        ControlFlow::Continue(())
+    };
+    client.each_image(look).await?;
+    released.sort_by(|one, other| one.name.cmp(&other.name));
     if dry_run {
         return Ok(released);
     }
@@ -86,12 +87,7 @@ pub async fn release(client: &Client, what: &Release, dry_run: bool) -> Result<V
         client.update_image(&record.name, &update).await?;
     }
     if *what == Release::All {
-        for ours in client
-            .leases()
-            .await?
-            .into_iter()
-            .filter(|found| found.id.starts_with(lease::PREFIX))
-        {
+        for ours in client.leases_beginning(lease::PREFIX).await? {
             client.delete_lease(&ours.id, false).await?;
         }
     }

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use basics::bytes;
-use containerd::{Client, ingest_ref};
+use containerd::{Client, INGEST_PREFIX, ingest_ref};
 use oci_spec::image::Digest;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -307,7 +307,7 @@ impl Space {
             return Ok(None);
         }
         let begun: HashMap<String, u64> = match sends {
-            true => client.ingests().await?.into_iter(),
+            true => client.ingests_beginning(INGEST_PREFIX).await?.into_iter(),
             false => Vec::new().into_iter(),
         }
         .map(|ingest| (ingest.reference, ingest.offset))

@@ -429,7 +429,8 @@ pub async fn unpack_ahead(
         .iter()
         .flat_map(|image| image.closure.iter().cloned())
         .collect();
-    let survey = Survey::of(client, &digests).await?;
+    let names = images.iter().map(|image| image.name.as_str()).collect();
+    let survey = Survey::of(client, &names, &digests).await?;
     let snapshots = client.snapshots(unpacker.snapshotter()).await?;
     let due: Vec<(&Ahead, Descriptor, HashMap<Digest, u64>)> = images
         .iter()

@@ -83,6 +83,15 @@ pub enum Task {
     Kubernetes(kubernetes::Arguments),
     /// Look after a thousand bundles of the same images, and print time and memory.
     Many,
+    /// Import, restore and release beside very many image records of others, and print what it takes (root).
+    Crowd {
+        /// How many records.
+        #[arg(long, default_value_t = 200_000)]
+        records: usize,
+        /// The containerd and the seed.
+        #[command(flatten)]
+        extent: Extent,
+    },
     /// Place a bundle in every known way, and print the results as the table of docs/watching.md.
     Placing,
     /// Write docs/configuration.md, made of config/config.yaml.

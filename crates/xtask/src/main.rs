@@ -50,6 +50,11 @@ fn perform(task: Task) -> Result<()> {
             1,
             &endurance::Extent::default(),
         ),
+        Task::Crowd { records, extent } => endurance::run(
+            "endurance::crowd::beside_as_many_records_of_others_as_asked_for_the_daemon_does_its_work",
+            records,
+            &extent,
+        ),
         Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
         Task::Reference => reference::write(),
         Task::Recording => endurance::record(),

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
-use containerd::{Deprecation, ImageRecord, Ingest};
+use containerd::Deprecation;
 use import::Disk;
 use import::labels::EXPIRES;
 use jiff::Timestamp;
@@ -321,13 +321,8 @@ async fn of_expiry(runtime: &Runtime) -> Option<Finding> {
     /// As many are named.
     const NAMED: usize = 3;
     // Why they cannot be listed is told with the others.
-    let records = runtime.client.images().await.ok()?;
-    let expire = |record: &ImageRecord| record.labels.contains_key(EXPIRES);
-    let names: Vec<String> = records
-        .into_iter()
-        .filter(expire)
-        .map(|record| record.name)
-        .collect();
+    let records = runtime.client.images_labelled(&[EXPIRES]).await.ok()?;
+    let names: Vec<String> = records.into_iter().map(|record| record.name).collect();
     if names.is_empty() {
         return None;
     }
@@ -452,12 +447,10 @@ fn of_disk(runtime: &Runtime, settings: &Settings) -> Finding {
 
 async fn of_others(runtime: &Runtime, node: &Node, settings: &Settings) -> Finding {
     let client = &runtime.client;
-    let looked = async { Ok::<_, containerd::Error>((client.images().await?, client.ingests().await?)) };
-    let (records, ingests): (_, Vec<Ingest>) = match looked.await {
-        Ok(looked) => looked,
+    let sight = match Sight::look(client, Timestamp::now()).await {
+        Ok(sight) => sight,
         Err(error) => return problem("others", basics::chain(&error), "see containerd's own log"),
     };
-    let sight = Sight::of(&records, &ingests, Timestamp::now());
     let evidence = sight.evidence(&node.images_dir, node.is_home.then_some(node.distribution));
     match coexistence::judge(settings.coexistence, &evidence) {
         None => ok("others", "nobody else imports this folder"),

@@ -34,7 +34,7 @@ use crate::needs::Need;
 use crate::node::Runtime as Node;
 use crate::output::{self, Page};
 use crate::runtime::Runtime;
-use crate::verify::{Shelf, Snapshots, answer};
+use crate::verify::{Shelf, Snapshots, Sought, answer};
 
 /// How often it is looked again when something goes while it is looked at.
 const TRIES: usize = 5;
@@ -309,18 +309,27 @@ impl Export<'_> {
     /// Says for each of these that it is not there, and what comes closest.
     async fn near_misses(&self, unknown: &[&String]) -> anyhow::Result<Vec<String>> {
         let everything = Wanted::All { rules: Vec::new() };
-        let shelf =
-            Shelf::of_containerd(self.client(), None, &everything, &self.limits, Snapshots::Ignored).await?;
-        let told = unknown.iter().map(|text| {
-            let need = Need {
-                reference: (*text).clone(),
-                sources: Vec::new(),
-            };
-            let near = answer(&need, &shelf, &Shelf::default()).near_miss;
+        let need = |text: &&String| Need {
+            reference: (*text).clone(),
+            sources: Vec::new(),
+        };
+        let needs: Vec<Need> = unknown.iter().map(need).collect();
+        let sought = Sought::with_near_misses(&needs);
+        let shelf = Shelf::of_containerd(
+            self.client(),
+            None,
+            &everything,
+            &self.limits,
+            Snapshots::Ignored,
+            &sought,
+        )
+        .await?;
+        let told = needs.iter().map(|need| {
+            let near = answer(need, &shelf, &Shelf::default()).near_miss;
             let near = near
                 .map(|near| format!("; there is {}", near.reference))
                 .unwrap_or_default();
-            let text = basics::foreign::shown(text);
+            let text = basics::foreign::shown(&need.reference);
             format!("{text}: containerd has no image of this name{near}")
         });
         Ok(told.collect())

@@ -1,6 +1,8 @@
 //! `airgapd release`: takes back what is ours.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use containerd::ImageRecord;
@@ -13,6 +15,7 @@ use crate::cli::ReleaseArgs;
 use crate::config::{OutputFormat, Settings};
 use crate::node::Runtime as Node;
 use crate::output::{self, Page};
+use crate::runtime::Runtime;
 
 /// The document of `airgapd release -o json`.
 #[derive(Debug, Serialize)]
@@ -47,7 +50,7 @@ pub(crate) async fn run(
     let what = if args.all {
         Release::All
     } else if args.vanished {
-        Release::Bundles(vanished(&runtime.client.images().await?, &node.images_dir))
+        Release::Bundles(vanished(named_bundles(&runtime).await?, &node.images_dir))
     } else {
         Release::Names(args.names.clone())
     };
@@ -67,22 +70,26 @@ pub(crate) async fn run(
     })
 }
 
-/// The bundles that records name and the images folder lacks. What cannot be looked at has not vanished.
-fn vanished(records: &[ImageRecord], images_dir: &Path) -> Vec<String> {
-    let labels = records.iter().flat_map(|record| &record.labels);
-    let bundles = labels
-        .filter(|(key, _)| key.starts_with(BUNDLE_PREFIX))
-        .map(|(_, file)| file);
-    let mut gone: Vec<String> = bundles
-        .filter(|file| {
-            let found = images_dir.join(file).symlink_metadata();
-            found.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
-        })
-        .cloned()
-        .collect();
-    gone.sort();
-    gone.dedup();
-    gone
+/// The bundles that records name, by file name.
+async fn named_bundles(runtime: &Runtime) -> Result<BTreeSet<String>, containerd::Error> {
+    let mut bundles = BTreeSet::new();
+    let look = |record: ImageRecord| {
+        let labels = record.labels.into_iter();
+        let of_bundles = labels.filter(|(key, _)| key.starts_with(BUNDLE_PREFIX));
+        bundles.extend(of_bundles.map(|(_, file)| file));
+        ControlFlow::Continue(())
+    };
+    runtime.client.each_image(look).await?;
+    Ok(bundles)
+}
+
+/// Those of the bundles that the images folder lacks. What cannot be looked at has not vanished.
+fn vanished(bundles: BTreeSet<String>, images_dir: &Path) -> Vec<String> {
+    let is_gone = |file: &String| {
+        let found = images_dir.join(file).symlink_metadata();
+        found.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
+    };
+    bundles.into_iter().filter(is_gone).collect()
 }
 
 fn text(released: &[Released], dry_run: bool) -> Page {

@@ -108,7 +108,7 @@ async fn look(settings: &Settings, node: &Node) -> Document {
         }
     };
     let images = match &runtime {
-        Ok(runtime) => match runtime::survey(runtime, &ledger, false).await {
+        Ok(runtime) => match runtime::glance(runtime, &ledger).await {
             Ok(survey) => Some(desired::images(&ledger, &survey, &settings.exclude)),
             Err(error) => {
                 problems.push(basics::chain(&error));

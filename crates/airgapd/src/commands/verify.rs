@@ -25,7 +25,7 @@ use crate::needs::{K0sAnswer, Kind, Need, Needs, Source};
 use crate::node::Runtime as Node;
 use crate::output::{self, Page, paragraph};
 use crate::runtime::{self, Runtime};
-use crate::verify::{Answer, Shelf, Snapshots, Status, answer};
+use crate::verify::{Answer, Shelf, Snapshots, Sought, Status, answer};
 
 /// The document of `airgapd verify -o json`.
 #[derive(Debug, Serialize)]
@@ -212,6 +212,7 @@ async fn in_containerd(
         &policy.wanted,
         &settings.limits,
         Snapshots::of(settings),
+        &Sought::with_near_misses(needs),
     )
     .await?;
     let all = |bundles: &Shelf| {

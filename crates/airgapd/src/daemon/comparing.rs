@@ -70,6 +70,7 @@ impl Daemon {
             events,
             policy,
             compare: Instant::now(),
+            ours_listed: false,
             leases_swept: false,
         })
     }
@@ -160,7 +161,7 @@ impl Daemon {
         self.roster.doubt();
     }
 
-    /// Compares what the ledger knows with what is there: one listing of records, one of blobs, no bundle opened.
+    /// Compares what the ledger knows with what is there; no bundle is opened.
     pub(super) async fn compare_if_due(&mut self) {
         let Connection::Up(up) = &mut self.connection else {
             return;
@@ -183,7 +184,7 @@ impl Daemon {
                 }
                 self.ledger.context.boot = boot;
                 self.compare(&survey);
-                if let Err(error) = self.withdraw(&survey).await {
+                if let Err(error) = self.withdraw(survey).await {
                     return self.lost(&error);
                 }
             }
@@ -277,12 +278,7 @@ impl Daemon {
             .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&ledger::label_name(name))))
             .collect();
         let swept = async {
-            for lease in client
-                .leases()
-                .await?
-                .into_iter()
-                .filter(|lease| lease.id.starts_with(LEASE_PREFIX))
-            {
+            for lease in client.leases_beginning(LEASE_PREFIX).await? {
                 let mark = lease.labels.get(labels::LEASE_MARK);
                 if mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE))
                     && !kept.iter().any(|id| lease.id.starts_with(id.as_str()))

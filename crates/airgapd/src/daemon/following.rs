@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bundle::Identity;
 use jiff::Timestamp;
@@ -16,6 +16,9 @@ use crate::folder::Ending;
 use crate::lists;
 use crate::node::Distribution;
 use crate::roster::{Phase, Version};
+
+/// Looking takes no more than this part of the time, however many records there are.
+const SHARE: u32 = 4;
 
 /// Who is waited for, and who was.
 #[derive(Default)]
@@ -92,9 +95,10 @@ impl Daemon {
             return;
         }
         let client = up.runtime.client.clone();
-        let looked = async { Ok::<_, containerd::Error>((client.images().await?, client.ingests().await?)) };
-        match looked.await {
-            Ok((records, ingests)) => self.follow(&Sight::of(&records, &ingests, Timestamp::now())),
+        let began = Instant::now();
+        match Sight::look(&client, Timestamp::now()).await {
+            // Where there are very many records, containerd spends no more than a part of its time on being looked at.
+            Ok(sight) => self.follow(&sight, PAUSE.max(began.elapsed() * SHARE)),
             Err(error) => {
                 self.following.next = Some(Instant::now() + PAUSE);
                 self.lost(&error);
@@ -102,14 +106,14 @@ impl Daemon {
         }
     }
 
-    fn follow(&mut self, sight: &Sight) {
+    fn follow(&mut self, sight: &Sight, pause: Duration) {
         let now = Instant::now();
         let evidence = sight.evidence(&self.images_dir, self.following.home);
         let importer = coexistence::judge(self.settings.coexistence, &evidence);
         let mut turns = Vec::new();
         for (name, pass) in &mut self.following.passes {
             match pass.look(importer.map(|(importer, _)| importer), sight, now) {
-                Next::Wait => self.following.next = Some(now + PAUSE),
+                Next::Wait => self.following.next = Some(now + pause),
                 Next::Go(why) => turns.push((name.clone(), why)),
             }
         }

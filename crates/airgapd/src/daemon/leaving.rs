@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use containerd::{Client, ImageRecord, ImageUpdate};
 use import::Survey;
-use import::labels::BUNDLE_PREFIX;
+use import::labels::{BUNDLE_PREFIX, OUR_PIN};
 use jiff::Timestamp;
+use oci_spec::image::Digest;
 use tracing::{debug, info, warn};
 
 use super::telling::{shown, tell};
@@ -17,6 +18,9 @@ use crate::ledger::{BundleId, Entry};
 use crate::roster::Phase;
 use crate::uses::{Uses, listed};
 use crate::withdraw::{Vouch, Withdrawal, grace_left, is_mass_loss, left_over, withdrawals};
+
+/// For so many labels one walk over all records costs hardly more than for one.
+const LABELS_AT_ONCE: usize = 50;
 
 impl Daemon {
     /// Takes the bundles for gone that the ledger knows and the listing lacks, unless the folder itself is at fault.
@@ -110,21 +114,26 @@ impl Daemon {
     /// # Errors
     ///
     /// What the client reports; what was not withdrawn is withdrawn at the next comparison.
-    pub(super) async fn withdraw(&mut self, survey: &Survey) -> Result<(), containerd::Error> {
+    pub(super) async fn withdraw(&mut self, mut survey: Survey) -> Result<(), containerd::Error> {
         let Connection::Up(up) = &self.connection else {
             return Ok(());
         };
         let client = up.runtime.client.clone();
+        let looked_for = self.labels_in_doubt();
+        for keys in looked_for.chunks(LABELS_AT_ONCE) {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            survey = survey.with_labelled(&client, &keys).await?;
+        }
         let records: Vec<&ImageRecord> = survey.records.values().collect();
         let vouch = |file: &str, record: &ImageRecord| self.vouch(file, record);
         let mut plan = withdrawals(&records, vouch, self.settings.on_removal);
         // Where somebody is about to vouch for a record, what is left to do is done after that.
         plan.retain(|withdrawal| self.jobs.writer_of(&withdrawal.name).is_none());
         let uses = match plan.iter().any(|withdrawal| withdrawal.unpins) {
-            true => uses(&client, survey).await?,
+            true => uses(&client).await?,
             false => Some(Uses::default()),
         };
-        let mut deleted = BTreeSet::new();
+        let mut deleted = Vec::new();
         for withdrawal in &plan {
             let Some(record) = survey.records.get(&withdrawal.name) else {
                 continue;
@@ -137,7 +146,7 @@ impl Daemon {
                     continue;
                 }
                 client.delete_image(&record.name, false).await?;
-                deleted.insert(record.name.clone());
+                deleted.push(record);
             } else {
                 let labels = withdrawal.changes.clone();
                 let update = ImageUpdate { target: None, labels };
@@ -145,12 +154,42 @@ impl Daemon {
             }
             log_withdrawal(withdrawal, deletes, &users.unwrap_or_default());
         }
-        for record in left_over(&records, &deleted) {
+        let targets: Vec<&Digest> = deleted.iter().map(|record| record.target.digest()).collect();
+        for record in left_over(&client.images_targeting(&targets).await?, &deleted) {
             client.delete_image(&record.name, false).await?;
         }
-        self.forget_withdrawn(&records);
+        let is_known = |key: &str| survey.census.is_some() || looked_for.iter().any(|looked| looked == key);
+        self.forget_withdrawn(&records, is_known);
+        self.reworded.clear();
+        if let Connection::Up(up) = &mut self.connection {
+            up.ours_listed = true;
+        }
         self.wake_for_grace();
         Ok(())
+    }
+
+    /// Labels of ours that may be on records of which the ledger does not know, and may have to go: of bundles that are gone for
+    /// good, and of those that were imported with other images than before. After a connection was made, or the
+    /// configuration has changed, every pin of ours is one.
+    ///
+    /// Where there are few records, all of ours are listed anyway. Where there are very many, this is the only list that is asked
+    /// for, and only when there are such labels.
+    fn labels_in_doubt(&self) -> Vec<String> {
+        let (now, grace) = (Timestamp::now(), self.settings.unpin_grace);
+        let is_over = |entry: &&Entry| {
+            entry
+                .gone
+                .is_some_and(|gone| grace_left(gone, now, grace).is_zero())
+        };
+        let gone = self.ledger.entries().into_iter().filter(is_over);
+        let files = gone.map(|entry| entry.file.as_os_str());
+        let files: BTreeSet<&OsStr> = files
+            .chain(self.reworded.iter().map(OsString::as_os_str))
+            .collect();
+        let ours_listed = matches!(&self.connection, Connection::Up(up) if up.ours_listed);
+        let pin = (!ours_listed).then(|| OUR_PIN.to_owned());
+        let labels = files.into_iter().map(label_of);
+        pin.into_iter().chain(labels).collect()
     }
 
     /// What is known of a bundle's word for a record.
@@ -188,11 +227,11 @@ impl Daemon {
         self.settings.exclude.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Forgets files that are not there when no record carries their label (any more).
-    fn forget_withdrawn(&mut self, records: &[&ImageRecord]) {
+    /// Forgets files that are not there when no record carries their label (any more), as far as that is known.
+    fn forget_withdrawn(&mut self, records: &[&ImageRecord], is_known: impl Fn(&str) -> bool) {
         let labelled = |file: &OsStr| {
-            let key = format!("{BUNDLE_PREFIX}{}", BundleId::of(file));
-            records.iter().any(|record| record.labels.contains_key(&key))
+            let key = label_of(file);
+            !is_known(&key) || records.iter().any(|record| record.labels.contains_key(&key))
         };
         let entries = self
             .ledger
@@ -228,16 +267,24 @@ impl Daemon {
     }
 }
 
+/// The key of the label of a bundle.
+fn label_of(file: &OsStr) -> String {
+    format!("{BUNDLE_PREFIX}{}", BundleId::of(file))
+}
+
 /// Which containers were made from which images; `None` where containerd does not tell.
-async fn uses(client: &Client, survey: &Survey) -> Result<Option<Uses>, containerd::Error> {
-    match client.containers().await {
-        Ok(containers) => Ok(Some(Uses::of(&containers, &survey.records))),
+async fn uses(client: &Client) -> Result<Option<Uses>, containerd::Error> {
+    let containers = match client.containers().await {
+        Ok(containers) => containers,
         Err(error @ containerd::Error::Refused { .. }) => {
             debug!("nobody tells which images are used: {}", basics::chain(&error));
-            Ok(None)
+            return Ok(None);
         }
-        Err(error) => Err(error),
-    }
+        Err(error) => return Err(error),
+    };
+    let records = client.images_named(Uses::names(&containers)).await?.into_iter();
+    let records = records.map(|record| (record.name.clone(), record)).collect();
+    Ok(Some(Uses::of(&containers, &records)))
 }
 
 fn log_withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSet<&str>) {

@@ -62,6 +62,9 @@ impl Daemon {
         for name in self.roster.names(|phase| matches!(phase, Phase::Ignored(_))) {
             self.roster.set(&name, Phase::Settling { look });
         }
+        if let Connection::Up(up) = &mut self.connection {
+            up.ours_listed = false;
+        }
         self.trusted = None;
         self.relist = true;
         self.compare_soon();

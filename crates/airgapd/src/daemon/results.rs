@@ -233,9 +233,18 @@ impl Daemon {
             duration_ms: report.duration_ms,
             sent_bytes: report.blobs.sent_bytes,
         };
+        self.note_reworded(name, &imported);
         self.ledger
             .record_import(name, report.outcome.into(), imported, closures);
         self.unsaved = true;
+    }
+
+    /// Keeps in mind that records may have a label of the bundle which are not among its images any more.
+    fn note_reworded(&mut self, name: &OsStr, imported: &Imported) {
+        let before = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
+        if before.is_some_and(|before| before.images != imported.images) {
+            self.reworded.insert(name.to_owned());
+        }
     }
 
     /// Writes down what came of a list.
@@ -264,6 +273,7 @@ impl Daemon {
             duration_ms: u64::try_from(order.elapsed().as_millis()).unwrap_or(u64::MAX),
             sent_bytes: 0,
         };
+        self.note_reworded(name, &imported);
         self.ledger.record_import(name, outcome, imported, closures);
         match problems.first() {
             _ if !self.is_current(&job) => self.started_over(name),

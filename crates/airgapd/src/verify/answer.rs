@@ -4,6 +4,10 @@
 //! not count; a config's digest, or the beginning of one, is an id (containerd's CRI plugin, `LocalResolve`). So a pod
 //! may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
 
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use containerd::{Client, ImageRecord};
 use import::labels::EXPIRES;
 use import::{CONTAINERD, Judgement, Reference};
 use oci_spec::image::Digest;
@@ -14,6 +18,12 @@ use crate::needs::{Need, Source};
 
 /// How many hexadecimal digits make an id: shorter ones may be names.
 const SHORTEST_ID: usize = 12;
+
+/// How long an id is that is not only the beginning of one.
+const FULL_ID: usize = "sha256:".len() + 64;
+
+/// Among so many images that are like those that are asked for there is one to name.
+const MOST_ALIKE: usize = 1000;
 
 /// What there is to say of an image that runs without its layers.
 const UNPACKED: &str = "it is unpacked, and its layers are not in the store (discard_unpacked_layers in containerd's \
@@ -144,6 +154,14 @@ enum Wanted {
     Id(String),
 }
 
+impl Wanted {
+    fn into_text(self) -> String {
+        match self {
+            Wanted::Name(text, _) | Wanted::Id(text) => text,
+        }
+    }
+}
+
 /// What a text stands for where no image is called so: CRI looks for a name first.
 fn as_id(text: &str) -> Option<Wanted> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
@@ -175,6 +193,128 @@ fn by_name(text: &str) -> Result<Wanted, String> {
     Ok(Wanted::Name(name, reference))
 }
 
+/// The records that can have a say in the answers to some needs.
+#[derive(Debug, Default)]
+pub(crate) struct Sought {
+    /// Names that are asked for, ids in full included.
+    names: HashSet<String>,
+    /// Beginnings of ids.
+    ids: Vec<String>,
+    /// Where near misses are wanted, too.
+    near: Option<Near>,
+}
+
+/// What images have that are almost those that are asked for.
+#[derive(Debug, Default)]
+struct Near {
+    repositories: HashSet<String>,
+    digests: HashSet<String>,
+    /// Last parts of paths, each with a tag.
+    versions: HashSet<(String, String)>,
+}
+
+impl Sought {
+    /// What answers these needs, whether there is anything like it or not.
+    pub(crate) fn exactly(needs: &[Need]) -> Sought {
+        let mut sought = Sought::default();
+        for text in needs.iter().map(Need::given) {
+            sought
+                .names
+                .extend(by_name(text).ok().map(|wanted| wanted.into_text()));
+            sought
+                .ids
+                .extend(as_id(text).map(|wanted| full_id(&wanted.into_text())));
+        }
+        sought
+    }
+
+    /// The same with the near misses of what may be missing.
+    pub(crate) fn with_near_misses(needs: &[Need]) -> Sought {
+        let mut near = Near::default();
+        for text in needs.iter().map(Need::given) {
+            if let Ok(Wanted::Name(_, reference)) = by_name(text) {
+                near.add(&reference);
+            }
+        }
+        Sought {
+            near: Some(near),
+            ..Sought::exactly(needs)
+        }
+    }
+
+    /// Whether a record matters.
+    pub(crate) fn may_be(&self, record: &ImageRecord) -> bool {
+        let ImageRecord { name, target, .. } = record;
+        self.names.contains(name)
+            || self.ids.iter().any(|id| name.starts_with(id.as_str()))
+            || self
+                .near
+                .as_ref()
+                .is_some_and(|near| near.is_like(name, target.digest().as_ref()))
+    }
+
+    /// Asks for the records that matter where there are very many: by name, and with a list only for what those lack.
+    ///
+    /// # Errors
+    ///
+    /// What the client reports.
+    pub(crate) async fn among_many(&self, client: &Client) -> Result<Vec<ImageRecord>, containerd::Error> {
+        let full = self.ids.iter().filter(|id| id.len() == FULL_ID);
+        let names = self.names.iter().chain(full).map(String::as_str);
+        let mut found = client.images_named(names).await?;
+        let is_found = |name: &String| found.iter().any(|record| record.name == *name);
+        let is_vague = self.ids.iter().any(|id| id.len() < FULL_ID);
+        let is_short = self.near.is_some() && !self.names.iter().all(is_found);
+        if !is_vague && !is_short {
+            return Ok(found);
+        }
+        let looked_up: HashSet<String> = found.iter().map(|record| record.name.clone()).collect();
+        let known = found.len();
+        let look = |record: ImageRecord| {
+            if !looked_up.contains(&record.name) && self.may_be(&record) {
+                found.push(record);
+            }
+            match found.len() - known < MOST_ALIKE {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        };
+        client.each_image(look).await?;
+        Ok(found)
+    }
+}
+
+impl Near {
+    fn add(&mut self, reference: &Reference) {
+        let repository = reference.repository();
+        self.repositories.insert(repository.to_owned());
+        self.digests.extend(reference.digest().map(str::to_owned));
+        let version = last(repository).zip(reference.tag());
+        self.versions
+            .extend(version.map(|(last, tag)| (last.to_owned(), tag.to_owned())));
+    }
+
+    fn is_like(&self, name: &str, target: &str) -> bool {
+        let (repository, tag) = parts(name);
+        let version = last(repository).zip(tag);
+        self.repositories.contains(repository)
+            || self.digests.contains(target)
+            || version.is_some_and(|(last, tag)| self.versions.contains(&(last.to_owned(), tag.to_owned())))
+    }
+}
+
+/// The last part of a repository's path.
+fn last(repository: &str) -> Option<&str> {
+    repository.rsplit('/').next()
+}
+
+fn full_id(id: &str) -> String {
+    match id.starts_with("sha256:") {
+        true => id.to_owned(),
+        false => format!("sha256:{id}"),
+    }
+}
+
 fn find<'s>(wanted: &Wanted, shelf: &'s Shelf) -> Option<&'s Held> {
     match wanted {
         Wanted::Name(name, _) => shelf.get(name),
@@ -184,11 +324,7 @@ fn find<'s>(wanted: &Wanted, shelf: &'s Shelf) -> Option<&'s Held> {
 
 /// Answers for one need: `shelf` is where it must be, `bundles` are those it could still come from.
 pub(crate) fn answer(need: &Need, shelf: &Shelf, bundles: &Shelf) -> Answer {
-    let given = need
-        .sources
-        .first()
-        .map_or(need.reference.as_str(), |source| source.given.as_str());
-    let wanted = match wanted(given, shelf) {
+    let wanted = match wanted(need.given(), shelf) {
         Ok(wanted) => wanted,
         Err(reason) => {
             let mut answer = Answer::new(need, Status::InvalidReference);

@@ -9,6 +9,7 @@ use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, PINNED, PINNED_VALUE};
 use import::{CONTAINERD, ChildKind, ContentStore, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
 use oci_spec::image::{Descriptor, Digest};
 
+use super::Sought;
 use crate::config::Settings;
 use crate::runtime;
 
@@ -46,9 +47,9 @@ pub(crate) struct Shelf {
 }
 
 impl Shelf {
-    /// Asks containerd for its records and blobs, and reads the documents behind each record. Blobs that it lists count
-    /// where its store has them, if `store` is where that can be seen. An image whose layers are not there counts as whole
-    /// where it is unpacked as a whole with the snapshotter of `snapshots`.
+    /// Asks containerd for the records that matter to `sought` and for its blobs, and reads the documents behind each of these
+    /// records. Blobs that it lists count where its store has them, if `store` is where that can be seen. An image whose
+    /// layers are not there counts as whole where it is unpacked as a whole with the snapshotter of `snapshots`.
     ///
     /// # Errors
     ///
@@ -59,14 +60,29 @@ impl Shelf {
         wanted: &Wanted,
         limits: &Limits,
         snapshots: Snapshots,
+        sought: &Sought,
     ) -> Result<Shelf, containerd::Error> {
-        let records = client.images().await?;
-        let mut blobs = client.blobs().await?;
-        let lost = import::lost(client, &blobs, store).await?;
-        let lost: HashSet<Digest> = lost.into_iter().map(|blob| blob.digest).collect();
-        blobs.retain(|blob| !lost.contains(&blob.digest));
+        let mut records = Vec::new();
+        let look = |record| {
+            if sought.may_be(&record) {
+                records.push(record);
+            }
+        };
+        let (records, store) = match client.each_image_if_few(look).await? {
+            true => {
+                let mut blobs = client.blobs().await?;
+                let lost = import::lost(client, &blobs, store).await?;
+                let lost: HashSet<Digest> = lost.into_iter().map(|blob| blob.digest).collect();
+                blobs.retain(|blob| !lost.contains(&blob.digest));
+                let blobs = blobs.into_iter().map(|blob| (blob.digest, blob.size));
+                (records, ContentStore::of(client, blobs))
+            }
+            false => (
+                sought.among_many(client).await?,
+                ContentStore::asking(client, store.map(Path::to_owned)),
+            ),
+        };
         let snapshots = snapshots.committed(client).await;
-        let store = ContentStore::of(client, blobs.into_iter().map(|blob| (blob.digest, blob.size)));
         let (wanted, limits) = (wanted.clone(), limits.clone());
         // Each document is waited for, so this has a thread of its own.
         let read =

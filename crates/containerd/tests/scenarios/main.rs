@@ -28,6 +28,7 @@ macro_rules! everywhere {
 
 mod content;
 mod faults;
+mod hostile;
 mod records;
 mod snapshots;
 mod stand_in;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use airgapd_import::{
     Imported, Intent, Job, Naming, Observer, OnConflict, Plan, Policy, Selection, Silent, Source, Survey,
-    Taken, Wanted, bundle_id, digests_of, import, labels, missing_gc_labels, plan, select,
+    Taken, Wanted, bundle_id, digests_of, import, labels, missing_gc_labels, names_of, plan, select,
 };
 use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
@@ -388,7 +388,8 @@ impl<'a> Planned<'a> {
     ) -> Planned<'a> {
         let selection = select(stock.bundle.catalog(), policy);
         let taken: Vec<&Taken> = selection.taken().collect();
-        let survey = Survey::of(client, &digests_of(taken.iter().copied()))
+        let names = names_of(taken.iter().copied());
+        let survey = Survey::of(client, &names, &digests_of(taken.iter().copied()))
             .await
             .expect("containerd answers");
         Planned {

@@ -1,0 +1,210 @@
+//! A namespace with very many image records of others: what the daemon does there, how long it takes, what it costs
+//! containerd, and how much memory it takes.
+//!
+//! `cargo xtask crowd` has 200,000 of them on real containerds, whose databases are in memory then: what a disk takes to sync
+//! each record is not what is measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use containerd::NewImage;
+use lab::{Generation, Options};
+use oci_spec::image::{Descriptor, Digest, MediaType};
+
+use super::{Asked, generations_asked_for, say};
+use crate::support::bundles::{self, image, text};
+use crate::support::node::{Node, peak_memory};
+use crate::support::target::{PINNED, run_on_own};
+use crate::support::{Own, Target, on_the_fake, wait_for};
+
+const OURS: &str = "registry.test/ours:1";
+/// What the daemon may use, in bytes.
+const MEMORY: u64 = 64 << 20;
+/// For anything but filling the namespace, on a machine that does other things too.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Records of others as nodes have them: half by digest, each of an image of its own, and half by tag, of one image. Their
+/// labels have so many bytes.
+fn records(count: usize, labels: usize) -> impl Iterator<Item = NewImage> {
+    let digest = |number: usize| {
+        // The first digits are spread evenly, as those of hashes are.
+        let spread = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        format!("sha256:{spread:016x}{number:048x}")
+    };
+    (0..count).map(move |number| {
+        let repository = format!("registry.test/team-{}/app-{}", number % 37, number % 1009);
+        let (name, target) = match number % 2 {
+            0 => (format!("{repository}@{}", digest(number)), digest(number)),
+            _ => (format!("{repository}:1.{number}"), digest(1)),
+        };
+        let target: Digest = target.parse().expect("a digest");
+        NewImage {
+            name,
+            target: Descriptor::new(MediaType::ImageManifest, 1234, target),
+            labels: BTreeMap::from([("theirs.test/note".to_owned(), "n".repeat(labels))]),
+        }
+    })
+}
+
+/// Their list has more than 16 MiB.
+fn beside_thirty_thousand_records_of_others_the_daemon_does_its_work(target: &Target) {
+    target.put_records(records(30_000, 450));
+    look_after(target, || Duration::ZERO, Duration::ZERO);
+}
+
+#[test]
+fn beside_thirty_thousand_records_of_others_the_daemon_does_its_work_on_containerd_2_3() {
+    crowd_in_memory(Generation::V2_3, 30_000, 450, Duration::ZERO);
+}
+
+/// `cargo xtask crowd`: takes some minutes.
+#[test]
+#[ignore = "takes long; `cargo xtask crowd` runs it"]
+fn beside_as_many_records_of_others_as_asked_for_the_daemon_does_its_work() {
+    let asked = Asked::or(200_000);
+    for generation in generations_asked_for() {
+        crowd_in_memory(generation, asked.rounds, 40, Duration::from_secs(10));
+    }
+}
+
+/// `idle` is how long the daemon is watched while there is nothing to do.
+fn crowd_in_memory(generation: Generation, count: usize, labels: usize, idle: Duration) {
+    let options = Options {
+        cri: false,
+        ..Options::default()
+    };
+    run_on_own(generation, &options, |own| {
+        let Own { containerd, target } = own;
+        containerd.stop().expect("it ends");
+        in_memory(&containerd.root());
+        containerd.restart().expect("it starts");
+        let began = Instant::now();
+        target.put_records(records(count, labels));
+        say(&format!(
+            "containerd {}: {count} records made in {:.0} s",
+            containerd.version_text(),
+            began.elapsed().as_secs_f32()
+        ));
+        let pid = containerd.pid().expect("it runs");
+        look_after(target, || processor_time(pid), idle);
+    });
+}
+
+/// The folder of a private containerd is unmounted and removed as a whole.
+fn in_memory(folder: &Path) {
+    let mut mount = Command::new("mount");
+    let status = mount.args(["-t", "tmpfs", "tmpfs"]).arg(folder).status();
+    assert!(status.expect("mount is in util-linux").success());
+}
+
+/// What a process has used of processors so far (proc_pid_stat(5)).
+fn processor_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
+    // User and system time; a tick is 10 ms on every Linux that this runs on.
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+/// Has the daemon do all that it does for a bundle, and tells how long each took and what it cost containerd.
+fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
+    let node = Node::on(target);
+    node.configure_also("cri: false\nresync: 1s");
+    let timed = |what: &str, work: &mut dyn FnMut()| {
+        let (began, before) = (Instant::now(), cost());
+        work();
+        let (took, spent) = (began.elapsed(), cost().saturating_sub(before));
+        say(&format!(
+            "{what}: {:.2} s, of containerd's time {:.2} s",
+            took.as_secs_f32(),
+            spent.as_secs_f32()
+        ));
+        took
+    };
+    let is_in_place = || {
+        let record = target.record(OURS);
+        record.is_some_and(|record| record.labels.contains_key(PINNED))
+    };
+    let ledger = || fs::read_to_string(node.ledger()).unwrap_or_default();
+    let daemon = node.start();
+    bundles::write(&node.path("a.tar"), [image(OURS)]);
+    timed("imported, from the start of the daemon", &mut || {
+        node.drop_in(&node.path("a.tar"));
+        wait_for(PATIENCE, "the image", is_in_place);
+    });
+    wait_for(PATIENCE, "it is written down", || ledger().contains(OURS));
+    wait_for(PATIENCE, "leases are given back", || target.leases().is_empty());
+
+    let lists = || target.as_fake().map_or(0, |fake| fake.calls("Images.List"));
+    // A comparison that began before may still be at it.
+    let mut listed = lists();
+    wait_for(PATIENCE, "no list is asked for", || {
+        std::mem::replace(&mut listed, lists()) == listed
+    });
+    if let Some(fake) = target.as_fake() {
+        let before = fake.calls("Images.Get");
+        wait_for(PATIENCE, "comparisons", || fake.calls("Images.Get") >= before + 6);
+        assert_eq!(lists(), listed, "what is known is looked up by name");
+    }
+    if !idle.is_zero() {
+        timed("nothing new, compared each second", &mut || {
+            let until = Instant::now() + idle;
+            wait_for(PATIENCE, "the time to pass", || Instant::now() >= until);
+        });
+    }
+
+    timed("restored", &mut || {
+        target.remove_record(OURS);
+        wait_for(PATIENCE, "the record is back", is_in_place);
+    });
+    node.airgapd(["wait", "--timeout", "60s"]).exits(0);
+    let status = timed("status", &mut || {
+        let document = node.airgapd(["status", "-o", "json"]).exits(0).json();
+        assert_eq!(document["bundles"][0]["state"], "done", "{document:#}");
+    });
+    assert!(status < Duration::from_secs(10), "{status:?}");
+    let list = node.path("list.txt");
+    fs::write(&list, OURS).unwrap();
+    timed("verify", &mut || {
+        node.airgapd(["verify", "--images", &text(&list)]).exits(0);
+    });
+    fs::write(&list, "registry.test/team-1/app-1:none").unwrap();
+    timed("verify of what is not there", &mut || {
+        let said = node.airgapd(["verify", "--images", &text(&list)]).exits(4).said();
+        assert!(said.contains("registry.test/team-1/app-1:none"), "{said}");
+    });
+    timed("doctor", &mut || {
+        let said = node.airgapd(["doctor"]).said();
+        assert!(said.contains("nobody else imports this folder"), "{said}");
+    });
+    timed("the bundle leaves", &mut || {
+        fs::remove_file(node.images().join("a.tar")).unwrap();
+        wait_for(PATIENCE, "the pin is gone", || !is_in_place());
+    });
+    timed("the bundle returns", &mut || {
+        node.drop_in(&node.path("a.tar"));
+        wait_for(PATIENCE, "the pin is back", is_in_place);
+    });
+    let peak = peak_memory(daemon.pid()).unwrap();
+    say(&format!("memory of the daemon: {} MiB at most", peak >> 20));
+    let log = daemon.finish(target);
+    assert!(
+        !log.contains("went away") && !log.contains("larger than"),
+        "{log}"
+    );
+    timed("release", &mut || {
+        drop(node.airgapd(["release", "--all"]).exits(0))
+    });
+    assert!(!is_in_place());
+    assert!(peak < MEMORY, "{peak} bytes");
+}
+
+on_the_fake!(beside_thirty_thousand_records_of_others_the_daemon_does_its_work);
