@@ -18,6 +18,7 @@ mod damage;
 mod diagnosing;
 mod documentation;
 mod documents;
+mod doors;
 mod dropping;
 mod endurance;
 mod examples;
