@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bundle::Compression;
 use bundle::fixtures::{Archive, EntryKind, Image, Layout, Manifest};
 use fake_containerd::Fault;
-use lab::Options;
+use lab::{Generation, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -568,8 +568,33 @@ fn a_disk_without_room_for_another_file_is_a_full_disk(own: &mut Own) {
     daemon.finish(target);
 }
 
+/// containerd never syncs the file that it keeps its identity in, and a power cut may leave it empty. 1.7 and later make a
+/// new one.
+fn a_containerd_that_has_lost_its_identity_is_worked_with(own: &mut Own) {
+    let node = Node::on(&own.target);
+    bundles::write(&node.images().join("a.tar"), [image(A)]);
+    let daemon = node.start();
+    daemon.wait_until("the image", || own.target.record(A).is_some());
+    own.containerd.stop().expect("it can be stopped");
+    let root = fs::read_dir(own.containerd.root()).expect("a folder");
+    let files = root.map(|entry| entry.expect("an entry").path().join("uuid"));
+    let files: Vec<_> = files.filter(|file| file.exists()).collect();
+    assert!(!files.is_empty());
+    files
+        .iter()
+        .for_each(|file| drop(File::create(file).expect("it is there")));
+    own.containerd.restart().expect("it can be started");
+    bundles::write(&node.images().join("b.tar"), [image(B)]);
+    daemon.wait_until("the other image", || is_pinned(&own.target, B));
+    if own.containerd.generation() == Generation::V1_6 {
+        assert!(daemon.count("remove the file `uuid`") > 0, "{}", daemon.log());
+    }
+    daemon.finish(&own.target);
+}
+
 on_its_own_containerd! {
     on_a_disk;
+    a_containerd_that_has_lost_its_identity_is_worked_with,
     while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on,
     a_disk_without_room_for_another_file_is_a_full_disk,
 }
