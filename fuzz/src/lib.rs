@@ -30,9 +30,9 @@ pub fn assert_printable(text: &str) {
 
 /// Writes out what a document of a fuzzer abbreviates: `$a` is the digest of the first document before it and `#a` its
 /// length in bytes, `$b` that of the second; what stands between the bytes 1, n and 2 stands there n * n times with
-/// commas between, and `%` in it is the number of each. The result has a few MiB at most.
+/// commas between, and `%` in it is the number of each. The result has a few hundred KiB at most.
 pub fn expand(text: &[u8], known: &[(String, usize)]) -> Vec<u8> {
-    const MOST: usize = 1 << 20;
+    const MOST: usize = 128 << 10;
     let mut expanded = Vec::new();
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {

@@ -3,7 +3,7 @@
 //! Made by the builders that the tests use, so that nothing binary has to be kept.
 
 use bundle::Compression;
-use bundle::fixtures::{Archive, EntryKind, Image, Layout, Manifest, Node, compress};
+use bundle::fixtures::{Archive, EntryKind, Image, Layout, Manifest, Node};
 use serde_json::json;
 use tar::{EntryType, Header};
 
