@@ -20,6 +20,7 @@ mod diagnosing;
 mod discarding;
 mod documentation;
 mod documents;
+mod doors;
 mod dropping;
 mod endurance;
 mod examples;

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use airgapd_platforms::{Matcher, Platform, Rules};
+use platforms::{Matcher, Platform, Rules};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

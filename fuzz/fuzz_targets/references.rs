@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use airgapd_import::Reference;
+use import::Reference;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -284,7 +284,7 @@ impl Daemon {
                 self.on(Happened::Signal(signal));
                 continue;
             }
-            let worked = self.take_on_one();
+            let worked = self.take_on_due();
             self.note_jobs();
             self.rows.sum_up(Instant::now());
             if !worked && self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {

@@ -37,6 +37,7 @@ mod withdraw;
 use std::path::Path;
 use std::process::ExitCode;
 
+use basics::Foreign;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
@@ -46,7 +47,7 @@ use crate::config::{Common, Config, Given, OutputFormat, Settings};
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return not_understood(&error),
+        Err(error) => return not_understood(&printable(error)),
     };
     if let Some(exit) = commands::documentation::run(&cli.command) {
         return exit.into();
@@ -78,6 +79,12 @@ fn main() -> ExitCode {
             Exit::Failed.into()
         }
     }
+}
+
+/// The same error for the command line as it may be printed: a shell makes arguments of file names, and clap quotes them.
+fn printable(error: clap::Error) -> clap::Error {
+    let shown = std::env::args_os().map(|argument| Foreign::file_name(&argument).to_string());
+    Cli::try_parse_from(shown).err().unwrap_or(error)
 }
 
 /// Ends with what clap has to say: help that was asked for, or what is wrong with the command line. Who asked for a

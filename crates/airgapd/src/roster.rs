@@ -174,16 +174,16 @@ impl Roster {
         );
     }
 
-    /// The file that is due to be looked at, or, where `may_start` says so, imported. Those that wait longest go first.
-    pub(crate) fn due(&self, now: Instant, may_start: impl Fn(&OsStr, &Version) -> bool) -> Option<OsString> {
+    /// The files that are due to be looked at, or, where `may_start` says so, imported. Those that wait longest go first.
+    pub(crate) fn due(&self, now: Instant, may_start: impl Fn(&OsStr, &Version) -> bool) -> Vec<OsString> {
         let due = |(name, file): &(&OsString, &Tracked)| match file.due() {
             Some((at, Step::Look)) => at.is_none_or(|at| at <= now),
             Some((at, Step::Start)) => at.is_none_or(|at| at <= now) && may_start(name, &file.version),
             None => false,
         };
-        let due = self.files.iter().filter(due);
-        due.min_by_key(|(_, file)| file.since)
-            .map(|(name, _)| name.clone())
+        let mut due: Vec<_> = self.files.iter().filter(due).collect();
+        due.sort_by_key(|(_, file)| file.since);
+        due.into_iter().map(|(name, _)| name.clone()).collect()
     }
 
     /// When the next file is due that is not due now. What waits for `may_start` wakes nobody.
@@ -423,6 +423,14 @@ mod tests {
         false
     }
 
+    fn first_due(
+        roster: &Roster,
+        now: Instant,
+        may_start: impl Fn(&OsStr, &Version) -> bool,
+    ) -> Option<OsString> {
+        roster.due(now, may_start).into_iter().next()
+    }
+
     #[test]
     fn a_file_that_cannot_start_yet_wakes_nobody_and_does_not_hide_another() {
         let now = Instant::now();
@@ -438,8 +446,8 @@ mod tests {
         roster.set("b.tar".as_ref(), Phase::Ready);
         assert_eq!(roster.next_due(later, true), None);
         let not_a = |name: &OsStr, _: &Version| name != "a.tar";
-        assert_eq!(roster.due(later, not_a), Some("b.tar".into()));
-        assert_eq!(roster.due(later, always), Some("a.tar".into()));
+        assert_eq!(first_due(&roster, later, not_a), Some("b.tar".into()));
+        assert_eq!(first_due(&roster, later, always), Some("a.tar".into()));
     }
 
     #[test]
@@ -449,7 +457,7 @@ mod tests {
         roster.list(vec![file("a.tar", 1)], now, new_only);
         roster.fail("a.tar".as_ref(), now, AGAIN);
         roster.set("a.tar".as_ref(), Phase::Running);
-        assert_eq!(roster.due(now + RETRY.longest, always), None);
+        assert_eq!(first_due(&roster, now + RETRY.longest, always), None);
         roster.fail("a.tar".as_ref(), now, AGAIN);
         assert_eq!(roster.next_due(now, true), Some(now + 2 * RETRY.first));
     }
@@ -459,10 +467,10 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
-        assert_eq!(roster.due(now, never), Some("a.tar".into()));
+        assert_eq!(first_due(&roster, now, never), Some("a.tar".into()));
         roster.settle("a.tar".as_ref(), Settle::Settled);
-        assert_eq!(roster.due(now, never), None);
-        assert_eq!(roster.due(now, always), Some("a.tar".into()));
+        assert_eq!(first_due(&roster, now, never), None);
+        assert_eq!(first_due(&roster, now, always), Some("a.tar".into()));
     }
 
     #[test]
@@ -471,7 +479,7 @@ mod tests {
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, |_, _| true);
         assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Known));
-        assert_eq!(roster.due(now, always), None);
+        assert_eq!(first_due(&roster, now, always), None);
     }
 
     #[test]
@@ -556,11 +564,14 @@ mod tests {
         let mut roster = Roster::default();
         let (name, alone) = ("a.tar.sha256", || vec![checksum("a.tar.sha256", 7)]);
         assert!(roster.list(alone(), now, new_only).is_empty());
-        assert_eq!(roster.due(now, never), Some(name.into()));
+        assert_eq!(first_due(&roster, now, never), Some(name.into()));
         assert!(roster.ignore(name.as_ref(), Reason::Checksum));
         assert_eq!(roster.ignored(), [(OsStr::new(name), Reason::Checksum)]);
         roster.list(alone(), now, new_only);
-        assert_eq!((roster.due(now, always), roster.ignored().len()), (None, 1));
+        assert_eq!(
+            (first_due(&roster, now, always), roster.ignored().len()),
+            (None, 1)
+        );
         roster.list(vec![file("a.tar", 1), checksum(name, 7)], now, new_only);
         assert!(roster.ignored().is_empty() && roster.phase(name.as_ref()).is_none());
         assert_eq!(
@@ -607,11 +618,11 @@ mod tests {
         assert!(roster.await_checksum("a.tar".as_ref()));
         assert!(!roster.await_checksum("a.tar".as_ref()));
         assert_eq!(
-            (roster.due(now, always), roster.next_due(now, true)),
+            (first_due(&roster, now, always), roster.next_due(now, true)),
             (None, None)
         );
         roster.list(vec![file("a.tar", 1), checksum("a.tar.sha256", 7)], now, new_only);
-        assert_eq!(roster.due(now, never), Some("a.tar".into()));
+        assert_eq!(first_due(&roster, now, never), Some("a.tar".into()));
     }
 
     #[test]
@@ -641,7 +652,7 @@ mod tests {
             new_only,
         );
         assert_eq!(
-            roster.due(now + Duration::from_secs(1), always),
+            first_due(&roster, now + Duration::from_secs(1), always),
             Some("z.tar".into())
         );
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use containerd::{Client, Version};
 use import::{Policy, Space, Survey, UnpackError, Unpacker, Wanted};
 use platforms::{Matcher, Platform, Rules};
+use tracing::warn;
 
 use crate::config::{PlatformChoice, Settings};
 use crate::desired;
@@ -21,8 +22,8 @@ pub(crate) struct Runtime {
     pub(crate) version: Version,
     /// What containerd says this node is; detected from the machine where it does not say.
     pub(crate) platform: Platform,
-    /// Another one means another containerd, or one that was wiped.
-    pub(crate) uuid: String,
+    /// Another one means another containerd, or one that was wiped. `None` where it cannot tell.
+    pub(crate) uuid: Option<String>,
     /// Its content store, where that is on a file system that can be seen from here.
     pub(crate) store: Option<PathBuf>,
 }
@@ -64,7 +65,7 @@ pub(crate) async fn connect(socket: &Path, settings: &Settings) -> Result<Runtim
         });
     }
     let platform = client.node_platform().await?.unwrap_or_else(platforms::host);
-    let uuid = client.server_uuid().await?;
+    let uuid = identity(&client).await?;
     let store = visible_store(&client).await?;
     Ok(Runtime {
         client,
@@ -73,6 +74,25 @@ pub(crate) async fn connect(socket: &Path, settings: &Settings) -> Result<Runtim
         uuid,
         store,
     })
+}
+
+/// containerd keeps its identity in a file that it never syncs. After a power cut that may be empty, and then containerd 1.6
+/// answers everything but this; later ones make a new identity.
+async fn identity(client: &Client) -> Result<Option<String>, containerd::Error> {
+    match client.server_uuid().await {
+        Ok(uuid) => Ok(Some(uuid)),
+        Err(error @ (containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. })) => {
+            Err(error)
+        }
+        Err(error) => {
+            warn!(
+                "{}: it works without; to give it a new one, remove the file `uuid` in a folder \
+                 `io.containerd.*.introspection` of its root folder, and restart it",
+                basics::chain(&error)
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// containerd says where its store is in its own view of the file system; ours may be another (a container that was

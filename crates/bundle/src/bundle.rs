@@ -354,6 +354,23 @@ impl Blob {
         }
     }
 
+    /// Whether its file is still what it was when the catalog was drawn up, where it has one of its own: in a layout
+    /// folder. Of an archive, [`Bundle::is_unchanged`] tells.
+    pub fn is_unchanged(&self) -> bool {
+        match &self.0 {
+            Bytes::InFolder {
+                folder,
+                name,
+                identity,
+            } => !matches!(folder.open(name, identity), Err(Fault::Changed)),
+            Bytes::InFile { .. }
+            | Bytes::Packed { .. }
+            | Bytes::Sparse { .. }
+            | Bytes::InFrames { .. }
+            | Bytes::InMemory(_) => true,
+        }
+    }
+
     /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking; of a bundle that
     /// [is sequential](Bundle::is_sequential), everything before is decompressed first unless it is a document that
     /// was kept.

@@ -316,9 +316,17 @@ impl Failure {
         self.code() == Some(Code::OutOfRange)
     }
 
-    /// UNAVAILABLE means a locked ingest or a dead daemon; only the text tells them apart.
+    /// UNAVAILABLE means a locked ingest or a dead daemon; only the text tells them apart. Where containerd 2.0 and later
+    /// notice it with the first byte only, the text is all there is: "truncate failed: ref ... locked for 14ms (...):
+    /// unavailable" is UNKNOWN.
     pub(crate) fn is_locked(&self) -> bool {
-        self.code() == Some(Code::Unavailable) && self.message().contains("locked")
+        match self.code() {
+            Some(Code::Unavailable) => self.message().contains("locked"),
+            Some(Code::Unknown) => {
+                self.message().contains(" locked for ") && self.message().ends_with("unavailable")
+            }
+            _ => false,
+        }
     }
 
     /// The digest of what was written is not the expected one. The size would have been another text.

@@ -556,9 +556,34 @@ impl Writer<'_> {
                     Err(error)
                 }
             },
+            Err(failure) if failure.is_locked() => {
+                drop(responses);
+                self.outwait(failure).await
+            }
             Err(failure) => {
                 drop(responses);
                 self.settle(failure, Proof::Ours, last).await
+            }
+        }
+    }
+
+    /// Waits for another write of the same ingest to come to its end. containerd opens an ingest of a blob that another
+    /// namespace has for anybody who asks, and notices with the first byte only that it is taken.
+    async fn outwait(&self, failure: Failure) -> Result<Pass, Error> {
+        let limit = self.client.options().lock_wait;
+        let (mut reached, mut since) = (None, Instant::now());
+        let mut pause = LOCK_PAUSE.0;
+        loop {
+            sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LOCK_PAUSE.1);
+            let now = self.progress_of_others().await?;
+            if now.is_none() {
+                return Ok(Pass::Again("another write of the blob has ended"));
+            }
+            if reached.replace(now) != Some(now) {
+                since = Instant::now();
+            } else if since.elapsed() >= limit {
+                return Err(failure.into_locked(&self.spec.digest, since.elapsed()));
             }
         }
     }

@@ -460,6 +460,7 @@ impl<'a> Run<'a> {
                 Ok(())
             }
             Err(error) => {
+                check_blob(self.job, &digest)?;
                 let fault = Fault::from(error);
                 if let Fault::Image(failure) = &fault {
                     // Bytes that somebody is just changing say nothing about the bundle that comes of it.
@@ -510,6 +511,19 @@ fn check_bundle(job: &Job<'_>) -> Result<(), Fault> {
             path: bundle.path().to_owned(),
             source,
         })),
+    }
+}
+
+/// The same of a blob in a layout folder: the folder does not change with what is written into one of its files.
+fn check_blob(job: &Job<'_>, digest: &Digest) -> Result<(), Fault> {
+    let Some(bundle) = &job.bundle else {
+        return Ok(());
+    };
+    match bundle.blob(digest) {
+        Some(blob) if !blob.is_unchanged() => Err(Fault::Stop(Error::Changed {
+            path: bundle.path().to_owned(),
+        })),
+        _ => Ok(()),
     }
 }
 

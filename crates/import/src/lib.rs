@@ -51,7 +51,7 @@ pub use report::{
 };
 pub use select::{
     Child, ChildKind, Choice, Closure, Judgement, Member, NamedTarget, Policy, Selection, Skip, Taken,
-    Verdict, Wanted, hidden_image, judge, layers_for_plugins, platform_text, problems, problems_in, select,
+    Verdict, Wanted, hidden_image, images_for_plugins, judge, platform_text, problems, problems_in, select,
 };
 pub use space::{Demand, Disk, Forecast, MinFree, Shortage, Space};
 use survey::forget_lost;

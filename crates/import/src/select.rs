@@ -331,7 +331,7 @@ fn choose(group: &[&Image], format: Format, policy: &Policy, asked: &mut usize) 
     };
     let (verdict, rank) = match walk.root(root, &mut notes) {
         Ok((closure, rank)) => {
-            notes.extend(layers_for_plugins(root, &closure));
+            notes.extend(images_for_plugins(root, &closure));
             (named(group, closure, policy, &mut notes, asked), rank)
         }
         Err(Unfit::Foreign(offered)) => (Verdict::Skip(Skip::Foreign { offered }), Rank::MAX),
@@ -1152,12 +1152,12 @@ fn child_kind(node: &Node) -> ChildKind {
     }
 }
 
-/// The images among these blobs with layers that containerd unpacks with a plugin only, each in a sentence.
+/// The images among these blobs that containerd unpacks with a plugin only, each in a sentence.
 ///
 /// A snapshotter (nydus) or a stream processor (encrypted layers) may be there and cannot be seen from outside, so such an
 /// image is no broken one.
 #[must_use]
-pub fn layers_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
+pub fn images_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
     let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
     let mut images = manifests_below(root);
     images.push(root);
@@ -1166,22 +1166,46 @@ pub fn layers_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
         let Content::Manifest(manifest) = &node.content else {
             continue;
         };
-        let types = manifest.layers.iter().map(|layer| layer.descriptor.media_type());
-        let unusual = types
-            .map(ToString::to_string)
-            .find(|kind| !is_unpacked_by_all(kind));
-        if let Some(kind) = unusual.filter(|_| taken.contains(node.descriptor.digest())) {
+        if !taken.contains(node.descriptor.digest()) {
+            continue;
+        }
+        for need in [unusual_layers(manifest), features(manifest)]
+            .into_iter()
+            .flatten()
+        {
             let platform = platform_text(node);
-            let note = format!(
-                "{platform}: containerd unpacks layers of type {kind} with a plugin only (a snapshotter or a stream \
-                 processor); on a node without it no container starts"
-            );
+            let note = format!("{platform}: {need}; on a node without it no container starts");
             if !found.contains(&note) {
                 found.push(note);
             }
         }
     }
     found
+}
+
+fn unusual_layers(manifest: &Manifest) -> Option<String> {
+    let types = manifest.layers.iter().map(|layer| layer.descriptor.media_type());
+    let kind = types
+        .map(ToString::to_string)
+        .find(|kind| !is_unpacked_by_all(kind))?;
+    Some(format!(
+        "containerd unpacks layers of type {kind} with a plugin only (a snapshotter or a stream processor)"
+    ))
+}
+
+/// From 2.3 on containerd asks the snapshotter whether it has what the config wants, whatever the index said
+/// (containerd's client/image.go, `checkSnapshotterSupport`).
+fn features(manifest: &Manifest) -> Option<String> {
+    let platform = manifest.config_platform.as_ref()?;
+    let features = &platform.os_features;
+    (!features.is_empty() && platform.os != "windows").then(|| {
+        let features: Vec<_> = features.iter().map(|feature| foreign::shown(feature)).collect();
+        format!(
+            "containerd 2.3 and later unpack an image whose config asks for os.features {} with a snapshotter only that has \
+             them",
+            features.join(", ")
+        )
+    })
 }
 
 /// The layer types that every containerd applies by itself.

@@ -659,6 +659,17 @@ fn for_every_rule_both_choices_are_brought_and_the_difference_is_told() {
     );
 }
 
+/// containerd's client asks the snapshotter for what the config wants, whatever the index said.
+#[test]
+fn features_that_only_the_config_asks_for_are_told_and_break_no_image() {
+    let needy = image("linux/amd64").config("os.features", json!(["erofs"]));
+    let choice = only_choice(&listed([needy]), &by(&Rules::ALL, &["linux/amd64"]));
+    taken(&choice);
+    let told = ": containerd 2.3 and later unpack an image whose config asks for os.features erofs";
+    let is_told = choice.notes.iter().any(|note| note.contains(told));
+    assert!(is_told, "{:?}", choice.notes);
+}
+
 /// containerd reads the config of the first one without a platform, and of no other.
 #[test]
 fn the_first_manifest_without_a_platform_decides_by_its_config() {

@@ -404,7 +404,8 @@ impl Containerd {
             if let Some(complaint) = self.failed_cri(logged) {
                 bail!("its CRI service failed: {complaint}");
             }
-            Ok(socket.exists() && self.ctr(&["version"]).is_ok() && self.cri_is_up(logged))
+            // `ctr version` fails where containerd has lost its identity and works all the same.
+            Ok(socket.exists() && self.ctr(&["namespaces", "list"]).is_ok() && self.cri_is_up(logged))
         })?;
         if !answered {
             bail!(

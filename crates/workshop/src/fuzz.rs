@@ -3,20 +3,23 @@
 //! They need a nightly compiler and cargo-fuzz, so they are a workspace of their own and no part of the tests; the
 //! properties that run with the tests cover the same ground on the stable toolchain, less deeply.
 
+mod seeds;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use bundle::Compression;
-use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use lab::workspace;
-
 use xtask::checks::{cargo_tool, step};
 
+use seeds::Seed;
+
 /// The targets in `fuzz/fuzz_targets`, and how long their inputs may grow, in bytes.
-const TARGETS: [(&str, u32); 4] = [
+const TARGETS: [(&str, u32); 6] = [
     ("reader", 64 << 10),
+    ("archives", 32 << 10),
     ("documents", 8 << 10),
+    ("texts", 4 << 10),
     ("references", 512),
     ("platforms", 256),
 ];
@@ -64,137 +67,79 @@ const CARGO_FUZZ: &str = "0.13.2";
 
 /// Writes a small corpus for each target, so that the fuzzer starts behind the first checks.
 fn seed(corpus: &Path) -> Result<()> {
-    for (at, archive) in archives().into_iter().enumerate() {
-        write(corpus, "reader", &format!("plain-{at}"), &archive.to_bytes())?;
-        for codec in CODECS {
-            write(
-                corpus,
-                "reader",
-                &format!("{codec}-{at}"),
-                &archive.to_compressed(codec),
-            )?;
-        }
-        write(
-            corpus,
-            "reader",
-            &format!("sparse-{at}"),
-            &with_a_sparse_file(&archive),
-        )?;
-    }
-    for (at, (kind, document)) in documents().into_iter().enumerate() {
-        write(
-            corpus,
-            "documents",
-            &at.to_string(),
-            &[&[kind], document.as_slice()].concat(),
-        )?;
-    }
-    for (at, name) in NAMES.iter().enumerate() {
-        for target in ["references", "platforms"] {
-            write(corpus, target, &at.to_string(), name.as_bytes())?;
-        }
+    for Seed { target, name, bytes } in seeds::all() {
+        let folder = corpus.join(target);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(format!("seed-{name}")), bytes)
+            .with_context(|| format!("cannot write a seed of {target}"))?;
     }
     Ok(())
 }
 
-fn write(corpus: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
-    let folder: PathBuf = corpus.join(target);
-    fs::create_dir_all(&folder)?;
-    fs::write(folder.join(format!("seed-{name}")), bytes)
-        .with_context(|| format!("cannot write a seed of {target}"))
-}
-
-const CODECS: [Compression; 5] = [
-    Compression::Gzip,
-    Compression::Zstd,
-    Compression::Xz,
-    Compression::Lz4,
-    Compression::Bzip2,
-];
-
-/// Bundles of every format, small.
-fn archives() -> Vec<Archive> {
-    let image = || {
-        Image::new("r.test/a:1")
-            .platform("linux/amd64")
-            .layer(b"amd64")
-            .platform("linux/arm64/v8")
-            .layer(b"arm64")
-    };
-    let nested = Node::Index(vec![Node::Index(vec![
-        Manifest::new("linux/amd64").layer(b"x".to_vec()).into(),
-    ])]);
-    let layouts = [
-        Layout::new().image(image()),
-        Layout::docker().image(image()),
-        Layout::hybrid().image(image()),
-        Layout::new().image(Image::new("r.test/nested:1").root(nested)),
-    ];
-    let mut archives: Vec<_> = layouts.iter().map(Layout::build).collect();
-    let mut prefixed = Layout::new().image(image()).build();
-    prefixed.prefix("./");
-    archives.push(prefixed);
-    archives
-}
-
-/// The archive with its first file as a sparse one without holes (GNU tar manual, old GNU format).
-fn with_a_sparse_file(archive: &Archive) -> Vec<u8> {
-    let mut bytes = archive.to_bytes();
-    let size = archive.bytes_of(&archive.entries[0].name).len();
-    let header = &mut bytes[..512];
-    header[156] = b'S';
-    header[386..410].copy_from_slice(format!("{:011o}\0{size:011o}\0", 0).as_bytes());
-    header[483..495].copy_from_slice(format!("{size:011o}\0").as_bytes());
-    header[148..156].fill(b' ');
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    bytes
-}
-
-/// Documents of good bundles, each with the number that says in whose place it stands.
-fn documents() -> Vec<(u8, Vec<u8>)> {
-    let image = Image::new("r.test/a:1").platform("linux/amd64").layer(b"x");
-    let archive = Layout::hybrid().image(image).build();
-    let manifest = archive.name_of(&archive.images[0].manifests[0].digest);
-    let place = |kind: u8, name: &str| (kind, archive.bytes_of(name));
-    let shouted = archive.bytes_of("index.json").to_ascii_uppercase();
-    vec![
-        (0, shouted),
-        place(0, "index.json"),
-        place(1, "manifest.json"),
-        place(2, "index.json"),
-        place(3, &manifest),
-    ]
-}
-
-const NAMES: [&str; 10] = [
-    "busybox",
-    "r.test:5000/a/b:1.0",
-    "[::1]:5000/a:1",
-    "docker.io/library/a@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-    "a:1@sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
-    "linux/amd64",
-    "linux/arm64/v8",
-    "arm/v7",
-    "windows(10.0.17763)/amd64",
-    "linux",
-];
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use bundle::{Bundle, Limits};
 
     use super::*;
 
-    #[test]
-    fn the_seeds_with_sparse_files_are_good_bundles() {
+    fn open(bytes: &[u8]) -> Result<Bundle, bundle::Error> {
         let folder = tempfile::tempdir().unwrap();
-        for archive in archives() {
-            let path = folder.path().join("seed.tar");
-            fs::write(&path, with_a_sparse_file(&archive)).unwrap();
-            let bundle = Bundle::open(&path, &Limits::default()).unwrap();
-            assert_eq!(bundle.catalog().warnings, []);
-            assert_eq!(bundle.catalog().images.len(), 1);
+        let path = folder.path().join("seed.tar");
+        fs::write(&path, bytes).unwrap();
+        Bundle::open(&path, &Limits::default())
+    }
+
+    #[test]
+    fn the_seeds_with_sparse_files_are_as_good_as_those_without() {
+        for (name, archive) in seeds::archives() {
+            let plain = open(&archive.to_bytes());
+            let sparse = open(&seeds::with_a_sparse_file(&archive));
+            match (plain, sparse) {
+                (Ok(plain), Ok(sparse)) => {
+                    assert_eq!(plain.catalog().images, sparse.catalog().images, "{name}");
+                    assert!(!plain.catalog().images.is_empty(), "{name}");
+                }
+                (Err(plain), Err(sparse)) => {
+                    assert_eq!(plain.fault.to_string(), sparse.fault.to_string(), "{name}");
+                }
+                (plain, sparse) => panic!("{name}: {:?}, {:?}", plain.err(), sparse.err()),
+            }
+        }
+    }
+
+    #[test]
+    fn each_target_has_seeds_that_fit_and_differ() {
+        let mut there = HashSet::new();
+        for Seed { target, name, bytes } in seeds::all() {
+            let longest = TARGETS.iter().find(|(known, _)| *known == target).unwrap().1;
+            assert!(
+                bytes.len() <= longest as usize,
+                "{target} {name}: {} bytes",
+                bytes.len()
+            );
+            assert!(
+                there.insert((target, name.clone())),
+                "{target} {name} is there twice"
+            );
+        }
+        for (target, _) in TARGETS {
+            assert!(
+                there.iter().any(|(there, _)| *there == target),
+                "{target} has no seed"
+            );
+        }
+    }
+
+    #[test]
+    fn each_target_is_a_program_of_the_fuzz_workspace() {
+        let manifest = fs::read_to_string(workspace().join("fuzz/Cargo.toml")).unwrap();
+        for (target, _) in TARGETS {
+            assert!(
+                manifest.contains(&format!("fuzz_targets/{target}.rs")),
+                "{target}"
+            );
         }
     }
 }

@@ -105,7 +105,7 @@ impl Daemon {
     /// What the ledger says holds for one containerd, one boot and one set of rules.
     pub(super) fn check_context(&mut self, runtime: &Runtime) {
         let context = Context {
-            containerd: Some(runtime.uuid.clone()),
+            containerd: runtime.uuid.clone(),
             // Taken over when everything was looked at.
             boot: self.ledger.context.boot.take(),
             selection: Some(runtime::fingerprint(&self.settings, runtime)),

@@ -28,38 +28,52 @@ use basics::backoff;
 /// How soon a file is looked at again that changed while it was looked at.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// How long files are looked at before the loop turns to something else.
+const LOOKS: Duration = Duration::from_millis(50);
+
 /// Why a name of a bundle's is left as it is.
 const LATER: &str = "a bundle that arrived later has this name";
 const MOVED: &str = "somebody else moved the record since the bundle was imported";
 
 impl Daemon {
-    /// Takes on the file that is due, if any.
-    pub(super) fn take_on_one(&mut self) -> bool {
-        let now = Instant::now();
+    /// Takes on what is due, if anything: files to be looked at, for a moment, or one to be imported. A turn takes the
+    /// longer the more files there are, so that one look in each of them would take time with their square.
+    pub(super) fn take_on_due(&mut self) -> bool {
+        let started = Instant::now();
         let may_start = |name: &OsStr, version: &Version| self.may_start(name, version);
         // A suspect takes no other file along, and keeps none waiting that could be done.
         let is_sound =
             |name: &OsStr, version: &Version| !self.ledger.is_suspect(name) && self.may_start(name, version);
-        let due = self.roster.due(now, is_sound);
-        let Some(name) = due.or_else(|| self.roster.due(now, may_start)) else {
-            return false;
-        };
-        let Some(version) = self.roster.version(&name) else {
-            return false;
+        let mut due = self.roster.due(started, is_sound);
+        if due.is_empty() {
+            due = self.roster.due(started, may_start);
+        }
+        for name in &due {
+            let is_look = matches!(self.roster.phase(name), Some(Phase::Settling { .. }));
+            self.take_on(name);
+            if !is_look || started.elapsed() >= LOOKS {
+                break;
+            }
+        }
+        !due.is_empty()
+    }
+
+    fn take_on(&mut self, name: &OsStr) {
+        let Some(version) = self.roster.version(name) else {
+            return;
         };
         let opened = self
             .folder()
-            .map(|folder| job::open_listed(&folder, &name, &version));
+            .map(|folder| job::open_listed(&folder, name, &version));
         match opened {
-            Ok(Ok(Some(file))) => self.take_on(&name, file, version),
-            Ok(Ok(None)) => self.look_again(&name),
+            Ok(Ok(Some(file))) => self.take_on_open(name, file, version),
+            Ok(Ok(None)) => self.look_again(name),
             Ok(Err(Refused::Gone)) | Err(_) => {
                 self.relist = true;
-                self.roster.set(&name, Phase::Done);
+                self.roster.set(name, Phase::Done);
             }
-            Ok(Err(refused)) => self.turned_away(&name, &refused),
+            Ok(Err(refused)) => self.turned_away(name, &refused),
         }
-        true
     }
 
     fn may_start(&self, name: &OsStr, version: &Version) -> bool {
@@ -94,7 +108,7 @@ impl Daemon {
         let next = self.jobs.note_progress(now);
         let idle = |name: &OsStr, version: &Version| self.jobs.idle_before(self.load(name, version), now);
         let gains = |name: &OsStr, version: &Version| self.takes_on() && idle(name, version).is_some();
-        let gaining = self.roster.due(now, gains);
+        let gaining = self.roster.due(now, gains).into_iter().next();
         let giving = gaining.and_then(|name| {
             let version = self.roster.version(&name)?;
             Some(idle(&name, &version)?.order.name.clone())
@@ -112,7 +126,7 @@ impl Daemon {
         }
     }
 
-    fn take_on(&mut self, name: &OsStr, file: File, version: Version) {
+    fn take_on_open(&mut self, name: &OsStr, file: File, version: Version) {
         match self.roster.phase(name) {
             Some(Phase::Settling { .. }) if version.is_layout => drop(self.settle_layout(name, true)),
             Some(Phase::Settling { .. }) => self.settle(name, &file),

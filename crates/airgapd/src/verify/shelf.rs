@@ -369,7 +369,7 @@ fn examine(
         (state, lacks_layers) = (whole, true);
     }
     let doubts = match &state {
-        Judgement::Whole(closure) if !lacks_layers => import::layers_for_plugins(&node, closure),
+        Judgement::Whole(closure) if !lacks_layers => import::images_for_plugins(&node, closure),
         _ => Vec::new(),
     };
     Examined {

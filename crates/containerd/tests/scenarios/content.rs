@@ -31,6 +31,7 @@ everywhere! {
     a_blob_being_written_for_too_long_is_a_transient_error
     a_blob_that_appears_before_the_commit_is_leased
     a_blob_of_another_namespace_is_adopted
+    a_small_blob_of_another_namespace_arrives_for_all_who_write_it_at_once
     parallel_blobs_all_arrive
     a_lost_lease_is_told_as_such
     a_lease_that_ends_during_a_write_is_told_as_such
@@ -558,6 +559,32 @@ async fn a_blob_of_another_namespace_is_adopted(stage: Arc<Stage>) {
         assert_eq!((info.size, info.labels), (blob.size(), spec.labels));
         assert!(holds(&elsewhere, &lease, &blob).await);
     }
+}
+
+/// Two bundles with the same small layer that another namespace has: containerd may tell one of them in mid write that
+/// the other one holds the ingest.
+async fn a_small_blob_of_another_namespace_arrives_for_all_who_write_it_at_once(stage: Arc<Stage>) {
+    let elsewhere = stage
+        .client_in(&format!("{}-elsewhere", stage.namespace()), Options::default())
+        .await;
+    let (client, lease) = leased(&stage).await;
+    elsewhere
+        .create_lease(&lease, tomorrow(), &Labels::new())
+        .await
+        .expect("a lease");
+    for _ in 0..20 {
+        let blob = Blob::sized(20 << 10);
+        let spec = blob.spec();
+        let there = elsewhere.write_blob(&lease, &spec, blob.source()).await;
+        there.expect("written");
+        let write = || client.write_blob(&lease, &spec, blob.source());
+        let (a, b, c) = tokio::join!(write(), write(), write());
+        for written in [a, b, c] {
+            written.expect("it is there for each of them");
+        }
+        assert!(holds(&client, &lease, &blob).await);
+    }
+    assert_eq!(client.ingests().await.expect("an answer"), []);
 }
 
 async fn parallel_blobs_all_arrive(stage: Arc<Stage>) {

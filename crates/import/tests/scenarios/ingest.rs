@@ -1,10 +1,14 @@
 //! A whole import and a second one: order, protection, what is sent and what is not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use airgapd_import::{ImageOutcome, ImageResult, Observer, Outcome, labels};
+use bundle::Compression;
 use bundle::fixtures::{Image, Manifest};
 use containerd::Client;
 use fake_containerd::{Fake, FakeConfig, Fault};
@@ -318,26 +322,93 @@ async fn children_come_before_parents_and_records_last_each_whole_in_one_call() 
     assert_eq!(fake.check_done(), Vec::<String>::new());
 }
 
+/// Does something to the bundle as soon as the first blob of it has been sent.
+struct Harm {
+    path: PathBuf,
+    harm: fn(&Path),
+}
+
+impl Observer for Harm {
+    fn blob(&self, _digest: &Digest, _sent: Option<u64>) {
+        (self.harm)(&self.path);
+    }
+}
+
+/// The largest file: the bundle itself, or the largest blob of a layout folder.
+fn largest(path: &Path) -> PathBuf {
+    let blobs = path.join("blobs/sha256");
+    let Ok(blobs) = fs::read_dir(blobs) else {
+        return path.to_owned();
+    };
+    let blobs = blobs.map(|entry| entry.unwrap().path());
+    blobs
+        .max_by_key(|blob| fs::metadata(blob).unwrap().len())
+        .unwrap()
+}
+
+/// Everything that others do to a file while it is read.
+const HARMS: [(&str, fn(&Path)); 5] = [
+    ("extended", |path| {
+        let file = File::options().append(true).open(largest(path)).unwrap();
+        (&file).write_all(b"more").unwrap();
+    }),
+    ("cut", |path| {
+        let file = File::options().write(true).open(largest(path)).unwrap();
+        file.set_len(700).unwrap();
+    }),
+    ("emptied", |path| {
+        File::create(largest(path)).unwrap();
+    }),
+    ("overwritten, with the times put back", |path| {
+        let path = largest(path);
+        let file = File::options().write(true).open(&path).unwrap();
+        let before = file.metadata().unwrap();
+        let size = usize::try_from(before.len()).unwrap();
+        (&file).write_all(&vec![0x5a; size]).unwrap();
+        file.set_modified(before.modified().unwrap()).unwrap();
+    }),
+    ("overwritten and put right again", |path| {
+        let path = largest(path);
+        let right = fs::read(&path).unwrap();
+        fs::write(&path, vec![0; right.len()]).unwrap();
+        fs::write(&path, right).unwrap();
+    }),
+];
+
 #[tokio::test]
 async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried_again() {
-    struct Writer(std::path::PathBuf);
-    impl Observer for Writer {
-        fn blob(&self, _digest: &Digest, _sent: Option<u64>) {
-            let file = std::fs::File::options().append(true).open(&self.0).unwrap();
-            std::io::Write::write_all(&mut &file, b"more").unwrap();
+    let forms: [(&str, fn() -> Stock); 4] = [
+        ("plain", Stock::usual),
+        ("gzip", || {
+            Stock::packed(Stock::usual().archive, Compression::Gzip)
+        }),
+        ("zstd", || {
+            Stock::packed(Stock::usual().archive, Compression::Zstd)
+        }),
+        ("folder", || Stock::extracted(Stock::usual().archive)),
+    ];
+    for (form, stock) in forms {
+        for (what, harm) in HARMS {
+            let stage = Stage::fake().await;
+            let (client, stock) = (stage.client().await, stock());
+            let path = stock.bundle.path().to_owned();
+            let imported = observed_import(&client, &stock, &Harm { path, harm })
+                .await
+                .unwrap();
+            let case = format!("{form}, {what}: {imported:?}");
+            assert!(
+                matches!(imported.stopped, Some(airgapd_import::Error::Changed { .. })),
+                "{case}"
+            );
+            assert!(imported.report.retry, "{case}");
+            assert_eq!(imported.report.cause, Some(airgapd_import::Cause::File), "{case}");
+            // What was whole before may have its record: in a folder, each blob is a file of its own.
+            let names = client.images().await.unwrap().into_iter().map(|image| image.name);
+            let wrong = names.filter(|name| form != "folder" || name.contains("large"));
+            assert_eq!(wrong.collect::<Vec<_>>(), Vec::<String>::new(), "{case}");
+            stage.assert_no_violations();
         }
     }
-    let stage = Stage::fake().await;
-    let (client, stock) = (stage.client().await, Stock::usual());
-    let writer = Writer(stock.bundle.path().to_owned());
-    let imported = observed_import(&client, &stock, &writer).await.unwrap();
-    assert!(matches!(
-        imported.stopped,
-        Some(airgapd_import::Error::Changed { .. })
-    ));
-    assert!(imported.report.retry);
-    assert_eq!(imported.report.cause, Some(airgapd_import::Cause::File));
-    assert_eq!(client.images().await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -272,6 +272,20 @@ impl Stock {
         }
     }
 
+    /// The same as a folder.
+    pub(crate) fn extracted(archive: Archive) -> Stock {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join(BUNDLE);
+        std::fs::create_dir(&path).expect("a new folder");
+        archive.extract_to(&path);
+        let bundle = Bundle::open_dir(&path, &Limits::default()).expect("a readable bundle");
+        Stock {
+            archive,
+            bundle: Arc::new(bundle),
+            _folder: folder,
+        }
+    }
+
     pub(crate) fn images(images: impl IntoIterator<Item = Image>) -> Stock {
         Stock::of(images.into_iter().fold(Layout::new(), Layout::image).build())
     }
