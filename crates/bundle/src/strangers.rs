@@ -6,8 +6,6 @@
 
 use std::path::Path;
 
-use basics::foreign;
-
 use crate::tar;
 
 /// How many bytes from the beginning are looked at: ISO 9660 has its mark behind 32 KiB.
@@ -286,20 +284,14 @@ fn as_text(start: &[u8]) -> Option<String> {
     None
 }
 
-/// What to say of plain text beside that it is no archive: how it begins, and what helps.
-pub(crate) fn but_text(start: &[u8]) -> Option<String> {
-    let line = plain_text(start)?;
-    let again = "if this was a download, fetch it again with `curl -fL -o FILE URL`, which tells of errors";
-    Some(format!(" but text that begins with \"{line}\"; {again}"))
-}
-
-/// The beginning of the first line, where all that can be seen is text.
-fn plain_text(text: &[u8]) -> Option<String> {
-    let seen = &text[..text.len().min(512)];
+/// What to say of plain text beside that it is no archive. Its words are not said: what is in the folder may be a link to a
+/// file that readers of the log must not see.
+pub(crate) fn but_text(start: &[u8]) -> Option<&'static str> {
+    let seen = &start[..start.len().min(512)];
     let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~');
-    let line = seen.split(|byte| matches!(byte, b'\n' | b'\r')).next()?;
-    (!line.is_empty() && seen.iter().all(is_text))
-        .then(|| foreign::bytes(&line[..line.len().min(60)]).to_string())
+    (!seen.trim_ascii().is_empty() && seen.iter().all(is_text)).then_some(
+        " but text; if this was a download, fetch it again with `curl -fL -o FILE URL`, which tells of errors",
+    )
 }
 
 /// A later piece of a split tar: headers in it, and none at its beginning. Pieces are cut at whole blocks nearly always.
@@ -549,14 +541,18 @@ mod tests {
     }
 
     #[test]
-    fn text_is_shown_with_its_beginning_and_never_raw() {
-        let said = but_text(b"404 page not found\n").unwrap();
-        assert!(
-            said.contains("\"404 page not found\"") && said.contains("curl -fL"),
-            "{said}"
-        );
-        let long = but_text(&[b'x'; 600]).unwrap();
-        assert!(long.len() < 250, "{long}");
+    fn text_is_told_as_such_and_its_words_are_not_repeated() {
+        for text in [
+            &b"404 page not found\n"[..],
+            b"404: Not Found",
+            b"root:x:0:0",
+            &[b'x'; 600],
+        ] {
+            assert!(
+                but_text(text).is_some_and(|said| said.contains("curl -fL")),
+                "{text:?}"
+            );
+        }
         for other in [&b""[..], b"\n", b"a\0b", b"\x1b[2J", b"\xff\xfe"] {
             assert_eq!(but_text(other), None, "{other:?}");
         }

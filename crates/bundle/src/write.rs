@@ -2,7 +2,7 @@
 //!
 //! A bundle is drafted as a value ([`Draft`]: names, what they stand for, which blobs there are), laid out
 //! ([`Layout`]: every entry of the archive in its order) and written ([`write()`]), each blob being asked for when its
-//! turn comes. `oci-layout` and `index.json` stand first, then documents, then layers, so that whoever reads the
+//! turn comes. `oci-layout`, `index.json` and `manifest.json` stand first, then documents, then layers, so that whoever reads the
 //! archive as a stream knows all names before the first large blob. No entry tells who wrote it, when or where.
 //!
 //! Nothing is written that is not what its digest says: each blob is hashed on its way, and an archive that cannot be

@@ -249,7 +249,7 @@ fn leave_one(names: &mut Vec<(Option<&str>, &DraftImage)>) {
 }
 
 /// `manifest.json`, by which `docker load`, `podman load` and readers of Docker archives find all images without being
-/// told a name. The layout is what counts for everybody who reads both.
+/// told a name. Readers of both go by the layout.
 ///
 /// It lists every container image of the bundle, or there is none: a reader that goes by it must not miss one. So there is
 /// none where an image is there for several platforms, since nothing would say which of them a reader gets, or where a
