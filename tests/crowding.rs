@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use bundle::fixtures::{Image, Layer, Layout, digest_of};
+use bundle::fixtures::{Image, Layer, Layout};
 use containerd::ImageRecord;
 use fake_containerd::{Code, Fault};
 use lab::Generation;
@@ -161,7 +161,8 @@ fn write_at_the_limits(node: &Node) {
     };
     // Its entry and manifest, its config and seven layers are ten descriptors.
     let mut images = bundles::layout((0..4_900).map(image)).build();
-    images.remove_blob(&digest_of(b"layer 0"));
+    let layer = images.images[0].manifests[0].layers[0].clone();
+    images.remove_blob(&layer);
     images.write_to(&node.path("images.tar"));
 }
 

@@ -57,6 +57,9 @@ use crate::watch::Watch;
 
 /// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
 const BURST: Duration = Duration::from_millis(200);
+/// How many times as long as a comparison took the loop does other things before changes of records are a reason for the
+/// next one. An import makes thousands of changes, and beside thousands of records a comparison takes seconds.
+const REST: u32 = 4;
 /// How often systemd hears how it goes: its socket takes few messages at a time.
 const STATUS_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
@@ -179,6 +182,8 @@ struct Up {
     policy: Policy,
     /// When the ledger is to be compared with containerd.
     compare: Instant,
+    /// Until then, changes of records are no reason to compare: the last comparison took long.
+    rest: Instant,
     /// Leases of bundles that are done or gone are given back after the first comparison.
     leases_swept: bool,
 }
@@ -396,7 +401,7 @@ impl Daemon {
             job.disturbed = true;
             return;
         }
-        let soon = Instant::now() + BURST;
+        let soon = (Instant::now() + BURST).max(up.rest);
         if up.compare <= soon {
             // Of thousands of changes, the first has everything compared.
             return;

@@ -9,7 +9,7 @@ use import::{LEASE_PREFIX, Survey, bundle_id, labels};
 use tracing::{debug, info, warn};
 
 use super::telling::{shown, tell};
-use super::{BURST, Connection, Daemon, Up};
+use super::{BURST, Connection, Daemon, REST, Up};
 use crate::backoff;
 use crate::desired::{self, Moved, Standing};
 use crate::ledger::{self, Context};
@@ -70,6 +70,7 @@ impl Daemon {
             events,
             policy,
             compare: Instant::now(),
+            rest: Instant::now(),
             leases_swept: false,
         })
     }
@@ -169,6 +170,7 @@ impl Daemon {
         up.compare = Instant::now() + self.settings.resync;
         self.requiring.doubt();
         self.unpacking.doubt();
+        let begun = Instant::now();
         let boot = ledger::boot_id();
         let is_new_boot = is_new_boot(self.ledger.context.boot.as_deref(), boot.as_deref());
         match runtime::survey(&up.runtime, &self.ledger, is_new_boot).await {
@@ -189,6 +191,9 @@ impl Daemon {
         }
         self.sweep_leases().await;
         self.save();
+        if let Connection::Up(up) = &mut self.connection {
+            up.rest = Instant::now() + begun.elapsed() * REST;
+        }
     }
 
     fn compare(&mut self, survey: &Survey) {
