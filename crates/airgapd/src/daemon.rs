@@ -60,6 +60,9 @@ use crate::watch::Watch;
 
 /// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
 const BURST: Duration = Duration::from_millis(200);
+/// How many times as long as a comparison took the loop does other things before changes of records are a reason for the
+/// next one. An import makes thousands of changes, and beside thousands of records a comparison takes seconds.
+const REST: u32 = 4;
 /// How often systemd hears how it goes: its socket takes few messages at a time.
 const STATUS_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
@@ -191,6 +194,8 @@ struct Up {
     compare: Instant,
     /// All records with pins of ours were looked through since the connection was made and the configuration read.
     ours_listed: bool,
+    /// Until then, changes of records are no reason to compare: the last comparison took long.
+    rest: Instant,
     /// Leases of bundles that are done or gone are given back after the first comparison.
     leases_swept: bool,
 }
@@ -437,7 +442,7 @@ impl Daemon {
             job.disturbed = true;
             return;
         }
-        let soon = Instant::now() + BURST;
+        let soon = (Instant::now() + BURST).max(up.rest);
         if up.compare <= soon {
             // Of thousands of changes, the first has everything compared.
             return;

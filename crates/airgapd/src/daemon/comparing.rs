@@ -9,7 +9,7 @@ use import::{LEASE_PREFIX, Survey, bundle_id, labels};
 use tracing::{debug, info, warn};
 
 use super::telling::{shown, tell};
-use super::{BURST, Connection, Daemon, Up};
+use super::{BURST, Connection, Daemon, REST, Up};
 use crate::desired::{self, Moved, Standing};
 use crate::ledger::{self, Context};
 use crate::node;
@@ -71,6 +71,7 @@ impl Daemon {
             policy,
             compare: Instant::now(),
             ours_listed: false,
+            rest: Instant::now(),
             leases_swept: false,
         })
     }
@@ -172,6 +173,7 @@ impl Daemon {
         up.compare = Instant::now() + self.settings.resync;
         self.requiring.doubt();
         self.unpacking.doubt();
+        let begun = Instant::now();
         let boot = ledger::boot_id();
         let is_new_boot = is_new_boot(self.ledger.context.boot.as_deref(), boot.as_deref());
         match runtime::survey(&up.runtime, &self.ledger, is_new_boot).await {
@@ -192,6 +194,9 @@ impl Daemon {
         }
         self.sweep_leases().await;
         self.save();
+        if let Connection::Up(up) = &mut self.connection {
+            up.rest = Instant::now() + begun.elapsed() * REST;
+        }
     }
 
     fn compare(&mut self, survey: &Survey) {

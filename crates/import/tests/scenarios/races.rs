@@ -233,9 +233,10 @@ async fn a_record_that_somebody_moves_meanwhile_is_moved_back(stage: &Stage) {
     };
     client.update_image("r.test/a:1", &unpinned).await.unwrap();
     let planned = Planned::new(&client, &stock, intent()).await;
-    let elsewhere = foreign.select().taken().next().unwrap().records[0].target.clone();
+    let selection = foreign.select();
+    let elsewhere = &selection.taken().next().unwrap().records[0].target;
     let moved = ImageUpdate {
-        target: Some((*elsewhere).clone()),
+        target: Some(oci_spec::image::Descriptor::clone(elsewhere)),
         labels: BTreeMap::new(),
     };
     client.update_image("r.test/a:1", &moved).await.unwrap();
