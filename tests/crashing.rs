@@ -109,10 +109,6 @@ impl Cell {
     }
 
     fn start(&self, node: &Node) -> Daemon {
-        self.start_program(node, &node.command(["run"]))
-    }
-
-    fn start_program(&self, node: &Node, program: &Command) -> Daemon {
         let (script, argument) = match self {
             Cell::Data(limit) => ("ulimit -d \"$1\"; shift; exec \"$@\"", limit.to_string()),
             Cell::Group(group) => (
@@ -120,17 +116,25 @@ impl Cell {
                 group.display().to_string(),
             ),
         };
+        let run = node.command(["run"]);
         let mut command = Command::new("sh");
-        command.args(["-c", script, "sh", &argument]);
-        command.arg(program.get_program()).args(program.get_args());
-        for (name, value) in program.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        Daemon::start(command, &node.path("notify.sock"))
+        command
+            .args(["-c", script, "sh", &argument])
+            .arg(run.get_program());
+        Daemon::start(like(&run, command), &node.path("notify.sock"))
     }
+}
+
+/// A command with the arguments and the environment of another.
+fn like(other: &Command, mut command: Command) -> Command {
+    command.args(other.get_args());
+    for (name, value) in other.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
 }
 
 impl Drop for Cell {
@@ -290,8 +294,7 @@ fn another_program_tries_a_file_again_that_was_set_aside_and_so_does_import_by_h
             .unwrap()
             .write_all(b"\n")
             .unwrap();
-        let mut command = Command::new(program);
-        command.args(["run", "--config"]).arg(node.path("config.yaml"));
+        let command = like(&node.command(["run"]), Command::new(program));
         let daemon = Daemon::start(command, &node.path("notify.sock"));
         daemon.wait_until("the file is imported", || target.record(name).is_some());
         daemon.finish(target);
