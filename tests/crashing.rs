@@ -19,7 +19,8 @@ use crate::support::bundles::{self, image, native};
 use crate::support::node::Daemon;
 use crate::support::{Node, Place, Target, run_on, unique};
 
-/// What a cell has beside what an idle daemon takes, in bytes. A usual bundle needs less, [`write_heavy`] more.
+/// The room of a cell beside the memory of an idle daemon, in bytes. A usual bundle needs less, a bundle of
+/// [`write_heavy`] more.
 const ROOM: u64 = 24 << 20;
 
 /// A sound bundle of a few MiB that takes many times as much memory while it is read: each of its images has an index
@@ -79,7 +80,7 @@ enum Cell {
 }
 
 impl Cell {
-    /// One with a limit on the data segment, which is `used` bytes in an idle daemon.
+    /// A limit on the data segment, which is `used` bytes in an idle daemon.
     fn of_data(used: u64) -> Cell {
         Cell::Data((used + ROOM) >> 10)
     }
@@ -155,7 +156,7 @@ fn memory(pid: u32, field: &str) -> u64 {
     number.trim().parse::<u64>().expect("a number") << 10
 }
 
-/// What an idle daemon takes, in bytes, by this field of its status.
+/// The memory of an idle daemon in bytes, by this field of its status.
 fn idle(node: &Node, field: &str) -> u64 {
     let daemon = node.start();
     daemon.wait_for_log("connected to containerd");
@@ -242,7 +243,7 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
         status_of(&node, "light.tar")["state"] == "done"
     });
     assert_eq!(target.record(heavy), None);
-    // A changed file is tried again.
+    // The daemon tries a changed file again.
     let file = fs::File::options()
         .append(true)
         .open(node.images().join("heavy.tar"))
@@ -301,7 +302,7 @@ fn another_program_tries_a_file_again_that_was_set_aside_and_so_does_import_by_h
     });
 }
 
-/// Of two files that were under way, the one that the daemon survives is cleared.
+/// The daemon survives one of two files that were under way, and clears it.
 #[test]
 fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cleared() {
     run_on(Place::Fake, |target| {
