@@ -95,7 +95,8 @@ impl Cuts {
         File::create(&disk)
             .and_then(|file| file.set_len(DISK))
             .expect("a file");
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk));
+        let mkfs = lab::parts::mkfs_ext4().expect("a program that makes file systems");
+        run(Command::new(mkfs).args(["-q", "-F"]).arg(&disk));
         node_containerd.stop().expect("it stops");
         bench.stop().expect("it stops");
         mount(&disk, &node_containerd.root());

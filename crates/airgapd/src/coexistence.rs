@@ -211,8 +211,9 @@ impl Pass {
         }
     }
 
-    /// Judges by what is seen now.
-    pub(crate) fn look(&mut self, importer: Importer, sight: &Sight, now: Instant) -> Next {
+    /// Judges by what is seen now. `importer` is the one to follow, as far as containerd shows it at this moment: an importer
+    /// that is known by its ingests only is not to be seen between two blobs.
+    pub(crate) fn look(&mut self, importer: Option<Importer>, sight: &Sight, now: Instant) -> Next {
         let waited = now.saturating_duration_since(self.begun);
         if sight.has_passed(&self.path, self.mtime_ns) {
             return Next::Go("it has imported the bundle");
@@ -231,11 +232,12 @@ impl Pass {
                 return Next::Wait;
             }
         }
-        match self.busy {
-            Some(busy) if now.saturating_duration_since(busy) < GAP => Next::Wait,
-            Some(_) => Next::Go("it has stopped"),
-            None if waited < importer.begins_within() => Next::Wait,
-            None => Next::Go("it does not come"),
+        match (self.busy, importer) {
+            (Some(busy), _) if now.saturating_duration_since(busy) < GAP => Next::Wait,
+            (Some(_), _) => Next::Go("it has stopped"),
+            (None, None) => Next::Go("nobody else imports it"),
+            (None, Some(importer)) if waited < importer.begins_within() => Next::Wait,
+            (None, Some(_)) => Next::Go("it does not come"),
         }
     }
 }
@@ -392,7 +394,8 @@ mod tests {
     }
 
     /// Looks once a second; gives after how many seconds it is our turn.
-    fn waited(importer: Importer, sight_at: impl Fn(u64) -> Sight) -> (u64, &'static str) {
+    fn waited(importer: impl Into<Option<Importer>>, sight_at: impl Fn(u64) -> Sight) -> (u64, &'static str) {
+        let importer = importer.into();
         let start = Instant::now();
         let mut pass = Pass::begin("/i/a.tar".into(), MTIME, start);
         let looked = (0..).map(|second| {
@@ -433,6 +436,12 @@ mod tests {
             }
         };
         assert_eq!(waited(Unknown, fails), (22, "it has stopped"));
+        let between_blobs = |second| match second {
+            0..20 if second % 3 == 0 => busy(second),
+            _ => nothing.clone(),
+        };
+        assert_eq!(waited(None, between_blobs), (21, "it has stopped"));
+        assert_eq!(waited(None, |_| nothing.clone()), (0, "nobody else imports it"));
         assert_eq!(waited(K0s, |_| busy(7)), (12, "it has stopped"), "it died");
         assert_eq!(waited(K0s, busy), (1800, "it takes too long"));
     }
@@ -440,7 +449,7 @@ mod tests {
     #[test]
     fn an_import_of_the_file_as_it_was_before_is_none() {
         let mut pass = Pass::begin("/i/a.tar".into(), MTIME + 1, Instant::now());
-        let next = pass.look(Importer::K0s, &labelled("/i/a.tar"), Instant::now());
+        let next = pass.look(Some(Importer::K0s), &labelled("/i/a.tar"), Instant::now());
         assert_eq!(next, Next::Wait);
     }
 }

@@ -323,6 +323,18 @@ pub fn systemd_analyze() -> Result<PathBuf> {
     }
 }
 
+/// The program that makes ext4 file systems: the machine's own, or a private one. Debian 13's minbase has none.
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn mkfs_ext4() -> Result<PathBuf> {
+    match on_path("mkfs.ext4") {
+        Some(program) => Ok(program),
+        None => private_program("mkfs.ext4", &["e2fsprogs"]),
+    }
+}
+
 /// The headers of musl for an architecture as dpkg names it, for C code in a statically linked program.
 ///
 /// # Errors
@@ -416,6 +428,7 @@ pub fn provide_all() -> Result<()> {
     if debian::codename().is_some() {
         busybox()?;
         promtool()?;
+        mkfs_ext4()?;
         TEST_TOOLS.iter().try_for_each(|name| tool(name).map(drop))?;
     }
     Ok(())
@@ -440,7 +453,7 @@ fn private_program(program: &str, packages: &[&str]) -> Result<PathBuf> {
 }
 
 fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
-    let Some(place) = ["usr/bin", "usr/sbin"]
+    let Some(place) = ["usr/bin", "usr/sbin", "sbin"]
         .into_iter()
         .find(|place| folder.join(place).join(program).is_file())
     else {

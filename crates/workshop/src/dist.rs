@@ -373,6 +373,7 @@ impl Release<'_> {
             ),
             (tree.join("README.md"), "README.md"),
             (tree.join("SECURITY.md"), "SECURITY.md"),
+            (tree.join("CHANGELOG.md"), "CHANGELOG.md"),
             (tree.join("LICENSE"), "LICENSE"),
         ]
     }

@@ -108,11 +108,7 @@ impl Daemon {
         let importer = coexistence::judge(self.settings.coexistence, &evidence);
         let mut turns = Vec::new();
         for (name, pass) in &mut self.following.passes {
-            let next = match importer {
-                Some((importer, _)) => pass.look(importer, sight, now),
-                None => Next::Go("nobody else imports it"),
-            };
-            match next {
+            match pass.look(importer.map(|(importer, _)| importer), sight, now) {
                 Next::Wait => self.following.next = Some(now + PAUSE),
                 Next::Go(why) => turns.push((name.clone(), why)),
             }

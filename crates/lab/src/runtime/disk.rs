@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::output_of;
+use crate::parts::mkfs_ext4;
 
 /// Mounts a file system of `bytes` on a new folder.
 pub(super) fn mount(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
@@ -23,7 +24,11 @@ pub(super) fn mount(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
 fn on_loop_device(image: &Path, folder: &Path, bytes: u64) -> Result<()> {
     File::create(image)?.set_len(bytes)?;
     // Root may not use more than others: kubelet and airgapd count what others may use.
-    output_of(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(image))?;
+    output_of(
+        Command::new(mkfs_ext4()?)
+            .args(["-q", "-F", "-m", "0"])
+            .arg(image),
+    )?;
     output_of(Command::new("mount").args(["-o", "loop"]).arg(image).arg(folder)).map(drop)
 }
 
