@@ -19,7 +19,8 @@ use crate::support::bundles::{self, image, native};
 use crate::support::node::Daemon;
 use crate::support::{Node, Place, Target, run_on, unique};
 
-/// What a cell has beside what an idle daemon takes, in bytes. A usual bundle needs less, [`write_heavy`] more.
+/// The room of a cell beside the memory of an idle daemon, in bytes. A usual bundle needs less, a bundle of
+/// [`write_heavy`] more.
 const ROOM: u64 = 24 << 20;
 
 /// A sound bundle of a few MiB that takes many times as much memory while it is read: each of its images has an index
@@ -79,7 +80,7 @@ enum Cell {
 }
 
 impl Cell {
-    /// One with a limit on the data segment, which is `used` bytes in an idle daemon.
+    /// A limit on the data segment, which is `used` bytes in an idle daemon.
     fn of_data(used: u64) -> Cell {
         Cell::Data((used + ROOM) >> 10)
     }
@@ -109,10 +110,6 @@ impl Cell {
     }
 
     fn start(&self, node: &Node) -> Daemon {
-        self.start_program(node, &node.command(["run"]))
-    }
-
-    fn start_program(&self, node: &Node, program: &Command) -> Daemon {
         let (script, argument) = match self {
             Cell::Data(limit) => ("ulimit -d \"$1\"; shift; exec \"$@\"", limit.to_string()),
             Cell::Group(group) => (
@@ -120,17 +117,25 @@ impl Cell {
                 group.display().to_string(),
             ),
         };
+        let run = node.command(["run"]);
         let mut command = Command::new("sh");
-        command.args(["-c", script, "sh", &argument]);
-        command.arg(program.get_program()).args(program.get_args());
-        for (name, value) in program.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        Daemon::start(command, &node.path("notify.sock"))
+        command
+            .args(["-c", script, "sh", &argument])
+            .arg(run.get_program());
+        Daemon::start(like(&run, command), &node.path("notify.sock"))
     }
+}
+
+/// A command with the arguments and the environment of another.
+fn like(other: &Command, mut command: Command) -> Command {
+    command.args(other.get_args());
+    for (name, value) in other.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
 }
 
 impl Drop for Cell {
@@ -151,7 +156,7 @@ fn memory(pid: u32, field: &str) -> u64 {
     number.trim().parse::<u64>().expect("a number") << 10
 }
 
-/// What an idle daemon takes, in bytes, by this field of its status.
+/// The memory of an idle daemon in bytes, by this field of its status.
 fn idle(node: &Node, field: &str) -> u64 {
     let daemon = node.start();
     daemon.wait_for_log("connected to containerd");
@@ -238,7 +243,7 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
         status_of(&node, "light.tar")["state"] == "done"
     });
     assert_eq!(target.record(heavy), None);
-    // A changed file is tried again.
+    // The daemon tries a changed file again.
     let file = fs::File::options()
         .append(true)
         .open(node.images().join("heavy.tar"))
@@ -290,15 +295,14 @@ fn another_program_tries_a_file_again_that_was_set_aside_and_so_does_import_by_h
             .unwrap()
             .write_all(b"\n")
             .unwrap();
-        let mut command = Command::new(program);
-        command.args(["run", "--config"]).arg(node.path("config.yaml"));
+        let command = like(&node.command(["run"]), Command::new(program));
         let daemon = Daemon::start(command, &node.path("notify.sock"));
         daemon.wait_until("the file is imported", || target.record(name).is_some());
         daemon.finish(target);
     });
 }
 
-/// Of two files that were under way, the one that the daemon survives is cleared.
+/// The daemon survives one of two files that were under way, and clears it.
 #[test]
 fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cleared() {
     run_on(Place::Fake, |target| {

@@ -1,8 +1,8 @@
 //! Nodes whose containerd lets go of an image's layers once they are unpacked (`discard_unpacked_layers`, as on EKS and
 //! GKE), beside bundles that vouch for whole images.
 //!
-//! containerd discards by leaving the layers out of what the manifest holds when it pulls. What a bundle vouches for is
-//! held, so nothing is thrown away that the daemon would have to send again and again.
+//! containerd discards by not naming the layers in the labels of a manifest that it pulls. The daemon's labels name those of
+//! a bundle, so containerd throws nothing away that the daemon would have to send again and again.
 
 use std::fs;
 
@@ -62,7 +62,7 @@ fn there(target: &Target, layers: &[Digest]) -> usize {
         .count()
 }
 
-/// Has the daemon compare everything with containerd once more: what somebody removes is only found that way.
+/// Has the daemon compare everything with containerd once more.
 fn compare(target: &Target, daemon: &Daemon, marker: &str) {
     target.remove_record(marker);
     daemon.wait_until("a comparison", || target.record(marker).is_some());
@@ -147,7 +147,7 @@ fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(o
     // CRI writes the labels of a record anew when it pulls; those come back without a byte.
     assert!(imports.skip(1).all(|line| line.contains(" 0 B sent")), "{log}");
 
-    // Somebody who throws them away all the same sees them come back, the image unpacked or not.
+    // Layers that are deleted by hand come back, the image unpacked or not.
     let (snapshotter, top) = unpacked(target, &manifest.config);
     target.ctr(&["content", "rm", manifest.layers[0].as_ref()]);
     compare(target, &daemon, &marker);

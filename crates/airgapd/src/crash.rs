@@ -1,4 +1,4 @@
-//! What a daemon leaves behind when it dies at work, and what its successor concludes from that.
+//! The note that a daemon leaves when it dies at work, and the conclusions of its successor.
 //!
 //! [`Marker`] is a small file beside the ledger. It names the files whose jobs run, and is empty while none do. It is
 //! never synced: the end of a process loses nothing that was written, and after a power cut the boot is another one.
@@ -29,23 +29,23 @@ const LARGEST: u64 = 1 << 20;
 /// How a memory kill is called in messages.
 const MEMORY_KILL: &str = "a memory kill (OOM) of its own group";
 
-/// The daemon's note of what it is at.
+/// The daemon's note of the files that it works on.
 #[derive(Debug)]
 pub(crate) struct Marker {
     /// `None` where the state folder takes no file: then no crash is remembered.
     file: Option<File>,
-    /// What the file says.
+    /// The content of the file, as this process wrote it.
     noted: BTreeMap<OsString, Identity>,
 }
 
-/// What the daemon before this one left.
+/// The note of the daemon before this one.
 #[derive(Debug, Default)]
 pub(crate) struct Left(String);
 
 /// The files that a daemon may have died of, and how it died.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// What ended the daemon, for messages.
+    /// The cause of the daemon's end, for messages.
     pub(crate) cause: String,
     /// The files whose jobs ran. Empty where none did.
     pub(crate) suspects: Vec<(OsString, Identity)>,
@@ -77,7 +77,7 @@ pub(crate) struct Kills {
     around: Option<Count>,
 }
 
-/// What the kernel counts of a group's memory.
+/// The kernel's counts of a group's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Count {
     /// Processes killed for memory.
@@ -118,7 +118,7 @@ impl Marker {
         (Marker { file, noted }, left)
     }
 
-    /// Forgets what is noted: nothing is under way.
+    /// Empties the note: no job runs.
     pub(crate) fn clear(&mut self) {
         self.noted.clear();
         self.write(b"");
@@ -149,7 +149,7 @@ impl Marker {
         self.noted = files;
     }
 
-    /// Adds what the process is about to die of.
+    /// Adds the cause of the process's end, which is about to come.
     pub(crate) fn dies_of(&mut self, cause: &str) {
         let line = format!("{}\n", Foreign::new(cause));
         let written = self.file.as_mut().map(|file| file.write_all(line.as_bytes()));
@@ -204,7 +204,7 @@ impl Kills {
             let modern = Count::of(&group.join("memory.events.local"));
             modern.or_else(|| Count::of(&group.join("memory.oom_control")))
         });
-        // In the second version, what is counted for a group is counted for the groups above it, too.
+        // In the second version, the counts of a group are part of those of the groups above it.
         let above = group.and_then(|group| Count::of(&group.parent()?.join("memory.events")));
         Kills {
             group: found.map(|found| found.ino()),
@@ -265,7 +265,7 @@ fn memory_group(groups: &str) -> Option<PathBuf> {
     }
 }
 
-/// What a panic says.
+/// The text of a panic.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
@@ -277,7 +277,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     )
 }
 
-/// Which program this is: its version and its bytes, so that a build with a remedy counts as another one. Reads the whole
+/// Which program this is: its version and its bytes, so that a build with a remedy counts as another program. Reads the whole
 /// executable, so it is asked for only where a crash is known.
 ///
 /// # Errors

@@ -128,7 +128,7 @@ struct Daemon {
     socket: PathBuf,
     watch: Watch,
     store: Store,
-    /// What is under way, for the daemon after this one.
+    /// The files under way, for the daemon after this one.
     marker: Marker,
     ledger: Ledger,
     roster: Roster,

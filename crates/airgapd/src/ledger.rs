@@ -138,7 +138,7 @@ impl Crashes {
 /// A crash while the daemon worked on a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Crash {
-    /// What ended it, for messages.
+    /// The cause of the crash, for messages.
     pub(crate) cause: String,
     pub(crate) boot: Option<String>,
     pub(crate) program: Option<String>,
@@ -306,7 +306,7 @@ impl Ledger {
                 .and_then(|entry| entry.last_error.clone()),
             imported: before.and_then(|entry| entry.imported.clone()),
             gone: None,
-            // Another file by the name of a suspect is one, too.
+            // Another file by the name of a suspect is a suspect, too.
             crashes: before
                 .and_then(|entry| entry.crashes.clone())
                 .map(|crashes| Crashes { times: 0, ..crashes }),
@@ -425,7 +425,7 @@ impl Ledger {
         times
     }
 
-    /// Whether the daemon crashed over a file by this name, so that it is tried alone.
+    /// Whether the daemon crashed over a file by this name, so that the daemon tries it alone.
     pub(crate) fn is_suspect(&self, file: &OsStr) -> bool {
         self.get(file).is_some_and(|entry| entry.crashes.is_some())
     }
@@ -435,7 +435,7 @@ impl Ledger {
         self.bundles.values().any(|entry| entry.crashes.is_some())
     }
 
-    /// Has files tried again that another program than this one crashed over.
+    /// Lets the daemon try files again that another program crashed over.
     pub(crate) fn acquit_of_others(&mut self, program: &str) {
         for entry in self.bundles.values_mut() {
             let Some(crashes) = &mut entry.crashes else {
@@ -1053,7 +1053,7 @@ mod tests {
         assert_eq!(crashed(&mut ledger, &["x"]), [1]);
     }
 
-    /// What version 0.1.0 knew before there were crashes: a class that it does not know would cost it the whole ledger.
+    /// A class that an earlier version does not know would cost it the whole ledger.
     #[test]
     fn a_ledger_with_crashes_is_written_in_words_that_earlier_versions_know() {
         let mut ledger = Ledger::default();

@@ -1,4 +1,4 @@
-//! What no safe wrapper offers: `fcntl(F_SETLEASE)` with what it needs of signals, waiting for urgent data on a
+//! System calls without a safe wrapper: `fcntl(F_SETLEASE)` with its signal, waiting for urgent data on a
 //! descriptor, and a word about the signal that the process dies of.
 //!
 //! This is the only module of the workspace that may contain `unsafe`. It decides nothing.
@@ -76,7 +76,7 @@ pub(crate) fn watch_urgent(file: File) -> io::Result<AsyncFd<File>> {
 }
 
 /// The signals that end the process by a fault of its own, each with the line that is written then. abort(3) is what a
-/// failed allocation, a panic within a panic and a stack overflow come to; the others are what the processor refuses.
+/// failed allocation, a panic within a panic and a stack overflow come to; the processor raises the others.
 const FATAL: [(libc::c_int, &[u8]); 5] = [
     (libc::SIGABRT, b"SIGABRT\n"),
     (libc::SIGSEGV, b"SIGSEGV\n"),
@@ -88,11 +88,11 @@ const FATAL: [(libc::c_int, &[u8]); 5] = [
 /// Where the line goes.
 static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
 
-/// What was to happen on each signal before.
+/// The earlier action for each signal.
 static BEFORE: OnceLock<[libc::sigaction; FATAL.len()]> = OnceLock::new();
 
 /// From now on, a fatal signal of the process's own making adds a line with its name to `file`, and then has the effect
-/// that it had before. One that another process sent writes nothing: a service manager's watchdog sends SIGABRT.
+/// that it had before. A signal of another process writes nothing: a service manager's watchdog sends SIGABRT.
 ///
 /// `file` should append, and stays open for good. Of several calls the last one counts.
 pub(crate) fn note_own_death(file: File) {
@@ -144,7 +144,7 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context
             }
         }
         if !is_kernel {
-            // What the processor refused is refused again on return; what was sent has to be sent again.
+            // The processor raises its signals again on return; a signal that was sent has to be sent again.
             libc::raise(signal);
         }
     }
@@ -185,7 +185,7 @@ mod tests {
         sink(std::hint::black_box(&here)) + here[0]
     }
 
-    /// By which signal such a process ends, and what it leaves.
+    /// The signal by which such a process ends, and the words that it leaves.
     fn end(way: &str, signal: Option<i32>) -> (Option<i32>, String) {
         let folder = tempfile::tempdir().unwrap();
         let words = folder.path().join("words");

@@ -14,7 +14,8 @@ use crate::crash::{self, Kills, Left, Verdict};
 use crate::ledger::{self, Crash, Crashes, Ledger};
 use basics::backoff;
 
-/// Concludes from what the daemon before this one left which files are suspects, and says so. Whether the ledger has news.
+/// Makes suspects of the files that the daemon before this one may have died of, and says so. Tells whether the ledger has
+/// news.
 pub(super) fn inherit(left: &Left, ledger: &mut Ledger, images_dir: &Path) -> bool {
     let boot = ledger::boot_id();
     let verdict = left.verdict(boot.as_deref(), &Kills::now());
@@ -44,7 +45,7 @@ pub(super) fn inherit(left: &Left, ledger: &mut Ledger, images_dir: &Path) -> bo
             warn!(
                 bundle = %shown(name),
                 "the daemon before this one died of {cause} while it worked on this file ({times} of {} times in one \
-                 boot, then it is set aside): it is tried again, alone",
+                 boot, then it is set aside): the daemon tries it again, alone",
                 Crashes::MOST
             );
         }
@@ -77,7 +78,7 @@ impl Daemon {
         entry.is_some_and(|entry| identity.is_some_and(|identity| entry.is_set_aside(&identity)))
     }
 
-    /// A job panicked. Its file is tried again, alone, and set aside after several times.
+    /// Takes down that a job panicked. The daemon tries its file again, alone, and sets it aside after several times.
     pub(super) fn panicked(&mut self, name: &OsStr, cause: String) {
         let Some(job) = self.jobs.end(name) else { return };
         if !self.is_current(&job) {
@@ -101,11 +102,14 @@ impl Daemon {
             let text = entry.map(|error| error.text.as_str()).unwrap_or_default();
             error!(bundle, outcome = "failed", "not imported: {text}");
         } else {
-            error!(bundle, "its import ended with {cause}: it is tried again, alone");
+            error!(
+                bundle,
+                "its import ended with {cause}: the daemon tries it again, alone"
+            );
         }
         let chance = (!is_set_aside).then(backoff::chance);
         self.roster.fail(name, Instant::now(), chance);
-        // What it has moved is under its lease.
+        // The blobs that it has moved are under its lease.
         self.sweep_soon();
         self.save();
     }

@@ -314,7 +314,7 @@ async fn read_bundle(
     joined(tokio::task::spawn_blocking(read).await)
 }
 
-/// What a thread came back with. A panic in it is one of the job.
+/// Gives the result of a thread. A panic in the thread is a panic of the job.
 pub(super) fn joined<T>(thread: Result<T, JoinError>) -> T {
     thread.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

@@ -378,7 +378,7 @@ fn disagree(one: &BTreeMap<String, Digest>, other: &BTreeMap<String, Digest>) ->
     one.iter().any(is_disputed)
 }
 
-/// A job that was dropped came back with nothing, and one that panicked with why.
+/// Gives the reason of a job that panicked, and nothing for a job that was dropped.
 fn dropped(error: JoinError) -> Option<Came> {
     let panic = error.try_into_panic().ok()?;
     Some(Came::Panicked(crash::panic_text(&*panic)))

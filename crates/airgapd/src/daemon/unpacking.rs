@@ -104,7 +104,7 @@ impl Unpacking {
         }
     }
 
-    /// Ends what runs, and has it begun anew later each time.
+    /// Ends the work that runs. The daemon begins it anew, later each time.
     fn put_off(&mut self, why: String) {
         self.task = None;
         let wait = AGAIN.wait(self.failures, backoff::chance());

@@ -22,7 +22,7 @@ pub(crate) struct Held {
     pub(crate) state: Judgement,
     /// Whether it runs only because it is unpacked: layers of it are not in the store.
     pub(crate) lacks_layers: bool,
-    /// The manifest of it that is for this node and that containerd does not use, where it uses one that is of no use.
+    /// The manifest for this node, where containerd uses another manifest that is of no use.
     pub(crate) hidden: Option<Digest>,
     /// What may keep it from running all the same, in sentences.
     pub(crate) doubts: Vec<String>,
