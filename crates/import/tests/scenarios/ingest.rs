@@ -329,7 +329,7 @@ async fn children_come_before_parents_and_records_last_each_whole_in_one_call() 
 /// Does something to the bundle as soon as the first blob of it has been sent.
 struct Harm {
     path: PathBuf,
-    harm: fn(&Path),
+    harm: Harming,
 }
 
 impl Observer for Harm {
@@ -350,8 +350,10 @@ fn largest(path: &Path) -> PathBuf {
         .unwrap()
 }
 
+type Harming = fn(&Path);
+
 /// Everything that others do to a file while it is read.
-const HARMS: [(&str, fn(&Path)); 5] = [
+const HARMS: [(&str, Harming); 5] = [
     ("extended", |path| {
         let file = File::options().append(true).open(largest(path)).unwrap();
         (&file).write_all(b"more").unwrap();
@@ -381,20 +383,16 @@ const HARMS: [(&str, fn(&Path)); 5] = [
 
 #[tokio::test]
 async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried_again() {
-    let forms: [(&str, fn() -> Stock); 4] = [
-        ("plain", Stock::usual),
-        ("gzip", || {
-            Stock::packed(Stock::usual().archive, Compression::Gzip)
-        }),
-        ("zstd", || {
-            Stock::packed(Stock::usual().archive, Compression::Zstd)
-        }),
-        ("folder", || Stock::extracted(Stock::usual().archive)),
-    ];
-    for (form, stock) in forms {
+    for form in ["plain", "gzip", "zstd", "folder"] {
         for (what, harm) in HARMS {
             let stage = Stage::fake().await;
-            let (client, stock) = (stage.client().await, stock());
+            let (client, usual) = (stage.client().await, Stock::usual());
+            let stock = match form {
+                "plain" => usual,
+                "gzip" => Stock::packed(usual.archive, Compression::Gzip),
+                "zstd" => Stock::packed(usual.archive, Compression::Zstd),
+                _ => Stock::extracted(usual.archive),
+            };
             let path = stock.bundle.path().to_owned();
             let imported = observed_import(&client, &stock, &Harm { path, harm })
                 .await
