@@ -326,7 +326,7 @@ fn twenty_thousand_junk_files_cost_little_and_hide_no_bundle(target: &Target) {
         "all of them by name"
     );
     let shown = node.airgapd(["status"]).stdout;
-    assert!(shown.contains("ignored: 20000 files"), "{:.2000}", shown);
+    assert!(shown.contains("ignored: 20000 files"), "{shown:.2000}");
     assert!(
         daemon.log().lines().count() < 120,
         "{} lines",

@@ -18,7 +18,10 @@ fuzz_target!(|data: &[u8]| {
         3 => compressed(Compression::Xz, &tar),
         4 => compressed(Compression::Lz4, &tar),
         5 => compressed(Compression::Bzip2, &tar),
-        6 => cut(compressed(CODECS[usize::from(form / 8) % CODECS.len()], &tar), *parameter),
+        6 => cut(
+            compressed(CODECS[usize::from(form / 8) % CODECS.len()], &tar),
+            *parameter,
+        ),
         _ => framed(&tar, *parameter, *form),
     };
     if let Ok(bundle) = open(&bytes) {
@@ -48,7 +51,9 @@ fn with_checksums(mut tar: Vec<u8>) -> Vec<u8> {
         let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
         block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         let size = std::str::from_utf8(&block[124..135]).ok();
-        let size = size.and_then(|text| usize::from_str_radix(text.trim(), 8).ok()).unwrap_or(0);
+        let size = size
+            .and_then(|text| usize::from_str_radix(text.trim(), 8).ok())
+            .unwrap_or(0);
         at = at.saturating_add(size.next_multiple_of(BLOCK));
     }
     tar

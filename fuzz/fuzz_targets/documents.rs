@@ -8,14 +8,21 @@ use bundle::fixtures::{Archive, Data, Image, Layout, digest_of};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&kind, documents)) = data.split_first() else { return };
+    let Some((&kind, documents)) = data.split_first() else {
+        return;
+    };
     let image = Image::new("r.test/a:1").platform("linux/amd64").layer(b"x");
     let mut archive = match kind % 4 {
         0 => Layout::new().image(image).build(),
         1 => Layout::docker().image(image).build(),
         _ => Layout::hybrid().image(image).build(),
     };
-    let (blobs, last) = documents.split_at(documents.iter().rposition(|byte| *byte == 0).map_or(0, |at| at + 1));
+    let (blobs, last) = documents.split_at(
+        documents
+            .iter()
+            .rposition(|byte| *byte == 0)
+            .map_or(0, |at| at + 1),
+    );
     let known = add_blobs(&mut archive, blobs);
     let last = Data::from(expand(last, &known));
     match kind % 4 {

@@ -6,8 +6,17 @@ use import::Reference;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    let Ok(reference) = text.parse::<Reference>() else { return };
+    let Ok(reference) = text.parse::<Reference>() else {
+        return;
+    };
     let printed = reference.to_string();
-    assert_eq!(printed.parse().as_ref(), Ok(&reference), "{text:?} prints as {printed:?}");
-    assert!(printed.is_ascii() && !printed.contains(char::is_control), "{printed:?}");
+    assert_eq!(
+        printed.parse().as_ref(),
+        Ok(&reference),
+        "{text:?} prints as {printed:?}"
+    );
+    assert!(
+        printed.is_ascii() && !printed.contains(char::is_control),
+        "{printed:?}"
+    );
 });

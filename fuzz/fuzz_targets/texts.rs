@@ -17,14 +17,22 @@ use platforms::Platform;
 use requirements::kubelet::records::{Folder, Records};
 use requirements::{Limits, Problem, k0s, kubelet, lists, manifests};
 
-const LIMITS: Limits = Limits { text: 64 << 10, document: 16 << 10, expanded: 1 << 20 };
+const LIMITS: Limits = Limits {
+    text: 64 << 10,
+    document: 16 << 10,
+    expanded: 1 << 20,
+};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&reader, bytes)) = data.split_first() else { return };
+    let Some((&reader, bytes)) = data.split_first() else {
+        return;
+    };
     if reader % 9 == 8 {
         return read_ledger(bytes);
     }
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
     match reader % 9 {
         0 => list_images(text),
         1 => match k0s::parse_sets(text, None, &LIMITS) {
@@ -33,15 +41,22 @@ fuzz_target!(|data: &[u8]| {
         },
         2 => {
             let found = manifests::read(text, &LIMITS);
-            found.uses.iter().for_each(|found| drop(found.effective_policy().to_owned()));
+            found
+                .uses
+                .iter()
+                .for_each(|found| drop(found.effective_policy().to_owned()));
             all_printable(&found.problems);
         }
-        3 => lists::parse(text).iter().for_each(|line| assert!(!line.reference.is_empty())),
+        3 => lists::parse(text)
+            .iter()
+            .for_each(|line| assert!(!line.reference.is_empty())),
         4 => judge(text, &Records::default()),
         5 => {
             let (file, text) = text.split_once('\n').unwrap_or(("sha256-a", text));
             let mut records = Records::default();
-            Folder::ALL.iter().for_each(|folder| records.add(*folder, file, text));
+            Folder::ALL
+                .iter()
+                .for_each(|folder| records.add(*folder, file, text));
             judge("kind: KubeletConfiguration", &records);
         }
         6 => drop(challenge::parse(text)),
@@ -71,11 +86,15 @@ fn judge(text: &str, records: &Records) {
 }
 
 fn all_printable(problems: &[Problem]) {
-    problems.iter().for_each(|problem| assert_printable(&problem.to_string()));
+    problems
+        .iter()
+        .for_each(|problem| assert_printable(&problem.to_string()));
 }
 
 fn read_ledger(bytes: &[u8]) {
-    let Ok(ledger) = serde_json::from_slice::<ledger::Ledger>(bytes) else { return };
+    let Ok(ledger) = serde_json::from_slice::<ledger::Ledger>(bytes) else {
+        return;
+    };
     let written = serde_json::to_vec(&ledger).expect("a ledger is plain data");
     let read: ledger::Ledger = serde_json::from_slice(&written).expect("what was written is read");
     assert_eq!(read, ledger, "a ledger is not read back as it is written");

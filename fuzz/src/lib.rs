@@ -13,7 +13,8 @@ use platforms::{Platform, Rules};
 
 /// Opens bytes as a bundle, in memory.
 pub fn open(bytes: &[u8]) -> Result<Bundle, Error> {
-    let memory = rustix::fs::memfd_create("bundle", rustix::fs::MemfdFlags::CLOEXEC).expect("memory for a file");
+    let memory =
+        rustix::fs::memfd_create("bundle", rustix::fs::MemfdFlags::CLOEXEC).expect("memory for a file");
     let mut file = File::from(memory);
     file.write_all(bytes).expect("a file in memory takes everything");
     let opened = Bundle::from_file(file, Path::new("fuzz"), &limits());
@@ -40,10 +41,19 @@ pub fn expand(text: &[u8], known: &[(String, usize)]) -> Vec<u8> {
         let of_known = || known.get(usize::from(after.first()?.checked_sub(b'a')?));
         match byte {
             b'$' if let Some((digest, _)) = of_known() => expanded.extend_from_slice(digest.as_bytes()),
-            b'#' if let Some((_, size)) = of_known() => expanded.extend_from_slice(size.to_string().as_bytes()),
+            b'#' if let Some((_, size)) = of_known() => {
+                expanded.extend_from_slice(size.to_string().as_bytes())
+            }
             1 if let Some((&times, body)) = after.split_first() => {
                 let end = body.iter().position(|byte| *byte == 2).unwrap_or(body.len());
-                let body_text = expand(&body[..end].iter().copied().filter(|byte| *byte != 1).collect::<Vec<_>>(), known);
+                let body_text = expand(
+                    &body[..end]
+                        .iter()
+                        .copied()
+                        .filter(|byte| *byte != 1)
+                        .collect::<Vec<_>>(),
+                    known,
+                );
                 repeat(&mut expanded, &body_text, usize::from(times).pow(2), MOST);
                 rest = body.get(end + 1..).unwrap_or_default();
                 continue;
@@ -77,7 +87,12 @@ fn repeat(expanded: &mut Vec<u8>, body: &[u8], times: usize, most: usize) {
 
 /// Small enough that everything can be read, and that limits are reached.
 fn limits() -> Limits {
-    Limits { entries: 10_000, descriptors: 1_000, images: 100, ..Limits::default() }
+    Limits {
+        entries: 10_000,
+        descriptors: 1_000,
+        images: 100,
+        ..Limits::default()
+    }
 }
 
 /// Whatever a catalog calls present can be read to its size, by itself and in the order of the archive.
@@ -85,12 +100,20 @@ pub fn check(bundle: &Bundle) {
     check_selection(bundle.catalog());
     let digests = present(bundle.catalog());
     check_stream(bundle, digests.iter().cloned().collect());
-    for digest in digests.into_iter().take(if bundle.is_sequential() { 4 } else { usize::MAX }) {
-        let blob = bundle.blob(&digest).expect("a blob that is present can be opened");
+    for digest in digests
+        .into_iter()
+        .take(if bundle.is_sequential() { 4 } else { usize::MAX })
+    {
+        let blob = bundle
+            .blob(&digest)
+            .expect("a blob that is present can be opened");
         let size = blob.size();
         let Ok(reader) = blob.open(0) else { continue };
         let read = std::io::copy(&mut reader.take(size + 1), &mut std::io::sink());
-        assert!(read.is_err() || read.is_ok_and(|read| read == size), "{digest} is longer or shorter than it says");
+        assert!(
+            read.is_err() || read.is_ok_and(|read| read == size),
+            "{digest} is longer or shorter than it says"
+        );
     }
 }
 
@@ -98,36 +121,57 @@ pub fn check(bundle: &Bundle) {
 fn check_selection(catalog: &Catalog) {
     let amd64: Platform = "linux/amd64".parse().expect("a platform");
     let rules = [Rules::V0_2, Rules::Rc3];
-    let all = Wanted::All { rules: rules.to_vec() };
+    let all = Wanted::All {
+        rules: rules.to_vec(),
+    };
     for wanted in [Wanted::of(&[amd64], &rules), all] {
-        let policy = Policy { wanted, naming: Naming::default() };
+        let policy = Policy {
+            wanted,
+            naming: Naming::default(),
+        };
         for choice in select(catalog, &policy).choices {
             assert_printable(&choice.label);
             choice.notes.iter().for_each(|note| assert_printable(note));
             match choice.verdict {
                 Verdict::Take(taken) => taken.records.iter().for_each(|record| {
-                    assert!(record.name.parse::<import::Reference>().is_ok(), "{:?}", record.name);
+                    assert!(
+                        record.name.parse::<import::Reference>().is_ok(),
+                        "{:?}",
+                        record.name
+                    );
                 }),
                 Verdict::Broken(problems) => problems.iter().for_each(|problem| assert_printable(problem)),
                 Verdict::Skip(_) | Verdict::Forbidden => {}
             }
         }
     }
-    catalog.warnings.iter().for_each(|warning| assert_printable(&warning.to_string()));
+    catalog
+        .warnings
+        .iter()
+        .for_each(|warning| assert_printable(&warning.to_string()));
 }
 
 fn check_stream(bundle: &Bundle, wanted: HashSet<Digest>) {
-    let Ok(mut stream) = bundle.stream(&wanted) else { return };
+    let Ok(mut stream) = bundle.stream(&wanted) else {
+        return;
+    };
     while let Ok(Some(mut blob)) = stream.next_blob() {
         let size = blob.size();
         let read = std::io::copy(&mut blob, &mut std::io::sink());
-        assert!(read.is_err() || read.is_ok_and(|read| read == size), "{} is longer or shorter", blob.digest());
+        assert!(
+            read.is_err() || read.is_ok_and(|read| read == size),
+            "{} is longer or shorter",
+            blob.digest()
+        );
     }
 }
 
 fn present(catalog: &Catalog) -> Vec<Digest> {
     let mut digests = Vec::new();
-    catalog.images.iter().for_each(|image| collect(&image.root, &mut digests));
+    catalog
+        .images
+        .iter()
+        .for_each(|image| collect(&image.root, &mut digests));
     digests
 }
 
@@ -137,7 +181,9 @@ fn collect(node: &Node, digests: &mut Vec<Digest>) {
         Content::Other => {}
         Content::Index(children) => children.iter().for_each(|child| collect(child, digests)),
         Content::Manifest(manifest) => {
-            let parts = manifest.parts().filter(|part| matches!(part.state, PartState::Present));
+            let parts = manifest
+                .parts()
+                .filter(|part| matches!(part.state, PartState::Present));
             digests.extend(parts.map(|part| part.descriptor.digest().clone()));
         }
     }

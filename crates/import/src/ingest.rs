@@ -460,11 +460,14 @@ impl<'a> Run<'a> {
                 Ok(())
             }
             Err(error) => {
-                check_blob(self.job, &digest)?;
+                let is_of_source = matches!(error, containerd::Error::Source { .. });
                 let fault = Fault::from(error);
-                if let Fault::Image(failure) = &fault {
+                if is_of_source || matches!(fault, Fault::Image(_)) {
                     // Bytes that somebody is just changing say nothing about the bundle that comes of it.
                     check_bundle(self.job)?;
+                    check_blob(self.job, &digest)?;
+                }
+                if let Fault::Image(failure) = &fault {
                     self.bad.insert(digest, failure.clone());
                 }
                 Err(fault)
