@@ -193,6 +193,11 @@ fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
         node.drop_in(&node.path("a.tar"));
         wait_for(PATIENCE, "the pin is back", is_in_place);
     });
+    timed("the image leaves the bundle", &mut || {
+        bundles::write(&node.path("a.tar"), [image("registry.test/next:1")]);
+        node.drop_in(&node.path("a.tar"));
+        wait_for(PATIENCE, "the pin is gone", || !is_in_place());
+    });
     let peak = peak_memory(daemon.pid()).unwrap();
     say(&format!("memory of the daemon: {} MiB at most", peak >> 20));
     let log = daemon.finish(target);
@@ -201,9 +206,10 @@ fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
         "{log}"
     );
     timed("release", &mut || {
-        drop(node.airgapd(["release", "--all"]).exits(0))
+        drop(node.airgapd(["release", "--all"]).exits(0));
     });
-    assert!(!is_in_place());
+    let next = target.labels("registry.test/next:1");
+    assert!(!next.contains_key(PINNED), "{next:?}");
     assert!(peak < MEMORY, "{peak} bytes");
 }
 

@@ -15,17 +15,17 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_spec::image::{Descriptor, Digest};
 use prost::Message as _;
 use prost_types::FieldMask;
-use tonic::Status;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
 use crate::parts::{self, Part};
 use crate::wire::{self, Labels, descriptor_from_wire, descriptor_to_wire, label_path};
-use crate::{Client, LOOKUPS};
+use crate::{Client, LOOKUPS, within};
 
 /// A list of image records that is too long for one message.
 #[derive(Clone)]
@@ -238,7 +238,9 @@ impl Client {
                 .unary(request, PathAndQuery::from_static(LIST), codec)
                 .await
         };
-        self.unary(call).await
+        // containerd walks over all records before it answers, which takes seconds where there are very many.
+        let answer = within(self.options().stall, call).await;
+        answer.map(Response::into_inner)
     }
 
     /// Shows all image records as [`Client::each_image`] does, if their list fits into one message. Gives `false` and shows none

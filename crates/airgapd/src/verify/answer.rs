@@ -218,9 +218,7 @@ impl Sought {
     pub(crate) fn exactly(needs: &[Need]) -> Sought {
         let mut sought = Sought::default();
         for text in needs.iter().map(Need::given) {
-            sought
-                .names
-                .extend(by_name(text).ok().map(|wanted| wanted.into_text()));
+            sought.names.extend(by_name(text).ok().map(Wanted::into_text));
             sought
                 .ids
                 .extend(as_id(text).map(|wanted| full_id(&wanted.into_text())));
