@@ -164,7 +164,6 @@ fn inspect_prints_one_document_with_stable_keys(target: &Target) {
         "path": file,
         "format": "oci-layout",
         "compression": "none",
-        "producer": "skopeo or podman (oci-archive)",
         "relies_on": null,
         "verified": null,
         "digest": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),

@@ -120,7 +120,7 @@ impl Sight {
     ///
     /// # Errors
     ///
-    /// What the client reports.
+    /// The error of the client.
     pub(crate) async fn look(client: &Client, clock: Timestamp) -> Result<Sight, containerd::Error> {
         let records = client
             .images_labelled(&[K0S_SOURCES, K3S_PINNED, RKE2_PINNED])
@@ -248,7 +248,7 @@ impl Pass {
         match (self.busy, importer) {
             (Some(busy), _) if now.saturating_duration_since(busy) < GAP => Next::Wait,
             (Some(_), _) => Next::Go("it has stopped"),
-            (None, None) => Next::Go("nobody else imports it"),
+            (None, None) => Next::Go("no other importer is at work"),
             (None, Some(importer)) if waited < importer.begins_within() => Next::Wait,
             (None, Some(_)) => Next::Go("it does not come"),
         }
@@ -452,7 +452,7 @@ mod tests {
             _ => nothing.clone(),
         };
         assert_eq!(waited(None, between_blobs), (21, "it has stopped"));
-        assert_eq!(waited(None, |_| nothing.clone()), (0, "nobody else imports it"));
+        assert_eq!(waited(None, |_| nothing.clone()), (0, "no other importer is at work"));
         assert_eq!(waited(K0s, |_| busy(7)), (12, "it has stopped"), "it died");
         assert_eq!(waited(K0s, busy), (1800, "it takes too long"));
     }

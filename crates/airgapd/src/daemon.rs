@@ -373,7 +373,7 @@ impl Daemon {
             () = self.watch.changed() => Happened::Hint,
             checked = self.requiring.next() => Happened::Required(checked),
             heard = self.unpacking.next() => Happened::Unpacking(heard),
-            // Before the changes: an import makes thousands of them, and whoever asks should not wait for the last.
+            // Before the changes: an import makes thousands of them, and a caller should not wait for the last.
             question = self.asked.next() => Happened::Question(question),
             change = next_event(&mut self.connection) => Happened::Change(change),
             () = sleep_until(until) => Happened::Nothing,

@@ -163,7 +163,7 @@ const BUNDLES: [&str; 17] = [
     ".lz4", ".bz2", ".lzma", ".zip", ".oci",
 ];
 
-/// What the name of a file says of one whose content says nothing.
+/// The meaning of a file's name where its content means nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Name {
     /// It is called as bundles are.

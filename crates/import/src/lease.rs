@@ -32,7 +32,7 @@ impl Lease {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub async fn acquire(client: &Client, bundle_id: &str, mark: &str) -> Result<Lease, Error> {
         let base = base_of(bundle_id);
         let mut found = of_bundle(client, &base).await?;
@@ -64,7 +64,7 @@ impl Lease {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub async fn replace_if_old(&mut self, client: &Client, mark: &str) -> Result<(), Error> {
         if self.expires.duration_since(Timestamp::now()) > LIFETIME / 2 {
             return Ok(());
@@ -80,7 +80,7 @@ impl Lease {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub async fn is_alive(&self, client: &Client) -> Result<bool, Error> {
         let leases = client.leases_beginning(&self.id).await?;
         let found = leases.iter().find(|lease| lease.id == self.id);
@@ -101,7 +101,7 @@ impl Lease {
 ///
 /// # Errors
 ///
-/// What the client reports, unchanged, after a second try.
+/// The error of the client, unchanged, after a second try.
 pub(crate) async fn give_back(client: &Client, bundle_id: &str) -> Result<(), Error> {
     let give_back = async || {
         for lease in of_bundle(client, &base_of(bundle_id)).await? {

@@ -67,7 +67,7 @@ pub fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
 ///
 /// # Errors
 ///
-/// What the client reports, unchanged; records before it are released by then.
+/// The error of the client, unchanged; records before it are released by then.
 pub async fn release(client: &Client, what: &Release, dry_run: bool) -> Result<Vec<Released>, Error> {
     let mut released = Vec::new();
     let look = |record: ImageRecord| {

@@ -290,7 +290,7 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// What the client reports when asked for half written blobs.
+    /// The error of the client when asked for half written blobs.
     pub(crate) async fn forecast(
         &self,
         client: &Client,

@@ -55,7 +55,7 @@ impl Census {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub(crate) async fn take(client: &Client, most: usize) -> Result<Census, Error> {
         let ours = client
             .images_labelled(&[labels::OUR_PIN, labels::IMPORTED])
@@ -100,7 +100,7 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub async fn of(
         client: &Client,
         names: &HashSet<&str>,
@@ -132,7 +132,7 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub async fn of_few(
         client: &Client,
         names: &HashSet<&str>,
@@ -162,7 +162,7 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub async fn with_labelled(mut self, client: &Client, keys: &[&str]) -> Result<Survey, Error> {
         if self.census.is_none() {
             let found = client.images_labelled(keys).await?;
@@ -176,7 +176,7 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// What the client reports, unchanged.
+    /// The error of the client, unchanged.
     pub async fn with_snapshots(mut self, client: &Client, snapshotter: &str) -> Result<Survey, Error> {
         self.snapshots = client.snapshots(snapshotter).await?;
         Ok(self)
@@ -189,7 +189,7 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// What the client reports when asked whether it can read what is not there.
+    /// The error of the client when asked whether it can read what is not there.
     pub async fn checked(mut self, client: &Client, store: Option<&Path>) -> Result<Survey, Error> {
         let lost = lost(client, self.blobs.values(), store).await?;
         for blob in &lost {
@@ -205,7 +205,7 @@ impl Survey {
 ///
 /// # Errors
 ///
-/// What the client reports when asked whether it can read what is not there.
+/// The error of the client when asked whether it can read what is not there.
 pub async fn lost(
     client: &Client,
     blobs: impl IntoIterator<Item = &BlobInfo>,
@@ -232,7 +232,7 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// What the client reports. Safe to cancel: what is forgotten is missing like anything that was deleted.
+    /// The error of the client. Safe to cancel: what is forgotten is missing like anything that was deleted.
     pub async fn proven(mut self, client: &Client) -> Result<Survey, Error> {
         let mut lost = Vec::new();
         for blob in self.blobs.values() {
@@ -286,7 +286,7 @@ async fn has_really(client: &Client, blob: &BlobInfo) -> Result<bool, Error> {
 ///
 /// # Errors
 ///
-/// What the client reports. Safe to cancel: what is forgotten is missing like anything that was deleted.
+/// The error of the client. Safe to cancel: what is forgotten is missing like anything that was deleted.
 pub(crate) async fn forget_lost(client: &Client, lost: &[BlobInfo], store: &Path) -> Result<(), Error> {
     let is_damaged = lost.iter().any(|blob| stored_bytes(store, &blob.digest).is_ok());
     forget(client, lost, is_damaged).await

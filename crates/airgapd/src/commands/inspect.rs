@@ -2,7 +2,6 @@
 //!
 //! Works without a containerd: the node's platform is then detected from the machine.
 
-mod producer;
 mod verify;
 
 use std::collections::HashSet;
@@ -27,8 +26,6 @@ pub(crate) struct Inspection {
     path: PathBuf,
     format: String,
     compression: String,
-    /// The program that made it, as far as its traces tell.
-    producer: Option<&'static str>,
     /// The identity of the content.
     digest: String,
     size: u64,
@@ -130,7 +127,6 @@ impl Inspection {
             path: bundle.path().to_owned(),
             format: catalog.format.to_string(),
             compression: catalog.compression.to_string(),
-            producer: producer::producer(catalog),
             digest: catalog.digest.to_string(),
             size: bundle.identity().size,
             complete: is_complete(&selection) && !matches!(catalog.ending, Ending::Truncated(_)),
@@ -193,9 +189,6 @@ impl Inspection {
         let title = format!("{path}: {}{packed}, {size}, {whole}", self.format);
         paragraph(out, "", &title);
         paragraph(out, "  content  ", &self.digest);
-        if let Some(producer) = self.producer {
-            paragraph(out, "  made by  ", &format!("{producer}, by its looks"));
-        }
         if let Some(base) = &self.relies_on {
             paragraph(out, "  delta on ", &base.text());
         }

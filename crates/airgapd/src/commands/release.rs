@@ -83,7 +83,7 @@ async fn named_bundles(runtime: &Runtime) -> Result<BTreeSet<String>, containerd
     Ok(bundles)
 }
 
-/// Those of the bundles that the images folder lacks. What cannot be looked at has not vanished.
+/// Those of the bundles that the images folder lacks. An entry that cannot be read has not vanished.
 fn vanished(bundles: BTreeSet<String>, images_dir: &Path) -> Vec<String> {
     let is_gone = |file: &String| {
         let found = images_dir.join(file).symlink_metadata();

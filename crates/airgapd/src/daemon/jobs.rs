@@ -119,7 +119,7 @@ impl Stillness {
     }
 }
 
-/// What a file asks of a lane.
+/// A file that asks for a lane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load<'a> {
     pub(super) name: &'a OsStr,

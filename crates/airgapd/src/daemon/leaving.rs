@@ -113,7 +113,7 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// What the client reports; what was not withdrawn is withdrawn at the next comparison.
+    /// The error of the client; what was not withdrawn is withdrawn at the next comparison.
     pub(super) async fn withdraw(&mut self, mut survey: Survey) -> Result<(), containerd::Error> {
         let Connection::Up(up) = &self.connection else {
             return Ok(());
@@ -277,7 +277,7 @@ async fn uses(client: &Client) -> Result<Option<Uses>, containerd::Error> {
     let containers = match client.containers().await {
         Ok(containers) => containers,
         Err(error @ containerd::Error::Refused { .. }) => {
-            debug!("nobody tells which images are used: {}", basics::chain(&error));
+            debug!("containerd does not tell which images are used: {}", basics::chain(&error));
             return Ok(None);
         }
         Err(error) => return Err(error),

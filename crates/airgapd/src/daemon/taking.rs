@@ -92,7 +92,7 @@ impl Daemon {
             name,
             identity: &version.identity,
             size: match version.is_layout {
-                // Nobody knows how much is below it.
+                // The size below it is unknown.
                 true => u64::MAX,
                 false => version.identity.size,
             },
@@ -212,9 +212,9 @@ impl Daemon {
         }
     }
 
-    /// What is no bundle: ignored as soon as it is finished, until it changes.
+    /// A file that is no bundle is ignored as soon as it is finished, until it changes.
     fn settle_ignored(&mut self, name: &OsStr, seen: &Observation, reason: Reason) {
-        // An empty one is finished when nobody has it open, like any other that is no archive.
+        // An empty file is finished when no process has it open for writing, like any other that is no archive.
         let size = seen.size.max(1);
         match folder::settle(&Observation { size, ..*seen }, Instant::now()) {
             Settle::Settled => self.ignore(name, reason),

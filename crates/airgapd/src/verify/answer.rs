@@ -255,7 +255,7 @@ impl Sought {
     ///
     /// # Errors
     ///
-    /// What the client reports.
+    /// The error of the client.
     pub(crate) async fn among_many(&self, client: &Client) -> Result<Vec<ImageRecord>, containerd::Error> {
         let full = self.ids.iter().filter(|id| id.len() == FULL_ID);
         let names = self.names.iter().chain(full).map(String::as_str);

@@ -53,7 +53,7 @@ impl Shelf {
     ///
     /// # Errors
     ///
-    /// What the client reports while it lists. What cannot be read later is told of the image.
+    /// The error of the client while it lists. What cannot be read later is told of the image.
     pub(crate) async fn of_containerd(
         client: &Client,
         store: Option<&Path>,

@@ -40,7 +40,7 @@ impl Stock {
     ///
     /// # Errors
     ///
-    /// What the client reports.
+    /// The error of the client.
     pub(crate) async fn of(runtime: &Runtime) -> Result<Stock, containerd::Error> {
         let records = runtime.client.images().await?.into_iter();
         let blobs = runtime.client.blobs().await?.into_iter();
