@@ -59,7 +59,7 @@ impl Account {
         self.held = self.held.saturating_add(bytes);
         let limit = limits.memory();
         if self.held > limit {
-            let what = "bytes of memory for what the documents of all images say".to_owned();
+            let what = "bytes of memory for what the documents of all images say (limits.descriptors has 1 KiB for each)".to_owned();
             return Err(Fault::Limit { what, limit });
         }
         Ok(())

@@ -1152,7 +1152,8 @@ fn child_kind(node: &Node) -> ChildKind {
     }
 }
 
-/// The images among these blobs that containerd unpacks with a plugin only, each in a sentence.
+/// The images among these blobs that not every pod can use as its container's image, each in a sentence: those that
+/// containerd unpacks with a plugin only, and an artifact.
 ///
 /// A snapshotter (nydus) or a stream processor (encrypted layers) may be there and cannot be seen from outside, so such an
 /// image is no broken one.
@@ -1166,6 +1167,11 @@ pub fn images_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
         let Content::Manifest(manifest) = &node.content else {
             continue;
         };
+        if matches!(manifest.kind, Kind::Artifact { .. }) && std::ptr::eq(node, root) {
+            found.push(
+                "an artifact: pods mount it as an image volume, and no container starts from it".to_owned(),
+            );
+        }
         if !taken.contains(node.descriptor.digest()) {
             continue;
         }

@@ -204,6 +204,9 @@ impl Client {
             let response = self
                 .get(location, &format!("manifests/{reference}"), &what, &accept)
                 .await?;
+            if separator == ':' {
+                undecoded(&response, location, &what)?;
+            }
             let content_type = response
                 .headers()
                 .get(CONTENT_TYPE)
@@ -394,10 +397,13 @@ impl Client {
                 return Ok(response);
             };
             let next = reach::next(&ask.url, target).map_err(refused)?;
-            if ask.form.is_some() {
+            let is_same = reach::is_same_origin(&ask.url, &next);
+            // Of the redirects only these two keep the method and the body (RFC 9110, 15.4).
+            let keeps_body = matches!(response.status().as_u16(), 307 | 308);
+            if ask.form.is_some() && !(is_same && keeps_body) {
                 return Err(refused("a request with credentials".to_owned()));
             }
-            if !reach::is_same_origin(&ask.url, &next) {
+            if !is_same {
                 ask.headers.remove(AUTHORIZATION);
                 self.may_reach(location, &next)
                     .await
@@ -416,17 +422,31 @@ impl Client {
         if host == origin {
             return Ok(());
         }
+        if self.has_proxy_for(url) && !reach::is_plain(host) {
+            // The proxy looks the name up. A name that goes around it is looked up for the connection (`Guard`).
+            return Ok(());
+        }
         let targets = reach::addresses(host).await;
+        if reach::refusal(host, &targets, &[]).is_none() {
+            return Ok(());
+        }
         let origins: Vec<IpAddr> = reach::addresses(origin).await;
         match reach::refusal(host, &targets, &origins) {
             Some(reason) => Err(reason),
             None => {
-                if reach::refusal(host, &targets, &[]).is_some() {
-                    self.guard.allow(host);
-                }
+                self.guard.allow(host);
                 Ok(())
             }
         }
+    }
+
+    fn has_proxy_for(&self, url: &Url) -> bool {
+        let proxies = &self.options.proxies;
+        let proxy = match url.scheme() {
+            "http" => &proxies.http,
+            _ => &proxies.https,
+        };
+        proxy.is_some()
     }
 
     /// Where a registry is asked.
@@ -441,16 +461,7 @@ impl Client {
     async fn checked(&self, response: Response, location: &Location, what: &str) -> Result<Response, Error> {
         let status = response.status();
         if status.is_success() {
-            return match encoding_of(&response) {
-                None => Ok(response),
-                Some(encoding) => Err(Error::Document {
-                    what: what.to_owned(),
-                    reason: format!(
-                        "{} sends it as Content-Encoding {encoding}, which was not asked for and is not decoded",
-                        location.host
-                    ),
-                }),
-            };
+            return Ok(response);
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
             let wait = response
@@ -628,7 +639,7 @@ impl Client {
                 what,
                 &format!(
                     "its token service is at {host}{port}, another host, which gets no password of {}; an entry for \
-                     {host} in the file with the credentials allows one",
+                     {host}{port} in the file with the credentials allows one",
                     location.host
                 ),
             )),
@@ -683,6 +694,7 @@ impl Client {
             return Err(denied(location, what, reason));
         }
         let response = self.checked(response, location, what).await?;
+        undecoded(&response, location, what)?;
         let bytes = self.whole(response, LARGEST_ANSWER, location, what).await?;
         #[derive(Deserialize)]
         struct Token {
@@ -787,7 +799,22 @@ fn redirect_of(response: &Response) -> Option<&str> {
     Some(location.to_str().unwrap_or("https://"))
 }
 
-/// A coding of a body that is not the body itself. None is ever asked for.
+/// Refuses a body in a coding, which is never asked for, where no digest tells if its bytes are the right ones. Stores send
+/// codings with bytes that are as they should be (`aws-chunked`, and `x-gzip` for a layer in gzip).
+fn undecoded(response: &Response, location: &Location, what: &str) -> Result<(), Error> {
+    match encoding_of(response) {
+        None => Ok(()),
+        Some(encoding) => Err(Error::Document {
+            what: what.to_owned(),
+            reason: format!(
+                "{} sends it as Content-Encoding {encoding}, which was not asked for and is not decoded",
+                location.host
+            ),
+        }),
+    }
+}
+
+/// The coding of a body that is not the body itself.
 fn encoding_of(response: &Response) -> Option<String> {
     let encoding = response.headers().get(CONTENT_ENCODING)?.to_str().unwrap_or("?");
     let is_itself = encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");

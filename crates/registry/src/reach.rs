@@ -76,9 +76,11 @@ fn plain(address: IpAddr) -> IpAddr {
 /// Why a host that a registry names is not asked, by its addresses and by those of the registry.
 pub(crate) fn refusal(host: &str, targets: &[IpAddr], origins: &[IpAddr]) -> Option<String> {
     let is_here = |address: &IpAddr| Place::of(*address) == Place::Here;
-    let target = targets
-        .iter()
-        .find(|address| Place::of(**address) != Place::Away)?;
+    // Of several addresses the connection takes one that leads away (`Guard`).
+    if targets.iter().any(|address| Place::of(*address) == Place::Away) {
+        return None;
+    }
+    let target = targets.first()?;
     if targets.iter().all(is_here) && !origins.is_empty() && origins.iter().all(is_here) {
         return None;
     }
@@ -134,6 +136,13 @@ pub(crate) fn belongs(realm: &str, registry: &str) -> bool {
         rest.is_some_and(|rest| rest.ends_with('.')) && upper.contains('.') && !is_address(upper)
     };
     realm == registry || is_below(&realm, &registry) || is_below(&registry, &realm)
+}
+
+/// Whether a host is an address, or the one name that leads to this machine everywhere (RFC 6761, 6.3).
+pub(crate) fn is_plain(host: &str) -> bool {
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    is_address || name == "localhost" || name.ends_with(".localhost")
 }
 
 /// Looks a host up that is a name or an address.
@@ -200,6 +209,16 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_is_not_trusted_with_addresses_and_localhost() {
+        for plain in ["127.0.0.1", "[::1]", "localhost", "LOCALHOST.", "x.localhost"] {
+            assert!(is_plain(plain), "{plain}");
+        }
+        for name in ["registry.test", "localhost.test", "notlocalhost"] {
+            assert!(!is_plain(name), "{name}");
+        }
+    }
+
+    #[test]
     fn addresses_of_this_machine_and_its_link_are_known_in_every_form() {
         for here in [
             "127.0.0.1",
@@ -249,12 +268,14 @@ mod tests {
     #[test]
     fn only_a_registry_on_this_machine_leads_to_this_machine() {
         let (here, away, link) = (ip("127.0.0.1"), ip("10.0.0.1"), ip("169.254.169.254"));
-        let rows: [(&[IpAddr], &[IpAddr], bool); 10] = [
+        let rows: [(&[IpAddr], &[IpAddr], bool); 12] = [
             (&[away], &[away], false),
             (&[away], &[here], false),
             (&[], &[away], false),
             (&[here], &[away], true),
-            (&[here, away], &[away], true),
+            (&[here, away], &[away], false),
+            (&[link, away], &[away], false),
+            (&[here, link], &[away], true),
             (&[here], &[here, away], true),
             (&[here], &[], true),
             (&[here], &[here], false),

@@ -260,6 +260,23 @@ async fn no_registry_leads_to_this_machine_or_its_link() {
 }
 
 #[tokio::test]
+async fn a_coding_of_bytes_that_have_their_digest_is_no_obstacle() {
+    let server = Server::start(|request| {
+        if request.target.contains("/manifests/") {
+            return honest(request);
+        }
+        let body = match request.target.contains(&digest_of(CONFIG.as_bytes())) {
+            true => CONFIG.as_bytes(),
+            false => LAYER,
+        };
+        reply(200, "Content-Encoding: aws-chunked\r\n", body)
+    });
+    fetch(&server.client(Credentials::default()), "registry.test")
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn a_registry_on_this_machine_may_lead_to_this_machine() {
     let second = Server::start(honest);
     for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {

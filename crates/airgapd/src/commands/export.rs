@@ -173,7 +173,7 @@ impl Export<'_> {
 
     async fn make(&self, lease: &Lease, started: Instant) -> anyhow::Result<Report> {
         let selection = self.select(lease).await?;
-        let draft = Draft {
+        let mut draft = Draft {
             images: selection
                 .choices
                 .iter()
@@ -181,6 +181,7 @@ impl Export<'_> {
                 .collect(),
             relies_on: None,
         };
+        draft.leave_out_derived_name();
         let layout = Layout::of(&draft)?;
         for choice in &selection.choices {
             for absent in &choice.absent {

@@ -277,7 +277,10 @@ async fn uses(client: &Client) -> Result<Option<Uses>, containerd::Error> {
     let containers = match client.containers().await {
         Ok(containers) => containers,
         Err(error @ containerd::Error::Refused { .. }) => {
-            debug!("containerd does not tell which images are used: {}", basics::chain(&error));
+            debug!(
+                "containerd does not tell which images are used: {}",
+                basics::chain(&error)
+            );
             return Ok(None);
         }
         Err(error) => return Err(error),

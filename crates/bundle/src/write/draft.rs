@@ -1,6 +1,6 @@
 //! What a bundle shall hold, before its archive is laid out.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
@@ -35,6 +35,35 @@ impl Draft {
             .cloned()
             .collect();
         self.relies_on = (!left_out.is_empty()).then(|| Reliance::new(base, left_out));
+    }
+
+    /// Leaves out the name by digest of the only image where its other name is a tag of the same repository. Readers of
+    /// layouts take an only entry without being told its name, and airgapd's import makes the name by digest of each tag.
+    ///
+    /// For names that come from containerd, where airgapd has put one beside each tag. A name by digest that was asked for
+    /// is to stay: other importers make none.
+    pub fn leave_out_derived_name(&mut self) {
+        let Some((image, others)) = self.images.split_first() else {
+            return;
+        };
+        let is_same = |other: &DraftImage| {
+            other.target.digest() == image.target.digest()
+                && other.platform == image.platform
+                && (&other.documents, &other.layers) == (&image.documents, &image.layers)
+        };
+        let names: BTreeSet<&String> = self.images.iter().flat_map(|image| &image.names).collect();
+        let (by_digest, tags): (Vec<&String>, Vec<&String>) =
+            names.into_iter().partition(|name| name.contains('@'));
+        let ([by_digest], [tag]) = (by_digest.as_slice(), tags.as_slice()) else {
+            return;
+        };
+        let repository = tag.rfind(':').map_or(tag.as_str(), |colon| &tag[..colon]);
+        let is_derived = **by_digest == format!("{repository}@{}", image.target.digest());
+        if is_derived && others.iter().all(is_same) {
+            let tag = (*tag).clone();
+            self.images.truncate(1);
+            self.images[0].names = vec![tag];
+        }
     }
 }
 

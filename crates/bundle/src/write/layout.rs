@@ -214,7 +214,6 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
     names.dedup_by(|(one, a), (other, b)| {
         one == other && a.target.digest() == b.target.digest() && a.platform == b.platform
     });
-    leave_one(&mut names);
     let document = IndexDocument {
         schema_version: 2,
         media_type: "application/vnd.oci.image.index.v1+json",
@@ -224,41 +223,18 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
     serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
 }
 
-/// Leaves out names by digest where one entry is all that remains: one image with one tag, and the same repository by the
-/// digest of that image. Readers of layouts take the only entry without being told its name, and airgapd's import makes
-/// the name by digest of each tag. Where several entries remain, none is left out: containerd's own importer makes no
-/// such name.
-fn leave_one(names: &mut Vec<(Option<&str>, &DraftImage)>) {
-    let mut tags = names
-        .iter()
-        .filter(|(name, _)| name.is_some_and(|name| !name.contains('@')));
-    let (Some((Some(tag), image)), None) = (tags.next(), tags.next()) else {
-        return;
-    };
-    let repository = tag.rfind(':').map_or(*tag, |colon| &tag[..colon]);
-    let follows = format!("{repository}@{}", image.target.digest());
-    let is_same = |(name, other): &(Option<&str>, &DraftImage)| {
-        name.is_none_or(|name| name == *tag || name == follows)
-            && name.is_some()
-            && other.target.digest() == image.target.digest()
-            && other.platform == image.platform
-    };
-    if names.iter().all(is_same) {
-        *names = vec![(Some(*tag), *image)];
-    }
-}
-
 /// `manifest.json`, by which `docker load`, `podman load` and readers of Docker archives find all images without being
 /// told a name. Readers of both go by the layout.
 ///
 /// It lists every container image of the bundle, or there is none: a reader that goes by it must not miss one. So there is
-/// none where an image is there for several platforms, since nothing would say which of them a reader gets, or where a
-/// delta leaves layers out. Artifacts are no images to such readers. It has no effect on the catalog: each of its names is
+/// none where an image or a name is there for several platforms, since nothing would say which of them a reader gets, or
+/// where a delta leaves layers out. Artifacts are no images to such readers. It has no effect on the catalog: each of its names is
 /// one of `index.json`.
 fn docker_manifest(images: &[&DraftImage], relied_on: &HashSet<&Digest>) -> Option<Vec<u8>> {
     let mut elements: Vec<Element<'_>> = Vec::new();
     let mut known: HashMap<&WholeImage, usize> = HashMap::new();
     let mut of_target: HashMap<&Digest, &WholeImage> = HashMap::new();
+    let mut of_tag: HashMap<&str, usize> = HashMap::new();
     for image in images {
         let whole = match image.images.as_slice() {
             [] => continue,
@@ -286,12 +262,13 @@ fn docker_manifest(images: &[&DraftImage], relied_on: &HashSet<&Digest>) -> Opti
             });
             elements.len() - 1
         });
-        let tags = image
-            .names
-            .iter()
-            .map(String::as_str)
-            .filter(|name| has_tag(name));
-        elements[at].repo_tags.extend(tags);
+        for tag in image.names.iter().filter(|name| has_tag(name)) {
+            if *of_tag.entry(tag).or_insert(at) != at {
+                // One name for two platforms, as two manifests.
+                return None;
+            }
+            elements[at].repo_tags.insert(tag);
+        }
     }
     let document = serde_json::to_vec(&elements).expect("a document of texts is serialised");
     let fits = document.len() as u64 <= crate::Limits::default().json_document;
