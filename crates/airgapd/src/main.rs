@@ -45,6 +45,7 @@ use crate::commands::Exit;
 use crate::config::{Common, Config, Given, OutputFormat, Settings};
 
 fn main() -> ExitCode {
+    sys::give_back_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_understood(&printable(error)),

@@ -1,10 +1,10 @@
 //! System calls without a safe wrapper: `fcntl(F_SETLEASE)` with its signal, waiting for urgent data on a
-//! descriptor, and a word about the signal that the process dies of.
+//! descriptor, a word about the signal that the process dies of, and a setting of glibc's allocator.
 //!
 //! This is the only module of the workspace that may contain `unsafe`. It decides nothing.
 #![allow(
     unsafe_code,
-    reason = "F_SETLEASE, registering a descriptor and handlers of fatal signals have no safe wrapper"
+    reason = "F_SETLEASE, registering a descriptor, handlers of fatal signals and mallopt have no safe wrapper"
 )]
 
 use std::fs::File;
@@ -15,6 +15,20 @@ use std::sync::{Once, OnceLock};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Has glibc's allocator give back what is freed (mallopt(3)); musl's does so anyway.
+///
+/// All threads share two arenas. With one for each thread, memory that one has freed serves no other thread: several MiB
+/// after an import. And a block of a MiB or more is always mapped by itself, so that it grows without a copy and leaves
+/// nothing behind. By default the bound rises up to 32 MiB as such blocks are freed.
+pub(crate) fn give_back_memory() {
+    // SAFETY: mallopt takes two numbers and touches no memory of ours.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
+}
 
 /// What the kernel says about writers of an open file.
 #[derive(Debug)]
