@@ -10,6 +10,7 @@ use lab::Generation;
 use oci_spec::image::{Descriptor, MediaType};
 use serde_json::{Value, json};
 
+use crate::removing;
 use crate::support::bundles::{self, image, native, text};
 use crate::support::target::PINNED;
 use crate::support::{Node, Place, Target, on_the_fake, run_on};
@@ -101,6 +102,11 @@ fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_r
     let mut left = target.records();
     left.retain(|name, _| theirs.contains_key(name));
     assert_eq!(left, theirs, "the records of others are as they were");
+}
+
+fn beside_very_many_records_a_folder_that_vanished_is_accounted_for_once_it_is_released(target: &Target) {
+    crowd(target, 70, 70);
+    removing::another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target);
 }
 
 #[test]
@@ -221,6 +227,7 @@ fn while_bundles_at_the_limits_are_read_and_decided_about_status_is_answered(tar
 
 on_the_fake! {
     while_bundles_at_the_limits_are_read_and_decided_about_status_is_answered,
+    beside_very_many_records_a_folder_that_vanished_is_accounted_for_once_it_is_released,
     a_list_of_which_no_part_fits_is_told_and_the_connection_stays,
     beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released,
     where_others_alone_have_more_records_than_the_bound_it_holds_for_ours,

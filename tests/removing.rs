@@ -198,7 +198,7 @@ fn a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_say
     daemon.finish(target);
 }
 
-fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {
+pub(crate) fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     let daemon = node.start();

@@ -452,7 +452,10 @@ mod tests {
             _ => nothing.clone(),
         };
         assert_eq!(waited(None, between_blobs), (21, "it has stopped"));
-        assert_eq!(waited(None, |_| nothing.clone()), (0, "no other importer is at work"));
+        assert_eq!(
+            waited(None, |_| nothing.clone()),
+            (0, "no other importer is at work")
+        );
         assert_eq!(waited(K0s, |_| busy(7)), (12, "it has stopped"), "it died");
         assert_eq!(waited(K0s, busy), (1800, "it takes too long"));
     }

@@ -169,17 +169,17 @@ impl Daemon {
     }
 
     /// Labels of ours that may be on records of which the ledger does not know, and may have to go: of bundles that are gone for
-    /// good, and of those that were imported with other images than before. After a connection was made, or the
-    /// configuration has changed, every pin of ours is one.
+    /// good, of those that vanished, and of those that were imported with other images than before. After a connection was
+    /// made, or the configuration has changed, every pin of ours is one.
     ///
     /// Where there are few records, all of ours are listed anyway. Where there are very many, this is the only list that is asked
     /// for, and only when there are such labels.
     fn labels_in_doubt(&self) -> Vec<String> {
         let (now, grace) = (Timestamp::now(), self.settings.unpin_grace);
-        let is_over = |entry: &&Entry| {
-            entry
-                .gone
-                .is_some_and(|gone| grace_left(gone, now, grace).is_zero())
+        let is_over = |entry: &&Entry| match entry.gone {
+            Some(gone) => grace_left(gone, now, grace).is_zero(),
+            // An operator may have released it by hand.
+            None => self.vanished.is_some() && !self.is_there(&entry.file),
         };
         let gone = self.ledger.entries().into_iter().filter(is_over);
         let files = gone.map(|entry| entry.file.as_os_str());
@@ -277,7 +277,10 @@ async fn uses(client: &Client) -> Result<Option<Uses>, containerd::Error> {
     let containers = match client.containers().await {
         Ok(containers) => containers,
         Err(error @ containerd::Error::Refused { .. }) => {
-            debug!("containerd does not tell which images are used: {}", basics::chain(&error));
+            debug!(
+                "containerd does not tell which images are used: {}",
+                basics::chain(&error)
+            );
             return Ok(None);
         }
         Err(error) => return Err(error),
