@@ -26,7 +26,7 @@ use crate::progress::{Counters, Mark};
 /// A file up to this size in bytes is imported within seconds.
 const SMALL: u64 = 64 << 20;
 
-/// How long an import keeps its lane from others although none of its bytes and images moves. containerd may take
+/// How long an import keeps its lane from others at first although none of its bytes and images moves. containerd may take
 /// minutes to commit or unpack a layer of some GB, and is left alone with that.
 pub(super) const STILL: Duration = Duration::from_secs(300);
 
@@ -78,6 +78,8 @@ pub(super) struct Job {
     /// It gave its lane to another file.
     pub(super) has_yielded: bool,
     stillness: Stillness,
+    /// How long it keeps its lane although nothing of it moves.
+    patience: Duration,
     task: Option<AbortHandle>,
 }
 
@@ -87,7 +89,7 @@ impl Job {
         match self.stage {
             _ if self.has_yielded => None,
             Stage::Waiting(_) => Some(self.stillness.since),
-            Stage::Importing(_) => Some(self.stillness.since + STILL),
+            Stage::Importing(_) => Some(self.stillness.since + self.patience),
             Stage::Opening | Stage::Pulling { .. } => None,
         }
     }
@@ -141,6 +143,8 @@ pub(super) struct Jobs {
     heavy: HashMap<OsString, Identity>,
     /// Files that gave their lane to others, and the file whose job each of them waits for.
     behind: HashMap<OsString, OsString>,
+    /// How many times in a row the import of a file gave its lane to others.
+    yields: HashMap<OsString, u32>,
 }
 
 impl Jobs {
@@ -150,9 +154,13 @@ impl Jobs {
         lanes.find(|lane| self.in_lane(*lane).is_none())
     }
 
-    /// The job that does nothing in a lane in which the file could start. None where a lane is free.
+    /// The job that does nothing in a lane in which the file could start. None where a lane is free. Where the file has to be
+    /// alone, that is the only job there is.
     pub(super) fn idle_before(&self, load: Load<'_>, now: Instant) -> Option<&Job> {
         let mut jobs = Vec::new();
+        if load.is_alone && self.running.len() == 1 && self.may_ask(load.name) {
+            jobs.extend(self.running.values());
+        }
         for lane in self.lanes_for(load) {
             jobs.push(self.in_lane(lane)?);
         }
@@ -163,16 +171,19 @@ impl Jobs {
     /// The lanes that a file may start in, the one that it should rather have first.
     fn lanes_for(&self, load: Load<'_>) -> impl Iterator<Item = Lane> + use<> {
         let Load { name, identity, .. } = load;
-        let is_behind = self
-            .behind
-            .get(name)
-            .is_some_and(|other| self.running.contains_key(other));
         let has_place = !load.is_alone || self.running.is_empty();
-        let may_start = has_place && !self.running.contains_key(name) && !is_behind;
+        let may_start = has_place && self.may_ask(name);
         let is_light = (load.is_repair || load.size <= SMALL) && !self.is_heavy(name, identity);
         [Lane::Light, Lane::Main]
             .into_iter()
             .filter(move |lane| may_start && (is_light || *lane == Lane::Main))
+    }
+
+    /// Whether a file neither has a lane nor waits for the job of another one to end.
+    fn may_ask(&self, name: &OsStr) -> bool {
+        let other = self.behind.get(name);
+        let is_behind = other.is_some_and(|other| self.running.contains_key(other));
+        !self.running.contains_key(name) && !is_behind
     }
 
     fn in_lane(&self, lane: Lane) -> Option<&Job> {
@@ -217,6 +228,7 @@ impl Jobs {
             return self.end(name);
         }
         job.task.iter().for_each(AbortHandle::abort);
+        *self.yields.entry(name.to_owned()).or_default() += 1;
         None
     }
 
@@ -244,6 +256,7 @@ impl Jobs {
             is_outdated: false,
             has_yielded: false,
             stillness: Stillness::begins(Instant::now()),
+            patience: patience(self.yields.get(&name).copied().unwrap_or_default()),
             task: None,
         };
         self.behind.remove(&name);
@@ -336,23 +349,34 @@ impl Jobs {
     /// Takes a job off the list that has come to its end.
     pub(super) fn end(&mut self, name: &OsStr) -> Option<Job> {
         self.behind.retain(|_, other| other != name);
-        self.running.remove(name)
+        let job = self.running.remove(name)?;
+        if !job.has_yielded {
+            self.yields.remove(name);
+        }
+        Some(job)
     }
 
-    /// Drops the jobs that `is_outdated` names. What they have moved stays under their leases.
-    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) {
+    /// Drops the jobs that `is_outdated` names. What they have moved stays under their leases. Those that wait are over at
+    /// once; says whether a record changed meanwhile that such a job would have written.
+    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) -> bool {
         for job in self.running.values_mut().filter(|job| is_outdated(job)) {
             job.is_outdated = true;
             job.task.iter().for_each(AbortHandle::abort);
         }
-        self.running
-            .retain(|_, job| !(job.is_outdated && matches!(job.stage, Stage::Waiting(_))));
+        self.end_waiting(|job| job.is_outdated)
     }
 
     /// Drops the jobs that wait for another one.
     pub(super) fn drop_waiting(&mut self) {
-        self.running
-            .retain(|_, job| !matches!(job.stage, Stage::Waiting(_)));
+        self.end_waiting(|_| true);
+    }
+
+    fn end_waiting(&mut self, is_over: impl Fn(&Job) -> bool) -> bool {
+        let waiting = self.running.values();
+        let over = waiting.filter(|job| matches!(job.stage, Stage::Waiting(_)) && is_over(job));
+        let over: Vec<OsString> = over.map(|job| job.order.name.clone()).collect();
+        let ended = over.iter().filter_map(|name| self.end(name));
+        ended.fold(false, |is_disturbed, job| is_disturbed || job.disturbed)
     }
 
     /// The jobs.
@@ -370,6 +394,13 @@ impl Jobs {
     pub(super) fn is_empty(&self) -> bool {
         self.running.is_empty()
     }
+}
+
+/// How long an import keeps its lane although nothing of it moves, which has given it to others so many times before: twice
+/// as long each time. The work that a job is interrupted in (a layer that is unpacked) begins anew, so that two jobs would
+/// otherwise interrupt each other for ever.
+fn patience(yields: u32) -> Duration {
+    STILL * (1 << yields.min(6))
 }
 
 /// Whether two bundles want a name for different images.
