@@ -8,7 +8,7 @@
 //!
 //! A job that does nothing gives its lane to a file that could use it, and goes back into the queue: at once where it
 //! waits for another bundle with the same names, after [`STILL`] where nothing of it moves (another bundle may be sending
-//! the blob that it needs). It begins again when the other job has ended.
+//! the blob that it needs), and twice as long after each time. It begins again when the other job has ended.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -417,8 +417,163 @@ fn dropped(error: JoinError) -> Option<Came> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use bundle::fixtures::{Image, Layout};
+    use fake_containerd::{Fake, FakeConfig};
+
     use super::super::job::joined;
     use super::*;
+    use crate::config::Settings;
+    use crate::roster::Version;
+    use crate::runtime;
+
+    const IDENTITY: Identity = Identity {
+        device: 1,
+        inode: 2,
+        size: 1 << 30,
+        mtime_ns: 3,
+        ctime_ns: 4,
+    };
+
+    /// Jobs that never come back by themselves.
+    struct Scene {
+        fake: Fake,
+        folder: tempfile::TempDir,
+        jobs: Jobs,
+    }
+
+    impl Scene {
+        async fn set() -> Scene {
+            Scene {
+                fake: Fake::start(FakeConfig::default()).await,
+                folder: tempfile::tempdir().unwrap(),
+                jobs: Jobs::default(),
+            }
+        }
+
+        async fn begin(&mut self, name: &str, lane: Lane) {
+            let settings = Settings::default();
+            let Ok(runtime) = runtime::connect(self.fake.socket(), &settings).await else {
+                panic!("the stand-in does not answer")
+            };
+            let order = Order {
+                name: name.into(),
+                version: Version {
+                    identity: IDENTITY,
+                    sidecar: None,
+                    is_layout: false,
+                },
+                images_dir: PathBuf::new(),
+                policy: runtime::policy(&settings, Some(&runtime)),
+                settings: Arc::new(settings),
+                runtime,
+                started: Instant::now(),
+                is_told: false,
+                is_beside_another: false,
+            };
+            self.jobs.start(Arc::new(order), lane, std::future::pending());
+        }
+
+        fn bundle(&self) -> Arc<bundle::Bundle> {
+            let path = self.folder.path().join("a.tar");
+            let image = Image::new("registry.test/a:1");
+            Layout::new().image(image).build().write_to(&path);
+            let bundle = bundle::Bundle::open(&path, &bundle::Limits::default());
+            Arc::new(bundle.expect("it is a bundle"))
+        }
+
+        fn import(&mut self, name: &str) {
+            let stage = Stage::Importing(self.bundle());
+            self.jobs.go_on(name.as_ref(), stage, std::future::pending());
+        }
+
+        fn wait(&mut self, name: &str) {
+            let read = Read {
+                bundle: self.bundle(),
+                records: BTreeMap::new(),
+                broken: None,
+            };
+            self.jobs.wait(name.as_ref(), Box::new(read));
+        }
+
+        fn idle_before(&self, name: &str, is_alone: bool, now: Instant) -> Option<&OsStr> {
+            let load = Load {
+                name: name.as_ref(),
+                identity: &IDENTITY,
+                size: IDENTITY.size,
+                is_repair: false,
+                is_alone,
+            };
+            let job = self.jobs.idle_before(load, now);
+            job.map(|job| job.order.name.as_os_str())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_has_to_be_alone_has_the_only_job_give_way_once_nothing_of_it_moves() {
+        let mut scene = Scene::set().await;
+        let now = Instant::now();
+        let late = now + STILL + Duration::from_secs(60);
+        for is_alone in [true, false] {
+            assert_eq!(scene.idle_before("next.tar", is_alone, late), None);
+        }
+        scene.begin("one.tar", Lane::Main).await;
+        assert_eq!(scene.idle_before("next.tar", true, late), None, "it is read");
+        scene.import("one.tar");
+        for is_alone in [true, false] {
+            assert_eq!(scene.idle_before("next.tar", is_alone, now), None);
+            let idle = scene.idle_before("next.tar", is_alone, late);
+            assert_eq!(idle, Some(OsStr::new("one.tar")));
+            assert_eq!(scene.idle_before("one.tar", is_alone, late), None);
+        }
+        scene.begin("two.tar", Lane::Light).await;
+        assert_eq!(scene.idle_before("next.tar", true, late), None, "there are two");
+        assert!(scene.idle_before("next.tar", false, late).is_some());
+    }
+
+    #[tokio::test]
+    async fn an_import_that_was_interrupted_keeps_its_lane_twice_as_long_the_next_time() {
+        let mut scene = Scene::set().await;
+        for times in [1, 2, 4, 8] {
+            scene.begin("a.tar", Lane::Main).await;
+            scene.import("a.tar");
+            let begun = scene.jobs.get("a.tar".as_ref()).unwrap().stillness.since;
+            let patience = STILL * times;
+            let before = begun + patience.saturating_sub(Duration::from_secs(1));
+            assert_eq!(scene.idle_before("b.tar", false, before), None, "{times}");
+            assert!(
+                scene.idle_before("b.tar", false, begun + patience).is_some(),
+                "{times}"
+            );
+            assert!(scene.jobs.give_way("a.tar".as_ref()).is_none());
+            scene.jobs.end("a.tar".as_ref());
+        }
+        scene.begin("a.tar", Lane::Main).await;
+        scene.import("a.tar");
+        scene.jobs.end("a.tar".as_ref());
+        scene.begin("a.tar", Lane::Main).await;
+        assert_eq!(scene.jobs.get("a.tar".as_ref()).unwrap().patience, STILL);
+        assert!(patience(u32::MAX) > patience(5));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_waits_and_is_dropped_frees_what_is_behind_it_and_tells_of_its_news() {
+        for is_disturbed in [true, false] {
+            let mut scene = Scene::set().await;
+            scene.begin("one.tar", Lane::Main).await;
+            scene.begin("two.tar", Lane::Light).await;
+            scene.import("one.tar");
+            scene.jobs.give_way("one.tar".as_ref());
+            scene.jobs.end("one.tar".as_ref());
+            assert!(scene.jobs.is_behind("one.tar".as_ref()));
+            scene.wait("two.tar");
+            scene.jobs.get_mut("two.tar".as_ref()).unwrap().disturbed = is_disturbed;
+            assert_eq!(scene.jobs.drop_if(|_| true), is_disturbed);
+            assert!(scene.jobs.is_empty());
+            assert!(!scene.jobs.is_behind("one.tar".as_ref()));
+        }
+    }
 
     #[tokio::test]
     async fn a_job_that_panics_comes_back_with_why_and_one_that_is_dropped_with_nothing() {
