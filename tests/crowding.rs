@@ -10,6 +10,7 @@ use lab::Generation;
 use oci_spec::image::{Descriptor, MediaType};
 use serde_json::{Value, json};
 
+use crate::removing;
 use crate::support::bundles::{self, image, native, text};
 use crate::support::target::PINNED;
 use crate::support::{Node, Place, Target, on_the_fake, run_on};
@@ -101,6 +102,45 @@ fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_r
     let mut left = target.records();
     left.retain(|name, _| theirs.contains_key(name));
     assert_eq!(left, theirs, "the records of others are as they were");
+}
+
+fn beside_very_many_records_a_folder_that_vanished_is_accounted_for_once_it_is_released(target: &Target) {
+    crowd(target, 70, 70);
+    removing::another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target);
+}
+
+/// Between the two, a comparison finds a bundle of which not all is there, and cannot judge.
+fn beside_very_many_records_a_pin_goes_that_only_the_bundle_before_last_vouched_for(target: &Target) {
+    crowd(target, 70, 70);
+    let node = Node::on(target);
+    let others = "registry.test/others:1";
+    bundles::write(&node.images().join("a.tar"), [image("registry.test/old:1")]);
+    bundles::write(&node.images().join("b.tar"), [image(others)]);
+    let daemon = node.start();
+    let is_pinned = |name: &str| {
+        let record = target.record(name);
+        record.is_some_and(|record| record.labels.contains_key(PINNED))
+    };
+    daemon.wait_until("both are imported", || {
+        is_pinned("registry.test/old:1") && is_pinned(others)
+    });
+    let ours = image(OURS);
+    let mut half = bundles::layout([ours.clone(), image("registry.test/broken:1")]).build();
+    let layer = half.images[1].manifests[0].layers[0].clone();
+    half.remove_blob(&layer);
+    half.write_to(&node.path("a.tar"));
+    node.drop_in(&node.path("a.tar"));
+    daemon.wait_for_log("is not in the bundle");
+    assert!(is_pinned(OURS));
+    target.remove_record(others);
+    daemon.wait_until("a comparison has found what is missing", || is_pinned(others));
+    assert!(is_pinned("registry.test/old:1"));
+
+    bundles::write(&node.path("a.tar"), [ours]);
+    node.drop_in(&node.path("a.tar"));
+    daemon.wait_until("its pin goes", || !is_pinned("registry.test/old:1"));
+    assert!(is_pinned(OURS));
+    daemon.finish(target);
 }
 
 #[test]
@@ -221,6 +261,8 @@ fn while_bundles_at_the_limits_are_read_and_decided_about_status_is_answered(tar
 
 on_the_fake! {
     while_bundles_at_the_limits_are_read_and_decided_about_status_is_answered,
+    beside_very_many_records_a_folder_that_vanished_is_accounted_for_once_it_is_released,
+    beside_very_many_records_a_pin_goes_that_only_the_bundle_before_last_vouched_for,
     a_list_of_which_no_part_fits_is_told_and_the_connection_stays,
     beside_more_records_than_containerd_can_list_images_are_imported_healed_and_released,
     where_others_alone_have_more_records_than_the_bound_it_holds_for_ours,

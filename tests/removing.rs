@@ -198,7 +198,7 @@ fn a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_say
     daemon.finish(target);
 }
 
-fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {
+pub(crate) fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     let daemon = node.start();
@@ -284,21 +284,26 @@ fn containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_un
     }
 }
 
-/// What CRI keeps by the image's id would hold the blobs.
-fn with_delete_cris_own_record_goes_with_the_last_name(target: &Target) {
+/// What CRI keeps by the image's id would hold the blobs. Of so many images, records are deleted in several parts.
+fn with_delete_cris_own_records_go_with_the_last_names(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
     node.configure_also("onRemoval: delete\n");
-    let archive = bundles::write(&node.images().join("a.tar"), [image(ONE)]);
-    let id = archive.images[0].manifests[0].config.to_string();
+    let before = target.names();
+    let images = (0..60).map(|number| image(&format!("registry.test/many:{number}")));
+    let archive = bundles::write(&node.images().join("a.tar"), images);
+    let ids: Vec<String> = archive
+        .images
+        .iter()
+        .map(|image| image.manifests[0].config.to_string())
+        .collect();
     let daemon = node.start();
-    daemon.wait_until("CRI has taken it in", || {
-        target.record(&id).is_some() && is_ours(&target, ONE)
+    daemon.wait_until("CRI has taken them in", || {
+        ids.iter().all(|id| target.record(id).is_some())
     });
+    daemon.wait_for_log("bundle imported");
     fs::remove_file(node.images().join("a.tar")).unwrap();
-    daemon.wait_until("all its records are gone", || {
-        target.record(ONE).is_none() && target.record(&id).is_none()
-    });
+    daemon.wait_until("all their records are gone", || target.names() == before);
     daemon.finish(&target);
 }
 
@@ -313,7 +318,7 @@ fn a_bundle_with_the_longest_name_there_is_is_imported(target: &Target) {
 
 on_the_fake! {
     containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_under_them,
-    with_delete_cris_own_record_goes_with_the_last_name,
+    with_delete_cris_own_records_go_with_the_last_names,
     a_bundle_with_the_longest_name_there_is_is_imported,
     a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_says_otherwise,
     another_folder_in_its_place_unpins_nothing_until_the_operator_says_so,

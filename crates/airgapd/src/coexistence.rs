@@ -225,8 +225,15 @@ impl Pass {
     }
 
     /// Judges by what is seen now. `importer` is the one to follow, as far as containerd shows it at this moment: an importer
-    /// that is known by its ingests only is not to be seen between two blobs.
-    pub(crate) fn look(&mut self, importer: Option<Importer>, sight: &Sight, now: Instant) -> Next {
+    /// that is known by its ingests only is not to be seen between two blobs. `pause` is about the time between two looks: one
+    /// look alone between two blobs says nothing.
+    pub(crate) fn look(
+        &mut self,
+        importer: Option<Importer>,
+        sight: &Sight,
+        now: Instant,
+        pause: Duration,
+    ) -> Next {
         let waited = now.saturating_duration_since(self.begun);
         if sight.has_passed(&self.path, self.mtime_ns) {
             return Next::Go("it has imported the bundle");
@@ -246,7 +253,7 @@ impl Pass {
             }
         }
         match (self.busy, importer) {
-            (Some(busy), _) if now.saturating_duration_since(busy) < GAP => Next::Wait,
+            (Some(busy), _) if now.saturating_duration_since(busy) < GAP.max(2 * pause) => Next::Wait,
             (Some(_), _) => Next::Go("it has stopped"),
             (None, None) => Next::Go("no other importer is at work"),
             (None, Some(importer)) if waited < importer.begins_within() => Next::Wait,
@@ -411,7 +418,7 @@ mod tests {
         let mut pass = Pass::begin("/i/a.tar".into(), MTIME, start);
         let looked = (0..).map(|second| {
             let now = start + Duration::from_secs(second);
-            (second, pass.look(importer, &sight_at(second), now))
+            (second, pass.look(importer, &sight_at(second), now, PAUSE))
         });
         for (second, next) in looked {
             if let Next::Go(why) = next {
@@ -461,9 +468,27 @@ mod tests {
     }
 
     #[test]
+    fn where_looks_are_far_apart_one_between_two_blobs_does_not_say_that_it_has_stopped() {
+        let start = Instant::now();
+        let pause = GAP + Duration::from_secs(1);
+        let mut pass = Pass::begin("/i/a.tar".into(), MTIME, start);
+        let busy = |offset| sight(&[], &[ingest("tar-blobs/sha256/aa", offset)]);
+        let looks = [
+            (busy(1), Next::Wait),
+            (Sight::default(), Next::Wait),
+            (busy(2), Next::Wait),
+            (Sight::default(), Next::Wait),
+            (Sight::default(), Next::Go("it has stopped")),
+        ];
+        for (at, (sight, wanted)) in (0..).zip(looks) {
+            assert_eq!(pass.look(None, &sight, start + pause * at, pause), wanted, "{at}");
+        }
+    }
+
+    #[test]
     fn an_import_of_the_file_as_it_was_before_is_none() {
         let mut pass = Pass::begin("/i/a.tar".into(), MTIME + 1, Instant::now());
-        let next = pass.look(Some(Importer::K0s), &labelled("/i/a.tar"), Instant::now());
+        let next = pass.look(Some(Importer::K0s), &labelled("/i/a.tar"), Instant::now(), PAUSE);
         assert_eq!(next, Next::Wait);
     }
 }

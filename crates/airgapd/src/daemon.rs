@@ -168,7 +168,7 @@ struct Daemon {
     moved: HashSet<(String, String)>,
     /// The same by bundle, as of the last comparison.
     elsewhere: HashMap<OsString, BTreeSet<String>>,
-    /// Bundles that were imported with other images than before since the last comparison.
+    /// Bundles that were imported with other images than before, until a comparison has judged their labels.
     reworded: HashSet<OsString>,
     /// Bundles whose jobs were dropped: their leases are still there, for the next job.
     abandoned: HashSet<OsString>,
@@ -192,7 +192,8 @@ struct Up {
     policy: Policy,
     /// When the ledger is to be compared with containerd.
     compare: Instant,
-    /// All records with pins of ours were looked through since the connection was made and the configuration read.
+    /// All records with pins of ours were looked through, and judged, since the connection was made and the configuration
+    /// read.
     ours_listed: bool,
     /// Until then, changes of records are no reason to compare: the last comparison took long.
     rest: Instant,

@@ -112,7 +112,7 @@ impl Daemon {
         let importer = coexistence::judge(self.settings.coexistence, &evidence);
         let mut turns = Vec::new();
         for (name, pass) in &mut self.following.passes {
-            match pass.look(importer.map(|(importer, _)| importer), sight, now) {
+            match pass.look(importer.map(|(importer, _)| importer), sight, now, pause) {
                 Next::Wait => self.following.next = Some(now + pause),
                 Next::Go(why) => turns.push((name.clone(), why)),
             }

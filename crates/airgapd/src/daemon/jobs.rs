@@ -8,7 +8,7 @@
 //!
 //! A job that does nothing gives its lane to a file that could use it, and goes back into the queue: at once where it
 //! waits for another bundle with the same names, after [`STILL`] where nothing of it moves (another bundle may be sending
-//! the blob that it needs). It begins again when the other job has ended.
+//! the blob that it needs), and twice as long after each time. It begins again when the other job has ended.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -26,7 +26,7 @@ use crate::progress::{Counters, Mark};
 /// A file up to this size in bytes is imported within seconds.
 const SMALL: u64 = 64 << 20;
 
-/// How long an import keeps its lane from others although none of its bytes and images moves. containerd may take
+/// How long an import keeps its lane from others at first although none of its bytes and images moves. containerd may take
 /// minutes to commit or unpack a layer of some GB, and is left alone with that.
 pub(super) const STILL: Duration = Duration::from_secs(300);
 
@@ -78,6 +78,8 @@ pub(super) struct Job {
     /// It gave its lane to another file.
     pub(super) has_yielded: bool,
     stillness: Stillness,
+    /// How long it keeps its lane although nothing of it moves.
+    patience: Duration,
     task: Option<AbortHandle>,
 }
 
@@ -87,7 +89,7 @@ impl Job {
         match self.stage {
             _ if self.has_yielded => None,
             Stage::Waiting(_) => Some(self.stillness.since),
-            Stage::Importing(_) => Some(self.stillness.since + STILL),
+            Stage::Importing(_) => Some(self.stillness.since + self.patience),
             Stage::Opening | Stage::Pulling { .. } => None,
         }
     }
@@ -141,6 +143,8 @@ pub(super) struct Jobs {
     heavy: HashMap<OsString, Identity>,
     /// Files that gave their lane to others, and the file whose job each of them waits for.
     behind: HashMap<OsString, OsString>,
+    /// How many times in a row the import of a file gave its lane to others.
+    yields: HashMap<OsString, u32>,
 }
 
 impl Jobs {
@@ -150,9 +154,13 @@ impl Jobs {
         lanes.find(|lane| self.in_lane(*lane).is_none())
     }
 
-    /// The job that does nothing in a lane in which the file could start. None where a lane is free.
+    /// The job that does nothing in a lane in which the file could start. None where a lane is free. Where the file has to be
+    /// alone, that is the only job there is.
     pub(super) fn idle_before(&self, load: Load<'_>, now: Instant) -> Option<&Job> {
         let mut jobs = Vec::new();
+        if load.is_alone && self.running.len() == 1 && self.may_ask(load.name) {
+            jobs.extend(self.running.values());
+        }
         for lane in self.lanes_for(load) {
             jobs.push(self.in_lane(lane)?);
         }
@@ -163,16 +171,19 @@ impl Jobs {
     /// The lanes that a file may start in, the one that it should rather have first.
     fn lanes_for(&self, load: Load<'_>) -> impl Iterator<Item = Lane> + use<> {
         let Load { name, identity, .. } = load;
-        let is_behind = self
-            .behind
-            .get(name)
-            .is_some_and(|other| self.running.contains_key(other));
         let has_place = !load.is_alone || self.running.is_empty();
-        let may_start = has_place && !self.running.contains_key(name) && !is_behind;
+        let may_start = has_place && self.may_ask(name);
         let is_light = (load.is_repair || load.size <= SMALL) && !self.is_heavy(name, identity);
         [Lane::Light, Lane::Main]
             .into_iter()
             .filter(move |lane| may_start && (is_light || *lane == Lane::Main))
+    }
+
+    /// Whether a file neither has a lane nor waits for the job of another one to end.
+    fn may_ask(&self, name: &OsStr) -> bool {
+        let other = self.behind.get(name);
+        let is_behind = other.is_some_and(|other| self.running.contains_key(other));
+        !self.running.contains_key(name) && !is_behind
     }
 
     fn in_lane(&self, lane: Lane) -> Option<&Job> {
@@ -217,6 +228,7 @@ impl Jobs {
             return self.end(name);
         }
         job.task.iter().for_each(AbortHandle::abort);
+        *self.yields.entry(name.to_owned()).or_default() += 1;
         None
     }
 
@@ -244,6 +256,7 @@ impl Jobs {
             is_outdated: false,
             has_yielded: false,
             stillness: Stillness::begins(Instant::now()),
+            patience: patience(self.yields.get(&name).copied().unwrap_or_default()),
             task: None,
         };
         self.behind.remove(&name);
@@ -336,23 +349,34 @@ impl Jobs {
     /// Takes a job off the list that has come to its end.
     pub(super) fn end(&mut self, name: &OsStr) -> Option<Job> {
         self.behind.retain(|_, other| other != name);
-        self.running.remove(name)
+        let job = self.running.remove(name)?;
+        if !job.has_yielded {
+            self.yields.remove(name);
+        }
+        Some(job)
     }
 
-    /// Drops the jobs that `is_outdated` names. What they have moved stays under their leases.
-    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) {
+    /// Drops the jobs that `is_outdated` names. What they have moved stays under their leases. Those that wait are over at
+    /// once; says whether a record changed meanwhile that such a job would have written.
+    pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) -> bool {
         for job in self.running.values_mut().filter(|job| is_outdated(job)) {
             job.is_outdated = true;
             job.task.iter().for_each(AbortHandle::abort);
         }
-        self.running
-            .retain(|_, job| !(job.is_outdated && matches!(job.stage, Stage::Waiting(_))));
+        self.end_waiting(|job| job.is_outdated)
     }
 
     /// Drops the jobs that wait for another one.
     pub(super) fn drop_waiting(&mut self) {
-        self.running
-            .retain(|_, job| !matches!(job.stage, Stage::Waiting(_)));
+        self.end_waiting(|_| true);
+    }
+
+    fn end_waiting(&mut self, is_over: impl Fn(&Job) -> bool) -> bool {
+        let waiting = self.running.values();
+        let over = waiting.filter(|job| matches!(job.stage, Stage::Waiting(_)) && is_over(job));
+        let over: Vec<OsString> = over.map(|job| job.order.name.clone()).collect();
+        let ended = over.iter().filter_map(|name| self.end(name));
+        ended.fold(false, |is_disturbed, job| is_disturbed || job.disturbed)
     }
 
     /// The jobs.
@@ -372,6 +396,13 @@ impl Jobs {
     }
 }
 
+/// How long an import keeps its lane although nothing of it moves, which has given it to others so many times before: twice
+/// as long each time. The work that a job is interrupted in (a layer that is unpacked) begins anew, so that two jobs would
+/// otherwise interrupt each other for ever.
+fn patience(yields: u32) -> Duration {
+    STILL * (1 << yields.min(6))
+}
+
 /// Whether two bundles want a name for different images.
 fn disagree(one: &BTreeMap<String, Digest>, other: &BTreeMap<String, Digest>) -> bool {
     let is_disputed = |(name, target)| other.get(name).is_some_and(|wanted| wanted != target);
@@ -386,8 +417,163 @@ fn dropped(error: JoinError) -> Option<Came> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use bundle::fixtures::{Image, Layout};
+    use fake_containerd::{Fake, FakeConfig};
+
     use super::super::job::joined;
     use super::*;
+    use crate::config::Settings;
+    use crate::roster::Version;
+    use crate::runtime;
+
+    const IDENTITY: Identity = Identity {
+        device: 1,
+        inode: 2,
+        size: 1 << 30,
+        mtime_ns: 3,
+        ctime_ns: 4,
+    };
+
+    /// Jobs that never come back by themselves.
+    struct Scene {
+        fake: Fake,
+        folder: tempfile::TempDir,
+        jobs: Jobs,
+    }
+
+    impl Scene {
+        async fn set() -> Scene {
+            Scene {
+                fake: Fake::start(FakeConfig::default()).await,
+                folder: tempfile::tempdir().unwrap(),
+                jobs: Jobs::default(),
+            }
+        }
+
+        async fn begin(&mut self, name: &str, lane: Lane) {
+            let settings = Settings::default();
+            let Ok(runtime) = runtime::connect(self.fake.socket(), &settings).await else {
+                panic!("the stand-in does not answer")
+            };
+            let order = Order {
+                name: name.into(),
+                version: Version {
+                    identity: IDENTITY,
+                    sidecar: None,
+                    is_layout: false,
+                },
+                images_dir: PathBuf::new(),
+                policy: runtime::policy(&settings, Some(&runtime)),
+                settings: Arc::new(settings),
+                runtime,
+                started: Instant::now(),
+                is_told: false,
+                is_beside_another: false,
+            };
+            self.jobs.start(Arc::new(order), lane, std::future::pending());
+        }
+
+        fn bundle(&self) -> Arc<bundle::Bundle> {
+            let path = self.folder.path().join("a.tar");
+            let image = Image::new("registry.test/a:1");
+            Layout::new().image(image).build().write_to(&path);
+            let bundle = bundle::Bundle::open(&path, &bundle::Limits::default());
+            Arc::new(bundle.expect("it is a bundle"))
+        }
+
+        fn import(&mut self, name: &str) {
+            let stage = Stage::Importing(self.bundle());
+            self.jobs.go_on(name.as_ref(), stage, std::future::pending());
+        }
+
+        fn wait(&mut self, name: &str) {
+            let read = Read {
+                bundle: self.bundle(),
+                records: BTreeMap::new(),
+                broken: None,
+            };
+            self.jobs.wait(name.as_ref(), Box::new(read));
+        }
+
+        fn idle_before(&self, name: &str, is_alone: bool, now: Instant) -> Option<&OsStr> {
+            let load = Load {
+                name: name.as_ref(),
+                identity: &IDENTITY,
+                size: IDENTITY.size,
+                is_repair: false,
+                is_alone,
+            };
+            let job = self.jobs.idle_before(load, now);
+            job.map(|job| job.order.name.as_os_str())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_has_to_be_alone_has_the_only_job_give_way_once_nothing_of_it_moves() {
+        let mut scene = Scene::set().await;
+        let now = Instant::now();
+        let late = now + STILL + Duration::from_secs(60);
+        for is_alone in [true, false] {
+            assert_eq!(scene.idle_before("next.tar", is_alone, late), None);
+        }
+        scene.begin("one.tar", Lane::Main).await;
+        assert_eq!(scene.idle_before("next.tar", true, late), None, "it is read");
+        scene.import("one.tar");
+        for is_alone in [true, false] {
+            assert_eq!(scene.idle_before("next.tar", is_alone, now), None);
+            let idle = scene.idle_before("next.tar", is_alone, late);
+            assert_eq!(idle, Some(OsStr::new("one.tar")));
+            assert_eq!(scene.idle_before("one.tar", is_alone, late), None);
+        }
+        scene.begin("two.tar", Lane::Light).await;
+        assert_eq!(scene.idle_before("next.tar", true, late), None, "there are two");
+        assert!(scene.idle_before("next.tar", false, late).is_some());
+    }
+
+    #[tokio::test]
+    async fn an_import_that_was_interrupted_keeps_its_lane_twice_as_long_the_next_time() {
+        let mut scene = Scene::set().await;
+        for times in [1, 2, 4, 8] {
+            scene.begin("a.tar", Lane::Main).await;
+            scene.import("a.tar");
+            let begun = scene.jobs.get("a.tar".as_ref()).unwrap().stillness.since;
+            let patience = STILL * times;
+            let before = begun + patience.saturating_sub(Duration::from_secs(1));
+            assert_eq!(scene.idle_before("b.tar", false, before), None, "{times}");
+            assert!(
+                scene.idle_before("b.tar", false, begun + patience).is_some(),
+                "{times}"
+            );
+            assert!(scene.jobs.give_way("a.tar".as_ref()).is_none());
+            scene.jobs.end("a.tar".as_ref());
+        }
+        scene.begin("a.tar", Lane::Main).await;
+        scene.import("a.tar");
+        scene.jobs.end("a.tar".as_ref());
+        scene.begin("a.tar", Lane::Main).await;
+        assert_eq!(scene.jobs.get("a.tar".as_ref()).unwrap().patience, STILL);
+        assert!(patience(u32::MAX) > patience(5));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_waits_and_is_dropped_frees_what_is_behind_it_and_tells_of_its_news() {
+        for is_disturbed in [true, false] {
+            let mut scene = Scene::set().await;
+            scene.begin("one.tar", Lane::Main).await;
+            scene.begin("two.tar", Lane::Light).await;
+            scene.import("one.tar");
+            scene.jobs.give_way("one.tar".as_ref());
+            scene.jobs.end("one.tar".as_ref());
+            assert!(scene.jobs.is_behind("one.tar".as_ref()));
+            scene.wait("two.tar");
+            scene.jobs.get_mut("two.tar".as_ref()).unwrap().disturbed = is_disturbed;
+            assert_eq!(scene.jobs.drop_if(|_| true), is_disturbed);
+            assert!(scene.jobs.is_empty());
+            assert!(!scene.jobs.is_behind("one.tar".as_ref()));
+        }
+    }
 
     #[tokio::test]
     async fn a_job_that_panics_comes_back_with_why_and_one_that_is_dropped_with_nothing() {

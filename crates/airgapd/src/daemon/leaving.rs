@@ -1,6 +1,6 @@
 //! When bundles leave the folder: what they vouched for is withdrawn, unless it is rather the folder that left.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::time::Instant;
@@ -13,14 +13,14 @@ use oci_spec::image::Digest;
 use tracing::{debug, info, warn};
 
 use super::telling::{shown, tell};
-use super::{Connection, Daemon};
-use crate::ledger::{BundleId, Entry};
+use super::{BURST, Connection, Daemon};
+use crate::ledger::{BundleId, Entry, Imported, label_name};
 use crate::roster::Phase;
 use crate::uses::{Uses, listed};
 use crate::withdraw::{Vouch, Withdrawal, grace_left, is_mass_loss, left_over, withdrawals};
 
-/// For so many labels one walk over all records costs hardly more than for one.
-const LABELS_AT_ONCE: usize = 50;
+/// For so many labels or targets one walk over all records costs hardly more than for one.
+const AT_ONCE: usize = 50;
 
 impl Daemon {
     /// Takes the bundles for gone that the ledger knows and the listing lacks, unless the folder itself is at fault.
@@ -120,66 +120,96 @@ impl Daemon {
         };
         let client = up.runtime.client.clone();
         let looked_for = self.labels_in_doubt();
-        for keys in looked_for.chunks(LABELS_AT_ONCE) {
+        for keys in looked_for.chunks(AT_ONCE) {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             survey = survey.with_labelled(&client, &keys).await?;
         }
         let records: Vec<&ImageRecord> = survey.records.values().collect();
         let vouch = |file: &str, record: &ImageRecord| self.vouch(file, record);
         let mut plan = withdrawals(&records, vouch, self.settings.on_removal);
-        // Where somebody is about to vouch for a record, what is left to do is done after that.
-        plan.retain(|withdrawal| self.jobs.writer_of(&withdrawal.name).is_none());
+        let mut withheld = self.withhold(&mut plan);
         let uses = match plan.iter().any(|withdrawal| withdrawal.unpins) {
             true => uses(&client).await?,
             false => Some(Uses::default()),
         };
-        let mut deleted = Vec::new();
-        for withdrawal in &plan {
-            let Some(record) = survey.records.get(&withdrawal.name) else {
-                continue;
-            };
-            let users = uses.as_ref().map(|uses| uses.users(record));
-            let deletes = withdrawal.deletes && users.as_ref().is_some_and(BTreeSet::is_empty);
-            if deletes {
-                if client.image(&record.name).await?.as_ref() != Some(record) {
-                    // Somebody else is at it just now: judged anew when it is listed next.
+        for part in plan.chunks(AT_ONCE) {
+            let mut deleted = Vec::new();
+            for withdrawal in part {
+                let Some(record) = survey.records.get(&withdrawal.name) else {
                     continue;
+                };
+                let users = uses.as_ref().map(|uses| uses.users(record));
+                let deletes = withdrawal.deletes && users.as_ref().is_some_and(BTreeSet::is_empty);
+                if deletes {
+                    if client.image(&record.name).await?.as_ref() != Some(record) {
+                        // Another program is at it just now: the next comparison judges it anew.
+                        withheld.extend(withdrawal.bundles.iter().cloned());
+                        self.compare_within(BURST);
+                        continue;
+                    }
+                    client.delete_image(&record.name, false).await?;
+                    deleted.push(record);
+                } else {
+                    let labels = withdrawal.changes.clone();
+                    let update = ImageUpdate { target: None, labels };
+                    client.update_image(&record.name, &update).await?;
                 }
-                client.delete_image(&record.name, false).await?;
-                deleted.push(record);
-            } else {
-                let labels = withdrawal.changes.clone();
-                let update = ImageUpdate { target: None, labels };
-                client.update_image(&record.name, &update).await?;
+                log_withdrawal(withdrawal, deletes, &users.unwrap_or_default());
             }
-            log_withdrawal(withdrawal, deletes, &users.unwrap_or_default());
-        }
-        let targets: Vec<&Digest> = deleted.iter().map(|record| record.target.digest()).collect();
-        for record in left_over(&client.images_targeting(&targets).await?, &deleted) {
-            client.delete_image(&record.name, false).await?;
+            // Before anything else can go wrong: nothing tells of them later.
+            delete_left_over(&client, &deleted).await?;
         }
         let is_known = |key: &str| survey.census.is_some() || looked_for.iter().any(|looked| looked == key);
         self.forget_withdrawn(&records, is_known);
-        self.reworded.clear();
-        if let Connection::Up(up) = &mut self.connection {
-            up.ours_listed = true;
-        }
-        self.wake_for_grace();
+        self.note_judged(&withheld);
+        self.wake_for_grace(&withheld);
         Ok(())
     }
 
+    /// Takes out of a plan the records that a job is about to vouch for: the comparison at the end of the job does what is
+    /// left to do. Gives the bundles whose labels stay until then, by file name.
+    fn withhold(&mut self, plan: &mut Vec<Withdrawal>) -> BTreeSet<String> {
+        let mut withheld = BTreeSet::new();
+        plan.retain(|withdrawal| {
+            let Some(job) = self.jobs.writer_of(&withdrawal.name) else {
+                return true;
+            };
+            job.disturbed = true;
+            withheld.extend(withdrawal.bundles.iter().cloned());
+            false
+        });
+        withheld
+    }
+
+    /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for now.
+    fn note_judged(&mut self, withheld: &BTreeSet<String>) {
+        let is_judged = |entry: &Entry| {
+            self.imported_as_it_is(entry).is_some() && !withheld.contains(&label_name(&entry.file))
+        };
+        let is_over = |entry: &Entry| entry.gone.is_some() || entry.imported.is_none() || is_judged(entry);
+        let are_all_over = self.ledger.entries().into_iter().all(is_over);
+        let reworded = self.reworded.iter().filter(|file| {
+            let entry = self.ledger.get(file);
+            entry.is_some_and(|entry| !is_judged(entry))
+        });
+        self.reworded = reworded.cloned().collect();
+        if let Connection::Up(up) = &mut self.connection {
+            up.ours_listed |= are_all_over;
+        }
+    }
+
     /// Labels of ours that may be on records of which the ledger does not know, and may have to go: of bundles that are gone for
-    /// good, and of those that were imported with other images than before. After a connection was made, or the
-    /// configuration has changed, every pin of ours is one.
+    /// good, of those that vanished, and of those that were imported with other images than before. After a connection was
+    /// made, or the configuration has changed, every pin of ours is one.
     ///
     /// Where there are few records, all of ours are listed anyway. Where there are very many, this is the only list that is asked
     /// for, and only when there are such labels.
     fn labels_in_doubt(&self) -> Vec<String> {
         let (now, grace) = (Timestamp::now(), self.settings.unpin_grace);
-        let is_over = |entry: &&Entry| {
-            entry
-                .gone
-                .is_some_and(|gone| grace_left(gone, now, grace).is_zero())
+        let is_over = |entry: &&Entry| match entry.gone {
+            Some(gone) => grace_left(gone, now, grace).is_zero(),
+            // An operator may have released it by hand.
+            None => self.vanished.is_some() && !self.is_there(&entry.file),
         };
         let gone = self.ledger.entries().into_iter().filter(is_over);
         let files = gone.map(|entry| entry.file.as_os_str());
@@ -201,13 +231,7 @@ impl Daemon {
             let left = grace_left(gone, Timestamp::now(), self.settings.unpin_grace);
             return if left.is_zero() { Vouch::No } else { Vouch::Unknown };
         }
-        // Only the file as it is now counts, and only when all of it was imported.
-        let imported = entry.imported.as_ref().filter(|imported| {
-            self.roster.phase(&entry.file) == Some(Phase::Done)
-                && entry.last_error.is_none()
-                && self.roster.identity(&entry.file).as_ref() == Some(&imported.identity)
-        });
-        let Some(imported) = imported else {
+        let Some(imported) = self.imported_as_it_is(entry) else {
             return Vouch::Unknown;
         };
         match imported.images.iter().find(|image| image.name == record.name) {
@@ -220,6 +244,15 @@ impl Daemon {
                 _ => Vouch::Unknown,
             },
         }
+    }
+
+    /// What was imported of a bundle. Only the file as it is now counts, and only when all of it was imported.
+    fn imported_as_it_is<'e>(&self, entry: &'e Entry) -> Option<&'e Imported> {
+        entry.imported.as_ref().filter(|imported| {
+            self.roster.phase(&entry.file) == Some(Phase::Done)
+                && entry.last_error.is_none()
+                && self.roster.identity(&entry.file).as_ref() == Some(&imported.identity)
+        })
     }
 
     /// Whether an operator's pattern excludes a name: what is there of it stays as it is.
@@ -249,8 +282,8 @@ impl Daemon {
         }
     }
 
-    /// Wakes the loop when the grace of a bundle that is gone is over.
-    fn wake_for_grace(&mut self) {
+    /// Wakes the loop when the grace of a bundle that is gone is over, but for those that wait for a job.
+    fn wake_for_grace(&mut self, withheld: &BTreeSet<String>) {
         let grace = self.settings.unpin_grace;
         let now = Timestamp::now();
         let left = |gone: Timestamp| grace_left(gone, now, grace);
@@ -258,11 +291,12 @@ impl Daemon {
             .ledger
             .entries()
             .into_iter()
+            .filter(|entry| !withheld.contains(&label_name(&entry.file)))
             .filter_map(|entry| entry.gone)
             .map(left)
             .min();
         if let (Some(left), Connection::Up(up)) = (next, &mut self.connection) {
-            up.compare = up.compare.min(Instant::now() + left.max(super::BURST));
+            up.compare = up.compare.min(Instant::now() + left.max(BURST));
         }
     }
 }
@@ -288,6 +322,16 @@ async fn uses(client: &Client) -> Result<Option<Uses>, containerd::Error> {
     let records = client.images_named(Uses::names(&containers)).await?.into_iter();
     let records = records.map(|record| (record.name.clone(), record)).collect();
     Ok(Some(Uses::of(&containers, &records)))
+}
+
+/// Deletes what CRI keeps of images whose names were all deleted.
+async fn delete_left_over(client: &Client, deleted: &[&ImageRecord]) -> Result<(), containerd::Error> {
+    let targets: HashSet<&Digest> = deleted.iter().map(|record| record.target.digest()).collect();
+    let targets: Vec<&Digest> = targets.into_iter().collect();
+    for record in left_over(&client.images_targeting(&targets).await?, deleted) {
+        client.delete_image(&record.name, false).await?;
+    }
+    Ok(())
 }
 
 fn log_withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSet<&str>) {

@@ -128,7 +128,7 @@ impl Daemon {
             }
         }
         self.unpacking.doubt();
-        if job.disturbed {
+        if job.disturbed || self.reworded.contains(name) {
             self.compare_within(BURST);
         }
         if self.roster.phase(name) == Some(Phase::Done) {
@@ -239,10 +239,11 @@ impl Daemon {
         self.unsaved = true;
     }
 
-    /// Keeps in mind that records may have a label of the bundle which are not among its images any more.
+    /// Keeps in mind that records may have a label of the bundle which are not among its images any more. Of what an import
+    /// that was cut short has written, the ledger does not know.
     fn note_reworded(&mut self, name: &OsStr, imported: &Imported) {
         let before = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
-        if before.is_some_and(|before| before.images != imported.images) {
+        if before.is_none_or(|before| before.images != imported.images) {
             self.reworded.insert(name.to_owned());
         }
     }
@@ -282,6 +283,9 @@ impl Daemon {
                 self.record_failure(order, outcome, text, ErrorClass::Transient);
                 self.roster.fail(name, Instant::now(), Some(backoff::chance()));
             }
+        }
+        if self.reworded.contains(name) {
+            self.compare_within(BURST);
         }
         self.save();
     }

@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use super::job::{self, Opened, Order, Read};
 use super::jobs::{Came, Job, Lane, Load, STILL, Stage};
 use super::telling::{shown, tell};
-use super::{Connection, Daemon};
+use super::{BURST, Connection, Daemon};
 use crate::config::Checksums;
 use crate::desired;
 use crate::folder::{self, Ending, Observation, Reason, Refused, Settle};
@@ -317,10 +317,10 @@ impl Daemon {
         let ended = self.jobs.end(name);
         if self.roster.phase(name) == Some(Phase::Running) {
             self.roster.set(name, Phase::Ready);
-        }
-        if ended.is_some_and(|job| job.has_yielded) && !self.jobs.is_behind(name) {
-            // Nothing is known of what it waits for: those that are due go first.
-            self.roster.postpone(name, Instant::now() + STILL);
+            if ended.is_some_and(|job| job.has_yielded) && !self.jobs.is_behind(name) {
+                // Nothing is known of what it waits for: those that are due go first.
+                self.roster.postpone(name, Instant::now() + STILL);
+            }
         }
         // Its lease may be nobody's any more.
         self.abandoned.insert(name.to_owned());
@@ -562,6 +562,8 @@ impl Daemon {
         for name in &outdated {
             info!(bundle = %shown(name), "it was replaced or removed while it was imported: stopping");
         }
-        self.jobs.drop_if(is_outdated);
+        if self.jobs.drop_if(is_outdated) {
+            self.compare_within(BURST);
+        }
     }
 }
