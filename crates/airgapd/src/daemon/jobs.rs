@@ -375,8 +375,8 @@ impl Jobs {
         let waiting = self.running.values();
         let over = waiting.filter(|job| matches!(job.stage, Stage::Waiting(_)) && is_over(job));
         let over: Vec<OsString> = over.map(|job| job.order.name.clone()).collect();
-        let ended = over.iter().filter_map(|name| self.end(name));
-        ended.fold(false, |is_disturbed, job| is_disturbed || job.disturbed)
+        let ended: Vec<Job> = over.iter().filter_map(|name| self.end(name)).collect();
+        ended.iter().any(|job| job.disturbed)
     }
 
     /// The jobs.
