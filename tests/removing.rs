@@ -1,9 +1,10 @@
 //! Bundles that leave the folder: our labels and pins go with them, records never, and nothing goes by mistake.
 
 use std::fs;
+use std::time::Duration;
 
 use bundle::fixtures::Image;
-use fake_containerd::SeedContainer;
+use fake_containerd::{Fault, SeedContainer};
 use oci_spec::image::Digest;
 
 use crate::support::bundles::{self, image};
@@ -284,6 +285,32 @@ fn containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_un
     }
 }
 
+/// The comparison at the end of the job takes back what is left.
+fn while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly(target: &Target) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    bundles::write(&node.path("b.tar"), [image(ONE)]);
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || is_ours(target, ONE));
+    fake.inject(Fault::Delay {
+        rpc: "Content.Write",
+        by: Duration::from_secs(3),
+    });
+    node.drop_in(&node.path("b.tar"));
+    daemon.wait_until("the other is under way", || !target.ingests().is_empty());
+    let before = fake.calls("Images.List");
+    fs::remove_file(node.images().join("a.tar")).unwrap();
+    daemon.wait_for_log("the bundle is gone");
+    daemon.wait_for_log("image retargeted");
+    // One comparison makes one or two lists, and there is time for a dozen comparisons.
+    let lists = fake.calls("Images.List") - before;
+    assert!((1..10).contains(&lists), "{lists} lists");
+    daemon.wait_until("the other alone vouches", || sources(target, ONE) == 1);
+    assert!(is_ours(target, ONE));
+    daemon.finish(target);
+}
+
 /// What CRI keeps by the image's id would hold the blobs. Of so many images, records are deleted in several parts.
 fn with_delete_cris_own_records_go_with_the_last_names(target: &Target) {
     let target = target.in_kubernetes();
@@ -317,6 +344,7 @@ fn a_bundle_with_the_longest_name_there_is_is_imported(target: &Target) {
 }
 
 on_the_fake! {
+    while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly,
     containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_under_them,
     with_delete_cris_own_records_go_with_the_last_names,
     a_bundle_with_the_longest_name_there_is_is_imported,
