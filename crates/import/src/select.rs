@@ -157,7 +157,7 @@ pub struct Taken {
 pub struct NamedTarget {
     /// The normalised reference.
     pub name: String,
-    /// The index or manifest, with the annotations of the bundle's entry as far as they are [few](recorded). All names
+    /// The index or manifest, with the annotations of the bundle's entry as far as they are few enough. All names
     /// of an image share it.
     pub target: Arc<Descriptor>,
 }
