@@ -204,8 +204,8 @@ impl Name {
 
 /// Why a file is no bundle and never was meant to be one; `None` for whatever may be one or become one.
 ///
-/// The content decides first: what begins as an archive, or as compressed data, is a bundle under any name. What its
-/// content leaves open is settled by a closed list of names.
+/// The content decides first: a file that begins as an archive, or as compressed data, is a bundle under any name. For
+/// all other files a closed list of names decides.
 pub(crate) fn why_ignored(name: &OsStr, ending: Ending, size: u64) -> Option<Reason> {
     let is_archive = match ending {
         Ending::Marker | Ending::Reserved | Ending::NoMarker | Ending::Compressed => true,
@@ -682,7 +682,7 @@ const MAGICS: [&[u8]; 5] = [
     b"BZh",
 ];
 
-/// What follows the magic number of bzip2: the size of blocks as a digit, and the mark of a first block.
+/// The bytes behind the magic number of bzip2: the size of blocks as a digit, and the mark of a first block.
 const BZIP2_BLOCK: &[u8] = b"1AY&SY";
 
 /// Whether bytes are those of compressed data. A text may begin with "BZh", so of bzip2 as much more is asked for as there

@@ -105,7 +105,7 @@ async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::E
     Ok(client.content_root().await?.filter(is_visible))
 }
 
-/// What containerd has of what the ledger knows, and of whatever else is ours; no bundle is opened.
+/// Reads the records and blobs that the ledger knows, and all other records of ours. Opens no bundle.
 ///
 /// After a restart of the machine (`is_new_boot`) each blob is looked at: containerd lists what it had before.
 ///
@@ -126,7 +126,8 @@ pub(crate) async fn survey(
     }
 }
 
-/// What containerd has of what the ledger knows, at once: of few names no list is asked for, however many others there are.
+/// Reads the records and blobs that the ledger knows, and nothing else. For few names containerd lists nothing, however
+/// many other records there are.
 ///
 /// # Errors
 ///

@@ -29,7 +29,7 @@ pub(crate) struct Status {
     pub(crate) unpack: Option<UnpackStatus>,
     /// By file name.
     pub(crate) bundles: Vec<BundleStatus>,
-    /// What else is in the folder and is left alone, by file name.
+    /// The ignored entries of the folder, by file name.
     #[serde(default)]
     pub(crate) ignored: Vec<IgnoredStatus>,
 }

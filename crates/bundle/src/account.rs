@@ -1,4 +1,4 @@
-//! What a catalog costs: how much was asked for, and how much memory it takes.
+//! The cost of a catalog: descriptors, bytes read, and bytes of memory.
 //!
 //! A document of a few bytes may take a hundred times as many in memory, and a small file may refer to it again and
 //! again. So everything that the catalog keeps is charged before it is made, at what it takes in memory.

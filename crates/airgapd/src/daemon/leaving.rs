@@ -246,7 +246,7 @@ impl Daemon {
         }
     }
 
-    /// What was imported of a bundle. Only the file as it is now counts, and only when all of it was imported.
+    /// The imported content of a bundle, if the file is still the same and all of it was imported.
     fn imported_as_it_is<'e>(&self, entry: &'e Entry) -> Option<&'e Imported> {
         entry.imported.as_ref().filter(|imported| {
             self.roster.phase(&entry.file) == Some(Phase::Done)

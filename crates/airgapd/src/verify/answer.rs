@@ -204,7 +204,7 @@ pub(crate) struct Sought {
     near: Option<Near>,
 }
 
-/// What images have that are almost those that are asked for.
+/// The repositories and names by which near misses of the wanted images are recognised.
 #[derive(Debug, Default)]
 struct Near {
     repositories: HashSet<String>,
@@ -214,7 +214,7 @@ struct Near {
 }
 
 impl Sought {
-    /// What answers these needs, whether there is anything like it or not.
+    /// The marks of all images that are asked for.
     pub(crate) fn exactly(needs: &[Need]) -> Sought {
         let mut sought = Sought::default();
         for text in needs.iter().map(Need::given) {

@@ -53,7 +53,7 @@ impl Shelf {
     ///
     /// # Errors
     ///
-    /// The error of the client while it lists. What cannot be read later is told of the image.
+    /// The error of the client while it lists. A blob that cannot be read later is a problem of its image.
     pub(crate) async fn of_containerd(
         client: &Client,
         store: Option<&Path>,
