@@ -9,7 +9,7 @@ use platforms::Platform;
 use crate::places::Place;
 use crate::{Fault, Limits, Node};
 
-/// What the allocator takes for a text or a list beside its bytes, and where it stands in a list, in bytes.
+/// The cost of a text or a list beside its own bytes, in bytes: that of the allocator, and its place in a list.
 pub(crate) const TEXT: u64 = 64;
 
 /// The same for two texts in a map, which has room for as many again, and in the map that it was read into.
@@ -68,15 +68,7 @@ impl Account {
 
 /// Bytes of memory that a platform takes beside its own.
 pub(crate) fn of_platform(platform: &Platform) -> u64 {
-    let Platform {
-        os,
-        architecture,
-        variant,
-        os_version,
-        os_features,
-    } = platform;
-    let optional = [variant, os_version].into_iter().flatten();
-    of_texts([os, architecture].into_iter().chain(optional).chain(os_features))
+    of_texts(platform.words())
 }
 
 /// Bytes of memory that texts take.

@@ -48,8 +48,8 @@ impl Catalog {
     }
 
     /// The catalog as it is where these blobs are: of those that a delta relies on, they count as present. For
-    /// choosing what to take; the bundle still does not have them. What is shared stays shared, and what is not changed
-    /// is shared with this one.
+    /// choosing what to take; the bundle still does not have them. Shared documents stay shared, and unchanged ones are
+    /// shared with this catalog.
     #[must_use]
     pub fn completed_by(&self, elsewhere: &HashSet<Digest>) -> Cow<'_, Catalog> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
@@ -73,10 +73,10 @@ impl Catalog {
     }
 }
 
-/// What a catalog becomes where blobs are that it lacks.
+/// A catalog in the making, for a place that has blobs which the bundle lacks.
 struct Completion<'a> {
     there: HashSet<&'a Digest>,
-    /// What became of indexes and manifests, by where they are: thousands of images may share one.
+    /// The results for indexes and manifests, by where they are: thousands of images may share one.
     indexes: HashMap<*const Node, Arc<[Node]>>,
     manifests: HashMap<*const Manifest, Arc<Manifest>>,
 }

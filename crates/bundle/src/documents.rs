@@ -310,23 +310,14 @@ const LONGEST_WORD: usize = 255;
 /// Makes sure that a platform is one: images and layers are told of by their platform, and each image is held against the
 /// node's.
 fn check_platform(platform: &Platform) -> Result<(), String> {
-    let Platform {
-        os,
-        architecture,
-        variant,
-        os_version,
-        os_features,
-    } = platform;
-    let optional = [variant, os_version].into_iter().flatten();
-    let mut words = [os, architecture].into_iter().chain(optional).chain(os_features);
-    if let Some(word) = words.find(|word| word.len() > LONGEST_WORD) {
+    if let Some(word) = platform.words().find(|word| word.len() > LONGEST_WORD) {
         let bytes = word.len();
         return Err(format!(
             "a word of its platform has {bytes} bytes, more than {LONGEST_WORD}"
         ));
     }
-    if os_features.len() > platforms::MOST_FEATURES {
-        let (count, most) = (os_features.len(), platforms::MOST_FEATURES);
+    let (count, most) = (platform.os_features.len(), platforms::MOST_FEATURES);
+    if count > most {
         return Err(format!("its platform has {count} os.features, more than {most}"));
     }
     Ok(())

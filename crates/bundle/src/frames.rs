@@ -27,7 +27,7 @@ const FOOTER: usize = 9;
 const SKIPPABLE_HEADER: usize = 8;
 /// In the descriptor: rows have a checksum. No other bit has a meaning yet.
 const HAS_CHECKSUMS: u8 = 0x80;
-/// What the block of a frame decompresses to at most, in bytes (RFC 8878, 3.1.1.2): less than that cannot be had.
+/// The largest size of a decompressed block, in bytes (RFC 8878, 3.1.1.2): a decoder gives no smaller piece.
 const BLOCK: u64 = 128 << 10;
 /// How many times what all frames contain may be decompressed to open a bundle: once for the headers, once where layers
 /// have to be hashed, and as much again for what stands in a frame before a document.
@@ -123,7 +123,7 @@ impl Frames {
         }
     }
 
-    /// What may be decompressed to open the bundle. Where that is not enough, one pass over the file costs less.
+    /// Bytes that may be decompressed to open the bundle. Beyond that, one pass over the file costs less.
     pub(crate) fn allowance(&self) -> Allowance {
         let bytes = self.length.saturating_mul(MOST_TO_OPEN);
         Allowance(Arc::new(AtomicU64::new(bytes.saturating_add(ALWAYS_ALLOWED))))

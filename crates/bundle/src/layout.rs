@@ -34,7 +34,7 @@ struct Walked {
     kept: u64,
 }
 
-/// What became of reading a config.
+/// The result of reading a config.
 #[derive(Clone)]
 enum ReadConfig {
     /// It was understood: what it says, and its `diff_ids` as digests.

@@ -20,7 +20,7 @@ use crate::sparse::Expanded;
 use crate::tar::{Entry, EntryKind, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
 
-/// What an entry takes, here and in the table of names, in bytes.
+/// The cost of an entry, here and in the table of names, in bytes.
 const ENTRY: u64 = 72;
 
 /// Pieces in which entries are read.
@@ -205,7 +205,7 @@ impl Kept {
         };
         self.facts.push(PackedFacts::new(entry.offset, facts));
         if self.room_taken > self.room(limits) {
-            // The entries that came since need it. What is wanted is fetched.
+            // The entries that came since need it. Documents that are wanted after all are fetched.
             self.documents.clear();
             self.room_taken = 0;
         }

@@ -45,7 +45,7 @@ pub struct Reliance {
     pub blobs: Vec<BlobRef>,
 }
 
-/// What a blob that is relied on takes in memory, in bytes: in the list, and in the sets that are made of it.
+/// The cost of a blob that is relied on, in bytes of memory: in the list, and in the sets that are made of it.
 const RELIED_ON: u64 = 2 * (size_of::<BlobRef>() + size_of::<Digest>()) as u64 + 4 * TEXT;
 
 impl Reliance {

@@ -216,7 +216,7 @@ fn utf_16(start: &[u8]) -> Option<Vec<u8>> {
     Some(rest.chunks_exact(2).map(|pair| pair[low]).collect())
 }
 
-/// What helps where a download left something else.
+/// The remedy where a download left something else.
 const AGAIN: &str =
     "the download failed: fetch the file again with `curl -fL -o FILE URL`, which tells of errors";
 

@@ -98,6 +98,19 @@ fn list<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<String>, D::Error> {
 }
 
 impl Platform {
+    /// All texts of the platform, the features included.
+    pub fn words(&self) -> impl Iterator<Item = &String> {
+        let Platform {
+            os,
+            architecture,
+            variant,
+            os_version,
+            os_features,
+        } = self;
+        let optional = [variant, os_version].into_iter().flatten();
+        [os, architecture].into_iter().chain(optional).chain(os_features)
+    }
+
     /// Makes a platform of its three usual parts; an empty variant is none.
     pub fn new(os: &str, architecture: &str, variant: &str) -> Platform {
         Platform {

@@ -356,8 +356,8 @@ impl Jobs {
         Some(job)
     }
 
-    /// Drops the jobs that `is_outdated` names. What they have moved stays under their leases. Those that wait are over at
-    /// once; says whether a record changed meanwhile that such a job would have written.
+    /// Drops the jobs that `is_outdated` names. The blobs that they have moved stay under their leases. A job that
+    /// waits is over at once. Returns true if a record changed meanwhile that such a job would have written.
     pub(super) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) -> bool {
         for job in self.running.values_mut().filter(|job| is_outdated(job)) {
             job.is_outdated = true;
