@@ -14,10 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::extent::Extent;
 use crate::folder::Folder;
 use crate::frames::Frames;
-use crate::packed::{Packed, Pass};
+use crate::packed::Packed;
 use crate::places::{Place, Places};
 use crate::read::{self, Access};
-use crate::sparse::{Expanded, SparseFile};
 use crate::{BlobStream, Catalog, Error, Fault, Limits};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
@@ -59,6 +58,10 @@ impl Bundle {
     /// Blobs that are not documents are not read, except compressed layers of Docker archives, whose digest is
     /// nowhere else. A compressed file is read and decompressed from beginning to end, unless it has a table that
     /// allows to go into it. Blocking; memory is bounded by `limits` and not by the file.
+    ///
+    /// Sparse entries of tar (`--sparse`) are not read. One on which nothing relies is passed over by the size in its
+    /// header. A blob that is one breaks its images, and a document that lists images refuses the file; the reason names
+    /// the entry and the remedy.
     ///
     /// # Errors
     ///
@@ -199,18 +202,6 @@ impl Bundle {
                 offset: *offset,
                 size: *size,
             },
-            (Place::Sparse(sparse), Source::Plain(file)) => Bytes::Sparse {
-                archive: SparseIn::File(Arc::clone(file)),
-                sparse: Arc::clone(sparse),
-            },
-            (Place::Sparse(sparse), Source::Packed(_, packed)) => Bytes::Sparse {
-                archive: SparseIn::Packed(Arc::clone(packed)),
-                sparse: Arc::clone(sparse),
-            },
-            (Place::Sparse(sparse), Source::Framed(_, frames)) => Bytes::Sparse {
-                archive: SparseIn::Frames(Arc::clone(frames)),
-                sparse: Arc::clone(sparse),
-            },
             (Place::Extent { offset, size }, Source::Framed(_, frames)) => Bytes::InFrames {
                 frames: Arc::clone(frames),
                 offset: *offset,
@@ -316,11 +307,6 @@ enum Bytes {
         offset: u64,
         size: u64,
     },
-    /// A file with holes.
-    Sparse {
-        archive: SparseIn,
-        sparse: Arc<SparseFile>,
-    },
     /// The same where frames can be gone into.
     InFrames {
         frames: Arc<Frames>,
@@ -335,20 +321,11 @@ enum Bytes {
     InMemory(Arc<[u8]>),
 }
 
-/// The kind of archive that a file with holes is in.
-#[derive(Clone, Debug)]
-enum SparseIn {
-    File(Arc<File>),
-    Packed(Arc<Packed>),
-    Frames(Arc<Frames>),
-}
-
 impl Blob {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
             Bytes::InFile { size, .. } | Bytes::Packed { size, .. } | Bytes::InFrames { size, .. } => *size,
-            Bytes::Sparse { sparse, .. } => sparse.map.size,
             Bytes::InFolder { identity, .. } => identity.size,
             Bytes::InMemory(bytes) => bytes.len() as u64,
         }
@@ -363,11 +340,7 @@ impl Blob {
                 name,
                 identity,
             } => !matches!(folder.open(name, identity), Err(Fault::Changed)),
-            Bytes::InFile { .. }
-            | Bytes::Packed { .. }
-            | Bytes::Sparse { .. }
-            | Bytes::InFrames { .. }
-            | Bytes::InMemory(_) => true,
+            Bytes::InFile { .. } | Bytes::Packed { .. } | Bytes::InFrames { .. } | Bytes::InMemory(_) => true,
         }
     }
 
@@ -411,46 +384,10 @@ impl Blob {
                 offset,
                 identity.size - offset,
             )),
-            Bytes::Sparse { archive, sparse } => archive.open(sparse, offset)?,
             Bytes::InMemory(bytes) => {
                 let mut cursor = io::Cursor::new(Arc::clone(bytes));
                 cursor.set_position(offset);
                 Box::new(cursor)
-            }
-        })
-    }
-}
-
-impl Blob {
-    /// Reads the blob from a pass that is where its bytes begin.
-    pub(crate) fn within<'p>(&self, pass: &'p mut Pass) -> Box<dyn Read + Send + 'p> {
-        match &self.0 {
-            Bytes::Sparse { sparse, .. } => {
-                let stored = pass.take(sparse.stored);
-                Box::new(Expanded::new(Arc::clone(&sparse.map), stored, 0))
-            }
-            _ => Box::new(pass.take(self.size())),
-        }
-    }
-}
-
-impl SparseIn {
-    fn open(&self, sparse: &SparseFile, offset: u64) -> io::Result<Box<dyn Read + Send>> {
-        let before = sparse.map.stored_before(offset);
-        let (start, left) = (sparse.offset + before, sparse.stored - before);
-        let map = Arc::clone(&sparse.map);
-        Ok(match self {
-            Self::File(file) => {
-                let stored = Extent::new(Arc::clone(file), start, left);
-                Box::new(Expanded::new(map, stored, offset))
-            }
-            Self::Frames(frames) => {
-                let stored = frames.reader_at(start).take(left);
-                Box::new(Expanded::new(map, stored, offset))
-            }
-            Self::Packed(packed) => {
-                let stored = packed.reader_at(start)?.take(left);
-                Box::new(Expanded::new(map, stored, offset))
             }
         })
     }

@@ -46,10 +46,8 @@ pub(crate) enum Item {
     Link(Fingerprint),
     /// A link out of the archive.
     LinkOutside,
-    /// A sparse file, by its number.
-    Sparse(u32),
-    /// A sparse file in an encoding that is not read.
-    ForeignSparse,
+    /// A sparse file, which is not read.
+    Sparse,
 }
 
 /// An item in 16 bytes: its kind in the highest bits.
@@ -64,8 +62,7 @@ impl From<Item> for Packed {
             Item::Cut { size, present } => (1, two(present, size)),
             Item::Link(Fingerprint(target)) => (2, target),
             Item::LinkOutside => (3, 0),
-            Item::Sparse(number) => (4, u128::from(number)),
-            Item::ForeignSparse => (5, 0),
+            Item::Sparse => (4, 0),
         };
         debug_assert!(value <= FINGERPRINT, "an offset beyond the largest");
         Self(kind << (u128::BITS - KIND_BITS) | value & FINGERPRINT)
@@ -91,8 +88,7 @@ impl From<Packed> for Item {
             },
             2 => Self::Link(Fingerprint(value)),
             3 => Self::LinkOutside,
-            4 => Self::Sparse(low as u32),
-            _ => Self::ForeignSparse,
+            _ => Self::Sparse,
         }
     }
 }
@@ -180,8 +176,7 @@ mod tests {
             },
             Item::Link(link),
             Item::LinkOutside,
-            Item::Sparse(u32::MAX),
-            Item::ForeignSparse,
+            Item::Sparse,
         ];
         for item in items {
             assert_eq!(Item::from(Packed::from(item)), item);

@@ -21,7 +21,7 @@
 //!
 //! The inside, from below: `decode` decompresses a file from its beginning to its end, and `frames` goes into one that has a table of its frames; `tar` walks the headers of
 //! an archive, in a file or in a stream, and is strict about them; `table` turns them into a table of names with
-//! links resolved (`entries`), each standing for a place where bytes are, some of them `sparse`, and `packed` keeps what one pass over a compressed
+//! links resolved (`entries`), each standing for a place where bytes are, and `packed` keeps what one pass over a compressed
 //! archive has seen; `folder` is what stands in for an archive that was extracted; `documents` has the lenient
 //! models of foreign JSON and `members` reads their keys as Go does; `reader` finds and verifies blobs and keeps
 //! account of what that costs; `layout` and `docker` make images of the two formats; `read` chooses between them;
@@ -50,7 +50,6 @@ mod places;
 mod read;
 mod reader;
 mod reliance;
-mod sparse;
 mod strangers;
 mod stream;
 mod table;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use oci_spec::image::Digest;
 
 use crate::Identity;
-use crate::sparse::SparseFile;
 
 /// Where the bytes of a blob or an entry are.
 ///
@@ -16,8 +15,6 @@ use crate::sparse::SparseFile;
 pub(crate) enum Place {
     /// A part of the archive, in bytes; of a compressed one, in those that it decompresses to.
     Extent { offset: u64, size: u64 },
-    /// A file with holes in the archive.
-    Sparse(Arc<SparseFile>),
     /// A file of a folder, as it was when it was found.
     InFolder { name: Arc<str>, identity: Arc<Identity> },
     /// Made up or embedded in a descriptor.
@@ -29,7 +26,6 @@ impl Place {
     pub(crate) fn offset(&self) -> Option<u64> {
         match self {
             Self::Extent { offset, .. } => Some(*offset),
-            Self::Sparse(file) => Some(file.offset),
             Self::InFolder { .. } | Self::Memory(_) => None,
         }
     }
@@ -37,7 +33,6 @@ impl Place {
     pub(crate) fn size(&self) -> u64 {
         match self {
             Self::Extent { size, .. } => *size,
-            Self::Sparse(file) => file.map.size,
             Self::InFolder { identity, .. } => identity.size,
             Self::Memory(bytes) => bytes.len() as u64,
         }

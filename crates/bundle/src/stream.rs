@@ -106,7 +106,7 @@ impl BlobStream {
         }
         let pass = self.pass.as_mut().expect("a pass was begun");
         pass.go_to(offset).map_err(read_error)?;
-        Ok(queued.blob.within(pass))
+        Ok(Box::new(pass.take(queued.blob.size())))
     }
 }
 

@@ -3,18 +3,16 @@
 //! Decoding a header is the `tar` crate's work; walking from one to the next is ours, because the usual
 //! readers are lenient where that hurts: they take a cut archive for a whole one, hold extended headers of
 //! any size in memory, and read an absurd size as zero. Sources: POSIX.1-2017 `pax` (ustar and extended
-//! headers), the GNU tar manual (long names, base-256 numbers, sparse files).
+//! headers), the GNU tar manual (long names, base-256 numbers, the headers of sparse files).
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 
 use ::tar::Header;
 use basics::foreign;
 
 use crate::decode::fault_in;
-use crate::sparse::{self, Map};
 use crate::{Ending, Fault, Limits, Truncation};
 
 /// Bytes of a header, and the unit that entry data is padded to.
@@ -161,10 +159,8 @@ pub(crate) enum EntryKind {
     File,
     HardLink(Vec<u8>),
     SymbolicLink(Vec<u8>),
-    /// A file with holes, in the old GNU encoding.
-    Sparse(Arc<Map>),
-    /// A file with holes, in one of the encodings that are not read.
-    ForeignSparse,
+    /// A file with holes: the archive has only some of its bytes, and they are not read.
+    Sparse,
 }
 
 /// One step of the walk.
@@ -183,13 +179,11 @@ pub(crate) fn is_header(block: &[u8]) -> bool {
     block.len() == BLOCK_BYTES && !is_zero(block) && checksum_fits(Header::from_byte_slice(block))
 }
 
-/// The walk. Memory: one header, what `limits` allow for its extension, and the maps of sparse files.
+/// The walk. Memory: one header, and what `limits` allow for its extension.
 pub(crate) struct Walk<'a, I> {
     input: I,
     limits: &'a Limits,
     entries: u64,
-    /// How many parts the sparse files so far have.
-    regions: usize,
     /// The last entry, whose bytes are still to be passed over.
     last: Option<Pending>,
 }
@@ -221,7 +215,6 @@ impl<'a, I: Input> Walk<'a, I> {
             input,
             limits,
             entries: 0,
-            regions: 0,
             last: None,
         }
     }
@@ -252,12 +245,12 @@ impl<'a, I: Input> Walk<'a, I> {
             }
             let size = number(&header.as_old().size).map_err(|why| self.damaged(offset, why))?;
             let kind @ (b'x' | b'X' | b'g' | b'L' | b'K') = type_flag(header) else {
-                let Some(further) = self.further_headers(header)? else {
+                if !self.pass_over_map(header)? {
                     let present = self.input.position() - offset;
                     extension.offset.get_or_insert(offset);
                     return Ok(cut_in_header(offset, present + BLOCK, present, &extension));
-                };
-                match self.entry(header, &further, size, &extension, offset)? {
+                }
+                match self.entry(header, size, &extension, offset)? {
                     Some(entry) => return Ok(Step::Entry(entry)),
                     None => extension = Extension::default(),
                 }
@@ -286,10 +279,6 @@ impl<'a, I: Input> Walk<'a, I> {
         let n = self.input.fill(&mut buffer[..n]).map_err(read_error)?;
         last.read += n as u64;
         Ok(n)
-    }
-
-    pub(crate) fn limits(&self) -> &'a Limits {
-        self.limits
     }
 
     pub(crate) fn into_input(self) -> I {
@@ -359,7 +348,6 @@ impl<'a, I: Input> Walk<'a, I> {
     fn entry(
         &mut self,
         header: &Header,
-        further: &[u8],
         ustar_size: u64,
         extension: &Extension,
         offset: u64,
@@ -377,16 +365,7 @@ impl<'a, I: Input> Walk<'a, I> {
             size if has_data(header, &name) => size,
             _ => 0,
         };
-        let kind = match type_flag(header) {
-            b'S' => Some(self.sparse_kind(header, further, size).map_err(damaged)?),
-            _ => extension.kind_of(header, &name),
-        };
-        if self.regions > sparse::MOST_REGIONS {
-            return Err(Fault::Limit {
-                what: "parts in sparse files".to_owned(),
-                limit: sparse::MOST_REGIONS as u64,
-            });
-        }
+        let kind = extension.kind_of(header, &name);
         self.last = Some(Pending {
             name: name.clone(),
             size,
@@ -406,41 +385,21 @@ impl<'a, I: Input> Walk<'a, I> {
         }))
     }
 
-    /// Reads the blocks in which an old GNU sparse header goes on; none if the archive ends before they do.
-    fn further_headers(&mut self, header: &Header) -> Result<Option<Vec<u8>>, Fault> {
+    /// Passes over the blocks in which the old header of a sparse file goes on, so that its bytes are passed over by the
+    /// size in the header; false if the archive ends before they do.
+    fn pass_over_map(&mut self, header: &Header) -> Result<bool, Fault> {
         // Byte 482 of the header and byte 504 of each further block tell whether another one follows.
-        let mut more = type_flag(header) == b'S' && header.as_bytes()[482] != 0;
-        let mut fields = Vec::new();
+        let mut has_more =
+            type_flag(header) == b'S' && header.as_gnu().is_some() && header.as_bytes()[482] != 0;
         let mut block = [0; BLOCK_BYTES];
-        while more {
+        while has_more {
             if self.input.fill(&mut block).map_err(read_error)? < BLOCK_BYTES {
-                return Ok(None);
+                return Ok(false);
             }
             self.count()?;
-            more = block[504] != 0;
-            // What is too much is refused when the map is read; it need not be kept for that.
-            if fields.len() <= sparse::MOST_REGIONS * BLOCK_BYTES / 21 {
-                fields.extend_from_slice(&block[..504]);
-            }
+            has_more = block[504] != 0;
         }
-        Ok(Some(fields))
-    }
-
-    fn sparse_kind(
-        &mut self,
-        header: &Header,
-        further: &[u8],
-        stored: u64,
-    ) -> Result<EntryKind, &'static str> {
-        // Others use the type for something of their own.
-        if header.as_gnu().is_none() {
-            return Ok(EntryKind::ForeignSparse);
-        }
-        let bytes = header.as_bytes();
-        let fields = [&bytes[386..482], further].concat();
-        let map = Map::new(&fields, number(&bytes[483..495])?, stored, number)?;
-        self.regions += map.len();
-        Ok(EntryKind::Sparse(Arc::new(map)))
+        Ok(true)
     }
 
     /// Two zero blocks end an archive; one and then nothing is what some old writers do.
@@ -625,7 +584,8 @@ impl Extension {
     fn kind_of(&self, header: &Header, name: &[u8]) -> Option<EntryKind> {
         match type_flag(header) {
             0 if is_old_folder(name) => None,
-            b'0' | 0 | b'7' if self.sparse => Some(EntryKind::ForeignSparse),
+            b'0' | 0 | b'7' if self.sparse => Some(EntryKind::Sparse),
+            b'S' => Some(EntryKind::Sparse),
             b'0' | 0 | b'7' => Some(EntryKind::File),
             b'1' => Some(EntryKind::HardLink(self.link_of(header))),
             b'2' => Some(EntryKind::SymbolicLink(self.link_of(header))),
