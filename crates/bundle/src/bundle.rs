@@ -3,21 +3,15 @@
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
 use rustix::fs::{Mode, OFlags};
-use serde::{Deserialize, Serialize};
 
-use crate::extent::Extent;
-use crate::folder::Folder;
-use crate::frames::Frames;
-use crate::packed::Packed;
-use crate::places::{Place, Places};
-use crate::read::{self, Access};
-use crate::{BlobStream, Catalog, Error, Fault, Limits};
+use crate::archive::{Extent, Folder, Frames, Packed, Place};
+use crate::image::{self, Access, Places};
+use crate::{BlobStream, Catalog, Error, Fault, Identity, Limits};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
 ///
@@ -97,7 +91,7 @@ impl Bundle {
         }
         let file = Arc::new(file);
         let identity = Identity::of(&metadata);
-        let read = read::read(&file, &identity, limits).map_err(|fault| fault.in_file(path));
+        let read = image::read(&file, &identity, limits).map_err(|fault| fault.in_file(path));
         let bundle = |(catalog, places, access)| Self {
             path: path.to_owned(),
             source: match access {
@@ -149,7 +143,7 @@ impl Bundle {
             })
         };
         let before = identity()?;
-        let read = read::read_folder(&folder, limits).map_err(|fault| fault.in_file(path));
+        let read = image::read_folder(&folder, limits).map_err(|fault| fault.in_file(path));
         if identity()? != before {
             return Err(Fault::Changed.in_file(path));
         }
@@ -253,41 +247,6 @@ fn kind_of(metadata: &Metadata) -> &'static str {
         () if kind.is_char_device() => "a character device",
         () => "something else",
     }
-}
-
-/// Which file it is and whether it was written to since.
-///
-/// Compare for equality only: clocks jump, and copying tools set times backwards.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Identity {
-    /// Number of the file system's device.
-    pub device: u64,
-    /// Number of the inode.
-    pub inode: u64,
-    /// Size in bytes.
-    pub size: u64,
-    /// Time of the last change of content, in nanoseconds since 1970. Beyond the years 1677 to 2262 it stays
-    /// at the bound.
-    pub mtime_ns: i64,
-    /// Time of the last change of content or inode, likewise.
-    pub ctime_ns: i64,
-}
-
-impl Identity {
-    /// Reads the identity from a file's metadata.
-    pub fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.len(),
-            mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-            ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
-fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// The bytes of a blob; independent of the [`Bundle`] it came from. Cheap to clone.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
-use crate::documents;
+use crate::image::documents;
 use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Reliance};
 
 /// What a bundle shall hold. The order of images and names does not matter: they are sorted.

@@ -33,6 +33,14 @@ pub(crate) fn refused(archive: &Archive) -> Fault {
     }
 }
 
+/// Returns true for the faults of a file that is still being written: waiting may help.
+pub(crate) fn looks_unfinished(error: &Error) -> bool {
+    matches!(
+        error.fault,
+        Fault::Empty | Fault::Truncated(_) | Fault::CompressedCut { .. } | Fault::Changed
+    )
+}
+
 /// The only image of a bundle.
 pub(crate) fn only_image(bundle: &Bundle) -> &Image {
     match bundle.catalog().images.as_slice() {

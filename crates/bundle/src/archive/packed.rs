@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::decode::Decoder;
-use crate::entries::LARGEST_OFFSET;
-use crate::places::Place;
-use crate::tar::{Entry, Input as _, StreamInput, Walk, read_error};
+use super::decode::Decoder;
+use super::entries::LARGEST_OFFSET;
+use super::place::Place;
+use super::tar::{Entry, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
 
 /// The cost of an entry, here and in the table of names, in bytes.

@@ -1,9 +1,6 @@
-//! Where blobs are.
+//! Where bytes are, and what a name is found to stand for.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-
-use oci_spec::image::Digest;
 
 use crate::Identity;
 
@@ -39,10 +36,22 @@ impl Place {
     }
 }
 
-/// The blobs that the catalog mentions and that are there.
-pub(crate) type Places = HashMap<Digest, Place>;
+/// What a name stands for.
+pub(crate) enum Found {
+    File(Place),
+    /// No such entry.
+    Nothing,
+    /// There is one, but its bytes cannot be had, for this reason.
+    Unusable(String),
+}
 
-/// The name of a digest's blob in an OCI image layout (image-spec, "Image Layout").
-pub(crate) fn blob_name(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm(), digest.digest())
+/// What there is where the blobs of a layout should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlobsFolder {
+    /// A link, which is not followed out of the bundle.
+    Link,
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// Files, whichever.
+    Something,
 }

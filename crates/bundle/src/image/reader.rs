@@ -1,6 +1,7 @@
 //! What both formats need while images are made of an archive: blobs found, documents read and verified,
 //! and the account of what they cost.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -8,14 +9,17 @@ use basics::digest;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 
-use crate::account::Account;
-use crate::documents::RawDescriptor;
-use crate::places::{Place, Places, blob_name};
-use crate::table::{Archive, Found};
+use super::account::Account;
+use super::documents::RawDescriptor;
+use super::layout::blob_name;
+use crate::archive::{Archive, Found, Place};
 use crate::{Content, Fault, Limits, Node, PartState};
 
 /// Media type of the manifests that Docker archives get.
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// The blobs that the catalog mentions and that are there.
+pub(crate) type Places = HashMap<Digest, Place>;
 
 /// An archive that is being made into a catalog.
 pub(crate) struct Reader<'a> {

@@ -5,15 +5,18 @@
 //! any size in memory, and read an absurd size as zero. Sources: POSIX.1-2017 `pax` (ustar and extended
 //! headers), the GNU tar manual (long names, base-256 numbers, the headers of sparse files).
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
+mod extension;
+mod input;
+
+use std::io;
 
 use ::tar::Header;
 use basics::foreign;
 
-use crate::decode::fault_in;
+use super::decode::fault_in;
 use crate::{Ending, Fault, Limits, Truncation};
+use extension::Extension;
+pub(crate) use input::{FileInput, Input, StreamInput, fill};
 
 /// Bytes of a header, and the unit that entry data is padded to.
 pub(crate) const BLOCK: u64 = 512;
@@ -21,123 +24,6 @@ const BLOCK_BYTES: usize = 512;
 
 /// Padding behind the end-of-archive mark is at most one record; no tar writes larger ones than this.
 const LONGEST_PADDING: u64 = 1 << 20;
-
-/// Where an archive's bytes come from: a file that is skipped through by seeking, or a stream.
-pub(crate) trait Input {
-    /// Fills the buffer; fewer bytes only at the end.
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Passes over bytes and tells how many there were; fewer only at the end.
-    fn skip(&mut self, bytes: u64) -> io::Result<u64>;
-    /// Offset of the next byte.
-    fn position(&self) -> u64;
-    /// How many bytes are left, where that is known.
-    fn remaining(&self) -> Option<u64>;
-}
-
-/// An archive in a file, read at offsets.
-pub(crate) struct FileInput<'a> {
-    file: &'a File,
-    length: u64,
-    position: u64,
-}
-
-impl<'a> FileInput<'a> {
-    pub(crate) fn new(file: &'a File, length: u64) -> Self {
-        Self {
-            file,
-            length,
-            position: 0,
-        }
-    }
-}
-
-impl Input for FileInput<'_> {
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = buffer
-            .len()
-            .min(usize::try_from(self.length - self.position).unwrap_or(usize::MAX));
-        self.file.read_exact_at(&mut buffer[..n], self.position)?;
-        self.position += n as u64;
-        Ok(n)
-    }
-
-    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        let n = bytes.min(self.length - self.position);
-        self.position += n;
-        Ok(n)
-    }
-
-    fn position(&self) -> u64 {
-        self.position
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        Some(self.length - self.position)
-    }
-}
-
-/// An archive that comes as a stream.
-pub(crate) struct StreamInput<R> {
-    source: R,
-    position: u64,
-    /// What is passed over has to be read, too.
-    passed_over: Vec<u8>,
-}
-
-impl<R: Read> StreamInput<R> {
-    pub(crate) fn new(source: R) -> Self {
-        Self {
-            source,
-            position: 0,
-            passed_over: vec![0; 64 << 10],
-        }
-    }
-
-    pub(crate) fn into_inner(self) -> R {
-        self.source
-    }
-}
-
-impl<R: Read> Input for StreamInput<R> {
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.source.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.position += filled as u64;
-        Ok(filled)
-    }
-
-    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        let mut buffer = std::mem::take(&mut self.passed_over);
-        let mut skipped = 0;
-        let result = loop {
-            let wanted = buffer
-                .len()
-                .min(usize::try_from(bytes - skipped).unwrap_or(usize::MAX));
-            match self.fill(&mut buffer[..wanted]) {
-                Ok(0) => break Ok(skipped),
-                Ok(n) => skipped += n as u64,
-                Err(error) => break Err(error),
-            }
-        };
-        self.passed_over = buffer;
-        result
-    }
-
-    fn position(&self) -> u64 {
-        self.position
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        None
-    }
-}
 
 /// An entry that could matter.
 #[derive(Debug)]
@@ -193,20 +79,6 @@ struct Pending {
     size: u64,
     /// How much of it was read already.
     read: u64,
-}
-
-/// What extended headers say about the entry that follows them.
-#[derive(Default)]
-struct Extension {
-    /// Where the first of them begins; global ones need no entry to follow and do not count.
-    offset: Option<u64>,
-    name: Option<Vec<u8>>,
-    long_name: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    long_link: Option<Vec<u8>>,
-    size: Option<u64>,
-    sparse: bool,
-    sparse_name: Option<Vec<u8>>,
 }
 
 impl<'a, I: Input> Walk<'a, I> {
@@ -562,139 +434,4 @@ fn octal(field: &[u8]) -> Result<u64, &'static str> {
         b'0'..=b'7' => Ok(value << 3 | u64::from(digit - b'0')),
         _ => Err("a number in the header is not octal"),
     })
-}
-
-impl Extension {
-    fn name_of(&self, header: &Header) -> Vec<u8> {
-        let given = self
-            .sparse_name
-            .as_ref()
-            .or(self.long_name.as_ref())
-            .or(self.name.as_ref());
-        given.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
-    }
-
-    fn link_of(&self, header: &Header) -> Vec<u8> {
-        let given = self.long_link.as_ref().or(self.link.as_ref());
-        given
-            .cloned()
-            .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
-    }
-
-    fn kind_of(&self, header: &Header, name: &[u8]) -> Option<EntryKind> {
-        match type_flag(header) {
-            0 if is_old_folder(name) => None,
-            b'0' | 0 | b'7' if self.sparse => Some(EntryKind::Sparse),
-            b'S' => Some(EntryKind::Sparse),
-            b'0' | 0 | b'7' => Some(EntryKind::File),
-            b'1' => Some(EntryKind::HardLink(self.link_of(header))),
-            b'2' => Some(EntryKind::SymbolicLink(self.link_of(header))),
-            _ => None,
-        }
-    }
-
-    fn size_of(&self, ustar_size: u64) -> Result<u64, &'static str> {
-        match self.size {
-            // Two readers that believe different ones see different archives (CVE-2025-62518).
-            Some(size) if ustar_size != 0 && ustar_size != size => {
-                Err("its header and its extended header disagree about its size")
-            }
-            Some(size) => Ok(size),
-            None => Ok(ustar_size),
-        }
-    }
-
-    fn take(&mut self, kind: u8, payload: &[u8]) -> Result<(), &'static str> {
-        let text = || {
-            payload
-                .split(|byte| *byte == 0)
-                .next()
-                .unwrap_or_default()
-                .to_vec()
-        };
-        match kind {
-            b'L' => self.long_name = Some(text()),
-            b'K' => self.long_link = Some(text()),
-            b'g' => return check_global(payload),
-            _ => {
-                for record in Records(payload) {
-                    self.take_record(record?)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn take_record(&mut self, (key, value): (&[u8], &[u8])) -> Result<(), &'static str> {
-        // An empty value takes the record back (POSIX.1-2017 pax, "Extended Header").
-        let given = (!value.is_empty()).then(|| value.to_vec());
-        match key {
-            b"path" => self.name = given,
-            b"linkpath" => self.link = given,
-            b"size" => {
-                self.size = if value.is_empty() {
-                    None
-                } else {
-                    Some(decimal(value)?)
-                }
-            }
-            b"GNU.sparse.name" => (self.sparse, self.sparse_name) = (true, given),
-            key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-/// Global records apply to all later entries. Ours are comments (git archive) or times; one that renames or
-/// resizes everything is nothing that a tool writes, and readers differ on it.
-fn check_global(payload: &[u8]) -> Result<(), &'static str> {
-    for record in Records(payload) {
-        if matches!(record?.0, b"path" | b"linkpath" | b"size") {
-            return Err("a global extended header sets names or sizes");
-        }
-    }
-    Ok(())
-}
-
-fn decimal(value: &[u8]) -> Result<u64, &'static str> {
-    const BAD: &str = "the size in an extended header is no number or too large";
-    let text = std::str::from_utf8(value).map_err(|_| BAD)?;
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let value: i64 = text.parse().map_err(|_| BAD)?;
-    if digits {
-        u64::try_from(value).map_err(|_| BAD)
-    } else {
-        Err(BAD)
-    }
-}
-
-/// The records of a PAX header: `<length> <key>=<value>\n`, the length counting all of it in decimal.
-struct Records<'a>(&'a [u8]);
-
-impl<'a> Iterator for Records<'a> {
-    type Item = Result<(&'a [u8], &'a [u8]), &'static str>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let record = split_record(self.0);
-        self.0 = record.map_or(&[], |(_, rest)| rest);
-        Some(
-            record
-                .map(|(record, _)| record)
-                .ok_or("an extended header's records are malformed"),
-        )
-    }
-}
-
-type Record<'a> = (&'a [u8], &'a [u8]);
-
-fn split_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
-    let space = bytes.iter().take(8).position(|byte| *byte == b' ')?;
-    let length: usize = std::str::from_utf8(&bytes[..space]).ok()?.parse().ok()?;
-    let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
-    let equals = record.iter().position(|byte| *byte == b'=')?;
-    Some(((&record[..equals], &record[equals + 1..]), &bytes[length..]))
 }

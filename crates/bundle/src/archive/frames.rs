@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zstd::stream::read::Decoder;
 
-use crate::decode::{LARGEST_WINDOW_LOG, most_frames};
-use crate::tar::Input;
+use super::decode::{LARGEST_WINDOW_LOG, most_frames};
+use super::tar::{Input, fill};
 use crate::{Compression, Fault, Limits};
 
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
@@ -393,16 +393,7 @@ impl Read for FrameReader {
 
 impl Input for FrameReader {
     fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
+        fill(self, buffer)
     }
 
     fn skip(&mut self, bytes: u64) -> io::Result<u64> {

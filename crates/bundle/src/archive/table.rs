@@ -11,14 +11,14 @@ use std::sync::Arc;
 use basics::foreign;
 use oci_spec::image::Digest;
 
-use crate::decode::Decoder;
-use crate::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
-use crate::folder::Folder;
-use crate::frames::{Allowance, Frames};
-use crate::packed::{Facts, Kept, Packed};
-use crate::places::Place;
-use crate::strangers::{self, Telltale};
-use crate::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
+use super::decode::Decoder;
+use super::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
+use super::folder::Folder;
+use super::frames::{Allowance, Frames};
+use super::packed::{Facts, Kept, Packed};
+use super::place::{BlobsFolder, Found, Place};
+use super::strangers::{self, Telltale};
+use super::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
 use crate::{Compression, Ending, Fault, Limits, Warning};
 use basics::digest::{self, Hasher};
 
@@ -51,17 +51,6 @@ pub(crate) struct Archive {
     has_blobs: bool,
 }
 
-/// What there is where the blobs of a layout should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Blobs {
-    /// A link, which is not followed out of the bundle.
-    Link,
-    /// Nothing, or an empty folder.
-    Nothing,
-    /// Files, whichever.
-    Something,
-}
-
 /// What the bytes at an offset are taken from.
 enum Store {
     /// A plain archive: its file.
@@ -76,15 +65,6 @@ enum Store {
 
 /// What the documents of a folder may come to, in bytes: it has no length of its own.
 const MOST_OF_A_FOLDER: u64 = 1 << 30;
-
-/// What a name stands for.
-pub(crate) enum Found {
-    File(Place),
-    /// No such entry.
-    Nothing,
-    /// There is one, but its bytes cannot be had, for this reason.
-    Unusable(String),
-}
 
 impl Archive {
     /// Reads all headers of a tar archive in a file.
@@ -246,14 +226,14 @@ impl Archive {
     }
 
     /// What there is where the blobs of a layout should be.
-    pub(crate) fn blobs(&self) -> Blobs {
+    pub(crate) fn blobs(&self) -> BlobsFolder {
         if let Store::Folder(folder) = &self.store {
             return folder.blobs();
         }
         match self.entries.get(Fingerprint::of(b"blobs")) {
-            _ if self.has_blobs => Blobs::Something,
-            Some(Item::Link(_) | Item::LinkOutside) => Blobs::Link,
-            _ => Blobs::Nothing,
+            _ if self.has_blobs => BlobsFolder::Something,
+            Some(Item::Link(_) | Item::LinkOutside) => BlobsFolder::Link,
+            _ => BlobsFolder::Nothing,
         }
     }
 
