@@ -64,50 +64,41 @@ impl Bundle {
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
         // O_NONBLOCK: opening a named pipe would wait for a writer for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|source| {
-            Fault::Io {
-                action: "open the file",
-                source: source.into(),
-            }
-            .in_file(path)
-        })?;
+        let file = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| Fault::io("open the file")(errno.into()).in_file(path))?;
         Self::from_file(File::from(file), path, limits)
     }
 
     /// Like [`Bundle::open`] for a file that is open already; `path` only tells what to call it.
     pub fn from_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
-        let stat = |file: &File| {
-            file.metadata().map_err(|source| {
-                Fault::Io {
-                    action: "stat the file",
-                    source,
-                }
-                .in_file(path)
-            })
-        };
+        Self::of_file(file, path, limits).map_err(|fault| fault.in_file(path))
+    }
+
+    fn of_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Fault> {
+        let stat = |file: &File| file.metadata().map_err(Fault::io("stat the file"));
         let metadata = stat(&file)?;
         if !metadata.is_file() {
-            return Err(Fault::NotAFile(kind_of(&metadata)).in_file(path));
+            return Err(Fault::NotAFile(kind_of(&metadata)));
         }
         let file = Arc::new(file);
         let identity = Identity::of(&metadata);
-        let read = image::read(&file, &identity, limits).map_err(|fault| fault.in_file(path));
-        let bundle = |(catalog, places, access)| Self {
+        let read = image::read(&file, &identity, limits);
+        // A writer explains any error, and a catalog of two half files would be worse than none.
+        if Identity::of(&stat(&file)?) != identity {
+            return Err(Fault::Changed);
+        }
+        let (catalog, places, access) = read?;
+        Ok(Self {
             path: path.to_owned(),
             source: match access {
-                Access::Plain => Source::Plain(Arc::clone(&file)),
-                Access::Packed(packed) => Source::Packed(Arc::clone(&file), packed),
-                Access::Framed(frames) => Source::Framed(Arc::clone(&file), frames),
+                Access::Plain => Source::Plain(file),
+                Access::Packed(packed) => Source::Packed(file, packed),
+                Access::Framed(frames) => Source::Framed(file, frames),
             },
             identity,
             catalog,
             places,
-        };
-        // A writer explains any error, and a catalog of two half files would be worse than none.
-        if Identity::of(&stat(&file)?) != Identity::of(&metadata) {
-            return Err(Fault::Changed.in_file(path));
-        }
-        read.map(bundle)
+        })
     }
 
     /// Opens a folder into which an image layout was extracted.
@@ -120,38 +111,29 @@ impl Bundle {
     /// As [`Bundle::open`].
     pub fn open_dir(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(|source| {
-            Fault::Io {
-                action: "open the folder",
-                source: source.into(),
-            }
-            .in_file(path)
-        })?;
+        let folder = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| Fault::io("open the folder")(errno.into()).in_file(path))?;
         Self::from_dir(File::from(folder), path, limits)
     }
 
     /// Like [`Bundle::open_dir`] for a folder that is open already; `path` only tells what to call it.
     pub fn from_dir(folder: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
+        Self::of_dir(folder, path, limits).map_err(|fault| fault.in_file(path))
+    }
+
+    fn of_dir(folder: File, path: &Path, limits: &Limits) -> Result<Self, Fault> {
         let folder = Arc::new(Folder::new(folder));
-        let identity = || {
-            folder.identity().map_err(|source| {
-                Fault::Io {
-                    action: "stat the folder",
-                    source,
-                }
-                .in_file(path)
-            })
-        };
-        let before = identity()?;
-        let read = image::read_folder(&folder, limits).map_err(|fault| fault.in_file(path));
-        if identity()? != before {
-            return Err(Fault::Changed.in_file(path));
+        let stat = || folder.identity().map_err(Fault::io("stat the folder"));
+        let identity = stat()?;
+        let read = image::read_folder(&folder, limits);
+        if stat()? != identity {
+            return Err(Fault::Changed);
         }
         let (catalog, places) = read?;
         Ok(Self {
             path: path.to_owned(),
             source: Source::Folder(folder),
-            identity: before,
+            identity,
             catalog,
             places,
         })

@@ -125,6 +125,11 @@ fn of_entry(entry: Option<&str>) -> String {
 }
 
 impl Fault {
+    /// Makes a fault of what the system says when something cannot be done.
+    pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+
     pub(crate) fn in_file(self, path: &Path) -> Error {
         Error {
             path: path.to_owned(),

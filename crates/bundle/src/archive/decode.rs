@@ -101,10 +101,7 @@ impl Source {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(source) => Err(Fault::Io {
-                action: "read the file",
-                source,
-            }),
+            Err(error) => Err(Fault::io("read the file")(error)),
         }
     }
 
@@ -165,10 +162,9 @@ impl Engine {
         let codec: Box<dyn Codec> = match compression {
             Compression::None => unreachable!("a plain archive is not decompressed"),
             Compression::Gzip => Box::new(Gzip::new()),
-            Compression::Zstd => Box::new(Zstd::new(limits.zstd_window_log).map_err(|source| Fault::Io {
-                action: "prepare to decompress",
-                source,
-            })?),
+            Compression::Zstd => {
+                Box::new(Zstd::new(limits.zstd_window_log).map_err(Fault::io("prepare to decompress"))?)
+            }
             Compression::Xz => Box::new(Xz::new(window(limits.zstd_window_log))),
             Compression::Bzip2 => Box::new(Bzip2::new()),
             Compression::Lz4 => return Ok(Self::Lz4(Some(Box::new(FrameDecoder::new(source))))),

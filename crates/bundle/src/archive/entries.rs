@@ -52,9 +52,9 @@ pub(crate) enum Item {
 
 /// An item in 16 bytes: its kind in the highest bits.
 #[derive(Clone, Copy)]
-struct Packed(u128);
+struct Bits(u128);
 
-impl From<Item> for Packed {
+impl From<Item> for Bits {
     fn from(item: Item) -> Self {
         let two = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
         let (kind, value) = match item {
@@ -69,12 +69,12 @@ impl From<Item> for Packed {
     }
 }
 
-impl From<Packed> for Item {
+impl From<Bits> for Item {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "takes apart what was put together"
     )]
-    fn from(Packed(bits): Packed) -> Self {
+    fn from(Bits(bits): Bits) -> Self {
         let value = bits & FINGERPRINT;
         let (high, low) = ((value >> 64) as u64, value as u64);
         match bits >> (u128::BITS - KIND_BITS) {
@@ -97,9 +97,9 @@ impl From<Packed> for Item {
 #[derive(Default)]
 pub(crate) struct Entries {
     /// By fingerprint.
-    sorted: Vec<(Fingerprint, Packed)>,
+    sorted: Vec<(Fingerprint, Bits)>,
     /// Those that came since: no more than an eighth of the others, so that sorting them in costs little.
-    recent: BTreeMap<Fingerprint, Packed>,
+    recent: BTreeMap<Fingerprint, Bits>,
 }
 
 /// So many are worth sorting in.
@@ -108,7 +108,7 @@ const FEW: usize = 4096;
 impl Entries {
     /// Sets what a name stands for, and tells whether it stood for something before.
     pub(crate) fn insert(&mut self, name: Fingerprint, item: Item) -> bool {
-        let item = Packed::from(item);
+        let item = Bits::from(item);
         if let Ok(at) = self.position(name) {
             self.sorted[at].1 = item;
             return true;
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn an_entry_takes_32_bytes() {
-        assert_eq!(size_of::<(Fingerprint, Packed)>(), 32);
+        assert_eq!(size_of::<(Fingerprint, Bits)>(), 32);
     }
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
             Item::Sparse,
         ];
         for item in items {
-            assert_eq!(Item::from(Packed::from(item)), item);
+            assert_eq!(Item::from(Bits::from(item)), item);
         }
     }
 

@@ -102,10 +102,7 @@ impl Folder {
         match self.open_file(name) {
             Ok((file, found)) if found == *identity => Ok(file),
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => Err(Fault::Changed),
-            Err(error) => Err(Fault::Io {
-                action: "open a file of the folder",
-                source: error.into(),
-            }),
+            Err(error) => Err(Fault::io("open a file of the folder")(error.into())),
         }
     }
 

@@ -149,7 +149,7 @@ impl Frames {
     }
 
     fn open(&self, row: Row) -> io::Result<Open> {
-        let packed = Packed {
+        let packed = FrameBytes {
             file: Arc::clone(&self.file),
             position: row.packed_start,
             left: row.packed,
@@ -300,7 +300,7 @@ impl FrameReader {
 
 /// A frame that is being decompressed.
 struct Open {
-    decoder: Decoder<'static, BufReader<Packed>>,
+    decoder: Decoder<'static, BufReader<FrameBytes>>,
     row: Row,
     read: u64,
 }
@@ -412,13 +412,13 @@ impl Input for FrameReader {
 }
 
 /// The bytes of one frame in the file.
-struct Packed {
+struct FrameBytes {
     file: Arc<File>,
     position: u64,
     left: u64,
 }
 
-impl Read for Packed {
+impl Read for FrameBytes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let n = self.file.read_at(&mut buffer[..wanted], self.position)?;

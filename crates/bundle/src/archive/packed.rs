@@ -51,10 +51,7 @@ impl Packed {
 
     /// Begins a pass, over the file that was there at the first one.
     pub(crate) fn decoder(&self) -> Result<Decoder, Fault> {
-        let metadata = self.file.metadata().map_err(|source| Fault::Io {
-            action: "stat the file",
-            source,
-        })?;
+        let metadata = self.file.metadata().map_err(Fault::io("stat the file"))?;
         if Identity::of(&metadata) != self.identity {
             return Err(Fault::Changed);
         }

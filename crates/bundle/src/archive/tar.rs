@@ -376,10 +376,7 @@ pub(crate) fn read_error(source: io::Error) -> Fault {
     match source.kind() {
         // The length was known, so somebody has cut the file since.
         io::ErrorKind::UnexpectedEof => Fault::Changed,
-        _ => Fault::Io {
-            action: "read the file",
-            source,
-        },
+        _ => Fault::io("read the file")(source),
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::account::TEXT;
 use super::documents::{self, Config, DockerImage};
-use super::reader::{DOCKER_MANIFEST, Reader, stand_in};
+use super::reader::{Blobs as _, DOCKER_MANIFEST, Reader, stand_in};
 use crate::archive::{Found, Place};
 use crate::{Compression, Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName};
 

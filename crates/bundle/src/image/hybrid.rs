@@ -11,7 +11,7 @@ use super::docker::Docker;
 use super::documents::{self, DockerImage};
 use super::layout;
 use super::read::{DOCKER, Images, check_count, content_digest, elements};
-use super::reader::Reader;
+use super::reader::{Blobs as _, Reader};
 use crate::{Content, Fault, Image, Manifest, PartState, RawName, Warning};
 
 /// Takes from `manifest.json` the names of images that have none, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an

@@ -13,7 +13,7 @@ use super::docker::Docker;
 use super::documents::{self, Annotated, Index, LayoutFile, RawList};
 use super::hybrid::compare_sides;
 use super::layout::{Layout, blob_name};
-use super::reader::{Places, Reader};
+use super::reader::{Blobs as _, Places, Reader};
 use super::reliance::{self, Reliance};
 use crate::archive::{
     Archive, BlobsFolder, Folder, Found, Frames, Packed, Place, recognise, recognise_packed, strangers,
