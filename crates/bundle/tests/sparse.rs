@@ -1,15 +1,13 @@
 //! Sparse entries are refused by name wherever something relies on them, in every form that tar writes, and are passed
 //! over where nothing does.
 
-mod common;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 
+use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, Image, Layout};
 use airgapd_bundle::{Bundle, Compression, Fault, Limits};
-use common::*;
 use tar::{EntryType, Header};
 
 /// The forms of a sparse entry, as options of GNU tar: the old one, and the three of PAX headers.

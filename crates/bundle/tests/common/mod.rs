@@ -4,9 +4,20 @@
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
-use airgapd_bundle::fixtures::{Archive, digest_of};
+use airgapd_bundle::fixtures::{Archive, Image as Built, Layout, digest_of};
 use airgapd_bundle::{Bundle, Content, Error, Fault, Image, Limits, Manifest, Node, PartState};
 use oci_spec::image::Digest;
+
+/// A layout with one image of one layer.
+pub(crate) fn one_image() -> Archive {
+    Layout::new()
+        .image(
+            Built::new("docker.io/library/a:1")
+                .platform("linux/amd64")
+                .layer(b"hello"),
+        )
+        .build()
+}
 
 /// Opens bytes as a bundle.
 pub(crate) fn open(bytes: &[u8]) -> Result<Bundle, Error> {
