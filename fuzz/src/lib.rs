@@ -8,7 +8,7 @@ use std::path::Path;
 
 use basics::is_visible;
 use bundle::{Bundle, Catalog, Content, Error, Limits, Node, PartState};
-use import::{MOST_RECORDS, Naming, Policy, Verdict, Wanted, select};
+use import::{Naming, Policy, Verdict, Wanted, select};
 use oci_spec::image::Digest;
 use platforms::{Platform, Rules};
 
@@ -129,7 +129,7 @@ fn check_selection(catalog: &Catalog) {
         let policy = Policy {
             wanted,
             naming: Naming::default(),
-            most_records: MOST_RECORDS,
+            most_records: import::MOST_RECORDS,
         };
         for choice in select(catalog, &policy).choices {
             assert_printable(&choice.label);
