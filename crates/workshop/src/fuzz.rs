@@ -115,4 +115,22 @@ mod tests {
             );
         }
     }
+
+    /// The targets take in sources of other crates, which no compiler of the workspace looks at.
+    #[test]
+    fn each_source_that_a_target_takes_in_is_there() {
+        let folder = workspace().join("fuzz/fuzz_targets");
+        let mut count = 0;
+        for (target, _) in TARGETS {
+            let source = fs::read_to_string(folder.join(format!("{target}.rs"))).unwrap();
+            let paths = source
+                .lines()
+                .filter_map(|line| line.strip_prefix("#[path = \"")?.strip_suffix("\"]"));
+            for path in paths {
+                assert!(folder.join(path).is_file(), "{target}: {path}");
+                count += 1;
+            }
+        }
+        assert!(count > 0, "no target takes in a source");
+    }
 }
