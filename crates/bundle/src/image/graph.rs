@@ -6,10 +6,10 @@
 use basics::digest;
 use oci_spec::image::{Descriptor, Digest};
 
-use crate::account::Account;
-use crate::documents::RawDescriptor;
-use crate::layout::Layout;
-use crate::reader::Blobs;
+use super::account::Account;
+use super::documents::RawDescriptor;
+use super::layout::Layout;
+use super::reader::Blobs;
 use crate::{Content, Fault, Limits, Node, PartState};
 
 /// A place that keeps blobs by digest.

@@ -6,7 +6,7 @@ use basics::{digest, foreign};
 use oci_spec::image::{Descriptor, Digest};
 use serde::{Deserialize, Serialize};
 
-use crate::account::TEXT;
+use super::account::TEXT;
 
 /// Annotation of `index.json`: the digest of the blob that lists what the bundle relies on.
 const DOCUMENT: &str = "io.airgapd.delta.relies-on";

@@ -46,17 +46,15 @@ pub(crate) enum Item {
     Link(Fingerprint),
     /// A link out of the archive.
     LinkOutside,
-    /// A sparse file, by its number.
-    Sparse(u32),
-    /// A sparse file in an encoding that is not read.
-    ForeignSparse,
+    /// A sparse file, which is not read.
+    Sparse,
 }
 
 /// An item in 16 bytes: its kind in the highest bits.
 #[derive(Clone, Copy)]
-struct Packed(u128);
+struct Bits(u128);
 
-impl From<Item> for Packed {
+impl From<Item> for Bits {
     fn from(item: Item) -> Self {
         let two = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
         let (kind, value) = match item {
@@ -64,20 +62,19 @@ impl From<Item> for Packed {
             Item::Cut { size, present } => (1, two(present, size)),
             Item::Link(Fingerprint(target)) => (2, target),
             Item::LinkOutside => (3, 0),
-            Item::Sparse(number) => (4, u128::from(number)),
-            Item::ForeignSparse => (5, 0),
+            Item::Sparse => (4, 0),
         };
         debug_assert!(value <= FINGERPRINT, "an offset beyond the largest");
         Self(kind << (u128::BITS - KIND_BITS) | value & FINGERPRINT)
     }
 }
 
-impl From<Packed> for Item {
+impl From<Bits> for Item {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "takes apart what was put together"
     )]
-    fn from(Packed(bits): Packed) -> Self {
+    fn from(Bits(bits): Bits) -> Self {
         let value = bits & FINGERPRINT;
         let (high, low) = ((value >> 64) as u64, value as u64);
         match bits >> (u128::BITS - KIND_BITS) {
@@ -91,8 +88,7 @@ impl From<Packed> for Item {
             },
             2 => Self::Link(Fingerprint(value)),
             3 => Self::LinkOutside,
-            4 => Self::Sparse(low as u32),
-            _ => Self::ForeignSparse,
+            _ => Self::Sparse,
         }
     }
 }
@@ -101,9 +97,9 @@ impl From<Packed> for Item {
 #[derive(Default)]
 pub(crate) struct Entries {
     /// By fingerprint.
-    sorted: Vec<(Fingerprint, Packed)>,
+    sorted: Vec<(Fingerprint, Bits)>,
     /// Those that came since: no more than an eighth of the others, so that sorting them in costs little.
-    recent: BTreeMap<Fingerprint, Packed>,
+    recent: BTreeMap<Fingerprint, Bits>,
 }
 
 /// So many are worth sorting in.
@@ -112,7 +108,7 @@ const FEW: usize = 4096;
 impl Entries {
     /// Sets what a name stands for, and tells whether it stood for something before.
     pub(crate) fn insert(&mut self, name: Fingerprint, item: Item) -> bool {
-        let item = Packed::from(item);
+        let item = Bits::from(item);
         if let Ok(at) = self.position(name) {
             self.sorted[at].1 = item;
             return true;
@@ -162,7 +158,7 @@ mod tests {
 
     #[test]
     fn an_entry_takes_32_bytes() {
-        assert_eq!(size_of::<(Fingerprint, Packed)>(), 32);
+        assert_eq!(size_of::<(Fingerprint, Bits)>(), 32);
     }
 
     #[test]
@@ -180,11 +176,10 @@ mod tests {
             },
             Item::Link(link),
             Item::LinkOutside,
-            Item::Sparse(u32::MAX),
-            Item::ForeignSparse,
+            Item::Sparse,
         ];
         for item in items {
-            assert_eq!(Item::from(Packed::from(item)), item);
+            assert_eq!(Item::from(Bits::from(item)), item);
         }
     }
 

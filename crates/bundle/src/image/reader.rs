@@ -1,6 +1,7 @@
 //! What both formats need while images are made of an archive: blobs found, documents read and verified,
 //! and the account of what they cost.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -8,14 +9,17 @@ use basics::digest;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::Platform;
 
-use crate::account::Account;
-use crate::documents::RawDescriptor;
-use crate::places::{Place, Places, blob_name};
-use crate::table::{Archive, Found};
+use super::account::Account;
+use super::documents::RawDescriptor;
+use super::layout::blob_name;
+use crate::archive::{Archive, Found, Place};
 use crate::{Content, Fault, Limits, Node, PartState};
 
 /// Media type of the manifests that Docker archives get.
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// The blobs that the catalog mentions and that are there.
+pub(crate) type Places = HashMap<Digest, Place>;
 
 /// An archive that is being made into a catalog.
 pub(crate) struct Reader<'a> {
@@ -62,15 +66,24 @@ impl Blobs for Reader<'_> {
     }
 
     fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
-        Reader::charge(self, descriptors, kept)
+        self.spent.charge(self.limits, descriptors, kept)
     }
 
     fn hold(&mut self, bytes: u64) -> Result<(), Fault> {
-        Reader::hold(self, bytes)
+        self.spent.hold(self.limits, bytes)
     }
 
     fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor) {
-        Reader::take_embedded(self, given, descriptor);
+        if given.data.is_empty() || matches!(self.locate(descriptor), Located::Present(_)) {
+            return;
+        }
+        let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(&given.data) else {
+            return;
+        };
+        if bytes.len() as u64 == descriptor.size() && digest::fits(&bytes, descriptor.digest()) {
+            self.places
+                .insert(descriptor.digest().clone(), Place::Memory(Arc::from(bytes)));
+        }
     }
 
     fn state(&mut self, descriptor: &Descriptor) -> PartState {
@@ -118,16 +131,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Puts descriptors, and the bytes they keep, on the account.
-    pub(crate) fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
-        self.spent.charge(self.limits, descriptors, kept)
-    }
-
-    /// Puts other memory that the catalog takes on the account, in bytes.
-    pub(crate) fn hold(&mut self, bytes: u64) -> Result<(), Fault> {
-        self.spent.hold(self.limits, bytes)
-    }
-
     /// Puts the memory that is on the account so far on it once more: there are two of what takes it.
     pub(crate) fn hold_again(&mut self) -> Result<(), Fault> {
         self.hold(self.spent.held)
@@ -163,20 +166,6 @@ impl<'a> Reader<'a> {
         let known = self.archive.known_sha256(place)?;
         let differs = digest.algorithm() == known.algorithm() && *digest != known;
         differs.then(|| format!("blob {digest} is corrupt: its bytes do not have that digest"))
-    }
-
-    /// Takes the bytes that a descriptor embeds, if they are right and the archive has no such blob.
-    pub(crate) fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor) {
-        if given.data.is_empty() || matches!(self.locate(descriptor), Located::Present(_)) {
-            return;
-        }
-        let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(&given.data) else {
-            return;
-        };
-        if bytes.len() as u64 == descriptor.size() && digest::fits(&bytes, descriptor.digest()) {
-            self.places
-                .insert(descriptor.digest().clone(), Place::Memory(Arc::from(bytes)));
-        }
     }
 
     /// Reads a document and verifies it; the inner error says why it is unusable.

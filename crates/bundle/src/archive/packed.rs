@@ -13,11 +13,10 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::decode::Decoder;
-use crate::entries::LARGEST_OFFSET;
-use crate::places::Place;
-use crate::sparse::Expanded;
-use crate::tar::{Entry, EntryKind, Input as _, StreamInput, Walk, read_error};
+use super::decode::Decoder;
+use super::entries::LARGEST_OFFSET;
+use super::place::Place;
+use super::tar::{Entry, Input as _, StreamInput, Walk, read_error};
 use crate::{Compression, Fault, Identity, Limits};
 
 /// The cost of an entry, here and in the table of names, in bytes.
@@ -50,17 +49,9 @@ impl Packed {
         }
     }
 
-    /// Bytes of the file.
-    pub(crate) fn length(&self) -> u64 {
-        self.identity.size
-    }
-
     /// Begins a pass, over the file that was there at the first one.
     pub(crate) fn decoder(&self) -> Result<Decoder, Fault> {
-        let metadata = self.file.metadata().map_err(|source| Fault::Io {
-            action: "stat the file",
-            source,
-        })?;
+        let metadata = self.file.metadata().map_err(Fault::io("stat the file"))?;
         if Identity::of(&metadata) != self.identity {
             return Err(Fault::Changed);
         }
@@ -168,34 +159,31 @@ impl PackedFacts {
 }
 
 impl Kept {
-    /// Reads an entry's bytes to their end, and tells how many of those that are stored there are.
+    /// Reads an entry's bytes to their end, and tells how many of them there are.
     pub(crate) fn take(
         &mut self,
         entry: &Entry,
         walk: &mut Walk<'_, StreamInput<Decoder>>,
         limits: &Limits,
     ) -> Result<u64, Fault> {
-        let size = match &entry.kind {
-            EntryKind::Sparse(map) => map.size,
-            _ => entry.size,
-        };
+        let size = entry.size;
         let fits = size <= limits.json_document && self.room_taken + size <= self.room(limits) / 2;
         let mut digested = Digested {
             hasher: Sha256::new(),
             compression: None,
             document: fits.then(Vec::new),
         };
-        let mut stored = StoredBytes { walk, read: 0 };
+        let mut present = 0;
         let mut piece = vec![0; PIECE.min(usize::try_from(size).unwrap_or(PIECE))];
-        match &entry.kind {
-            EntryKind::Sparse(map) => {
-                let expanded = Expanded::new(Arc::clone(map), &mut stored, 0);
-                digested.take_all(expanded.take(size), &mut piece)
+        loop {
+            match walk.read(&mut piece)? {
+                0 => break,
+                n => {
+                    digested.take(&piece[..n]);
+                    present += n as u64;
+                }
             }
-            _ => digested.take_all(&mut stored, &mut piece),
         }
-        .map_err(read_error)?;
-        let present = stored.read;
         if let Some(document) = digested.document.filter(|document| !document.is_empty()) {
             self.insert(entry.offset, document);
         }
@@ -276,13 +264,8 @@ impl Kept {
         for (offset, place) in wanted {
             let mut document = Vec::new();
             pass.go_to(offset).map_err(read_error)?;
-            let read = match &place {
-                Place::Sparse(file) => {
-                    Expanded::new(Arc::clone(&file.map), &mut pass, 0).read_to_end(&mut document)
-                }
-                _ => (&mut pass).take(place.size()).read_to_end(&mut document),
-            };
-            read.map_err(read_error)?;
+            let bytes = &mut (&mut pass).take(place.size());
+            bytes.read_to_end(&mut document).map_err(read_error)?;
             self.insert(offset, document);
         }
         Ok(true)
@@ -299,15 +282,6 @@ struct Digested {
 }
 
 impl Digested {
-    fn take_all(&mut self, mut source: impl Read, piece: &mut [u8]) -> io::Result<()> {
-        loop {
-            match source.read(piece)? {
-                0 => return Ok(()),
-                n => self.take(&piece[..n]),
-            }
-        }
-    }
-
     fn take(&mut self, bytes: &[u8]) {
         if self.compression.is_none() {
             self.compression = Some(Compression::detect(bytes));
@@ -317,20 +291,6 @@ impl Digested {
         if let Some(document) = &mut self.document {
             document.extend_from_slice(bytes);
         }
-    }
-}
-
-/// The stored bytes of the entry that a walk is at.
-struct StoredBytes<'w, 'a> {
-    walk: &'w mut Walk<'a, StreamInput<Decoder>>,
-    read: u64,
-}
-
-impl Read for StoredBytes<'_, '_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.walk.read(buffer)?;
-        self.read += n as u64;
-        Ok(n)
     }
 }
 

@@ -1,12 +1,8 @@
-//! Where blobs are.
+//! Where bytes are, and what a name is found to stand for.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use oci_spec::image::Digest;
-
 use crate::Identity;
-use crate::sparse::SparseFile;
 
 /// Where the bytes of a blob or an entry are.
 ///
@@ -16,8 +12,6 @@ use crate::sparse::SparseFile;
 pub(crate) enum Place {
     /// A part of the archive, in bytes; of a compressed one, in those that it decompresses to.
     Extent { offset: u64, size: u64 },
-    /// A file with holes in the archive.
-    Sparse(Arc<SparseFile>),
     /// A file of a folder, as it was when it was found.
     InFolder { name: Arc<str>, identity: Arc<Identity> },
     /// Made up or embedded in a descriptor.
@@ -29,7 +23,6 @@ impl Place {
     pub(crate) fn offset(&self) -> Option<u64> {
         match self {
             Self::Extent { offset, .. } => Some(*offset),
-            Self::Sparse(file) => Some(file.offset),
             Self::InFolder { .. } | Self::Memory(_) => None,
         }
     }
@@ -37,17 +30,28 @@ impl Place {
     pub(crate) fn size(&self) -> u64 {
         match self {
             Self::Extent { size, .. } => *size,
-            Self::Sparse(file) => file.map.size,
             Self::InFolder { identity, .. } => identity.size,
             Self::Memory(bytes) => bytes.len() as u64,
         }
     }
 }
 
-/// The blobs that the catalog mentions and that are there.
-pub(crate) type Places = HashMap<Digest, Place>;
+/// What a name stands for.
+pub(crate) enum Found {
+    File(Place),
+    /// No such entry.
+    Nothing,
+    /// There is one, but its bytes cannot be had, for this reason.
+    Unusable(String),
+}
 
-/// The name of a digest's blob in an OCI image layout (image-spec, "Image Layout").
-pub(crate) fn blob_name(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm(), digest.digest())
+/// What there is where the blobs of a layout should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlobsFolder {
+    /// A link, which is not followed out of the bundle.
+    Link,
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// Files, whichever.
+    Something,
 }

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zstd::stream::read::Decoder;
 
-use crate::decode::{LARGEST_WINDOW_LOG, most_frames};
-use crate::tar::Input;
+use super::decode::{LARGEST_WINDOW_LOG, most_frames};
+use super::tar::{Input, fill};
 use crate::{Compression, Fault, Limits};
 
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
@@ -149,7 +149,7 @@ impl Frames {
     }
 
     fn open(&self, row: Row) -> io::Result<Open> {
-        let packed = Packed {
+        let packed = FrameBytes {
             file: Arc::clone(&self.file),
             position: row.packed_start,
             left: row.packed,
@@ -300,7 +300,7 @@ impl FrameReader {
 
 /// A frame that is being decompressed.
 struct Open {
-    decoder: Decoder<'static, BufReader<Packed>>,
+    decoder: Decoder<'static, BufReader<FrameBytes>>,
     row: Row,
     read: u64,
 }
@@ -393,16 +393,7 @@ impl Read for FrameReader {
 
 impl Input for FrameReader {
     fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
+        fill(self, buffer)
     }
 
     fn skip(&mut self, bytes: u64) -> io::Result<u64> {
@@ -421,13 +412,13 @@ impl Input for FrameReader {
 }
 
 /// The bytes of one frame in the file.
-struct Packed {
+struct FrameBytes {
     file: Arc<File>,
     position: u64,
     left: u64,
 }
 
-impl Read for Packed {
+impl Read for FrameBytes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let n = self.file.read_at(&mut buffer[..wanted], self.position)?;

@@ -6,18 +6,17 @@
 //!
 //! Sources: RFC 1952 (gzip), RFC 8878 (zstd), the .xz file format 1.2.1, the LZ4 frame format 1.6.4.
 
+mod codecs;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use flate2::{Decompress, FlushDecompress};
-use liblzma::stream::Action;
 use lz4_flex::frame::FrameDecoder;
-use zstd::stream::raw::{DParameter, Operation as _};
-use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 
 use crate::{Compression, Fault, Limits};
+use codecs::{Bzip2, Codec, Failure, Gzip, Xz, Zstd, damage};
 
 /// Bytes read from the file at a time.
 const PIECE: usize = 128 << 10;
@@ -29,9 +28,6 @@ const SMALL_FRAME: u64 = 256;
 
 /// The largest window that zstd has on this kind of machine, as a binary logarithm.
 pub(crate) const LARGEST_WINDOW_LOG: u32 = if usize::BITS == 32 { 30 } else { 31 };
-
-/// What liblzma needs beside the dictionary.
-const LZMA_OVERHEAD: u64 = 1 << 20;
 
 /// How many frames a file of this length may have.
 pub(crate) fn most_frames(length: u64, limits: &Limits) -> u64 {
@@ -105,10 +101,7 @@ impl Source {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(source) => Err(Fault::Io {
-                action: "read the file",
-                source,
-            }),
+            Err(error) => Err(Fault::io("read the file")(error)),
         }
     }
 
@@ -158,152 +151,6 @@ impl Read for Source {
     }
 }
 
-/// What a codec made of a piece of input.
-struct Step {
-    taken: usize,
-    made: usize,
-    /// Whether the member, frame or stream ends here.
-    ends: bool,
-}
-
-/// Why a codec cannot go on.
-enum Failure {
-    /// The bytes are wrong; how, in the library's words.
-    Damage(String),
-    /// They need more memory than is allowed.
-    Window,
-}
-
-/// A codec that is given bytes and gives bytes, and keeps to one frame.
-trait Codec: Send {
-    /// Begins a frame.
-    fn begin(&mut self) -> Result<(), Failure>;
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Failure>;
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "goes to map_err as it is")]
-fn damage(error: impl ToString) -> Failure {
-    Failure::Damage(error.to_string())
-}
-
-/// How far a counter went: no further than the buffer that was given.
-fn advance(before: u64, after: u64) -> usize {
-    usize::try_from(after - before).expect("a step takes and makes what fits into memory")
-}
-
-struct Gzip(Decompress);
-
-/// The largest window of RFC 1951.
-const DEFLATE_WINDOW_BITS: u8 = 15;
-
-impl Codec for Gzip {
-    fn begin(&mut self) -> Result<(), Failure> {
-        self.0 = Decompress::new_gzip(DEFLATE_WINDOW_BITS);
-        Ok(())
-    }
-
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Failure> {
-        let before = (self.0.total_in(), self.0.total_out());
-        let status = self
-            .0
-            .decompress(input, output, FlushDecompress::None)
-            .map_err(damage)?;
-        Ok(Step {
-            taken: advance(before.0, self.0.total_in()),
-            made: advance(before.1, self.0.total_out()),
-            ends: status == flate2::Status::StreamEnd,
-        })
-    }
-}
-
-struct Zstd(zstd::stream::raw::Decoder<'static>);
-
-impl Zstd {
-    fn new(window_log: u32) -> io::Result<Self> {
-        let mut decoder = zstd::stream::raw::Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(window_log.clamp(10, LARGEST_WINDOW_LOG)))?;
-        Ok(Self(decoder))
-    }
-}
-
-impl Codec for Zstd {
-    /// A context goes from frame to frame by itself.
-    fn begin(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Failure> {
-        let status = self.0.run_on_buffers(input, output).map_err(|error| {
-            match error.get_ref().and_then(|e| e.downcast_ref()) {
-                Some(error) if is_window(error) => Failure::Window,
-                _ => damage(error),
-            }
-        })?;
-        Ok(Step {
-            taken: status.bytes_read,
-            made: status.bytes_written,
-            ends: status.remaining == 0,
-        })
-    }
-}
-
-fn is_window(error: &zstd::Error) -> bool {
-    error.is(ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge)
-}
-
-struct Xz {
-    stream: Option<liblzma::stream::Stream>,
-    memory: u64,
-}
-
-impl Codec for Xz {
-    fn begin(&mut self) -> Result<(), Failure> {
-        // The old one goes first: two dictionaries would be one too many.
-        self.stream = None;
-        let stream = liblzma::stream::Stream::new_stream_decoder(self.memory, 0).map_err(damage)?;
-        self.stream = Some(stream);
-        Ok(())
-    }
-
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Failure> {
-        let stream = self.stream.as_mut().expect("a frame was begun");
-        let before = (stream.total_in(), stream.total_out());
-        let status = stream
-            .process(input, output, Action::Run)
-            .map_err(|error| match error {
-                liblzma::stream::Error::MemLimit => Failure::Window,
-                error => damage(error),
-            })?;
-        Ok(Step {
-            taken: advance(before.0, stream.total_in()),
-            made: advance(before.1, stream.total_out()),
-            ends: status == liblzma::stream::Status::StreamEnd,
-        })
-    }
-}
-
-struct Bzip2(bzip2::Decompress);
-
-impl Codec for Bzip2 {
-    fn begin(&mut self) -> Result<(), Failure> {
-        self.0 = bzip2::Decompress::new(false);
-        Ok(())
-    }
-
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Failure> {
-        let before = (self.0.total_in(), self.0.total_out());
-        let status = self.0.decompress(input, output).map_err(damage)?;
-        if status == bzip2::Status::MemNeeded {
-            return Err(damage("there is not enough memory"));
-        }
-        Ok(Step {
-            taken: advance(before.0, self.0.total_in()),
-            made: advance(before.1, self.0.total_out()),
-            ends: status == bzip2::Status::StreamEnd,
-        })
-    }
-}
-
 /// The codec with its source. LZ4's library wants to read for itself.
 enum Engine {
     Pushed { codec: Box<dyn Codec>, source: Source },
@@ -314,16 +161,12 @@ impl Engine {
     fn new(source: Source, compression: Compression, limits: &Limits) -> Result<Self, Fault> {
         let codec: Box<dyn Codec> = match compression {
             Compression::None => unreachable!("a plain archive is not decompressed"),
-            Compression::Gzip => Box::new(Gzip(Decompress::new_gzip(DEFLATE_WINDOW_BITS))),
-            Compression::Zstd => Box::new(Zstd::new(limits.zstd_window_log).map_err(|source| Fault::Io {
-                action: "prepare to decompress",
-                source,
-            })?),
-            Compression::Xz => Box::new(Xz {
-                stream: None,
-                memory: window(limits.zstd_window_log).saturating_add(LZMA_OVERHEAD),
-            }),
-            Compression::Bzip2 => Box::new(Bzip2(bzip2::Decompress::new(false))),
+            Compression::Gzip => Box::new(Gzip::new()),
+            Compression::Zstd => {
+                Box::new(Zstd::new(limits.zstd_window_log).map_err(Fault::io("prepare to decompress"))?)
+            }
+            Compression::Xz => Box::new(Xz::new(window(limits.zstd_window_log))),
+            Compression::Bzip2 => Box::new(Bzip2::new()),
             Compression::Lz4 => return Ok(Self::Lz4(Some(Box::new(FrameDecoder::new(source))))),
         };
         Ok(Self::Pushed { codec, source })

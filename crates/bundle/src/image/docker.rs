@@ -12,11 +12,10 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::account::TEXT;
-use crate::documents::{self, Config, DockerImage};
-use crate::places::Place;
-use crate::reader::{DOCKER_MANIFEST, Reader, stand_in};
-use crate::table::Found;
+use super::account::TEXT;
+use super::documents::{self, Config, DockerImage};
+use super::reader::{Blobs as _, DOCKER_MANIFEST, Reader, stand_in};
+use crate::archive::{Found, Place};
 use crate::{Compression, Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName};
 
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";

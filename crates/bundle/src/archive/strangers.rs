@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use crate::tar;
+use super::tar;
 
 /// How many bytes from the beginning are looked at: ISO 9660 has its mark behind 32 KiB.
 pub(crate) const PEEK: usize = 40 << 10;

@@ -8,9 +8,9 @@ use basics::foreign;
 use oci_spec::image::{Descriptor, Digest};
 use serde_json::value::RawValue;
 
-use crate::account::{self, TEXT};
-use crate::documents::{self, Annotated, Config, Index, RawDescriptor};
-use crate::reader::{Blobs, stand_in};
+use super::account::{self, TEXT};
+use super::documents::{self, Annotated, Config, Index, RawDescriptor};
+use super::reader::{Blobs, stand_in};
 use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName};
 
 /// Makes images of the entries of an `index.json`.
@@ -332,6 +332,11 @@ fn names(entry: &RawValue) -> Vec<RawName> {
     let containerd = annotation("io.containerd.image.name").map(RawName::ContainerdName);
     let standard = annotation("org.opencontainers.image.ref.name").map(RawName::RefName);
     containerd.or(standard).into_iter().collect()
+}
+
+/// The name of a digest's blob in an OCI image layout (image-spec, "Image Layout").
+pub(crate) fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.digest())
 }
 
 /// What a manifest describes.

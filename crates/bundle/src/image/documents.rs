@@ -16,8 +16,8 @@ use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::account;
-use crate::members::Members;
+use super::account;
+use super::members::Members;
 
 /// `oci-layout`.
 #[derive(Deserialize)]

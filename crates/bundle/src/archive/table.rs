@@ -11,25 +11,24 @@ use std::sync::Arc;
 use basics::foreign;
 use oci_spec::image::Digest;
 
-use crate::decode::Decoder;
-use crate::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
-use crate::extent::Extent;
-use crate::folder::Folder;
-use crate::frames::{Allowance, Frames};
-use crate::packed::{Facts, Kept, Packed};
-use crate::places::Place;
-use crate::sparse::{Expanded, Map, SparseFile};
-use crate::strangers::{self, Telltale};
-use crate::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
+use super::decode::Decoder;
+use super::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
+use super::folder::Folder;
+use super::frames::{Allowance, Frames};
+use super::packed::{Facts, Kept, Packed};
+use super::place::{BlobsFolder, Found, Place};
+use super::strangers::{self, Telltale};
+use super::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
 use crate::{Compression, Ending, Fault, Limits, Warning};
 use basics::digest::{self, Hasher};
 
 /// How many links may lead from one to the next; Linux allows 40.
 const LONGEST_CHAIN: usize = 40;
 
-/// Why a file cannot be had whose holes stand in extended headers, as tar writes them with `--format=posix`.
-const FOREIGN_SPARSE: &str =
-    "stored as a sparse file in PAX format, which is not read; pack it without --sparse";
+/// Why a file with holes cannot be had. An entry on which nothing relies is passed over, whatever it is: only what asks
+/// for one by name gets this reason.
+const SPARSE: &str = "stored as a sparse file, which is not read; make the archive again without `tar --sparse` (`-S`; \
+                      bsdtar: with `--no-read-sparse`), or have the images saved again";
 
 /// Pieces in which blobs are read when only their digest is wanted.
 const PIECE: usize = 256 << 10;
@@ -40,9 +39,6 @@ pub(crate) struct Archive {
     /// Bytes of the archive.
     pub(crate) length: u64,
     entries: Entries,
-    sparse: Vec<Arc<SparseFile>>,
-    /// How many bytes sparse files may still come to.
-    expandable: u64,
     /// How it ends.
     pub(crate) ending: Ending,
     /// What was odd about its headers.
@@ -53,17 +49,6 @@ pub(crate) struct Archive {
     pub(crate) telltale: Option<(Telltale, String)>,
     /// Whether there is an entry below `blobs/`.
     has_blobs: bool,
-}
-
-/// What there is where the blobs of a layout should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Blobs {
-    /// A link, which is not followed out of the bundle.
-    Link,
-    /// Nothing, or an empty folder.
-    Nothing,
-    /// Files, whichever.
-    Something,
 }
 
 /// What the bytes at an offset are taken from.
@@ -81,20 +66,10 @@ enum Store {
 /// What the documents of a folder may come to, in bytes: it has no length of its own.
 const MOST_OF_A_FOLDER: u64 = 1 << 30;
 
-/// What a name stands for.
-pub(crate) enum Found {
-    File(Place),
-    /// No such entry.
-    Nothing,
-    /// There is one, but its bytes cannot be had, for this reason.
-    Unusable(String),
-}
-
 impl Archive {
     /// Reads all headers of a tar archive in a file.
     pub(crate) fn scan(file: &Arc<File>, length: u64, limits: &Limits) -> Result<Self, Fault> {
         let mut archive = Self::new(Store::Plain(Arc::clone(file)));
-        archive.expandable = limits.expanded(length);
         let mut walk = Walk::new(FileInput::new(file, length), limits);
         archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
         archive.length = length;
@@ -117,7 +92,6 @@ impl Archive {
             packed: Arc::clone(packed),
             kept: Kept::default(),
         });
-        archive.expandable = limits.expanded(packed.length());
         let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
         archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
             Store::Packed { kept, .. } => kept.take(entry, walk, limits),
@@ -151,8 +125,6 @@ impl Archive {
             store,
             length: 0,
             entries: Entries::default(),
-            sparse: Vec::new(),
-            expandable: 0,
             ending: Ending::NoMarker,
             warnings: Vec::new(),
             nested_in: None,
@@ -172,8 +144,8 @@ impl Archive {
         loop {
             match walk.next()? {
                 Step::Entry(mut entry) => {
-                    self.account_for(&entry, walk.limits())?;
-                    if matches!(entry.kind, EntryKind::File | EntryKind::Sparse(_)) {
+                    check_offset(&entry)?;
+                    if entry.kind == EntryKind::File {
                         entry.present = present(self, walk, &entry)?;
                     }
                     if let Some(name) = self.add(entry) {
@@ -206,30 +178,6 @@ impl Archive {
         Ok(self)
     }
 
-    /// Refuses what cannot be kept track of, before anything of it is read.
-    fn account_for(&mut self, entry: &Entry, limits: &Limits) -> Result<(), Fault> {
-        if entry.offset > LARGEST_OFFSET {
-            return Err(Fault::Limit {
-                what: "bytes before an entry".to_owned(),
-                limit: LARGEST_OFFSET,
-            });
-        }
-        let EntryKind::Sparse(map) = &entry.kind else {
-            return Ok(());
-        };
-        let Some(left) = self.expandable.checked_sub(map.size) else {
-            return Err(Fault::Limit {
-                what: format!(
-                    "times its size would the file come to, or 64 MiB, with the holes of entry {}",
-                    foreign::bytes(&entry.name)
-                ),
-                limit: limits.expansion,
-            });
-        };
-        self.expandable = left;
-        Ok(())
-    }
-
     /// Adds an entry, and tells its name if there was one of that name already.
     fn add(&mut self, entry: Entry) -> Option<String> {
         let name = clean(&entry.name)?;
@@ -241,10 +189,9 @@ impl Archive {
             ..
         } = entry;
         let item = match kind {
-            EntryKind::File | EntryKind::Sparse(_) if present < size => Item::Cut { size, present },
+            EntryKind::File if present < size => Item::Cut { size, present },
             EntryKind::File => Item::File { offset, size },
-            EntryKind::Sparse(map) => self.sparse(offset, size, map),
-            EntryKind::ForeignSparse => Item::ForeignSparse,
+            EntryKind::Sparse => Item::Sparse,
             EntryKind::SymbolicLink(target) => link(clean(&target_from(&name, &target))),
             EntryKind::HardLink(target) => self.hard_link(clean(&target)),
         };
@@ -253,19 +200,13 @@ impl Archive {
         replaced.then(|| foreign::bytes(&name).to_string())
     }
 
-    fn sparse(&mut self, offset: u64, stored: u64, map: Arc<Map>) -> Item {
-        let number = u32::try_from(self.sparse.len()).expect("entries are limited");
-        self.sparse.push(Arc::new(SparseFile { offset, stored, map }));
-        Item::Sparse(number)
-    }
-
     /// A hard link is the file that its target is at that moment, whatever comes later under that name.
     fn hard_link(&self, target: Option<Vec<u8>>) -> Item {
         let item = target
             .as_deref()
             .and_then(|target| self.entries.get(Fingerprint::of(target)));
         match item {
-            Some(item @ (Item::File { .. } | Item::Sparse(_))) => item,
+            Some(item @ (Item::File { .. } | Item::Sparse)) => item,
             _ => link(target),
         }
     }
@@ -285,14 +226,14 @@ impl Archive {
     }
 
     /// What there is where the blobs of a layout should be.
-    pub(crate) fn blobs(&self) -> Blobs {
+    pub(crate) fn blobs(&self) -> BlobsFolder {
         if let Store::Folder(folder) = &self.store {
             return folder.blobs();
         }
         match self.entries.get(Fingerprint::of(b"blobs")) {
-            _ if self.has_blobs => Blobs::Something,
-            Some(Item::Link(_) | Item::LinkOutside) => Blobs::Link,
-            _ => Blobs::Nothing,
+            _ if self.has_blobs => BlobsFolder::Something,
+            Some(Item::Link(_) | Item::LinkOutside) => BlobsFolder::Link,
+            _ => BlobsFolder::Nothing,
         }
     }
 
@@ -312,10 +253,6 @@ impl Archive {
                 Item::File { offset, size } => {
                     return Found::File(self.place(Place::Extent { offset, size }));
                 }
-                Item::Sparse(number) => {
-                    let file = &self.sparse[usize::try_from(number).expect("an index into a list")];
-                    return Found::File(self.place(Place::Sparse(Arc::clone(file))));
-                }
                 Item::Link(target) => match self.entries.get(target) {
                     Some(target) => {
                         item = target;
@@ -327,7 +264,7 @@ impl Archive {
                     format!("cut off: {present} of its {size} bytes are in the archive")
                 }
                 Item::LinkOutside => "a link that leads out of the archive".to_owned(),
-                Item::ForeignSparse => FOREIGN_SPARSE.to_owned(),
+                Item::Sparse => SPARSE.to_owned(),
             };
             return Found::Unusable(reason);
         }
@@ -417,17 +354,6 @@ impl Archive {
                 return take_pieces(reader.take(wanted), take);
             }
             (Place::Extent { offset, size }, Store::Plain(file)) => (&**file, *offset, size.min(&at_most)),
-            (Place::Sparse(sparse), Store::Plain(file)) => {
-                let stored = Extent::new(Arc::clone(file), sparse.offset, sparse.stored);
-                let expanded = Expanded::new(Arc::clone(&sparse.map), stored, 0);
-                return take_pieces(expanded.take(at_most), take);
-            }
-            (Place::Sparse(sparse), Store::Framed(frames, allowance)) => {
-                let reader = frames.reader_at(sparse.offset).within(allowance);
-                let stored = reader.take(sparse.stored);
-                let expanded = Expanded::new(Arc::clone(&sparse.map), stored, 0);
-                return take_pieces(expanded.take(at_most), take);
-            }
             (Place::InFolder { name, identity }, Store::Folder(folder)) => {
                 opened = folder.open(name, identity)?;
                 (&opened, 0, (&identity.size).min(&at_most))
@@ -446,6 +372,17 @@ impl Archive {
         }
         Ok(())
     }
+}
+
+/// Refuses an entry that cannot be kept track of, before anything of it is read.
+fn check_offset(entry: &Entry) -> Result<(), Fault> {
+    if entry.offset > LARGEST_OFFSET {
+        return Err(Fault::Limit {
+            what: "bytes before an entry".to_owned(),
+            limit: LARGEST_OFFSET,
+        });
+    }
+    Ok(())
 }
 
 fn take_pieces(mut source: impl Read, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {

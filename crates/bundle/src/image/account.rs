@@ -6,7 +6,7 @@
 use oci_spec::image::Digest;
 use platforms::Platform;
 
-use crate::places::Place;
+use crate::archive::Place;
 use crate::{Fault, Limits, Node};
 
 /// The cost of a text or a list beside its own bytes, in bytes: that of the allocator, and its place in a list.

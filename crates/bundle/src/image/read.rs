@@ -1,9 +1,7 @@
 //! From a file to a catalog: which format it is, and which side of a hybrid counts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use basics::{digest, foreign};
@@ -11,24 +9,20 @@ use oci_spec::image::Digest;
 use serde::Deserialize as _;
 use serde_json::value::RawValue;
 
-use crate::account::TEXT;
-use crate::docker::Docker;
-use crate::documents::{self, Annotated, DockerImage, Index, LayoutFile, RawList};
-use crate::folder::Folder;
-use crate::frames::Frames;
-use crate::layout::{self, Layout};
-use crate::packed::Packed;
-use crate::places::{Place, Places, blob_name};
-use crate::reader::Reader;
-use crate::table::{Archive, Blobs, Found};
-use crate::{
-    Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Manifest, PartState,
-    RawName, Reliance, Truncation, Warning, reliance, strangers, tar,
+use super::docker::Docker;
+use super::documents::{self, Annotated, Index, LayoutFile, RawList};
+use super::hybrid::compare_sides;
+use super::layout::{Layout, blob_name};
+use super::reader::{Blobs as _, Places, Reader};
+use super::reliance::{self, Reliance};
+use crate::archive::{
+    Archive, BlobsFolder, Folder, Found, Frames, Packed, Place, recognise, recognise_packed, strangers,
 };
+use crate::{Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Warning};
 
 const LAYOUT_FILE: &str = "oci-layout";
 const INDEX: &str = "index.json";
-const DOCKER: &str = "manifest.json";
+pub(super) const DOCKER: &str = "manifest.json";
 
 /// How often a compressed archive is read for its documents: once for each level of indexes, with what is above and
 /// below them, and some over.
@@ -140,72 +134,6 @@ fn draw_once(
     Ok((catalog, reader.places))
 }
 
-/// Tells a tar archive, plain or compressed, from anything else.
-fn recognise(file: &File, length: u64) -> Result<Compression, Fault> {
-    if length == 0 {
-        return Err(Fault::Empty);
-    }
-    let mut start = vec![0; usize::try_from(length.min(tar::BLOCK)).expect("at most a block")];
-    file.read_exact_at(&mut start, 0).map_err(tar::read_error)?;
-    match Compression::detect(&start) {
-        _ if tar::is_header(&start) => Ok(Compression::None),
-        Compression::None => {
-            let mut start = vec![0; strangers::PEEK.min(usize::try_from(length).unwrap_or(usize::MAX))];
-            file.read_exact_at(&mut start, 0).map_err(tar::read_error)?;
-            Err(no_tar(&start, length, ""))
-        }
-        codec => Ok(codec),
-    }
-}
-
-/// Makes sure that there is a tar archive in compressed data, or says what else there is.
-fn recognise_packed(packed: &Packed) -> Result<(), Fault> {
-    let mut start = Vec::new();
-    let mut decoder = packed.decoder()?;
-    let mut read_on = |start: &mut Vec<u8>, bytes: u64| {
-        let read = decoder.by_ref().take(bytes).read_to_end(start);
-        read.map_err(tar::read_error)
-    };
-    read_on(&mut start, tar::BLOCK)?;
-    let codec = packed.compression;
-    match Compression::detect(&start) {
-        _ if tar::is_header(&start) => Ok(()),
-        Compression::None => {
-            read_on(&mut start, strangers::PEEK as u64)?;
-            let compressed = format!(" compressed with {codec}");
-            Err(no_tar(&start, start.len() as u64, &compressed))
-        }
-        inner => Err(Fault::Unrecognised(format!(
-            "it is compressed twice, with {codec} and inside with {inner}; decompress it once"
-        ))),
-    }
-}
-
-/// Says what else it is that begins so, having this length.
-fn no_tar(start: &[u8], length: u64, compressed: &str) -> Fault {
-    // Every header has zero bytes, no text has.
-    let has_zeros = start.contains(&0);
-    if let Some(stranger) = strangers::named(start) {
-        return Fault::Unrecognised(match compressed {
-            "" => format!("this is {stranger}"),
-            compressed => format!("inside it,{compressed}, is {stranger}"),
-        });
-    }
-    if start.iter().all(|byte| *byte == 0) && (length == 0 || length >= tar::BLOCK) {
-        return Fault::Unrecognised("the archive is empty".to_owned());
-    }
-    if length < tar::BLOCK && has_zeros {
-        return Fault::Truncated(Truncation {
-            offset: 0,
-            entry: None,
-            expected: tar::BLOCK,
-            present: length,
-        });
-    }
-    let but = strangers::but_text(start).unwrap_or_default();
-    Fault::Unrecognised(format!("this is no tar archive{compressed}{but}"))
-}
-
 /// Why a layout of which no blob was found has them elsewhere; `None` where they are just missing.
 fn blobs_elsewhere(archive: &Archive, found: &Images) -> Option<String> {
     if found.format == Format::DockerArchive || !found.images.iter().all(is_without_root) {
@@ -213,9 +141,9 @@ fn blobs_elsewhere(archive: &Archive, found: &Images) -> Option<String> {
     }
     let noun = archive.noun();
     let why = match archive.blobs() {
-        Blobs::Link => "`blobs` is a symbolic link, and none is followed out of it",
-        Blobs::Nothing => "the blobs are elsewhere, as after `skopeo copy --dest-shared-blob-dir`",
-        Blobs::Something => return None,
+        BlobsFolder::Link => "`blobs` is a symbolic link, and none is followed out of it",
+        BlobsFolder::Nothing => "the blobs are elsewhere, as after `skopeo copy --dest-shared-blob-dir`",
+        BlobsFolder::Something => return None,
     };
     Some(format!(
         "the {noun} is an image layout without blobs: {why}; make a bundle with `skopeo copy --src-shared-blob-dir \
@@ -239,12 +167,12 @@ struct Documents {
 }
 
 /// What the documents led to.
-struct Images {
+pub(super) struct Images {
     format: Format,
-    digest: Digest,
-    images: Vec<Image>,
+    pub(super) digest: Digest,
+    pub(super) images: Vec<Image>,
     relies_on: Option<Reliance>,
-    warnings: Vec<Warning>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 impl Documents {
@@ -492,14 +420,14 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
 }
 
 /// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not matter.
-fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
+pub(super) fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
     let mut json = serde_json::Deserializer::from_slice(document);
     RawList::deserialize(&mut json)
         .map(|list| list.0)
         .map_err(|error| invalid(DOCKER, &error))
 }
 
-fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<(), Fault> {
+pub(super) fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<(), Fault> {
     if count > limits.images {
         return Err(Fault::Limit {
             what: format!("images in {entry}: there are {count} (limits.images)"),
@@ -530,173 +458,11 @@ fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
 }
 
 /// Identity of content that no document pins by itself.
-fn content_digest(document: &[u8], images: &[Image]) -> Digest {
+pub(super) fn content_digest(document: &[u8], images: &[Image]) -> Digest {
     let mut hasher = digest::Hasher::sha256();
     hasher.update(document);
     for image in images {
         hasher.update(image.root.descriptor.digest().as_ref().as_bytes());
     }
     hasher.finish()
-}
-
-/// Takes from `manifest.json` the names of images that have none, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
-/// empty list of layers (moby#47065) or with layers in the wrong order (moby#47150).
-fn compare_sides(
-    reader: &mut Reader<'_>,
-    images: &mut Images,
-    index: &[u8],
-    docker: &[u8],
-) -> Result<(), Fault> {
-    // The OCI side counts. An unusable manifest.json beside it is nobody's trouble.
-    let Ok(elements) = elements(docker) else {
-        return Ok(());
-    };
-    let left_out = images_left_out(&images.images, &elements);
-    let mut has_effect = left_out.is_some();
-    images.warnings.extend(left_out);
-    has_effect |= add_names(reader, &mut images.images, &elements)?;
-    let mut others = Vec::new();
-    if images.images.iter().any(|image| broken_manifest(image).is_some()) {
-        check_count(elements.len(), DOCKER, reader.limits)?;
-        let mut docker = Docker::new(reader);
-        let made: Result<Vec<_>, _> = elements.iter().map(|element| docker.image(element)).collect();
-        others = made?;
-        for image in &mut images.images {
-            if let Some(warning) = replace(image, &others) {
-                images.warnings.push(warning);
-                has_effect = true;
-            }
-        }
-    }
-    if has_effect {
-        images.digest = both_digest(index, docker, &others);
-    }
-    Ok(())
-}
-
-/// Identity of content that both documents decide about.
-fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
-    let docker = content_digest(docker, others);
-    let mut hasher = digest::Hasher::sha256();
-    hasher.update(index);
-    hasher.update(docker.as_ref().as_bytes());
-    hasher.finish()
-}
-
-/// Gives images without a name those that `manifest.json` has for them, and says whether there are any. The manifest
-/// that an element is about is known by its config. Where it stands in an index, the name is the index's. An image that
-/// `index.json` names is called that and nothing else, as containerd's importer has it.
-///
-/// bazel's `rules_img` wrote such archives (rules_img#462), and BuildKit (moby#45416).
-fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValue]) -> Result<bool, Fault> {
-    if elements.len() > reader.limits.images {
-        return Ok(false);
-    }
-    let mut by_config: HashMap<String, usize> = HashMap::new();
-    let unnamed = images.iter().enumerate().filter(|(_, image)| is_unnamed(image));
-    for (at, image) in unnamed {
-        let mut configs = Vec::new();
-        layout::configs(&image.root, &mut configs);
-        for config in configs {
-            by_config.entry(config.digest().to_owned()).or_insert(at);
-        }
-    }
-    let names = images.iter().flat_map(|image| &image.names);
-    let mut known: HashSet<String> = names.map(|name| familiar(name.as_str()).to_owned()).collect();
-    let mut has_added = false;
-    for element in elements {
-        let Ok(given) = documents::parse::<DockerImage>(element.get().as_bytes()) else {
-            continue;
-        };
-        let Some(at) = config_hex(&given).and_then(|hex| by_config.get(hex)) else {
-            continue;
-        };
-        for tag in given.repo_tags {
-            if known.insert(familiar(&tag).to_owned()) {
-                reader.charge(1, tag.len() as u64)?;
-                reader.hold(TEXT)?;
-                images[*at].names.push(RawName::RepoTag(tag));
-                has_added = true;
-            }
-        }
-    }
-    Ok(has_added)
-}
-
-/// Whether `index.json` says nothing that could be a whole name: a tag alone names no repository.
-fn is_unnamed(image: &Image) -> bool {
-    let is_tag = |name: &RawName| match name {
-        RawName::RefName(name) => !name.contains(['/', ':', '@']),
-        RawName::ContainerdName(_) | RawName::RepoTag(_) => false,
-    };
-    image.names.iter().all(is_tag)
-}
-
-/// A name as Docker shows it: without the host and the folder that are Docker Hub's. Only for telling whether two
-/// documents mean the same name.
-fn familiar(name: &str) -> &str {
-    let on_hub = ["docker.io/", "index.docker.io/"];
-    let Some(path) = on_hub.iter().find_map(|host| name.strip_prefix(host)) else {
-        return name.strip_prefix("library/").unwrap_or(name);
-    };
-    path.strip_prefix("library/").unwrap_or(path)
-}
-
-/// The digest of the config that an element names, without its algorithm. Beside an OCI layout, configs are named by it.
-fn config_hex(element: &DockerImage) -> Option<&str> {
-    let file = element.config.rsplit('/').next().unwrap_or_default();
-    let file = file.strip_suffix(".json").unwrap_or(file);
-    let hex = file.strip_prefix("sha256:").unwrap_or(file);
-    (hex.len() == 64).then_some(hex)
-}
-
-/// The manifest of an image that is one and cannot run.
-fn broken_manifest(image: &Image) -> Option<&Manifest> {
-    match &image.root.content {
-        Content::Manifest(manifest) if !manifest.problems.is_empty() => Some(manifest),
-        _ => None,
-    }
-}
-
-/// Replaces the root of a broken image by a sound one with the same config, if there is one.
-fn replace(image: &mut Image, others: &[Image]) -> Option<Warning> {
-    let broken = broken_manifest(image)?;
-    let is_sound = |other: &&Image| match &other.root.content {
-        Content::Manifest(manifest) => {
-            manifest.config.descriptor.digest() == broken.config.descriptor.digest()
-                && manifest.problems.is_empty()
-                && manifest.parts().all(|part| part.state == PartState::Present)
-        }
-        _ => false,
-    };
-    let other = others.iter().find(is_sound)?;
-    let name = image
-        .names
-        .first()
-        .map_or_else(|| image.root.descriptor.digest().to_string(), ToString::to_string);
-    let warning = Warning::OciSideBroken {
-        image: name,
-        reason: broken.problems.join("; "),
-    };
-    let annotations = image.root.descriptor.annotations().clone();
-    let platform = image.root.platform.take();
-    image.root = other.root.clone();
-    image.root.descriptor.set_annotations(annotations);
-    image.root.platform = platform.or(image.root.platform.take());
-    Some(warning)
-}
-
-/// Warns about images that only `manifest.json` lists.
-fn images_left_out(images: &[Image], elements: &[&RawValue]) -> Option<Warning> {
-    let mut configs = Vec::new();
-    images
-        .iter()
-        .for_each(|image| layout::configs(&image.root, &mut configs));
-    let known: HashSet<_> = configs.into_iter().map(Digest::digest).collect();
-    let is_left_out = |element: &&&RawValue| {
-        let element = documents::parse::<DockerImage>(element.get().as_bytes());
-        element.is_ok_and(|element| config_hex(&element).is_some_and(|hex| !known.contains(hex)))
-    };
-    let count = elements.iter().filter(is_left_out).count();
-    (count > 0).then_some(Warning::NotInIndex { count })
 }

@@ -12,8 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use crate::places::Place;
-use crate::table::{Blobs, Found};
+use super::place::{BlobsFolder, Found, Place};
 use crate::{Fault, Identity};
 
 /// What tells that a layout was written to: its documents, and its folders, which change with their entries.
@@ -61,13 +60,13 @@ impl Folder {
     }
 
     /// What there is where the blobs should be.
-    pub(crate) fn blobs(&self) -> Blobs {
+    pub(crate) fn blobs(&self) -> BlobsFolder {
         let is_link = |name: &str| {
             let stat = rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW);
             stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
         };
         if is_link("blobs") || is_link("blobs/sha256") {
-            return Blobs::Link;
+            return BlobsFolder::Link;
         }
         let has_entries = |name: &str| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -77,8 +76,8 @@ impl Folder {
             entries.is_ok_and(|entries| entries.flatten().any(|entry| is_own(&entry)))
         };
         match ["blobs/sha256", "blobs/sha512"].into_iter().any(has_entries) {
-            true => Blobs::Something,
-            false => Blobs::Nothing,
+            true => BlobsFolder::Something,
+            false => BlobsFolder::Nothing,
         }
     }
 
@@ -103,10 +102,7 @@ impl Folder {
         match self.open_file(name) {
             Ok((file, found)) if found == *identity => Ok(file),
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => Err(Fault::Changed),
-            Err(error) => Err(Fault::Io {
-                action: "open a file of the folder",
-                source: error.into(),
-            }),
+            Err(error) => Err(Fault::io("open a file of the folder")(error.into())),
         }
     }
 

@@ -3,19 +3,20 @@
 //! Decoding a header is the `tar` crate's work; walking from one to the next is ours, because the usual
 //! readers are lenient where that hurts: they take a cut archive for a whole one, hold extended headers of
 //! any size in memory, and read an absurd size as zero. Sources: POSIX.1-2017 `pax` (ustar and extended
-//! headers), the GNU tar manual (long names, base-256 numbers, sparse files).
+//! headers), the GNU tar manual (long names, base-256 numbers, the headers of sparse files).
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+mod extension;
+mod input;
+
+use std::io;
 
 use ::tar::Header;
 use basics::foreign;
 
-use crate::decode::fault_in;
-use crate::sparse::{self, Map};
+use super::decode::fault_in;
 use crate::{Ending, Fault, Limits, Truncation};
+use extension::Extension;
+pub(crate) use input::{FileInput, Input, StreamInput, fill};
 
 /// Bytes of a header, and the unit that entry data is padded to.
 pub(crate) const BLOCK: u64 = 512;
@@ -23,123 +24,6 @@ const BLOCK_BYTES: usize = 512;
 
 /// Padding behind the end-of-archive mark is at most one record; no tar writes larger ones than this.
 const LONGEST_PADDING: u64 = 1 << 20;
-
-/// Where an archive's bytes come from: a file that is skipped through by seeking, or a stream.
-pub(crate) trait Input {
-    /// Fills the buffer; fewer bytes only at the end.
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Passes over bytes and tells how many there were; fewer only at the end.
-    fn skip(&mut self, bytes: u64) -> io::Result<u64>;
-    /// Offset of the next byte.
-    fn position(&self) -> u64;
-    /// How many bytes are left, where that is known.
-    fn remaining(&self) -> Option<u64>;
-}
-
-/// An archive in a file, read at offsets.
-pub(crate) struct FileInput<'a> {
-    file: &'a File,
-    length: u64,
-    position: u64,
-}
-
-impl<'a> FileInput<'a> {
-    pub(crate) fn new(file: &'a File, length: u64) -> Self {
-        Self {
-            file,
-            length,
-            position: 0,
-        }
-    }
-}
-
-impl Input for FileInput<'_> {
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = buffer
-            .len()
-            .min(usize::try_from(self.length - self.position).unwrap_or(usize::MAX));
-        self.file.read_exact_at(&mut buffer[..n], self.position)?;
-        self.position += n as u64;
-        Ok(n)
-    }
-
-    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        let n = bytes.min(self.length - self.position);
-        self.position += n;
-        Ok(n)
-    }
-
-    fn position(&self) -> u64 {
-        self.position
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        Some(self.length - self.position)
-    }
-}
-
-/// An archive that comes as a stream.
-pub(crate) struct StreamInput<R> {
-    source: R,
-    position: u64,
-    /// What is passed over has to be read, too.
-    passed_over: Vec<u8>,
-}
-
-impl<R: Read> StreamInput<R> {
-    pub(crate) fn new(source: R) -> Self {
-        Self {
-            source,
-            position: 0,
-            passed_over: vec![0; 64 << 10],
-        }
-    }
-
-    pub(crate) fn into_inner(self) -> R {
-        self.source
-    }
-}
-
-impl<R: Read> Input for StreamInput<R> {
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.source.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.position += filled as u64;
-        Ok(filled)
-    }
-
-    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        let mut buffer = std::mem::take(&mut self.passed_over);
-        let mut skipped = 0;
-        let result = loop {
-            let wanted = buffer
-                .len()
-                .min(usize::try_from(bytes - skipped).unwrap_or(usize::MAX));
-            match self.fill(&mut buffer[..wanted]) {
-                Ok(0) => break Ok(skipped),
-                Ok(n) => skipped += n as u64,
-                Err(error) => break Err(error),
-            }
-        };
-        self.passed_over = buffer;
-        result
-    }
-
-    fn position(&self) -> u64 {
-        self.position
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        None
-    }
-}
 
 /// An entry that could matter.
 #[derive(Debug)]
@@ -161,10 +45,8 @@ pub(crate) enum EntryKind {
     File,
     HardLink(Vec<u8>),
     SymbolicLink(Vec<u8>),
-    /// A file with holes, in the old GNU encoding.
-    Sparse(Arc<Map>),
-    /// A file with holes, in one of the encodings that are not read.
-    ForeignSparse,
+    /// A file with holes: the archive has only some of its bytes, and they are not read.
+    Sparse,
 }
 
 /// One step of the walk.
@@ -183,13 +65,11 @@ pub(crate) fn is_header(block: &[u8]) -> bool {
     block.len() == BLOCK_BYTES && !is_zero(block) && checksum_fits(Header::from_byte_slice(block))
 }
 
-/// The walk. Memory: one header, what `limits` allow for its extension, and the maps of sparse files.
+/// The walk. Memory: one header, and what `limits` allow for its extension.
 pub(crate) struct Walk<'a, I> {
     input: I,
     limits: &'a Limits,
     entries: u64,
-    /// How many parts the sparse files so far have.
-    regions: usize,
     /// The last entry, whose bytes are still to be passed over.
     last: Option<Pending>,
 }
@@ -201,27 +81,12 @@ struct Pending {
     read: u64,
 }
 
-/// What extended headers say about the entry that follows them.
-#[derive(Default)]
-struct Extension {
-    /// Where the first of them begins; global ones need no entry to follow and do not count.
-    offset: Option<u64>,
-    name: Option<Vec<u8>>,
-    long_name: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    long_link: Option<Vec<u8>>,
-    size: Option<u64>,
-    sparse: bool,
-    sparse_name: Option<Vec<u8>>,
-}
-
 impl<'a, I: Input> Walk<'a, I> {
     pub(crate) fn new(input: I, limits: &'a Limits) -> Self {
         Self {
             input,
             limits,
             entries: 0,
-            regions: 0,
             last: None,
         }
     }
@@ -252,12 +117,12 @@ impl<'a, I: Input> Walk<'a, I> {
             }
             let size = number(&header.as_old().size).map_err(|why| self.damaged(offset, why))?;
             let kind @ (b'x' | b'X' | b'g' | b'L' | b'K') = type_flag(header) else {
-                let Some(further) = self.further_headers(header)? else {
+                if !self.pass_over_map(header)? {
                     let present = self.input.position() - offset;
                     extension.offset.get_or_insert(offset);
                     return Ok(cut_in_header(offset, present + BLOCK, present, &extension));
-                };
-                match self.entry(header, &further, size, &extension, offset)? {
+                }
+                match self.entry(header, size, &extension, offset)? {
                     Some(entry) => return Ok(Step::Entry(entry)),
                     None => extension = Extension::default(),
                 }
@@ -286,10 +151,6 @@ impl<'a, I: Input> Walk<'a, I> {
         let n = self.input.fill(&mut buffer[..n]).map_err(read_error)?;
         last.read += n as u64;
         Ok(n)
-    }
-
-    pub(crate) fn limits(&self) -> &'a Limits {
-        self.limits
     }
 
     pub(crate) fn into_input(self) -> I {
@@ -359,7 +220,6 @@ impl<'a, I: Input> Walk<'a, I> {
     fn entry(
         &mut self,
         header: &Header,
-        further: &[u8],
         ustar_size: u64,
         extension: &Extension,
         offset: u64,
@@ -377,16 +237,7 @@ impl<'a, I: Input> Walk<'a, I> {
             size if has_data(header, &name) => size,
             _ => 0,
         };
-        let kind = match type_flag(header) {
-            b'S' => Some(self.sparse_kind(header, further, size).map_err(damaged)?),
-            _ => extension.kind_of(header, &name),
-        };
-        if self.regions > sparse::MOST_REGIONS {
-            return Err(Fault::Limit {
-                what: "parts in sparse files".to_owned(),
-                limit: sparse::MOST_REGIONS as u64,
-            });
-        }
+        let kind = extension.kind_of(header, &name);
         self.last = Some(Pending {
             name: name.clone(),
             size,
@@ -406,41 +257,21 @@ impl<'a, I: Input> Walk<'a, I> {
         }))
     }
 
-    /// Reads the blocks in which an old GNU sparse header goes on; none if the archive ends before they do.
-    fn further_headers(&mut self, header: &Header) -> Result<Option<Vec<u8>>, Fault> {
+    /// Passes over the blocks in which the old header of a sparse file goes on, so that its bytes are passed over by the
+    /// size in the header; false if the archive ends before they do.
+    fn pass_over_map(&mut self, header: &Header) -> Result<bool, Fault> {
         // Byte 482 of the header and byte 504 of each further block tell whether another one follows.
-        let mut more = type_flag(header) == b'S' && header.as_bytes()[482] != 0;
-        let mut fields = Vec::new();
+        let mut has_more =
+            type_flag(header) == b'S' && header.as_gnu().is_some() && header.as_bytes()[482] != 0;
         let mut block = [0; BLOCK_BYTES];
-        while more {
+        while has_more {
             if self.input.fill(&mut block).map_err(read_error)? < BLOCK_BYTES {
-                return Ok(None);
+                return Ok(false);
             }
             self.count()?;
-            more = block[504] != 0;
-            // What is too much is refused when the map is read; it need not be kept for that.
-            if fields.len() <= sparse::MOST_REGIONS * BLOCK_BYTES / 21 {
-                fields.extend_from_slice(&block[..504]);
-            }
+            has_more = block[504] != 0;
         }
-        Ok(Some(fields))
-    }
-
-    fn sparse_kind(
-        &mut self,
-        header: &Header,
-        further: &[u8],
-        stored: u64,
-    ) -> Result<EntryKind, &'static str> {
-        // Others use the type for something of their own.
-        if header.as_gnu().is_none() {
-            return Ok(EntryKind::ForeignSparse);
-        }
-        let bytes = header.as_bytes();
-        let fields = [&bytes[386..482], further].concat();
-        let map = Map::new(&fields, number(&bytes[483..495])?, stored, number)?;
-        self.regions += map.len();
-        Ok(EntryKind::Sparse(Arc::new(map)))
+        Ok(true)
     }
 
     /// Two zero blocks end an archive; one and then nothing is what some old writers do.
@@ -545,10 +376,7 @@ pub(crate) fn read_error(source: io::Error) -> Fault {
     match source.kind() {
         // The length was known, so somebody has cut the file since.
         io::ErrorKind::UnexpectedEof => Fault::Changed,
-        _ => Fault::Io {
-            action: "read the file",
-            source,
-        },
+        _ => Fault::io("read the file")(source),
     }
 }
 
@@ -603,138 +431,4 @@ fn octal(field: &[u8]) -> Result<u64, &'static str> {
         b'0'..=b'7' => Ok(value << 3 | u64::from(digit - b'0')),
         _ => Err("a number in the header is not octal"),
     })
-}
-
-impl Extension {
-    fn name_of(&self, header: &Header) -> Vec<u8> {
-        let given = self
-            .sparse_name
-            .as_ref()
-            .or(self.long_name.as_ref())
-            .or(self.name.as_ref());
-        given.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
-    }
-
-    fn link_of(&self, header: &Header) -> Vec<u8> {
-        let given = self.long_link.as_ref().or(self.link.as_ref());
-        given
-            .cloned()
-            .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
-    }
-
-    fn kind_of(&self, header: &Header, name: &[u8]) -> Option<EntryKind> {
-        match type_flag(header) {
-            0 if is_old_folder(name) => None,
-            b'0' | 0 | b'7' if self.sparse => Some(EntryKind::ForeignSparse),
-            b'0' | 0 | b'7' => Some(EntryKind::File),
-            b'1' => Some(EntryKind::HardLink(self.link_of(header))),
-            b'2' => Some(EntryKind::SymbolicLink(self.link_of(header))),
-            _ => None,
-        }
-    }
-
-    fn size_of(&self, ustar_size: u64) -> Result<u64, &'static str> {
-        match self.size {
-            // Two readers that believe different ones see different archives (CVE-2025-62518).
-            Some(size) if ustar_size != 0 && ustar_size != size => {
-                Err("its header and its extended header disagree about its size")
-            }
-            Some(size) => Ok(size),
-            None => Ok(ustar_size),
-        }
-    }
-
-    fn take(&mut self, kind: u8, payload: &[u8]) -> Result<(), &'static str> {
-        let text = || {
-            payload
-                .split(|byte| *byte == 0)
-                .next()
-                .unwrap_or_default()
-                .to_vec()
-        };
-        match kind {
-            b'L' => self.long_name = Some(text()),
-            b'K' => self.long_link = Some(text()),
-            b'g' => return check_global(payload),
-            _ => {
-                for record in Records(payload) {
-                    self.take_record(record?)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn take_record(&mut self, (key, value): (&[u8], &[u8])) -> Result<(), &'static str> {
-        // An empty value takes the record back (POSIX.1-2017 pax, "Extended Header").
-        let given = (!value.is_empty()).then(|| value.to_vec());
-        match key {
-            b"path" => self.name = given,
-            b"linkpath" => self.link = given,
-            b"size" => {
-                self.size = if value.is_empty() {
-                    None
-                } else {
-                    Some(decimal(value)?)
-                }
-            }
-            b"GNU.sparse.name" => (self.sparse, self.sparse_name) = (true, given),
-            key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-/// Global records apply to all later entries. Ours are comments (git archive) or times; one that renames or
-/// resizes everything is nothing that a tool writes, and readers differ on it.
-fn check_global(payload: &[u8]) -> Result<(), &'static str> {
-    for record in Records(payload) {
-        if matches!(record?.0, b"path" | b"linkpath" | b"size") {
-            return Err("a global extended header sets names or sizes");
-        }
-    }
-    Ok(())
-}
-
-fn decimal(value: &[u8]) -> Result<u64, &'static str> {
-    const BAD: &str = "the size in an extended header is no number or too large";
-    let text = std::str::from_utf8(value).map_err(|_| BAD)?;
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let value: i64 = text.parse().map_err(|_| BAD)?;
-    if digits {
-        u64::try_from(value).map_err(|_| BAD)
-    } else {
-        Err(BAD)
-    }
-}
-
-/// The records of a PAX header: `<length> <key>=<value>\n`, the length counting all of it in decimal.
-struct Records<'a>(&'a [u8]);
-
-impl<'a> Iterator for Records<'a> {
-    type Item = Result<(&'a [u8], &'a [u8]), &'static str>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let record = split_record(self.0);
-        self.0 = record.map_or(&[], |(_, rest)| rest);
-        Some(
-            record
-                .map(|(record, _)| record)
-                .ok_or("an extended header's records are malformed"),
-        )
-    }
-}
-
-type Record<'a> = (&'a [u8], &'a [u8]);
-
-fn split_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
-    let space = bytes.iter().take(8).position(|byte| *byte == b' ')?;
-    let length: usize = std::str::from_utf8(&bytes[..space]).ok()?.parse().ok()?;
-    let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
-    let equals = record.iter().position(|byte| *byte == b'=')?;
-    Some(((&record[..equals], &record[equals + 1..]), &bytes[length..]))
 }
