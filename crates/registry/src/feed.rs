@@ -278,7 +278,8 @@ impl Fetcher {
         result
     }
 
-    /// Transfers what is missing, and goes on where it was interrupted. The bytes are proven by whoever reads them all.
+    /// Transfers what is missing, with retries that go on where the try before was interrupted. The
+    /// reader of all bytes proves them.
     async fn transfer(
         &self,
         repository: &str,
@@ -286,22 +287,18 @@ impl Fetcher {
         sent: &mut u64,
         pipe: &Pipe,
     ) -> Result<(), Error> {
-        let retry = self.client.retry();
-        let mut failures = 0;
+        let mut tries = self.client.tries();
         loop {
             let before = *sent;
             let error = match self.run(repository, blob, sent, pipe).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            // A drip is no progress: it would go on for ever.
-            let has_moved = *sent > before && !matches!(error, Error::TooSlow { .. });
-            failures = if has_moved { 1 } else { failures + 1 };
-            if !error.is_transient() || failures > retry.times {
+            let Some(wait) = tries.wait_after(&error, *sent > before) else {
                 return Err(error);
-            }
+            };
             tracing::warn!(error = %basics::chain(&error), at = *sent, "interrupted; going on from there");
-            tokio::time::sleep(retry.pause(failures)).await;
+            tokio::time::sleep(wait).await;
         }
     }
 
