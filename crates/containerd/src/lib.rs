@@ -20,11 +20,9 @@ mod content;
 mod cri;
 mod error;
 mod events;
-mod feed;
 mod images;
 mod introspection;
 mod leases;
-mod others;
 mod parts;
 mod snapshots;
 mod wire;
@@ -210,6 +208,21 @@ impl Client {
     /// Waits for the next message of a stream from containerd.
     pub(crate) async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Failure> {
         within(self.options().stall, stream.message()).await
+    }
+
+    /// Waits without a limit, as long as containerd answers other calls meanwhile.
+    pub(crate) async fn patiently<T>(
+        &self,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Failure> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match timeout(self.options().stall, work.as_mut()).await {
+                Ok(answer) => return answer.map_err(Failure::from),
+                Err(_) if self.version().await.is_ok() => {}
+                Err(_) => return Err(Failure::Deadline(self.options().stall)),
+            }
+        }
     }
 
     /// An answer about something else than was asked for.

@@ -206,8 +206,8 @@ struct Fetcher {
     counters: Counters,
 }
 
-/// Starts layers in order: the first that is not whole always has a permit, so the reader is never waited for by
-/// somebody it waits for.
+/// Starts layers in order: the first that is not whole always has a permit, so no layer that the reader waits for
+/// waits for the reader.
 async fn fetch_all(
     fetcher: Fetcher,
     layers: Vec<Layer>,
@@ -315,7 +315,7 @@ impl Fetcher {
                 let length = piece.len() as u64;
                 let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE)).freeze();
                 if pipe.send(Ok(full)).await.is_err() {
-                    // Nobody reads any more.
+                    // The reader is gone.
                     return Ok(());
                 }
                 *sent += length;
