@@ -9,7 +9,7 @@ use basics::digest::Hasher;
 use crate::cri;
 use crate::digest;
 use crate::fake::Fake;
-use crate::state::{Blob, File, Image, Ingest, Labels, Lease, Partial, State};
+use crate::state::{Blob, File, Image, Ingest, Labels, Partial, State};
 use crate::wire::{self, Descriptor};
 
 /// An image record to be put into the store.
@@ -145,23 +145,6 @@ impl Fake {
                 .namespace_mut(namespace)
                 .ingests
                 .insert(reference.to_owned(), ingest);
-        });
-    }
-
-    /// Puts a lease with resources, given as (type, id), into a namespace.
-    pub fn put_lease(&self, namespace: &str, id: &str, labels: &[(&str, &str)], resources: &[(&str, &str)]) {
-        self.with(|state| {
-            let resources = resources
-                .iter()
-                .map(|&(kind, id)| (kind.to_owned(), id.to_owned()))
-                .collect();
-            let lease = Lease {
-                labels: owned(labels),
-                created: state.now(),
-                resources,
-                seeded: true,
-            };
-            state.namespace_mut(namespace).leases.insert(id.to_owned(), lease);
         });
     }
 

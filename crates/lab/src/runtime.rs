@@ -149,7 +149,7 @@ impl Containerd {
     }
 
     /// The file with all it has logged, over restarts.
-    pub fn log_path(&self) -> PathBuf {
+    fn log_path(&self) -> PathBuf {
         self.folder.path.join("containerd.log")
     }
 
