@@ -67,7 +67,7 @@ pub(super) enum Balancer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PullPolicies {
     /// `spec.images.default_pull_policy`.
-    pub(super) default: Option<String>,
+    pub default: Option<String>,
     /// Those of the node-local load balancers, which may differ.
     pub(super) balancers: BTreeMap<Component, String>,
 }
