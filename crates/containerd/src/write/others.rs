@@ -2,8 +2,8 @@
 //!
 //! containerd does not say which blob an ingest is to become, only what its writer called it. Those that matter put the
 //! digest into the name: containerd's Go import (k0s, k3s, `ctr`) calls it after the path in the archive, for image
-//! layouts `tar-blobs/sha256/<hex>`; pulls (CRI, `ctr`) call it `layer-sha256:<hex>` and the like. An ingest that nobody
-//! writes any more looks like one that somebody does, until it has not moved for a while.
+//! layouts `tar-blobs/sha256/<hex>`; pulls (CRI, `ctr`) call it `layer-sha256:<hex>` and the like. An ingest whose
+//! writer is gone looks like one that is written to, until it has not moved for a while.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::content::{Ingest, ingest_ref};
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Whether an ingest of somebody else is about to become this blob, as far as its name and size tell.
+/// Whether an ingest of another importer is about to become this blob, as far as its name and size tell.
 fn is_of_blob(ingest: &Ingest, digest: &Digest, size: u64) -> bool {
     ingest.reference != ingest_ref(digest)
         && ingest.reference.contains(digest.digest())
@@ -25,7 +25,7 @@ fn is_of_blob(ingest: &Ingest, digest: &Digest, size: u64) -> bool {
 }
 
 /// What is known of those who write one blob.
-pub(crate) struct Others<'a> {
+pub(super) struct Others<'a> {
     digest: &'a Digest,
     size: u64,
     /// For one that still has bytes to write, since it last did.
@@ -37,7 +37,7 @@ pub(crate) struct Others<'a> {
 }
 
 impl<'a> Others<'a> {
-    pub(crate) fn of(digest: &'a Digest, size: u64, options: &Options) -> Others<'a> {
+    pub(super) fn of(digest: &'a Digest, size: u64, options: &Options) -> Others<'a> {
         Others {
             digest,
             size,
@@ -47,9 +47,9 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// Looks at the ingests as they are at this moment. Says how long to wait before the next look; `None` when nobody is
-    /// at the blob, or nobody gets on with it.
-    pub(crate) fn look(&mut self, ingests: &[Ingest], now: Instant, clock: Timestamp) -> Option<Duration> {
+    /// Looks at the ingests as they are at this moment. Returns the pause before the next look; `None` when no importer
+    /// is at the blob, or none gets on with it.
+    pub(super) fn look(&mut self, ingests: &[Ingest], now: Instant, clock: Timestamp) -> Option<Duration> {
         let theirs = ingests
             .iter()
             .filter(|ingest| is_of_blob(ingest, self.digest, self.size));
@@ -71,7 +71,7 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// Whether it was last written to so long ago that nobody does any more. Where that is not known it is watched.
+    /// Whether it was last written to so long ago that its writer must be gone. Where that is not known it is watched.
     fn is_stale(&self, ingest: &Ingest, clock: Timestamp) -> bool {
         let idle = ingest.updated_at.map(|at| clock.duration_since(at));
         idle.is_some_and(|idle| {
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn one_who_gets_on_is_waited_for_to_the_end_and_one_who_does_not_for_a_while() {
         let until = |end: u64, offset: u64| move |second| (second < end).then_some(offset);
-        assert_eq!(waited(|_| None), Some(0), "nobody is there");
+        assert_eq!(waited(|_| None), Some(0), "no importer is there");
         assert_eq!(waited(until(3, 7)), Some(3), "it ends");
         assert_eq!(waited(|_| Some(7)), Some(10), "it stands still");
         assert_eq!(

@@ -10,31 +10,31 @@ use oci_spec::image::Digest;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::BlobSource;
 use crate::error::Error;
 use crate::wire::size_to_wire;
-use crate::write::BlobSource;
 
 /// Bytes per message. Larger ones cost memory and gain no speed.
 const CHUNK: usize = 512 << 10;
 
 /// One transfer's thread: from the source into the queue of messages.
-pub(crate) struct Feed {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    pub(crate) source: Arc<dyn BlobSource>,
-    pub(crate) requests: mpsc::Sender<WriteContentRequest>,
+pub(super) struct Feed {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) source: Arc<dyn BlobSource>,
+    pub(super) requests: mpsc::Sender<WriteContentRequest>,
     /// The offset reached by queued messages.
-    pub(crate) queued: Arc<AtomicU64>,
-    pub(crate) stop: CancellationToken,
+    pub(super) queued: Arc<AtomicU64>,
+    pub(super) stop: CancellationToken,
     /// The last message, for when all bytes were as declared.
-    pub(crate) commit: WriteContentRequest,
+    pub(super) commit: WriteContentRequest,
 }
 
 /// How a thread ended.
-pub(crate) enum Fed {
+pub(super) enum Fed {
     /// Everything was queued, COMMIT too.
     Whole,
-    /// Nobody takes messages any more.
+    /// The queue is closed: its writer has given up.
     HungUp,
     /// The source is not what was declared. Nothing was committed.
     Unfit(Error),
@@ -42,7 +42,7 @@ pub(crate) enum Fed {
 
 impl Feed {
     /// Feeds from `offset` on. Blocks.
-    pub(crate) fn run(self, offset: u64) -> Fed {
+    pub(super) fn run(self, offset: u64) -> Fed {
         match self.send_data(offset) {
             // A blob whose writer has given up is left to be resumed, even if it is only the commit that lacks.
             Ok(true) if !self.stop.is_cancelled() && self.requests.blocking_send(self.commit).is_ok() => {
@@ -84,7 +84,7 @@ impl Feed {
 }
 
 /// Reads a small source that must have exactly as many bytes as declared. Blocks.
-pub(crate) fn read_whole(source: &dyn BlobSource, digest: &Digest, size: u64) -> Result<Vec<u8>, Error> {
+pub(super) fn read_whole(source: &dyn BlobSource, digest: &Digest, size: u64) -> Result<Vec<u8>, Error> {
     let failed = |error| Error::source(digest, error);
     let mut reader = source.open(0).map_err(failed)?;
     let data = read_chunk(&mut *reader, size).map_err(failed)?;
@@ -116,8 +116,8 @@ fn too_short(digest: &Digest, size: u64, length: u64) -> Error {
     )
 }
 
-/// Hashes the first `length` bytes of a source, fewer if it has no more or nobody waits for the answer. Blocks.
-pub(crate) fn hash_beginning(
+/// Hashes the first `length` bytes of a source, fewer if it has no more or its writer has given up. Blocks.
+pub(super) fn hash_beginning(
     source: &dyn BlobSource,
     length: u64,
     mut hasher: Hasher,
