@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use containerd::{Client, ImageRecord, Ingest};
 use import::labels::{K0S_SOURCES, K3S_PINNED, RKE2_PINNED};
-use import::{BlobAction, BlobStep, BundleReport, ImagePlan, Plan, RecordAction};
+use import::plan::{BlobAction, BlobStep, ImagePlan, RecordAction};
+use import::{BundleReport, Plan};
 use jiff::Timestamp;
 
 use crate::node::Distribution;

@@ -15,7 +15,11 @@ use std::time::Duration;
 
 use basics::digest;
 use clap::{Args, ValueEnum};
-use import::{Alias, DigestReferences, Gentleness, MinFree, Naming, OnConflict, Pattern, Reference, Unpack};
+use import::names::{Alias, DigestReferences};
+use import::plan::OnConflict;
+use import::space::MinFree;
+use import::unpack::Unpack;
+use import::{Gentleness, Naming, Pattern, Reference};
 use platforms::Platform;
 use serde::Serialize;
 use serde_yaml::Value;
@@ -138,7 +142,7 @@ impl Default for Settings {
                 ..Sources::default()
             },
             limits: bundle::Limits::default(),
-            most_records: import::MOST_RECORDS,
+            most_records: import::plan::MOST_RECORDS,
             log: LogSettings {
                 level: LogLevel::Info,
                 format: LogFormat::Auto,
@@ -1537,7 +1541,7 @@ fn checked_digest(text: &str) -> Result<String, String> {
 
 fn checked_reference(text: &str) -> Result<Reference, String> {
     text.parse()
-        .map_err(|error: import::InvalidReference| error.to_string())
+        .map_err(|error: import::names::InvalidReference| error.to_string())
 }
 
 fn base_name(value: &Value) -> Result<String, String> {

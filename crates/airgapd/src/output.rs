@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use basics::bytes;
 use basics::{Foreign, is_visible};
-use import::{BundleReport, Forecast, ImageOutcome, ImageReport, Outcome};
+use import::report::{ImageOutcome, ImageReport};
+use import::space::Forecast;
+use import::{BundleReport, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};

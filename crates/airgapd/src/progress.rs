@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use import::{ImageResult, Observer};
+use import::Observer;
+use import::ingest::ImageResult;
 use tokio::task::JoinHandle;
 use tracing::{Level, info};
 

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use containerd::{Client, Version};
-use import::{Policy, Space, Survey, UnpackError, Unpacker, Wanted};
+use import::unpack::UnpackError;
+use import::{Policy, Space, Survey, Unpacker, Wanted};
 use platforms::{Matcher, Platform, Rules};
 use tracing::warn;
 
@@ -212,7 +213,7 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
     let decisive = (
         platforms,
         &runtime.platform,
-        (version.rules(), import::takes_sha512(version)),
+        (version.rules(), import::select::takes_sha512(version)),
         aliases,
         names,
         base_name,
@@ -221,5 +222,5 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Runtime) -> String {
         namespace,
         (allowed_names, checksums, trusted_digests, limits),
     );
-    import::short_hash(format!("{decisive:?}").as_bytes())
+    basics::digest::short(format!("{decisive:?}").as_bytes())
 }

@@ -131,7 +131,7 @@ impl Status {
             required.checked_at = None;
         }
         let text = serde_json::to_vec(&standing).expect("a status is plain data");
-        import::short_hash(&text)
+        basics::digest::short(&text)
     }
 }
 

@@ -57,6 +57,12 @@ pub fn sha256(bytes: &[u8]) -> Digest {
     of_sha256(&Sha256::digest(bytes).into())
 }
 
+/// The first 16 hexadecimal digits of the sha256 of bytes in memory: a short id that follows from them.
+#[must_use]
+pub fn short(bytes: &[u8]) -> String {
+    sha256(bytes).digest()[..16].to_owned()
+}
+
 /// The sha512 of bytes in memory.
 #[must_use]
 pub fn sha512(bytes: &[u8]) -> Digest {

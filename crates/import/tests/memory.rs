@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use airgapd_import::{
-    BundleReport, DigestReferences, Intent, MOST_RECORDS, Naming, OnConflict, Policy, Source, Survey, Taken,
-    Wanted, plan, select,
-};
+use airgapd_import::names::DigestReferences;
+use airgapd_import::plan::{MOST_RECORDS, OnConflict, plan};
+use airgapd_import::select::Taken;
+use airgapd_import::{BundleReport, Intent, Naming, Policy, Source, Survey, Wanted, select};
 use bundle::fixtures::{Layout, digest_of};
 use bundle::{Bundle, Limits};
 use platforms::{Platform, Rules};

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use airgapd_import::{
-    Choice, DigestReferences, NamedTarget, Naming, Policy, Skip, Taken, Verdict, Wanted, select,
-};
+use airgapd_import::names::DigestReferences;
+use airgapd_import::select::{Choice, NamedTarget, Skip, Taken};
+use airgapd_import::{Naming, Policy, Verdict, Wanted, select};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use bundle::{Bundle, Content, Limits, RawName};
 use oci_spec::image::Digest;
@@ -36,7 +36,7 @@ fn by(rules: &[Rules], platforms: &[&str]) -> Policy {
     Policy {
         wanted: Wanted::of(&platforms, rules),
         naming,
-        most_records: airgapd_import::MOST_RECORDS,
+        most_records: airgapd_import::plan::MOST_RECORDS,
     }
 }
 

@@ -15,7 +15,8 @@ use anyhow::{Context as _, bail};
 use bundle::write::{Draft, DraftImage, Layout, Written};
 use bundle::{Bundle, Inventory, Limits, Store};
 use futures_util::StreamExt as _;
-use import::{Judgement, Naming, Policy, Skip};
+use import::select::Skip;
+use import::{Judgement, Naming, Policy};
 use oci_spec::image::Digest;
 use platforms::{Platform, Rules};
 use registry::{
@@ -197,7 +198,7 @@ impl Platforms {
         Policy {
             wanted: self.wanted(),
             naming: Naming::default(),
-            most_records: import::MOST_RECORDS,
+            most_records: import::plan::MOST_RECORDS,
         }
     }
 }

@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bundle::Bundle;
-use import::{
-    BundleReport, Cause, Intent, Outcome, Pace, Policy, Source, Unpack, UnpackWhen, Unpacker, bundle_id,
-    short_hash,
-};
+use import::plan::UnpackWhen;
+use import::unpack::Unpack;
+use import::{BundleReport, Cause, Intent, Outcome, Pace, Policy, Source, Unpacker, bundle_id};
 
 use super::Exit;
 use crate::checksum::{self, Failure, sidecar_of};
@@ -248,7 +247,7 @@ fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
         return (Source::Bundle(name), id);
     }
     let name = path.file_name().unwrap_or(path.as_os_str());
-    let id = short_hash(path.as_os_str().as_encoded_bytes());
+    let id = basics::digest::short(path.as_os_str().as_encoded_bytes());
     (Source::Hand(name.to_string_lossy().into_owned()), id)
 }
 

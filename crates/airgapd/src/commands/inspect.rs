@@ -12,7 +12,8 @@ use std::sync::Arc;
 use bundle::{
     BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Reliance,
 };
-use import::{Choice, Policy, Selection, Verdict, select};
+use import::select::Choice;
+use import::{Policy, Selection, Verdict, select};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
@@ -318,7 +319,7 @@ fn inspect_node(node: &Node, choice: &Choice, taken: &HashSet<&Digest>, found: &
 }
 
 fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice, taken: bool) -> InspectedPlatform {
-    let problems = import::problems(node, manifest);
+    let problems = import::select::problems(node, manifest);
     let state = match &manifest.kind {
         _ if !problems.is_empty() => "broken".to_owned(),
         Kind::Image => "whole".to_owned(),
@@ -377,7 +378,7 @@ fn taken_blobs(choice: &Choice) -> HashSet<&Digest> {
 
 fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>) -> InspectedPlatform {
     InspectedPlatform {
-        platform: import::platform_text(node),
+        platform: import::select::platform_text(node),
         digest: node.descriptor.digest().to_string(),
         taken: false,
         reason: Some(reason),

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use import::{LEASE_PREFIX, Survey, bundle_id, labels};
+use import::{Survey, bundle_id, labels, lease};
 use tracing::{debug, info, warn};
 
 use super::telling::{shown, tell};
@@ -280,10 +280,10 @@ impl Daemon {
         let pending = self.roster.names(|phase| !is_over(phase));
         let kept: Vec<String> = pending
             .iter()
-            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&ledger::label_name(name))))
+            .map(|name| format!("{}{}", lease::PREFIX, bundle_id(&ledger::label_name(name))))
             .collect();
         let swept = async {
-            for lease in client.leases_beginning(LEASE_PREFIX).await? {
+            for lease in client.leases_beginning(lease::PREFIX).await? {
                 let mark = lease.labels.get(labels::LEASE_MARK);
                 if mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE))
                     && !kept.iter().any(|id| lease.id.starts_with(id.as_str()))

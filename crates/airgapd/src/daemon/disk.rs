@@ -10,7 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use import::{Disk, Shortage, any_without_file};
+use import::space::{Disk, Shortage};
+use import::survey::any_without_file;
 use tracing::{info, warn};
 
 use super::{Connection, Daemon};

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bundle::{Bundle, Identity};
-use import::{Intent, Policy, Reference, Selection, Source, Unpack, UnpackWhen, Verdict, bundle_id};
+use import::plan::UnpackWhen;
+use import::unpack::Unpack;
+use import::{Intent, Policy, Reference, Selection, Source, Verdict, bundle_id};
 use oci_spec::image::Digest;
 use tokio::task::JoinError;
 use tracing::{error, info};
@@ -162,7 +164,11 @@ impl Read {
 
 fn broken(selection: &Selection) -> Option<String> {
     selection.choices.iter().find_map(|choice| match &choice.verdict {
-        Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, import::in_short(problems))),
+        Verdict::Broken(problems) => Some(format!(
+            "{}: {}",
+            choice.label,
+            import::report::in_short(problems)
+        )),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
     })
 }

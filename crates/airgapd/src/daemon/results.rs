@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use std::time::Instant;
 
 use bundle::Bundle;
-use import::{BundleReport, ImageOutcome, ImageReport, Outcome, Selection};
+use import::report::{ImageOutcome, ImageReport};
+use import::{BundleReport, Outcome, Selection};
 use jiff::Timestamp;
 
 use super::job::{Order, Pulled};

@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
 use basics::Foreign;
-use import::{BundleReport, ImageOutcome, ImageReport};
+use import::BundleReport;
+use import::report::{ImageOutcome, ImageReport};
 use tracing::{debug, info, warn};
 
 use crate::coexistence::Repaired;

@@ -8,8 +8,9 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use containerd::{Client, ImageRecord};
+use import::content::CONTAINERD;
 use import::labels::EXPIRES;
-use import::{CONTAINERD, Judgement, Reference};
+use import::{Judgement, Reference};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
@@ -184,7 +185,7 @@ fn wanted(text: &str, shelf: &Shelf) -> Result<Wanted, String> {
 fn by_name(text: &str) -> Result<Wanted, String> {
     let reference: Reference = text
         .parse()
-        .map_err(|error: import::InvalidReference| error.to_string())?;
+        .map_err(|error: import::names::InvalidReference| error.to_string())?;
     let name = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => format!("{}@{digest}", reference.repository()),
         (None, Some(tag)) => format!("{}:{tag}", reference.repository()),

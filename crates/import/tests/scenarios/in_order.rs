@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, mpsc};
 
-use airgapd_import::{ImageResult, Observer, Outcome};
+use airgapd_import::ingest::ImageResult;
+use airgapd_import::{Observer, Outcome};
 use bundle::Compression;
 use bundle::fixtures::Archive;
 use containerd::{BlobSource, BlobSpec, Client};

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use airgapd_import::{ImageOutcome, ImageResult, Observer, Outcome, labels};
+use airgapd_import::ingest::ImageResult;
+use airgapd_import::report::ImageOutcome;
+use airgapd_import::{Observer, Outcome, labels};
 use bundle::Compression;
 use bundle::fixtures::{Image, Manifest};
 use containerd::Client;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use airgapd_import::{Ingested, Observer, OnConflict, Outcome, RecordOutcome, bundle_id, labels};
+use airgapd_import::ingest::{Ingested, RecordOutcome};
+use airgapd_import::plan::OnConflict;
+use airgapd_import::{Observer, Outcome, bundle_id, labels};
 use containerd::{BlobSource, BlobSpec, Client, ImageRecord, ImageUpdate, Options};
 use fake_containerd::Fault;
 use oci_spec::image::Digest;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bundle::write::{Draft, DraftImage};
 use bundle::{Bundle, Catalog, Image, Reliance};
-use import::{Cause, DigestReferences, Judgement, Naming};
+use import::names::DigestReferences;
+use import::{Cause, Judgement, Naming};
 use oci_spec::image::Digest;
 
 use crate::commands::Exit;

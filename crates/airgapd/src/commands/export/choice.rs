@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bundle::write::DraftImage;
 use bundle::{Content, Kind, Manifest, Node, PartState};
-use import::{CONTAINERD, Judgement, Wanted, platform_text, problems_in};
+use import::content::CONTAINERD;
+use import::select::{platform_text, problems_in};
+use import::{Judgement, Wanted};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
