@@ -232,7 +232,7 @@ impl Daemon {
             ledger,
             roster: Roster::default(),
             jobs: Jobs::default(),
-            pace: Arc::new(Pace::new(settings.gentleness)),
+            pace: Arc::new(Pace::new(settings.rate_limit)),
             configuration,
             trouble: None,
             vanished: None,

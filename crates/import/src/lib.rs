@@ -31,7 +31,7 @@ pub use import::{Imported, import};
 pub use ingest::{Observer, Silent};
 pub use labels::{Source, bundle_id};
 pub use names::{Naming, Reference};
-pub use pace::{Gentleness, Pace};
+pub use pace::Pace;
 pub use pattern::Pattern;
 pub use plan::{Intent, Plan};
 pub use report::{BundleReport, Cause, Outcome};

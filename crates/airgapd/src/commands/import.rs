@@ -53,7 +53,7 @@ pub(crate) async fn run(
         node,
         runtime: &runtime,
         policy: &policy,
-        pace: Arc::new(Pace::new(settings.gentleness)),
+        pace: Arc::new(Pace::new(settings.rate_limit)),
         dry_run: args.dry_run,
     };
     let mut reports = Vec::new();

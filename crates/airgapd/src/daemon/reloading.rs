@@ -18,7 +18,10 @@ impl Daemon {
     pub(super) fn reload(&mut self) {
         self.systemd.reloading();
         match (self.configuration)() {
-            Ok(config) => self.apply(config::reload(&self.settings, config.settings)),
+            Ok(config) => {
+                config.tell_of_removed();
+                self.apply(config::reload(&self.settings, config.settings));
+            }
             Err(mistakes) => error!(
                 outcome = "misconfigured",
                 "the configuration is not taken, and the one before stays: {mistakes}"
@@ -44,7 +47,7 @@ impl Daemon {
         if applied.is_empty() {
             return;
         }
-        self.pace.set(settings.gentleness);
+        self.pace.set(settings.rate_limit);
         self.settings = Arc::new(settings);
         if let Connection::Up(up) = &mut self.connection {
             up.policy = runtime::policy(&self.settings, Some(&up.runtime));
