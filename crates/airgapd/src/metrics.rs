@@ -16,7 +16,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::ledger::{ErrorClass, Outcome};
+use crate::ledger::{ErrorClass, LastTry, Outcome};
 use crate::status::{BundleStatus, RequiredStatus, State, Status, UnpackStatus};
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
@@ -90,10 +90,12 @@ impl Metrics {
 
 /// When a bundle was last brought into place, of those that are known, in seconds since 1970; 0 where none was.
 fn last_success(status: &Status) -> i64 {
-    let landed = status
-        .bundles
-        .iter()
-        .filter(|bundle| matches!(bundle.outcome, Some(Outcome::Imported | Outcome::Unchanged)));
+    let landed = status.bundles.iter().filter(|bundle| {
+        matches!(
+            bundle.outcome,
+            Some(LastTry::Ended(Outcome::Imported | Outcome::Unchanged))
+        )
+    });
     let times = landed.filter_map(|bundle| Some(bundle.imported_at?.as_second()));
     times.max().unwrap_or(0)
 }

@@ -11,7 +11,7 @@ use basics::Foreign;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::{Entry, ErrorClass, Ledger, Outcome};
+use crate::ledger::{Entry, ErrorClass, LastTry, Ledger};
 use crate::roster::{Phase, Roster};
 
 /// How the node stands.
@@ -197,7 +197,7 @@ pub(crate) struct BundleStatus {
     /// Of the file, in bytes; 0 for a folder.
     pub(crate) size: u64,
     /// How the last try ended.
-    pub(crate) outcome: Option<Outcome>,
+    pub(crate) outcome: Option<LastTry>,
     /// The digest of its `index.json` or `manifest.json`.
     pub(crate) catalog: Option<String>,
     /// How many records it vouches for.
@@ -434,7 +434,7 @@ impl BundleStatus {
 }
 
 /// What the ledger says of a bundle.
-fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<Outcome>) -> BundleStatus {
+fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastTry>) -> BundleStatus {
     let imported = entry.and_then(|entry| entry.imported.as_ref());
     BundleStatus {
         name: Foreign::file_name(name),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use basics::chain;
 use bundle::{Bundle, Catalog, Content, Node, PartState};
 use oci_spec::image::{Descriptor, Digest};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::ingest::{ImageResult, Ingested, RecordOutcome};
@@ -16,8 +16,8 @@ use crate::select::{Choice, Selection, Taken, Verdict};
 use crate::space::Forecast;
 use crate::unpack::Unpacked;
 
-/// What became of a bundle as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What became of a bundle as a whole, in the words of reports and of `state.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Everything this node can run is in place, and something was written for it.

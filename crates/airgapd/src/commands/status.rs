@@ -16,7 +16,7 @@ use crate::config::{OutputFormat, Settings};
 use crate::control::{self, Unanswered, Want};
 use crate::desired;
 use crate::folder::{Depth, Ending, Folder};
-use crate::ledger::{self, Entry, Ledger, Outcome};
+use crate::ledger::{self, Entry, LastTry, Ledger, Outcome};
 use crate::node::Runtime as Node;
 use crate::output::{self, Page, bytes};
 use crate::progress::{self, Doing};
@@ -347,7 +347,7 @@ fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
         State::Checking if !is_live => "imported",
         State::Settling if !is_live => "not imported",
         // In place as far as this node can have it, which is not at all.
-        State::Done if bundle.outcome == Some(Outcome::Skipped) => "nothing for us",
+        State::Done if bundle.outcome == Some(LastTry::Ended(Outcome::Skipped)) => "nothing for us",
         state => state.as_str(),
     };
     let dash = || "-".to_owned();

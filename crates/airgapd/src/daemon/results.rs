@@ -193,7 +193,7 @@ impl Daemon {
         } else {
             ErrorClass::Permanent
         };
-        self.record_failure(order, report.outcome.into(), &text, class);
+        self.record_failure(order, report.outcome, &text, class);
         self.roster.fail(&order.name, Instant::now(), None);
     }
 
@@ -236,7 +236,7 @@ impl Daemon {
         };
         self.note_reworded(name, &imported);
         self.ledger
-            .record_import(name, report.outcome.into(), imported, closures);
+            .record_import(name, report.outcome, imported, closures);
         self.unsaved = true;
     }
 

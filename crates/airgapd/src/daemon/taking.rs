@@ -167,7 +167,7 @@ impl Daemon {
             tell!(is_told, error, bundle = %shown(&name), outcome = "failed", "not imported{before}: {text}");
             // What did land of it is looked after like anything else.
             let phase = match entry.outcome {
-                ledger::Outcome::Partial => Phase::Known,
+                ledger::LastTry::Ended(ledger::Outcome::Partial) => Phase::Known,
                 _ => Phase::Failed { retry: None },
             };
             self.roster.set(&name, phase);
