@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use basics::Foreign;
-use import::BundleReport;
+use import::BundleResult;
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -62,7 +62,7 @@ impl Metrics {
     }
 
     /// Counts an import that ended at this time, in seconds since 1970.
-    pub(crate) fn count(&self, report: &BundleReport, now: i64) {
+    pub(crate) fn count(&self, report: &BundleResult, now: i64) {
         self.imports.with_label_values(&[report.outcome.as_str()]).inc();
         self.sent.inc_by(report.blobs.sent_bytes);
         self.present.inc_by(report.blobs.present_bytes);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use import::Observer;
-use import::ingest::ImageResult;
+use import::ingest::IngestedImage;
 use tokio::task::JoinHandle;
 use tracing::{Level, info};
 
@@ -110,7 +110,7 @@ impl Observer for Counters {
         self.images.store(count, Ordering::Relaxed);
     }
 
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         self.done.fetch_add(1, Ordering::Relaxed);
         let records = outcome.records.as_deref().unwrap_or_default();
         if let Some((step, _)) = records.first() {
@@ -167,7 +167,7 @@ impl Observer for Progress {
         self.counters.images(count);
     }
 
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         self.counters.image(outcome);
     }
 
@@ -337,7 +337,7 @@ mod tests {
         counters.planned(10_000_000);
         counters.images(3);
         counters.bytes.fetch_add(5_000_000, Ordering::Relaxed);
-        counters.image(&ImageResult {
+        counters.image(&IngestedImage {
             index: 0,
             records: Ok(Vec::new()),
         });

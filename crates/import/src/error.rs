@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bundle::BlobRef;
 use containerd::{Recovery, is_disk_failure};
 
+use crate::result::Cause;
 use crate::space::Shortage;
 use crate::survey::Census;
 use crate::unpack::UnpackError;
@@ -118,6 +119,25 @@ impl Error {
             Error::Containerd(error) => error.recovery() == Recovery::Space,
             Error::NoSpace(_) => true,
             _ => false,
+        }
+    }
+
+    /// Why the import failed, as far as it matters to its caller.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        match self {
+            Error::Containerd(containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }) => {
+                Cause::Unreachable
+            }
+            Error::Changed { .. } | Error::Read { .. } | Error::Bundle(_) => Cause::File,
+            Error::Containerd(_)
+            | Error::NoSpace(_)
+            | Error::TooManyRecords { .. }
+            | Error::TooManyNames { .. }
+            | Error::Task(_)
+            | Error::Unpack(_)
+            | Error::LeaseKeepsVanishing
+            | Error::BaseMissing { .. } => Cause::Other,
         }
     }
 

@@ -4,25 +4,24 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use basics::chain;
 use bundle::{BlobRef, Bundle};
 use containerd::Client;
 use oci_spec::image::Digest;
 use tokio::task::JoinError;
 
 use crate::Error;
-use crate::ingest::{Ingested, Job, Observer, carry_out, not_begun};
+use crate::ingest::{Ingested, Job, Observer, carry_out, foreseen, not_begun};
 use crate::plan::{Intent, Plan, plan};
-use crate::report::BundleReport;
+use crate::result::BundleResult;
 use crate::select::{Policy, Selection, Taken, Verdict, select, takes_sha512};
 use crate::space::Forecast;
 use crate::survey::{Census, Survey, digests_of, forget_lost, names_of};
 
-/// What an import did: for people in the report, for the ledger in the images.
+/// What an import did, as values.
 #[derive(Debug)]
 pub struct Imported {
     /// What became of the bundle.
-    pub report: BundleReport,
+    pub result: BundleResult,
     /// What was selected, in the order of the bundle.
     pub selection: Selection,
     /// The steps.
@@ -64,16 +63,6 @@ pub async fn import(
         Some(obstacle) => Some(obstacle),
         None => no_space(forecast.as_ref()),
     };
-    if dry_run && obstacle.is_none() {
-        let mut report = BundleReport::of_plan(bundle, &selection, &plan, started.elapsed());
-        report.error = missing_base.as_ref().map(|error| chain(error)).or(report.error);
-        return Ok(Imported {
-            report: report.with_forecast(forecast),
-            selection,
-            plan,
-            stopped: missing_base,
-        });
-    }
     let job = Job {
         client,
         bundle: Some(Arc::clone(bundle)),
@@ -84,15 +73,16 @@ pub async fn import(
     };
     let mut ingested = match obstacle {
         Some(obstacle) => not_begun(&job, obstacle),
+        None if dry_run => foreseen(&plan),
         None => {
             begin(&job, &survey).await?;
             carry_out(&job).await
         }
     };
     ingested.stopped = ingested.stopped.or(missing_base);
-    let (report, selection, stopped) = report(bundle, selection, ingested, started).await?;
+    let (result, selection, stopped) = conclude(bundle, selection, ingested, started).await?;
     Ok(Imported {
-        report: report.with_forecast(forecast),
+        result: result.with_forecast(forecast),
         selection,
         plan,
         stopped,
@@ -178,16 +168,17 @@ async fn begin(job: &Job<'_>, survey: &Survey) -> Result<(), Error> {
     Ok(())
 }
 
-async fn report(
+/// Holds what was selected against what was carried out.
+async fn conclude(
     bundle: &Arc<Bundle>,
     selection: Selection,
     ingested: Ingested,
     started: Instant,
-) -> Result<(BundleReport, Selection, Option<Error>), Error> {
+) -> Result<(BundleResult, Selection, Option<Error>), Error> {
     let bundle = Arc::clone(bundle);
     aside(move || {
-        let report = BundleReport::of(&bundle, &selection, &ingested, started.elapsed());
-        (report, selection, ingested.stopped)
+        let result = BundleResult::of(&bundle, &selection, &ingested, started.elapsed());
+        (result, selection, ingested.stopped)
     })
     .await
 }
@@ -262,12 +253,9 @@ fn missing_base(bundle: &Bundle, selection: &Selection, elsewhere: &HashSet<Dige
         Verdict::Broken(problems) => problems.as_slice(),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => &[],
     });
-    // Each problem names its blob, as a word. What other platforms would need is nobody's problem here.
-    let is_digest = |word: &&str| word.contains(':') && word.parse::<Digest>().is_ok();
-    let words = problems.flat_map(|problem| problem.split(' '));
-    let named: HashSet<&str> = words.filter(is_digest).collect();
-    let is_missed =
-        |blob: &&BlobRef| !elsewhere.contains(&blob.digest) && named.contains(blob.digest.as_ref());
+    // What other platforms would need is not missed here.
+    let named: HashSet<&Digest> = problems.filter_map(|problem| problem.blob.as_ref()).collect();
+    let is_missed = |blob: &&BlobRef| !elsewhere.contains(&blob.digest) && named.contains(&blob.digest);
     let missing: Vec<BlobRef> = reliance.blobs.iter().filter(is_missed).cloned().collect();
     (!missing.is_empty()).then(|| Error::BaseMissing {
         path: bundle.path().to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! One direction: [`select()`] (pure) decides which images of a catalog this node takes, [`Survey`] reads what containerd
 //! has, [`plan`](plan::plan) (pure) decides every step, [`carry_out`](ingest::carry_out) takes them and decides nothing,
-//! [`BundleReport`] says how it went. [`import()`] is all of that. The daemon, `airgapd import` and its dry run go this
+//! [`BundleResult`] says how it went, and [`BundleReport`] is the document about that. [`import()`] is all of that. The daemon, `airgapd import` and its dry run go this
 //! way.
 //!
 //! The names of this flow are here. Those of its parts are in the modules, each by its topic.
@@ -20,7 +20,8 @@ mod pace;
 pub mod pattern;
 pub mod plan;
 pub mod release;
-pub mod report;
+mod report;
+pub mod result;
 pub mod select;
 pub mod space;
 pub mod survey;
@@ -34,7 +35,8 @@ pub use names::{Naming, Reference};
 pub use pace::Pace;
 pub use pattern::Pattern;
 pub use plan::{Intent, Plan};
-pub use report::{BundleReport, Cause, Outcome};
+pub use report::{BundleReport, ImageReport};
+pub use result::{BundleResult, Cause, Outcome};
 pub use select::{Judgement, Policy, Selection, Verdict, Wanted, judge, select};
 pub use space::Space;
 pub use survey::Survey;

@@ -32,7 +32,7 @@ use self::judge::{Unfit, Walk};
 use self::naming::{named, settle_names};
 pub use self::node::platform_text;
 pub use self::plugins::images_for_plugins;
-pub use self::problem::{problems, problems_in};
+pub use self::problem::{Problem, in_words, problems, problems_in};
 use crate::names::Naming;
 
 /// The platforms that are taken from a bundle.
@@ -127,10 +127,12 @@ impl Selection {
                 continue;
             };
             if let Some(digest) = taken.closure.sha512() {
-                let problem = format!(
+                let what = format!(
                     "blob {digest} is named by its sha512, which containerd 2.3 or later takes and this {version} does not: \
                      upgrade containerd, or bundle the image with sha256 digests"
                 );
+                let blob = Some(digest.clone());
+                let problem = Problem { blob, what };
                 choice.verdict = Verdict::Broken(vec![problem]);
             }
         }
@@ -161,7 +163,7 @@ pub enum Verdict {
     /// notes.
     Forbidden,
     /// It cannot be run as the bundle holds it: each problem names the platform and the blob.
-    Broken(Vec<String>),
+    Broken(Vec<Problem>),
 }
 
 /// An image that is imported.

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use airgapd_import::ingest::foreseen;
 use airgapd_import::names::DigestReferences;
 use airgapd_import::plan::{MOST_RECORDS, OnConflict, plan};
 use airgapd_import::select::Taken;
-use airgapd_import::{BundleReport, Intent, Naming, Policy, Source, Survey, Wanted, select};
+use airgapd_import::{BundleReport, BundleResult, Intent, Naming, Policy, Source, Survey, Wanted, select};
 use bundle::fixtures::{Layout, digest_of};
 use bundle::{Bundle, Limits};
 use platforms::{Platform, Rules};
@@ -169,7 +170,8 @@ fn decide(path: &Path, references: DigestReferences) -> u64 {
     let taken: Vec<&Taken> = selection.taken().collect();
     let intent = Intent::new(Source::Bundle("hostile.tar".to_owned()), OnConflict::Replace);
     let plan = plan(&taken, &Survey::default(), &intent);
-    let report = BundleReport::of_plan(&bundle, &selection, &plan, Duration::ZERO);
+    let result = BundleResult::of(&bundle, &selection, &foreseen(&plan), Duration::ZERO);
+    let report = BundleReport::from(result);
     assert!(report.images.len() <= MOST_RECORDS + Limits::default().images);
     peak()
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use airgapd_import::names::DigestReferences;
-use airgapd_import::select::{Choice, NamedTarget, Skip, Taken};
+use airgapd_import::select::{Choice, NamedTarget, Skip, Taken, in_words};
 use airgapd_import::{Naming, Policy, Verdict, Wanted, select};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use bundle::{Bundle, Content, Limits, RawName};
@@ -59,7 +59,7 @@ fn taken(choice: &Choice) -> &Taken {
 
 fn problems(choice: &Choice) -> String {
     match &choice.verdict {
-        Verdict::Broken(problems) => problems.join("; "),
+        Verdict::Broken(problems) => in_words(problems),
         other => panic!("{other:?}"),
     }
 }
@@ -816,7 +816,7 @@ fn what_a_platform_says_is_told_of_each_layer_in_short() {
     let Verdict::Broken(problems) = &choices[0].verdict else {
         panic!("{:?}", choices[0].label)
     };
-    let longest = problems.iter().map(String::len).max();
+    let longest = problems.iter().map(|problem| problem.what.len()).max();
     assert!(problems.len() == 5_000 && longest < Some(1_000), "{longest:?}");
 }
 

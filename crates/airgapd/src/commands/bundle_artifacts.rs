@@ -272,7 +272,7 @@ impl BundleProof {
                 draft.find_images(&root);
                 Prospect::Taken(draft)
             }
-            Judgement::Broken(problems) => Prospect::Refused(problems.join("; ")),
+            Judgement::Broken(problems) => Prospect::Refused(import::select::in_words(&problems)),
             Judgement::Artifact(kind)
                 if matches!(import::judge(&root, &newest, "the bundle"), Judgement::Whole(_)) =>
             {

@@ -267,7 +267,7 @@ fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
             Some("allowedNames allows none of its names".to_owned()),
             Vec::new(),
         ),
-        Verdict::Broken(problems) => ("broken", Some(problems.join("; ")), Vec::new()),
+        Verdict::Broken(problems) => ("broken", Some(import::select::in_words(problems)), Vec::new()),
     };
     let mut platforms = Vec::new();
     if let Some(image) = images.clone().next() {
@@ -351,7 +351,12 @@ fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice, taken: bo
             .as_ref()
             .filter(differs)
             .map(ToString::to_string),
-        ..leaf(node, state, "", problems)
+        ..leaf(
+            node,
+            state,
+            "",
+            problems.iter().map(ToString::to_string).collect(),
+        )
     }
 }
 

@@ -167,7 +167,7 @@ fn broken(selection: &Selection) -> Option<String> {
         Verdict::Broken(problems) => Some(format!(
             "{}: {}",
             choice.label,
-            import::report::in_short(problems)
+            import::result::in_short(problems)
         )),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
     })

@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::time::Instant;
 
 use bundle::Bundle;
-use import::report::{ImageOutcome, ImageReport};
-use import::{BundleReport, Outcome, Selection};
+use import::result::{ImageOutcome, ImageResult};
+use import::{BundleResult, Outcome, Selection};
 use jiff::Timestamp;
 
 use super::job::{Order, Pulled};
@@ -54,7 +54,7 @@ impl Daemon {
     }
 
     pub(super) fn unreadable(&mut self, order: &Order, error: &bundle::Error) {
-        let report = BundleReport::unreadable(&order.path(), error, order.elapsed());
+        let report = BundleResult::unreadable(&order.path(), error, order.elapsed());
         self.count(&report);
         let text = report.error.unwrap_or_default();
         let transient = matches!(error.fault, bundle::Fault::Changed | bundle::Fault::Io { .. });
@@ -91,7 +91,7 @@ impl Daemon {
         self.unsaved = true;
     }
 
-    fn stopped(&mut self, order: &Order, report: &BundleReport, error: &import::Error) {
+    fn stopped(&mut self, order: &Order, report: &BundleResult, error: &import::Error) {
         let text = report.error.clone().unwrap_or_default();
         let (class, retry) = match error {
             error if error.is_space() => (ErrorClass::Space, true),
@@ -123,7 +123,7 @@ impl Daemon {
             Err(_) if !self.is_current(&job) => self.started_over(name),
             Err(error) => {
                 let order = &job.order;
-                let report = BundleReport::untried(&order.path(), &error, order.elapsed());
+                let report = BundleResult::untried(&order.path(), &error, order.elapsed());
                 self.count(&report);
                 self.stopped(order, &report, &error);
             }
@@ -137,7 +137,7 @@ impl Daemon {
         }
     }
 
-    fn count(&self, report: &BundleReport) {
+    fn count(&self, report: &BundleResult) {
         self.metrics.count(report, Timestamp::now().as_second());
     }
 
@@ -151,7 +151,7 @@ impl Daemon {
 
     fn imported(&mut self, job: &Job, imported: import::Imported) {
         let import::Imported {
-            report,
+            result: report,
             selection,
             plan,
             stopped,
@@ -180,13 +180,13 @@ impl Daemon {
     }
 
     /// Writes down what is wrong with a bundle of which not everything landed. It is tried again when the file changes.
-    fn incomplete(&mut self, order: &Order, report: &BundleReport) {
+    fn incomplete(&mut self, order: &Order, report: &BundleResult) {
         let mut failed = report
             .images
             .iter()
             .filter(|image| image.outcome == ImageOutcome::Failed);
         let reason =
-            |image: &ImageReport| format!("{}: {}", image.name, image.reason.as_deref().unwrap_or("failed"));
+            |image: &ImageResult| format!("{}: {}", image.name, image.reason.as_deref().unwrap_or("failed"));
         let text = failed.next().map(reason).unwrap_or_default();
         let class = if report.cause == Some(import::Cause::Bundle) {
             ErrorClass::Bundle
@@ -197,15 +197,17 @@ impl Daemon {
         self.roster.fail(&order.name, Instant::now(), None);
     }
 
-    fn write_down(&mut self, job: &Job, bundle: &Bundle, report: &BundleReport, selection: &Selection) {
+    fn write_down(&mut self, job: &Job, bundle: &Bundle, report: &BundleResult, selection: &Selection) {
         // A name that is left to another is still wanted: it comes back when the other is gone.
-        let is_wanted = |image: &&ImageReport| image.outcome.is_in_place() || job.left.contains(&image.name);
-        let images = report.images.iter().filter(is_wanted).filter_map(|image| {
-            Some(ledger::ImageEntry {
+        let is_wanted = |image: &&ImageResult| image.outcome.is_in_place() || job.left.contains(&image.name);
+        let images = report
+            .images
+            .iter()
+            .filter(is_wanted)
+            .map(|image| ledger::ImageEntry {
                 name: image.name.clone(),
-                target: image.digest.parse().ok()?,
-            })
-        });
+                target: image.target.clone(),
+            });
         // Many names, one closure: the digests of a target are collected once.
         let mut seen = HashSet::new();
         let closures = selection.taken().flat_map(|taken| {

@@ -120,7 +120,11 @@ impl Answer {
                 Vec::new(),
                 vec![format!("it is not a container image but {kind}")],
             ),
-            Judgement::Broken(problems) => (Status::Incomplete, Vec::new(), problems.clone()),
+            Judgement::Broken(problems) => (
+                Status::Incomplete,
+                Vec::new(),
+                problems.iter().map(ToString::to_string).collect(),
+            ),
         };
         let unpacked = held.lacks_layers.then(|| UNPACKED.to_owned());
         Answer {
@@ -428,7 +432,7 @@ fn flaw(state: &Judgement) -> String {
         Judgement::Whole(_) => "it is whole".to_owned(),
         Judgement::Foreign(offered) => only_for(offered),
         Judgement::Artifact(kind) => format!("it is not a container image but {kind}"),
-        Judgement::Broken(problems) => problems.join("; "),
+        Judgement::Broken(problems) => import::select::in_words(problems),
     }
 }
 

@@ -7,7 +7,7 @@ use bundle::{Catalog, Content, Limits, Node};
 use containerd::{Client, ImageRecord};
 use import::content::{CONTAINERD, ContentStore};
 use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, PINNED, PINNED_VALUE};
-use import::select::{ChildKind, Skip, platform_text};
+use import::select::{ChildKind, Problem, Skip, platform_text};
 use import::{Judgement, Policy, Verdict, Wanted};
 use oci_spec::image::{Descriptor, Digest};
 
@@ -352,7 +352,7 @@ fn examine(
         Ok(node) => node,
         Err(fault) => {
             return Examined {
-                state: Judgement::Broken(vec![fault.to_string()]),
+                state: Judgement::Broken(vec![Problem::of_image(fault.to_string())]),
                 lacks_layers: false,
                 hidden: None,
                 doubts: Vec::new(),

@@ -7,7 +7,7 @@ use oci_spec::image::Digest;
 use platforms::{Chosen, Matcher, Platform, Rules};
 
 use super::node::{is_runnable, leaves, platform_text, stated_platform};
-use super::problem::node_problems;
+use super::problem::{Problem, node_problems};
 use super::{BUNDLE, Rank, Wanted};
 
 /// What containerd does with an index on a node.
@@ -51,7 +51,7 @@ impl<'n> Answer<'n> {
         }
     }
 
-    fn problems(&self, place: &str) -> Vec<String> {
+    fn problems(&self, place: &str) -> Vec<Problem> {
         let Answer::Hidden { used, why, meant } = self else {
             return Vec::new();
         };
@@ -60,7 +60,7 @@ impl<'n> Answer<'n> {
         let problem = format!(
             "{platform}: containerd uses {used_digest}, {why}; the image is {meant_digest}, which stands behind it"
         );
-        std::iter::once(problem)
+        std::iter::once(Problem::of_image(problem))
             .chain(node_problems(used, place))
             .collect()
     }
@@ -118,12 +118,12 @@ pub(super) struct Answers<'n> {
 /// What keeps an image from running: each problem once, in the order in which it was found.
 #[derive(Default)]
 pub(super) struct Problems {
-    pub(super) list: Vec<String>,
-    pub(super) seen: HashSet<String>,
+    pub(super) list: Vec<Problem>,
+    pub(super) seen: HashSet<Problem>,
 }
 
 impl Problems {
-    fn add(&mut self, problem: String) {
+    fn add(&mut self, problem: Problem) {
         if self.seen.insert(problem.clone()) {
             self.list.push(problem);
         }
@@ -157,7 +157,7 @@ impl<'n> Answers<'n> {
         for (matcher, answer) in given {
             let by_whom = if differ { by_whom(matcher) } else { String::new() };
             for problem in answer.problems(place) {
-                self.problems.add(format!("{by_whom}{problem}"));
+                self.problems.add(problem.after(&by_whom));
             }
             match answer {
                 Answer::Image(node) => {
@@ -169,8 +169,8 @@ impl<'n> Answers<'n> {
                 Answer::Hidden { .. } => {}
                 Answer::Nothing if differ => {
                     let platform = asked_text(matcher);
-                    self.problems
-                        .add(format!("{by_whom}there is nothing for {platform} in it"));
+                    let what = format!("{by_whom}there is nothing for {platform} in it");
+                    self.problems.add(Problem::of_image(what));
                 }
                 Answer::Nothing => {}
             }

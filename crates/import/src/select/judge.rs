@@ -8,7 +8,7 @@ use oci_spec::image::Digest;
 use super::answer::{Answers, hidden};
 use super::closure::{Builder, Closure};
 use super::node::{is_runnable, leaves, offered, platform_text, stated_platform};
-use super::problem::{absent, node_problems, problems, problems_in};
+use super::problem::{Problem, absent, broken, node_problems, problems, problems_in};
 use super::{Rank, Wanted};
 
 /// What is to be said of an image that is not in a bundle but in a store, and has a record there already.
@@ -21,7 +21,7 @@ pub enum Judgement {
     /// It is not a container image; its type.
     Artifact(String),
     /// It cannot be run: each problem names the platform and the blob.
-    Broken(Vec<String>),
+    Broken(Vec<Problem>),
 }
 
 /// Judges an image in the store called `place` (as in "is not in containerd") as [`select`](super::select()) judges those of a
@@ -44,7 +44,7 @@ pub fn judge(root: &Node, wanted: &Wanted, place: &'static str) -> Judgement {
 pub(super) enum Unfit {
     Foreign(Vec<String>),
     Artifact(String),
-    Broken(Vec<String>),
+    Broken(Vec<Problem>),
 }
 
 pub(super) struct Walk<'a> {
@@ -62,7 +62,7 @@ impl Walk<'_> {
             Content::Index(children) => self.index(node, children, notes),
             Content::Other => Err(Unfit::Artifact(node.descriptor.media_type().to_string())),
             Content::Absent => Err(Unfit::Broken(vec![absent(&node.descriptor, self.place)])),
-            Content::Broken(reason) => Err(Unfit::Broken(vec![reason.clone()])),
+            Content::Broken(reason) => Err(Unfit::Broken(vec![broken(node, reason.clone())])),
         }
     }
 

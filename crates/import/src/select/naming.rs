@@ -7,7 +7,7 @@ use bundle::{Image, Node};
 use oci_spec::image::{Descriptor, Digest};
 
 use super::node::manifests_below;
-use super::{Choice, Closure, NamedTarget, Policy, Rank, Skip, Taken, Verdict};
+use super::{Choice, Closure, NamedTarget, Policy, Problem, Rank, Skip, Taken, Verdict};
 use crate::names::{Naming, Reference};
 
 pub(super) fn named(
@@ -50,10 +50,10 @@ pub(super) fn named(
     *asked += records.len() + of_manifests;
     if *asked > policy.most_records {
         let (names, manifests, most) = (records.len(), manifests.len(), policy.most_records);
-        return Verdict::Broken(vec![format!(
+        return Verdict::Broken(vec![Problem::of_image(format!(
             "its {names} names and the digests of its {manifests} manifests, with those of the images before it, are {asked} \
              image records: more than {most} (limits.records)"
-        )]);
+        ))]);
     }
     records.extend(manifest_records(&manifests, &all, &policy.naming));
     Verdict::Take(Taken { records, closure })

@@ -43,7 +43,7 @@ async fn takes_two_seconds(stage: &Stage, stock: &Stock, pace: &Arc<Pace>) {
     let begun = Instant::now();
     let imported = import_at(&client, stock, pace).await;
     let taken = begun.elapsed();
-    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.result.outcome, Outcome::Imported);
     assert!(taken >= Duration::from_millis(1850), "{taken:?}");
     assert_converged(&client, stock).await;
 }
@@ -67,7 +67,7 @@ async fn bytes_that_wait_for_their_turn_longer_than_containerd_may_stall_are_no_
     let stock = Stock::images([amd64("r.test/a:1", &[&noise(1 << 20)])]);
     let pace = Arc::new(Pace::new(Some(256 << 10)));
     let imported = import_at(&client, &stock, &pace).await;
-    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.result.outcome, Outcome::Imported);
     assert_converged(&client, &stock).await;
 }
 
@@ -90,6 +90,6 @@ async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Sta
     })
     .await;
     let imported = import_all(&client, &stock).await;
-    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.result.outcome, Outcome::Imported);
     assert_converged(&client, &stock).await;
 }

@@ -253,7 +253,7 @@ fn item(from: usize, image: &Image, names: BTreeSet<String>) -> Result<Item, Str
             };
             (draft, Vec::new())
         }
-        Judgement::Broken(problems) => return Err(problems.join("; ")),
+        Judgement::Broken(problems) => return Err(import::select::in_words(&problems)),
         Judgement::Foreign(_) => {
             let reasons = left_out(&image.root, &HashSet::new(), BUNDLE)
                 .into_iter()
