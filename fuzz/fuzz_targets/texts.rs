@@ -11,7 +11,7 @@ mod challenge;
 mod ledger;
 
 use airgapd_fuzz::assert_printable;
-use bundle::Foreign;
+use basics::Foreign;
 use libfuzzer_sys::fuzz_target;
 use platforms::Platform;
 use requirements::kubelet::records::{Folder, Records};

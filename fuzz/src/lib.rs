@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use bundle::{Bundle, Catalog, Content, Error, Limits, Node, PartState, is_visible};
+use basics::is_visible;
+use bundle::{Bundle, Catalog, Content, Error, Limits, Node, PartState};
 use import::{Naming, Policy, Verdict, Wanted, select};
 use oci_spec::image::Digest;
 use platforms::{Platform, Rules};
@@ -19,7 +20,7 @@ pub fn open(bytes: &[u8]) -> Result<Bundle, Error> {
     file.write_all(bytes).expect("a file in memory takes everything");
     let opened = Bundle::from_file(file, Path::new("fuzz"), &limits());
     if let Err(error) = &opened {
-        assert_printable(&import::chain(error));
+        assert_printable(&basics::chain(error));
     }
     opened
 }
@@ -128,6 +129,7 @@ fn check_selection(catalog: &Catalog) {
         let policy = Policy {
             wanted,
             naming: Naming::default(),
+            most_records: import::plan::MOST_RECORDS,
         };
         for choice in select(catalog, &policy).choices {
             assert_printable(&choice.label);
@@ -140,7 +142,9 @@ fn check_selection(catalog: &Catalog) {
                         record.name
                     );
                 }),
-                Verdict::Broken(problems) => problems.iter().for_each(|problem| assert_printable(problem)),
+                Verdict::Broken(problems) => problems
+                    .iter()
+                    .for_each(|problem| assert_printable(&problem.what)),
                 Verdict::Skip(_) | Verdict::Forbidden => {}
             }
         }

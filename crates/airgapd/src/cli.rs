@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Common, Given, PlatformFlag, RateFlag};
-use crate::needs::{K0sArgs, ManifestArgs, Sources};
+use verify::{K0sQuestion, Sources};
 
 /// Imports image bundles into containerd on nodes without a registry.
 #[derive(Debug, Parser)]
@@ -427,12 +427,54 @@ pub(crate) struct ConfigArgs {
     pub(crate) check: bool,
 }
 
+/// The flags for the images of k0s.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct K0sArgs {
+    /// The cluster configuration, of k0s or k0sctl; - for standard input
+    #[arg(long, value_name = "FILE")]
+    k0s_config: Option<PathBuf>,
+    /// The release of k0s, such as v1.34.10+k0s.0 or 1.34
+    #[arg(long, value_name = "RELEASE")]
+    k0s_version: Option<String>,
+    /// The k0s program to ask
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["k0s_version", "image_set"])]
+    k0s: Option<PathBuf>,
+    /// A file with the images of other releases
+    #[arg(long, value_name = "FILE")]
+    image_set: Option<PathBuf>,
+    /// Also the images that the configuration of k0s does not use
+    #[arg(long)]
+    all: bool,
+}
+
+impl K0sArgs {
+    /// The question that these flags ask.
+    pub(crate) fn question(&self) -> K0sQuestion {
+        K0sQuestion {
+            k0s_config: self.k0s_config.clone(),
+            k0s_version: self.k0s_version.clone(),
+            k0s: self.k0s.clone(),
+            image_set: self.image_set.clone(),
+            all: self.all,
+            is_release_wanted: false,
+        }
+    }
+}
+
+/// The flag for manifests.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ManifestArgs {
+    /// Kubernetes YAML or JSON: files, folders with all that is below them, or - for standard input
+    #[arg(long, num_args = 1.., value_name = "FILE|DIR")]
+    pub(crate) manifests: Vec<PathBuf>,
+}
+
 impl VerifyArgs {
     /// What the operator points at.
     pub(crate) fn sources(&self) -> Sources {
         Sources {
             images: self.images.clone(),
-            k0s: self.k0s.clone(),
+            k0s: self.k0s.question(),
             manifests: self.manifests.manifests.clone(),
             static_pods: self.static_pods.clone(),
             sandbox_image: self.sandbox_image.clone(),

@@ -3,7 +3,7 @@
 //! The file, the environment and the flags all become the same thing, a list of [`Given`] values; one
 //! pure function, [`resolve`], turns it into [`Settings`] and reports every mistake at once. All
 //! knowledge about a key (how it is read, how it is shown) is one row of [`KEYS`]. Nothing here looks
-//! at the node: what follows from a distribution is decided in [`crate::node`].
+//! at the node: what follows from a distribution is decided in [`node::place`].
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,218 +19,19 @@ use import::names::{Alias, DigestReferences};
 use import::plan::OnConflict;
 use import::space::MinFree;
 use import::unpack::Unpack;
-use import::{Naming, Pattern, Reference};
+use import::{Pattern, Reference};
 use platforms::Platform;
 use serde::Serialize;
 use serde_yaml::Value;
 
-use crate::coexistence::Coexistence;
-use crate::needs::{K0sArgs, Sources};
-use crate::node::Distribution;
+use node::place::Distribution;
+use node::settings::{
+    Checksums, Coexistence, LogFormat, LogLevel, OnRemoval, PlatformChoice, Reloaded, Settings,
+};
 
 /// Where the configuration file is unless `--config` or `AIRGAPD_CONFIG` say otherwise. It may be
 /// missing there.
 pub(crate) const DEFAULT_FILE: &str = "/etc/airgapd/config.yaml";
-
-/// The configuration, checked and typed.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Settings {
-    /// `None` is `auto`: by evidence.
-    pub(crate) distribution: Option<Distribution>,
-    /// `None` is the distribution's own.
-    pub(crate) data_dir: Option<PathBuf>,
-    /// `None` is the distribution's folder below the data folder.
-    pub(crate) images_dir: Option<PathBuf>,
-    /// Whether bundles are looked for in sub-folders of the images folder too.
-    pub(crate) recursive: bool,
-    pub(crate) state_dir: PathBuf,
-    /// Where the control socket is, and the metrics if nothing else is said.
-    pub(crate) runtime_dir: PathBuf,
-    /// The file that node_exporter reads; `None` is one in the runtime folder.
-    pub(crate) metrics_file: Option<PathBuf>,
-    /// Where metrics are served by HTTP, too.
-    pub(crate) metrics_address: Option<SocketAddr>,
-    /// containerd's socket; `None` is the distribution's own.
-    pub(crate) address: Option<PathBuf>,
-    pub(crate) namespace: String,
-    /// Whether a CRI service must be on containerd's socket.
-    pub(crate) cri: bool,
-    pub(crate) platforms: PlatformChoice,
-    /// How often everything is compared with containerd although nothing has happened.
-    pub(crate) resync: Duration,
-    /// How long a stop waits for the blob in flight.
-    pub(crate) grace: Duration,
-    /// What has to stay free on the disk of containerd's content store.
-    pub(crate) min_free: MinFree,
-    /// How much of the node imports may take.
-    pub(crate) rate_limit: Option<u64>,
-    /// How long our pin stays after the last bundle that vouches for an image is gone.
-    pub(crate) unpin_grace: Duration,
-    pub(crate) on_removal: OnRemoval,
-    pub(crate) on_conflict: OnConflict,
-    pub(crate) coexistence: Coexistence,
-    pub(crate) aliases: Vec<Alias>,
-    /// Names for images that the archive leaves without one, by the digest of their target.
-    pub(crate) names: BTreeMap<String, Reference>,
-    pub(crate) base_name: Option<String>,
-    pub(crate) digest_references: DigestReferences,
-    /// What bundles may call their images; empty allows every name.
-    pub(crate) allowed_names: Vec<Pattern>,
-    /// Images that are neither imported nor restored, by name.
-    pub(crate) exclude: Vec<Pattern>,
-    /// Which images of a bundle come first.
-    pub(crate) priority: Vec<Pattern>,
-    /// When images are unpacked.
-    pub(crate) unpack: Unpack,
-    pub(crate) checksums: Checksums,
-    /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
-    pub(crate) trusted_digests: Option<PathBuf>,
-    /// Whether the images that `.txt` files in the folder list are pulled through CRI.
-    pub(crate) pull_lists: bool,
-    pub(crate) allow_insecure_dir: bool,
-    /// What this node will be asked for; the daemon goes on looking whether it is there.
-    pub(crate) require: Sources,
-    pub(crate) limits: bundle::Limits,
-    /// How many image records the namespace may have, those of others counted, for a bundle to add to them.
-    pub(crate) most_records: usize,
-    pub(crate) log: LogSettings,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            distribution: None,
-            data_dir: None,
-            images_dir: None,
-            recursive: false,
-            state_dir: PathBuf::from("/var/lib/airgapd"),
-            runtime_dir: PathBuf::from("/run/airgapd"),
-            metrics_file: None,
-            metrics_address: None,
-            address: None,
-            namespace: "k8s.io".to_owned(),
-            cri: true,
-            platforms: PlatformChoice::Node,
-            resync: Duration::from_secs(600),
-            grace: Duration::from_secs(20),
-            min_free: MinFree::default(),
-            rate_limit: None,
-            unpin_grace: Duration::ZERO,
-            on_removal: OnRemoval::Unpin,
-            on_conflict: OnConflict::Replace,
-            coexistence: Coexistence::Auto,
-            aliases: Vec::new(),
-            names: BTreeMap::new(),
-            base_name: None,
-            digest_references: DigestReferences::Target,
-            allowed_names: Vec::new(),
-            exclude: Vec::new(),
-            priority: PRIORITY
-                .iter()
-                .map(|text| text.parse().expect("a pattern"))
-                .collect(),
-            unpack: Unpack::None,
-            checksums: Checksums::IfPresent,
-            trusted_digests: None,
-            pull_lists: false,
-            allow_insecure_dir: false,
-            require: Sources {
-                k0s: K0sArgs {
-                    is_release_wanted: true,
-                    ..K0sArgs::default()
-                },
-                ..Sources::default()
-            },
-            limits: bundle::Limits::default(),
-            most_records: import::plan::MOST_RECORDS,
-            log: LogSettings {
-                level: LogLevel::Info,
-                format: LogFormat::Auto,
-            },
-        }
-    }
-}
-
-/// What a node needs before it can run anything else: the sandbox, the network, name resolution.
-const PRIORITY: [&str; 8] = [
-    "*/pause:*",
-    "*cni*",
-    "*/kube-router:*",
-    "*/calico*",
-    "*/cilium*",
-    "*/flannel*",
-    "*/kube-proxy:*",
-    "*/coredns*",
-];
-
-impl Settings {
-    /// What decides over the names of images.
-    pub(crate) fn naming(&self) -> Naming {
-        Naming {
-            aliases: self.aliases.clone(),
-            names: self.names.clone(),
-            base_name: self.base_name.clone(),
-            digest_references: self.digest_references,
-            allowed: self.allowed_names.clone(),
-        }
-    }
-}
-
-/// Which platforms are taken from bundles.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PlatformChoice {
-    /// The node's own.
-    Node,
-    /// As if the node were each of these.
-    These(Vec<Platform>),
-    /// Whatever the bundle holds.
-    All,
-}
-
-/// What becomes of our pin, and of the record, when the last bundle that vouches for an image is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OnRemoval {
-    Unpin,
-    Keep,
-    /// The record goes, too, where nobody else wants it.
-    Delete,
-}
-
-/// Whether a bundle is checked against the `<bundle>.sha256` beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Checksums {
-    /// Never; such files are not even looked at.
-    Off,
-    /// Where there is such a file.
-    IfPresent,
-    /// Always: a bundle without such a file is not imported.
-    Require,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LogSettings {
-    pub(crate) level: LogLevel,
-    pub(crate) format: LogFormat,
-}
-
-/// The least important lines that are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    /// The journal where systemd has connected us to it, otherwise lines for people.
-    Auto,
-    Human,
-    Json,
-    Journal,
-}
 
 /// The words of keys that take one of a few.
 type Words<T> = &'static [(&'static str, T)];
@@ -607,17 +408,6 @@ const UNTIL_RESTART: [&str; 10] = [
     "log.level",
     "log.format",
 ];
-
-/// What a configuration that was read again changes.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Reloaded {
-    /// What holds from now on.
-    pub(crate) settings: Settings,
-    /// The keys that have another value now.
-    pub(crate) applied: Vec<&'static str>,
-    /// The keys that keep their old value until a restart.
-    pub(crate) postponed: Vec<&'static str>,
-}
 
 /// Puts new settings in the place of old ones, as far as that goes without a restart.
 pub(crate) fn reload(old: &Settings, new: Settings) -> Reloaded {

@@ -24,8 +24,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::config::{LogFormat, LogLevel, LogSettings};
 use crate::output;
+use node::settings::{LogFormat, LogLevel, LogSettings};
 
 /// Message ids, by what an event is about and the value of its field `outcome`. They identify a kind of event for ever
 /// (systemd's message catalog, alerts), so they never change.
@@ -819,7 +819,7 @@ mod tests {
     /// An outcome that no id is known for would be a misspelt one.
     #[test]
     fn every_message_id_is_sent_by_some_line_of_the_daemon() {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/daemon");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/src/act");
         let files = std::fs::read_dir(sources).unwrap();
         let text: String = files
             .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())

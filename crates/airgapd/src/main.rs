@@ -1,51 +1,29 @@
 //! airgapd: imports image bundles into containerd on airgapped Kubernetes nodes.
 //!
-//! This is the program around the libraries: command line and configuration ([`cli`], [`config`]), which containerd it
-//! is ([`node`], [`runtime`]), the commands, and the daemon with what it watches, remembers and says.
+//! This is the edge around the libraries: the command line and the configuration ([`cli`], [`config`]), the commands, and
+//! everything that is shown ([`output`], [`log`]). The daemon is the library `node`.
 
-mod checksum;
 mod cli;
-mod coexistence;
 mod commands;
 mod config;
-mod control;
-mod crash;
-mod daemon;
-mod desired;
-mod folder;
-mod healing;
-mod ledger;
-mod lists;
 mod log;
-mod metrics;
-mod needs;
-mod node;
 mod output;
 mod progress;
-mod required;
-mod roster;
-mod runtime;
-mod status;
-mod sys;
-mod systemd;
-mod trust;
-mod uses;
-mod verify;
-mod watch;
-mod withdraw;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use basics::Foreign;
 use clap::Parser;
+use node::place;
+use node::settings::Settings;
 
 use crate::cli::{Cli, Command};
 use crate::commands::Exit;
-use crate::config::{Common, Config, Given, OutputFormat, Settings};
+use crate::config::{Common, Config, Given, OutputFormat};
 
 fn main() -> ExitCode {
-    sys::give_back_memory();
+    node::sys::give_back_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_understood(&printable(error)),
@@ -132,7 +110,7 @@ fn execute(cli: Cli, config: Config) -> anyhow::Result<Exit> {
     let file = cli.common.file().map(Path::to_owned);
     match cli.command {
         Command::Config(args) => {
-            let node = node::decide(&node::probe(Path::new("/")), &config.settings);
+            let node = place::decide(&place::probe(Path::new("/")), &config.settings);
             commands::config::run(&args, &config, node, format)
         }
         Command::BundleArtifacts(args) => {
@@ -197,6 +175,6 @@ async fn answer(command: Command, settings: Settings, common: Common) -> anyhow:
 }
 
 /// Which containerd this node's images go to, by what is installed on it.
-fn this_node(settings: &Settings) -> anyhow::Result<node::Runtime> {
-    Ok(node::decide(&node::probe(Path::new("/")), settings)?)
+fn this_node(settings: &Settings) -> anyhow::Result<place::Place> {
+    Ok(place::decide(&place::probe(Path::new("/")), settings)?)
 }

@@ -9,6 +9,7 @@ use basics::{Foreign, is_visible};
 use import::result::{ImageOutcome, ImageResult};
 use import::space::Forecast;
 use import::{BundleReport, BundleResult, Outcome};
+pub(crate) use node::json::to_json;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
@@ -155,57 +156,6 @@ pub(crate) fn json_line(document: &impl Serialize) -> io::Result<()> {
     let mut out = to_json(document, CompactFormatter)?;
     out.push(b'\n');
     raw(&out)
-}
-
-/// JSON in which every character that a terminal may obey or hide is an escape, so that people may look at it, too.
-pub(crate) fn to_json(document: &impl Serialize, form: impl Formatter) -> serde_json::Result<Vec<u8>> {
-    let mut out = Vec::new();
-    document.serialize(&mut serde_json::Serializer::with_formatter(
-        &mut out,
-        Visible(form),
-    ))?;
-    Ok(out)
-}
-
-/// Writes what is not to be seen as `\uXXXX`. JSON itself asks that of the first 32 characters only (RFC 8259,
-/// section 7).
-struct Visible<F>(F);
-
-/// Hands a formatter's calls on to the one inside.
-macro_rules! hand_on {
-    ($($call:ident($($argument:ident: $kind:ty),*);)+) => {
-        $(fn $call<W: ?Sized + Write>(&mut self, out: &mut W $(, $argument: $kind)*) -> io::Result<()> {
-            self.0.$call(out $(, $argument)*)
-        })+
-    };
-}
-
-impl<F: Formatter> Formatter for Visible<F> {
-    hand_on! {
-        begin_array();
-        end_array();
-        begin_array_value(first: bool);
-        end_array_value();
-        begin_object();
-        end_object();
-        begin_object_key(first: bool);
-        end_object_key();
-        begin_object_value();
-        end_object_value();
-    }
-
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
-        let mut rest = fragment;
-        while let Some(at) = rest.find(|c| !is_visible(c)) {
-            let hidden = rest[at..].chars().next().expect("one was found");
-            out.write_all(&rest.as_bytes()[..at])?;
-            for unit in hidden.encode_utf16(&mut [0; 2]) {
-                write!(out, "\\u{unit:04x}")?;
-            }
-            rest = &rest[at + hidden.len_utf8()..];
-        }
-        out.write_all(rest.as_bytes())
-    }
 }
 
 /// The document of a command that came to nothing: whoever reads documents gets one.

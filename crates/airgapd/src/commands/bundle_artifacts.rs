@@ -259,8 +259,8 @@ impl BundleProof {
     }
 
     fn prospect(&self, image: &Resolved) -> Prospect {
-        let mut shelf = Planned::of(image);
-        let root = match bundle::resolve(&image.draft.target, &mut shelf, &self.limits) {
+        let mut inventory = Planned::of(image);
+        let root = match bundle::resolve(&image.draft.target, &mut inventory, &self.limits) {
             Ok(root) => root,
             Err(fault) => return Prospect::Refused(fault.to_string()),
         };

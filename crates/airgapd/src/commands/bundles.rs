@@ -20,8 +20,9 @@ pub(super) use self::source::blobs_of;
 use super::Exit;
 use super::making::{self, Target, Told};
 use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
-use crate::config::{OutputFormat, Settings};
+use crate::config::OutputFormat;
 use crate::output::{self, Page};
+use node::settings::Settings;
 
 /// Carries out a verb. Interrupted, it leaves no half file.
 pub(crate) async fn run(

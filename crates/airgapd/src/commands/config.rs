@@ -2,16 +2,17 @@
 
 use super::Exit;
 use crate::cli::ConfigArgs;
-use crate::config::{Config, OutputFormat, Settings};
-use crate::node::{Ambiguous, Runtime};
+use crate::config::{Config, OutputFormat};
 use crate::output::{self, Page};
+use node::place::{Ambiguous, Place};
+use node::settings::Settings;
 
 /// Prints every key with its value and where it comes from, and for people what follows for this node; with `--check`
 /// only that all is well.
 pub(crate) fn run(
     args: &ConfigArgs,
     config: &Config,
-    node: Result<Runtime, Ambiguous>,
+    node: Result<Place, Ambiguous>,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let file = config
@@ -53,7 +54,7 @@ fn missing(settings: &Settings) -> Option<String> {
 }
 
 /// What the configuration and the evidence on this node come to, as comments.
-fn consequences(node: Result<Runtime, Ambiguous>) -> String {
+fn consequences(node: Result<Place, Ambiguous>) -> String {
     match node {
         Ok(node) => {
             let because = if node.because.is_empty() {

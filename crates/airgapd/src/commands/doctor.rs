@@ -17,14 +17,15 @@ use platforms::Matcher;
 use serde::Serialize;
 
 use super::Exit;
-use crate::coexistence::{self, Sight};
-use crate::config::{OutputFormat, PlatformChoice, Settings};
-use crate::control::{self, Told, Unanswered, Want};
-use crate::folder::{self, Folder, FolderTrust};
-use crate::node::{self, Runtime as Node};
+use crate::config::OutputFormat;
 use crate::output::{self, Page, bytes};
-use crate::runtime::{self, Runtime, Unusable};
-use crate::status::Standing;
+use node::control::{self, Told, Unanswered, Want};
+use node::decide::coexistence::{self, Sight};
+use node::images::folder::{self, Folder, FolderTrust};
+use node::place::{self, Place};
+use node::runtime::{self, Containerd, Unusable};
+use node::settings::{PlatformChoice, Settings};
+use node::status::Standing;
 
 /// Below this part of containerd's disk kubelet evicts pods and collects images by default (`imagefs.available<15%`).
 const EVICTION_PERCENT: u64 = 15;
@@ -89,8 +90,8 @@ pub(crate) async fn run(settings: &Settings, format: OutputFormat) -> anyhow::Re
     let mut findings = Vec::new();
     findings.extend(of_user());
     let unit = Unit::of_systemd();
-    let evidence = node::probe(Path::new("/"));
-    match node::decide(&evidence, settings) {
+    let evidence = place::probe(Path::new("/"));
+    match place::decide(&evidence, settings) {
         Err(ambiguous) => findings.push(problem(
             "node",
             ambiguous.to_string(),
@@ -157,7 +158,7 @@ fn of_user() -> Option<Finding> {
     })
 }
 
-fn of_node(node: &Node) -> Finding {
+fn of_node(node: &Place) -> Finding {
     match node.because.as_slice() {
         [] => note(
             "node",
@@ -168,7 +169,7 @@ fn of_node(node: &Node) -> Finding {
     }
 }
 
-fn of_folder(node: &Node, settings: &Settings) -> Vec<Finding> {
+fn of_folder(node: &Place, settings: &Settings) -> Vec<Finding> {
     let path = &node.images_dir;
     let folder = match Folder::open_dir(path) {
         Ok(folder) => folder,
@@ -271,7 +272,7 @@ fn of_state(folder: &Path) -> Finding {
     }
 }
 
-async fn of_containerd(node: &Node, settings: &Settings) -> Vec<Finding> {
+async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Finding> {
     let socket = node.socket.display();
     let runtime = match runtime::connect(&node.socket, settings).await {
         Ok(runtime) => runtime,
@@ -317,7 +318,7 @@ async fn of_containerd(node: &Node, settings: &Settings) -> Vec<Finding> {
 }
 
 /// Records that containerd's garbage collector deletes at a certain time.
-async fn of_expiry(runtime: &Runtime) -> Option<Finding> {
+async fn of_expiry(runtime: &Containerd) -> Option<Finding> {
     /// As many are named.
     const NAMED: usize = 3;
     // Why they cannot be listed is told with the others.
@@ -344,7 +345,7 @@ async fn of_expiry(runtime: &Runtime) -> Option<Finding> {
 }
 
 /// Features in use that a later containerd drops, as containerd reports them.
-async fn of_deprecations(runtime: &Runtime) -> Vec<Finding> {
+async fn of_deprecations(runtime: &Containerd) -> Vec<Finding> {
     let warnings = match runtime.client.deprecations().await {
         Ok(warnings) => warnings,
         Err(error) => {
@@ -381,7 +382,7 @@ fn of_namespace(settings: &Settings) -> Option<Finding> {
 }
 
 /// What is asked for where it is not what the node can run.
-fn of_platform(runtime: &Runtime, settings: &Settings) -> Option<Finding> {
+fn of_platform(runtime: &Containerd, settings: &Settings) -> Option<Finding> {
     let PlatformChoice::These(chosen) = &settings.platforms else {
         return None;
     };
@@ -404,7 +405,7 @@ fn of_platform(runtime: &Runtime, settings: &Settings) -> Option<Finding> {
     })
 }
 
-fn of_disk(runtime: &Runtime, settings: &Settings) -> Finding {
+fn of_disk(runtime: &Containerd, settings: &Settings) -> Finding {
     let Some(store) = &runtime.store else {
         return note(
             "disk",
@@ -445,7 +446,7 @@ fn of_disk(runtime: &Runtime, settings: &Settings) -> Finding {
     }
 }
 
-async fn of_others(runtime: &Runtime, node: &Node, settings: &Settings) -> Finding {
+async fn of_others(runtime: &Containerd, node: &Place, settings: &Settings) -> Finding {
     let client = &runtime.client;
     let sight = match Sight::look(client, Timestamp::now()).await {
         Ok(sight) => sight,

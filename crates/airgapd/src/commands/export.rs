@@ -30,12 +30,13 @@ use self::stock::{Stock, Wish};
 use super::Exit;
 use super::making::{self, Target, Told};
 use crate::cli::{Compress, ExportArgs};
-use crate::config::{OutputFormat, PlatformChoice, Settings};
-use crate::needs::Need;
-use crate::node::Runtime as Node;
+use crate::config::OutputFormat;
 use crate::output::{self, Page};
-use crate::runtime::Runtime;
-use crate::verify::{Shelf, Snapshots, Sought, answer};
+use node::place::Place;
+use node::runtime::Containerd;
+use node::settings::{PlatformChoice, Settings};
+use verify::Need;
+use verify::{Inventory, Snapshots, Sought, answer};
 
 /// How often it is looked again when something goes while it is looked at.
 const TRIES: usize = 5;
@@ -54,7 +55,7 @@ pub(crate) async fn run(
     args: ExportArgs,
     file: Option<PathBuf>,
     settings: &Settings,
-    node: &Node,
+    node: &Place,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let started = Instant::now();
@@ -121,7 +122,7 @@ fn request(
     Ok((target, Asked::These(texts)))
 }
 
-fn platforms(settings: &Settings, runtime: &Runtime) -> Platforms {
+fn platforms(settings: &Settings, runtime: &Containerd) -> Platforms {
     let these = match &settings.platforms {
         PlatformChoice::All => return Platforms::All,
         PlatformChoice::These(platforms) => platforms.as_slice(),
@@ -136,7 +137,7 @@ fn platforms(settings: &Settings, runtime: &Runtime) -> Platforms {
 }
 
 struct Export<'a> {
-    runtime: &'a Runtime,
+    runtime: &'a Containerd,
     asked: &'a Asked,
     platforms: Platforms,
     limits: Limits,
@@ -317,7 +318,7 @@ impl Export<'_> {
         };
         let needs: Vec<Need> = unknown.iter().map(need).collect();
         let sought = Sought::with_near_misses(&needs);
-        let shelf = Shelf::of_containerd(
+        let inventory = Inventory::of_containerd(
             self.client(),
             None,
             &everything,
@@ -327,7 +328,7 @@ impl Export<'_> {
         )
         .await?;
         let told = needs.iter().map(|need| {
-            let near = answer(need, &shelf, &Shelf::default()).near_miss;
+            let near = answer(need, &inventory, &Inventory::default()).near_miss;
             let near = near
                 .map(|near| format!("; there is {}", near.reference))
                 .unwrap_or_default();

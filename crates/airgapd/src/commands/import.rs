@@ -16,22 +16,24 @@ use import::unpack::Unpack;
 use import::{BundleReport, BundleResult, Cause, Intent, Outcome, Pace, Policy, Source, Unpacker, bundle_id};
 
 use super::Exit;
-use crate::checksum::{self, Failure, sidecar_of};
 use crate::cli::ImportArgs;
-use crate::config::{Checksums, OutputFormat, Settings};
-use crate::desired;
-use crate::folder::{self, Folder, Refused};
-use crate::node::Runtime as Node;
+use crate::config::OutputFormat;
 use crate::output::{self, ImportDocument, Page};
-use crate::progress::{Doing, Progress};
-use crate::runtime::{self, Runtime};
-use crate::trust;
+use crate::progress::Progress;
+use node::decide::desired;
+use node::images::folder::{self, Folder, Refused};
+use node::images::sidecar::{self, Failure, sidecar_of};
+use node::images::trusted_digests;
+use node::place::Place;
+use node::progress::Doing;
+use node::runtime::{self, Containerd};
+use node::settings::{Checksums, Settings};
 
 /// Imports every file, one after the other; one bad file spares the others.
 pub(crate) async fn run(
     args: &ImportArgs,
     settings: &Settings,
-    node: &Node,
+    node: &Place,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let runtime = match super::connect(node, settings).await {
@@ -80,8 +82,8 @@ pub(crate) async fn run(
 
 struct Import<'a> {
     settings: &'a Settings,
-    node: &'a Node,
-    runtime: &'a Runtime,
+    node: &'a Place,
+    runtime: &'a Containerd,
     policy: &'a Policy,
     /// One for all files.
     pace: Arc<Pace>,
@@ -176,7 +178,7 @@ impl Import<'_> {
             .await
             .map_err(unreadable)?;
         match &self.settings.trusted_digests {
-            Some(trusted) => match trust::check(trusted, &bundle.catalog().digest) {
+            Some(trusted) => match trusted_digests::check(trusted, &bundle.catalog().digest) {
                 Ok(()) => Ok(bundle),
                 Err(why) => Err(refused(why, Cause::Other)),
             },
@@ -213,9 +215,9 @@ async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure
     let sidecar = Folder::open_dir(beside)
         .map_err(Refused::Unreadable)
         .and_then(|folder| folder.open(&sidecar_of(name)));
-    if let Some(expected) = checksum::expected(name, sidecar, mode)? {
+    if let Some(expected) = sidecar::expected(name, sidecar, mode)? {
         let file = file.try_clone().map_err(Failure::Read)?;
-        checksum::check(file, name, expected).await?;
+        sidecar::check(file, name, expected).await?;
     }
     Ok(())
 }
@@ -259,7 +261,7 @@ fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     let below = parent.strip_prefix(images_dir.canonicalize().ok()?).ok()?;
     let is_reached = recursive || below.as_os_str().is_empty();
     let name = below.join(path.file_name()?);
-    is_reached.then(|| crate::ledger::label_name(name.as_os_str()))
+    is_reached.then(|| node::state::ledger::label_name(name.as_os_str()))
 }
 
 /// One exit status for all bundles: an unreachable containerd first, then whether anything landed, then whose fault it is.

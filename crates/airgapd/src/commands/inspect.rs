@@ -19,7 +19,8 @@ use serde::Serialize;
 
 use self::verify::Verification;
 use crate::output::{Page, paragraph};
-use crate::progress::{Doing, Progress};
+use crate::progress::Progress;
+use node::progress::Doing;
 
 /// The document that `airgapd inspect -o json` prints for one bundle.
 #[derive(Debug, Serialize)]
@@ -450,7 +451,7 @@ impl InspectedPlatform {
 /// Looks into a bundle. Exit status 0 when it is whole, 5 when it is not or is no bundle, 1 when the file cannot be read.
 pub(crate) async fn run(
     args: &crate::cli::InspectArgs,
-    settings: &crate::config::Settings,
+    settings: &node::settings::Settings,
     format: crate::config::OutputFormat,
 ) -> anyhow::Result<super::Exit> {
     use crate::config::OutputFormat;
@@ -474,7 +475,7 @@ pub(crate) async fn run(
             });
         }
     };
-    let mut inspection = Inspection::of(&bundle, &crate::runtime::policy(settings, None));
+    let mut inspection = Inspection::of(&bundle, &node::runtime::policy(settings, None));
     if args.verify {
         let progress = Progress::start(args.file.display().to_string(), Doing::Reading);
         let verified = tokio::task::spawn_blocking(move || verify::verify(&bundle, &progress)).await?;

@@ -9,16 +9,17 @@ use bundle::{BlobRef, Inventory, InventoryImage};
 
 use super::Exit;
 use super::export::stock::Stock;
-use crate::config::{OutputFormat, Settings};
-use crate::node::Runtime as Node;
+use crate::config::OutputFormat;
 use crate::output;
+use node::place::Place;
+use node::settings::Settings;
 
 /// Lists the image records and the blobs that they keep. What nothing keeps may be collected before a delta arrives,
 /// so it does not count.
 pub(crate) async fn run(
     file: Option<PathBuf>,
     settings: &Settings,
-    node: &Node,
+    node: &Place,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let runtime = match super::connect(node, settings).await {

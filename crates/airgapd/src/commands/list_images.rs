@@ -5,8 +5,8 @@ use serde::Serialize;
 use super::Exit;
 use crate::cli::ListImagesArgs;
 use crate::config::OutputFormat;
-use crate::needs::{K0sAnswer, Kind, Need, Needs};
 use crate::output::{self, Page};
+use verify::{K0sAnswer, Kind, Need, Needs};
 
 /// The document of `airgapd list-images -o json`.
 #[derive(Debug, Serialize)]
@@ -31,7 +31,7 @@ pub(crate) async fn run(args: &ListImagesArgs, format: OutputFormat) -> anyhow::
     };
     let mut needs = Needs::default();
     if !args.no_k0s {
-        needs.add_k0s(&args.k0s, platform.as_ref()).await;
+        needs.add_k0s(&args.k0s.question(), platform.as_ref()).await;
     }
     needs.add_manifests(&args.manifests.manifests, Kind::Manifest);
     for note in &needs.notes {

@@ -12,8 +12,9 @@ use bundle::write::{BlobFeed, Layout, Output, Written};
 use crate::cli::Compress;
 use crate::config::OutputFormat;
 use crate::output;
-use crate::progress::{self, Doing, has_bar};
-use crate::status::ProgressStatus;
+use crate::progress::{self, has_bar};
+use node::progress::Doing;
+use node::status::ProgressStatus;
 
 /// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -154,7 +155,7 @@ async fn show(total: u64, done: impl Fn() -> u64) {
         if on_terminal {
             progress::show(Doing::Writing, &so_far, None);
         } else {
-            tracing::info!("{}", progress::line(Doing::Writing, &so_far));
+            tracing::info!("{}", node::progress::line(Doing::Writing, &so_far));
         }
     }
 }
@@ -177,7 +178,7 @@ pub(crate) async fn interrupted() {
 ///
 /// A sentence that names the file.
 pub(crate) fn read_list(path: &Path) -> Result<Vec<String>, String> {
-    let text = crate::needs::read_text(path)?;
+    let text = verify::read_text(path)?;
     let lines = requirements::lists::parse(&text.text).into_iter();
     Ok(lines.map(|line| line.reference).collect())
 }

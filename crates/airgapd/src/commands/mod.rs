@@ -17,9 +17,9 @@ pub(crate) mod status;
 pub(crate) mod verify;
 pub(crate) mod wait;
 
-use crate::config::Settings;
-use crate::node::Runtime as Node;
-use crate::runtime::{self, Runtime};
+use node::place::Place;
+use node::runtime::{self, Containerd};
+use node::settings::Settings;
 
 /// How the program ends. The numbers are promised to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(crate) enum Exit {
 /// # Errors
 ///
 /// How to end, and why in one line, with the socket and what speaks for it.
-pub(crate) async fn connect(node: &Node, settings: &Settings) -> Result<Runtime, (Exit, String)> {
+pub(crate) async fn connect(node: &Place, settings: &Settings) -> Result<Containerd, (Exit, String)> {
     let connected = runtime::connect(&node.socket, settings).await;
     connected.map_err(|error| {
         let (socket, because) = (node.socket.display(), node.because.join(", "));

@@ -12,10 +12,11 @@ use serde::Serialize;
 
 use super::Exit;
 use crate::cli::ReleaseArgs;
-use crate::config::{OutputFormat, Settings};
-use crate::node::Runtime as Node;
+use crate::config::OutputFormat;
 use crate::output::{self, Page};
-use crate::runtime::Runtime;
+use node::place::Place;
+use node::runtime::Containerd;
+use node::settings::Settings;
 
 /// The document of `airgapd release -o json`.
 #[derive(Debug, Serialize)]
@@ -30,7 +31,7 @@ struct Document<'a> {
 pub(crate) async fn run(
     args: &ReleaseArgs,
     settings: &Settings,
-    node: &Node,
+    node: &Place,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let runtime = match super::connect(node, settings).await {
@@ -71,7 +72,7 @@ pub(crate) async fn run(
 }
 
 /// The bundles that records name, by file name.
-async fn named_bundles(runtime: &Runtime) -> Result<BTreeSet<String>, containerd::Error> {
+async fn named_bundles(runtime: &Containerd) -> Result<BTreeSet<String>, containerd::Error> {
     let mut bundles = BTreeSet::new();
     let look = |record: ImageRecord| {
         let labels = record.labels.into_iter();

@@ -6,25 +6,29 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
+use node::act::{self, Ended, Signal};
+use node::place;
+use node::settings::{Reloaded, Settings};
+use node::systemd::Systemd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::info;
 
 use super::Exit;
-use crate::config::Settings;
-use crate::daemon::{self, Ended, ReadConfiguration, Signal};
-use crate::node;
-use crate::systemd::Systemd;
+use crate::config::{self, Config, Mistakes};
+
+/// Reads the configuration as it is now.
+pub(crate) type ReadConfiguration = Box<dyn Fn() -> Result<Config, Mistakes> + Send>;
 
 /// Runs until SIGTERM or SIGINT; a second one ends it at once. SIGHUP has `configuration` read again.
 pub(crate) async fn run(settings: Settings, configuration: ReadConfiguration) -> anyhow::Result<Exit> {
-    let mut signals = signals()?;
-    let evidence = node::probe(Path::new("/"));
+    let mut signals = signals(settings.clone(), configuration)?;
+    let evidence = place::probe(Path::new("/"));
     let explicit = settings.distribution.is_some() || settings.address.is_some();
     if !explicit && evidence.is_controller_without_worker() {
         return idle(&mut signals).await;
     }
-    let node = node::decide(&evidence, &settings)?;
+    let node = place::decide(&evidence, &settings)?;
     let because = if node.because.is_empty() {
         "by default".to_owned()
     } else {
@@ -35,7 +39,7 @@ pub(crate) async fn run(settings: Settings, configuration: ReadConfiguration) ->
         "bundles from {images}, images to the containerd on {socket} ({}: {because})",
         node.distribution.name()
     );
-    match daemon::run(settings, node, signals, configuration).await? {
+    match act::run(settings, node, signals).await? {
         Ended::Stopped => Ok(Exit::Done),
         Ended::Misplaced => start_anew(),
     }
@@ -67,10 +71,10 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
         let due = systemd.alive().map(Into::into);
         let look = tokio::time::Instant::now() + LOOK;
         tokio::select! {
-            signal = signals.recv() => if signal != Some(Signal::Reload) { break },
+            signal = signals.recv() => if !matches!(signal, Some(Signal::Reload(_))) { break },
             () = tokio::time::sleep_until(due.map_or(look, |due| look.min(due))) => {}
         }
-        if !node::probe(Path::new("/")).is_controller_without_worker() {
+        if !place::probe(Path::new("/")).is_controller_without_worker() {
             return start_anew();
         }
     }
@@ -78,7 +82,11 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn signals() -> anyhow::Result<UnboundedReceiver<Signal>> {
+/// Signals as they come. `settings` are those that hold; a reload replaces them.
+fn signals(
+    mut settings: Settings,
+    configuration: ReadConfiguration,
+) -> anyhow::Result<UnboundedReceiver<Signal>> {
     let (sender, receiver) = unbounded_channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -88,7 +96,7 @@ fn signals() -> anyhow::Result<UnboundedReceiver<Signal>> {
             let heard = tokio::select! {
                 _ = terminate.recv() => Signal::Stop,
                 _ = interrupt.recv() => Signal::Stop,
-                _ = hangup.recv() => Signal::Reload,
+                _ = hangup.recv() => Signal::Reload(Box::new(reload(&mut settings, &configuration))),
             };
             if sender.send(heard).is_err() {
                 return;
@@ -96,4 +104,12 @@ fn signals() -> anyhow::Result<UnboundedReceiver<Signal>> {
         }
     });
     Ok(receiver)
+}
+
+/// Reads the configuration again and holds it against the settings that hold, which it replaces unless it has mistakes.
+fn reload(settings: &mut Settings, configuration: &ReadConfiguration) -> Result<Reloaded, String> {
+    let config = configuration().map_err(|mistakes| mistakes.to_string())?;
+    let reloaded = config::reload(settings, config.settings);
+    settings.clone_from(&reloaded.settings);
+    Ok(reloaded)
 }

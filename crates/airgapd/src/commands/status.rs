@@ -12,18 +12,19 @@ use serde::Serialize;
 
 use super::Exit;
 use crate::cli::StatusArgs;
-use crate::config::{OutputFormat, Settings};
-use crate::control::{self, Unanswered, Want};
-use crate::desired;
-use crate::folder::{Depth, Ending, Folder};
-use crate::ledger::{self, Entry, LastTry, Ledger, Outcome};
-use crate::node::Runtime as Node;
+use crate::config::OutputFormat;
 use crate::output::{self, Page, bytes};
-use crate::progress::{self, Doing};
-use crate::required;
-use crate::roster::{self, Phase, Roster, Version};
-use crate::runtime::{self, Runtime};
-use crate::status::{
+use node::control::{self, Unanswered, Want};
+use node::decide::desired;
+use node::images::folder::{Depth, Ending, Folder};
+use node::place::Place;
+use node::progress::{self, Doing};
+use node::required;
+use node::runtime::{self, Containerd};
+use node::settings::Settings;
+use node::state::ledger::{self, Entry, LastTry, Ledger, Outcome};
+use node::state::roster::{self, Phase, Roster, Version};
+use node::status::{
     self, BundleStatus, ContainerdStatus, FolderStatus, IgnoredStatus, ImageStatus, RequiredStatus, Standing,
     State, Status, UnpackFailureStatus, UnpackStatus,
 };
@@ -47,7 +48,7 @@ struct Document {
 pub(crate) async fn run(
     args: &StatusArgs,
     settings: &Settings,
-    node: &Node,
+    node: &Place,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let mut shown = String::new();
@@ -83,7 +84,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn look(settings: &Settings, node: &Node) -> Document {
+async fn look(settings: &Settings, node: &Place) -> Document {
     let (answer, runtime) = tokio::join!(
         control::ask(&settings.runtime_dir, Want::Status, None),
         runtime::connect(&node.socket, settings)
@@ -131,9 +132,9 @@ async fn look(settings: &Settings, node: &Node) -> Document {
 /// The same form, from what is on disk.
 fn without_daemon(
     settings: &Settings,
-    node: &Node,
+    node: &Place,
     ledger: &Ledger,
-    runtime: &Result<Runtime, String>,
+    runtime: &Result<Containerd, String>,
 ) -> Status {
     let mut roster = Roster::default();
     let listed = Folder::open_dir(&node.images_dir).and_then(|folder| {
@@ -179,7 +180,7 @@ fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger
         let identity = roster.identity(&name);
         let is_set_aside = |entry: &Entry| identity.as_ref().is_some_and(|now| entry.is_set_aside(now));
         if ledger.get(&name).is_some_and(is_set_aside) {
-            roster.set(&name, Phase::Failed { retry: None });
+            roster.refuse(&name);
             continue;
         }
         let Some(version) = roster.version(&name).filter(|version| !version.is_layout) else {

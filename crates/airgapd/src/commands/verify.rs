@@ -19,13 +19,14 @@ use self::kubelet::{Opinion, Refused, View};
 use super::Exit;
 use super::bundles::blobs_of;
 use crate::cli::VerifyArgs;
-use crate::config::{OutputFormat, Settings};
-use crate::folder::{Class, Depth, Folder};
-use crate::needs::{K0sAnswer, Kind, Need, Needs, Source};
-use crate::node::Runtime as Node;
+use crate::config::OutputFormat;
 use crate::output::{self, Page, paragraph};
-use crate::runtime::{self, Runtime};
-use crate::verify::{Answer, Shelf, Snapshots, Sought, Status, answer};
+use node::images::folder::{Class, Depth, Folder};
+use node::place::Place;
+use node::runtime::{self, Containerd};
+use node::settings::Settings;
+use verify::{Answer, Inventory, Snapshots, Sought, Status, answer};
+use verify::{K0sAnswer, Kind, Need, Needs, Source};
 
 /// The document of `airgapd verify -o json`.
 #[derive(Debug, Serialize)]
@@ -64,8 +65,8 @@ struct Pull {
 }
 
 /// Where the images must be.
-enum Place {
-    Containerd(Box<Runtime>),
+enum Where {
+    Containerd(Box<Containerd>),
     Bundles,
 }
 
@@ -73,7 +74,7 @@ enum Place {
 pub(crate) async fn run(
     args: &VerifyArgs,
     settings: &Settings,
-    node: impl FnOnce() -> anyhow::Result<Node>,
+    node: impl FnOnce() -> anyhow::Result<Place>,
     format: OutputFormat,
 ) -> anyhow::Result<Exit> {
     let mut images_dir = None;
@@ -81,15 +82,15 @@ pub(crate) async fn run(
         let node = node()?;
         images_dir = Some(node.images_dir.clone());
         match super::connect(&node, settings).await {
-            Ok(runtime) => Place::Containerd(Box::new(runtime)),
+            Ok(runtime) => Where::Containerd(Box::new(runtime)),
             Err((exit, text)) => return fail(format, &[text], exit),
         }
     } else {
-        Place::Bundles
+        Where::Bundles
     };
     let runtime = match &place {
-        Place::Containerd(runtime) => Some(&**runtime),
-        Place::Bundles => None,
+        Where::Containerd(runtime) => Some(&**runtime),
+        Where::Bundles => None,
     };
     let mut needs = Needs::default();
     let view = gather(args, settings, runtime, &mut needs).await?;
@@ -104,7 +105,7 @@ pub(crate) async fn run(
     }
     let policy = runtime::policy(settings, runtime);
     let mut images = match &place {
-        Place::Containerd(runtime) => {
+        Where::Containerd(runtime) => {
             let there =
                 in_containerd(runtime, &policy, settings, &needs.merged(), images_dir.as_deref()).await;
             match there {
@@ -112,7 +113,7 @@ pub(crate) async fn run(
                 Err(error) => return fail(format, &[basics::chain(&error)], Exit::Unreachable),
             }
         }
-        Place::Bundles => match in_bundles(&args.bundles, &policy, &settings.limits, &needs.merged()).await {
+        Where::Bundles => match in_bundles(&args.bundles, &policy, &settings.limits, &needs.merged()).await {
             Ok(images) => images,
             Err(mistakes) => return fail(format, &mistakes, Exit::BadBundle),
         },
@@ -153,7 +154,7 @@ fn fail(format: OutputFormat, mistakes: &[String], exit: Exit) -> anyhow::Result
     Ok(exit)
 }
 
-fn asked(runtime: &Runtime) -> Asked {
+fn asked(runtime: &Containerd) -> Asked {
     Asked {
         socket: runtime.client.socket().display().to_string(),
         version: runtime.version.text.clone(),
@@ -166,7 +167,7 @@ fn asked(runtime: &Runtime) -> Asked {
 async fn gather(
     args: &VerifyArgs,
     settings: &Settings,
-    runtime: Option<&Runtime>,
+    runtime: Option<&Containerd>,
     needs: &mut Needs,
 ) -> anyhow::Result<Option<View>> {
     let platform = runtime::asked_platform(settings, runtime);
@@ -192,7 +193,7 @@ async fn gather(
 /// The objections of kubelet to the images, where the command line names its folder or configuration.
 async fn opinion(
     view: Option<&View>,
-    runtime: Option<&Runtime>,
+    runtime: Option<&Containerd>,
     images: &mut [Answer],
 ) -> Result<Opinion, containerd::Error> {
     let ids = kubelet::ids(view, runtime, images).await?;
@@ -200,28 +201,28 @@ async fn opinion(
 }
 
 async fn in_containerd(
-    runtime: &Runtime,
+    runtime: &Containerd,
     policy: &Policy,
     settings: &Settings,
     needs: &[Need],
     images_dir: Option<&Path>,
 ) -> Result<Vec<Answer>, containerd::Error> {
-    let shelf = Shelf::of_containerd(
+    let inventory = Inventory::of_containerd(
         &runtime.client,
         runtime.store.as_deref(),
         &policy.wanted,
         &settings.limits,
-        Snapshots::of(settings),
+        runtime::snapshots(settings),
         &Sought::with_near_misses(needs),
     )
     .await?;
-    let all = |bundles: &Shelf| {
+    let all = |bundles: &Inventory| {
         needs
             .iter()
-            .map(|need| answer(need, &shelf, bundles))
+            .map(|need| answer(need, &inventory, bundles))
             .collect::<Vec<_>>()
     };
-    let mut answers = all(&Shelf::default());
+    let mut answers = all(&Inventory::default());
     if let Some(images_dir) = images_dir
         && answers.iter().any(Answer::is_missing)
     {
@@ -237,7 +238,7 @@ async fn in_containerd(
 }
 
 /// What containerd has, CRI takes in a moment later; until then kubelet does not see it.
-async fn ask_cri(runtime: &Runtime, answers: &mut [Answer]) -> Result<(), containerd::Error> {
+async fn ask_cri(runtime: &Containerd, answers: &mut [Answer]) -> Result<(), containerd::Error> {
     let cri = runtime.client.cri();
     for answer in answers.iter_mut().filter(|answer| !answer.is_missing()) {
         if cri.image_status(&answer.reference).await?.is_none() {
@@ -260,9 +261,12 @@ async fn in_bundles(
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    let shelf = shelf_of(&bundles, policy, &blobs_of(&bundles));
-    let nothing = Shelf::default();
-    Ok(needs.iter().map(|need| answer(need, &shelf, &nothing)).collect())
+    let inventory = shelf_of(&bundles, policy, &blobs_of(&bundles));
+    let nothing = Inventory::default();
+    Ok(needs
+        .iter()
+        .map(|need| answer(need, &inventory, &nothing))
+        .collect())
 }
 
 /// Opens bundles; of those that cannot be read it is said why.
@@ -279,16 +283,16 @@ async fn open_all(paths: &[PathBuf], limits: &Limits) -> (Vec<Bundle>, Vec<Strin
 }
 
 /// What several bundles have, where the blobs of `there` need not be in them.
-fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Shelf {
-    let mut shelf = Shelf::default();
+fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inventory {
+    let mut inventory = Inventory::default();
     for bundle in bundles {
-        shelf.join(Shelf::of_bundle(
+        inventory.join(Inventory::of_bundle(
             &bundle.catalog().completed_by(there),
             bundle.path(),
             policy,
         ));
     }
-    shelf
+    inventory
 }
 
 /// What may be a bundle in the images folder, wherever the daemon looks; whoever opens it finds out.

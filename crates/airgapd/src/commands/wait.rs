@@ -8,10 +8,11 @@ use tracing::info;
 
 use super::Exit;
 use crate::cli::WaitArgs;
-use crate::config::{OutputFormat, Settings};
-use crate::control::{self, Told, Unanswered, Want};
+use crate::config::OutputFormat;
 use crate::output::{self, Page};
-use crate::status::{BundleStatus, IgnoredStatus, RequiredStatus, Standing, State, Status};
+use node::control::{self, Told, Unanswered, Want};
+use node::settings::Settings;
+use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, Standing, State, Status};
 
 /// The pause after an answer that was news, and after one that was not.
 const SHORT_PAUSE: Duration = Duration::from_millis(50);
@@ -173,7 +174,7 @@ impl Waiting {
             bundles: self.bundles,
             ignored: self.ignored,
             required: self.required,
-            waited_ms: crate::status::millis(waited),
+            waited_ms: node::status::millis(waited),
         }
     }
 }
@@ -295,7 +296,7 @@ fn count(bundles: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{ContainerdStatus, FolderStatus};
+    use node::status::{ContainerdStatus, FolderStatus};
 
     type Judged = (Option<Outcome>, Option<String>);
 
@@ -349,7 +350,7 @@ mod tests {
             judge_required(Some(&required))
         };
         let missing = |required: &mut RequiredStatus| {
-            required.missing.push(crate::status::MissingStatus {
+            required.missing.push(node::status::MissingStatus {
                 reference: "a:1".to_owned(),
                 why: String::new(),
                 asked_by: Vec::new(),

@@ -12,7 +12,7 @@ use oci_spec::image::Digest;
 
 use crate::commands::Exit;
 use crate::commands::export::choice::{judge_whole, left_out};
-use crate::config::Settings;
+use node::settings::Settings;
 
 const BUNDLE: &str = "the bundle";
 

@@ -8,7 +8,7 @@ use import::content::ContentStore;
 use import::{Reference, Survey};
 use oci_spec::image::{Descriptor, Digest};
 
-use crate::runtime::Runtime;
+use node::runtime::Containerd;
 
 /// What the names of CRI's own records begin with: they are ids.
 const ID: &str = "sha256:";
@@ -42,7 +42,7 @@ impl Stock {
     /// # Errors
     ///
     /// The error of the client.
-    pub(crate) async fn of(runtime: &Runtime) -> Result<Stock, containerd::Error> {
+    pub(crate) async fn of(runtime: &Containerd) -> Result<Stock, containerd::Error> {
         let records = runtime.client.images().await?.into_iter();
         let blobs = runtime.client.blobs().await?.into_iter();
         let survey = Survey {
@@ -150,7 +150,7 @@ impl Stock {
     }
 
     /// A place to look images up in. For threads that may wait.
-    pub(crate) fn store(&self, runtime: &Runtime) -> ContentStore {
+    pub(crate) fn store(&self, runtime: &Containerd) -> ContentStore {
         ContentStore::of(
             &runtime.client,
             self.blobs.values().map(|blob| (blob.digest.clone(), blob.size)),

@@ -13,9 +13,9 @@ use requirements::kubelet::{self, Kubelet, Records, Verdict, repository};
 use serde::Serialize;
 
 use crate::cli::VerifyArgs;
-use crate::needs::{self, Kind, Needs, Source};
-use crate::runtime::Runtime;
-use crate::verify::Answer;
+use node::runtime::Containerd;
+use verify::Answer;
+use verify::{self, Kind, Needs, Source};
 
 /// A kubelet, as far as the command line points at it.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ pub(super) fn view(args: &VerifyArgs, needs: &mut Needs) -> Option<View> {
 }
 
 fn settings(path: &Path, needs: &mut Needs) -> Kubelet {
-    let text = match needs::read_text(path) {
+    let text = match verify::read_text(path) {
         Ok(text) => text,
         Err(mistake) => {
             needs.mistakes.push(mistake);
@@ -128,7 +128,7 @@ fn read_all(folder: &Path) -> io::Result<Option<Records>> {
             if !records::is_record(&name) || entry.file_type()?.is_dir() {
                 continue;
             }
-            match needs::read_text(&entry.path()) {
+            match verify::read_text(&entry.path()) {
                 Ok(text) => all.add(kind, &name, &text.text),
                 // A pull that has just ended takes its file along.
                 Err(_) if !entry.path().exists() => {}
@@ -227,7 +227,7 @@ fn by_spelling(image: &Answer) -> BTreeMap<String, Vec<Source>> {
 /// The ids by which kubelet knows the images that are there; none where there are no records to look up.
 pub(super) async fn ids(
     view: Option<&View>,
-    runtime: Option<&Runtime>,
+    runtime: Option<&Containerd>,
     images: &[Answer],
 ) -> Result<HashMap<String, String>, containerd::Error> {
     let mut ids = HashMap::new();
@@ -246,8 +246,8 @@ pub(super) async fn ids(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::needs::Need;
-    use crate::verify::{Shelf, answer};
+    use verify::Need;
+    use verify::{Inventory, answer};
 
     fn view_of(settings: &str) -> View {
         let text = format!("kind: KubeletConfiguration\n{settings}\n");
@@ -263,7 +263,7 @@ mod tests {
         let list = folder.path().join("list.txt");
         fs::write(&list, given.join("\n")).unwrap();
         needs.add_list(&list);
-        let nothing = Shelf::default();
+        let nothing = Inventory::default();
         let needs: Vec<Need> = needs.merged();
         needs
             .iter()

@@ -1,0 +1,497 @@
+//! Carries out what [`crate::decide`] decides: one loop that owns the state.
+//!
+//! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same: begin
+//! whatever is due, take on a file, and wait for the next thing that happens. Each event goes to the state, and the actions that
+//! follow are carried out at once; errands, which wait for containerd, one after the other. Slow work (reading bundles and
+//! importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await loses nothing: what
+//! matters is in containerd under a lease, and in the ledger.
+
+mod answer;
+mod crashes;
+mod errands;
+mod hands;
+mod job;
+mod journal;
+mod require;
+mod unpack;
+mod work;
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use containerd::ImageEvent;
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use self::answer::Asked;
+use self::hands::Hands;
+use self::require::Requiring;
+use self::unpack::Unpacking;
+use crate::control::Question;
+use crate::decide::line::shown;
+use crate::decide::record::Came;
+use crate::decide::{Action, Errand, Event, Turn};
+use crate::images::watch::Watch;
+use crate::metrics::Metrics;
+use crate::place::Place;
+use crate::settings::{Reloaded, Settings};
+use crate::state::State;
+use crate::state::crash::{self, Marker};
+use crate::state::ledger::{self, LockError, Saved, Store};
+use crate::state::roster::Phase;
+use crate::systemd::Systemd;
+use basics::backoff;
+
+/// How often systemd hears how it goes: its socket takes few messages at a time.
+const STATUS_PACE: Duration = Duration::from_secs(1);
+/// How long the loop sleeps at most when nothing is due.
+const IDLE: Duration = Duration::from_secs(3600);
+/// How long a turn may wait for containerd and still count as alive. Each call has a deadline of its own, and a turn makes a
+/// handful of them and one for each record that it takes a pin from.
+const LONGEST_TURN: Duration = Duration::from_secs(600);
+/// What ending takes beside the grace: the ledger is written and synced.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// What the daemon is told from outside.
+#[derive(Debug)]
+pub enum Signal {
+    /// End: the first time when what runs is done or the grace is over, the second time at once.
+    Stop,
+    /// The configuration was read again: what it changes, or what is wrong with it.
+    Reload(Box<Result<Reloaded, String>>),
+}
+
+/// Why the daemon came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It waits for a containerd that is not this node's any more, or not yet was when it began.
+    Misplaced,
+}
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state folder is not to be had, or another daemon has it.
+    #[error(transparent)]
+    State(#[from] LockError),
+    /// The images folder cannot be watched at all.
+    #[error("cannot watch the images folder")]
+    Watch(#[source] std::io::Error),
+}
+
+/// Runs until it is told to stop, or finds out that it has to be begun anew elsewhere.
+///
+/// # Errors
+///
+/// What keeps the daemon from starting: another daemon has the state folder, the folder cannot be watched at all.
+/// Everything that comes later is logged and waited out.
+pub async fn run(
+    settings: Settings,
+    node: Place,
+    mut signals: mpsc::UnboundedReceiver<Signal>,
+) -> Result<Ended, StartError> {
+    let mut daemon = Daemon::start(settings, node)?;
+    let ended = std::panic::AssertUnwindSafe(daemon.live(&mut signals))
+        .catch_unwind()
+        .await;
+    match ended {
+        Ok(ended) => {
+            daemon.hands.marker.clear();
+            Ok(ended)
+        }
+        Err(panic) => {
+            daemon.hands.marker.dies_of(&crash::panic_text(&*panic));
+            std::panic::resume_unwind(panic)
+        }
+    }
+}
+
+struct Daemon {
+    state: State,
+    hands: Hands,
+    /// Errands that were decided and are still to be run.
+    errands: VecDeque<Errand>,
+    /// When systemd was told last how it goes.
+    status_said: Instant,
+    systemd: Rc<Systemd>,
+    asked: Asked,
+    requiring: Requiring,
+    unpacking: Unpacking,
+}
+
+/// A turn that happens now.
+fn turn() -> Turn {
+    Turn::new(Instant::now(), Timestamp::now(), backoff::chance())
+}
+
+impl Daemon {
+    fn start(settings: Settings, node: Place) -> Result<Daemon, StartError> {
+        let (mut store, mut ledger, notices) = Store::open(&settings.state_dir)?;
+        for notice in notices {
+            warn!("{notice}");
+        }
+        let (mut marker, left) = Marker::open(&settings.state_dir);
+        if crashes::inherit(&left, &mut ledger, &node.images_dir) {
+            // Before anything that could crash again, and before the marker forgets it.
+            if let Saved::NotSaved(Some(notice)) = store.save(&ledger) {
+                warn!("{notice}");
+            }
+        }
+        marker.clear();
+        let watch = Watch::start(&node.images_dir).map_err(StartError::Watch)?;
+        let now = Instant::now();
+        let asked = Asked::start(&settings);
+        let home = node.is_home.then_some(node.distribution);
+        let (images_dir, boot) = (node.images_dir.clone(), ledger::boot_id());
+        Ok(Daemon {
+            hands: Hands::new(node, &settings, watch, store, marker, Metrics::new()),
+            state: State::new(settings, images_dir, home, ledger, boot, now),
+            errands: VecDeque::new(),
+            status_said: now.checked_sub(STATUS_PACE).unwrap_or(now),
+            systemd: Rc::new(Systemd::from_environment()),
+            asked,
+            requiring: Requiring::default(),
+            unpacking: Unpacking::default(),
+        })
+    }
+
+    /// Works, and ends in order.
+    async fn live(&mut self, signals: &mut Signals) -> Ended {
+        self.work(signals).await;
+        if !self.state.is_draining {
+            self.end_rows();
+            self.hands.save(&self.state.ledger);
+            return Ended::Misplaced;
+        }
+        self.drain(signals).await;
+        self.hands.save(&self.state.ledger);
+        info!("stopped");
+        Ended::Stopped
+    }
+
+    /// Works until it is told to stop, or is misplaced.
+    async fn work(&mut self, signals: &mut Signals) {
+        self.list();
+        self.systemd.ready();
+        while !self.state.is_draining && !self.state.is_misplaced {
+            let systemd = Rc::clone(&self.systemd);
+            if let Some(signal) = attended(&systemd, signals, self.consult()).await {
+                self.on(Happened::Signal(signal));
+                continue;
+            }
+            let until = self.go_on();
+            let happened = self.happens(signals, until).await;
+            self.on(happened);
+        }
+    }
+
+    /// The part of a turn that may wait for containerd.
+    async fn consult(&mut self) {
+        let room = self.hands.room(&self.state.settings);
+        let mut turn = turn();
+        self.state.step(room, &mut turn);
+        self.carry_out(turn);
+        while let Some(errand) = self.errands.pop_front() {
+            let event = self.hands.run(errand, &self.state).await;
+            self.take(event);
+        }
+        self.write_metrics_if_due();
+        self.require_if_due();
+        self.unpack_if_due();
+    }
+
+    /// The part of a turn that waits for nothing: takes on files, and tells how it goes. Gives when the next turn is due although
+    /// nothing happens.
+    fn go_on(&mut self) -> Instant {
+        let mut taking = turn();
+        let worked = self.state.take_on(&mut taking);
+        self.carry_out(taking);
+        let now = Instant::now();
+        self.state.rows.sum_up(now).iter().for_each(journal::say);
+        if worked {
+            self.tell_systemd();
+            self.tell_news(now);
+            return now;
+        }
+        if self.state.lanes.is_empty() && std::mem::take(&mut self.state.unsaved) {
+            self.hands.save(&self.state.ledger);
+        }
+        let mut yielding = turn();
+        self.state.lanes.note_progress(self.hands.work.marks(), now);
+        let still_due = self.state.yield_lane(&mut yielding);
+        self.carry_out(yielding);
+        let due = [
+            still_due,
+            Some(self.tell_systemd()),
+            self.tell_news(now),
+            self.state.next_due(now),
+            self.asked.metrics_due(),
+            self.require_due(now),
+            self.unpack_due(now),
+            self.state.relist.then_some(now),
+        ];
+        due.into_iter().flatten().fold(now + IDLE, Instant::min)
+    }
+
+    /// Has the folder listed at once.
+    fn list(&mut self) {
+        self.state.relist = false;
+        let listed = self.hands.list(&self.state);
+        self.take(Event::Listed(listed.map(Box::new)));
+    }
+
+    /// Takes over an event, and carries out what follows.
+    fn take(&mut self, event: Event) {
+        let mut turn = turn();
+        self.state.on(event, &mut turn);
+        self.carry_out(turn);
+    }
+
+    /// Carries out the actions of a turn, and those that follow from them.
+    fn carry_out(&mut self, turn: Turn) {
+        let mut turns = VecDeque::from([turn]);
+        while let Some(Turn { actions, errands, .. }) = turns.pop_front() {
+            self.errands.extend(errands);
+            for action in actions {
+                for event in self.perform(action) {
+                    let mut next = self::turn();
+                    self.state.on(event, &mut next);
+                    turns.push_back(next);
+                }
+            }
+        }
+        let lanes = &self.state.lanes;
+        self.hands.work.retain(|name| lanes.get(name).is_some());
+        self.hands.marker.note(self.state.under_way());
+    }
+
+    /// Does one thing. Gives the events that come of it.
+    fn perform(&mut self, action: Action) -> Vec<Event> {
+        let state = &self.state;
+        match action {
+            Action::Say(line) => journal::say(&line),
+            Action::Save => self.hands.save(&state.ledger),
+            Action::List => {
+                let listed = self.hands.list(state);
+                return vec![Event::Listed(listed.map(Box::new))];
+            }
+            Action::Watch(folders) => self.hands.watch.also(folders),
+            Action::Look(files) => return self.hands.look(state, files),
+            Action::Open(name, version) => return vec![self.hands.open(name, version)],
+            Action::Start(start) => self.hands.start(state, start),
+            Action::Import(name, leave) => self.hands.import(state, &name, leave),
+            Action::Pull(name) => self.hands.work.pull(&name),
+            Action::Abort(name) => self.hands.work.abort(&name),
+            Action::Count(name) => self.hands.count(&name),
+            Action::Report(name, is_told) => self.hands.work.report(&name, is_told),
+            Action::Disconnect => self.hands.disconnect(),
+            Action::DoubtRequired => self.requiring.doubt(),
+            Action::ForgetRequired => self.requiring.forget(),
+            Action::DoubtUnpacked => self.unpacking.doubt(),
+            Action::InterruptUnpacking => self.unpacking.interrupt(),
+            Action::CheckFiles if self.hands.has_lost_files(&state.ledger) => return vec![Event::FilesLost],
+            Action::CheckFiles => {}
+            Action::Adopt => self.hands.adopt(&state.settings),
+        }
+        Vec::new()
+    }
+
+    /// Tells systemd that the loop goes round, and how it goes if that is news and it was not told something else a moment
+    /// ago. Gives when to do so again.
+    fn tell_systemd(&mut self) -> Instant {
+        let (now, status) = (Instant::now(), self.status());
+        let alive_due = self.systemd.alive().unwrap_or(now + IDLE);
+        alive_due.min(self.tell_status(now, &status))
+    }
+
+    fn tell_status(&mut self, now: Instant, status: &str) -> Instant {
+        let due = self.status_said + STATUS_PACE;
+        if !self.systemd.is_news(status) {
+            return now + IDLE;
+        }
+        if due <= now {
+            self.systemd.status(status);
+            self.status_said = now;
+        }
+        if due > now { due } else { now + STATUS_PACE }
+    }
+
+    /// Waits for the next thing that happens. Safe to cancel.
+    async fn happens(&mut self, signals: &mut Signals, until: Instant) -> Happened {
+        let Hands {
+            work,
+            watch,
+            containerd,
+            ..
+        } = &mut self.hands;
+        tokio::select! {
+            biased;
+            Some(signal) = signals.recv() => Happened::Signal(signal),
+            (name, came) = work.next() => Happened::Job(name, Box::new(came)),
+            () = watch.changed() => Happened::Hint,
+            checked = self.requiring.next() => Happened::Required(checked),
+            heard = self.unpacking.next() => Happened::Unpacking(heard),
+            // Before the changes: an import makes thousands of them, and a caller should not wait for the last.
+            question = self.asked.next() => Happened::Question(question),
+            change = hands::next_event(containerd) => Happened::Change(change),
+            () = sleep_until(until) => Happened::Nothing,
+        }
+    }
+
+    fn on(&mut self, happened: Happened) {
+        match happened {
+            Happened::Nothing => {}
+            Happened::Hint => self.state.relist = true,
+            Happened::Change(Some(change)) => self.take(Event::Changed(change)),
+            Happened::Change(None) => self.take(Event::Ended),
+            Happened::Job(name, came) => self.take(Event::Job(name, came)),
+            Happened::Question(question) => self.answer(question),
+            Happened::Required(checked) => self.on_required(checked),
+            Happened::Unpacking(heard) => self.on_unpacking(heard),
+            Happened::Signal(Signal::Stop) => self.state.is_draining = true,
+            Happened::Signal(Signal::Reload(read)) => self.reload(*read),
+        }
+    }
+
+    /// Takes over a configuration that was read again. One with mistakes changes nothing.
+    fn reload(&mut self, read: Result<Reloaded, String>) {
+        self.systemd.reloading();
+        match read {
+            Ok(reloaded) => {
+                let fingerprint = self.hands.fingerprint(&reloaded.settings);
+                self.take(Event::Reloaded(Box::new(reloaded), fingerprint));
+            }
+            Err(mistakes) => error!(
+                outcome = "misconfigured",
+                "the configuration is not taken, and the one before stays: {mistakes}"
+            ),
+        }
+        self.systemd.ready();
+    }
+
+    /// Lets what runs come to its end: until the grace is over, or a second signal comes.
+    async fn drain(&mut self, signals: &mut Signals) {
+        let grace = self.state.settings.grace;
+        self.systemd.stopping(grace + FAREWELL);
+        self.state.is_draining = true;
+        if !self.state.lanes.is_empty() {
+            let text = format!("stopping: waiting up to {grace:?} for the imports that run");
+            info!("{text}");
+            self.systemd.status(&text);
+        }
+        self.state.lanes.drop_waiting();
+        self.unpacking.interrupt();
+        let deadline = Instant::now() + grace;
+        while !self.state.lanes.is_empty() {
+            let until = self.systemd.alive().map_or(deadline, |due| due.min(deadline));
+            match self.happens(signals, until).await {
+                happened @ (Happened::Job(..) | Happened::Question(_)) => self.on(happened),
+                Happened::Signal(Signal::Stop) => break,
+                _ if Instant::now() >= deadline => break,
+                _ => {}
+            }
+        }
+        for job in self.state.lanes.all() {
+            let bundle = shown(&job.name);
+            info!(bundle, "its import is interrupted, and goes on at the next start");
+        }
+        self.end_rows();
+    }
+
+    /// Tells what was held back of the log.
+    fn end_rows(&mut self) {
+        self.state.rows.end().iter().for_each(journal::say);
+    }
+
+    fn status(&self) -> String {
+        let state = &self.state;
+        let count = |is: fn(Phase) -> bool| state.roster.count(is);
+        let containerd = match &self.hands.containerd {
+            Some(live) => format!("containerd {}", live.runtime.version.text),
+            None => format!("waiting for containerd on {}", self.hands.place.socket.display()),
+        };
+        let done = count(|phase| phase == Phase::Done);
+        let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
+        let running = match (state.lanes.all().count(), self.hands.pace.held_back()) {
+            (0, _) => String::new(),
+            (running, None) => format!("{running} importing, "),
+            (running, Some(why)) => format!("{running} importing ({why}), "),
+        };
+        let waiting = count(|phase| {
+            matches!(
+                phase,
+                Phase::Settling { .. } | Phase::Ready | Phase::Following | Phase::Known | Phase::Waiting
+            )
+        });
+        let trouble = state.folder.trouble.as_ref();
+        let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
+        let required = self.requiring.shortage();
+        format!(
+            "{done} bundles in place, {running}{waiting} waiting, {failed} failed{required}; {containerd}{trouble}"
+        )
+    }
+}
+
+/// What the daemon is told from outside, as it comes.
+type Signals = mpsc::UnboundedReceiver<Signal>;
+
+/// Sees a turn of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for as long as that can be
+/// true, and somebody who wants the daemon to stop need not wait for a containerd that does not answer.
+///
+/// Gives what was heard; a turn that a stop ended is dropped.
+async fn attended(
+    systemd: &Systemd,
+    signals: &mut Signals,
+    turn: impl Future<Output = ()>,
+) -> Option<Signal> {
+    tokio::pin!(turn);
+    let given_up = Instant::now() + LONGEST_TURN;
+    let mut heard = None;
+    loop {
+        let now = Instant::now();
+        let alive_due = (now < given_up).then(|| systemd.alive()).flatten();
+        tokio::select! {
+            biased;
+            Some(signal) = signals.recv() => {
+                if matches!(signal, Signal::Stop) {
+                    return Some(signal);
+                }
+                heard = Some(signal);
+            }
+            () = &mut turn => return heard,
+            () = sleep_until(alive_due.unwrap_or(given_up + IDLE)) => {}
+        }
+    }
+}
+
+/// Something that wakes the loop.
+enum Happened {
+    /// It is time.
+    Nothing,
+    /// The folder may have changed.
+    Hint,
+    /// A record changed, or the connection is gone.
+    Change(Option<ImageEvent>),
+    /// A client of the control socket asks.
+    Question(Question),
+    /// A check of the required images has finished.
+    Required(require::Checked),
+    /// Images are unpacked.
+    Unpacking(unpack::Heard),
+    /// A job came back.
+    Job(OsString, Box<Came>),
+    Signal(Signal),
+}
+
+/// Returns at once where the time has come, without waiting for a tick of the clock.
+async fn sleep_until(until: Instant) {
+    if until > Instant::now() {
+        tokio::time::sleep_until(until.into()).await;
+    }
+}

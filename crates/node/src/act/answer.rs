@@ -1,0 +1,236 @@
+//! What the daemon tells those who ask: on its control socket, and in the file of its metrics.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::Daemon;
+use crate::control::{self, Answer, Question, Want};
+use crate::metrics;
+use crate::settings::Settings;
+use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, ProgressStatus, State, Status};
+
+/// How often the file of the metrics is written: as often as they are usually read.
+const METRICS_PACE: Duration = Duration::from_secs(15);
+
+/// How often it is looked at most whether there are news: a thousand bundles are a thousand turns of the loop.
+const NEWS_PACE: Duration = Duration::from_millis(50);
+/// How many may wait for news; others hear at once how it stands, so that nobody is kept from asking.
+const MOST_KEPT: usize = 16;
+
+/// Those who ask.
+pub(super) struct Asked {
+    /// None where the socket could not be made.
+    questions: Option<mpsc::Receiver<Question>>,
+    /// The questions of those who wait for news.
+    kept: Vec<Question>,
+    /// When it was last looked whether there are news.
+    news_looked: Instant,
+    started_at: Timestamp,
+    /// None where nobody asked for it.
+    metrics: Option<MetricsFile>,
+}
+
+/// The file that node_exporter reads.
+struct MetricsFile {
+    path: PathBuf,
+    due: Instant,
+    /// What was said about it.
+    said: Option<String>,
+}
+
+impl Asked {
+    /// Opens the control socket. That it cannot be had is no reason not to import.
+    pub(super) fn start(settings: &Settings) -> Asked {
+        let folder = &settings.runtime_dir;
+        let questions = match control::listen(folder) {
+            Ok((sender, questions)) => {
+                settings
+                    .metrics_address
+                    .iter()
+                    .for_each(|address| serve_metrics(*address, sender.clone()));
+                Some(questions)
+            }
+            Err(error) => {
+                warn!("no control socket in {}: {error}", folder.display());
+                None
+            }
+        };
+        // Where there is no runtime folder, nobody asked for the file.
+        let by_default = || questions.is_some().then(|| folder.join("airgapd.prom"));
+        let file = settings.metrics_file.clone().or_else(by_default);
+        Asked {
+            questions,
+            kept: Vec::new(),
+            news_looked: Instant::now(),
+            started_at: Timestamp::now(),
+            metrics: file.map(|path| MetricsFile {
+                path,
+                due: Instant::now(),
+                said: None,
+            }),
+        }
+    }
+
+    /// The next question. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Question {
+        let question = match &mut self.questions {
+            Some(questions) => questions.recv().await,
+            None => None,
+        };
+        match question {
+            Some(question) => question,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn metrics_due(&self) -> Option<Instant> {
+        self.metrics.as_ref().map(|file| file.due)
+    }
+
+    /// Answers those to whom this status is news, or who have waited long enough.
+    fn tell(&mut self, status: &Status, now: Instant) {
+        let tag = status.tag();
+        let is_due = |question: &mut Question| {
+            let waits = |known: &control::Known| known.tag == tag && known.until > now;
+            question.answer.is_closed() || !question.known.as_ref().is_some_and(waits)
+        };
+        for question in self.kept.extract_if(.., is_due) {
+            let _ = question.answer.send(Answer::Status(Box::new(status.clone())));
+        }
+    }
+
+    /// When the first of those who wait for news has waited long enough.
+    fn next_deadline(&self) -> Option<Instant> {
+        let known = self.kept.iter().filter_map(|question| question.known.as_ref());
+        known.map(|known| known.until).min()
+    }
+
+    fn waits_for_news(&self, question: &Question, status: &Status) -> bool {
+        let has_all = |known: &control::Known| known.tag == status.tag();
+        self.kept.len() < MOST_KEPT && question.known.as_ref().is_some_and(has_all)
+    }
+}
+
+fn serve_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) {
+    if let Err(error) = control::listen_for_metrics(address, questions) {
+        warn!("no metrics on {address}: {error}");
+    }
+}
+
+impl Daemon {
+    /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may be gone by now.
+    pub(super) fn answer(&mut self, question: Question) {
+        match question.want {
+            Want::Status | Want::Metrics => {}
+            Want::Listed | Want::Checked => {
+                self.list();
+            }
+        }
+        if question.want == Want::Checked {
+            self.require_soon();
+        }
+        let status = self.snapshot();
+        if question.want == Want::Metrics {
+            let _ = question
+                .answer
+                .send(Answer::Metrics(self.hands.metrics.text(&status)));
+        } else if self.asked.waits_for_news(&question, &status) {
+            self.asked.kept.push(question);
+        } else {
+            let _ = question.answer.send(Answer::Status(Box::new(status)));
+        }
+    }
+
+    /// Answers those who wait for news, where there are any or they have waited long enough. Gives when to look again.
+    pub(super) fn tell_news(&mut self, now: Instant) -> Option<Instant> {
+        if self.asked.kept.is_empty() {
+            return None;
+        }
+        let earliest = self.asked.news_looked + NEWS_PACE;
+        if now < earliest {
+            return Some(earliest);
+        }
+        let status = self.snapshot();
+        self.asked.news_looked = now;
+        self.asked.tell(&status, now);
+        self.asked.next_deadline()
+    }
+
+    pub(super) fn write_metrics_if_due(&mut self) {
+        let now = Instant::now();
+        if self.asked.metrics_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let text = self.hands.metrics.text(&self.snapshot());
+        let Some(file) = &mut self.asked.metrics else {
+            return;
+        };
+        file.due = now + METRICS_PACE;
+        let problem = metrics::write(&file.path, &text).err();
+        let problem = problem.map(|error| error.to_string());
+        if let Some(problem) = problem.as_ref().filter(|_| file.said != problem) {
+            warn!("no metrics in {}: {problem}", file.path.display());
+        }
+        file.said = problem;
+    }
+
+    /// How everything stands at this moment.
+    fn snapshot(&self) -> Status {
+        let progress = self.hands.work.orders().map(|(order, counters)| {
+            let progress = counters.so_far(order.started);
+            (order.name.clone(), progress)
+        });
+        let progress: BTreeMap<OsString, ProgressStatus> = progress.collect();
+        let mut bundles = status::bundles(&self.state.roster, &self.state.ledger, &progress, Instant::now());
+        let held_back = self.hands.pace.held_back();
+        for bundle in bundles
+            .iter_mut()
+            .filter(|bundle| bundle.state == State::Importing)
+        {
+            bundle.waits_for.clone_from(&held_back);
+        }
+        Status {
+            daemon: Some(DaemonStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                started_at: self.asked.started_at,
+            }),
+            containerd: self.containerd_status(),
+            folder: FolderStatus {
+                path: self.state.images_dir.display().to_string(),
+                problem: self.state.folder.problem(),
+            },
+            required: self.required_status(),
+            unpack: self.unpack_status(),
+            bundles,
+            ignored: status::ignored(&self.state.roster),
+        }
+    }
+
+    fn containerd_status(&self) -> ContainerdStatus {
+        let unreached = ContainerdStatus {
+            socket: self.hands.place.socket.display().to_string(),
+            namespace: self.state.settings.namespace.clone(),
+            ..ContainerdStatus::default()
+        };
+        match &self.hands.containerd {
+            Some(live) => ContainerdStatus {
+                reachable: true,
+                version: Some(live.runtime.version.text.clone()),
+                platform: Some(live.runtime.platform.to_string()),
+                ..unreached
+            },
+            None => ContainerdStatus {
+                problem: self.state.link.why().map(str::to_owned),
+                ..unreached
+            },
+        }
+    }
+}

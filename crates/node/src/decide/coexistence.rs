@@ -1,0 +1,485 @@
+//! Beside another importer: whether there is one that takes bundles from the same folder, and when its pass over a bundle
+//! is over. Pure.
+//!
+//! k0s imports `<data-dir>/images` into its own containerd, k3s and RKE2 their `agent/images`; neither can be told not to.
+//! Both send every byte of a bundle whatever is there. Importing at the same time would move everything twice, so a new
+//! bundle is left to the other first; then what it left out or half done is added. Nothing here waits for ever: an
+//! importer that does not come, or stops, is not waited for any longer.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use containerd::{Client, ImageRecord, Ingest};
+use import::labels::{K0S_SOURCES, K3S_PINNED, RKE2_PINNED};
+use import::plan::{BlobAction, BlobStep, ImagePlan, RecordAction};
+use import::{BundleResult, Plan};
+use jiff::Timestamp;
+
+use crate::place::Distribution;
+use crate::settings::Coexistence;
+
+/// Another importer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Importer {
+    K0s,
+    /// k3s or RKE2.
+    K3s,
+    /// One that is known by its ingests only.
+    Unknown,
+}
+
+impl Importer {
+    /// How long after a bundle is finished its pass may begin. k0s waits for ten seconds without an event in the folder,
+    /// k3s for two seconds; one that was only seen to be at work has begun.
+    fn begins_within(self) -> Duration {
+        Duration::from_secs(match self {
+            Importer::K0s => 15,
+            Importer::K3s => 5,
+            Importer::Unknown => 0,
+        })
+    }
+}
+
+impl fmt::Display for Importer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Importer::K0s => "k0s",
+            Importer::K3s => "k3s",
+            Importer::Unknown => "another importer",
+        })
+    }
+}
+
+/// What is known of others that import.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Evidence {
+    /// The distribution whose containerd this is and whose folder is ours.
+    pub(crate) home: Option<Distribution>,
+    /// k0s's label names a bundle in our folder.
+    pub(crate) k0s_label: bool,
+    /// k3s's label is on a record, and our folder is one that it imports.
+    pub(crate) k3s_label: bool,
+    /// An import is under way that is not ours.
+    pub(crate) ingests: bool,
+}
+
+/// Which importer is followed, and why, for the log.
+pub fn judge(setting: Coexistence, evidence: &Evidence) -> Option<(Importer, &'static str)> {
+    let Evidence {
+        home,
+        k0s_label,
+        k3s_label,
+        ingests,
+    } = *evidence;
+    let found = match home {
+        _ if k0s_label => Some((Importer::K0s, "its label on records names this folder")),
+        _ if k3s_label => Some((Importer::K3s, "its label is on records")),
+        Some(Distribution::K0s) => Some((Importer::K0s, "this is its containerd and its folder")),
+        Some(Distribution::K3s | Distribution::Rke2) => {
+            Some((Importer::K3s, "this is its containerd and its folder"))
+        }
+        Some(Distribution::Containerd) | None if ingests => {
+            Some((Importer::Unknown, "an import that is not ours is under way"))
+        }
+        Some(Distribution::Containerd) | None => None,
+    };
+    match setting {
+        Coexistence::Exclusive => None,
+        Coexistence::Auto => found,
+        // Whoever says so knows of an importer; k0s's is the one that takes longest to begin.
+        Coexistence::Follow => found.or(Some((Importer::K0s, "the configuration says so"))),
+    }
+}
+
+/// What one look at containerd told.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    /// Bundles that k0s has imported, and their time of change in nanoseconds since 1970 as it was then.
+    sources: BTreeMap<PathBuf, i64>,
+    k3s_label: bool,
+    /// Bytes of all imports under way that are not ours; another number means that they got on.
+    in_flight: Option<u64>,
+}
+
+/// Ingests of containerd's Go import are called after the path in the archive.
+const GO_INGEST: &str = "tar-";
+
+impl Sight {
+    /// Asks containerd for the records that have labels of other importers, and for their ingests.
+    ///
+    /// # Errors
+    ///
+    /// The error of the client.
+    pub async fn look(client: &Client, clock: Timestamp) -> Result<Sight, containerd::Error> {
+        let records = client
+            .images_labelled(&[K0S_SOURCES, K3S_PINNED, RKE2_PINNED])
+            .await?;
+        let ingests = client.ingests_beginning(GO_INGEST).await?;
+        Ok(Sight::of(&records, &ingests, clock))
+    }
+
+    fn of(records: &[ImageRecord], ingests: &[Ingest], clock: Timestamp) -> Sight {
+        let labels = |key: &'static str| records.iter().filter_map(move |record| record.labels.get(key));
+        let sources = labels(K0S_SOURCES).flat_map(|text| k0s_sources(text));
+        let theirs: Vec<&Ingest> = ingests
+            .iter()
+            .filter(|ingest| ingest.reference.starts_with(GO_INGEST) && !is_stale(ingest, clock))
+            .collect();
+        Sight {
+            sources: sources.collect(),
+            k3s_label: labels(K3S_PINNED).chain(labels(RKE2_PINNED)).next().is_some(),
+            in_flight: (!theirs.is_empty()).then(|| fingerprint(&theirs)),
+        }
+    }
+
+    /// What this look and the node's own place tell of others that import our folder.
+    pub fn evidence(&self, folder: &Path, home: Option<Distribution>) -> Evidence {
+        Evidence {
+            home,
+            k0s_label: self.sources.keys().any(|path| path.starts_with(folder)),
+            k3s_label: self.k3s_label && folder.ends_with("agent/images"),
+            ingests: self.in_flight.is_some(),
+        }
+    }
+
+    /// Whether k0s says that it has imported this very file.
+    fn has_passed(&self, path: &Path, mtime_ns: i64) -> bool {
+        self.sources.get(path) == Some(&mtime_ns)
+    }
+}
+
+/// The label's JSON object of paths and times (RFC 3339). What cannot be read says nothing.
+fn k0s_sources(text: &str) -> Vec<(PathBuf, i64)> {
+    let found: BTreeMap<PathBuf, Timestamp> = serde_json::from_str(text).unwrap_or_default();
+    let nanoseconds = |time: Timestamp| i64::try_from(time.as_nanosecond()).ok();
+    found
+        .into_iter()
+        .filter_map(|(path, time)| Some((path, nanoseconds(time)?)))
+        .collect()
+}
+
+fn is_stale(ingest: &Ingest, clock: Timestamp) -> bool {
+    let idle = ingest.updated_at.map(|at| clock.duration_since(at));
+    idle.is_some_and(|idle| Duration::try_from(idle).is_ok_and(|idle| idle > STANDSTILL))
+}
+
+fn fingerprint(ingests: &[&Ingest]) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    for ingest in ingests {
+        (&ingest.reference, ingest.offset).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// An import under way that does not get on for so long has died.
+const STANDSTILL: Duration = Duration::from_secs(10);
+/// Between two blobs or bundles an importer may be seen doing nothing for so long.
+const GAP: Duration = Duration::from_secs(3);
+/// Nobody is waited for any longer than this.
+const LONGEST: Duration = Duration::from_secs(1800);
+/// Pause between two looks.
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
+
+/// The other's pass over one file, as far as it was seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Pass {
+    path: PathBuf,
+    mtime_ns: i64,
+    begun: Instant,
+    /// What was last seen under way, and since when it is so.
+    moved: Option<(u64, Instant)>,
+    /// When something was last seen under way.
+    busy: Option<Instant>,
+}
+
+/// What comes next for a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The other may still be at it.
+    Wait,
+    /// It is our turn; why, for the log.
+    Go(&'static str),
+}
+
+impl Pass {
+    pub(crate) fn begin(path: PathBuf, mtime_ns: i64, now: Instant) -> Pass {
+        Pass {
+            path,
+            mtime_ns,
+            begun: now,
+            moved: None,
+            busy: None,
+        }
+    }
+
+    /// Judges by what is seen now. `importer` is the one to follow, as far as containerd shows it at this moment: an importer
+    /// that is known by its ingests only is not to be seen between two blobs. `pause` is about the time between two looks: one
+    /// look alone between two blobs says nothing.
+    pub(crate) fn look(
+        &mut self,
+        importer: Option<Importer>,
+        sight: &Sight,
+        now: Instant,
+        pause: Duration,
+    ) -> Next {
+        let waited = now.saturating_duration_since(self.begun);
+        if sight.has_passed(&self.path, self.mtime_ns) {
+            return Next::Go("it has imported the bundle");
+        }
+        if waited >= LONGEST {
+            return Next::Go("it takes too long");
+        }
+        if let Some(seen) = sight.in_flight {
+            let since = match self.moved {
+                Some((before, since)) if before == seen => since,
+                _ => now,
+            };
+            self.moved = Some((seen, since));
+            if now.saturating_duration_since(since) < STANDSTILL {
+                self.busy = Some(now);
+                return Next::Wait;
+            }
+        }
+        match (self.busy, importer) {
+            (Some(busy), _) if now.saturating_duration_since(busy) < GAP.max(2 * pause) => Next::Wait,
+            (Some(_), _) => Next::Go("it has stopped"),
+            (None, None) => Next::Go("no other importer is at work"),
+            (None, Some(importer)) if waited < importer.begins_within() => Next::Wait,
+            (None, Some(_)) => Next::Go("it does not come"),
+        }
+    }
+}
+
+/// An image whose record was there already, without all of its blobs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Repaired {
+    pub(crate) image: String,
+    pub(crate) blobs: usize,
+    pub(crate) bytes: u64,
+}
+
+/// What an import completed that somebody else had recorded before it was whole.
+pub(crate) fn repaired(plan: &Plan, report: &BundleResult) -> Vec<Repaired> {
+    let in_place = report.images.iter().filter(|image| image.outcome.is_in_place());
+    let in_place: HashSet<&str> = in_place.map(|image| image.name.as_str()).collect();
+    let mut found = Vec::new();
+    for image in &plan.images {
+        let missing: Vec<u64> = missing(image).map(|step| step.size).collect();
+        let was_there =
+            |action: &RecordAction| matches!(action, RecordAction::Relabel(_) | RecordAction::Unchanged);
+        let records = image.records.iter().filter(|step| was_there(&step.action));
+        found.extend(
+            records
+                .filter(|step| !missing.is_empty() && in_place.contains(step.name.as_str()))
+                .map(|step| Repaired {
+                    image: step.name.clone(),
+                    blobs: missing.len(),
+                    bytes: missing.iter().sum(),
+                }),
+        );
+    }
+    found
+}
+
+fn missing(image: &ImagePlan) -> impl Iterator<Item = &BlobStep> {
+    image.blobs.iter().filter(|step| step.action == BlobAction::Send)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use oci_spec::image::{Descriptor, Digest, MediaType};
+
+    use super::*;
+
+    const MTIME: i64 = 1_700_000_000_123_456_789;
+
+    fn record(key: &str, value: &str) -> ImageRecord {
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        ImageRecord {
+            name: "r.test/a:1".into(),
+            target: Descriptor::new(MediaType::ImageManifest, 7, digest),
+            labels: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+        }
+    }
+
+    fn ingest(reference: &str, offset: u64) -> Ingest {
+        Ingest {
+            reference: reference.to_owned(),
+            offset,
+            total: 0,
+            started_at: None,
+            updated_at: None,
+        }
+    }
+
+    fn sight(records: &[ImageRecord], ingests: &[Ingest]) -> Sight {
+        Sight::of(records, ingests, Timestamp::UNIX_EPOCH)
+    }
+
+    fn labelled(path: &str) -> Sight {
+        // As Go writes it, in the node's zone.
+        let text = format!(r#"{{"{path}":"2023-11-15T01:13:20.123456789+03:00"}}"#);
+        sight(&[record(K0S_SOURCES, &text)], &[])
+    }
+
+    #[test]
+    fn the_importer_is_followed_that_the_evidence_names() {
+        use Coexistence::{Auto, Exclusive, Follow};
+        let none = Evidence::default();
+        let k0s = Evidence {
+            home: Some(Distribution::K0s),
+            ..none
+        };
+        let rke2 = Evidence {
+            home: Some(Distribution::Rke2),
+            ..none
+        };
+        let label = Evidence {
+            k0s_label: true,
+            ..none
+        };
+        let k3s_label = Evidence {
+            k3s_label: true,
+            ..none
+        };
+        let ingests = Evidence {
+            ingests: true,
+            ..none
+        };
+        let table = [
+            (Auto, none, None),
+            (Auto, k0s, Some(Importer::K0s)),
+            (Auto, rke2, Some(Importer::K3s)),
+            (Auto, label, Some(Importer::K0s)),
+            (Auto, k3s_label, Some(Importer::K3s)),
+            (Auto, ingests, Some(Importer::Unknown)),
+            (Follow, none, Some(Importer::K0s)),
+            (Follow, k3s_label, Some(Importer::K3s)),
+            (Exclusive, k0s, None),
+            (Exclusive, label, None),
+        ];
+        for (setting, evidence, wanted) in table {
+            let found = judge(setting, &evidence).map(|(importer, _)| importer);
+            assert_eq!(found, wanted, "{setting:?} {evidence:?}");
+        }
+    }
+
+    #[test]
+    fn labels_and_ingests_tell_of_others_and_ours_do_not() {
+        let folder = Path::new("/var/lib/k0s/images");
+        let evidence = |sight: &Sight| {
+            let found = sight.evidence(folder, None);
+            (found.k0s_label, found.k3s_label, found.ingests)
+        };
+        let ours = ingest("airgapd-sha256:aa", 1);
+        assert_eq!(
+            evidence(&labelled("/var/lib/k0s/images/a.tar")),
+            (true, false, false)
+        );
+        assert_eq!(evidence(&labelled("/srv/images/a.tar")), (false, false, false));
+        assert_eq!(
+            evidence(&sight(&[record(K0S_SOURCES, "no JSON")], &[])),
+            (false, false, false)
+        );
+        assert_eq!(evidence(&sight(&[], &[ours])), (false, false, false));
+        let theirs = ingest("tar-blobs/sha256/aa", 1);
+        assert_eq!(
+            evidence(&sight(&[], std::slice::from_ref(&theirs))),
+            (false, false, true)
+        );
+        let dead = Ingest {
+            updated_at: Some(Timestamp::UNIX_EPOCH - jiff::SignedDuration::from_secs(60)),
+            ..theirs
+        };
+        assert_eq!(evidence(&sight(&[], &[dead])), (false, false, false));
+        let k3s = sight(&[record(K3S_PINNED, "pinned")], &[]);
+        assert_eq!(evidence(&k3s), (false, false, false));
+        assert!(k3s.evidence(Path::new("/x/agent/images"), None).k3s_label);
+    }
+
+    /// Looks once a second; gives after how many seconds it is our turn.
+    fn waited(importer: impl Into<Option<Importer>>, sight_at: impl Fn(u64) -> Sight) -> (u64, &'static str) {
+        let importer = importer.into();
+        let start = Instant::now();
+        let mut pass = Pass::begin("/i/a.tar".into(), MTIME, start);
+        let looked = (0..).map(|second| {
+            let now = start + Duration::from_secs(second);
+            (second, pass.look(importer, &sight_at(second), now, PAUSE))
+        });
+        for (second, next) in looked {
+            if let Next::Go(why) = next {
+                return (second, why);
+            }
+        }
+        unreachable!("nobody is waited for for ever")
+    }
+
+    #[test]
+    fn an_importer_is_waited_for_until_it_is_done_or_does_not_come_or_stops() {
+        use Importer::{K0s, K3s, Unknown};
+        let nothing = Sight::default();
+        let busy = |offset| sight(&[], &[ingest("tar-blobs/sha256/aa", offset)]);
+        assert_eq!(waited(K0s, |_| nothing.clone()), (15, "it does not come"));
+        assert_eq!(waited(K3s, |_| nothing.clone()), (5, "it does not come"));
+        assert_eq!(waited(Unknown, |_| nothing.clone()), (0, "it does not come"));
+        assert_eq!(
+            waited(K0s, |_| labelled("/i/a.tar")),
+            (0, "it has imported the bundle")
+        );
+        let works = |second| match second {
+            0..10 => nothing.clone(),
+            10..60 => busy(second),
+            _ => labelled("/i/a.tar"),
+        };
+        assert_eq!(waited(K0s, works), (60, "it has imported the bundle"));
+        let fails = |second| {
+            if second < 20 {
+                busy(second)
+            } else {
+                labelled("/i/other.tar")
+            }
+        };
+        assert_eq!(waited(Unknown, fails), (22, "it has stopped"));
+        let between_blobs = |second| match second {
+            0..20 if second % 3 == 0 => busy(second),
+            _ => nothing.clone(),
+        };
+        assert_eq!(waited(None, between_blobs), (21, "it has stopped"));
+        assert_eq!(
+            waited(None, |_| nothing.clone()),
+            (0, "no other importer is at work")
+        );
+        assert_eq!(waited(K0s, |_| busy(7)), (12, "it has stopped"), "it died");
+        assert_eq!(waited(K0s, busy), (1800, "it takes too long"));
+    }
+
+    #[test]
+    fn where_looks_are_far_apart_one_between_two_blobs_does_not_say_that_it_has_stopped() {
+        let start = Instant::now();
+        let pause = GAP + Duration::from_secs(1);
+        let mut pass = Pass::begin("/i/a.tar".into(), MTIME, start);
+        let busy = |offset| sight(&[], &[ingest("tar-blobs/sha256/aa", offset)]);
+        let looks = [
+            (busy(1), Next::Wait),
+            (Sight::default(), Next::Wait),
+            (busy(2), Next::Wait),
+            (Sight::default(), Next::Wait),
+            (Sight::default(), Next::Go("it has stopped")),
+        ];
+        for (at, (sight, wanted)) in (0..).zip(looks) {
+            assert_eq!(pass.look(None, &sight, start + pause * at, pause), wanted, "{at}");
+        }
+    }
+
+    #[test]
+    fn an_import_of_the_file_as_it_was_before_is_none() {
+        let mut pass = Pass::begin("/i/a.tar".into(), MTIME + 1, Instant::now());
+        let next = pass.look(Some(Importer::K0s), &labelled("/i/a.tar"), Instant::now(), PAUSE);
+        assert_eq!(next, Next::Wait);
+    }
+}

@@ -1,0 +1,241 @@
+//! Compares what the ledger says a bundle put into containerd with what is there: pure, and without opening a bundle.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use import::{Pattern, Source, Survey, labels};
+use oci_spec::image::Digest;
+
+use crate::state::ledger::{self, Entry, ImageEntry, Ledger};
+use crate::status::{ImageStatus, RecordStatus};
+
+/// How an imported bundle stands in containerd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Every record, label and blob is in place.
+    InPlace,
+    /// Something is missing; the first of it, for the log.
+    Missing(String),
+}
+
+/// A record that somebody else moved to another image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) name: String,
+    pub(crate) from: Digest,
+    pub(crate) to: Digest,
+}
+
+/// Every blob that the ledger's images need.
+pub(crate) fn digests(ledger: &Ledger) -> HashSet<Digest> {
+    let imported = ledger
+        .entries()
+        .into_iter()
+        .filter_map(|entry| entry.imported.as_ref());
+    let targets = imported
+        .flat_map(|imported| &imported.images)
+        .map(|image| &image.target);
+    targets
+        .filter_map(|target| ledger.closure(target))
+        .flatten()
+        .cloned()
+        .collect()
+}
+
+/// The name of every record that the ledger knows, those of bundles that are gone included.
+pub(crate) fn names(ledger: &Ledger) -> HashSet<&str> {
+    let imported = ledger
+        .entries()
+        .into_iter()
+        .filter_map(|entry| entry.imported.as_ref());
+    imported
+        .flat_map(|imported| &imported.images)
+        .map(|image| image.name.as_str())
+        .collect()
+}
+
+/// Compares one bundle. Names that a later bundle took over, or that the operator excludes, are not its business.
+pub(crate) fn standing(
+    entry: &Entry,
+    ledger: &Ledger,
+    desired: &BTreeMap<&str, (&Digest, &Entry)>,
+    survey: &Survey,
+    exclude: &[Pattern],
+) -> (Standing, Vec<Moved>) {
+    let source = Source::Bundle(ledger::label_name(&entry.file));
+    let images: Vec<&ImageEntry> = entry
+        .imported
+        .iter()
+        .flat_map(|imported| &imported.images)
+        .collect();
+    let excluded = excluded(images.iter().map(|image| image.name.as_str()), exclude);
+    let is_ours = |image: &&&ImageEntry| {
+        let wanted = desired.get(image.name.as_str());
+        wanted.is_none_or(|(target, _)| **target == image.target) && !excluded.contains(image.name.as_str())
+    };
+    let (mut missing, mut moved) = (None, Vec::new());
+    for image in images.iter().filter(is_ours) {
+        match finding(image, ledger, survey, &source) {
+            Finding::InPlace => {}
+            Finding::Moved(to) => moved.push(Moved {
+                name: image.name.clone(),
+                from: image.target.clone(),
+                to,
+            }),
+            Finding::Missing(what) => {
+                missing.get_or_insert(what);
+            }
+        }
+    }
+    (missing.map_or(Standing::InPlace, Standing::Missing), moved)
+}
+
+/// Every image that bundles vouch for, and what is missing of it.
+/// What the operator excludes is not among them.
+pub fn images(ledger: &Ledger, survey: &Survey, exclude: &[Pattern]) -> Vec<ImageStatus> {
+    let mut desired = ledger.desired_images();
+    let left_out: BTreeSet<String> = excluded(desired.keys().copied(), exclude)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    desired.retain(|name, _| !left_out.contains(*name));
+    let image = |(name, (target, entry)): (&&str, &(&Digest, &Entry))| {
+        let record = survey.records.get(*name);
+        let closure = ledger.closure(target).unwrap_or_default();
+        let missing = closure
+            .iter()
+            .filter(|digest| !survey.blobs.contains_key(*digest));
+        ImageStatus {
+            name: (*name).to_owned(),
+            digest: target.to_string(),
+            bundle: ledger::label_name(&entry.file),
+            record: match record {
+                None => RecordStatus::Missing,
+                Some(record) if record.target.digest() == *target => RecordStatus::InPlace,
+                Some(_) => RecordStatus::Elsewhere,
+            },
+            missing_blobs: missing.map(ToString::to_string).collect(),
+            pinned: record.is_some_and(|record| record.labels.contains_key(labels::PINNED)),
+        }
+    };
+    desired.iter().map(image).collect()
+}
+
+/// How a record stands.
+enum Finding {
+    InPlace,
+    Missing(String),
+    /// Somebody else moved it there.
+    Moved(Digest),
+}
+
+fn finding(image: &ImageEntry, ledger: &Ledger, survey: &Survey, source: &Source) -> Finding {
+    let ImageEntry { name, target } = image;
+    let Some(record) = survey.records.get(name) else {
+        return Finding::Missing(format!("the record {name}"));
+    };
+    let to = record.target.digest();
+    if to != target {
+        return match is_left_behind(name, to, ledger) {
+            true => Finding::Missing(format!(
+                "the record {name}, which a bundle that is gone had taken over,"
+            )),
+            false => Finding::Moved(to.clone()),
+        };
+    }
+    if !labels::vouch(&record.labels, source).is_empty() {
+        return Finding::Missing(format!("a label of {name}"));
+    }
+    let closure = ledger.closure(target).unwrap_or_default();
+    match closure.iter().find(|digest| !survey.blobs.contains_key(*digest)) {
+        Some(digest) => Finding::Missing(format!("blob {digest} of {name}")),
+        None if closure.is_empty() => Finding::Missing(format!("the list of blobs of {name}")),
+        None => Finding::InPlace,
+    }
+}
+
+/// Which of a bundle's records the operator excludes: those whose names match, and those of digests that follow from
+/// such names alone.
+pub(crate) fn excluded<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+    exclude: &[Pattern],
+) -> BTreeSet<&'a str> {
+    if exclude.is_empty() {
+        return BTreeSet::new();
+    }
+    let matches = |name: &str| exclude.iter().any(|pattern| pattern.matches(name));
+    // Of each repository: whether all its tags are excluded.
+    let mut repositories: BTreeMap<&str, bool> = BTreeMap::new();
+    for name in names.clone().filter(|name| !name.contains('@')) {
+        let all = repositories.entry(repository(name)).or_insert(true);
+        *all &= matches(name);
+    }
+    let follows = |name: &str| name.contains('@') && repositories.get(repository(name)) == Some(&true);
+    names.filter(|name| matches(name) || follows(name)).collect()
+}
+
+/// The same as an import is told: the names that it leaves as they are, each with the reason.
+pub fn left_out<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+    exclude: &[Pattern],
+) -> BTreeMap<String, String> {
+    let names = excluded(names, exclude).into_iter();
+    names
+        .map(|name| (name.to_owned(), "`exclude` names it".to_owned()))
+        .collect()
+}
+
+/// A name without its tag or digest.
+fn repository(name: &str) -> &str {
+    if let Some((repository, _)) = name.split_once('@') {
+        return repository;
+    }
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+/// Whether a record points where a bundle wanted it that is gone by now: nobody else moved it.
+fn is_left_behind(name: &str, to: &Digest, ledger: &Ledger) -> bool {
+    let gone = ledger.entries().into_iter().filter(|entry| entry.gone.is_some());
+    let mut images = gone
+        .flat_map(|entry| &entry.imported)
+        .flat_map(|imported| &imported.images);
+    images.any(|image| image.name == name && image.target == *to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excluded_tag_takes_its_digest_along_unless_another_tag_wants_that() {
+        let by_digest = format!("r.test/a@sha256:{}", "a".repeat(64));
+        type Row<'a> = (&'a [&'a str], &'a str, &'a [&'a str]);
+        let table: [Row<'_>; 6] = [
+            (
+                &["r.test/a:1", &by_digest],
+                "r.test/a:1",
+                &["r.test/a:1", &by_digest],
+            ),
+            (
+                &["r.test/a:1", "r.test/a:2", &by_digest],
+                "r.test/a:1",
+                &["r.test/a:1"],
+            ),
+            (&["r.test/a:1", &by_digest], "r.test/a@*", &[&by_digest]),
+            (&["r.test/a:1", &by_digest], "r.test/b:*", &[]),
+            (
+                &["r.test:5000/a", "r.test:5000/b:1"],
+                "r.test:5000/a",
+                &["r.test:5000/a"],
+            ),
+            (&[&by_digest], "r.test/a:1", &[]),
+        ];
+        for (names, pattern, wanted) in table {
+            let found = excluded(names.iter().copied(), &[pattern.parse().unwrap()]);
+            let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
+            assert_eq!(found, wanted, "{names:?} without {pattern}");
+        }
+    }
+}

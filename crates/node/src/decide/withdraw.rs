@@ -1,0 +1,503 @@
+//! Who no longer vouches for what: which source labels go, and our pin with the last of them. Pure.
+//!
+//! A label goes only when it is certain that its bundle is gone, or that the bundle as it is now was imported without the
+//! image. Whatever is not known (the bundle is being replaced, or broken, or the folder itself has vanished) leaves
+//! everything as it is: an image too many costs space, one too few costs a node.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::time::{Duration, Instant};
+
+use containerd::ImageRecord;
+use import::Survey;
+use import::labels::{self, BUNDLE_PREFIX, CRI_MANAGED, LabelChanges, Labels, OUR_PIN, PINNED};
+use jiff::Timestamp;
+use oci_spec::image::Digest;
+
+use super::compare::{BURST, Connection};
+use super::{Errand, Turn};
+use crate::settings::OnRemoval;
+use crate::state::State;
+use crate::state::ledger::{BundleId, Entry, Imported, label_name};
+use crate::state::roster::Phase;
+
+/// Whether a bundle vouches for an image record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vouch {
+    /// It does.
+    Yes,
+    /// It is gone for good, or holds the image no more.
+    No,
+    /// Nobody can tell at the moment.
+    Unknown,
+}
+
+/// A record that loses labels of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Withdrawal {
+    /// The record.
+    pub(crate) name: String,
+    /// The bundles that vouch for it no more, by file name.
+    pub(crate) bundles: BTreeSet<String>,
+    /// Whether the pin goes.
+    pub(crate) unpins: bool,
+    /// Whether the record may go as a whole, if no container was made from it.
+    pub(crate) deletes: bool,
+    /// The labels that go.
+    pub(crate) changes: LabelChanges,
+}
+
+/// Decides which labels go. `vouch` is asked with a bundle's file name and a record.
+pub(crate) fn withdrawals(
+    records: &[&ImageRecord],
+    vouch: impl Fn(&str, &ImageRecord) -> Vouch,
+    on_removal: OnRemoval,
+) -> Vec<Withdrawal> {
+    records
+        .iter()
+        .filter_map(|record| withdrawal(record, &vouch, on_removal))
+        .collect()
+}
+
+fn withdrawal(
+    record: &ImageRecord,
+    vouch: impl Fn(&str, &ImageRecord) -> Vouch,
+    on_removal: OnRemoval,
+) -> Option<Withdrawal> {
+    let is_gone = |key: &str, file: &str| key.starts_with(BUNDLE_PREFIX) && vouch(file, record) == Vouch::No;
+    let sources = record.labels.iter().filter(|(key, file)| is_gone(key, file));
+    let bundles: BTreeSet<String> = sources.map(|(_, file)| file.clone()).collect();
+    if bundles.is_empty() {
+        return None;
+    }
+    let mut changes = labels::disown(&record.labels, is_gone);
+    if on_removal == OnRemoval::Keep {
+        changes.retain(|key, _| key != PINNED && key != OUR_PIN);
+    }
+    let unpins = changes.contains_key(PINNED);
+    let deletes = on_removal == OnRemoval::Delete && unpins && is_nobodys(&record.labels, &changes);
+    Some(Withdrawal {
+        name: record.name.clone(),
+        bundles,
+        unpins,
+        deletes,
+        changes,
+    })
+}
+
+/// Whether nothing is left on a record after `changes` but CRI's note that it has seen it.
+fn is_nobodys(labels: &Labels, changes: &LabelChanges) -> bool {
+    labels
+        .keys()
+        .all(|key| changes.contains_key(key) || key == CRI_MANAGED)
+}
+
+/// The records that CRI keeps by image id (`sha256:…`) of images whose names were all deleted: nothing but those would hold
+/// their blobs. `there` are the records that are left of the targets of those that were `deleted`.
+pub(crate) fn left_over<'r>(there: &'r [ImageRecord], deleted: &[&ImageRecord]) -> Vec<&'r ImageRecord> {
+    let is_of_cri = |record: &ImageRecord| {
+        record.name.starts_with("sha256:") && record.labels.keys().all(|key| key == CRI_MANAGED)
+    };
+    let gone: HashSet<&Digest> = deleted.iter().map(|record| record.target.digest()).collect();
+    let named = there.iter().filter(|record| !is_of_cri(record));
+    let named: HashSet<&Digest> = named.map(|record| record.target.digest()).collect();
+    let is_left = |record: &&ImageRecord| {
+        let target = record.target.digest();
+        is_of_cri(record) && gone.contains(target) && !named.contains(target)
+    };
+    there.iter().filter(is_left).collect()
+}
+
+/// How much is left of the time that a pin outlives its last bundle.
+///
+/// A clock that was set back since makes the grace longer, never shorter: [`crate::state::ledger::Ledger::mark_gone`] lets it
+/// begin anew then.
+pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Duration {
+    match u64::try_from(now.duration_since(gone).as_millis()) {
+        Ok(past) => grace.saturating_sub(Duration::from_millis(past)),
+        Err(_) => grace,
+    }
+}
+
+/// Whether a listing that lacks `gone` of `known` bundles is rather a fault of the folder than somebody's wish: most of
+/// them at once. One or two are taken for a wish however few there are.
+pub(crate) fn is_mass_loss(gone: usize, known: usize) -> bool {
+    gone >= 3 && gone * 2 > known
+}
+
+/// Labels and pins that are taken back, and what they were judged by.
+#[derive(Debug)]
+pub(crate) struct Withdrawing {
+    pub(crate) plan: Vec<Withdrawal>,
+    /// Bundles whose labels stay until a job has ended, by file name.
+    withheld: BTreeSet<String>,
+    pub(crate) survey: Survey,
+    /// Labels whose records were all looked up.
+    labels: Vec<String>,
+}
+
+/// The key of the label of a bundle.
+pub(crate) fn label_of(file: &OsStr) -> String {
+    format!("{BUNDLE_PREFIX}{}", BundleId::of(file))
+}
+
+impl State {
+    /// Takes labels and pins back that no bundle vouches for any more, and deletes records where that is wanted. `labels` are
+    /// those whose records were all looked up.
+    pub(super) fn withdraw(&mut self, survey: Survey, labels: Vec<String>, turn: &mut Turn) {
+        let records: Vec<&ImageRecord> = survey.records.values().collect();
+        let vouch = |file: &str, record: &ImageRecord| self.vouch(file, record, turn.at);
+        let plan = withdrawals(&records, vouch, self.settings.on_removal);
+        let (plan, withheld) = self.withhold(plan);
+        let withdrawing = Withdrawing {
+            plan,
+            withheld,
+            survey,
+            labels,
+        };
+        match withdrawing.plan.is_empty() {
+            true => self.on_withdrawn(withdrawing, &[], turn),
+            false => turn.send(Errand::Withdraw(Box::new(withdrawing))),
+        }
+    }
+
+    /// Labels and pins were taken back, but for the `untouched` records.
+    pub(super) fn on_withdrawn(&mut self, withdrawing: Withdrawing, untouched: &[String], turn: &mut Turn) {
+        let Withdrawing {
+            plan,
+            mut withheld,
+            survey,
+            labels,
+        } = withdrawing;
+        if !untouched.is_empty() {
+            let left = plan
+                .into_iter()
+                .filter(|withdrawal| untouched.contains(&withdrawal.name));
+            withheld.extend(left.flat_map(|withdrawal| withdrawal.bundles));
+            self.compare_within(BURST, turn.now);
+        }
+        let records: Vec<&ImageRecord> = survey.records.values().collect();
+        let is_known = |key: &str| survey.census.is_some() || labels.iter().any(|looked| looked == key);
+        self.forget_withdrawn(&records, is_known, turn);
+        self.note_judged(&withheld);
+        self.wake_for_grace(&withheld, turn.now, turn.at);
+        self.sweep_leases(turn);
+    }
+
+    /// Takes out of a plan the records that a job is about to vouch for: the comparison at the end of the job does what is
+    /// left to do. Gives the bundles whose labels stay until then, by file name.
+    fn withhold(&mut self, mut plan: Vec<Withdrawal>) -> (Vec<Withdrawal>, BTreeSet<String>) {
+        let mut withheld = BTreeSet::new();
+        plan.retain(|withdrawal| {
+            let Some(job) = self.lanes.writer_of(&withdrawal.name) else {
+                return true;
+            };
+            job.disturbed = true;
+            withheld.extend(withdrawal.bundles.iter().cloned());
+            false
+        });
+        (plan, withheld)
+    }
+
+    /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for now.
+    fn note_judged(&mut self, withheld: &BTreeSet<String>) {
+        let is_judged = |entry: &Entry| {
+            self.imported_as_it_is(entry).is_some() && !withheld.contains(&label_name(&entry.file))
+        };
+        let is_over = |entry: &Entry| entry.gone.is_some() || entry.imported.is_none() || is_judged(entry);
+        let are_all_over = self.ledger.entries().into_iter().all(is_over);
+        let reworded = self.reworded.iter().filter(|file| {
+            let entry = self.ledger.get(file);
+            entry.is_some_and(|entry| !is_judged(entry))
+        });
+        self.reworded = reworded.cloned().collect();
+        if let Connection::Up(up) = &mut self.connection {
+            up.ours_listed |= are_all_over;
+        }
+    }
+
+    /// Labels of ours that may be on records of which the ledger does not know, and may have to go: of bundles that are gone for
+    /// good, of those that vanished, and of those that were imported with other images than before. After a connection was
+    /// made, or the configuration has changed, every pin of ours is one.
+    ///
+    /// Where there are few records, all of ours are listed anyway. Where there are very many, this is the only list that is asked
+    /// for, and only when there are such labels.
+    pub(super) fn labels_in_doubt(&self, at: Timestamp) -> Vec<String> {
+        let grace = self.settings.unpin_grace;
+        let is_over = |entry: &&Entry| match entry.gone {
+            Some(gone) => grace_left(gone, at, grace).is_zero(),
+            // An operator may have released it by hand.
+            None => self.folder.vanished.is_some() && !self.is_there(&entry.file),
+        };
+        let gone = self.ledger.entries().into_iter().filter(is_over);
+        let files = gone.map(|entry| entry.file.as_os_str());
+        let files: BTreeSet<&OsStr> = files
+            .chain(self.reworded.iter().map(OsString::as_os_str))
+            .collect();
+        let ours_listed = matches!(&self.connection, Connection::Up(up) if up.ours_listed);
+        let pin = (!ours_listed).then(|| OUR_PIN.to_owned());
+        let labels = files.into_iter().map(label_of);
+        pin.into_iter().chain(labels).collect()
+    }
+
+    /// What is known of a bundle's word for a record.
+    fn vouch(&self, file: &str, record: &ImageRecord, at: Timestamp) -> Vouch {
+        let Some(entry) = self.ledger.get_by_label(file) else {
+            return Vouch::Unknown;
+        };
+        if let Some(gone) = entry.gone {
+            let left = grace_left(gone, at, self.settings.unpin_grace);
+            return if left.is_zero() { Vouch::No } else { Vouch::Unknown };
+        }
+        let Some(imported) = self.imported_as_it_is(entry) else {
+            return Vouch::Unknown;
+        };
+        match imported.images.iter().find(|image| image.name == record.name) {
+            None if self.is_excluded(&record.name) => Vouch::Unknown,
+            None => Vouch::No,
+            Some(image) if image.target == *record.target.digest() => Vouch::Yes,
+            // Another bundle of ours has the name by now; or another program moved it, which is told and left alone.
+            Some(_) => match self.ledger.desired_images().get(record.name.as_str()) {
+                Some((target, _)) if *target == record.target.digest() => Vouch::No,
+                _ => Vouch::Unknown,
+            },
+        }
+    }
+
+    /// The imported content of a bundle, if the file is still the same and all of it was imported.
+    fn imported_as_it_is<'e>(&self, entry: &'e Entry) -> Option<&'e Imported> {
+        entry.imported.as_ref().filter(|imported| {
+            self.roster.phase(&entry.file) == Some(Phase::Done)
+                && entry.last_error.is_none()
+                && self.roster.identity(&entry.file).as_ref() == Some(&imported.identity)
+        })
+    }
+
+    /// Whether an operator's pattern excludes a name: what is there of it stays as it is.
+    fn is_excluded(&self, name: &str) -> bool {
+        self.settings.exclude.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Forgets files that are not there when no record carries their label (any more), as far as that is known.
+    fn forget_withdrawn(
+        &mut self,
+        records: &[&ImageRecord],
+        is_known: impl Fn(&str) -> bool,
+        turn: &mut Turn,
+    ) {
+        let labelled = |file: &OsStr| {
+            let key = label_of(file);
+            !is_known(&key) || records.iter().any(|record| record.labels.contains_key(&key))
+        };
+        let entries = self
+            .ledger
+            .entries()
+            .into_iter()
+            .filter(|entry| !self.is_there(&entry.file) && !labelled(&entry.file));
+        let forgotten: Vec<OsString> = entries.map(|entry| entry.file.clone()).collect();
+        for name in forgotten {
+            self.ledger.forget(&name);
+            self.healing.forget(&name);
+            self.elsewhere.remove(&name);
+        }
+        if self.folder.vanished.is_some() {
+            self.notice_gone(turn);
+        }
+    }
+
+    /// Wakes the loop when the grace of a bundle that is gone is over, but for those that wait for a job.
+    fn wake_for_grace(&mut self, withheld: &BTreeSet<String>, now: Instant, at: Timestamp) {
+        let grace = self.settings.unpin_grace;
+        let left = |gone: Timestamp| grace_left(gone, at, grace);
+        let next = self
+            .ledger
+            .entries()
+            .into_iter()
+            .filter(|entry| !withheld.contains(&label_name(&entry.file)))
+            .filter_map(|entry| entry.gone)
+            .map(left)
+            .min();
+        if let Some(left) = next {
+            self.compare_within(left.max(BURST), now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::{Descriptor, Digest, MediaType};
+
+    use super::*;
+
+    fn record(pairs: &[(&str, &str)]) -> ImageRecord {
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let labels = pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        ImageRecord {
+            name: "r.test/a:1".into(),
+            target: Descriptor::new(MediaType::ImageManifest, 7, digest),
+            labels,
+        }
+    }
+
+    const A: (&str, &str) = ("io.airgapd.bundle.aaaaaaaaaaaaaaaa", "a.tar");
+    const B: (&str, &str) = ("io.airgapd.bundle.bbbbbbbbbbbbbbbb", "b.tar");
+    const PIN: (&str, &str) = (PINNED, "pinned");
+    const OURS: (&str, &str) = (OUR_PIN, "true");
+
+    fn gone(file: &str, _: &ImageRecord) -> Vouch {
+        if file == "a.tar" { Vouch::No } else { Vouch::Yes }
+    }
+
+    fn keys(record: &ImageRecord, on_removal: OnRemoval) -> Vec<String> {
+        let found = withdrawals(&[record], gone, on_removal);
+        found
+            .into_iter()
+            .flat_map(|withdrawal| withdrawal.changes.into_keys())
+            .collect()
+    }
+
+    #[test]
+    fn labels_go_as_far_as_nobody_else_vouches() {
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+        let table: [Row<'_>; 7] = [
+            (
+                "the last of ours takes the pin along",
+                &[A, PIN, OURS],
+                &[A.0, PIN.0, OURS.0],
+            ),
+            ("another bundle keeps the pin", &[A, B, PIN, OURS], &[A.0]),
+            (
+                "an import by hand keeps the pin",
+                &[A, ("io.airgapd.import", "a.tar"), PIN, OURS],
+                &[A.0],
+            ),
+            (
+                "a pin of somebody else stays",
+                &[A, PIN, ("io.k0sproject.ocibundle-paths", "{}")],
+                &[A.0],
+            ),
+            (
+                "a pin that k0s wants too stays, and is its own",
+                &[A, PIN, OURS, ("io.k0sproject.ocibundle-paths", "{}")],
+                &[A.0, OURS.0],
+            ),
+            ("what still vouches stays", &[B, PIN, OURS], &[]),
+            (
+                "what is not ours is not looked at",
+                &[PIN, ("other", "a.tar")],
+                &[],
+            ),
+        ];
+        for (claim, labels, wanted) in table {
+            let mut wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            wanted.sort();
+            assert_eq!(keys(&record(labels), OnRemoval::Unpin), wanted, "{claim}");
+        }
+    }
+
+    #[test]
+    fn the_grace_runs_out_with_time_and_a_clock_that_is_set_back_does_not_end_it() {
+        let second = |at: i64| Timestamp::from_second(at).unwrap();
+        let grace = Duration::from_secs(100);
+        for (gone, now, left) in [
+            (0, 0, 100),
+            (0, 40, 60),
+            (0, 100, 0),
+            (0, 1000, 0),
+            (1000, 0, 100),
+        ] {
+            assert_eq!(
+                grace_left(second(gone), second(now), grace),
+                Duration::from_secs(left)
+            );
+        }
+    }
+
+    #[test]
+    fn with_keep_only_the_source_goes() {
+        assert_eq!(keys(&record(&[A, PIN, OURS]), OnRemoval::Keep), [A.0]);
+    }
+
+    #[test]
+    fn with_delete_a_record_goes_that_nobody_else_has_a_label_on() {
+        const CRI: (&str, &str) = (CRI_MANAGED, "managed");
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+        let table: [Row<'_>; 6] = [
+            ("ours alone", &[A, PIN, OURS, CRI], true),
+            ("another bundle has it", &[A, B, PIN, OURS, CRI], false),
+            ("the pin is somebody else's", &[A, PIN, CRI], false),
+            (
+                "k0s has it",
+                &[A, PIN, OURS, ("io.k0sproject.ocibundle-paths", "{}")],
+                false,
+            ),
+            (
+                "somebody has put a label on it",
+                &[A, PIN, OURS, ("note.test/keep", "")],
+                false,
+            ),
+            ("it had lost its pin", &[A, CRI], false),
+        ];
+        for (claim, labels, deletes) in table {
+            let record = record(labels);
+            let found = withdrawals(&[&record], gone, OnRemoval::Delete);
+            assert_eq!(found[0].deletes, deletes, "{claim}");
+            for other in [OnRemoval::Unpin, OnRemoval::Keep] {
+                assert!(!withdrawals(&[&record], gone, other)[0].deletes, "{claim}");
+            }
+        }
+    }
+
+    #[test]
+    fn cris_own_record_follows_the_last_name_of_its_image() {
+        let named = |name: &str, labels: &[(&str, &str)]| ImageRecord {
+            name: name.to_owned(),
+            ..record(labels)
+        };
+        let by_id = named("sha256:cc", &[(CRI_MANAGED, "managed")]);
+        let (one, two) = (named("r.test/a:1", &[A]), named("r.test/a:2", &[]));
+        let pinned = named("sha256:cc", &[(CRI_MANAGED, "managed"), PIN]);
+        let left = |there: &[&ImageRecord], deleted: &[&ImageRecord]| {
+            let there: Vec<ImageRecord> = there.iter().copied().cloned().collect();
+            left_over(&there, deleted).len()
+        };
+        assert_eq!(left(&[&by_id], &[&one]), 1);
+        assert_eq!(left(&[&by_id], &[&one, &two]), 1);
+        assert_eq!(left(&[&two, &by_id], &[&one]), 0, "another name has it");
+        assert_eq!(left(&[&one, &by_id], &[]), 0, "nothing was deleted");
+        assert_eq!(left(&[&pinned], &[&one]), 0, "CRI has pinned it");
+    }
+
+    #[test]
+    fn what_is_not_known_changes_nothing() {
+        let record = record(&[A, PIN, OURS]);
+        assert!(withdrawals(&[&record], |_, _| Vouch::Unknown, OnRemoval::Unpin).is_empty());
+    }
+
+    #[test]
+    fn a_withdrawal_says_whose_and_whether_the_pin_goes() {
+        let record = record(&[A, PIN, OURS]);
+        let found = withdrawals(&[&record], gone, OnRemoval::Unpin);
+        assert_eq!(found[0].bundles, BTreeSet::from(["a.tar".to_owned()]));
+        assert!(found[0].unpins);
+    }
+
+    #[test]
+    fn most_bundles_at_once_are_a_fault_and_one_or_two_are_a_wish() {
+        let table = [
+            (0, 0, false),
+            (1, 1, false),
+            (2, 2, false),
+            (3, 3, true),
+            (3, 6, false),
+            (4, 6, true),
+            (999, 1000, true),
+        ];
+        for (gone, known, fault) in table {
+            assert_eq!(is_mass_loss(gone, known), fault, "{gone} of {known}");
+        }
+    }
+}

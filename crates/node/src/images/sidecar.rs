@@ -1,0 +1,358 @@
+//! `<bundle>.sha256` beside a bundle: what it says, and whether the bundle's bytes agree.
+//!
+//! A checksum proves that a file arrived as it was sent, and not who sent it. Reading the sidecar is pure; hashing
+//! happens on the descriptor that the images are then read from, so that nobody can swap the file in between.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use basics::Foreign;
+use basics::digest::{self, Hasher};
+use bundle::Identity;
+use oci_spec::image::Digest;
+
+use crate::images::folder::Refused;
+use crate::settings::Checksums;
+
+/// What the name of a sidecar adds to that of its bundle.
+const ENDING: &str = ".sha256";
+
+/// A list of the checksums of a whole release is a few KiB.
+const LARGEST: u64 = 1 << 20;
+
+/// How much is read at once, in bytes: enough to keep the disk busy, little enough to be nothing.
+const CHUNK: usize = 1 << 20;
+
+/// The name of the sidecar of a bundle.
+pub fn sidecar_of(bundle: &OsStr) -> OsString {
+    let mut name = bundle.to_owned();
+    name.push(ENDING);
+    name
+}
+
+/// Reads 64 hexadecimal digits of either case as a sha256.
+fn from_hex(hex: &[u8]) -> Option<Digest> {
+    let hex = std::str::from_utf8(hex).ok()?.to_ascii_lowercase();
+    digest::parse_sha256(&format!("sha256:{hex}")).ok()
+}
+
+/// Why a bundle is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// There has to be a sidecar, and there is none.
+    #[error("there is no {sidecar} beside it, and `checksums: require` asks for one")]
+    Missing { sidecar: String },
+    /// What is to be checked has no bytes of its own.
+    #[error("a folder has no checksum, and `checksums: require` asks for one")]
+    NoFile,
+    /// The sidecar says nothing about this bundle.
+    #[error("{sidecar} cannot be used: {why}")]
+    Unusable { sidecar: String, why: String },
+    /// The bundle is another one than the sidecar was made for.
+    #[error(
+        "its sha256 is {}, but {sidecar} says {}: copy the bundle again, and the checksum with it",
+        found.digest(),
+        expected.digest()
+    )]
+    Mismatch {
+        sidecar: String,
+        expected: Digest,
+        found: Digest,
+    },
+    /// Somebody wrote to the bundle meanwhile.
+    #[error("it changed while its checksum was computed")]
+    Changed,
+    /// The bundle cannot be read.
+    #[error("it cannot be read: {0}")]
+    Read(#[source] io::Error),
+}
+
+/// What is expected of a bundle, by the sidecar that was found (or not) under its name.
+///
+/// # Errors
+///
+/// [`Failure::Missing`] and [`Failure::Unusable`].
+pub fn expected(
+    bundle: &OsStr,
+    sidecar: Result<File, Refused>,
+    mode: Checksums,
+) -> Result<Option<Digest>, Failure> {
+    let name = Foreign::file_name(&sidecar_of(bundle)).to_string();
+    let unusable = |why: String| Failure::Unusable {
+        sidecar: name.clone(),
+        why,
+    };
+    let file = match (sidecar, mode) {
+        (_, Checksums::Off) => return Ok(None),
+        (Ok(file), _) => file,
+        (Err(Refused::Gone), Checksums::IfPresent) => return Ok(None),
+        (Err(Refused::Gone), Checksums::Require) => return Err(Failure::Missing { sidecar: name }),
+        (Err(refused), _) => return Err(unusable(refused.to_string())),
+    };
+    let mut text = Vec::new();
+    match file.take(LARGEST + 1).read_to_end(&mut text) {
+        Ok(_) if text.len() as u64 > LARGEST => Err(unusable(format!("it is larger than {LARGEST} bytes"))),
+        Ok(_) => parse(&text, bundle).map(Some).map_err(unusable),
+        Err(error) => Err(unusable(error.to_string())),
+    }
+}
+
+/// Finds what a checksum file says about a bundle: a digest alone, or the line that names the bundle.
+///
+/// # Errors
+///
+/// Why it says nothing, or several things, about it.
+pub(crate) fn parse(text: &[u8], bundle: &OsStr) -> Result<Digest, String> {
+    let mut found = None;
+    let (mut lines, mut others) = (0, None);
+    for line in text_lines(text) {
+        lines += 1;
+        let Some((checksum, name)) = parse_line(line) else {
+            continue;
+        };
+        let is_ours = match &name {
+            Some(name) => base_name(name) == bundle.as_bytes(),
+            None => true,
+        };
+        if !is_ours {
+            others.get_or_insert_with(|| name.unwrap_or_default());
+        } else if found.is_some_and(|found| found != checksum) {
+            return Err("it has two different checksums for this bundle".to_owned());
+        } else {
+            found = Some(checksum);
+        }
+    }
+    match (found, others) {
+        (Some(found), _) => Ok(found),
+        (None, Some(other)) => Err(format!(
+            "it has a checksum for {} and none for {}",
+            basics::foreign::quoted(&String::from_utf8_lossy(&other)),
+            basics::foreign::quoted(&bundle.to_string_lossy())
+        )),
+        (None, None) if lines == 0 => Err("it is empty".to_owned()),
+        (None, None) => Err("there is no sha256 in it".to_owned()),
+    }
+}
+
+/// Lines without their ends, blank ones and comments left out.
+pub(crate) fn text_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+}
+
+/// One line: a sha256 and the name it is for, if it has one. As `sha256sum` writes it (`<hex>  name`, `<hex> *name`,
+/// escaped with a backslash in front), as BSD does (`SHA256 (name) = <hex>`), or alone.
+pub(crate) fn parse_line(line: &[u8]) -> Option<(Digest, Option<Vec<u8>>)> {
+    if let Some(rest) = line.strip_prefix(b"SHA256 (") {
+        let close = rest.windows(4).rposition(|part| part == b") = ")?;
+        return Some((from_hex(&rest[close + 4..])?, Some(rest[..close].to_vec())));
+    }
+    let (escaped, line) = match line.strip_prefix(b"\\") {
+        Some(rest) => (true, rest),
+        None => (false, line),
+    };
+    let line = line.strip_prefix(b"sha256:").unwrap_or(line);
+    let checksum = from_hex(line.get(..64)?)?;
+    match &line[64..] {
+        [] => Some((checksum, None)),
+        [b' ', b' ' | b'*', name @ ..] if escaped => Some((checksum, Some(unescape(name)))),
+        [b' ', b' ' | b'*', name @ ..] => Some((checksum, Some(name.to_vec()))),
+        // One space or a tab is what people type.
+        [b' ' | b'\t', name @ ..] => Some((checksum, Some(name.trim_ascii_start().to_vec()))),
+        _ => None,
+    }
+}
+
+/// sha256sum writes a backslash, a line feed and a carriage return in names as `\\`, `\n` and `\r`.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut bytes = name.iter();
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'\\' => match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(other) => *other,
+                None => b'\\',
+            },
+            other => *other,
+        });
+    }
+    plain
+}
+
+/// Checksums are often made from a folder above: `./bundle.tar`, `dist/bundle.tar`.
+fn base_name(name: &[u8]) -> &[u8] {
+    name.rsplit(|byte| *byte == b'/').next().unwrap_or(name)
+}
+
+/// Hashes an open file and compares. Gives the file as it was while it was read.
+///
+/// Reads the whole file in pieces, off the runtime's threads and without touching its position. Cancelling it stops
+/// the reading.
+///
+/// # Errors
+///
+/// [`Failure::Mismatch`], [`Failure::Changed`] and [`Failure::Read`].
+pub async fn check(file: File, bundle: &OsStr, expected: Digest) -> Result<Identity, Failure> {
+    let abandoned = Arc::new(AtomicBool::new(false));
+    let _abandon = Abandon(Arc::clone(&abandoned));
+    let hashing = tokio::task::spawn_blocking(move || hash(&file, &abandoned));
+    let (found, identity) = hashing.await.expect("hashing never panics")?;
+    if found == expected {
+        return Ok(identity);
+    }
+    let sidecar = sidecar_of(bundle).to_string_lossy().into_owned();
+    Err(Failure::Mismatch {
+        sidecar: basics::foreign::shown(&sidecar),
+        expected,
+        found,
+    })
+}
+
+/// A blocking task cannot be cancelled, and the program could not end before it: so it is told.
+struct Abandon(Arc<AtomicBool>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn hash(file: &File, abandoned: &AtomicBool) -> Result<(Digest, Identity), Failure> {
+    let identity = || {
+        file.metadata()
+            .map(|metadata| Identity::of(&metadata))
+            .map_err(Failure::Read)
+    };
+    let before = identity()?;
+    let mut hasher = Hasher::sha256();
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    while !abandoned.load(Ordering::Relaxed) {
+        match file.read_at(&mut buffer, offset) {
+            Ok(0) => break,
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Failure::Read(error)),
+        }
+    }
+    if identity()? != before || offset != before.size {
+        return Err(Failure::Changed);
+    }
+    Ok((hasher.finish(), before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn parsed(text: &str) -> Result<String, String> {
+        parse(text.as_bytes(), OsStr::new("b.tar")).map(|checksum| checksum.digest().to_owned())
+    }
+
+    #[test]
+    fn every_usual_form_of_a_checksum_file_is_read() {
+        let upper = A.to_uppercase();
+        let table = [
+            format!("{A}\n"),
+            A.to_owned(),
+            format!("{A}  b.tar\n"),
+            format!("{A} *b.tar\n"),
+            format!("{A} b.tar"),
+            format!("{A}\tb.tar"),
+            format!("{A}  ./b.tar\r\n"),
+            format!("{A}  /srv/dist/b.tar\n"),
+            format!("{upper}  b.tar\n"),
+            format!("sha256:{A}\n"),
+            format!("SHA256 (b.tar) = {A}\n"),
+            format!("SHA256 (dist/b.tar) = {A}\n"),
+            format!("\u{feff}{A}  b.tar\n"),
+            format!("# made by hand\n\n{A}  b.tar\n"),
+            format!("{B}  a.tar\n{A}  b.tar\n{B}  c.tar\n"),
+            format!("SHA512 (b.tar) = {B}{B}\nSHA256 (b.tar) = {A}\n"),
+            format!("{A}  b.tar\n{A}  b.tar\n"),
+        ];
+        for text in table {
+            assert_eq!(parsed(&text), Ok(A.to_owned()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn odd_names_are_found_as_sha256sum_writes_them() {
+        let name = OsStr::from_bytes(b"a\\b\nc\xff.tar");
+        let mut line = format!("\\{A}  a\\\\b\\nc").into_bytes();
+        line.extend(b"\xff.tar\n");
+        assert_eq!(
+            parse(&line, name).map(|found| found.digest().to_owned()),
+            Ok(A.to_owned())
+        );
+        let spaced = format!("SHA256 (a) = b (c).tar) = {A}");
+        assert!(parse(spaced.as_bytes(), OsStr::new("a) = b (c).tar")).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_says_nothing_or_two_things_is_refused_with_the_reason() {
+        let table = [
+            (String::new(), "empty"),
+            ("\n\n# x\n".to_owned(), "empty"),
+            (
+                format!("{A}  other.tar\n"),
+                "\"other.tar\" and none for \"b.tar\"",
+            ),
+            (format!("{A}  b.tar\n{B}  b.tar\n"), "two different"),
+            ("hello".to_owned(), "no sha256"),
+            (format!("{}  b.tar", &A[1..]), "no sha256"),
+            (format!("{A}{A}  b.tar"), "no sha256"),
+            (format!("+{}  b.tar", &A[1..]), "no sha256"),
+            (format!("SHA256 (b.tar) = {}", &A[2..]), "no sha256"),
+        ];
+        for (text, reason) in table {
+            let error = parsed(&text).unwrap_err();
+            assert!(error.contains(reason), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_a_panic() {
+        use proptest::prelude::*;
+        proptest!(|(bytes in proptest::collection::vec(any::<u8>(), 0..300))| {
+            let _ = parse(&bytes, OsStr::new("b.tar"));
+            let mut line = A.as_bytes().to_vec();
+            line.extend(&bytes);
+            let _ = parse_line(&line);
+        });
+    }
+
+    #[tokio::test]
+    async fn the_bytes_of_the_open_file_decide() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.tar");
+        std::fs::write(&path, "hello\n").unwrap();
+        let right = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+        let checksum = |hex: &str| from_hex(hex.as_bytes()).unwrap();
+        let open = || File::open(&path).unwrap();
+
+        let identity = check(open(), OsStr::new("b.tar"), checksum(right)).await.unwrap();
+        assert_eq!(identity, Identity::of(&open().metadata().unwrap()));
+        let error = check(open(), OsStr::new("b.tar"), checksum(A))
+            .await
+            .unwrap_err()
+            .to_string();
+        for part in [A, right, "b.tar.sha256"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}

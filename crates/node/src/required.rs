@@ -1,0 +1,73 @@
+//! What the configuration requires of this node, held against its containerd: `airgapd verify` that goes on and on.
+//!
+//! The daemon looks whenever something may have changed, `airgapd status` where there is no daemon. No bundle is opened
+//! and no program started for it, so that looking stays cheap: how a missing image can be had is what `airgapd verify`
+//! finds out.
+
+use jiff::Timestamp;
+
+use crate::runtime::{self, Containerd};
+use crate::settings::Settings;
+use crate::status::{MissingStatus, RequiredStatus};
+use verify::{Answer, Inventory, Snapshots, Sought, answer};
+use verify::{Need, Needs};
+
+/// Looks whether everything that `require` asks for is there, whole. Reads only; safe to cancel.
+///
+/// # Errors
+///
+/// What containerd reports. What is wrong with the sources is in the answer, since only their owner can correct it.
+pub async fn check(settings: &Settings, runtime: &Containerd) -> Result<RequiredStatus, containerd::Error> {
+    let checked_at = Timestamp::now();
+    let needs = gather(settings, runtime).await?;
+    let mut found = RequiredStatus {
+        is_current: true,
+        checked_at: Some(checked_at),
+        problem: (!needs.mistakes.is_empty()).then(|| needs.mistakes.join("; ")),
+        references: 0,
+        missing: Vec::new(),
+    };
+    if found.problem.is_none() {
+        let all = needs.merged();
+        let policy = runtime::policy(settings, Some(runtime));
+        let inventory = Inventory::of_containerd(
+            &runtime.client,
+            runtime.store.as_deref(),
+            &policy.wanted,
+            &settings.limits,
+            runtime::snapshots(settings),
+            &Sought::exactly(&all),
+        )
+        .await?;
+        found.references = all.len();
+        found.missing = all.iter().filter_map(|need| missing(need, &inventory)).collect();
+    }
+    Ok(found)
+}
+
+async fn gather(settings: &Settings, runtime: &Containerd) -> Result<Needs, containerd::Error> {
+    let sources = &settings.require;
+    let mut needs = Needs::default();
+    let platform = runtime::asked_platform(settings, Some(runtime));
+    needs.add(sources, platform.as_ref()).await;
+    if sources.sandbox_image.is_none()
+        && runtime::is_of_kubelet(settings)
+        && let Some(image) = runtime.client.cri().sandbox_image().await?
+    {
+        needs.add_sandbox(image);
+    }
+    Ok(needs)
+}
+
+fn missing(need: &Need, inventory: &Inventory) -> Option<MissingStatus> {
+    let answer = answer(need, inventory, &Inventory::default());
+    answer.is_missing().then(|| MissingStatus {
+        why: why(&answer),
+        reference: answer.reference,
+        asked_by: answer.sources.iter().map(ToString::to_string).collect(),
+    })
+}
+
+fn why(answer: &Answer) -> String {
+    answer.problems.join("; ")
+}

@@ -1,0 +1,534 @@
+//! How the node stands, as a value: what the daemon answers on its control socket and what `airgapd status` prints.
+//!
+//! Pure: the work list and the ledger go in, a document comes out. The same two make it in the daemon and, from what
+//! is on disk, without one, so both answers have one form. It is described in docs/json.md.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::Instant;
+
+use basics::Foreign;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::state::ledger::{Entry, ErrorClass, LastTry, Ledger};
+use crate::state::roster::{Phase, Roster};
+
+/// How the node stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon that answered; absent when it was not asked.
+    pub daemon: Option<DaemonStatus>,
+    pub containerd: ContainerdStatus,
+    pub folder: FolderStatus,
+    /// What the configuration requires; absent where it requires nothing.
+    #[serde(default)]
+    pub required: Option<RequiredStatus>,
+    /// What is unpacked ahead; absent where nothing is, or no daemon was asked.
+    #[serde(default)]
+    pub unpack: Option<UnpackStatus>,
+    /// By file name.
+    pub bundles: Vec<BundleStatus>,
+    /// The ignored entries of the folder, by file name.
+    #[serde(default)]
+    pub ignored: Vec<IgnoredStatus>,
+}
+
+/// An entry of the images folder that is no bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IgnoredStatus {
+    pub name: Foreign,
+    /// Why it is left alone.
+    pub reason: String,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    pub version: String,
+    pub pid: u32,
+    pub started_at: Timestamp,
+}
+
+/// containerd, as whoever answers sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerdStatus {
+    pub socket: String,
+    pub namespace: String,
+    pub reachable: bool,
+    pub version: Option<String>,
+    pub platform: Option<String>,
+    /// Why it is not used.
+    pub problem: Option<String>,
+}
+
+/// The images folder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FolderStatus {
+    pub path: String,
+    /// Why nothing is imported from it.
+    pub problem: Option<String>,
+}
+
+/// How unpacking ahead gets on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackStatus {
+    /// Whether images are being unpacked.
+    pub running: bool,
+    /// Images that are still to be, as far as is known.
+    pub pending: usize,
+    /// What keeps it from going on for a while.
+    pub problem: Option<String>,
+    /// Images that cannot be unpacked.
+    pub failed: Vec<UnpackFailureStatus>,
+}
+
+/// An image that cannot be unpacked: no container of it will start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackFailureStatus {
+    pub name: String,
+    pub digest: String,
+    /// Why, naming the layer.
+    pub reason: String,
+}
+
+/// Whether every image is there that the configuration requires.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequiredStatus {
+    /// Whether nothing has happened since that could change the answer.
+    #[serde(rename = "current")]
+    pub is_current: bool,
+    /// When it was looked at; absent before the first time.
+    pub checked_at: Option<Timestamp>,
+    /// Why it is not known, where that is so.
+    pub problem: Option<String>,
+    /// How many images are asked for, each counted once.
+    pub references: usize,
+    /// Those that are not there, or not whole.
+    pub missing: Vec<MissingStatus>,
+}
+
+/// An image that is required and not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingStatus {
+    pub reference: String,
+    /// What is wrong.
+    pub why: String,
+    /// The places that ask for it.
+    pub asked_by: Vec<String>,
+}
+
+impl Status {
+    /// Names what somebody who waits wants to hear of: two statuses with the same tag differ in nothing but how far
+    /// imports have come and when things are looked at.
+    pub fn tag(&self) -> String {
+        let mut standing = self.clone();
+        for bundle in &mut standing.bundles {
+            bundle.progress = None;
+            bundle.retry_in_ms = None;
+        }
+        if let Some(required) = &mut standing.required {
+            required.checked_at = None;
+        }
+        let text = serde_json::to_vec(&standing).expect("a status is plain data");
+        basics::digest::short(&text)
+    }
+}
+
+impl RequiredStatus {
+    /// How many are there, in a few words; `None` where that is not known.
+    pub fn summary(&self) -> Option<String> {
+        if self.problem.is_some() || self.checked_at.is_none() {
+            return None;
+        }
+        let (missing, all) = (self.missing.len(), self.references);
+        Some(match missing {
+            0 => format!("all {all} required images are there"),
+            missing => format!("{missing} of {all} required images are missing"),
+        })
+    }
+}
+
+/// One image that bundles vouch for, as containerd has it at this moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageStatus {
+    pub name: String,
+    pub digest: String,
+    /// The file that vouches for it; where several do, the one that arrived last.
+    pub bundle: String,
+    pub record: RecordStatus,
+    /// What the node needs of it and containerd has not.
+    pub missing_blobs: Vec<String>,
+    pub pinned: bool,
+}
+
+/// How an image record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordStatus {
+    InPlace,
+    Missing,
+    /// It is there and points at another image.
+    Elsewhere,
+}
+
+impl ImageStatus {
+    /// What is wrong with it; `None` when it is all there.
+    pub fn problem(&self) -> Option<String> {
+        match (self.record, self.missing_blobs.as_slice(), self.pinned) {
+            (RecordStatus::Missing, ..) => Some("its record is missing".to_owned()),
+            (RecordStatus::Elsewhere, ..) => Some("its record points at another image".to_owned()),
+            (RecordStatus::InPlace, [first, rest @ ..], _) => Some(match rest.len() {
+                0 => format!("blob {first} is missing"),
+                more => format!("blob {first} and {more} more are missing"),
+            }),
+            (RecordStatus::InPlace, [], false) => Some("it is not pinned".to_owned()),
+            (RecordStatus::InPlace, [], true) => None,
+        }
+    }
+}
+
+/// One bundle.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BundleStatus {
+    /// Its file name, as labels have it.
+    pub name: Foreign,
+    pub state: State,
+    /// Of the file, in bytes; 0 for a folder.
+    pub size: u64,
+    /// How the last try ended.
+    pub outcome: Option<LastTry>,
+    /// The digest of its `index.json` or `manifest.json`.
+    pub catalog: Option<String>,
+    /// How many records it vouches for.
+    pub images: usize,
+    pub imported_at: Option<Timestamp>,
+    /// How long the last import took, in milliseconds.
+    pub duration_ms: Option<u64>,
+    /// How many bytes the last import sent.
+    pub sent_bytes: Option<u64>,
+    /// Of the import that runs.
+    pub progress: Option<ProgressStatus>,
+    /// What it waits for.
+    pub waits_for: Option<String>,
+    pub error: Option<ErrorStatus>,
+    /// When it is tried again, from now, in milliseconds.
+    pub retry_in_ms: Option<u64>,
+}
+
+/// How far a bundle has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It may still be written.
+    Settling,
+    /// An upload that does not go on.
+    Stalled,
+    /// It waits for its checksum.
+    AwaitingChecksum,
+    /// Finished, and not begun yet.
+    Queued,
+    /// Its import runs.
+    Importing,
+    /// Left to another importer of the folder first.
+    Following,
+    /// Imported before; held against containerd next.
+    Checking,
+    /// In place, as far as this node can have it.
+    Done,
+    /// It failed and is tried again.
+    Retrying,
+    /// It failed, and only another file or a change on the node helps.
+    Failed,
+    /// The file is gone; what it put into containerd is still vouched for.
+    Gone,
+}
+
+/// What whoever waits for a bundle makes of its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Pending,
+    Converged,
+    Failed,
+}
+
+impl State {
+    pub const ALL: [State; 11] = [
+        State::Settling,
+        State::Stalled,
+        State::AwaitingChecksum,
+        State::Queued,
+        State::Importing,
+        State::Following,
+        State::Checking,
+        State::Done,
+        State::Retrying,
+        State::Failed,
+        State::Gone,
+    ];
+
+    pub fn standing(self) -> Standing {
+        match self {
+            State::Settling
+            | State::Stalled
+            | State::AwaitingChecksum
+            | State::Queued
+            | State::Importing
+            | State::Following
+            | State::Checking
+            | State::Retrying => Standing::Pending,
+            State::Done | State::Gone => Standing::Converged,
+            State::Failed => Standing::Failed,
+        }
+    }
+
+    /// As in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Settling => "settling",
+            State::Stalled => "stalled",
+            State::AwaitingChecksum => "awaiting-checksum",
+            State::Queued => "queued",
+            State::Importing => "importing",
+            State::Following => "following",
+            State::Checking => "checking",
+            State::Done => "done",
+            State::Retrying => "retrying",
+            State::Failed => "failed",
+            State::Gone => "gone",
+        }
+    }
+}
+
+/// An import that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressStatus {
+    /// Bytes that containerd has acknowledged.
+    pub sent_bytes: u64,
+    /// Bytes that are missing in containerd, those already sent included; absent before that is known.
+    pub total_bytes: Option<u64>,
+    /// Images that are done, those that failed included.
+    #[serde(default)]
+    pub images_done: usize,
+    /// Images that there are in all; absent before that is known, and where only bytes are counted.
+    #[serde(default)]
+    pub images: Option<usize>,
+    pub elapsed_ms: u64,
+    /// Since the first byte could be sent.
+    pub bytes_per_second: u64,
+    /// How long the rest takes at this rate, in milliseconds.
+    pub remaining_ms: Option<u64>,
+}
+
+impl ProgressStatus {
+    /// Of bytes alone. `total` is 0 where it is not known.
+    pub fn new(sent_bytes: u64, total: u64, elapsed_ms: u64) -> ProgressStatus {
+        let bytes_per_second = per_second(sent_bytes, elapsed_ms);
+        let total_bytes = (total > 0).then_some(total.max(sent_bytes));
+        let left = total_bytes.map(|total| total - sent_bytes);
+        let remaining_ms = left
+            .filter(|_| bytes_per_second > 0)
+            .map(|left| left.saturating_mul(1000) / bytes_per_second);
+        ProgressStatus {
+            sent_bytes,
+            total_bytes,
+            images_done: 0,
+            images: None,
+            elapsed_ms,
+            bytes_per_second,
+            remaining_ms,
+        }
+    }
+}
+
+fn per_second(bytes: u64, elapsed_ms: u64) -> u64 {
+    bytes.saturating_mul(1000) / elapsed_ms.max(1)
+}
+
+/// Why the last try failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorStatus {
+    pub text: String,
+    pub class: ErrorClass,
+    pub at: Timestamp,
+    /// How often this very file was tried in vain.
+    pub attempts: u32,
+}
+
+/// Every bundle of the work list, and those that the ledger knows and the folder lacks. `progress` is that of the
+/// imports that run.
+pub fn bundles(
+    roster: &Roster,
+    ledger: &Ledger,
+    progress: &BTreeMap<OsString, ProgressStatus>,
+    now: Instant,
+) -> Vec<BundleStatus> {
+    let mut bundles = Vec::new();
+    for name in roster.names(|phase| !matches!(phase, Phase::Ignored(_))) {
+        let (Some(phase), Some(version)) = (roster.phase(&name), roster.version(&name)) else {
+            continue;
+        };
+        let why = match phase {
+            Phase::Settling { .. } => roster.stalled(&name),
+            _ => None,
+        };
+        let retry = match phase {
+            Phase::Failed { retry } => retry,
+            _ => None,
+        };
+        let entry = ledger.get(&name);
+        let current = entry.filter(|entry| entry.identity == version.identity);
+        bundles.push(BundleStatus {
+            state: state(phase, why.is_some()),
+            size: match version.is_layout {
+                true => 0,
+                false => version.identity.size,
+            },
+            progress: progress.get(&name).copied(),
+            waits_for: why.map(|why| why.to_string()),
+            retry_in_ms: retry.map(|retry| millis(retry.saturating_duration_since(now))),
+            error: current.and_then(error),
+            ..of_entry(&name, entry, current.map(|entry| entry.outcome))
+        });
+    }
+    let gone = ledger.entries().into_iter().filter(|entry| entry.gone.is_some());
+    bundles.extend(gone.map(|entry| of_entry(&entry.file, Some(entry), Some(entry.outcome))));
+    bundles.sort_by(|a, b| a.name.cmp(&b.name));
+    bundles
+}
+
+/// Everything in the folder that is left alone.
+pub fn ignored(roster: &Roster) -> Vec<IgnoredStatus> {
+    let status = |(name, reason): (&std::ffi::OsStr, crate::images::folder::Reason)| IgnoredStatus {
+        name: Foreign::file_name(name),
+        reason: reason.to_string(),
+    };
+    roster.ignored().into_iter().map(status).collect()
+}
+
+fn state(phase: Phase, is_stalled: bool) -> State {
+    match phase {
+        Phase::Settling { .. } if is_stalled => State::Stalled,
+        Phase::Settling { .. } => State::Settling,
+        Phase::Ready => State::Queued,
+        Phase::Running => State::Importing,
+        Phase::Following => State::Following,
+        Phase::Known => State::Checking,
+        Phase::Waiting => State::AwaitingChecksum,
+        Phase::Done | Phase::Ignored(_) => State::Done,
+        Phase::Failed { retry: Some(_) } => State::Retrying,
+        Phase::Failed { retry: None } => State::Failed,
+    }
+}
+
+impl BundleStatus {
+    /// A file of which nothing is known but its state.
+    pub fn named(name: &std::ffi::OsStr, state: State) -> BundleStatus {
+        BundleStatus {
+            state,
+            size: 1,
+            ..of_entry(name, None, None)
+        }
+    }
+}
+
+/// What the ledger says of a bundle.
+fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastTry>) -> BundleStatus {
+    let imported = entry.and_then(|entry| entry.imported.as_ref());
+    BundleStatus {
+        name: Foreign::file_name(name),
+        state: State::Gone,
+        size: entry.map_or(0, |entry| entry.identity.size),
+        outcome,
+        catalog: imported.map(|imported| imported.catalog.to_string()),
+        images: imported.map_or(0, |imported| imported.images.len()),
+        imported_at: imported.map(|imported| imported.at),
+        duration_ms: imported.map(|imported| imported.duration_ms),
+        sent_bytes: imported.map(|imported| imported.sent_bytes),
+        progress: None,
+        waits_for: None,
+        error: entry.and_then(error),
+        retry_in_ms: None,
+    }
+}
+
+fn error(entry: &Entry) -> Option<ErrorStatus> {
+    let error = entry.last_error.as_ref()?;
+    Some(ErrorStatus {
+        text: error.text.clone(),
+        class: match entry.is_set_aside(&entry.identity) {
+            true => ErrorClass::Crash,
+            false => error.class,
+        },
+        at: error.at,
+        attempts: entry.attempts,
+    })
+}
+
+/// A duration for documents.
+pub fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_written_as_it_is_called() {
+        for state in State::ALL {
+            let written = serde_json::to_value(state).unwrap();
+            assert_eq!(written, state.as_str());
+        }
+    }
+
+    #[test]
+    fn a_tag_changes_with_what_is_worth_being_told() {
+        let status = |change: fn(&mut BundleStatus)| {
+            let mut bundle = of_entry("a.tar".as_ref(), None, None);
+            bundle.state = State::Importing;
+            change(&mut bundle);
+            Status {
+                daemon: None,
+                containerd: ContainerdStatus::default(),
+                folder: FolderStatus::default(),
+                required: None,
+                unpack: None,
+                bundles: vec![bundle],
+                ignored: Vec::new(),
+            }
+            .tag()
+        };
+        let as_it_is = status(|_| {});
+        let moved_on = status(|bundle| bundle.progress = Some(ProgressStatus::new(5, 10, 1)));
+        assert_eq!(moved_on, as_it_is);
+        assert_eq!(status(|bundle| bundle.retry_in_ms = Some(7)), as_it_is);
+        assert_ne!(status(|bundle| bundle.state = State::Done), as_it_is);
+        assert_ne!(
+            status(|bundle| bundle.waits_for = Some("its end".to_owned())),
+            as_it_is
+        );
+    }
+
+    #[test]
+    fn rate_and_rest_follow_from_what_was_sent() {
+        type Row = ((u64, u64, u64), (Option<u64>, u64, Option<u64>));
+        let table: [Row; 6] = [
+            // sent, total, ms -> total, rate, rest
+            ((500, 1000, 1000), (Some(1000), 500, Some(1000))),
+            ((0, 1000, 1000), (Some(1000), 0, None)),
+            ((0, 0, 0), (None, 0, None)),
+            ((10, 0, 100), (None, 100, None)),
+            // More than was planned: another image turned out to need it.
+            ((1500, 1000, 1000), (Some(1500), 1500, Some(0))),
+            ((u64::MAX, u64::MAX, 1), (Some(u64::MAX), u64::MAX, Some(0))),
+        ];
+        for ((sent, total, elapsed), wanted) in table {
+            let made = ProgressStatus::new(sent, total, elapsed);
+            assert_eq!(
+                (made.total_bytes, made.bytes_per_second, made.remaining_ms),
+                wanted
+            );
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The images of k0s: asked of its own program where that can answer, and otherwise from the image set of a release.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use import::Reference;
+use platforms::{Matcher, Platform, Rules};
+use requirements::k0s::{self, ClusterConfig, ImageSet, Origin};
+use requirements::{Limits, lists};
+use serde::Serialize;
+
+use super::{Kind, Needs, Source, files};
+
+/// Where the configuration of a running k0s lies. Its program then answers for that one and for no other.
+const RUNNING: &str = "/run/k0s/k0s.yaml";
+
+/// The first minor version whose program knows other platforms than its own.
+const PLATFORM_SINCE: u64 = 36;
+
+/// How long the program may take, and how much it may say.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LONGEST_ANSWER: u64 = 1 << 20;
+
+/// The images of k0s that are asked for, and where they are to be learned from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct K0sQuestion {
+    /// The cluster configuration, of k0s or k0sctl; `-` is standard input.
+    pub k0s_config: Option<PathBuf>,
+    /// The release of k0s, such as v1.34.10+k0s.0 or 1.34.
+    pub k0s_version: Option<String>,
+    /// The k0s program to ask.
+    pub k0s: Option<PathBuf>,
+    /// A file with the images of other releases.
+    pub image_set: Option<PathBuf>,
+    /// Also the images that the configuration of k0s does not use.
+    pub all: bool,
+    /// Whether the release has to be given: nothing is guessed, and no program is started.
+    pub is_release_wanted: bool,
+}
+
+impl K0sQuestion {
+    /// Whether anything of k0s was asked for.
+    pub fn is_given(&self) -> bool {
+        let files = [&self.k0s_config, &self.k0s, &self.image_set];
+        files.iter().any(|file| file.is_some()) || self.k0s_version.is_some() || self.all
+    }
+}
+
+/// Where the list of k0s comes from.
+#[derive(Clone, Debug, Serialize)]
+pub struct K0sAnswer {
+    /// The release; `null` where its program did not say.
+    pub release: Option<String>,
+    /// `built-in`, `file` or `program`.
+    pub source: &'static str,
+    /// The file or the program.
+    pub path: Option<String>,
+    pub platform: String,
+    pub all: bool,
+    /// The pull policy of k0s's own pods, unless the load balancer has one of its own.
+    pub default_pull_policy: String,
+}
+
+impl K0sAnswer {
+    /// For people.
+    pub fn text(&self) -> String {
+        let release = self.release.as_deref().unwrap_or("of an unknown release");
+        let from = match (self.source, &self.path) {
+            ("program", Some(path)) => format!("as {path} lists them"),
+            ("file", Some(path)) => format!("from {path}"),
+            _ => "from the image set in this program".to_owned(),
+        };
+        format!("the images of k0s {release} for {}, {from}", self.platform)
+    }
+}
+
+/// A list of k0s, or why there is none.
+type Listed = Result<(Vec<Source>, K0sAnswer), String>;
+
+impl Needs {
+    /// Adds the images of k0s for nodes of a platform; `None` is this machine's.
+    pub async fn add_k0s(&mut self, args: &K0sQuestion, platform: Option<&Platform>) {
+        match list(args, platform, &mut self.notes).await {
+            Ok((sources, answer)) => {
+                self.found.extend(sources);
+                self.k0s = Some(answer);
+            }
+            Err(mistake) => self.mistakes.push(mistake),
+        }
+    }
+}
+
+struct Asked<'a> {
+    args: &'a K0sQuestion,
+    config: ClusterConfig,
+    /// The text of the configuration and its name.
+    text: Option<files::Text>,
+    platform: Platform,
+    /// Whether the program of this machine can only answer when it is told the platform.
+    is_foreign: bool,
+}
+
+async fn list(args: &K0sQuestion, platform: Option<&Platform>, notes: &mut Vec<String>) -> Listed {
+    let text = args.k0s_config.as_deref().map(files::read).transpose()?;
+    let config = match &text {
+        Some(text) => {
+            k0s::parse(&text.text, &Limits::default()).map_err(|problems| in_file(&text.name, &problems))?
+        }
+        None => ClusterConfig::default(),
+    };
+    let host = platforms::host();
+    let platform = platform.cloned().unwrap_or_else(|| host.clone());
+    let asked = Asked {
+        args,
+        config,
+        text,
+        is_foreign: !Matcher::strict(&host, Rules::Rc3).accepts(&platform),
+        platform,
+    };
+    asked.list(notes).await
+}
+
+fn in_file(name: &str, problems: &requirements::Problems) -> String {
+    let lines: Vec<_> = problems
+        .0
+        .iter()
+        .map(|problem| format!("{name}: {problem}"))
+        .collect();
+    lines.join("\n")
+}
+
+impl Asked<'_> {
+    async fn list(&self, notes: &mut Vec<String>) -> Listed {
+        let release = self
+            .args
+            .k0s_version
+            .as_deref()
+            .or(self.config.release.as_deref());
+        if let Some(path) = &self.args.image_set {
+            let text = files::read(path)?;
+            let set = k0s::parse_sets(&text.text, release, &Limits::default());
+            let set = set.map_err(|problems| in_file(&text.name, &problems))?;
+            return self.by_set(&set, Some(text.name));
+        }
+        if let Some(program) = &self.args.k0s {
+            if self.config.is_of_k0sctl {
+                return Err("k0s itself reads no configuration of k0sctl: leave --k0s out".to_owned());
+            }
+            if Path::new(RUNNING).exists() {
+                notes.push(format!(
+                    "k0s runs here, so its program answers for {RUNNING} whatever it is given"
+                ));
+            }
+            let release = version(program).await?;
+            return self.by_program(program, release).await;
+        }
+        if let Some(release) = release {
+            let set = k0s::builtin(release).map_err(|error| error.to_string())?;
+            return self.by_set(&set, None);
+        }
+        if self.args.is_release_wanted {
+            return Err("no release of k0s is given: `require.k0sVersion` does".to_owned());
+        }
+        match self.installed(notes).await {
+            Some(listed) => Ok(listed),
+            None => {
+                let set = k0s::newest();
+                notes.push(format!(
+                    "no release of k0s is given: these are the images of {} (--k0s-version chooses another)",
+                    set.release
+                ));
+                self.by_set(&set, None)
+            }
+        }
+    }
+
+    /// Asks the program that is installed here, or at least which release it is.
+    async fn installed(&self, notes: &mut Vec<String>) -> Option<(Vec<Source>, K0sAnswer)> {
+        let program = find()?;
+        let release = match version(&program).await {
+            Ok(release) => release,
+            Err(error) => {
+                notes.push(error);
+                return None;
+            }
+        };
+        let knows_platform = minor(&release).is_some_and(|minor| minor >= PLATFORM_SINCE);
+        let cannot = if self.config.is_of_k0sctl {
+            Some("it reads no configuration of k0sctl".to_owned())
+        } else if Path::new(RUNNING).exists() {
+            Some(format!("it answers for {RUNNING} alone while k0s runs"))
+        } else if self.is_foreign && !knows_platform {
+            Some("it lists images for its own platform alone".to_owned())
+        } else {
+            None
+        };
+        let why = match cannot {
+            Some(why) => why,
+            None => match self.by_program(&program, release.clone()).await {
+                Ok(listed) => return Some(listed),
+                Err(why) => why,
+            },
+        };
+        notes.push(format!("{} {release} cannot be asked: {why}", program.display()));
+        let set = k0s::builtin(&release)
+            .map_err(|unknown| notes.push(unknown.to_string()))
+            .ok()?;
+        self.by_set(&set, None).map_err(|error| notes.push(error)).ok()
+    }
+
+    fn by_set(&self, set: &ImageSet, path: Option<String>) -> Listed {
+        let needed = k0s::images(&self.config, set, &self.platform, self.args.all);
+        let needed = needed.map_err(|error| error.to_string())?;
+        let source = |needed: k0s::Needed| Source {
+            field: Some(needed.component.field()),
+            pull_policy: Some(needed.pull_policy),
+            ..self.source(needed.reference)
+        };
+        let sources = needed.into_iter().map(source).collect();
+        let kind = match set.origin {
+            Origin::BuiltIn => "built-in",
+            Origin::File => "file",
+        };
+        Ok((sources, self.answer(Some(set.release.clone()), kind, path)))
+    }
+
+    async fn by_program(&self, program: &Path, release: String) -> Listed {
+        let mut arguments: Vec<OsString> = vec!["airgap".into(), "list-images".into()];
+        if self.args.all {
+            arguments.push("--all".into());
+        }
+        if self.is_foreign {
+            arguments.push(format!("--platform={}", self.platform).into());
+        }
+        // Without a configuration it would take whatever lies in /etc/k0s.
+        arguments.push("--config=-".into());
+        let text = self.text.as_ref().map_or("{}", |text| &text.text);
+        let answer = ask(program, &arguments, text).await?;
+        let sources = lists::parse(&answer).into_iter().map(|line| {
+            let reference = line.reference;
+            match reference.parse::<Reference>() {
+                Ok(_) => Ok(Source {
+                    pull_policy: Some(self.config.policies.of(k0s::Component::Pause).to_owned()),
+                    ..self.source(reference)
+                }),
+                Err(error) => Err(format!("it answers with something else than images: {error}")),
+            }
+        });
+        let sources = sources.collect::<Result<Vec<_>, _>>()?;
+        if sources.is_empty() {
+            return Err("it lists no images at all".to_owned());
+        }
+        let path = program.display().to_string();
+        Ok((sources, self.answer(Some(release), "program", Some(path))))
+    }
+
+    fn source(&self, reference: String) -> Source {
+        Source {
+            kind: Kind::K0s,
+            path: self.text.as_ref().map(|text| text.name.clone()),
+            object: None,
+            field: None,
+            given: reference,
+            pull_policy: None,
+        }
+    }
+
+    fn answer(&self, release: Option<String>, source: &'static str, path: Option<String>) -> K0sAnswer {
+        K0sAnswer {
+            release,
+            source,
+            path,
+            platform: self.platform.to_string(),
+            all: self.args.all,
+            default_pull_policy: self
+                .config
+                .policies
+                .default
+                .clone()
+                .unwrap_or_else(|| "IfNotPresent".to_owned()),
+        }
+    }
+}
+
+/// The program of k0s on this machine.
+fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/local/bin")]);
+    folders
+        .map(|folder| folder.join("k0s"))
+        .find(|file| file.is_file())
+}
+
+async fn version(program: &Path) -> Result<String, String> {
+    let answer = ask(program, &["version".into()], "").await?;
+    let release = answer.lines().next().unwrap_or_default().trim().to_owned();
+    if minor(&release).is_none() {
+        return Err(format!(
+            "{} does not say which release of k0s it is",
+            program.display()
+        ));
+    }
+    Ok(release)
+}
+
+fn minor(release: &str) -> Option<u64> {
+    release
+        .strip_prefix('v')
+        .unwrap_or(release)
+        .split('.')
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+/// Runs the program with a text on its standard input, and gives what it writes.
+async fn ask(program: &Path, arguments: &[OsString], input: &str) -> Result<String, String> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let (name, input) = (program.display().to_string(), input.as_bytes().to_owned());
+    let asked = tokio::task::spawn_blocking(move || ask_blocking(command, &name, input));
+    asked.await.expect("asking never panics")
+}
+
+fn ask_blocking(mut command: Command, name: &str, input: Vec<u8>) -> Result<String, String> {
+    let cannot = |error: io::Error| format!("cannot run {name}: {error}");
+    let piped = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = piped.spawn().map_err(cannot)?;
+    let mut stdin = child.stdin.take().expect("it is piped");
+    // A program that does not read its input has closed it: that is no mistake.
+    thread::spawn(move || drop(stdin.write_all(&input)));
+    let said = read_beside(child.stdout.take().expect("it is piped"));
+    let complained = read_beside(child.stderr.take().expect("it is piped"));
+    let deadline = Instant::now() + PATIENCE;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let ended = (said.recv_timeout(left()), complained.recv_timeout(left()));
+    let (Ok(said), Ok(complained)) = ended else {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(format!("{name} did not end within {} s", PATIENCE.as_secs()));
+    };
+    // It has closed its output, or said more than anybody reads.
+    let status = child.wait().map_err(cannot)?;
+    if !status.success() {
+        let complaint = String::from_utf8_lossy(&complained);
+        let complaint = complaint.lines().last().unwrap_or_default();
+        return Err(format!(
+            "{name} ended with {status}: {}",
+            basics::foreign::quoted(complaint)
+        ));
+    }
+    String::from_utf8(said).map_err(|_| format!("{name} answers with something else than text"))
+}
+
+/// Reads a pipe in a thread of its own, up to the longest answer; dropping it then ends who goes on writing.
+fn read_beside(pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.take(LONGEST_ANSWER).read_to_end(&mut bytes);
+        let _ = sender.send(bytes);
+    });
+    receiver
+}
