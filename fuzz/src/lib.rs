@@ -8,7 +8,8 @@ use std::path::Path;
 
 use basics::is_visible;
 use bundle::{Bundle, Catalog, Content, Error, Limits, Node, PartState};
-use import::{Naming, Policy, Verdict, Wanted, select};
+use import::{Naming, Policy, Verdict, select};
+use platforms::Wanted;
 use oci_spec::image::Digest;
 use platforms::{Platform, Rules};
 

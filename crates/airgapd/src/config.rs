@@ -20,7 +20,7 @@ use import::plan::OnConflict;
 use import::space::MinFree;
 use import::unpack::Unpack;
 use import::{Pattern, Reference};
-use platforms::Platform;
+use platforms::InvalidChoice;
 use serde::Serialize;
 use serde_yaml::Value;
 
@@ -1275,18 +1275,10 @@ fn list(value: &Value, wanted: &str) -> Result<Vec<String>, String> {
 
 fn platform_choice(value: &Value) -> Result<PlatformChoice, String> {
     let items = list(value, "platforms such as linux/arm64")?;
-    if items.iter().any(|item| item == "all") {
-        return match items.len() {
-            1 => Ok(PlatformChoice::All),
-            _ => Err("`all` takes every platform, so no other belongs beside it".to_owned()),
-        };
-    }
-    let platforms: Result<Vec<Platform>, _> = items.iter().map(|item| item.parse::<Platform>()).collect();
-    match platforms {
-        Ok(platforms) if platforms.is_empty() => Ok(PlatformChoice::Node),
-        Ok(platforms) => Ok(PlatformChoice::These(platforms)),
-        Err(error) => Err(error.to_string()),
-    }
+    PlatformChoice::of(&items).map_err(|invalid| match invalid {
+        InvalidChoice::AllAndOthers => "`all` takes every platform, so no other belongs beside it".to_owned(),
+        InvalidChoice::NoPlatform { error, .. } => error.to_string(),
+    })
 }
 
 fn aliases(value: &Value) -> Result<Vec<Alias>, String> {

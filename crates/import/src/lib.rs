@@ -37,7 +37,7 @@ pub use pattern::Pattern;
 pub use plan::{Intent, Plan};
 pub use report::{BundleReport, ImageReport};
 pub use result::{BundleResult, Cause, Outcome};
-pub use select::{Judgement, Policy, Selection, Verdict, Wanted, judge, select};
+pub use select::{Judgement, Policy, Selection, Verdict, judge, select};
 pub use space::Space;
 pub use survey::Survey;
 pub use unpack::Unpacker;

@@ -21,7 +21,7 @@ use basics::foreign;
 use bundle::{Catalog, Format, Image};
 use containerd::Version;
 use oci_spec::image::{Descriptor, Digest};
-use platforms::{Matcher, Platform, Rules};
+use platforms::{Platform, Wanted};
 
 pub(crate) use self::answer::chosen_for;
 pub use self::answer::hidden_image;
@@ -34,55 +34,6 @@ pub use self::node::platform_text;
 pub use self::plugins::images_for_plugins;
 pub use self::problem::{Problem, in_words, problems, problems_in};
 use crate::names::Naming;
-
-/// The platforms that are taken from a bundle.
-#[derive(Clone, Debug)]
-pub enum Wanted {
-    /// Those that each matcher accepts. What an image offers for each of them must be whole.
-    Platforms(Vec<Matcher>),
-    /// Everything the bundle holds, and all of it must be whole.
-    All {
-        /// The rules of the containerds that it is for: none of them may use an artifact where an image was meant.
-        rules: Vec<Rules>,
-    },
-}
-
-impl Wanted {
-    /// What nodes of these platforms take, by each of these rules.
-    #[must_use]
-    pub fn of(platforms: &[Platform], rules: &[Rules]) -> Wanted {
-        let each = platforms.iter().flat_map(|platform| {
-            let only = |rules: &Rules| Matcher::only(platform, *rules);
-            rules.iter().map(only)
-        });
-        Wanted::Platforms(each.collect())
-    }
-
-    /// The same platforms, by these rules.
-    #[must_use]
-    pub fn by(&self, rules: &[Rules]) -> Wanted {
-        match self {
-            Wanted::All { .. } => Wanted::All {
-                rules: rules.to_vec(),
-            },
-            Wanted::Platforms(matchers) => {
-                let platforms = matchers.iter().filter_map(|matcher| matcher.platforms().first());
-                Wanted::of(&platforms.cloned().collect::<Vec<_>>(), rules)
-            }
-        }
-    }
-
-    /// Whether each containerd that it is for mounts data-only artifacts.
-    fn mounts_artifacts(&self) -> bool {
-        match self {
-            Wanted::Platforms(matchers) => {
-                let mut rules = matchers.iter().map(Matcher::rules);
-                rules.all(|rules| rules.is_some_and(Rules::mounts_artifacts))
-            }
-            Wanted::All { rules } => rules.iter().all(|rules| rules.mounts_artifacts()),
-        }
-    }
-}
 
 /// What decides over a catalog: the node's platforms and the naming rules.
 #[derive(Clone, Debug)]

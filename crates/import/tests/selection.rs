@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use airgapd_import::names::DigestReferences;
 use airgapd_import::select::{Choice, NamedTarget, Skip, Taken, in_words};
-use airgapd_import::{Naming, Policy, Verdict, Wanted, select};
+use airgapd_import::{Naming, Policy, Verdict, select};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use bundle::{Bundle, Content, Limits, RawName};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use platforms::{Platform, Rules};
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use containerd::{Client, Version};
 use import::unpack::UnpackError;
-use import::{Policy, Space, Survey, Unpacker, Wanted};
+use import::{Policy, Space, Survey, Unpacker};
 use platforms::{Matcher, Platform, Rules};
 use tracing::warn;
 use verify::Snapshots;
@@ -187,14 +187,8 @@ pub fn space(settings: &Settings, runtime: &Containerd) -> Space {
 /// Without a containerd the node's platform is detected, and judged by the rules of every containerd there is.
 pub fn policy(settings: &Settings, runtime: Option<&Containerd>) -> Policy {
     let rules = runtime.map_or(Rules::ALL.to_vec(), |runtime| vec![runtime.version.rules()]);
-    let wanted = match &settings.platforms {
-        PlatformChoice::All => Wanted::All { rules },
-        PlatformChoice::These(platforms) => Wanted::of(platforms, &rules),
-        PlatformChoice::Node => {
-            let node = runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());
-            Wanted::of(&[node], &rules)
-        }
-    };
+    let node = || runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());
+    let wanted = settings.platforms.wanted(node, &rules);
     Policy {
         wanted,
         naming: settings.naming(),

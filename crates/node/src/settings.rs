@@ -11,7 +11,7 @@ use import::plan::OnConflict;
 use import::space::MinFree;
 use import::unpack::Unpack;
 use import::{Naming, Pattern, Reference};
-use platforms::Platform;
+pub use platforms::PlatformChoice;
 use verify::{K0sQuestion, Sources};
 
 use crate::place::Distribution;
@@ -169,17 +169,6 @@ pub struct Reloaded {
     pub applied: Vec<&'static str>,
     /// The keys that keep their old value until a restart.
     pub postponed: Vec<&'static str>,
-}
-
-/// Which platforms are taken from bundles.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PlatformChoice {
-    /// The node's own.
-    Node,
-    /// As if the node were each of these.
-    These(Vec<Platform>),
-    /// Whatever the bundle holds.
-    All,
 }
 
 /// What becomes of our pin, and of the record, when the last bundle that vouches for an image is gone.

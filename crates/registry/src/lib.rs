@@ -24,4 +24,4 @@ pub use credentials::Credentials;
 pub use error::Error;
 pub use feed::{Counters, Feed};
 pub use locations::{InvalidRule, Rule};
-pub use resolve::{ImageRef, Resolved, Wanted, resolve};
+pub use resolve::{ImageRef, Resolved, resolve};

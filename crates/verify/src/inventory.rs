@@ -8,8 +8,9 @@ use containerd::{Client, ImageRecord};
 use import::content::{CONTAINERD, ContentStore};
 use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, PINNED, PINNED_VALUE};
 use import::select::{ChildKind, Problem, Skip, platform_text};
-use import::{Judgement, Policy, Verdict, Wanted};
+use import::{Judgement, Policy, Verdict};
 use oci_spec::image::{Descriptor, Digest};
+use platforms::Wanted;
 
 use super::Sought;
 

@@ -19,9 +19,9 @@ use anyhow::bail;
 use bundle::Limits;
 use bundle::write::{Draft, Layout, Written};
 use containerd::{Client, Held};
-use import::Wanted;
 use import::lease::Lease;
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use serde::Serialize;
 
 use self::choice::{Choice, LeftOut, Platforms};

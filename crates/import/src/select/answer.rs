@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use bundle::{Content, Kind, Node};
 use oci_spec::image::Digest;
-use platforms::{Chosen, Matcher, Platform, Rules};
+use platforms::{Chosen, Matcher, Platform, Rules, Wanted};
 
 use super::node::{is_runnable, leaves, platform_text, stated_platform};
 use super::problem::{Problem, node_problems};
-use super::{BUNDLE, Rank, Wanted};
+use super::{BUNDLE, Rank};
 
 /// What containerd does with an index on a node.
 enum Answer<'n> {
@@ -168,7 +168,7 @@ impl<'n> Answers<'n> {
                 }
                 Answer::Hidden { .. } => {}
                 Answer::Nothing if differ => {
-                    let platform = asked_text(matcher);
+                    let platform = matcher.asked().unwrap_or_default();
                     let what = format!("{by_whom}there is nothing for {platform} in it");
                     self.problems.add(Problem::of_image(what));
                 }
@@ -188,21 +188,13 @@ impl<'n> Answers<'n> {
 fn by_platform(matchers: &[Matcher]) -> Vec<Vec<&Matcher>> {
     let mut groups: Vec<Vec<&Matcher>> = Vec::new();
     for matcher in matchers {
-        let of_same = |group: &&mut Vec<&Matcher>| asked_text(group[0]) == asked_text(matcher);
+        let of_same = |group: &&mut Vec<&Matcher>| group[0].asked() == matcher.asked();
         match groups.iter_mut().find(of_same) {
             Some(group) => group.push(matcher),
             None => groups.push(vec![matcher]),
         }
     }
     groups
-}
-
-fn asked_text(matcher: &Matcher) -> String {
-    matcher
-        .platforms()
-        .first()
-        .map(ToString::to_string)
-        .unwrap_or_default()
 }
 
 /// The start of a sentence that holds for some containerds only.

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 
 use bundle::{Content, Kind, Manifest, Node};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 
+use super::Rank;
 use super::answer::{Answers, hidden};
 use super::closure::{Builder, Closure};
 use super::node::{is_runnable, leaves, offered, platform_text, stated_platform};
 use super::problem::{Problem, absent, broken, node_problems, problems, problems_in};
-use super::{Rank, Wanted};
 
 /// What is to be said of an image that is not in a bundle but in a store, and has a record there already.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use airgapd_import::plan::{OnConflict, missing_gc_labels, plan};
 use airgapd_import::select::Taken;
 use airgapd_import::survey::{digests_of, names_of};
 use airgapd_import::{
-    Imported, Intent, Naming, Observer, Plan, Policy, Selection, Silent, Source, Survey, Wanted, bundle_id,
-    import, labels, select,
+    Imported, Intent, Naming, Observer, Plan, Policy, Selection, Silent, Source, Survey, bundle_id, import,
+    labels, select,
 };
 use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
@@ -21,6 +21,7 @@ use containerd::{Client, ImageRecord, Options};
 use fake_containerd::{Fake, FakeConfig, GcPolicy};
 use lab::{Containerd, Generation};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bundle::write::DraftImage;
 use bundle::{Content, Kind, Manifest, Node, PartState};
+use import::Judgement;
 use import::content::CONTAINERD;
 use import::select::{in_words, platform_text, problems_in};
-use import::{Judgement, Wanted};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use serde::Serialize;
 
 use super::stock::{Stock, Wish};
