@@ -193,7 +193,12 @@ fn a_delta_and_its_base_make_a_whole_one_and_without_it_a_delta(target: &Target)
     let report = verb(&node, "merge", "c.tar", &["delta.tar"]).exits(0).json();
     assert_eq!(report["base"], json!("base.tar"));
     assert!(bytes(&node, "c.tar") == bytes(&node, "delta.tar"));
+    let plan = node
+        .import(["--dry-run".into(), node.path("c.tar")])
+        .exits(1)
+        .bundle();
     let answer = node.import([node.path("c.tar")]).exits(1).bundle();
+    assert_eq!(plan["error"], answer["error"]);
     assert!(
         answer["error"]
             .as_str()

@@ -82,6 +82,33 @@ fn what_a_reload_cannot_change_is_named(target: &Target) {
     daemon.stop();
 }
 
+fn a_removed_key_is_one_warning_and_no_mistake(target: &Target) {
+    const GONE: &str = "`pressure` is gone and has no effect";
+    let node = Node::on(target);
+    node.configure_also("pressure:\n  io: 40%\n  memory: 10%\nresync: 10m");
+    let answer = node.airgapd(["config"]).exits(0);
+    assert_eq!(answer.stderr.matches(GONE).count(), 1, "{answer:?}");
+    assert!(answer.stderr.contains("config.yaml:"), "{answer:?}");
+    assert!(!answer.stdout.contains("pressure"), "{answer:?}");
+    node.airgapd(["config", "--check"]).exits(0);
+
+    let daemon = node.start();
+    daemon.wait_for_log(GONE);
+    assert_eq!(daemon.log().matches(GONE).count(), 1, "{}", daemon.log());
+    change(&node, &daemon, "resync: 10m", "resync: 5m");
+    daemon.wait_for_log("resync changed");
+    assert_eq!(daemon.log().matches(GONE).count(), 2, "{}", daemon.log());
+    change(
+        &node,
+        &daemon,
+        "  io: 40%\n  memory: 10%\nresync: 5m",
+        "resync: 6m",
+    );
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    daemon.wait_until("it imports", || is_pinned(target, ONE));
+    daemon.finish(target);
+}
+
 /// 100 s of it would be left.
 fn a_rate_limit_is_seen_in_the_status_and_goes_while_an_import_runs(target: &Target) {
     let node = Node::on(target);
@@ -109,4 +136,5 @@ on_the_fake! {
     a_rate_limit_is_seen_in_the_status_and_goes_while_an_import_runs,
     a_configuration_with_mistakes_leaves_the_old_one_in_force,
     what_a_reload_cannot_change_is_named,
+    a_removed_key_is_one_warning_and_no_mistake,
 }

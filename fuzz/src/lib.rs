@@ -8,7 +8,8 @@ use std::path::Path;
 
 use basics::is_visible;
 use bundle::{Bundle, Catalog, Content, Error, Limits, Node, PartState};
-use import::{Naming, Policy, Verdict, Wanted, select};
+use import::{Naming, Policy, Verdict, select};
+use platforms::Wanted;
 use oci_spec::image::Digest;
 use platforms::{Platform, Rules};
 
@@ -129,7 +130,7 @@ fn check_selection(catalog: &Catalog) {
         let policy = Policy {
             wanted,
             naming: Naming::default(),
-            most_records: import::MOST_RECORDS,
+            most_records: import::plan::MOST_RECORDS,
         };
         for choice in select(catalog, &policy).choices {
             assert_printable(&choice.label);
@@ -142,7 +143,9 @@ fn check_selection(catalog: &Catalog) {
                         record.name
                     );
                 }),
-                Verdict::Broken(problems) => problems.iter().for_each(|problem| assert_printable(problem)),
+                Verdict::Broken(problems) => problems
+                    .iter()
+                    .for_each(|problem| assert_printable(&problem.what)),
                 Verdict::Skip(_) | Verdict::Forbidden => {}
             }
         }

@@ -15,8 +15,12 @@ use std::time::Duration;
 
 use basics::digest;
 use clap::{Args, ValueEnum};
-use import::{Alias, DigestReferences, Gentleness, MinFree, Naming, OnConflict, Pattern, Reference, Unpack};
-use platforms::Platform;
+use import::names::{Alias, DigestReferences};
+use import::plan::OnConflict;
+use import::space::MinFree;
+use import::unpack::Unpack;
+use import::{Pattern, Reference};
+use platforms::InvalidChoice;
 use serde::Serialize;
 use serde_yaml::Value;
 
@@ -176,18 +180,8 @@ const KEYS: &[Key] = &[
     },
     Key {
         name: "rateLimit",
-        set: |s, v| store(&mut s.gentleness.rate, rate(v)),
-        show: |s| s.gentleness.rate.map_or(Value::Null, shown_size),
-    },
-    Key {
-        name: "pressure.io",
-        set: |s, v| store(&mut s.gentleness.io, pressure(v)),
-        show: |s| shown_percent(s.gentleness.io),
-    },
-    Key {
-        name: "pressure.memory",
-        set: |s, v| store(&mut s.gentleness.memory, pressure(v)),
-        show: |s| shown_percent(s.gentleness.memory),
+        set: |s, v| store(&mut s.rate_limit, rate(v)),
+        show: |s| s.rate_limit.map_or(Value::Null, shown_size),
     },
     Key {
         name: "unpinGrace",
@@ -372,7 +366,34 @@ const KEYS: &[Key] = &[
 ];
 
 /// Keys that hold keys.
-const GROUPS: [&str; 4] = ["pressure", "require", "limits", "log"];
+const GROUPS: [&str; 3] = ["require", "limits", "log"];
+
+/// A key that earlier versions had, alone or as a group. A value of it is told of and changes nothing.
+struct Removed {
+    name: &'static str,
+    /// What does its work now.
+    instead: &'static str,
+}
+
+/// Keys that are gone: a configuration that still has one stays usable.
+const REMOVED: &[Removed] = &[Removed {
+    name: "pressure",
+    instead: "`CPUWeight=` and `IOWeight=` of the unit let other programs go first, and `rateLimit` bounds what imports send",
+}];
+
+impl Removed {
+    /// The removed key that a key or a variable stands for.
+    fn of(typed: &str) -> Option<&'static Removed> {
+        let is_it = |name: &str, joint| {
+            typed
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(joint))
+        };
+        REMOVED
+            .iter()
+            .find(|removed| is_it(removed.name, '.') || is_it(&variable_of_key(removed.name), '_'))
+    }
+}
 
 /// Keys that say what the daemon is bound to while it runs.
 const UNTIL_RESTART: [&str; 10] = [
@@ -517,6 +538,8 @@ pub(crate) struct Config {
     origins: BTreeMap<&'static str, Origin>,
     /// The file that was read, if any was there.
     pub(crate) file: Option<PathBuf>,
+    /// What was typed and has no effect any more: one for each place that has a removed key.
+    pub(crate) removed: Vec<Mistake>,
 }
 
 impl Config {
@@ -529,6 +552,13 @@ impl Config {
             origin: origin(key),
         };
         KEYS.iter().map(row).collect()
+    }
+
+    /// Warns of each place that has a removed key.
+    pub(crate) fn tell_of_removed(&self) {
+        for removed in &self.removed {
+            tracing::warn!("{removed}");
+        }
     }
 }
 
@@ -946,9 +976,21 @@ pub(crate) fn resolve(given: Vec<Given>) -> Result<Config, Mistakes> {
         settings: Settings::default(),
         origins: BTreeMap::new(),
         file: None,
+        removed: Vec::new(),
     };
     let mut mistakes = Vec::new();
     for Given { key, value, place } in given {
+        if let Some(removed) = Removed::of(&key) {
+            config.removed.push(Mistake {
+                place,
+                what: format!(
+                    "`{}` is gone and has no effect: {}",
+                    removed.name, removed.instead
+                ),
+                key: Some(key),
+            });
+            continue;
+        }
         let set = |known: &'static Key, settings: &mut Settings| (known.set)(settings, &value);
         let origin = place.origin();
         let result = match KEYS.iter().find(|known| known.name == key) {
@@ -1201,19 +1243,6 @@ fn rate(value: &Value) -> Result<Option<u64>, String> {
     }
 }
 
-/// A part of the time in hundredths. The number may stand alone, as the kernel has it.
-fn pressure(value: &Value) -> Result<Option<u8>, String> {
-    let alone = || number(value).and_then(|number| u8::try_from(number).ok());
-    match (value, value.as_str().and_then(percent).or_else(alone)) {
-        (Value::Null, _) | (_, Some(0)) => Ok(None),
-        (_, Some(part)) if part <= 100 => Ok(Some(part)),
-        _ => Err(got(
-            "a part of the time such as 40%, or 0 for not looking at it",
-            value,
-        )),
-    }
-}
-
 /// So many bytes, or so many hundredths of the disk.
 fn min_free(value: &Value) -> Result<MinFree, String> {
     let read = match value.as_str().and_then(percent) {
@@ -1246,18 +1275,10 @@ fn list(value: &Value, wanted: &str) -> Result<Vec<String>, String> {
 
 fn platform_choice(value: &Value) -> Result<PlatformChoice, String> {
     let items = list(value, "platforms such as linux/arm64")?;
-    if items.iter().any(|item| item == "all") {
-        return match items.len() {
-            1 => Ok(PlatformChoice::All),
-            _ => Err("`all` takes every platform, so no other belongs beside it".to_owned()),
-        };
-    }
-    let platforms: Result<Vec<Platform>, _> = items.iter().map(|item| item.parse::<Platform>()).collect();
-    match platforms {
-        Ok(platforms) if platforms.is_empty() => Ok(PlatformChoice::Node),
-        Ok(platforms) => Ok(PlatformChoice::These(platforms)),
-        Err(error) => Err(error.to_string()),
-    }
+    PlatformChoice::of(&items).map_err(|invalid| match invalid {
+        InvalidChoice::AllAndOthers => "`all` takes every platform, so no other belongs beside it".to_owned(),
+        InvalidChoice::NoPlatform { error, .. } => error.to_string(),
+    })
 }
 
 fn aliases(value: &Value) -> Result<Vec<Alias>, String> {
@@ -1327,7 +1348,7 @@ fn checked_digest(text: &str) -> Result<String, String> {
 
 fn checked_reference(text: &str) -> Result<Reference, String> {
     text.parse()
-        .map_err(|error: import::InvalidReference| error.to_string())
+        .map_err(|error: import::names::InvalidReference| error.to_string())
 }
 
 fn base_name(value: &Value) -> Result<String, String> {
@@ -1377,10 +1398,6 @@ fn shown_min_free(min_free: MinFree) -> Value {
         MinFree::Bytes(bytes) => shown_size(bytes),
         MinFree::Percent(percent) => format!("{percent}%").into(),
     }
-}
-
-fn shown_percent(part: Option<u8>) -> Value {
-    part.map_or(Value::Null, |part| format!("{part}%").into())
 }
 
 fn shown_platforms(platforms: &PlatformChoice) -> Value {
@@ -1514,27 +1531,65 @@ mod tests {
     }
 
     #[test]
-    fn how_much_imports_may_take_is_read_in_every_way_it_may_be_typed() {
+    fn a_rate_is_read_in_every_way_it_may_be_typed() {
         let table = [
-            ("", None, None),
-            ("rateLimit: ~\npressure: {io: ~}", None, None),
-            ("rateLimit: 0\npressure: {io: 0}", None, None),
-            ("rateLimit: '0'\npressure: {io: '0'}", None, None),
-            ("rateLimit: 50MiB\npressure: {io: 40%}", Some(50 << 20), Some(40)),
-            ("rateLimit: 1048576\npressure: {io: 40}", Some(1 << 20), Some(40)),
-            (
-                "rateLimit: 2 GiB\npressure:\n  io: '100'",
-                Some(2 << 30),
-                Some(100),
-            ),
+            ("", None),
+            ("rateLimit: ~", None),
+            ("rateLimit: 0", None),
+            ("rateLimit: '0'", None),
+            ("rateLimit: 50MiB", Some(50 << 20)),
+            ("rateLimit: 1048576", Some(1 << 20)),
+            ("rateLimit: 2 GiB", Some(2 << 30)),
         ];
-        for (text, rate, io) in table {
-            let gentleness = settings(text).gentleness;
-            assert_eq!(
-                (gentleness.rate, gentleness.io, gentleness.memory),
-                (rate, io, None),
-                "{text}"
-            );
+        for (text, rate) in table {
+            assert_eq!(settings(text).rate_limit, rate, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_removed_key_is_told_of_once_with_its_place_and_changes_nothing() {
+        let removed = |config: &Config| config.removed.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let table = [
+            (
+                "resync: 10m\npressure:\n  io: 40%\n  memory: 50%\n",
+                "c.yaml:2: pressure: ",
+            ),
+            ("pressure: {io: 400%, cpu: x}\n", "c.yaml:1: pressure: "),
+            ("\npressure:\n", "c.yaml:2: pressure: "),
+            ("pressure: 5\n", "c.yaml:1: pressure: "),
+            ("pressure.io: 40%\n", "c.yaml:1: pressure.io: "),
+        ];
+        for (text, place) in table {
+            let config = file(text).unwrap();
+            let [told] = removed(&config).try_into().unwrap();
+            assert!(told.starts_with(place), "{text}: {told}");
+            for part in ["is gone", "CPUWeight=", "IOWeight=", "rateLimit"] {
+                assert!(told.contains(part), "{part} in {told}");
+            }
+            assert_eq!(config.settings, Settings::default(), "{text}");
+            assert!(config.rows().iter().all(|row| !row.key.starts_with("pressure")));
+        }
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.yaml");
+        std::fs::write(&path, "").unwrap();
+        let variables = environment(&[("AIRGAPD_PRESSURE_IO", "40%"), ("AIRGAPD_RATE_LIMIT", "50MiB")]);
+        let config = load(&common(&path), Vec::new(), variables).unwrap();
+        let [told] = removed(&config).try_into().unwrap();
+        assert!(
+            told.starts_with("environment variable AIRGAPD_PRESSURE_IO: "),
+            "{told}"
+        );
+        assert_eq!(config.settings.rate_limit, Some(50 << 20));
+    }
+
+    #[test]
+    fn a_key_that_only_begins_like_a_removed_one_is_a_mistake_and_no_removed_key_is_a_key() {
+        for text in ["pressures: 5", "pressureIo: 40%"] {
+            assert_eq!(file(text).unwrap_err().len(), 1, "{text}");
+        }
+        for key in KEYS {
+            assert!(Removed::of(key.name).is_none(), "{}", key.name);
         }
     }
 
@@ -1612,10 +1667,6 @@ mod tests {
             "rateLimit: fast",
             "rateLimit: 100KiB",
             "rateLimit: -1",
-            "pressure: {io: 101%}",
-            "pressure: {io: 300}",
-            "pressure: {memory: high}",
-            "pressure: {cpu: 40%}",
             "limits: {zstdWindow: 100MiB}",
             "limits: {zstdWindow: 4GiB}",
             "limits: {expansion: 0}",
@@ -1763,14 +1814,11 @@ mod tests {
             settings: Settings::default(),
             origins: BTreeMap::new(),
             file: None,
+            removed: Vec::new(),
         };
         config.settings.limits.json_document = 1025;
         config.settings.platforms = PlatformChoice::All;
-        config.settings.gentleness = Gentleness {
-            rate: Some(50 << 20),
-            io: Some(40),
-            memory: None,
-        };
+        config.settings.rate_limit = Some(50 << 20);
         for row in config.rows() {
             let key = KEYS.iter().find(|key| key.name == row.key).unwrap();
             let mut again = config.settings.clone();

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         }
     };
     log::init(config.settings.log);
+    config.tell_of_removed();
     let format = cli.common.form();
     match execute(cli, config) {
         Ok(exit) => exit.into(),

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use basics::bytes;
 use basics::{Foreign, is_visible};
-use import::{BundleReport, Forecast, ImageOutcome, ImageReport, Outcome};
+use import::result::{ImageOutcome, ImageResult};
+use import::space::Forecast;
+use import::{BundleReport, BundleResult, Outcome};
 pub(crate) use node::json::to_json;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
@@ -219,7 +221,7 @@ pub(crate) struct ImportDocument<'a> {
 }
 
 /// What `airgapd import` says to people about one bundle.
-pub(crate) fn import_text(report: &BundleReport, dry_run: bool) -> Page {
+pub(crate) fn import_text(report: &BundleResult, dry_run: bool) -> Page {
     let mut text = Page::new();
     let path = Foreign::file_name(report.path.as_os_str());
     let format = report.format.as_deref().unwrap_or("unreadable");
@@ -292,7 +294,7 @@ fn outcome_text(outcome: Outcome, dry_run: bool) -> &'static str {
     }
 }
 
-fn image_line(image: &ImageReport) -> String {
+fn image_line(image: &ImageResult) -> String {
     let outcome = match image.outcome {
         ImageOutcome::Created => "created",
         ImageOutcome::Retargeted => "moved",

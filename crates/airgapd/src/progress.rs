@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use import::{ImageResult, Observer};
+use import::Observer;
+use import::ingest::IngestedImage;
 use tokio::task::JoinHandle;
 use tracing::Level;
 
@@ -63,7 +64,7 @@ impl Observer for Progress {
         self.counters.images(count);
     }
 
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         self.counters.image(outcome);
     }
 

@@ -57,9 +57,9 @@ pub fn sha256(bytes: &[u8]) -> Digest {
     of_sha256(&Sha256::digest(bytes).into())
 }
 
-/// The first 16 hexadecimal digits of the sha256 of bytes in memory: an id that is short and needs no key to be found again.
+/// The first 16 hexadecimal digits of the sha256 of bytes in memory: a short id that follows from them.
 #[must_use]
-pub fn short_sha256(bytes: &[u8]) -> String {
+pub fn short(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes)[..8])
 }
 

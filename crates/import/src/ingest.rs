@@ -26,7 +26,7 @@ use self::closing::{Closed, Closing};
 
 use crate::Error;
 use crate::lease::{self, Lease};
-use crate::plan::{ImagePlan, Intent, Plan, RecordAction, RecordStep};
+use crate::plan::{BlobAction, ImagePlan, Intent, Plan, RecordAction, RecordStep};
 use crate::unpack::Unpacked;
 
 /// Layers and configs sent at the same time, each over a connection of its own. containerd gains nothing from more. The
@@ -55,7 +55,7 @@ pub trait Observer: Send + Sync {
         let _ = (digest, sent_bytes);
     }
     /// An image is done.
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         let _ = outcome;
     }
     /// A counter to which acknowledged bytes are added while blobs are on their way.
@@ -72,7 +72,7 @@ impl Observer for Silent {}
 
 /// What became of an image of the plan.
 #[derive(Clone, Debug)]
-pub struct ImageResult {
+pub struct IngestedImage {
     /// Where the image stands in the list that was planned.
     pub index: usize,
     /// Its records, or why there are none.
@@ -112,7 +112,7 @@ pub enum RecordOutcome {
 #[derive(Debug, Default)]
 pub struct Ingested {
     /// The images that were gone through, in the order of the plan.
-    pub images: Vec<ImageResult>,
+    pub images: Vec<IngestedImage>,
     /// Blobs that were sent, with the bytes that went over the wire.
     pub sent: HashMap<Digest, u64>,
     /// Blobs that are in place without a byte having been sent.
@@ -180,12 +180,47 @@ pub(crate) fn not_begun(job: &Job<'_>, obstacle: Error) -> Ingested {
     for image in job.plan.images.iter().filter(|image| image.is_done()) {
         let in_place = image.blobs.iter().map(|step| step.digest.clone());
         result.present.extend(in_place);
-        result.images.push(ImageResult {
+        result.images.push(IngestedImage {
             index: image.index,
             records: Ok(in_place_records(image)),
         });
     }
     result
+}
+
+/// The result of a plan that is not carried out: every record as it would become.
+#[must_use]
+pub fn foreseen(plan: &Plan) -> Ingested {
+    let images = plan.images.iter().map(|image| IngestedImage {
+        index: image.index,
+        records: Ok(image
+            .records
+            .iter()
+            .map(|step| (step.clone(), planned(&step.action)))
+            .collect()),
+    });
+    let steps = plan.images.iter().flat_map(|image| &image.blobs);
+    let (sent, present): (Vec<_>, Vec<_>) = steps.partition(|step| step.action == BlobAction::Send);
+    Ingested {
+        images: images.collect(),
+        sent: sent
+            .into_iter()
+            .map(|step| (step.digest.clone(), step.size))
+            .collect(),
+        present: present.into_iter().map(|step| step.digest.clone()).collect(),
+        ..Ingested::default()
+    }
+}
+
+fn planned(action: &RecordAction) -> RecordOutcome {
+    match action {
+        RecordAction::Create(_) => RecordOutcome::Created,
+        RecordAction::Retarget { .. } => RecordOutcome::Retargeted,
+        RecordAction::Relabel(_) => RecordOutcome::Relabelled,
+        RecordAction::Unchanged => RecordOutcome::Unchanged,
+        RecordAction::Conflict { refuse, .. } => RecordOutcome::Left { refused: *refuse },
+        RecordAction::Leave(_) => RecordOutcome::Left { refused: false },
+    }
 }
 
 /// The records of an image for which nothing is written.
@@ -293,13 +328,13 @@ impl<'a> Run<'a> {
 
     fn finish(&mut self, image: &ImagePlan, records: Result<Vec<(RecordStep, RecordOutcome)>, Failure>) {
         self.finished.insert(image.index);
-        let is_known = |result: &ImageResult| result.index == image.index;
+        let is_known = |result: &IngestedImage| result.index == image.index;
         if self.result.images.iter().any(is_known) && records.is_ok() {
             // It was only looked at once more: what became of it was said the first time.
             return;
         }
         self.result.images.retain(|result| !is_known(result));
-        let outcome = ImageResult {
+        let outcome = IngestedImage {
             index: image.index,
             records,
         };

@@ -126,13 +126,7 @@ fn add_source(key: &str, value: &mut String, path: &str) {
 /// Names a bundle in labels and leases: the first 16 hexadecimal digits of the sha256 of its file name.
 #[must_use]
 pub fn bundle_id(file_name: &str) -> String {
-    short_hash(file_name.as_bytes())
-}
-
-/// The first 16 hexadecimal digits of a sha256.
-#[must_use]
-pub fn short_hash(bytes: &[u8]) -> String {
-    digest::short_sha256(bytes)
+    digest::short(file_name.as_bytes())
 }
 
 /// Whether one of our source labels is on the record.

@@ -1,61 +1,13 @@
-//! What became of a bundle, image by image: the document that `airgapd import -o json` prints.
+//! The document that `airgapd import -o json` prints.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use basics::chain;
-use bundle::{Bundle, Catalog, Content, Node, PartState};
-use oci_spec::image::{Descriptor, Digest};
 use serde::Serialize;
 
-use crate::Error;
-use crate::ingest::{ImageResult, Ingested, RecordOutcome};
-use crate::plan::{BlobAction, Plan, RecordAction, RecordStep};
-use crate::select::{Choice, Selection, Taken, Verdict};
+use crate::result::{BlobCounts, BundleResult, ImageOutcome, ImageResult, Outcome, UnpackCounts};
 use crate::space::Forecast;
-use crate::unpack::Unpacked;
 
-/// What became of a bundle as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// Everything this node can run is in place, and something was written for it.
-    Imported,
-    /// Everything was in place already.
-    Unchanged,
-    /// Some images are in place, others failed.
-    Partial,
-    /// Nothing is wrong with it, and nothing of it is for this node.
-    Skipped,
-    /// Nothing landed.
-    Failed,
-}
-
-/// Why something failed, as far as it matters to whoever asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The bundle itself is bad.
-    Bundle,
-    /// The file could not be read, or changed while it was.
-    File,
-    /// containerd could not be reached.
-    Unreachable,
-    /// Something else: a refused name, no space, an error inside containerd.
-    Other,
-}
-
-impl Cause {
-    /// Why a bundle could not be opened: its own fault, or that of the file it is in.
-    pub fn of(error: &bundle::Error) -> Cause {
-        match error.fault {
-            bundle::Fault::Io { .. } | bundle::Fault::NotAFile(_) | bundle::Fault::Changed => Cause::File,
-            _ => Cause::Bundle,
-        }
-    }
-}
-
-/// What became of a bundle.
+/// The document about a bundle. It is made last, of a [`BundleResult`].
 #[derive(Clone, Debug, Serialize)]
 pub struct BundleReport {
     /// The file.
@@ -73,42 +25,16 @@ pub struct BundleReport {
     /// What was moved.
     pub blobs: BlobCounts,
     /// What was unpacked ahead; absent where nothing was to be.
-    pub unpacked: Option<UnpackReport>,
+    pub unpacked: Option<UnpackCounts>,
     /// What that meant for containerd's disk before it began; absent where nothing was to be sent or nobody can tell.
     pub space: Option<Forecast>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
     /// What the operator should know of the archive although it stops nothing.
     pub warnings: Vec<String>,
-    /// Why it failed.
-    #[serde(skip)]
-    pub cause: Option<Cause>,
-    /// Whether trying again without a change of the file may help.
-    #[serde(skip)]
-    pub retry: bool,
 }
 
-/// What became of the images that were to be unpacked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct UnpackReport {
-    /// Images that are unpacked now.
-    pub images: u64,
-    /// Layers that were unpacked for that; others were before.
-    pub layers: u64,
-    /// Images that could not be.
-    pub failed: Vec<UnpackFailure>,
-}
-
-/// An image that could not be unpacked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct UnpackFailure {
-    /// Its first name.
-    pub name: String,
-    /// Why, naming the layer.
-    pub reason: String,
-}
-
-/// What became of a record, or of an image without one.
+/// What the document says of a record, or of an image without one.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageReport {
     /// The record's name; what the archive calls the image when there is no record.
@@ -128,463 +54,151 @@ pub struct ImageReport {
     pub previous_digest: Option<String>,
 }
 
-/// What was done for a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ImageOutcome {
-    /// It is new.
-    Created,
-    /// It points at the image now, and at something else before.
-    Retargeted,
-    /// Its pin or source label was missing.
-    Relabelled,
-    /// It was in place.
-    Unchanged,
-    /// It is sound and not recorded; the reason says why.
-    Skipped,
-    /// It could not be recorded; the reason says why.
-    Failed,
-}
-
-impl ImageOutcome {
-    /// The word for it in documents and logs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ImageOutcome::Created => "created",
-            ImageOutcome::Retargeted => "retargeted",
-            ImageOutcome::Relabelled => "relabelled",
-            ImageOutcome::Unchanged => "unchanged",
-            ImageOutcome::Skipped => "skipped",
-            ImageOutcome::Failed => "failed",
-        }
-    }
-
-    /// Whether the image can be used under this name.
-    #[must_use]
-    pub fn is_in_place(self) -> bool {
-        !matches!(self, ImageOutcome::Skipped | ImageOutcome::Failed)
-    }
-}
-
-/// Blobs of a bundle, each counted once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct BlobCounts {
-    /// Sent to containerd.
-    pub sent: u64,
-    /// Bytes that went over the wire.
-    pub sent_bytes: u64,
-    /// Needed and there already.
-    pub present: u64,
-    /// Their bytes.
-    pub present_bytes: u64,
-    /// In the bundle and not needed on this node.
-    pub not_needed: u64,
-    /// Their bytes.
-    pub not_needed_bytes: u64,
-}
-
-impl Outcome {
-    /// The word for it in documents and logs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Imported => "imported",
-            Outcome::Unchanged => "unchanged",
-            Outcome::Partial => "partial",
-            Outcome::Skipped => "skipped",
-            Outcome::Failed => "failed",
+impl From<BundleResult> for BundleReport {
+    fn from(result: BundleResult) -> BundleReport {
+        BundleReport {
+            path: result.path,
+            format: result.format,
+            compression: result.compression,
+            outcome: result.outcome,
+            error: result.error,
+            images: result.images.into_iter().map(ImageReport::from).collect(),
+            blobs: result.blobs,
+            unpacked: result.unpacked,
+            space: result.space,
+            duration_ms: result.duration_ms,
+            warnings: result.warnings,
         }
     }
 }
 
-impl BundleReport {
-    /// The report of a file that is no readable bundle.
-    #[must_use]
-    pub fn unreadable(path: &Path, error: &bundle::Error, took: Duration) -> BundleReport {
-        BundleReport {
-            error: Some(chain(error)),
-            cause: Some(Cause::of(error)),
-            ..BundleReport::empty(path, Outcome::Failed, took)
+impl From<ImageResult> for ImageReport {
+    fn from(image: ImageResult) -> ImageReport {
+        ImageReport {
+            name: image.name,
+            digest: image.target.to_string(),
+            media_type: image.media_type.to_string(),
+            platforms: image.platforms,
+            outcome: image.outcome,
+            reason: image.reason,
+            previous_digest: image.previous.map(|digest| digest.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use oci_spec::image::{Descriptor, Digest, MediaType};
+
+    use super::*;
+    use crate::ingest::foreseen;
+    use crate::labels::Source;
+    use crate::plan::{Intent, OnConflict, plan};
+    use crate::result::image_results;
+    use crate::select::{Choice, Closure, NamedTarget, Problem, Selection, Taken, Verdict};
+    use crate::survey::Survey;
+
+    const SHA256: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    fn choice(target: &Descriptor, verdict: Verdict) -> Choice {
+        Choice {
+            label: "r.test/a:1".to_owned(),
+            target: target.clone(),
+            verdict,
+            notes: Vec::new(),
         }
     }
 
-    /// The report of a bundle that is not imported although it may be sound: a rule of the node is against it, or its
-    /// bytes are not those it should have.
-    #[must_use]
-    pub fn refused(path: &Path, reason: String, cause: Cause, took: Duration) -> BundleReport {
-        BundleReport {
-            error: Some(reason),
-            cause: Some(cause),
-            ..BundleReport::empty(path, Outcome::Failed, took)
-        }
+    fn target(digest: &str) -> Descriptor {
+        Descriptor::new(MediaType::ImageManifest, 7, digest.parse::<Digest>().unwrap())
     }
 
-    /// The report of a bundle that was not tried, because of `error`.
-    #[must_use]
-    pub fn untried(path: &Path, error: &Error, took: Duration) -> BundleReport {
-        let cause = Some(cause_of(error));
-        BundleReport {
-            error: Some(chain(error)),
-            cause,
-            retry: error.is_transient(),
-            ..BundleReport::empty(path, Outcome::Failed, took)
-        }
-    }
-
-    fn empty(path: &Path, outcome: Outcome, took: Duration) -> BundleReport {
-        BundleReport {
-            path: path.to_owned(),
-            format: None,
-            compression: None,
-            outcome,
-            error: None,
-            images: Vec::new(),
-            blobs: BlobCounts::default(),
-            unpacked: None,
-            space: None,
-            duration_ms: basics::milliseconds(took),
-            warnings: Vec::new(),
-            cause: None,
-            retry: false,
-        }
-    }
-
-    /// The same with what was foreseen for containerd's disk.
-    #[must_use]
-    pub fn with_forecast(mut self, forecast: Option<Forecast>) -> BundleReport {
-        self.warnings.extend(forecast.iter().flat_map(Forecast::warnings));
-        self.space = forecast;
-        self
-    }
-
-    /// Whether at least one image is in place.
-    #[must_use]
-    pub fn landed(&self) -> bool {
-        self.images.iter().any(|image| image.outcome.is_in_place())
-    }
-
-    /// The report of a plan that is not carried out: every record as it would become.
-    #[must_use]
-    pub fn of_plan(bundle: &Bundle, selection: &Selection, plan: &Plan, took: Duration) -> BundleReport {
-        let results = plan.images.iter().map(|image| ImageResult {
-            index: image.index,
-            records: Ok(image
-                .records
-                .iter()
-                .map(|step| (step.clone(), planned(&step.action)))
-                .collect()),
-        });
-        let steps = plan.images.iter().flat_map(|image| &image.blobs);
-        let (sent, present): (Vec<_>, Vec<_>) = steps.partition(|step| step.action == BlobAction::Send);
-        let ingested = Ingested {
-            images: results.collect(),
-            sent: sent
-                .into_iter()
-                .map(|step| (step.digest.clone(), step.size))
-                .collect(),
-            present: present.into_iter().map(|step| step.digest.clone()).collect(),
-            ..Ingested::default()
+    fn taken(names: &[&str], target: &Descriptor) -> Verdict {
+        let target = Arc::new(target.clone());
+        let record = |name: &&str| NamedTarget {
+            name: (*name).to_owned(),
+            target: Arc::clone(&target),
         };
-        BundleReport::of(bundle, selection, &ingested, took)
-    }
-
-    /// The report of a plan that was carried out.
-    #[must_use]
-    pub fn of(bundle: &Bundle, selection: &Selection, ingested: &Ingested, took: Duration) -> BundleReport {
-        let images = image_reports(selection, ingested);
-        let stopped = ingested.stopped.as_ref();
-        let failed = images.iter().any(|image| image.outcome == ImageOutcome::Failed);
-        let mut report = BundleReport {
-            format: Some(bundle.catalog().format.to_string()),
-            compression: Some(bundle.catalog().compression.to_string()),
-            outcome: outcome_of(&images, !ingested.sent.is_empty()),
-            error: stopped.map(|error| chain(error)),
-            blobs: count_blobs(bundle.catalog(), selection, ingested),
-            unpacked: unpack_report(selection, &ingested.unpacked),
-            warnings: warnings(bundle.catalog(), selection),
-            cause: stopped
-                .map(cause_of)
-                .or_else(|| failed.then(|| failure_cause(selection, ingested))),
-            retry: stopped.is_some_and(Error::is_transient),
-            images,
-            ..BundleReport::empty(bundle.path(), Outcome::Failed, took)
-        };
-        if report.error.is_none() && matches!(report.outcome, Outcome::Failed) {
-            report.error = report.images.iter().find_map(|image| image.reason.clone());
-        }
-        report
-    }
-}
-
-fn unpack_report(selection: &Selection, ended: &[(usize, Result<Unpacked, String>)]) -> Option<UnpackReport> {
-    let taken: Vec<&Taken> = selection.taken().collect();
-    let mut report = UnpackReport::default();
-    for (index, unpacked) in ended {
-        match unpacked {
-            Ok(unpacked) => {
-                report.images += 1;
-                report.layers += unpacked.layers;
-            }
-            Err(reason) => report.failed.push(UnpackFailure {
-                name: taken[*index].records[0].name.clone(),
-                reason: reason.clone(),
-            }),
-        }
-    }
-    (!ended.is_empty()).then_some(report)
-}
-
-/// Remarks on the archive, and on images that are taken although there is something to say.
-fn warnings(catalog: &Catalog, selection: &Selection) -> Vec<String> {
-    let archive = catalog.warnings.iter().map(ToString::to_string);
-    let taken = selection
-        .choices
-        .iter()
-        .filter(|choice| matches!(choice.verdict, Verdict::Take(_)));
-    let images = taken.flat_map(|choice| {
-        choice
-            .notes
-            .iter()
-            .map(|note| format!("{}: {note}", choice.label))
-    });
-    archive.chain(images).collect()
-}
-
-/// The bundle is to blame unless every failure has another reason: a name that is taken, a refusal of containerd.
-fn failure_cause(selection: &Selection, ingested: &Ingested) -> Cause {
-    let broken = selection
-        .choices
-        .iter()
-        .any(|choice| matches!(choice.verdict, Verdict::Broken(_)));
-    let damaged = ingested
-        .images
-        .iter()
-        .any(|image| image.records.as_ref().is_err_and(|failure| failure.is_content));
-    if broken || damaged {
-        Cause::Bundle
-    } else {
-        Cause::Other
-    }
-}
-
-fn cause_of(error: &Error) -> Cause {
-    match error {
-        Error::Containerd(containerd::Error::Unreachable { .. } | containerd::Error::Stalled { .. }) => {
-            Cause::Unreachable
-        }
-        Error::Changed { .. } | Error::Read { .. } | Error::Bundle(_) => Cause::File,
-        Error::Containerd(_)
-        | Error::NoSpace(_)
-        | Error::TooManyRecords { .. }
-        | Error::TooManyNames { .. }
-        | Error::Task(_)
-        | Error::Unpack(_)
-        | Error::LeaseKeepsVanishing
-        | Error::BaseMissing { .. } => Cause::Other,
-    }
-}
-
-/// What became of the bundle, given its images and whether any blob was sent.
-fn outcome_of(images: &[ImageReport], sent: bool) -> Outcome {
-    let any = |wanted: fn(&ImageOutcome) -> bool| images.iter().any(|image| wanted(&image.outcome));
-    let landed = any(|outcome| outcome.is_in_place());
-    let failed = any(|outcome| *outcome == ImageOutcome::Failed);
-    match (landed, failed) {
-        (true, true) => Outcome::Partial,
-        (false, true) => Outcome::Failed,
-        (false, false) => Outcome::Skipped,
-        (true, false) if sent || any(|o| o.is_in_place() && *o != ImageOutcome::Unchanged) => {
-            Outcome::Imported
-        }
-        (true, false) => Outcome::Unchanged,
-    }
-}
-
-fn image_reports(selection: &Selection, ingested: &Ingested) -> Vec<ImageReport> {
-    let by_index: HashMap<usize, &ImageResult> =
-        ingested.images.iter().map(|image| (image.index, image)).collect();
-    let mut taken_index = 0..;
-    let mut reports = Vec::new();
-    for choice in &selection.choices {
-        match &choice.verdict {
-            Verdict::Skip(skip) => {
-                reports.push(without_record(choice, ImageOutcome::Skipped, &skip.to_string()));
-            }
-            Verdict::Forbidden => {
-                let reason = "a bundle may not name it so";
-                reports.push(without_record(choice, ImageOutcome::Failed, reason));
-            }
-            Verdict::Broken(problems) => {
-                reports.push(without_record(choice, ImageOutcome::Failed, &in_short(problems)));
-            }
-            Verdict::Take(taken) => {
-                let index = taken_index.next().expect("there are fewer images than numbers");
-                reports.extend(taken_reports(taken, by_index.get(&index).copied(), ingested));
-            }
-        }
-    }
-    reports
-}
-
-/// Names the first few of many problems, and counts the others: an image may have one for each of thousands of layers.
-#[must_use]
-pub fn in_short(problems: &[String]) -> String {
-    const NAMED: usize = 20;
-    let named = problems[..problems.len().min(NAMED)].join("; ");
-    match problems.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named}; and {more} more"),
-    }
-}
-
-fn without_record(choice: &Choice, outcome: ImageOutcome, reason: &str) -> ImageReport {
-    let notes = match choice.notes.as_slice() {
-        [] => String::new(),
-        notes => format!("; {}", in_short(notes)),
-    };
-    entry(
-        &choice.label,
-        &choice.target,
-        &[],
-        outcome,
-        Some(format!("{reason}{notes}")),
-    )
-}
-
-fn taken_reports(taken: &Taken, result: Option<&ImageResult>, ingested: &Ingested) -> Vec<ImageReport> {
-    let failed = |reason: &str| {
-        let all = taken.records.iter();
-        all.map(|r| {
-            entry(
-                &r.name,
-                &r.target,
-                &[],
-                ImageOutcome::Failed,
-                Some(reason.to_owned()),
-            )
+        Verdict::Take(Taken {
+            records: names.iter().map(record).collect(),
+            closure: Closure {
+                blobs: Vec::new(),
+                platforms: vec!["linux/amd64".to_owned()],
+            },
         })
-        .collect()
-    };
-    match result.map(|result| &result.records) {
-        Some(Ok(records)) => records
-            .iter()
-            .map(|(step, outcome)| record_report(step, outcome, taken))
-            .collect(),
-        Some(Err(failure)) => failed(&failure.reason),
-        None => failed(
-            &ingested
-                .stopped
-                .as_ref()
-                .map_or_else(|| "not reached".to_owned(), |error| chain(error)),
-        ),
     }
-}
 
-fn record_report(step: &RecordStep, outcome: &RecordOutcome, taken: &Taken) -> ImageReport {
-    let (outcome, reason) = match outcome {
-        RecordOutcome::Created => (ImageOutcome::Created, None),
-        RecordOutcome::Retargeted => (ImageOutcome::Retargeted, None),
-        RecordOutcome::Relabelled => (ImageOutcome::Relabelled, None),
-        RecordOutcome::Unchanged => (ImageOutcome::Unchanged, None),
-        RecordOutcome::Left { refused: true } => (ImageOutcome::Failed, taken_by(&step.action)),
-        RecordOutcome::Left { refused: false } => (ImageOutcome::Skipped, taken_by(&step.action)),
-        RecordOutcome::Rejected(reason) => (ImageOutcome::Failed, Some(reason.clone())),
-    };
-    let in_place = if outcome.is_in_place() {
-        taken.closure.platforms.as_slice()
-    } else {
-        &[]
-    };
-    let mut report = entry(&step.name, &step.target, in_place, outcome, reason);
-    if let RecordAction::Retarget { from, .. } = &step.action {
-        report.previous_digest = Some(from.to_string());
+    /// Two names of one image, one of another whose digest is of another kind, and an image that is broken.
+    fn results() -> Vec<ImageResult> {
+        let (one, other) = (target(SHA256), target(&format!("sha512:{}", "b".repeat(128))));
+        let broken = Verdict::Broken(vec![Problem::of_image("no layers".to_owned())]);
+        let selection = Selection {
+            choices: vec![
+                choice(&one, taken(&["r.test/a:1", "r.test/a:2"], &one)),
+                choice(&other, taken(&["r.test/b:1"], &other)),
+                choice(&one, broken),
+            ],
+            asked_records: 3,
+        };
+        let taken: Vec<&Taken> = selection.taken().collect();
+        let intent = Intent::new(Source::Hand("a.tar".to_owned()), OnConflict::Replace);
+        let plan = plan(&taken, &Survey::default(), &intent);
+        image_results(&selection, &foreseen(&plan))
     }
-    report
-}
 
-fn taken_by(action: &RecordAction) -> Option<String> {
-    match action {
-        RecordAction::Conflict { with, .. } => Some(format!(
-            "the name is taken by {with}, which is not ours (onConflict decides)"
-        )),
-        RecordAction::Leave(why) => Some(why.clone()),
-        _ => None,
+    #[test]
+    fn every_record_has_a_result_with_the_digest_of_its_target_itself() {
+        let found: Vec<_> = results()
+            .into_iter()
+            .map(|image| (image.name, image.target, image.outcome.as_str()))
+            .collect();
+        let (one, other) = (target(SHA256), target(&format!("sha512:{}", "b".repeat(128))));
+        let expected = [
+            ("r.test/a:1", &one, "created"),
+            ("r.test/a:2", &one, "created"),
+            ("r.test/b:1", &other, "created"),
+            ("r.test/a:1", &one, "failed"),
+        ];
+        let expected = expected.map(|(name, target, word)| (name.to_owned(), target.digest().clone(), word));
+        assert_eq!(found, expected);
     }
-}
 
-fn planned(action: &RecordAction) -> RecordOutcome {
-    match action {
-        RecordAction::Create(_) => RecordOutcome::Created,
-        RecordAction::Retarget { .. } => RecordOutcome::Retargeted,
-        RecordAction::Relabel(_) => RecordOutcome::Relabelled,
-        RecordAction::Unchanged => RecordOutcome::Unchanged,
-        RecordAction::Conflict { refuse, .. } => RecordOutcome::Left { refused: *refuse },
-        RecordAction::Leave(_) => RecordOutcome::Left { refused: false },
-    }
-}
-
-fn entry(
-    name: &str,
-    target: &Descriptor,
-    platforms: &[String],
-    outcome: ImageOutcome,
-    reason: Option<String>,
-) -> ImageReport {
-    ImageReport {
-        name: name.to_owned(),
-        digest: target.digest().to_string(),
-        media_type: target.media_type().to_string(),
-        platforms: platforms.to_vec(),
-        outcome,
-        reason,
-        previous_digest: None,
-    }
-}
-
-fn count_blobs(catalog: &Catalog, selection: &Selection, ingested: &Ingested) -> BlobCounts {
-    let mut counts = BlobCounts::default();
-    let mut needed: HashSet<&Digest> = HashSet::new();
-    for blob in selection.taken().flat_map(|taken| &taken.closure.blobs) {
-        if !needed.insert(&blob.digest) {
-            continue;
-        }
-        if let Some(bytes) = ingested.sent.get(&blob.digest) {
-            counts.sent += 1;
-            counts.sent_bytes += bytes;
-        } else if ingested.present.contains(&blob.digest) {
-            counts.present += 1;
-            counts.present_bytes += blob.size;
-        }
-    }
-    let mut held = HashMap::new();
-    catalog
-        .images
-        .iter()
-        .for_each(|image| blobs_below(&image.root, &mut held));
-    for (_, size) in held.into_iter().filter(|(digest, _)| !needed.contains(digest)) {
-        counts.not_needed += 1;
-        counts.not_needed_bytes += size;
-    }
-    counts
-}
-
-/// Every blob of the bundle that the tree of an image names.
-fn blobs_below<'n>(node: &'n Node, held: &mut HashMap<&'n Digest, u64>) {
-    let mut add = |descriptor: &'n Descriptor| held.insert(descriptor.digest(), descriptor.size());
-    match &node.content {
-        Content::Absent | Content::Broken(_) => {}
-        Content::Other => drop(add(&node.descriptor)),
-        Content::Manifest(manifest) => {
-            add(&node.descriptor);
-            let parts = manifest.layers.iter().chain([&manifest.config]);
-            for part in parts.filter(|part| matches!(part.state, PartState::Present)) {
-                add(&part.descriptor);
-            }
-        }
-        Content::Index(children) => {
-            add(&node.descriptor);
-            children.iter().for_each(|child| blobs_below(child, held));
-        }
+    #[test]
+    fn the_document_is_made_of_the_result_word_for_word() {
+        let mut images = results();
+        images.drain(1..3);
+        images[0].previous = Some(SHA256.parse().unwrap());
+        let result = BundleResult {
+            images,
+            outcome: Outcome::Partial,
+            ..BundleResult::refused(
+                Path::new("/a.tar"),
+                "why".to_owned(),
+                crate::Cause::Other,
+                std::time::Duration::from_millis(5),
+            )
+        };
+        let image = |rest: &str| {
+            let media_type = "application/vnd.oci.image.manifest.v1+json";
+            format!(r#"{{"name":"r.test/a:1","digest":"{SHA256}","media_type":"{media_type}",{rest}}}"#)
+        };
+        let created = format!(
+            r#""platforms":["linux/amd64"],"outcome":"created","reason":null,"previous_digest":"{SHA256}""#
+        );
+        let failed = r#""platforms":[],"outcome":"failed","reason":"no layers""#;
+        let blobs =
+            r#"{"sent":0,"sent_bytes":0,"present":0,"present_bytes":0,"not_needed":0,"not_needed_bytes":0}"#;
+        let expected = format!(
+            r#"{{"path":"/a.tar","format":null,"compression":null,"outcome":"partial","error":"why","images":[{},{}],"blobs":{blobs},"unpacked":null,"space":null,"duration_ms":5,"warnings":[]}}"#,
+            image(&created),
+            image(failed)
+        );
+        assert_eq!(
+            serde_json::to_string(&BundleReport::from(result)).unwrap(),
+            expected
+        );
     }
 }

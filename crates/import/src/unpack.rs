@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Survey;
 use crate::content::{CONTAINERD, ContentStore};
 use crate::lease::{self, Lease};
-use crate::select::{chosen_for, is_layer, problems_in};
+use crate::select::{chosen_for, in_words, is_layer, problems_in};
 
 /// The label of a config that keeps the snapshots of its image, by snapshotter.
 const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.";
@@ -219,7 +219,7 @@ impl RootFs {
         match &node.content {
             Content::Manifest(manifest) => match problems_in(CONTAINERD, node, manifest) {
                 problems if problems.is_empty() => Ok(Some(RootFs::of_manifest(manifest))),
-                problems => Err(problems.join("; ")),
+                problems => Err(in_words(&problems)),
             },
             Content::Broken(reason) => Err(reason.clone()),
             Content::Absent | Content::Index(_) | Content::Other => {

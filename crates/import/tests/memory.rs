@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use airgapd_import::{
-    BundleReport, DigestReferences, Intent, MOST_RECORDS, Naming, OnConflict, Policy, Source, Survey, Taken,
-    Wanted, plan, select,
-};
+use airgapd_import::ingest::foreseen;
+use airgapd_import::names::DigestReferences;
+use airgapd_import::plan::{MOST_RECORDS, OnConflict, plan};
+use airgapd_import::select::Taken;
+use airgapd_import::{BundleReport, BundleResult, Intent, Naming, Policy, Source, Survey, select};
 use bundle::fixtures::{Layout, digest_of};
 use bundle::{Bundle, Limits};
+use platforms::Wanted;
 use platforms::{Platform, Rules};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -169,7 +171,8 @@ fn decide(path: &Path, references: DigestReferences) -> u64 {
     let taken: Vec<&Taken> = selection.taken().collect();
     let intent = Intent::new(Source::Bundle("hostile.tar".to_owned()), OnConflict::Replace);
     let plan = plan(&taken, &Survey::default(), &intent);
-    let report = BundleReport::of_plan(&bundle, &selection, &plan, Duration::ZERO);
+    let result = BundleResult::of(&bundle, &selection, &foreseen(&plan), Duration::ZERO);
+    let report = BundleReport::from(result);
     assert!(report.images.len() <= MOST_RECORDS + Limits::default().images);
     peak()
 }

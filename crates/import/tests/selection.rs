@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use airgapd_import::{
-    Choice, DigestReferences, NamedTarget, Naming, Policy, Skip, Taken, Verdict, Wanted, select,
-};
+use airgapd_import::names::DigestReferences;
+use airgapd_import::select::{Choice, NamedTarget, Skip, Taken, in_words};
+use airgapd_import::{Naming, Policy, Verdict, select};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use bundle::{Bundle, Content, Limits, RawName};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use platforms::{Platform, Rules};
 use serde_json::json;
 
@@ -36,7 +37,7 @@ fn by(rules: &[Rules], platforms: &[&str]) -> Policy {
     Policy {
         wanted: Wanted::of(&platforms, rules),
         naming,
-        most_records: airgapd_import::MOST_RECORDS,
+        most_records: airgapd_import::plan::MOST_RECORDS,
     }
 }
 
@@ -59,7 +60,7 @@ fn taken(choice: &Choice) -> &Taken {
 
 fn problems(choice: &Choice) -> String {
     match &choice.verdict {
-        Verdict::Broken(problems) => problems.join("; "),
+        Verdict::Broken(problems) => in_words(problems),
         other => panic!("{other:?}"),
     }
 }
@@ -816,7 +817,7 @@ fn what_a_platform_says_is_told_of_each_layer_in_short() {
     let Verdict::Broken(problems) = &choices[0].verdict else {
         panic!("{:?}", choices[0].label)
     };
-    let longest = problems.iter().map(String::len).max();
+    let longest = problems.iter().map(|problem| problem.what.len()).max();
     assert!(problems.len() == 5_000 && longest < Some(1_000), "{longest:?}");
 }
 

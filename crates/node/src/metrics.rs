@@ -9,14 +9,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use basics::Foreign;
-use import::BundleReport;
+use import::BundleResult;
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
-use crate::state::ledger::{ErrorClass, Outcome};
+use crate::state::ledger::{ErrorClass, LastTry, Outcome};
 use crate::status::{BundleStatus, RequiredStatus, State, Status, UnpackStatus};
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
@@ -62,7 +62,7 @@ impl Metrics {
     }
 
     /// Counts an import that ended at this time, in seconds since 1970.
-    pub(crate) fn count(&self, report: &BundleReport, now: i64) {
+    pub(crate) fn count(&self, report: &BundleResult, now: i64) {
         self.imports.with_label_values(&[report.outcome.as_str()]).inc();
         self.sent.inc_by(report.blobs.sent_bytes);
         self.present.inc_by(report.blobs.present_bytes);
@@ -90,10 +90,12 @@ impl Metrics {
 
 /// When a bundle was last brought into place, of those that are known, in seconds since 1970; 0 where none was.
 fn last_success(status: &Status) -> i64 {
-    let landed = status
-        .bundles
-        .iter()
-        .filter(|bundle| matches!(bundle.outcome, Some(Outcome::Imported | Outcome::Unchanged)));
+    let landed = status.bundles.iter().filter(|bundle| {
+        matches!(
+            bundle.outcome,
+            Some(LastTry::Ended(Outcome::Imported | Outcome::Unchanged))
+        )
+    });
     let times = landed.filter_map(|bundle| Some(bundle.imported_at?.as_second()));
     times.max().unwrap_or(0)
 }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use basics::bytes;
-use import::{ImageResult, Observer};
+use import::Observer;
+use import::ingest::IngestedImage;
 use tokio::task::JoinHandle;
 use tracing::info;
 
@@ -106,7 +107,7 @@ impl Observer for Counters {
         self.images.store(count, Ordering::Relaxed);
     }
 
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         self.done.fetch_add(1, Ordering::Relaxed);
         let records = outcome.records.as_deref().unwrap_or_default();
         if let Some((step, _)) = records.first() {
@@ -152,7 +153,7 @@ impl Observer for Reporter {
         self.counters.images(count);
     }
 
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         self.counters.image(outcome);
     }
 
@@ -289,7 +290,7 @@ mod tests {
         counters.planned(10_000_000);
         counters.images(3);
         counters.bytes.fetch_add(5_000_000, Ordering::Relaxed);
-        counters.image(&ImageResult {
+        counters.image(&IngestedImage {
             index: 0,
             records: Ok(Vec::new()),
         });

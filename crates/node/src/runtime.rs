@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use containerd::{Client, Version};
-use import::{Policy, Space, Survey, UnpackError, Unpacker, Wanted};
+use import::unpack::UnpackError;
+use import::{Policy, Space, Survey, Unpacker};
 use platforms::{Matcher, Platform, Rules};
 use tracing::warn;
 use verify::Snapshots;
@@ -186,14 +187,8 @@ pub fn space(settings: &Settings, runtime: &Containerd) -> Space {
 /// Without a containerd the node's platform is detected, and judged by the rules of every containerd there is.
 pub fn policy(settings: &Settings, runtime: Option<&Containerd>) -> Policy {
     let rules = runtime.map_or(Rules::ALL.to_vec(), |runtime| vec![runtime.version.rules()]);
-    let wanted = match &settings.platforms {
-        PlatformChoice::All => Wanted::All { rules },
-        PlatformChoice::These(platforms) => Wanted::of(platforms, &rules),
-        PlatformChoice::Node => {
-            let node = runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());
-            Wanted::of(&[node], &rules)
-        }
-    };
+    let node = || runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());
+    let wanted = settings.platforms.wanted(node, &rules);
     Policy {
         wanted,
         naming: settings.naming(),
@@ -221,7 +216,7 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Containerd) -> String {
     let decisive = (
         platforms,
         &runtime.platform,
-        (version.rules(), import::takes_sha512(version)),
+        (version.rules(), import::select::takes_sha512(version)),
         aliases,
         names,
         base_name,
@@ -230,5 +225,5 @@ pub(crate) fn fingerprint(settings: &Settings, runtime: &Containerd) -> String {
         namespace,
         (allowed_names, checksums, trusted_digests, limits),
     );
-    import::short_hash(format!("{decisive:?}").as_bytes())
+    basics::digest::short(format!("{decisive:?}").as_bytes())
 }

@@ -6,8 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use import::{Alias, DigestReferences, Gentleness, MinFree, Naming, OnConflict, Pattern, Reference, Unpack};
-use platforms::Platform;
+use import::names::{Alias, DigestReferences};
+use import::plan::OnConflict;
+use import::space::MinFree;
+use import::unpack::Unpack;
+use import::{Naming, Pattern, Reference};
+pub use platforms::PlatformChoice;
 use verify::{K0sQuestion, Sources};
 
 use crate::place::Distribution;
@@ -42,8 +46,8 @@ pub struct Settings {
     pub grace: Duration,
     /// What has to stay free on the disk of containerd's content store.
     pub min_free: MinFree,
-    /// How much of the node imports may take.
-    pub gentleness: Gentleness,
+    /// The most bytes that all imports together send in a second.
+    pub rate_limit: Option<u64>,
     /// How long our pin stays after the last bundle that vouches for an image is gone.
     pub unpin_grace: Duration,
     pub on_removal: OnRemoval,
@@ -94,7 +98,7 @@ impl Default for Settings {
             resync: Duration::from_secs(600),
             grace: Duration::from_secs(20),
             min_free: MinFree::default(),
-            gentleness: Gentleness::default(),
+            rate_limit: None,
             unpin_grace: Duration::ZERO,
             on_removal: OnRemoval::Unpin,
             on_conflict: OnConflict::Replace,
@@ -122,7 +126,7 @@ impl Default for Settings {
                 ..Sources::default()
             },
             limits: bundle::Limits::default(),
-            most_records: import::MOST_RECORDS,
+            most_records: import::plan::MOST_RECORDS,
             log: LogSettings {
                 level: LogLevel::Info,
                 format: LogFormat::Auto,
@@ -165,17 +169,6 @@ pub struct Reloaded {
     pub applied: Vec<&'static str>,
     /// The keys that keep their old value until a restart.
     pub postponed: Vec<&'static str>,
-}
-
-/// Which platforms are taken from bundles.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PlatformChoice {
-    /// The node's own.
-    Node,
-    /// As if the node were each of these.
-    These(Vec<Platform>),
-    /// Whatever the bundle holds.
-    All,
 }
 
 /// What becomes of our pin, and of the record, when the last bundle that vouches for an image is gone.

@@ -11,7 +11,7 @@ use basics::Foreign;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::state::ledger::{Entry, ErrorClass, Ledger, Outcome};
+use crate::state::ledger::{Entry, ErrorClass, LastTry, Ledger};
 use crate::state::roster::{Phase, Roster};
 
 /// How the node stands.
@@ -131,7 +131,7 @@ impl Status {
             required.checked_at = None;
         }
         let text = serde_json::to_vec(&standing).expect("a status is plain data");
-        import::short_hash(&text)
+        basics::digest::short(&text)
     }
 }
 
@@ -197,7 +197,7 @@ pub struct BundleStatus {
     /// Of the file, in bytes; 0 for a folder.
     pub size: u64,
     /// How the last try ended.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<LastTry>,
     /// The digest of its `index.json` or `manifest.json`.
     pub catalog: Option<String>,
     /// How many records it vouches for.
@@ -433,7 +433,7 @@ impl BundleStatus {
 }
 
 /// What the ledger says of a bundle.
-fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<Outcome>) -> BundleStatus {
+fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastTry>) -> BundleStatus {
     let imported = entry.and_then(|entry| entry.imported.as_ref());
     BundleStatus {
         name: Foreign::file_name(name),

@@ -32,6 +32,7 @@ mod matcher;
 mod parsing;
 mod platform;
 mod rules;
+mod wanted;
 mod windows;
 
 pub use choice::{Behind, Chosen, Entry, chosen};
@@ -40,3 +41,4 @@ pub use matcher::Matcher;
 pub use parsing::ParseError;
 pub use platform::{MOST_FEATURES, Platform};
 pub use rules::Rules;
+pub use wanted::{InvalidChoice, PlatformChoice, Wanted};

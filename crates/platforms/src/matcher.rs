@@ -76,6 +76,11 @@ impl Matcher {
         }
     }
 
+    /// The most preferred platform as text: for [`only`](Matcher::only) the one that is asked for.
+    pub fn asked(&self) -> Option<String> {
+        self.platforms().first().map(ToString::to_string)
+    }
+
     /// Whether this is [`all`](Matcher::all).
     pub fn is_all(&self) -> bool {
         matches!(self.scope, Scope::Everything)

@@ -35,5 +35,5 @@ pub use error::Error;
 pub use feed::{Counters, Feed};
 pub use http::{Proxies, Security};
 pub use locations::{InvalidRule, Rule};
-pub use resolve::{ImageRef, Resolved, Wanted, resolve};
+pub use resolve::{ImageRef, Resolved, resolve};
 pub use retry::Retry;

@@ -7,7 +7,7 @@ use basics::digest;
 use bundle::BlobRef;
 use bundle::write::DraftImage;
 use oci_spec::image::{Descriptor, Digest, MediaType};
-use platforms::{Matcher, Platform};
+use platforms::{Matcher, Platform, Wanted};
 use serde_json::Value;
 
 use crate::client::{Client, Document};
@@ -59,16 +59,6 @@ impl fmt::Display for ImageRef {
         }
         Ok(())
     }
-}
-
-/// The platforms that are fetched of each image.
-#[derive(Clone, Debug)]
-pub enum Wanted {
-    /// What the containerd of each matcher would use, with the attestations that are about it. Several matchers may be
-    /// for one platform, with the rules of several containerds.
-    Best(Vec<Matcher>),
-    /// Everything.
-    All,
 }
 
 /// An image whose documents were read.
@@ -263,24 +253,12 @@ struct Walk<'a> {
     descriptors: usize,
 }
 
-impl Wanted {
-    /// The platforms that are asked for, each once.
-    fn platforms(&self) -> Vec<String> {
-        let Wanted::Best(matchers) = self else {
-            return vec!["any platform".to_owned()];
-        };
-        let mut texts: Vec<String> = Vec::new();
-        for text in matchers.iter().filter_map(asked_text) {
-            if !texts.contains(&text) {
-                texts.push(text);
-            }
-        }
-        texts
+/// The platforms that are asked for, for people.
+fn asked(wanted: &Wanted) -> Vec<String> {
+    match wanted {
+        Wanted::All { .. } => vec!["any platform".to_owned()],
+        Wanted::Platforms(_) => wanted.asked(),
     }
-}
-
-fn asked_text(matcher: &Matcher) -> Option<String> {
-    matcher.platforms().first().map(ToString::to_string)
 }
 
 impl Resolved {
@@ -424,8 +402,8 @@ impl Walk<'_> {
     /// stands first is taken, and the check of the bundle finds out.
     fn choose(&self, entries: &[Entry]) -> HashSet<Digest> {
         match self.wanted {
-            Wanted::All => entries.iter().map(|entry| entry.digest().clone()).collect(),
-            Wanted::Best(matchers) => {
+            Wanted::All { .. } => entries.iter().map(|entry| entry.digest().clone()).collect(),
+            Wanted::Platforms(matchers) => {
                 let best = matchers.iter().filter_map(|matcher| best(entries, matcher));
                 best.map(|entry| entry.digest().clone()).collect()
             }
@@ -434,12 +412,12 @@ impl Walk<'_> {
 
     /// Notes platforms that were asked for and for which there is nothing, by whatever rules.
     fn note_missing(&mut self, entries: &[Entry]) {
-        let Wanted::Best(matchers) = self.wanted else {
+        let Wanted::Platforms(matchers) = self.wanted else {
             return;
         };
         let served = matchers.iter().filter(|matcher| best(entries, matcher).is_some());
-        let served: HashSet<String> = served.filter_map(asked_text).collect();
-        let asked = self.wanted.platforms();
+        let served: HashSet<String> = served.filter_map(Matcher::asked).collect();
+        let asked = asked(self.wanted);
         self.missing
             .extend(asked.into_iter().filter(|platform| !served.contains(platform)));
     }
@@ -447,7 +425,7 @@ impl Walk<'_> {
     fn no_platform(&self, offered: &[String]) -> Error {
         Error::Platform {
             name: self.name.to_owned(),
-            wanted: self.wanted.platforms().join(" or "),
+            wanted: asked(self.wanted).join(" or "),
             offered: if offered.is_empty() {
                 "none at all".to_owned()
             } else {
@@ -483,7 +461,7 @@ impl Walk<'_> {
 impl Walk<'_> {
     /// An image that stands for itself has its platform in its config. containerd would run it anywhere.
     fn check_platform(&self, entry: &Entry, config: &Entry, bytes: &[u8]) -> Result<(), Error> {
-        let Wanted::Best(matchers) = self.wanted else {
+        let Wanted::Platforms(matchers) = self.wanted else {
             return Ok(());
         };
         let is_image = config.media_type() == "application/vnd.oci.image.config.v1+json"

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use airgapd_registry::{
     Client, Counters, Credentials, Error, Feed, ImageRef, Options, Proxies, Resolved, Retry, Security,
-    Wanted, resolve,
+    resolve,
 };
 use bundle::write::BlobFeed as _;
+use platforms::Wanted;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -191,7 +192,7 @@ fn image(registry: &str) -> ImageRef {
 }
 
 async fn fetch(client: &Client, registry: &str) -> Result<Resolved, Error> {
-    resolve(client, None, &image(registry), &Wanted::All).await
+    resolve(client, None, &image(registry), &Wanted::All { rules: Vec::new() }).await
 }
 
 /// Credentials of these hosts, each a user called as the host.
@@ -526,7 +527,9 @@ async fn lengths_and_digests_that_lie_are_found() {
     pinned.digest = Some(digest_of(b"another").parse().unwrap());
     let honest_one = Server::start(honest);
     let own = honest_one.client(Credentials::default());
-    let error = resolve(&own, None, &pinned, &Wanted::All).await.unwrap_err();
+    let error = resolve(&own, None, &pinned, &Wanted::All { rules: Vec::new() })
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Disagree { .. }), "{error}");
 }
 

@@ -8,8 +8,9 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use containerd::{Client, ImageRecord};
+use import::content::CONTAINERD;
 use import::labels::EXPIRES;
-use import::{CONTAINERD, Judgement, Reference};
+use import::{Judgement, Reference};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
@@ -119,7 +120,11 @@ impl Answer {
                 Vec::new(),
                 vec![format!("it is not a container image but {kind}")],
             ),
-            Judgement::Broken(problems) => (Status::Incomplete, Vec::new(), problems.clone()),
+            Judgement::Broken(problems) => (
+                Status::Incomplete,
+                Vec::new(),
+                problems.iter().map(ToString::to_string).collect(),
+            ),
         };
         let unpacked = held.lacks_layers.then(|| UNPACKED.to_owned());
         Answer {
@@ -184,7 +189,7 @@ fn wanted(text: &str, inventory: &Inventory) -> Result<Wanted, String> {
 fn by_name(text: &str) -> Result<Wanted, String> {
     let reference: Reference = text
         .parse()
-        .map_err(|error: import::InvalidReference| error.to_string())?;
+        .map_err(|error: import::names::InvalidReference| error.to_string())?;
     let name = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => format!("{}@{digest}", reference.repository()),
         (None, Some(tag)) => format!("{}:{tag}", reference.repository()),
@@ -427,7 +432,7 @@ fn flaw(state: &Judgement) -> String {
         Judgement::Whole(_) => "it is whole".to_owned(),
         Judgement::Foreign(offered) => only_for(offered),
         Judgement::Artifact(kind) => format!("it is not a container image but {kind}"),
-        Judgement::Broken(problems) => problems.join("; "),
+        Judgement::Broken(problems) => import::select::in_words(problems),
     }
 }
 

@@ -5,9 +5,12 @@ use std::path::Path;
 
 use bundle::{Catalog, Content, Limits, Node};
 use containerd::{Client, ImageRecord};
+use import::content::{CONTAINERD, ContentStore};
 use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, PINNED, PINNED_VALUE};
-use import::{CONTAINERD, ChildKind, ContentStore, Judgement, Policy, Skip, Verdict, Wanted, platform_text};
+use import::select::{ChildKind, Problem, Skip, platform_text};
+use import::{Judgement, Policy, Verdict};
 use oci_spec::image::{Descriptor, Digest};
+use platforms::Wanted;
 
 use super::Sought;
 
@@ -69,7 +72,7 @@ impl Inventory {
         let (records, store) = match client.each_image_if_few(look).await? {
             true => {
                 let mut blobs = client.blobs().await?;
-                let lost = import::lost(client, &blobs, store).await?;
+                let lost = import::survey::lost(client, &blobs, store).await?;
                 let lost: HashSet<Digest> = lost.into_iter().map(|blob| blob.digest).collect();
                 blobs.retain(|blob| !lost.contains(&blob.digest));
                 let blobs = blobs.into_iter().map(|blob| (blob.digest, blob.size));
@@ -153,7 +156,7 @@ impl Inventory {
                 .for_each(|image| collect(&image.root, &mut below));
             let root = entries.first().map(|image| &image.root);
             let hidden = root
-                .and_then(|root| import::hidden_image(root, &policy.wanted))
+                .and_then(|root| import::select::hidden_image(root, &policy.wanted))
                 .cloned();
             let (state, names) = match choice.verdict {
                 Verdict::Take(taken) => {
@@ -341,7 +344,7 @@ fn examine(
         Ok(node) => node,
         Err(fault) => {
             return Examined {
-                state: Judgement::Broken(vec![fault.to_string()]),
+                state: Judgement::Broken(vec![Problem::of_image(fault.to_string())]),
                 lacks_layers: false,
                 hidden: None,
                 doubts: Vec::new(),
@@ -354,17 +357,17 @@ fn examine(
     let mut state = import::judge(&node, wanted, CONTAINERD);
     let mut lacks_layers = false;
     if matches!(state, Judgement::Broken(_))
-        && let Some(unpacked) = import::as_unpacked(&node, snapshots)
+        && let Some(unpacked) = import::unpack::as_unpacked(&node, snapshots)
         && let whole @ Judgement::Whole(_) = import::judge(&unpacked, wanted, CONTAINERD)
     {
         (state, lacks_layers) = (whole, true);
     }
     let doubts = match &state {
-        Judgement::Whole(closure) if !lacks_layers => import::images_for_plugins(&node, closure),
+        Judgement::Whole(closure) if !lacks_layers => import::select::images_for_plugins(&node, closure),
         _ => Vec::new(),
     };
     Examined {
-        hidden: import::hidden_image(&node, wanted).cloned(),
+        hidden: import::select::hidden_image(&node, wanted).cloned(),
         state,
         lacks_layers,
         doubts,

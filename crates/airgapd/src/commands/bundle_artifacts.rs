@@ -15,11 +15,12 @@ use anyhow::{Context as _, bail};
 use bundle::write::{Draft, DraftImage, Layout, Written};
 use bundle::{Bundle, Inventory, Limits, Store};
 use futures_util::StreamExt as _;
-use import::{Judgement, Naming, Policy, Skip};
+use import::select::Skip;
+use import::{Judgement, Naming, Policy};
 use oci_spec::image::Digest;
-use platforms::{Platform, Rules};
+use platforms::{InvalidChoice, PlatformChoice, Rules, Wanted};
 use registry::{
-    Cache, Client, Counters, Credentials, Feed, ImageRef, Options, Proxies, Resolved, Retry, Security, Wanted,
+    Cache, Client, Counters, Credentials, Feed, ImageRef, Options, Proxies, Resolved, Retry, Security,
 };
 use serde::Serialize;
 
@@ -52,16 +53,10 @@ pub(crate) async fn run(
     let client = Arc::new(Client::new(options(&args)?)?);
     let cache = args.cache.clone().map(Cache::open).transpose()?;
     let concurrency = usize::from(args.concurrency);
-    let images = resolve_all(
-        &client,
-        cache.as_ref(),
-        &references,
-        &platforms.fetched(),
-        concurrency,
-    )
-    .await?;
+    let policy = policy_of(&platforms);
+    let images = resolve_all(&client, cache.as_ref(), &references, &policy.wanted, concurrency).await?;
     let mut proof = BundleProof {
-        policy: platforms.policy(),
+        policy,
         limits: limits.clone(),
         artifacts: HashMap::new(),
     };
@@ -101,9 +96,9 @@ fn request(
     args: &BundleArtifactsArgs,
     file: Option<PathBuf>,
     format: OutputFormat,
-) -> Result<(Target, Vec<ImageRef>, Platforms), String> {
+) -> Result<(Target, Vec<ImageRef>, PlatformChoice), String> {
     let target = Target::of(file, format)?;
-    Ok((target, references(args)?, Platforms::of(&args.platforms)?))
+    Ok((target, references(args)?, platforms_of(&args.platforms)?))
 }
 
 /// The images that are asked for, each once, sorted by nothing but their order.
@@ -149,56 +144,23 @@ fn image_ref(reference: &import::Reference) -> ImageRef {
     }
 }
 
-/// The platforms of the nodes that the bundle is for. Which containerd they have is not known here: the bundle has
-/// what any of them would use.
-enum Platforms {
-    All,
-    These(Vec<Platform>),
+/// The platforms of the nodes that the bundle is for; this machine's where none is named.
+fn platforms_of(texts: &[String]) -> Result<PlatformChoice, String> {
+    PlatformChoice::of(texts).map_err(|invalid| match invalid {
+        InvalidChoice::AllAndOthers => "--platform all goes with no other platform".to_owned(),
+        InvalidChoice::NoPlatform { text, error } => {
+            format!("--platform {}: {error}", basics::foreign::quoted(&text))
+        }
+    })
 }
 
-impl Platforms {
-    fn of(texts: &[String]) -> Result<Platforms, String> {
-        if texts.iter().any(|platform| platform == "all") {
-            return if texts.len() == 1 {
-                Ok(Platforms::All)
-            } else {
-                Err("--platform all goes with no other platform".to_owned())
-            };
-        }
-        let parsed = texts.iter().map(|text| {
-            let platform = text.parse::<Platform>();
-            platform.map_err(|error| format!("--platform {}: {error}", basics::foreign::quoted(text)))
-        });
-        let parsed: Vec<Platform> = parsed.collect::<Result<_, _>>()?;
-        Ok(Platforms::These(match parsed.is_empty() {
-            true => vec![platforms::host()],
-            false => parsed,
-        }))
-    }
-
-    fn fetched(&self) -> Wanted {
-        match self.wanted() {
-            import::Wanted::All { .. } => Wanted::All,
-            import::Wanted::Platforms(matchers) => Wanted::Best(matchers),
-        }
-    }
-
-    fn wanted(&self) -> import::Wanted {
-        match self {
-            Platforms::All => import::Wanted::All {
-                rules: Rules::ALL.to_vec(),
-            },
-            Platforms::These(platforms) => import::Wanted::of(platforms, &Rules::ALL),
-        }
-    }
-
-    /// The policy of such a node, without its rules for names.
-    fn policy(&self) -> Policy {
-        Policy {
-            wanted: self.wanted(),
-            naming: Naming::default(),
-            most_records: import::MOST_RECORDS,
-        }
+/// The policy of such a node, without its rules for names. Which containerd it has is not known here: the bundle has
+/// what any of them would use.
+fn policy_of(platforms: &PlatformChoice) -> Policy {
+    Policy {
+        wanted: platforms.wanted(platforms::host, &Rules::ALL),
+        naming: Naming::default(),
+        most_records: import::plan::MOST_RECORDS,
     }
 }
 
@@ -271,7 +233,7 @@ impl BundleProof {
                 draft.find_images(&root);
                 Prospect::Taken(draft)
             }
-            Judgement::Broken(problems) => Prospect::Refused(problems.join("; ")),
+            Judgement::Broken(problems) => Prospect::Refused(import::select::in_words(&problems)),
             Judgement::Artifact(kind)
                 if matches!(import::judge(&root, &newest, "the bundle"), Judgement::Whole(_)) =>
             {

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 use containerd::Deprecation;
-use import::Disk;
 use import::labels::EXPIRES;
+use import::space::Disk;
 use jiff::Timestamp;
 use notify::{RecursiveMode, Watcher};
 use platforms::Matcher;

@@ -19,8 +19,9 @@ use anyhow::bail;
 use bundle::Limits;
 use bundle::write::{Draft, Layout, Written};
 use containerd::{Client, Held};
-use import::{Lease, Wanted, short_hash};
+use import::lease::Lease;
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use serde::Serialize;
 
 use self::choice::{Choice, LeftOut, Platforms};
@@ -166,7 +167,7 @@ impl Export<'_> {
 
     /// The lease ends by itself if it cannot be given back.
     async fn give_back(&self) {
-        let id = format!("{}{}", import::LEASE_PREFIX, lease_name());
+        let id = format!("{}{}", import::lease::PREFIX, lease_name());
         if let Err(error) = self.client().delete_lease(&id, false).await {
             tracing::warn!("lease {id} is not given back: {}", basics::chain(&error));
         }
@@ -343,7 +344,7 @@ fn lease_name() -> String {
     static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     let make = || {
         let seed = format!("{} {}", std::process::id(), jiff::Timestamp::now());
-        format!("{MARK}-{}", short_hash(seed.as_bytes()))
+        format!("{MARK}-{}", basics::digest::short(seed.as_bytes()))
     };
     NAME.get_or_init(make).clone()
 }

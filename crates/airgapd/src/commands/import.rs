@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bundle::Bundle;
-use import::{
-    BundleReport, Cause, Intent, Outcome, Pace, Policy, Source, Unpack, UnpackWhen, Unpacker, bundle_id,
-    short_hash,
-};
+use import::plan::UnpackWhen;
+use import::unpack::Unpack;
+use import::{BundleReport, BundleResult, Cause, Intent, Outcome, Pace, Policy, Source, Unpacker, bundle_id};
 
 use super::Exit;
 use crate::cli::ImportArgs;
@@ -56,27 +55,29 @@ pub(crate) async fn run(
         node,
         runtime: &runtime,
         policy: &policy,
-        pace: Arc::new(Pace::new(settings.gentleness)),
+        pace: Arc::new(Pace::new(settings.rate_limit)),
         dry_run: args.dry_run,
     };
-    let mut reports = Vec::new();
+    let mut results = Vec::new();
     for file in &args.files {
-        let (report, plan) = import.one(file).await;
+        let (result, plan) = import.one(file).await;
         if format == OutputFormat::Text {
-            output::text(&output::import_text(&report, args.dry_run))?;
+            output::text(&output::import_text(&result, args.dry_run))?;
             if args.dry_run {
                 output::text(&Page::of_lines(&plan))?;
             }
         }
-        reports.push(report);
+        results.push(result);
     }
+    let exit = exit(&results);
     if format == OutputFormat::Json {
+        let reports: Vec<BundleReport> = results.into_iter().map(BundleReport::from).collect();
         output::json(&ImportDocument {
             bundles: &reports,
             error: None,
         })?;
     }
-    Ok(exit(&reports))
+    Ok(exit)
 }
 
 struct Import<'a> {
@@ -91,17 +92,17 @@ struct Import<'a> {
 
 impl Import<'_> {
     /// Imports one file; the plan as text comes along.
-    async fn one(&self, path: &Path) -> (BundleReport, String) {
+    async fn one(&self, path: &Path) -> (BundleResult, String) {
         let started = Instant::now();
         let bundle = match self.open(path, started).await {
             Ok(bundle) => Arc::new(bundle),
-            Err(report) => return (*report, String::new()),
+            Err(result) => return (*result, String::new()),
         };
         let unpack = match self.unpack().await {
             Ok(unpack) => unpack,
             Err(error) => {
                 return (
-                    BundleReport::untried(path, &error, started.elapsed()),
+                    BundleResult::untried(path, &error, started.elapsed()),
                     String::new(),
                 );
             }
@@ -129,9 +130,9 @@ impl Import<'_> {
         )
         .await
         {
-            Ok(imported) => (imported.report, imported.plan.to_string()),
+            Ok(imported) => (imported.result, imported.plan.to_string()),
             Err(error) => (
-                BundleReport::untried(path, &error, started.elapsed()),
+                BundleResult::untried(path, &error, started.elapsed()),
                 String::new(),
             ),
         }
@@ -159,11 +160,11 @@ impl Import<'_> {
     }
 
     /// Opens a bundle, and holds it against its checksum and the trusted digests.
-    async fn open(&self, path: &Path, started: Instant) -> Result<Bundle, Box<BundleReport>> {
+    async fn open(&self, path: &Path, started: Instant) -> Result<Bundle, Box<BundleResult>> {
         let unreadable =
-            |error: bundle::Error| Box::new(BundleReport::unreadable(path, &error, started.elapsed()));
+            |error: bundle::Error| Box::new(BundleResult::unreadable(path, &error, started.elapsed()));
         let refused =
-            |why: String, cause| Box::new(BundleReport::refused(path, why, cause, started.elapsed()));
+            |why: String, cause| Box::new(BundleResult::refused(path, why, cause, started.elapsed()));
         let file = open_file(path).map_err(unreadable)?;
         if let Err(failure) = verify(&file, path, self.settings.checksums).await {
             let cause = match failure {
@@ -250,7 +251,7 @@ fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
         return (Source::Bundle(name), id);
     }
     let name = path.file_name().unwrap_or(path.as_os_str());
-    let id = short_hash(path.as_os_str().as_encoded_bytes());
+    let id = basics::digest::short(path.as_os_str().as_encoded_bytes());
     (Source::Hand(name.to_string_lossy().into_owned()), id)
 }
 
@@ -264,9 +265,9 @@ fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
 }
 
 /// One exit status for all bundles: an unreachable containerd first, then whether anything landed, then whose fault it is.
-fn exit(reports: &[BundleReport]) -> Exit {
-    let causes: Vec<Cause> = reports.iter().filter_map(failure).collect();
-    let landed = reports.iter().any(BundleReport::landed);
+fn exit(results: &[BundleResult]) -> Exit {
+    let causes: Vec<Cause> = results.iter().filter_map(failure).collect();
+    let landed = results.iter().any(BundleResult::landed);
     match causes.as_slice() {
         [] => Exit::Done,
         causes if causes.contains(&Cause::Unreachable) => Exit::Unreachable,
@@ -275,17 +276,17 @@ fn exit(reports: &[BundleReport]) -> Exit {
     }
 }
 
-fn failure(report: &BundleReport) -> Option<Cause> {
-    let is_unpacked = report
+fn failure(result: &BundleResult) -> Option<Cause> {
+    let is_unpacked = result
         .unpacked
         .as_ref()
         .is_none_or(|unpacked| unpacked.failed.is_empty());
-    match report.outcome {
+    match result.outcome {
         // Its records are in place, and no container of it will start.
         Outcome::Imported | Outcome::Unchanged if !is_unpacked => Some(Cause::Other),
         Outcome::Imported | Outcome::Unchanged => None,
         // Sound, and yet nothing of it is in place.
         Outcome::Skipped => Some(Cause::Other),
-        Outcome::Partial | Outcome::Failed => Some(report.cause.unwrap_or(Cause::Other)),
+        Outcome::Partial | Outcome::Failed => Some(result.cause.unwrap_or(Cause::Other)),
     }
 }

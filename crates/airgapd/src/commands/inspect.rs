@@ -12,7 +12,8 @@ use std::sync::Arc;
 use bundle::{
     BlobRef, Bundle, Catalog, Content, Ending, Kind, Manifest, Node, Part, PartState, RawName, Reliance,
 };
-use import::{Choice, Policy, Selection, Verdict, select};
+use import::select::Choice;
+use import::{Policy, Selection, Verdict, select};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
@@ -267,7 +268,7 @@ fn inspect_image(choice: &Choice, catalog: &Catalog) -> InspectedImage {
             Some("allowedNames allows none of its names".to_owned()),
             Vec::new(),
         ),
-        Verdict::Broken(problems) => ("broken", Some(problems.join("; ")), Vec::new()),
+        Verdict::Broken(problems) => ("broken", Some(import::select::in_words(problems)), Vec::new()),
     };
     let mut platforms = Vec::new();
     if let Some(image) = images.clone().next() {
@@ -319,7 +320,7 @@ fn inspect_node(node: &Node, choice: &Choice, taken: &HashSet<&Digest>, found: &
 }
 
 fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice, taken: bool) -> InspectedPlatform {
-    let problems = import::problems(node, manifest);
+    let problems = import::select::problems(node, manifest);
     let state = match &manifest.kind {
         _ if !problems.is_empty() => "broken".to_owned(),
         Kind::Image => "whole".to_owned(),
@@ -351,7 +352,12 @@ fn inspect_manifest(node: &Node, manifest: &Manifest, choice: &Choice, taken: bo
             .as_ref()
             .filter(differs)
             .map(ToString::to_string),
-        ..leaf(node, state, "", problems)
+        ..leaf(
+            node,
+            state,
+            "",
+            problems.iter().map(ToString::to_string).collect(),
+        )
     }
 }
 
@@ -378,7 +384,7 @@ fn taken_blobs(choice: &Choice) -> HashSet<&Digest> {
 
 fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>) -> InspectedPlatform {
     InspectedPlatform {
-        platform: import::platform_text(node),
+        platform: import::select::platform_text(node),
         digest: node.descriptor.digest().to_string(),
         taken: false,
         reason: Some(reason),

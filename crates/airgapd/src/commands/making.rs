@@ -185,5 +185,5 @@ pub(crate) fn read_list(path: &Path) -> Result<Vec<String>, String> {
 
 /// How long something took, in milliseconds.
 pub(crate) fn milliseconds(took: Duration) -> u64 {
-    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+    basics::milliseconds(took)
 }

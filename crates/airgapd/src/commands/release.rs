@@ -7,7 +7,7 @@ use std::path::Path;
 
 use containerd::ImageRecord;
 use import::labels::BUNDLE_PREFIX;
-use import::{Release, Released, release};
+use import::release::{Release, Released, release};
 use serde::Serialize;
 
 use super::Exit;

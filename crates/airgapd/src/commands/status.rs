@@ -22,7 +22,7 @@ use node::progress::{self, Doing};
 use node::required;
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
-use node::state::ledger::{self, Entry, Ledger, Outcome};
+use node::state::ledger::{self, Entry, LastTry, Ledger, Outcome};
 use node::state::roster::{self, Phase, Roster, Version};
 use node::status::{
     self, BundleStatus, ContainerdStatus, FolderStatus, IgnoredStatus, ImageStatus, RequiredStatus, Standing,
@@ -348,7 +348,7 @@ fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
         State::Checking if !is_live => "imported",
         State::Settling if !is_live => "not imported",
         // In place as far as this node can have it, which is not at all.
-        State::Done if bundle.outcome == Some(Outcome::Skipped) => "nothing for us",
+        State::Done if bundle.outcome == Some(LastTry::Ended(Outcome::Skipped)) => "nothing for us",
         state => state.as_str(),
     };
     let dash = || "-".to_owned();

@@ -41,8 +41,8 @@ async fn assert_the_next_run_converges(client: &Client, stock: &Stock, disturban
     whole_records(client, stock).await;
     let imported = try_import(client, stock).await;
     let imported = imported.unwrap_or_else(|error| panic!("after {disturbance}: {error}"));
-    let in_place = matches!(imported.report.outcome, Outcome::Imported | Outcome::Unchanged);
-    assert!(in_place, "after {disturbance}: {:?}", imported.report);
+    let in_place = matches!(imported.result.outcome, Outcome::Imported | Outcome::Unchanged);
+    assert!(in_place, "after {disturbance}: {:?}", imported.result);
     assert_converged(client, stock).await;
     imported
 }
@@ -146,7 +146,7 @@ async fn a_write_stream_cut_anywhere_is_resumed_and_nothing_committed_is_sent_ag
         assert!(proxy.heal(), "cut {cut}");
         let client = stage.client_in(&namespace).await;
         let second = assert_the_next_run_converges(&client, &stock, "a cut").await;
-        let in_all = first.report.blobs.sent_bytes + second.report.blobs.sent_bytes;
+        let in_all = first.result.blobs.sent_bytes + second.result.blobs.sent_bytes;
         let needed: u64 = stock.needed().values().sum();
         assert!(in_all <= needed, "cut {cut}: {in_all} bytes sent for {needed}");
         if let Some(fake) = stage.stand_in() {

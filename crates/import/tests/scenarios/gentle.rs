@@ -1,9 +1,9 @@
-//! Imports that are held back: by a limit, and by pressure.
+//! Imports that `rateLimit` holds back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use airgapd_import::{Gentleness, Imported, Intent, Outcome, Pace, Silent, bundle_id, import};
+use airgapd_import::{Imported, Intent, Outcome, Pace, Silent, bundle_id, import};
 use bundle::Compression;
 use containerd::{Client, Options};
 
@@ -15,7 +15,6 @@ use crate::support::{
 everywhere! {
     a_rate_limit_holds_for_all_blobs_together
     a_rate_limit_holds_for_what_comes_out_of_a_compressed_bundle
-    under_pressure_that_lasts_an_import_is_slower_and_comes_to_its_end
     bytes_that_wait_for_their_turn_longer_than_containerd_may_stall_are_no_stall
     an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it
 }
@@ -44,39 +43,18 @@ async fn takes_two_seconds(stage: &Stage, stock: &Stock, pace: &Arc<Pace>) {
     let begun = Instant::now();
     let imported = import_at(&client, stock, pace).await;
     let taken = begun.elapsed();
-    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.result.outcome, Outcome::Imported);
     assert!(taken >= Duration::from_millis(1850), "{taken:?}");
     assert_converged(&client, stock).await;
 }
 
-fn at_rate(rate: u64) -> Gentleness {
-    Gentleness {
-        rate: Some(rate),
-        ..Gentleness::default()
-    }
-}
-
 async fn a_rate_limit_holds_for_all_blobs_together(stage: &Stage) {
-    takes_two_seconds(stage, &stock(), &Arc::new(Pace::new(at_rate(RATE)))).await;
+    takes_two_seconds(stage, &stock(), &Arc::new(Pace::new(Some(RATE)))).await;
 }
 
 async fn a_rate_limit_holds_for_what_comes_out_of_a_compressed_bundle(stage: &Stage) {
     let packed = Stock::packed(stock().archive, Compression::Zstd);
-    takes_two_seconds(stage, &packed, &Arc::new(Pace::new(at_rate(RATE)))).await;
-}
-
-/// Pressure leaves the half of what is allowed.
-async fn under_pressure_that_lasts_an_import_is_slower_and_comes_to_its_end(stage: &Stage) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::write(folder.path().join("io"), "some avg10=97.00 avg60=9.00\n").expect("room for a file");
-    let gentleness = Gentleness {
-        io: Some(40),
-        ..at_rate(2 * RATE)
-    };
-    let pace = Arc::new(Pace::by(gentleness, folder.path()));
-    takes_two_seconds(stage, &stock(), &pace).await;
-    let why = pace.held_back().expect("it is held back");
-    assert!(why.contains("wait for io 97 %"), "{why}");
+    takes_two_seconds(stage, &packed, &Arc::new(Pace::new(Some(RATE)))).await;
 }
 
 /// Each message waits for two seconds, and whoever sends it is patient for one.
@@ -87,16 +65,16 @@ async fn bytes_that_wait_for_their_turn_longer_than_containerd_may_stall_are_no_
     };
     let client = connect(stage.socket(), stage.namespace(), options).await;
     let stock = Stock::images([amd64("r.test/a:1", &[&noise(1 << 20)])]);
-    let pace = Arc::new(Pace::new(at_rate(256 << 10)));
+    let pace = Arc::new(Pace::new(Some(256 << 10)));
     let imported = import_at(&client, &stock, &pace).await;
-    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.result.outcome, Outcome::Imported);
     assert_converged(&client, &stock).await;
 }
 
 async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Stage) {
     let (client, stock) = (stage.client().await, stock());
     // It would take weeks.
-    let pace = Arc::new(Pace::new(at_rate(1)));
+    let pace = Arc::new(Pace::new(Some(1)));
     let mut import = Box::pin(import_at(&client, &stock, &pace));
     let is_under_way = eventually("blobs are under way", async || {
         !client.ingests().await.expect("containerd answers").is_empty()
@@ -112,6 +90,6 @@ async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Sta
     })
     .await;
     let imported = import_all(&client, &stock).await;
-    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.result.outcome, Outcome::Imported);
     assert_converged(&client, &stock).await;
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, mpsc};
 
-use airgapd_import::{ImageResult, Observer, Outcome};
+use airgapd_import::ingest::IngestedImage;
+use airgapd_import::{Observer, Outcome};
 use bundle::Compression;
 use bundle::fixtures::Archive;
 use containerd::{BlobSource, BlobSpec, Client};
@@ -46,8 +47,8 @@ async fn a_compressed_bundle_is_imported_like_a_plain_one(stage: &Stage) {
         let packed = Stock::packed(archive, codec);
         let needed: u64 = packed.needed().values().sum();
         let imported = import_all(&client, &packed).await;
-        assert_eq!(imported.report.outcome, Outcome::Imported, "{codec}");
-        assert!(imported.report.blobs.sent_bytes <= needed);
+        assert_eq!(imported.result.outcome, Outcome::Imported, "{codec}");
+        assert!(imported.result.blobs.sent_bytes <= needed);
         assert_converged(&client, &packed).await;
     }
 }
@@ -56,8 +57,8 @@ async fn a_compressed_bundle_that_is_in_place_is_not_read_again(stage: &Stage) {
     let (client, packed) = (stage.client().await, Stock::packed(archive(), Compression::Zstd));
     import_all(&client, &packed).await;
     let again = import_all(&client, &packed).await;
-    assert_eq!(again.report.outcome, Outcome::Unchanged);
-    assert_eq!(again.report.blobs.sent_bytes, 0);
+    assert_eq!(again.result.outcome, Outcome::Unchanged);
+    assert_eq!(again.result.blobs.sent_bytes, 0);
     assert_converged(&client, &packed).await;
 }
 
@@ -74,9 +75,9 @@ async fn only_what_is_missing_of_a_compressed_bundle_is_sent(stage: &Stage) {
     let second = Stock::packed(second, Compression::Gzip);
     let imported = import_all(&client, &second).await;
     assert!(
-        imported.report.blobs.sent_bytes < 10_000,
+        imported.result.blobs.sent_bytes < 10_000,
         "{:?}",
-        imported.report.blobs
+        imported.result.blobs
     );
     assert_converged(&client, &second).await;
 }
@@ -89,7 +90,7 @@ impl Observer for Story {
     fn blob(&self, digest: &Digest, _sent: Option<u64>) {
         self.0.lock().unwrap().push(digest.to_string());
     }
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         let records = outcome.records.as_ref().expect("a sound image");
         self.0.lock().unwrap().push(records[0].0.name.clone());
     }
@@ -186,9 +187,9 @@ async fn a_half_written_blob_is_resumed_as_its_bytes_go_by(stage: &Stage) {
     let needed: u64 = packed.needed().values().sum();
     let imported = import_all(&client, &packed).await;
     assert!(
-        imported.report.blobs.sent_bytes <= needed - (512 << 10),
+        imported.result.blobs.sent_bytes <= needed - (512 << 10),
         "{:?} of {needed}",
-        imported.report.blobs
+        imported.result.blobs
     );
     client.delete_lease("interrupted", true).await.unwrap();
     assert_converged(&client, &packed).await;
@@ -199,7 +200,7 @@ async fn a_half_written_blob_with_other_bytes_is_started_over(stage: &Stage) {
     let (digest, size, _) = long_layer(&packed);
     leave_half(&client, &digest, size, noise(1_100_000)).await;
     let imported = import_all(&client, &packed).await;
-    assert_eq!(imported.report.outcome, Outcome::Imported);
+    assert_eq!(imported.result.outcome, Outcome::Imported);
     client.delete_lease("interrupted", true).await.unwrap();
     assert_converged(&client, &packed).await;
 }

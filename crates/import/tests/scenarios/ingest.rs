@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use airgapd_import::{ImageOutcome, ImageResult, Observer, Outcome, labels};
+use airgapd_import::ingest::IngestedImage;
+use airgapd_import::result::ImageOutcome;
+use airgapd_import::{Observer, Outcome, labels};
 use bundle::Compression;
 use bundle::fixtures::{Image, Manifest};
 use containerd::Client;
@@ -32,17 +34,17 @@ everywhere! {
 async fn a_whole_import_leaves_whole_pinned_records_and_nothing_else(stage: &Stage) {
     let (client, stock) = (stage.client().await, Stock::usual());
     let imported = import_all(&client, &stock).await;
-    assert_eq!(imported.report.outcome, Outcome::Imported);
-    assert_eq!(imported.report.images.len(), 4, "two names and two digest names");
+    assert_eq!(imported.result.outcome, Outcome::Imported);
+    assert_eq!(imported.result.images.len(), 4, "two names and two digest names");
     assert!(
         imported
-            .report
+            .result
             .images
             .iter()
             .all(|image| image.outcome == ImageOutcome::Created)
     );
     let needed = stock.needed();
-    let sent = imported.report.blobs;
+    let sent = imported.result.blobs;
     assert_eq!(
         (sent.sent, sent.sent_bytes),
         (needed.len() as u64, needed.values().sum())
@@ -79,10 +81,10 @@ async fn a_second_import_writes_nothing(stage: &Stage) {
     }
     let mut events = client.image_events().await.unwrap();
     let again = import_all(&client, &stock).await;
-    assert_eq!(again.report.outcome, Outcome::Unchanged);
+    assert_eq!(again.result.outcome, Outcome::Unchanged);
     assert!(again.plan.is_done());
-    assert_eq!((again.report.blobs.sent, again.report.blobs.sent_bytes), (0, 0));
-    assert_eq!(again.report.blobs.present, stock.needed().len() as u64);
+    assert_eq!((again.result.blobs.sent, again.result.blobs.sent_bytes), (0, 0));
+    assert_eq!(again.result.blobs.present, stock.needed().len() as u64);
     assert_converged(&client, &stock).await;
     // Events come in order: if the first one is that of a later record, the import caused none.
     let marker = format!("r.test/marker:{}", unique());
@@ -111,7 +113,7 @@ async fn a_parent_without_gc_labels_gets_them_although_everything_is_there(stage
     let cleared = labels.into_keys().map(|key| (key, String::new())).collect();
     client.set_blob_labels(index, &cleared).await.unwrap();
     let again = import_all(&client, &stock).await;
-    assert_eq!(again.report.outcome, Outcome::Unchanged, "no record was touched");
+    assert_eq!(again.result.outcome, Outcome::Unchanged, "no record was touched");
     client.delete_lease(&lease, true).await.unwrap();
     assert_converged(&client, &stock).await;
 }
@@ -124,12 +126,12 @@ async fn large_blobs_of_another_namespace_are_adopted_without_sending(stage: &St
     let before = stage.stand_in().map(fake_containerd::Fake::received_bytes);
     let client = stage.client().await;
     let adopted = import_all(&client, &stock).await;
-    assert_eq!(adopted.report.outcome, Outcome::Imported);
+    assert_eq!(adopted.result.outcome, Outcome::Imported);
     // What is small is sent sooner than it is asked for.
     let needed = stock.needed();
     let small: u64 = needed.values().filter(|size| **size <= 64 << 10).sum();
     assert!(small < needed.values().sum(), "something is large");
-    assert_eq!(adopted.report.blobs.sent_bytes, small);
+    assert_eq!(adopted.result.blobs.sent_bytes, small);
     assert_eq!(
         stage.stand_in().map(fake_containerd::Fake::received_bytes),
         before.map(|before| before + small)
@@ -145,7 +147,7 @@ impl Observer for Story {
     fn blob(&self, digest: &Digest, _sent: Option<u64>) {
         self.0.lock().unwrap().push(digest.to_string());
     }
-    fn image(&self, outcome: &ImageResult) {
+    fn image(&self, outcome: &IngestedImage) {
         let records = outcome.records.as_ref().expect("a sound image");
         self.0.lock().unwrap().push(records[0].0.name.clone());
     }
@@ -192,9 +194,9 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
     archive.corrupt(&layer);
     let stock = Stock::of(archive);
     let imported = import_all(&client, &stock).await;
-    assert_eq!(imported.report.outcome, Outcome::Partial);
-    assert_eq!(imported.report.cause, Some(airgapd_import::Cause::Bundle));
-    for image in &imported.report.images {
+    assert_eq!(imported.result.outcome, Outcome::Partial);
+    assert_eq!(imported.result.cause, Some(airgapd_import::Cause::Bundle));
+    for image in &imported.result.images {
         let is_good = image.name.starts_with("r.test/good");
         assert_eq!(image.outcome.is_in_place(), is_good, "{image:?}");
         let names_it = image
@@ -255,12 +257,12 @@ async fn sha512_is_imported_or_refused(client: &Client) {
     let is_there = names.iter().any(|record| record.name == "r.test/sha512:1");
     assert!(names.iter().any(|record| record.name == "r.test/good:1"));
     if (version.major, version.minor) >= (2, 3) {
-        assert_eq!(imported.report.outcome, Outcome::Imported);
+        assert_eq!(imported.result.outcome, Outcome::Imported);
         assert!(is_there && blob.is_some());
         return;
     }
-    assert_eq!(imported.report.outcome, Outcome::Partial);
-    let images = &imported.report.images;
+    assert_eq!(imported.result.outcome, Outcome::Partial);
+    let images = &imported.result.images;
     let refused = images.iter().find(|image| image.name.contains("sha512"));
     let reason = refused.and_then(|image| image.reason.clone()).unwrap_or_default();
     let told = [&digest, &version.text, "containerd 2.3 or later", "sha256"];
@@ -405,8 +407,8 @@ async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried
                 matches!(imported.stopped, Some(airgapd_import::Error::Changed { .. })),
                 "{case}"
             );
-            assert!(imported.report.retry, "{case}");
-            assert_eq!(imported.report.cause, Some(airgapd_import::Cause::File), "{case}");
+            assert!(imported.result.retry, "{case}");
+            assert_eq!(imported.result.cause, Some(airgapd_import::Cause::File), "{case}");
             // In a folder, what needs no harmed blob may have its record.
             let names = client.images().await.unwrap().into_iter().map(|image| image.name);
             let wrong = names.filter(|name| form != "folder" || name.contains("large"));
@@ -422,6 +424,6 @@ async fn a_bundle_for_another_node_touches_nothing() {
     let client = stage.client().await;
     let stock = Stock::images([Image::new("r.test/a:1").platform("linux/s390x").layer(b"x")]);
     let imported = import_all(&client, &stock).await;
-    assert_eq!(imported.report.outcome, Outcome::Skipped);
+    assert_eq!(imported.result.outcome, Outcome::Skipped);
     assert_eq!(stage.the_fake().mutations(), []);
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use airgapd_import::{Ingested, Observer, OnConflict, Outcome, RecordOutcome, bundle_id, labels};
+use airgapd_import::ingest::{Ingested, RecordOutcome};
+use airgapd_import::plan::OnConflict;
+use airgapd_import::{Observer, Outcome, bundle_id, labels};
 use containerd::{BlobSource, BlobSpec, Client, ImageRecord, ImageUpdate, Options};
 use fake_containerd::Fault;
 use oci_spec::image::Digest;
@@ -144,7 +146,7 @@ async fn a_lease_past_half_its_life_is_replaced_with_all_it_holds(stage: &Stage)
     let imported = import_all(&client, &stock).await;
     let all: u64 = stock.needed().values().sum();
     assert_eq!(
-        imported.report.blobs.sent_bytes,
+        imported.result.blobs.sent_bytes,
         all - there,
         "nothing is sent again"
     );
@@ -173,7 +175,7 @@ async fn what_an_interrupted_replacement_left_on_the_older_lease_is_kept(stage: 
     let imported = import_all(&client, &stock).await;
     let all: u64 = stock.needed().values().sum();
     assert_eq!(
-        imported.report.blobs.sent_bytes,
+        imported.result.blobs.sent_bytes,
         all - there,
         "nothing is sent again"
     );
@@ -291,11 +293,11 @@ async fn two_imports_of_the_same_bundle_send_each_blob_once(stage: &Stage) {
         let reports = [one_done.unwrap(), two_done.unwrap()];
         for imported in &reports {
             assert!(imported.stopped.is_none(), "{:?}", imported.stopped);
-            assert_ne!(imported.report.outcome, Outcome::Failed, "{:?}", imported.report);
+            assert_ne!(imported.result.outcome, Outcome::Failed, "{:?}", imported.result);
         }
         let sent: u64 = reports
             .iter()
-            .map(|imported| imported.report.blobs.sent_bytes)
+            .map(|imported| imported.result.blobs.sent_bytes)
             .sum();
         assert_eq!(sent, stock.needed().values().sum::<u64>(), "round {round}");
         assert_converged(&one, &stock).await;
@@ -327,10 +329,10 @@ async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(st
     assert!(second.stopped.is_none(), "{:?}", second.stopped);
     assert!(first.stopped.is_none(), "{:?}", first.stopped);
     assert!(
-        first.report.blobs.sent_bytes > 16 << 20,
+        first.result.blobs.sent_bytes > 16 << 20,
         "the second one has waited"
     );
-    let sent = first.report.blobs.sent_bytes + second.report.blobs.sent_bytes;
+    let sent = first.result.blobs.sent_bytes + second.result.blobs.sent_bytes;
     assert_eq!(sent, stock.needed().values().sum::<u64>());
     assert_converged(&hasty, &stock).await;
 }
@@ -353,7 +355,7 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
             stage.wipe().await;
             stage.the_fake().inject(Fault::LeaseVanishes { writes });
             let imported = import_all(&client, stock).await;
-            assert_eq!(imported.report.outcome, Outcome::Imported);
+            assert_eq!(imported.result.outcome, Outcome::Imported);
             assert_converged(&client, stock).await;
             if is_strict {
                 assert_eq!(stage.the_fake().check_done(), Vec::<String>::new());
@@ -378,7 +380,7 @@ async fn no_record_is_written_after_its_lease_has_vanished() {
         stage.wipe().await;
         stage.the_fake().inject(Fault::LeaseVanishesAtCommit { commits });
         let imported = import_all(&client, &stock).await;
-        assert_eq!(imported.report.outcome, Outcome::Imported);
+        assert_eq!(imported.result.outcome, Outcome::Imported);
         assert_converged(&client, &stock).await;
         assert_eq!(
             stage.the_fake().check_done(),

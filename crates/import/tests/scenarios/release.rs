@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use airgapd_import::{Intent, OnConflict, Release, Silent, Source, bundle_id, import, labels, release};
+use airgapd_import::plan::OnConflict;
+use airgapd_import::release::{Release, release};
+use airgapd_import::{Intent, Silent, Source, bundle_id, import, labels};
 use containerd::{Client, ImageRecord, ImageUpdate};
 
 use crate::support::{

@@ -53,7 +53,7 @@ async fn many_names(client: &Client, names: usize, huge_labels: usize) {
     client.update_image("r.test/a:1", &lost).await.unwrap();
     let again = import_all(client, &stock).await;
     let changed = again
-        .report
+        .result
         .images
         .iter()
         .filter(|image| image.outcome.as_str() != "unchanged");
@@ -77,7 +77,7 @@ async fn the_calls_for_a_thousand_images_grow_with_blobs_and_records_alone() {
     }));
     fake.reset_log();
     let imported = import_all(&client, &stock).await;
-    assert_eq!(imported.report.images.len(), 2000);
+    assert_eq!(imported.result.images.len(), 2000);
     let (images, blobs) = (1000, stock.needed().len() as u64);
     assert_eq!(blobs, 3 * images + 1);
     let mut calls = fake.counters();
@@ -100,7 +100,7 @@ async fn the_calls_for_a_thousand_images_grow_with_blobs_and_records_alone() {
     assert_eq!(calls, BTreeMap::from(wanted));
     fake.reset_log();
     let again = import_all(&client, &stock).await;
-    assert_eq!(again.report.outcome, Outcome::Unchanged);
+    assert_eq!(again.result.outcome, Outcome::Unchanged);
     let reads = [("Images.List", 1), ("Content.List", 1), ("Leases.List", 1)];
     assert_eq!(fake.counters(), BTreeMap::from(reads));
     assert_eq!(fake.check_done(), Vec::<String>::new());

@@ -7,9 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use airgapd_import::ingest::Job;
+use airgapd_import::plan::{OnConflict, missing_gc_labels, plan};
+use airgapd_import::select::Taken;
+use airgapd_import::survey::{digests_of, names_of};
 use airgapd_import::{
-    Imported, Intent, Job, Naming, Observer, OnConflict, Plan, Policy, Selection, Silent, Source, Survey,
-    Taken, Wanted, bundle_id, digests_of, import, labels, missing_gc_labels, names_of, plan, select,
+    Imported, Intent, Naming, Observer, Plan, Policy, Selection, Silent, Source, Survey, bundle_id, import,
+    labels, select,
 };
 use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
@@ -17,6 +21,7 @@ use containerd::{Client, ImageRecord, Options};
 use fake_containerd::{Fake, FakeConfig, GcPolicy};
 use lab::{Containerd, Generation};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
 
@@ -338,7 +343,7 @@ pub(crate) fn policy_for(platform: &str) -> Policy {
     Policy {
         wanted: Wanted::Platforms(vec![Matcher::only(&node, Rules::Rc1)]),
         naming: Naming::default(),
-        most_records: airgapd_import::MOST_RECORDS,
+        most_records: airgapd_import::plan::MOST_RECORDS,
     }
 }
 
@@ -414,12 +419,15 @@ impl<'a> Planned<'a> {
         }
     }
 
-    pub(crate) async fn carry_out(&self) -> airgapd_import::Ingested {
+    pub(crate) async fn carry_out(&self) -> airgapd_import::ingest::Ingested {
         self.carry_out_watched_by(&Silent).await
     }
 
-    pub(crate) async fn carry_out_watched_by(&self, observer: &dyn Observer) -> airgapd_import::Ingested {
-        airgapd_import::carry_out(&Job {
+    pub(crate) async fn carry_out_watched_by(
+        &self,
+        observer: &dyn Observer,
+    ) -> airgapd_import::ingest::Ingested {
+        airgapd_import::ingest::carry_out(&Job {
             client: self.client,
             bundle: Some(Arc::clone(&self.stock.bundle)),
             plan: &self.plan,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use containerd::{Client, ImageRecord, ImageUpdate};
-use import::{LEASE_PREFIX, labels};
+use import::{labels, lease};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use tracing::debug;
@@ -193,7 +193,7 @@ async fn delete_left_over(client: &Client, deleted: &[&ImageRecord]) -> Result<(
 
 /// Gives the leases of bundles back, but for those whose ids begin so.
 async fn sweep(client: &Client, kept: &[String]) -> Result<(), containerd::Error> {
-    for lease in client.leases_beginning(LEASE_PREFIX).await? {
+    for lease in client.leases_beginning(lease::PREFIX).await? {
         let mark = lease.labels.get(labels::LEASE_MARK);
         let is_of_bundle = mark.is_some_and(|mark| mark.starts_with(labels::LEASE_OF_BUNDLE));
         if is_of_bundle && !kept.iter().any(|id| lease.id.starts_with(id.as_str())) {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bundle::Identity;
 use containerd::{ImageEvent, ImageEvents};
-use import::{Disk, Intent, Pace, Policy, Source, any_without_file};
+use import::space::Disk;
+use import::survey::any_without_file;
+use import::{Intent, Pace, Policy, Source};
 use jiff::Timestamp;
 use tracing::warn;
 
@@ -86,7 +88,7 @@ impl Hands {
             marker,
             metrics,
             work: Work::default(),
-            pace: Arc::new(Pace::new(settings.gentleness)),
+            pace: Arc::new(Pace::new(settings.rate_limit)),
             containerd: None,
             opened: None,
         }
@@ -106,7 +108,7 @@ impl Hands {
 
     /// Goes by other settings from now on.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        self.pace.set(settings.gentleness);
+        self.pace.set(settings.rate_limit);
         if let Some(live) = &mut self.containerd {
             live.policy = runtime::policy(settings, Some(&live.runtime));
         }

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bundle::{Bundle, Identity};
-use import::{
-    BundleReport, ImageReport, Intent, Policy, Reference, Selection, Source, Unpack, UnpackWhen, Verdict,
-    bundle_id,
-};
+use import::plan::UnpackWhen;
+use import::result::ImageResult;
+use import::unpack::Unpack;
+use import::{BundleResult, Intent, Policy, Reference, Selection, Source, Verdict, bundle_id};
 use oci_spec::image::Digest;
 use tokio::task::JoinError;
 use tracing::{error, info};
@@ -174,7 +174,7 @@ pub(super) fn distrust(order: &Order, catalog: &Digest) -> Option<String> {
 }
 
 /// A file that could not be read, for decisions about it.
-pub(super) fn bad(error: &bundle::Error, is_reserved: bool, report: &BundleReport) -> Bad {
+pub(super) fn bad(error: &bundle::Error, is_reserved: bool, report: &BundleResult) -> Bad {
     let is_cut = matches!(
         error.fault,
         bundle::Fault::Truncated(_) | bundle::Fault::CompressedCut { .. }
@@ -192,7 +192,7 @@ pub(super) fn bad(error: &bundle::Error, is_reserved: bool, report: &BundleRepor
 }
 
 /// Why an import stopped, for decisions about it.
-pub(super) fn stop(error: &import::Error, report: &BundleReport) -> Stop {
+pub(super) fn stop(error: &import::Error, report: &BundleResult) -> Stop {
     let (class, retry) = match error {
         error if error.is_space() => (ErrorClass::Space, true),
         error if error.is_disk() => (ErrorClass::Disk, true),
@@ -219,19 +219,17 @@ pub(super) fn stop(error: &import::Error, report: &BundleReport) -> Stop {
 /// What an import came to, for decisions about it.
 pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Option<Landed> {
     let import::Imported {
-        report,
+        result: report,
         selection,
         stopped,
         ..
     } = imported;
     let bundle = bundle?;
-    let image = |image: &ImageReport| {
-        Some(LandedImage {
-            name: image.name.clone(),
-            target: image.digest.parse().ok()?,
-            outcome: image.outcome,
-            reason: image.reason.clone(),
-        })
+    let image = |image: &ImageResult| LandedImage {
+        name: image.name.clone(),
+        target: image.target.clone(),
+        outcome: image.outcome,
+        reason: image.reason.clone(),
     };
     // Many names, one closure: the digests of a target are collected once.
     let mut seen = HashSet::new();
@@ -252,7 +250,7 @@ pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Op
         catalog: bundle.catalog().digest.clone(),
         outcome: report.outcome,
         has_landed: report.landed(),
-        images: report.images.iter().filter_map(image).collect(),
+        images: report.images.iter().map(image).collect(),
         closures: closures.collect(),
         duration_ms: report.duration_ms,
         sent_bytes: report.blobs.sent_bytes,
@@ -263,7 +261,11 @@ pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Op
 
 fn broken(selection: &Selection) -> Option<String> {
     selection.choices.iter().find_map(|choice| match &choice.verdict {
-        Verdict::Broken(problems) => Some(format!("{}: {}", choice.label, import::in_short(problems))),
+        Verdict::Broken(problems) => Some(format!(
+            "{}: {}",
+            choice.label,
+            import::result::in_short(problems)
+        )),
         Verdict::Take(_) | Verdict::Skip(_) | Verdict::Forbidden => None,
     })
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::time::Instant;
 
-use import::{BundleReport, ImageOutcome, ImageReport};
+use import::BundleResult;
+use import::result::{ImageOutcome, ImageResult};
 use tracing::{debug, error, info, warn};
 
 use crate::decide::coexistence::Repaired;
@@ -49,7 +50,7 @@ const MOST_IMAGES: usize = 200;
 
 /// One line for each image that changed or failed, and one for the bundle. With all of it held back where `is_told` says
 /// so, and at most [`Row::MOST`] warnings, as many failures and [`MOST_IMAGES`] others in any case.
-pub(super) fn log_report(name: &OsStr, report: &BundleReport, is_told: bool) {
+pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     let (bundle, now) = (shown(name), Instant::now());
     let mut row = Row::default();
     for warning in &report.warnings {
@@ -118,7 +119,7 @@ pub(super) fn log_repairs(name: &OsStr, repaired: &[Repaired]) {
 
 /// Whether an image that did not fail is worth a line at the usual level: it was skipped, or its record changed. Its
 /// `name@digest` record goes without saying.
-fn is_told_by_name(image: &ImageReport) -> bool {
+fn is_told_by_name(image: &ImageResult) -> bool {
     match image.outcome {
         ImageOutcome::Skipped => true,
         ImageOutcome::Created | ImageOutcome::Retargeted | ImageOutcome::Relabelled => {
@@ -129,9 +130,9 @@ fn is_told_by_name(image: &ImageReport) -> bool {
 }
 
 /// One line for each image, at the usual level where `is_told` says so.
-fn log_image(bundle: &str, image: &ImageReport, is_told: bool) {
+fn log_image(bundle: &str, image: &ImageResult, is_told: bool) {
     let reason = image.reason.as_deref().unwrap_or_default();
-    let (name, digest, outcome) = (&image.name, &image.digest, image.outcome.as_str());
+    let (name, digest, outcome) = (&image.name, image.target.as_ref(), image.outcome.as_str());
     match image.outcome {
         ImageOutcome::Failed => tell!(
             is_told,

@@ -9,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use import::{Ahead, AheadObserver, Pattern, Unpack, UnpackError, Unpacked, unpack_ahead};
+use import::Pattern;
+use import::unpack::{Ahead, AheadObserver, Unpack, UnpackError, Unpacked, unpack_ahead};
 use oci_spec::image::Digest;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use bundle::Bundle;
-use import::{BundleReport, Intent};
+use import::{BundleResult, Intent};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::job::{self, Opened, Order, Pulled};
@@ -39,7 +39,7 @@ struct Running {
 
 /// The report of a finished job.
 struct Report {
-    report: BundleReport,
+    report: BundleResult,
     /// What it completed that another importer had recorded before it was whole.
     repaired: Vec<Repaired>,
 }
@@ -127,7 +127,7 @@ impl Work {
     }
 
     /// The report of the finished job of a file.
-    pub(super) fn report_of(&self, name: &OsStr) -> Option<&BundleReport> {
+    pub(super) fn report_of(&self, name: &OsStr) -> Option<&BundleResult> {
         let report = self.running.get(name)?.report.as_ref()?;
         Some(&report.report)
     }
@@ -185,7 +185,7 @@ impl Work {
                 found: Err(error),
                 is_reserved,
             }) => {
-                let report = BundleReport::unreadable(&order.path(), &error, order.elapsed());
+                let report = BundleResult::unreadable(&order.path(), &error, order.elapsed());
                 let bad = job::bad(&error, is_reserved, &report);
                 running.report = Some(Report::of(report));
                 Came::Bad(bad)
@@ -203,13 +203,13 @@ impl Work {
                 Ok(imported) => {
                     let landed = job::landed(&imported, running.bundle.as_deref());
                     running.report = Some(Report {
-                        repaired: repaired(&imported.plan, &imported.report),
-                        report: imported.report,
+                        repaired: repaired(&imported.plan, &imported.result),
+                        report: imported.result,
                     });
                     landed.map_or(Came::Dropped, |landed| Came::Imported(Box::new(landed)))
                 }
                 Err(error) => {
-                    let report = BundleReport::untried(&order.path(), &error, order.elapsed());
+                    let report = BundleResult::untried(&order.path(), &error, order.elapsed());
                     let stop = job::stop(&error, &report);
                     running.report = Some(Report::of(report));
                     Came::Untried(stop)
@@ -221,7 +221,7 @@ impl Work {
 }
 
 impl Report {
-    fn of(report: BundleReport) -> Report {
+    fn of(report: BundleResult) -> Report {
         Report {
             report,
             repaired: Vec::new(),

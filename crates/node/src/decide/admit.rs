@@ -374,6 +374,12 @@ impl State {
         leave
     }
 
+    /// Whether a job has left names that it need not leave any more.
+    pub(super) fn may_write_more(&self, job: &Job) -> bool {
+        let leave = self.names_to_leave(job);
+        job.left.iter().any(|name| !leave.contains_key(name))
+    }
+
     pub(super) fn on_list(
         &mut self,
         name: &OsStr,

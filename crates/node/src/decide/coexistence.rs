@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use containerd::{Client, ImageRecord, Ingest};
 use import::labels::{K0S_SOURCES, K3S_PINNED, RKE2_PINNED};
-use import::{BlobAction, BlobStep, BundleReport, ImagePlan, Plan, RecordAction};
+use import::plan::{BlobAction, BlobStep, ImagePlan, RecordAction};
+use import::{BundleResult, Plan};
 use jiff::Timestamp;
 
 use crate::place::Distribution;
@@ -261,7 +262,7 @@ pub(crate) struct Repaired {
 }
 
 /// What an import completed that somebody else had recorded before it was whole.
-pub(crate) fn repaired(plan: &Plan, report: &BundleReport) -> Vec<Repaired> {
+pub(crate) fn repaired(plan: &Plan, report: &BundleResult) -> Vec<Repaired> {
     let in_place = report.images.iter().filter(|image| image.outcome.is_in_place());
     let in_place: HashSet<&str> = in_place.map(|image| image.name.as_str()).collect();
     let mut found = Vec::new();

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 use containerd::{ImageChange, ImageEvent};
-use import::{LEASE_PREFIX, Survey, bundle_id};
+use import::{Survey, bundle_id, lease};
 
 use super::desired::{self, Moved, Standing};
 use super::line::Line;
@@ -346,7 +346,7 @@ impl State {
         let pending = self.roster.names(|phase| !is_over(phase));
         let kept = pending
             .iter()
-            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&ledger::label_name(name))));
+            .map(|name| format!("{}{}", lease::PREFIX, bundle_id(&ledger::label_name(name))));
         turn.send(Errand::Sweep(kept.collect()));
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use containerd::ImageRecord;
 use import::{Pattern, Source, Survey, labels};
 use oci_spec::image::Digest;
 
@@ -135,9 +136,9 @@ fn finding(image: &ImageEntry, ledger: &Ledger, survey: &Survey, source: &Source
     };
     let to = record.target.digest();
     if to != target {
-        return match is_left_behind(name, to, ledger) {
+        return match is_left_behind(record, ledger) {
             true => Finding::Missing(format!(
-                "the record {name}, which a bundle that is gone had taken over,"
+                "the record {name}, which a bundle that is gone or has changed had taken over,"
             )),
             false => Finding::Moved(to.clone()),
         };
@@ -195,13 +196,21 @@ fn repository(name: &str) -> &str {
     }
 }
 
-/// Whether a record points where a bundle wanted it that is gone by now: nobody else moved it.
-fn is_left_behind(name: &str, to: &Digest, ledger: &Ledger) -> bool {
+/// Whether a record points where a bundle wanted it that wants it no more: no other program moved it. A bundle that is gone
+/// is known by the ledger, a bundle that was imported without the image since by its label, which is still on the record.
+fn is_left_behind(record: &ImageRecord, ledger: &Ledger) -> bool {
+    let (name, to) = (&record.name, record.target.digest());
     let gone = ledger.entries().into_iter().filter(|entry| entry.gone.is_some());
     let mut images = gone
         .flat_map(|entry| &entry.imported)
         .flat_map(|imported| &imported.images);
-    images.any(|image| image.name == name && image.target == *to)
+    let labels = record
+        .labels
+        .iter()
+        .filter(|(key, _)| key.starts_with(labels::BUNDLE_PREFIX));
+    let mut imported = labels.filter_map(|(_, file)| ledger.get_by_label(file)?.imported.as_ref());
+    images.any(|image| image.name == *name && image.target == *to)
+        || imported.any(|imported| imported.images.iter().all(|image| image.name != *name))
 }
 
 #[cfg(test)]

@@ -152,7 +152,7 @@ impl State {
             turn.say(line.bundle(&name).told(is_told));
             // What did land of it is looked after like anything else.
             match entry.outcome {
-                ledger::Outcome::Partial => self.roster.recall(&name),
+                ledger::LastTry::Ended(ledger::Outcome::Partial) => self.roster.recall(&name),
                 _ => self.roster.refuse(&name),
             }
         }

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use bundle::Identity;
 use containerd::{BlobInfo, ImageChange, ImageEvent, ImageRecord};
 use import::labels::{self, OUR_PIN, PINNED};
-use import::{ImageOutcome, Outcome, Source, Survey};
+use import::result::ImageOutcome;
+use import::survey::Census;
+use import::{Outcome, Source, Survey};
 use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 
@@ -28,7 +30,7 @@ use crate::state::ledger::{ErrorClass, Ledger, label_name};
 use crate::state::roster::Phase;
 
 /// How many histories are tried.
-const HISTORIES: u64 = 3000;
+const HISTORIES: u64 = 2000;
 /// How many things happen in each.
 const STEPS: u64 = 60;
 
@@ -167,6 +169,8 @@ impl World {
                 }
             }
         }
+        let running = &self.state.lanes;
+        self.jobs.retain(|name, _| running.get(name).is_some());
         let lanes: BTreeSet<_> = self.state.lanes.all().map(|job| job.lane as u8).collect();
         assert_eq!(lanes.len(), self.state.lanes.all().count(), "one job a lane");
     }
@@ -287,7 +291,7 @@ impl World {
                 let blobs = self.blobs.values().map(|digest| (digest.clone(), blob(digest)));
                 let survey = Survey {
                     records: self.records.clone(),
-                    census: Some(import::Census::default()),
+                    census: Some(Census::default()),
                     blobs: blobs.collect(),
                     ..Survey::default()
                 };
@@ -345,8 +349,6 @@ impl World {
             Work::Importing(images, leave) => Came::Imported(Box::new(self.import(name, &images, &leave))),
         };
         self.take(Event::Job(name.to_owned(), Box::new(came)));
-        let lanes = &self.state.lanes;
-        self.jobs.retain(|name, _| lanes.get(name).is_some());
     }
 
     fn import(&mut self, name: &OsStr, images: &[(String, Digest)], leave: &BTreeSet<String>) -> Landed {
@@ -545,43 +547,55 @@ impl World {
 
     /// What the folder says is so in containerd.
     fn check(&self) {
-        let mut wanted: BTreeMap<&String, (u64, &Digest, &OsString)> = BTreeMap::new();
+        let mut wanted: BTreeMap<String, (u64, Digest, &OsString)> = BTreeMap::new();
         for (name, file) in &self.folder {
-            let Content::Bundle(images) = &file.content else {
-                let is_failed = self.state.roster.phase(name) == Some(Phase::Failed { retry: None });
-                if !is_failed {
-                    self.fail(&format!("{name:?} is broken, and not said to be"));
-                }
-                continue;
-            };
             let Some(entry) = self.state.ledger.get(name) else {
                 self.fail(&format!("the ledger does not know {name:?}"))
             };
+            let images = match &file.content {
+                Content::Bundle(images) => images.clone(),
+                // A bundle that was replaced by a broken one keeps its word for what it brought.
+                Content::Broken => {
+                    let imported = entry.imported.iter().flat_map(|imported| &imported.images);
+                    imported
+                        .map(|image| (image.name.clone(), image.target.clone()))
+                        .collect()
+                }
+            };
+            let is_failed = self.state.roster.phase(name) == Some(Phase::Failed { retry: None });
+            if matches!(file.content, Content::Broken) != is_failed {
+                self.fail(&format!(
+                    "{name:?} is broken, and not said to be, or the other way round"
+                ));
+            }
             for (image, target) in images {
-                let before = wanted.get(image).map_or(0, |(arrival, ..)| *arrival);
+                let before = wanted.get(&image).map_or(0, |(arrival, ..)| *arrival);
                 if entry.arrival > before {
                     wanted.insert(image, (entry.arrival, target, name));
                 }
             }
         }
         for (image, (_, target, bundle)) in &wanted {
-            let Some(record) = self.records.get(*image) else {
+            if matches!(self.folder[*bundle].content, Content::Broken) {
+                // It is neither taken back nor restored.
+                continue;
+            }
+            let Some(record) = self.records.get(image) else {
                 self.fail(&format!("{image} is not there"))
             };
-            if record.target.digest() != *target && !self.moved.contains(*image) {
+            if record.target.digest() != target && !self.moved.contains(image) {
                 self.fail(&format!("{image} is not what {bundle:?} says, which came last"));
             }
             let is_pinned = record.labels.contains_key(PINNED) && record.labels.contains_key(OUR_PIN);
-            if !is_pinned && !self.moved.contains(*image) {
+            if !is_pinned && !self.moved.contains(image) {
                 self.fail(&format!("{image} is not pinned"));
             }
-            for blob in [(*target).clone(), layer(target)] {
-                if !self.blobs.contains_key(blob.as_ref()) && !self.moved.contains(*image) {
+            for blob in [target.clone(), layer(target)] {
+                if !self.blobs.contains_key(blob.as_ref()) && !self.moved.contains(image) {
                     self.fail(&format!("{blob} of {image} is not there"));
                 }
             }
         }
-        // A bundle that was replaced by a broken one keeps its word for what it brought.
         let has_broken = self
             .folder
             .values()

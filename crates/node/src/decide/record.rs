@@ -1,10 +1,12 @@
 //! What the end of a job changes: the line about it, the ledger, and whether and when the file is tried again.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 
 use bundle::Identity;
-use import::{ImageOutcome, Outcome, Shortage};
+use import::Outcome;
+use import::result::ImageOutcome;
+use import::space::Shortage;
 use oci_spec::image::Digest;
 
 use super::compare::BURST;
@@ -283,6 +285,8 @@ impl State {
             _ if !self.is_current(&job) => self.start_over(name),
             Some(stop) => self.on_stop(&job, stop, turn),
             None if is_bad => self.on_incomplete(&job, &landed, turn),
+            // A later bundle that had a name has lost it meanwhile.
+            None if self.may_write_more(&job) => self.roster.queue(name),
             None => self.roster.finish(name),
         }
         self.end_import(&job, turn);
@@ -299,7 +303,7 @@ impl State {
             true => ErrorClass::Bundle,
             false => ErrorClass::Permanent,
         };
-        self.record_failure(job, landed.outcome.into(), &text, class, turn);
+        self.record_failure(job, landed.outcome, &text, class, turn);
         self.roster.fail(&job.name, turn.now, None);
     }
 
@@ -323,11 +327,36 @@ impl State {
             duration_ms: landed.duration_ms,
             sent_bytes: landed.sent_bytes,
         };
+        let freed = self.names_without(&job.name, &imported);
         self.note_reworded(&job.name, &imported);
         let closures = landed.closures.clone();
         self.ledger
-            .record_import(&job.name, landed.outcome.into(), imported, closures);
+            .record_import(&job.name, landed.outcome, imported, closures);
         self.unsaved = true;
+        self.queue_owners(&freed);
+    }
+
+    /// The names that a bundle had, and has no more.
+    fn names_without(&self, name: &OsStr, imported: &Imported) -> BTreeSet<String> {
+        let before = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
+        let before = before.into_iter().flat_map(|before| &before.images);
+        let mut names: BTreeSet<String> = before.map(|image| image.name.clone()).collect();
+        for image in &imported.images {
+            names.remove(&image.name);
+        }
+        names
+    }
+
+    /// Has bundles imported again that left these names to another one.
+    fn queue_owners(&mut self, names: &BTreeSet<String>) {
+        let desired = self.ledger.desired_images();
+        let owners = names.iter().filter_map(|name| desired.get(name.as_str()));
+        let owners: BTreeSet<OsString> = owners.map(|(_, entry)| entry.file.clone()).collect();
+        for owner in owners {
+            if matches!(self.roster.phase(&owner), Some(Phase::Done | Phase::Known)) {
+                self.roster.queue(&owner);
+            }
+        }
     }
 
     /// Keeps in mind that records may have a label of the bundle which are not among its images any more. Of what an import

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-use import::{Disk, Shortage};
+use import::space::{Disk, Shortage};
 
 use super::compare::Connection;
 use super::line::Line;

@@ -10,7 +10,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 
 use containerd::{Client, ImageUpdate};
-use import::{DigestReferences, Naming, Reference, Source, labels};
+use import::names::DigestReferences;
+use import::{Naming, Reference, Source, labels};
 use oci_spec::image::Digest;
 
 use crate::images::folder::{self, Ending, Reason};

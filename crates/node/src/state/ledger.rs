@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use basics::Foreign;
 use bundle::Identity;
+pub use import::Outcome;
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
@@ -100,7 +101,7 @@ pub struct Entry {
     /// The file as it was when it was last tried.
     pub(crate) identity: Identity,
     /// How that try ended.
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: LastTry,
     /// How often this very file was tried without success; 0 after one.
     #[serde(default)]
     pub(crate) attempts: u32,
@@ -145,19 +146,15 @@ pub(crate) struct Crash {
     pub(crate) at: Timestamp,
 }
 
-/// How the last try with a bundle ended, in the words of `airgapd import -o json`.
+/// What is known of the last try with a bundle, in the words of `airgapd import -o json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+#[serde(rename_all = "lowercase")]
+pub enum LastTry {
     /// It is finished, and its first import is still to come or was interrupted.
     Pending,
-    Imported,
-    Unchanged,
-    /// Some images landed, others could not.
-    Partial,
-    /// Sound, but nothing in it is for this node.
-    Skipped,
-    Failed,
+    /// How it ended.
+    #[serde(untagged)]
+    Ended(Outcome),
 }
 
 /// Why the last try failed.
@@ -225,18 +222,6 @@ impl Entry {
     }
 }
 
-impl From<import::Outcome> for Outcome {
-    fn from(outcome: import::Outcome) -> Outcome {
-        match outcome {
-            import::Outcome::Imported => Outcome::Imported,
-            import::Outcome::Unchanged => Outcome::Unchanged,
-            import::Outcome::Partial => Outcome::Partial,
-            import::Outcome::Skipped => Outcome::Skipped,
-            import::Outcome::Failed => Outcome::Failed,
-        }
-    }
-}
-
 /// A successful import, whole or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Imported {
@@ -298,7 +283,7 @@ impl Ledger {
             file: file.to_owned(),
             arrival: 0,
             identity: identity.clone(),
-            outcome: Outcome::Pending,
+            outcome: LastTry::Pending,
             attempts: 0,
             // A rule against the file before it holds until this one was looked at.
             last_error: before
@@ -349,7 +334,7 @@ impl Ledger {
             file: file.to_owned(),
             arrival,
             identity: imported.identity.clone(),
-            outcome,
+            outcome: LastTry::Ended(outcome),
             attempts: 0,
             last_error: None,
             imported: Some(imported),
@@ -381,7 +366,7 @@ impl Ledger {
             file: file.to_owned(),
             arrival,
             identity,
-            outcome,
+            outcome: LastTry::Ended(outcome),
             attempts: attempts.saturating_add(1),
             last_error: Some(error),
             imported: before.and_then(|entry| entry.imported.clone()),
@@ -406,7 +391,7 @@ impl Ledger {
         let before = entry.crashes.take().filter(|before| before.boot == crash.boot);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
         if times >= Crashes::MOST {
-            entry.outcome = Outcome::Failed;
+            entry.outcome = LastTry::Ended(Outcome::Failed);
             entry.last_error = Some(LastError {
                 text: format!(
                     "set aside: the daemon crashed over it {times} times in one boot, the last time by {}; {way_out}",
@@ -446,7 +431,7 @@ impl Ledger {
             }
             if crashes.times >= Crashes::MOST {
                 entry.last_error = None;
-                entry.outcome = Outcome::Pending;
+                entry.outcome = LastTry::Pending;
             }
             crashes.times = 0;
         }
@@ -1096,12 +1081,27 @@ mod tests {
     }
 
     #[test]
+    fn a_try_has_the_words_of_state_json_and_of_the_report() {
+        let words = ["pending", "imported", "unchanged", "partial", "skipped", "failed"];
+        for word in words {
+            let json = format!("\"{word}\"");
+            let last: LastTry = serde_json::from_str(&json).unwrap();
+            match last {
+                LastTry::Pending => assert_eq!(word, "pending"),
+                LastTry::Ended(outcome) => assert_eq!(word, outcome.as_str()),
+            }
+            assert_eq!(serde_json::to_string(&last).unwrap(), json);
+        }
+        assert!(serde_json::from_str::<LastTry>("\"done\"").is_err());
+    }
+
+    #[test]
     fn an_import_is_remembered_with_closures_sorted_and_once() {
         let ledger = sample();
         let entry = ledger.get(name("a.tar")).unwrap();
         assert_eq!(
             (entry.outcome, entry.attempts, entry.arrival),
-            (Outcome::Imported, 0, 1)
+            (LastTry::Ended(Outcome::Imported), 0, 1)
         );
         assert_eq!(
             ledger.closure(&digest('1')),
@@ -1116,7 +1116,10 @@ mod tests {
         ledger.record_failure(name("a.tar"), identity(2), Outcome::Failed, failure("bad"));
         ledger.record_failure(name("a.tar"), identity(2), Outcome::Failed, failure("still bad"));
         let entry = ledger.get(name("a.tar")).unwrap();
-        assert_eq!((entry.attempts, entry.outcome), (2, Outcome::Failed));
+        assert_eq!(
+            (entry.attempts, entry.outcome),
+            (2, LastTry::Ended(Outcome::Failed))
+        );
         assert_eq!(entry.last_error.as_ref().unwrap().text, "still bad");
         assert_eq!(entry.imported.as_ref().unwrap().images.len(), 1);
         assert!(knows_closure(&ledger, '1'));

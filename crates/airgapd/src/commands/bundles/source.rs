@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bundle::write::{Draft, DraftImage};
 use bundle::{Bundle, Catalog, Image, Reliance};
-use import::{Cause, DigestReferences, Judgement, Naming};
+use import::names::DigestReferences;
+use import::{Cause, Judgement, Naming};
 use oci_spec::image::Digest;
 
 use crate::commands::Exit;
@@ -252,7 +253,7 @@ fn item(from: usize, image: &Image, names: BTreeSet<String>) -> Result<Item, Str
             };
             (draft, Vec::new())
         }
-        Judgement::Broken(problems) => return Err(problems.join("; ")),
+        Judgement::Broken(problems) => return Err(import::select::in_words(&problems)),
         Judgement::Foreign(_) => {
             let reasons = left_out(&image.root, &HashSet::new(), BUNDLE)
                 .into_iter()

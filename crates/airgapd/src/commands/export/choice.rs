@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use bundle::write::DraftImage;
 use bundle::{Content, Kind, Manifest, Node, PartState};
-use import::{CONTAINERD, Judgement, Wanted, platform_text, problems_in};
+use import::Judgement;
+use import::content::CONTAINERD;
+use import::select::{in_words, platform_text, problems_in};
 use oci_spec::image::Digest;
+use platforms::Wanted;
 use serde::Serialize;
 
 use super::stock::{Stock, Wish};
@@ -108,7 +111,7 @@ impl Held {
                     }
                 }
             }
-            Judgement::Broken(problems) => self.absent.extend(problems.iter().cloned()),
+            Judgement::Broken(problems) => self.absent.extend(problems.iter().map(ToString::to_string)),
             Judgement::Artifact(kind) => self
                 .absent
                 .push(format!("it is not a container image but {kind}")),
@@ -152,7 +155,7 @@ fn problem(node: &Node, place: &str) -> Option<String> {
     match &node.content {
         Content::Manifest(manifest) => {
             let problems = problems_in(place, node, manifest);
-            (!problems.is_empty()).then(|| problems.join("; "))
+            (!problems.is_empty()).then(|| in_words(&problems))
         }
         Content::Absent => Some(format!(
             "{}: {} is not in {place}",

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bundle::{Limits, Node};
 use containerd::{BlobInfo, ImageRecord};
-use import::{ContentStore, Reference, Survey};
+use import::content::ContentStore;
+use import::{Reference, Survey};
 use oci_spec::image::{Descriptor, Digest};
 
 use node::runtime::Containerd;
@@ -82,7 +83,7 @@ impl Stock {
             None => self.by_reference(
                 &text
                     .parse()
-                    .map_err(|error: import::InvalidReference| error.to_string())?,
+                    .map_err(|error: import::names::InvalidReference| error.to_string())?,
             )?,
         };
         Ok(record.map(|record| Wish {

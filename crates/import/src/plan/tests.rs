@@ -1,0 +1,404 @@
+use std::collections::BTreeMap;
+
+use containerd::ImageRecord;
+use oci_spec::image::MediaType;
+
+use super::record::created_labels;
+use super::sources::MOST_SOURCES;
+use super::*;
+use crate::labels::{CRI_MANAGED, Source};
+use crate::select::{ChildKind, Closure};
+
+fn digest(fill: char) -> Digest {
+    format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
+}
+
+fn descriptor(fill: char) -> Descriptor {
+    Descriptor::new(MediaType::ImageManifest, 7, digest(fill))
+}
+
+fn leaf(fill: char, size: u64) -> Member {
+    Member {
+        digest: digest(fill),
+        size,
+        children: Vec::new(),
+    }
+}
+
+fn child(kind: ChildKind, fill: char) -> Child {
+    Child {
+        kind,
+        digest: digest(fill),
+    }
+}
+
+/// A manifest `m` over config `c` and layer `1`.
+fn image(name: &str) -> Taken {
+    let children = vec![child(ChildKind::Layer, '1'), child(ChildKind::Config, 'c')];
+    let manifest = Member {
+        digest: digest('a'),
+        size: 7,
+        children,
+    };
+    let closure = Closure {
+        blobs: vec![leaf('1', 100), leaf('c', 10), manifest],
+        platforms: vec!["linux/amd64".into()],
+    };
+    Taken {
+        records: vec![NamedTarget {
+            name: name.into(),
+            target: descriptor('a').into(),
+        }],
+        closure,
+    }
+}
+
+fn intent() -> Intent {
+    Intent::new(Source::Bundle("b.tar".into()), OnConflict::Replace)
+}
+
+/// A blob that says that it is from the repository `r.test/a`.
+fn blob(fill: char, labels: &[(&str, char)]) -> BlobInfo {
+    let source = (SOURCE.to_owned(), "a".to_owned());
+    let labels = labels
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), digest(*value).to_string()))
+        .chain([source])
+        .collect();
+    BlobInfo {
+        digest: digest(fill),
+        size: 1,
+        labels,
+    }
+}
+
+fn survey(records: Vec<ImageRecord>, blobs: Vec<BlobInfo>) -> Survey {
+    let blobs = blobs
+        .into_iter()
+        .map(|blob| (blob.digest.clone(), blob))
+        .collect();
+    Survey {
+        records: records
+            .into_iter()
+            .map(|record| (record.name.clone(), record))
+            .collect(),
+        blobs,
+        ..Survey::default()
+    }
+}
+
+fn record(name: &str, target: char, labels: Labels) -> ImageRecord {
+    ImageRecord {
+        name: name.into(),
+        target: descriptor(target),
+        labels,
+    }
+}
+
+fn ours() -> Labels {
+    created_labels(&intent().source)
+}
+
+const SOURCE: &str = "containerd.io/distribution.source.r.test";
+const L0: &str = "containerd.io/gc.ref.content.l.0";
+const CONFIG: &str = "containerd.io/gc.ref.content.config";
+
+/// The keys of the labels that a blob lacks.
+fn lacking(step: &BlobStep, there: Option<&BlobInfo>) -> Vec<String> {
+    let there = there.map(|blob| blob.labels.clone()).unwrap_or_default();
+    let missing = missing_labels(&step.children, &step.sources, &there);
+    missing.into_keys().collect()
+}
+
+fn whole() -> Vec<BlobInfo> {
+    vec![
+        blob('1', &[]),
+        blob('c', &[]),
+        blob('a', &[(L0, '1'), (CONFIG, 'c')]),
+    ]
+}
+
+#[test]
+fn an_empty_containerd_gets_every_blob_and_the_record() {
+    let image = image("r.test/a:1");
+    let plan = plan(&[&image], &Survey::default(), &intent());
+    let steps = &plan.images[0];
+    assert!(steps.blobs.iter().all(|step| step.action == BlobAction::Send));
+    assert_eq!(lacking(&steps.blobs[2], None), [SOURCE, CONFIG, L0]);
+    assert_eq!(steps.blobs[2].lacking, 3);
+    assert!(matches!(&steps.records[0].action, RecordAction::Create(labels) if *labels == ours()));
+    assert_eq!(plan.bytes_to_send(), 117);
+    assert!(!plan.is_done());
+}
+
+#[test]
+fn an_image_in_place_needs_nothing() {
+    let image = image("r.test/a:1");
+    let plan = plan(
+        &[&image],
+        &survey(vec![record("r.test/a:1", 'a', ours())], whole()),
+        &intent(),
+    );
+    assert!(plan.is_done());
+    assert!(
+        plan.images[0]
+            .blobs
+            .iter()
+            .all(|step| step.action == BlobAction::Leave)
+    );
+    assert_eq!(plan.images[0].records[0].action, RecordAction::Unchanged);
+}
+
+#[test]
+fn blobs_that_are_there_are_held_while_the_rest_comes() {
+    let image = image("r.test/a:1");
+    let plan = plan(&[&image], &survey(Vec::new(), vec![blob('1', &[])]), &intent());
+    let actions: Vec<_> = plan.images[0].blobs.iter().map(|step| step.action).collect();
+    assert_eq!(actions, [BlobAction::Hold, BlobAction::Send, BlobAction::Send]);
+    assert_eq!(plan.bytes_to_send(), 17);
+}
+
+#[test]
+fn a_parent_that_is_there_without_labels_gets_them() {
+    let image = image("r.test/a:1");
+    let bare = vec![blob('1', &[]), blob('c', &[]), blob('a', &[(L0, '1')])];
+    let there = survey(vec![record("r.test/a:1", 'a', ours())], bare);
+    let plan = plan(&[&image], &there, &intent());
+    let step = &plan.images[0].blobs[2];
+    assert_eq!(lacking(step, there.blobs.get(&step.digest)), [CONFIG]);
+    assert_eq!(step.lacking, 1);
+    assert_eq!(plan.images[0].records[0].action, RecordAction::Unchanged);
+    assert!(!plan.is_done());
+}
+
+#[test]
+fn a_blob_that_does_not_say_where_it_is_from_gets_that_label() {
+    let image = image("r.test/a:1");
+    let mut blobs = whole();
+    blobs[0].labels.clear();
+    let there = survey(vec![record("r.test/a:1", 'a', ours())], blobs);
+    let plan = plan(&[&image], &there, &intent());
+    let steps = &plan.images[0].blobs;
+    let lacks: Vec<_> = steps.iter().map(|step| step.lacking).collect();
+    assert_eq!(lacks, [1, 0, 0]);
+    assert_eq!(lacking(&steps[0], there.blobs.get(&steps[0].digest)), [SOURCE]);
+    assert!(!plan.is_done());
+}
+
+#[test]
+fn a_label_key_that_keeps_another_blob_alive_is_left_alone() {
+    let there = Labels::from([(
+        "containerd.io/gc.ref.content.m.0".to_owned(),
+        digest('f').to_string(),
+    )]);
+    let missing = missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &there);
+    assert_eq!(
+        missing.keys().collect::<Vec<_>>(),
+        ["containerd.io/gc.ref.content.m.1"]
+    );
+}
+
+#[test]
+fn any_gc_label_that_refers_to_the_child_is_enough() {
+    let there = Labels::from([(
+        "containerd.io/gc.ref.content.7".to_owned(),
+        digest('a').to_string(),
+    )]);
+    assert!(missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &there).is_empty());
+    // Words that only begin so, and what containerd 2.2 and 2.3 added: none of these keeps the child.
+    for key in [
+        "containerd.io/gc.ref.contents",
+        "containerd.io/gc.ref.image.0",
+        "containerd.io/gc.ref.snapshot.overlayfs",
+        "containerd.io/gc.bref.content.m.0",
+        "containerd.io/gc.bref.image",
+        "containerd.io/gc.cond.snapshot.overlayfs",
+        "containerd.io/gc.cond.value-usedat",
+    ] {
+        let other = Labels::from([(key.to_owned(), digest('a').to_string())]);
+        let missing = missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &other);
+        assert_eq!(missing.len(), 1, "{key}");
+    }
+}
+
+#[test]
+fn blobs_of_an_image_share_the_labels_that_say_where_they_are_from() {
+    let mut image = image("r.test/a:1");
+    let record = image.records[0].clone();
+    let named = |n: usize| NamedTarget {
+        name: format!("host{n:03}.test/a:1"),
+        target: Arc::clone(&record.target),
+    };
+    image.records = (0..256).map(named).collect();
+    let plan = plan(&[&image], &Survey::default(), &intent());
+    let steps = &plan.images[0].blobs;
+    assert_eq!(steps[0].sources.len(), MOST_SOURCES);
+    let is_shared = |step: &BlobStep| Arc::ptr_eq(&step.sources, &steps[0].sources);
+    assert!(steps.iter().all(is_shared));
+}
+
+/// Held against each other one by one, they take a minute.
+#[test]
+fn the_labels_of_many_children_are_found_in_time_that_grows_with_their_number_only() {
+    let children: Vec<Child> = (0..50_000)
+        .map(|n| Child {
+            kind: ChildKind::Layer,
+            digest: format!("sha256:{n:064x}").parse().unwrap(),
+        })
+        .collect();
+    let started = std::time::Instant::now();
+    let missing = missing_gc_labels(&children, &Labels::new());
+    assert_eq!(missing.len(), 50_000);
+    assert!(missing_gc_labels(&children, &missing).is_empty());
+    assert!(started.elapsed() < std::time::Duration::from_secs(10));
+}
+
+#[test]
+fn the_same_layer_twice_is_labelled_once() {
+    let twice = [
+        child(ChildKind::Layer, '1'),
+        child(ChildKind::Layer, '1'),
+        child(ChildKind::Layer, '2'),
+    ];
+    let missing = missing_gc_labels(&twice, &Labels::new());
+    assert_eq!(
+        missing.keys().collect::<Vec<_>>(),
+        [L0, "containerd.io/gc.ref.content.l.2"]
+    );
+}
+
+#[test]
+fn a_record_that_moves_is_shown_to_cri_again() {
+    let mut labels = ours();
+    labels.insert(CRI_MANAGED.into(), "managed".into());
+    let step = plan_record(
+        &image("r.test/a:1").records[0],
+        Some(&record("r.test/a:1", 'b', labels)),
+        &intent(),
+    );
+    let RecordAction::Retarget { from, labels } = step.action else {
+        panic!("{step:?}")
+    };
+    assert_eq!(from, digest('b'));
+    assert_eq!(labels, LabelChanges::from([(CRI_MANAGED.to_owned(), None)]));
+}
+
+#[test]
+fn a_name_of_somebody_else_follows_the_rule() {
+    let taken = record(
+        "r.test/a:1",
+        'b',
+        Labels::from([("theirs".to_owned(), "x".to_owned())]),
+    );
+    let action = |on_conflict| {
+        let intent = Intent {
+            on_conflict,
+            ..intent()
+        };
+        plan_record(&image("r.test/a:1").records[0], Some(&taken), &intent).action
+    };
+    assert!(matches!(
+        action(OnConflict::Replace),
+        RecordAction::Retarget { .. }
+    ));
+    assert_eq!(
+        action(OnConflict::Keep),
+        RecordAction::Conflict {
+            with: digest('b'),
+            refuse: false
+        }
+    );
+    assert_eq!(
+        action(OnConflict::Refuse),
+        RecordAction::Conflict {
+            with: digest('b'),
+            refuse: true
+        }
+    );
+}
+
+#[test]
+fn a_name_to_be_left_is_left_and_an_image_of_no_other_name_sends_nothing() {
+    let intent = Intent {
+        leave: BTreeMap::from([("r.test/a:1".to_owned(), "another bundle has it".to_owned())]),
+        ..intent()
+    };
+    let image = image("r.test/a:1");
+    let plan = plan(&[&image], &Survey::default(), &intent);
+    assert_eq!(
+        plan.images[0].records[0].action,
+        RecordAction::Leave("another bundle has it".to_owned())
+    );
+    assert!(plan.is_done() && plan.images[0].blobs.is_empty());
+}
+
+#[test]
+fn annotations_alone_do_not_move_a_record() {
+    let mut there = record("r.test/a:1", 'a', ours());
+    there
+        .target
+        .set_annotations(Some([("k".to_owned(), "v".to_owned())].into()));
+    assert_eq!(
+        plan_record(&image("r.test/a:1").records[0], Some(&there), &intent()).action,
+        RecordAction::Unchanged
+    );
+}
+
+#[test]
+fn a_blob_of_several_images_is_sent_once() {
+    let images = ["r.test/a:1", "r.test/b:1"].map(image);
+    let there = survey(Vec::new(), vec![blob('1', &[])]);
+    let plan = plan(&[&images[0], &images[1]], &there, &intent());
+    assert_eq!(plan.blobs_to_send(), [(&digest('c'), 10), (&digest('a'), 7)]);
+    assert_eq!(plan.bytes_to_send(), 17);
+}
+
+#[test]
+fn small_images_go_first() {
+    let small = image("r.test/small:1");
+    let mut large = image("r.test/large:1");
+    large.closure.blobs.insert(0, leaf('9', 1_000_000));
+    let plan = plan(&[&large, &small], &Survey::default(), &intent());
+    assert_eq!(
+        plan.images.iter().map(|image| image.index).collect::<Vec<_>>(),
+        [1, 0]
+    );
+    assert_eq!(plan.bytes_to_send(), 1_000_117);
+}
+
+#[test]
+fn images_of_earlier_patterns_go_first_by_any_of_their_names() {
+    let mut large = image("r.test/pause:3");
+    large.closure.blobs.insert(0, leaf('9', 1_000_000));
+    let mut aliased = image("r.test/dns:1");
+    aliased.records.push(NamedTarget {
+        name: "mirror.test/coredns:1".into(),
+        target: descriptor('a').into(),
+    });
+    let other = image("r.test/app:1");
+    let intent = Intent {
+        priority: ["*/pause:*", "*/coredns:*"]
+            .map(|text| text.parse().unwrap())
+            .into(),
+        ..intent()
+    };
+    let plan = plan(&[&other, &aliased, &large], &Survey::default(), &intent);
+    let order: Vec<_> = plan.images.iter().map(|image| image.index).collect();
+    assert_eq!(order, [2, 1, 0]);
+}
+
+#[test]
+fn the_plan_prints_every_step() {
+    let image = image("r.test/a:1");
+    let text = plan(&[&image], &survey(Vec::new(), vec![blob('1', &[])]), &intent()).to_string();
+    let one = digest('1');
+    for wanted in [
+        "r.test/a:1 (linux/amd64)",
+        &format!("present {one}"),
+        "send    ",
+        "3 labels",
+        "create  r.test/a:1",
+    ] {
+        assert!(text.contains(wanted), "{wanted} in {text}");
+    }
+}

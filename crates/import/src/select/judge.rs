@@ -1,0 +1,197 @@
+//! Whether an image is whole for the platforms that are wanted, and which of its manifests are taken.
+
+use std::collections::HashSet;
+
+use bundle::{Content, Kind, Manifest, Node};
+use oci_spec::image::Digest;
+use platforms::Wanted;
+
+use super::Rank;
+use super::answer::{Answers, hidden};
+use super::closure::{Builder, Closure};
+use super::node::{is_runnable, leaves, offered, platform_text, stated_platform};
+use super::problem::{Problem, absent, broken, node_problems, problems, problems_in};
+
+/// What is to be said of an image that is not in a bundle but in a store, and has a record there already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Everything that is needed to run it is there.
+    Whole(Closure),
+    /// Nothing in it runs here; the platforms it has.
+    Foreign(Vec<String>),
+    /// It is not a container image; its type.
+    Artifact(String),
+    /// It cannot be run: each problem names the platform and the blob.
+    Broken(Vec<Problem>),
+}
+
+/// Judges an image in the store called `place` (as in "is not in containerd") as [`select`](super::select()) judges those of a
+/// bundle.
+#[must_use]
+pub fn judge(root: &Node, wanted: &Wanted, place: &'static str) -> Judgement {
+    let walk = Walk {
+        wanted,
+        judge_by_config: false,
+        place,
+    };
+    match walk.root(root, &mut Vec::new()) {
+        Ok((closure, _)) => Judgement::Whole(closure),
+        Err(Unfit::Foreign(offered)) => Judgement::Foreign(offered),
+        Err(Unfit::Artifact(kind)) => Judgement::Artifact(kind),
+        Err(Unfit::Broken(problems)) => Judgement::Broken(problems),
+    }
+}
+
+pub(super) enum Unfit {
+    Foreign(Vec<String>),
+    Artifact(String),
+    Broken(Vec<Problem>),
+}
+
+pub(super) struct Walk<'a> {
+    pub(super) wanted: &'a Wanted,
+    /// A Docker archive has no descriptors: what stands for one was made from the config.
+    pub(super) judge_by_config: bool,
+    /// What the place is called that the blobs are in.
+    pub(super) place: &'static str,
+}
+
+impl Walk<'_> {
+    pub(super) fn root(&self, node: &Node, notes: &mut Vec<String>) -> Result<(Closure, Rank), Unfit> {
+        match &node.content {
+            Content::Manifest(manifest) => self.single(node, manifest, notes),
+            Content::Index(children) => self.index(node, children, notes),
+            Content::Other => Err(Unfit::Artifact(node.descriptor.media_type().to_string())),
+            Content::Absent => Err(Unfit::Broken(vec![absent(&node.descriptor, self.place)])),
+            Content::Broken(reason) => Err(Unfit::Broken(vec![broken(node, reason.clone())])),
+        }
+    }
+
+    fn single(
+        &self,
+        node: &Node,
+        manifest: &Manifest,
+        notes: &mut Vec<String>,
+    ) -> Result<(Closure, Rank), Unfit> {
+        if let Kind::Artifact { artifact_type } = &manifest.kind {
+            if !manifest.is_volume {
+                return Err(Unfit::Artifact(artifact_type.clone()));
+            }
+            if !self.wanted.mounts_artifacts() {
+                let why = "which containerd mounts as a volume from 2.1 on";
+                return Err(Unfit::Artifact(format!("{artifact_type}, {why}")));
+            }
+            notes.push(format!(
+                "no container image but {artifact_type}: for image volumes only"
+            ));
+        }
+        let Some(rank) = self.rank(node) else {
+            return Err(Unfit::Foreign(vec![platform_text(node)]));
+        };
+        if stated_platform(node).is_none() {
+            notes.push(
+                "neither its descriptor nor its config says a platform: taken to be for this node".to_owned(),
+            );
+        }
+        let problems = problems_in(self.place, node, manifest);
+        if !problems.is_empty() {
+            return Err(Unfit::Broken(problems));
+        }
+        Ok((
+            Builder::default()
+                .manifest(node, manifest)
+                .finish(vec![platform_text(node)]),
+            rank,
+        ))
+    }
+
+    fn index(
+        &self,
+        root: &Node,
+        children: &[Node],
+        notes: &mut Vec<String>,
+    ) -> Result<(Closure, Rank), Unfit> {
+        let best = self.required(root, children, notes)?;
+        let mut builder = Builder::default();
+        let required: HashSet<&Digest> = best.iter().map(|node| node.descriptor.digest()).collect();
+        let keep = |node: &Node| self.keeps(node, &required);
+        builder.index(root, children, &keep, notes);
+        let platforms = builder.platforms(&best);
+        let rank = best.iter().filter_map(|node| self.rank(node)).min();
+        Ok((builder.finish(platforms), rank.unwrap_or(Rank::MAX)))
+    }
+
+    /// The manifests that must be there: what containerd uses for each platform asked for, or everything. All of them
+    /// are whole.
+    fn required<'n>(
+        &self,
+        root: &'n Node,
+        children: &'n [Node],
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<&'n Node>, Unfit> {
+        let answers = match self.wanted {
+            Wanted::All { rules } => Answers {
+                best: leaves(children)
+                    .into_iter()
+                    .filter(|node| !matches!(node.content, Content::Absent))
+                    .collect(),
+                problems: hidden(root, children, rules),
+            },
+            Wanted::Platforms(matchers) => Answers::of(root, matchers, self.place, notes),
+        };
+        let mut problems = answers.problems.list;
+        problems.extend(
+            answers
+                .best
+                .iter()
+                .flat_map(|node| node_problems(node, self.place)),
+        );
+        if !problems.is_empty() {
+            return Err(Unfit::Broken(problems));
+        }
+        if !answers.best.iter().any(|node| is_runnable(node)) {
+            return Err(Unfit::Foreign(offered(children)));
+        }
+        Ok(answers.best)
+    }
+
+    /// Whether a child of an index is taken: it is one of the required, or it suits and is whole.
+    fn keeps(&self, node: &Node, required: &HashSet<&Digest>) -> bool {
+        if required.contains(node.descriptor.digest()) {
+            return true;
+        }
+        let suits = match (self.wanted, &node.platform) {
+            (Wanted::All { .. }, _) => !matches!(node.content, Content::Absent),
+            (Wanted::Platforms(matchers), Some(platform)) => matchers.iter().any(|m| m.accepts(platform)),
+            (Wanted::Platforms(_), None) => true,
+        };
+        suits
+            && match &node.content {
+                Content::Manifest(manifest) => {
+                    self.rank(node).is_some() && problems(node, manifest).is_empty()
+                }
+                Content::Index(children) => children.iter().any(|child| self.keeps(child, required)),
+                Content::Other => true,
+                Content::Absent | Content::Broken(_) => false,
+            }
+    }
+
+    /// The place of a manifest among the acceptable platforms, `None` where it does not suit.
+    fn rank(&self, node: &Node) -> Option<Rank> {
+        let Wanted::Platforms(matchers) = self.wanted else {
+            return Some(Rank::MAX);
+        };
+        if let Some(platform) = node.platform.as_ref().filter(|_| !self.judge_by_config) {
+            return matchers.iter().filter_map(|matcher| matcher.rank(platform)).min();
+        }
+        let Some(platform) = stated_platform(node) else {
+            return Some(Rank::MAX);
+        };
+        let exact = matchers.iter().filter_map(|matcher| matcher.rank(platform)).min();
+        // Configs lie about variants, and containerd does not check a single manifest when it runs it.
+        let loose = matchers
+            .iter()
+            .any(|matcher| matcher.accepts_loosely(&platform.os, &platform.architecture));
+        exact.or(loose.then_some(Rank::MAX))
+    }
+}

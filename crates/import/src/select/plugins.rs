@@ -1,0 +1,87 @@
+//! Images that are whole, and that not every node can make containers of.
+
+use std::collections::HashSet;
+
+use basics::foreign;
+use bundle::{Content, Kind, Manifest, Node};
+use oci_spec::image::Digest;
+
+use super::Closure;
+use super::node::{manifests_below, platform_text};
+
+/// The images among these blobs that not every pod can use as its container's image, each in a sentence: those that
+/// containerd unpacks with a plugin only, and an artifact.
+///
+/// A snapshotter (nydus) or a stream processor (encrypted layers) may be there and cannot be seen from outside, so such an
+/// image is no broken one.
+#[must_use]
+pub fn images_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
+    let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
+    let mut images = manifests_below(root);
+    images.push(root);
+    let mut found = Vec::new();
+    for node in images {
+        let Content::Manifest(manifest) = &node.content else {
+            continue;
+        };
+        if matches!(manifest.kind, Kind::Artifact { .. }) && std::ptr::eq(node, root) {
+            found.push(
+                "an artifact: pods mount it as an image volume, and no container starts from it".to_owned(),
+            );
+        }
+        if !taken.contains(node.descriptor.digest()) {
+            continue;
+        }
+        for need in [unusual_layers(manifest), features(manifest)]
+            .into_iter()
+            .flatten()
+        {
+            let platform = platform_text(node);
+            let note = format!("{platform}: {need}; on a node without it no container starts");
+            if !found.contains(&note) {
+                found.push(note);
+            }
+        }
+    }
+    found
+}
+
+fn unusual_layers(manifest: &Manifest) -> Option<String> {
+    let types = manifest.layers.iter().map(|layer| layer.descriptor.media_type());
+    let kind = types
+        .map(ToString::to_string)
+        .find(|kind| !is_unpacked_by_all(kind))?;
+    Some(format!(
+        "containerd unpacks layers of type {kind} with a plugin only (a snapshotter or a stream processor)"
+    ))
+}
+
+/// From 2.3 on containerd asks the snapshotter whether it has what the config wants, whatever the index said
+/// (containerd's client/image.go, `checkSnapshotterSupport`).
+fn features(manifest: &Manifest) -> Option<String> {
+    let platform = manifest.config_platform.as_ref()?;
+    let features = &platform.os_features;
+    (!features.is_empty() && platform.os != "windows").then(|| {
+        let features: Vec<_> = features.iter().map(|feature| foreign::shown(feature)).collect();
+        format!(
+            "containerd 2.3 and later unpack an image whose config asks for os.features {} with a snapshotter only that has \
+             them",
+            features.join(", ")
+        )
+    })
+}
+
+/// The layer types that every containerd applies by itself.
+fn is_unpacked_by_all(media_type: &str) -> bool {
+    let ends = ["", ".gzip", ".zstd", "+gzip", "+zstd"];
+    let archives = [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ];
+    archives
+        .iter()
+        .filter_map(|archive| media_type.strip_prefix(archive))
+        .any(|end| ends.contains(&end))
+}
