@@ -1,6 +1,7 @@
 //! What scenarios stand on: a containerd to work with ([`target`]), a node's folders and the program on it ([`node`]).
 
 pub mod bundles;
+pub mod conditions;
 pub mod containerds;
 pub mod middleman;
 pub mod node;
@@ -8,12 +9,11 @@ pub mod registry;
 pub mod stage;
 pub mod target;
 pub mod tools;
-pub mod waiting;
 
+pub use conditions::{unique, wait_for, wait_until};
 pub use node::Node;
 pub use stage::Stage;
 pub use target::{Own, Place, Target, run_on, run_on_own};
-pub use waiting::{unique, wait_for, wait_until};
 
 /// Makes tests of a scenario, a function of a [`Target`]: one on the stand-in and one on each generation of containerd.
 ///

@@ -11,8 +11,8 @@ use lab::{Containerd, Generation, Options, Parts};
 use oci_spec::image::{Descriptor, Digest};
 use tokio::runtime::Runtime;
 
+use super::conditions::{unique, wait_until};
 use super::containerds::{self, Served};
-use super::waiting::{unique, wait_until};
 
 /// The namespace that kubelet's images live in.
 pub const KUBERNETES: &str = "k8s.io";
