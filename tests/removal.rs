@@ -8,8 +8,8 @@ use fake_containerd::{Fault, SeedContainer};
 use oci_spec::image::Digest;
 
 use crate::support::bundles::{self, image};
-use crate::support::conditions::wait_until;
 use crate::support::target::BUNDLE;
+use crate::support::wait_until;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
 const ONE: &str = "registry.test/one:1";

@@ -15,8 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::conditions::wait_until;
 use super::target::Target;
+use super::wait_until;
 
 /// Folders and configuration of a node that exists for one scenario.
 pub struct Node {

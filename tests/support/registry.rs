@@ -17,8 +17,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::bundles;
-use super::conditions::wait_until;
 use super::tools::{run, tool};
+use super::wait_until;
 
 /// The user of registries that want one, and the password.
 pub const USER: &str = "robot";

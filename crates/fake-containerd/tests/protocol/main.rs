@@ -129,14 +129,12 @@ async fn emulating(version: &str) -> Fake {
 }
 
 mod on_containerd {
-    use lab::{Containerd, Generation, Options};
+    use lab::{Generation, Options};
 
     async fn run(generation: Generation) {
-        if !lab::generations().contains(&generation) {
+        let Some(containerd) = lab::shared::own(generation, &Options::default()) else {
             return;
-        }
-        let containerd =
-            Containerd::start(generation, &Options::default()).expect("a private containerd starts");
+        };
         super::run_all(&containerd.socket()).await;
     }
 

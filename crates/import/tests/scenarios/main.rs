@@ -14,3 +14,5 @@ mod compressed;
 mod faults;
 mod ingest;
 mod pace;
+
+lab::serves_a_containerd!();
