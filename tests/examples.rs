@@ -34,11 +34,11 @@ const ELSEWHERE: [(&str, &str); 5] = [
     ),
     (
         "kubectl",
-        "needs a cluster; tests/fleets.rs runs what it would apply",
+        "needs a cluster; tests/fleet_config.rs runs what it would apply",
     ),
     (
         "k0sctl",
-        "needs hosts; tests/fleets.rs reads its configuration and runs its hooks",
+        "needs hosts; tests/fleet_config.rs reads its configuration and runs its hooks",
     ),
 ];
 
@@ -62,7 +62,7 @@ impl Step {
         // A variable may hold what a command says.
         let is = |name: &str| program == name || self.command.contains(&format!("$({name} "));
         let mut elsewhere = ELSEWHERE.iter().map(|(name, _)| *name);
-        // A plain Debian has no curl; tests/asking.rs speaks the protocol by itself.
+        // A plain Debian has no curl; tests/status.rs speaks the protocol by itself.
         let is_absent = |name: &&str| is(name) && on_path(name).is_none();
         elsewhere.find(|name| is(name)).or(Some("curl").filter(is_absent))
     }

@@ -23,7 +23,6 @@ use super::audit::Audit;
 use super::dice::Dice;
 use super::{Asked, say};
 use crate::support::bundles::{native, records_of};
-use crate::support::containerds;
 use crate::support::node::{Daemon, Node};
 use crate::support::target::{BUNDLE, KUBERNETES, OUR_PIN, PINNED};
 use crate::support::wait_until;
@@ -758,7 +757,7 @@ impl Figures {
 }
 
 fn survive(generation: Generation, rounds: usize, seed: u64) {
-    let Some(containerd) = containerds::own_with(generation, &Options::default()) else {
+    let Some(containerd) = lab::shared::own(generation, &Options::default()) else {
         return;
     };
     let started = Instant::now();

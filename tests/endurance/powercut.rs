@@ -26,7 +26,6 @@ use super::audit::Audit;
 use super::dice::Dice;
 use super::{Asked, say};
 use crate::support::bundles::native;
-use crate::support::containerds;
 use crate::support::node::{Daemon, Node};
 use crate::support::target::{KUBERNETES, PINNED};
 
@@ -59,7 +58,7 @@ fn containerd(generation: Generation, extra_config: &str) -> Option<Containerd> 
         extra_config: extra_config.to_owned(),
         ..Options::default()
     };
-    containerds::own_with(generation, &options)
+    lab::shared::own(generation, &options)
 }
 
 /// The node whose power goes, and the machine that its disk is looked at on.

@@ -3,10 +3,10 @@
 //! Each claim prints the words of kubelet that show it. Kubelet looks at things every ten seconds and the program takes
 //! minutes to build, so these are left out by default; `cargo xtask kubernetes` runs them.
 
-mod collecting;
 mod credentials;
-mod healing;
-mod waiting;
+mod garbage_collection;
+mod pods_before_images;
+mod restore;
 
 use std::fs;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bundle::fixtures::{Archive, BuiltImage, BuiltManifest, Image, Layer, LayerFile, Layout};
 
-use super::waiting::unique;
+use super::unique;
 
 /// The platform that this machine's containerd has.
 pub fn native() -> &'static str {

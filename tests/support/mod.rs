@@ -1,19 +1,17 @@
 //! What scenarios stand on: a containerd to work with ([`target`]), a node's folders and the program on it ([`node`]).
 
 pub mod bundles;
-pub mod containerds;
 pub mod middleman;
 pub mod node;
 pub mod registry;
 pub mod stage;
 pub mod target;
 pub mod tools;
-pub mod waiting;
 
+pub use harness::{Place, unique, wait_for, wait_until};
 pub use node::Node;
 pub use stage::Stage;
-pub use target::{Own, Place, Target, run_on, run_on_own};
-pub use waiting::{unique, wait_for, wait_until};
+pub use target::{Own, Target, run_on, run_on_own};
 
 /// Makes tests of a scenario, a function of a [`Target`]: one on the stand-in and one on each generation of containerd.
 ///
@@ -21,11 +19,8 @@ pub use waiting::{unique, wait_for, wait_until};
 macro_rules! on_each_containerd {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
-            #[test]
-            fn fake() {
-                crate::support::run_on(crate::support::Place::Fake, super::$scenario);
-            }
-            crate::support::on_real_containerds!($scenario);
+            crate::support::on_the_stand_in!($scenario);
+            crate::support::on_each_generation!($scenario, crate::support::run_on);
         }
     )+};
 }
@@ -34,7 +29,7 @@ macro_rules! on_each_containerd {
 macro_rules! on_each_real_containerd {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
-            crate::support::on_real_containerds!($scenario);
+            crate::support::on_each_generation!($scenario, crate::support::run_on);
         }
     )+};
 }
@@ -43,48 +38,9 @@ macro_rules! on_each_real_containerd {
 macro_rules! on_the_fake {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
-            #[test]
-            fn fake() {
-                crate::support::run_on(crate::support::Place::Fake, super::$scenario);
-            }
+            crate::support::on_the_stand_in!($scenario);
         }
     )+};
-}
-
-macro_rules! on_real_containerds {
-    ($scenario:ident) => {
-        #[test]
-        fn containerd_1_6() {
-            crate::support::run_on(
-                crate::support::Place::Real(lab::Generation::V1_6),
-                super::$scenario,
-            );
-        }
-
-        #[test]
-        fn containerd_1_7() {
-            crate::support::run_on(
-                crate::support::Place::Real(lab::Generation::V1_7),
-                super::$scenario,
-            );
-        }
-
-        #[test]
-        fn containerd_2_1() {
-            crate::support::run_on(
-                crate::support::Place::Real(lab::Generation::V2_1),
-                super::$scenario,
-            );
-        }
-
-        #[test]
-        fn containerd_2_3() {
-            crate::support::run_on(
-                crate::support::Place::Real(lab::Generation::V2_3),
-                super::$scenario,
-            );
-        }
-    };
 }
 
 /// Makes tests of a scenario that does to containerd what nobody else may see: each generation, one of its own, with the
@@ -92,29 +48,52 @@ macro_rules! on_real_containerds {
 macro_rules! on_its_own_containerd {
     ($options:ident; $($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
-            #[test]
-            fn containerd_1_6() {
-                crate::support::run_on_own(lab::Generation::V1_6, &super::$options(), super::$scenario);
+            fn play(generation: lab::Generation, scenario: impl FnOnce(&mut crate::support::Own)) {
+                crate::support::run_on_own(generation, &super::$options(), scenario);
             }
-
-            #[test]
-            fn containerd_1_7() {
-                crate::support::run_on_own(lab::Generation::V1_7, &super::$options(), super::$scenario);
-            }
-
-            #[test]
-            fn containerd_2_1() {
-                crate::support::run_on_own(lab::Generation::V2_1, &super::$options(), super::$scenario);
-            }
-
-            #[test]
-            fn containerd_2_3() {
-                crate::support::run_on_own(lab::Generation::V2_3, &super::$options(), super::$scenario);
-            }
+            crate::support::on_each_generation!($scenario, self::play);
         }
     )+};
 }
 
+/// The test `fake` of a scenario.
+macro_rules! on_the_stand_in {
+    ($scenario:ident) => {
+        #[test]
+        fn fake() {
+            crate::support::run_on(crate::support::Place::Fake, super::$scenario);
+        }
+    };
+}
+
+/// The tests `containerd_1_6` and so on of a scenario, which a function plays on a generation.
+macro_rules! on_each_generation {
+    ($scenario:ident, $play:path) => {
+        #[test]
+        fn containerd_1_6() {
+            $play(lab::Generation::V1_6, super::$scenario);
+        }
+
+        #[test]
+        fn containerd_1_7() {
+            $play(lab::Generation::V1_7, super::$scenario);
+        }
+
+        #[test]
+        fn containerd_2_1() {
+            $play(lab::Generation::V2_1, super::$scenario);
+        }
+
+        #[test]
+        fn containerd_2_3() {
+            $play(lab::Generation::V2_3, super::$scenario);
+        }
+    };
+}
+
 pub(crate) use {
-    on_each_containerd, on_each_real_containerd, on_its_own_containerd, on_real_containerds, on_the_fake,
+    on_each_containerd, on_each_generation, on_each_real_containerd, on_its_own_containerd, on_the_fake,
+    on_the_stand_in,
 };
+
+lab::serves_a_containerd!();

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::target::Target;
-use super::waiting::wait_until;
+use super::wait_until;
 
 /// Folders and configuration of a node that exists for one scenario.
 pub struct Node {

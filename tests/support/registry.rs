@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::bundles;
 use super::tools::{run, tool};
-use super::waiting::wait_until;
+use super::wait_until;
 
 /// The user of registries that want one, and the password.
 pub const USER: &str = "robot";

@@ -1,44 +1,26 @@
 //! The containerd of one scenario: the stand-in or a real one, seen through one door.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use containerd::{BlobSource, BlobSpec, Client, CriImage, ImageChange, ImageRecord, ImageUpdate, NewImage};
 use fake_containerd::{Fake, FakeConfig};
-use lab::{Containerd, Generation, Options, Parts};
+use harness::{Place, Stage, unique, wait_until};
+use lab::{Containerd, Generation, Options};
 use oci_spec::image::{Descriptor, Digest};
 use tokio::runtime::Runtime;
-
-use super::containerds::{self, Served};
-use super::waiting::{unique, wait_until};
 
 /// The namespace that kubelet's images live in.
 pub const KUBERNETES: &str = "k8s.io";
 
-/// Where a scenario runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    Fake,
-    Real(Generation),
-}
-
 /// A containerd, and a namespace in it that nobody else uses meanwhile.
 pub struct Target {
-    server: Server,
-    namespace: String,
+    stage: Stage,
     client: Client,
     runtime: Arc<Runtime>,
     _kubernetes: Option<MutexGuard<'static, ()>>,
-}
-
-#[derive(Clone)]
-enum Server {
-    Fake(Arc<Fake>),
-    Real(&'static Served, Generation),
-    /// One that a scenario has for itself: its programs and its socket.
-    Own(Arc<Parts>, PathBuf),
 }
 
 /// A real containerd that a scenario has for itself, to stop, kill, replace or fill.
@@ -49,24 +31,19 @@ pub struct Own {
 
 /// Plays a scenario on a containerd of its own.
 pub fn run_on_own(generation: Generation, options: &Options, scenario: impl FnOnce(&mut Own)) {
-    let Some(containerd) = containerds::own_with(generation, options) else {
+    let Some(harness::Own { containerd, stage }) = harness::Own::start(generation, options) else {
         return;
     };
-    let server = Server::Own(Arc::new(containerd.parts().clone()), containerd.socket());
-    let target = Target::new(server, KUBERNETES.to_owned(), None);
+    let target = Target::new(stage.in_namespace(KUBERNETES), None);
     scenario(&mut Own { containerd, target });
 }
 
 /// Plays a scenario. Afterwards the stand-in must not have minded anything.
-pub fn run_on(place: Place, scenario: impl FnOnce(&Target)) {
-    let server = match place {
-        Place::Fake => Server::Fake(Arc::new(Fake::start_blocking(FakeConfig::default()))),
-        Place::Real(generation) => match containerds::shared(generation) {
-            Some(served) => Server::Real(served, generation),
-            None => return,
-        },
+pub fn run_on(place: impl Into<Place>, scenario: impl FnOnce(&Target)) {
+    let Some(stage) = Stage::at(place.into(), FakeConfig::default()) else {
+        return;
     };
-    let target = Target::new(server, format!("scenario-{}", unique()), None);
+    let target = Target::new(stage, None);
     scenario(&target);
     target.assert_tidy();
 }
@@ -74,38 +51,25 @@ pub fn run_on(place: Place, scenario: impl FnOnce(&Target)) {
 impl Target {
     /// A stand-in with wishes.
     pub fn fake(config: FakeConfig) -> Target {
-        let fake = Arc::new(Fake::start_blocking(config));
-        Target::new(Server::Fake(fake), format!("scenario-{}", unique()), None)
+        Target::new(Stage::fake(config), None)
     }
 
     /// The same containerd, in the namespace that CRI works in. Nobody else is in it until this is dropped.
     pub fn in_kubernetes(&self) -> Target {
-        let kubernetes = match &self.server {
-            Server::Fake(_) => None,
-            Server::Real(served, _) => Some(served.kubernetes()),
-            Server::Own(..) => None,
-        };
-        Target::new(self.server.clone(), KUBERNETES.to_owned(), kubernetes)
+        let kubernetes = self.stage.hold_kubernetes();
+        Target::new(self.stage.in_namespace(KUBERNETES), kubernetes)
     }
 
     /// The same containerd, in another namespace that nobody else uses.
     pub fn elsewhere(&self) -> Target {
-        Target::new(self.server.clone(), format!("scenario-{}", unique()), None)
+        Target::new(self.stage.elsewhere(), None)
     }
 
-    fn new(server: Server, namespace: String, kubernetes: Option<MutexGuard<'static, ()>>) -> Target {
+    fn new(stage: Stage, kubernetes: Option<MutexGuard<'static, ()>>) -> Target {
         let runtime = Arc::new(Runtime::new().expect("threads for a client"));
-        let socket = match &server {
-            Server::Fake(fake) => fake.socket(),
-            Server::Real(served, _) => &served.place.socket,
-            Server::Own(_, socket) => socket,
-        };
-        let client = runtime
-            .block_on(Client::connect(socket, &namespace))
-            .expect("containerd is there");
+        let client = runtime.block_on(stage.client());
         Target {
-            server,
-            namespace,
+            stage,
             client,
             runtime,
             _kubernetes: kubernetes,
@@ -114,11 +78,7 @@ impl Target {
 
     /// What kind of containerd it is.
     pub fn place(&self) -> Place {
-        match &self.server {
-            Server::Fake(_) => Place::Fake,
-            Server::Real(_, generation) => Place::Real(*generation),
-            Server::Own(parts, _) => Place::Real(parts.generation),
-        }
+        self.stage.place()
     }
 
     pub fn socket(&self) -> &Path {
@@ -126,15 +86,12 @@ impl Target {
     }
 
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        self.stage.namespace()
     }
 
     /// The stand-in, if it is one.
     pub fn as_fake(&self) -> Option<&Fake> {
-        match &self.server {
-            Server::Fake(fake) => Some(fake),
-            Server::Real(..) | Server::Own(..) => None,
-        }
+        self.stage.as_fake()
     }
 
     /// Nothing that the stand-in minds has been done to it, and whoever wrote has given back leases and ingests.
@@ -203,7 +160,7 @@ impl Target {
                 size: target.size(),
                 labels,
             };
-            return fake.put_image(&self.namespace, seed);
+            return fake.put_image(self.namespace(), seed);
         }
         let record = NewImage {
             name: name.to_owned(),
@@ -247,7 +204,7 @@ impl Target {
             for (key, value) in labels {
                 let value = value.unwrap_or_default();
                 assert!(
-                    fake.set_image_label(&self.namespace, name, key, value),
+                    fake.set_image_label(self.namespace(), name, key, value),
                     "no record {name}"
                 );
             }
@@ -301,7 +258,7 @@ impl Target {
         labels.push((ROOT, "held by a test"));
         let digest: Digest = fake_containerd::sha256(bytes).parse().expect("a digest");
         if let Some(fake) = self.as_fake() {
-            fake.put_blob(&self.namespace, bytes, &labels);
+            fake.put_blob(self.namespace(), bytes, &labels);
             return digest;
         }
         let lease = format!("test-{}", unique());
@@ -377,16 +334,12 @@ impl Target {
 
     /// Runs the `ctr` of a real containerd in our namespace and gives what it printed.
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        let ctr = match &self.server {
-            Server::Fake(_) => panic!("only a real containerd has a ctr"),
-            Server::Real(served, _) => &served.parts.ctr,
-            Server::Own(parts, _) => &parts.ctr,
-        };
-        let mut command = Command::new(ctr);
+        let parts = self.stage.parts().expect("only a real containerd has a ctr");
+        let mut command = Command::new(&parts.ctr);
         command
             .arg("--address")
             .arg(self.socket())
-            .args(["--namespace", &self.namespace])
+            .args(["--namespace", self.namespace()])
             .args(arguments);
         let output = command.stdin(Stdio::null()).output().expect("ctr runs");
         let said = String::from_utf8_lossy(&output.stderr);

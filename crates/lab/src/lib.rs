@@ -11,6 +11,7 @@ pub mod left_out;
 pub mod parts;
 pub mod place;
 pub mod runtime;
+pub mod shared;
 
 pub use heartbeat::Heartbeat;
 pub use kubelet::Kubelet;

@@ -93,7 +93,7 @@ pub enum Task {
         extent: Extent,
     },
     /// Place a bundle in every known way, and print the results as the table of docs/watching.md.
-    Placing,
+    Uploads,
     /// Write docs/configuration.md, made of config/config.yaml.
     Reference,
     /// Type the examples of README.md and docs/ on a node, and write the screen's text where they show it.

@@ -74,10 +74,23 @@ pub fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
 }
 
 /// cargo, in the workspace, whose `.cargo/config.toml` names the protobuf compiler.
+///
+/// `cargo xtask` describes the package xtask to this program in its environment. The build script of ring depends on these
+/// variables: with them, and then again in a shell without them, cargo would build ring and all its users anew.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    for (name, _) in std::env::vars_os() {
+        if describes_a_package(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Returns true for a variable with which cargo tells a program about its package.
+fn describes_a_package(name: &str) -> bool {
+    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
 /// Runs a command whose output goes to the screen.
@@ -106,4 +119,24 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// Says what comes next.
 pub fn step(what: &str) {
     println!("==> {what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{cargo, describes_a_package};
+
+    #[test]
+    fn the_checks_build_what_a_shell_builds() {
+        // cargo tells a test about its package, like `cargo xtask`.
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
+        let cargo = cargo();
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            let removed = cargo
+                .get_envs()
+                .any(|(key, value)| key == name.as_ref() && value.is_none());
+            assert_eq!(removed, describes_a_package(&name), "{name}");
+        }
+        assert!(!describes_a_package("CARGO_HOME"));
+    }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask chaos`, `powercut`, `churn`, `placing` and `recording`: tests that do more when they are asked to.
+//! `cargo xtask chaos`, `powercut`, `churn`, `uploads` and `recording`: tests that do more when they are asked to.
 //!
 //! They are tests of the program's own suite that are left out otherwise, so that there is one piece of code for both.
 

@@ -55,7 +55,7 @@ fn perform(task: Task) -> Result<()> {
             records,
             &extent,
         ),
-        Task::Placing => endurance::run("placing::prints_the_table", 1, &endurance::Extent::default()),
+        Task::Uploads => endurance::run("uploads::prints_the_table", 1, &endurance::Extent::default()),
         Task::Reference => reference::write(),
         Task::Recording => endurance::record(),
         Task::Advisories => checks::advisories(),

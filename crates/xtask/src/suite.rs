@@ -273,7 +273,7 @@ mod tests {
 
 running 3 tests
 test tar::a_cut_archive_is_refused ... ok
-test tar::a_table_is_printed ... ignored, `cargo xtask placing` runs it
+test tar::a_table_is_printed ... ignored, `cargo xtask uploads` runs it
 test tar::a_link_is_followed ... FAILED
 
 failures:
@@ -306,7 +306,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; fini
         assert_eq!(summary.failed, ["airgapd_bundle: tar::a_link_is_followed"]);
         assert_eq!(
             summary.ignored,
-            ["airgapd_bundle: tar::a_table_is_printed: `cargo xtask placing` runs it"]
+            ["airgapd_bundle: tar::a_table_is_printed: `cargo xtask uploads` runs it"]
         );
         assert!(summary.judge(&[]).is_err());
         let text = summary.to_string();

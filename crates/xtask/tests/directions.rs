@@ -7,7 +7,7 @@ use std::fs;
 use lab::workspace;
 
 /// For each crate the crates of the project that its shipped code may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("basics", &[]),
     ("platforms", &[]),
     ("bundle", &["basics", "platforms"]),
@@ -28,6 +28,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
         ],
     ),
     ("fake-containerd", &["basics"]),
+    ("harness", &["containerd", "fake-containerd", "lab"]),
     ("lab", &[]),
     ("xtask", &["lab"]),
     ("workshop", &["bundle", "lab", "xtask"]),
@@ -47,7 +48,7 @@ const KNOWN_TO: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that only tests and tasks use.
-const NOT_SHIPPED: [&str; 4] = ["fake-containerd", "lab", "xtask", "workshop"];
+const NOT_SHIPPED: [&str; 5] = ["fake-containerd", "harness", "lab", "xtask", "workshop"];
 
 /// The keys below `[dependencies]` of each crate's manifest, by the name of the crate's folder.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use containerd::{BlobSpec, Client, Error, Held, Options, Recovery, Resource, Written, ingest_ref};
+use harness::{Stage, eventually};
 
-use crate::support::{Blob, CHUNK, Failing, Paused, Stage, eventually, raw_write, tomorrow};
+use crate::support::{Blob, CHUNK, Failing, Paused, raw_write, tomorrow};
 use crate::{Labels, labels, leased};
 
 everywhere! {
@@ -37,8 +38,8 @@ everywhere! {
     a_lease_that_ends_during_a_write_is_told_as_such
 }
 
-async fn a_new_blob_is_sent_once_and_readable(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_new_blob_is_sent_once_and_readable(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     for size in [1, 4096, CHUNK, CHUNK + 1, 5 * CHUNK + 7] {
         let (blob, progress) = (Blob::sized(size), Arc::new(AtomicU64::new(0)));
         let spec = blob.spec().with_progress(Arc::clone(&progress));
@@ -76,8 +77,8 @@ async fn a_new_blob_is_sent_once_and_readable(stage: Arc<Stage>) {
     assert_eq!(client.ingests().await.expect("an answer"), []);
 }
 
-async fn an_empty_blob_is_a_blob(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn an_empty_blob_is_a_blob(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::of(Vec::new());
     let written = client
         .write_blob(&lease, &blob.spec(), blob.source())
@@ -108,15 +109,15 @@ async fn an_empty_blob_is_a_blob(stage: Arc<Stage>) {
     assert_eq!(again, Written::Present);
 }
 
-async fn a_present_blob_is_leased_without_sending_a_byte(stage: Arc<Stage>) {
-    let (client, first) = leased(&stage).await;
+async fn a_present_blob_is_leased_without_sending_a_byte(stage: &Stage) {
+    let (client, first) = leased(stage).await;
     let blob = Blob::sized(3 * CHUNK);
     client
         .write_blob(&first, &blob.spec(), blob.source())
         .await
         .expect("written");
     for hold in [false, true] {
-        let (_, second) = leased(&stage).await;
+        let (_, second) = leased(stage).await;
         assert!(!holds(&client, &second, &blob).await);
         if hold {
             let held = client.hold_blob(&second, &blob.digest, blob.size()).await;
@@ -133,8 +134,8 @@ async fn a_present_blob_is_leased_without_sending_a_byte(stage: Arc<Stage>) {
     }
 }
 
-async fn a_present_blob_keeps_its_labels(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_present_blob_keeps_its_labels(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     // Sent in one message, and in several.
     for size in [100, 3 * CHUNK] {
         let blob = Blob::sized(size);
@@ -159,8 +160,8 @@ async fn a_present_blob_keeps_its_labels(stage: Arc<Stage>) {
     }
 }
 
-async fn a_present_blob_of_another_size_than_declared_is_refused(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_present_blob_of_another_size_than_declared_is_refused(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(100);
     client
         .write_blob(&lease, &blob.spec(), blob.source())
@@ -181,8 +182,8 @@ async fn a_present_blob_of_another_size_than_declared_is_refused(stage: Arc<Stag
     );
 }
 
-async fn holding_tells_the_absent_and_leaves_no_ingest(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn holding_tells_the_absent_and_leaves_no_ingest(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(100);
     let held = client
         .hold_blob(&lease, &blob.digest, blob.size())
@@ -192,16 +193,14 @@ async fn holding_tells_the_absent_and_leaves_no_ingest(stage: Arc<Stage>) {
     assert_nothing_of(&client, &blob).await;
 }
 
-async fn a_blob_that_only_another_namespace_has_is_not_held(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_blob_that_only_another_namespace_has_is_not_held(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(CHUNK);
     client
         .write_blob(&lease, &blob.spec(), blob.source())
         .await
         .expect("written");
-    let elsewhere = stage
-        .client_in(&format!("{}-b", stage.namespace()), Options::default())
-        .await;
+    let elsewhere = stage.elsewhere().client().await;
     elsewhere
         .create_lease(&lease, tomorrow(), &Labels::new())
         .await
@@ -213,8 +212,8 @@ async fn a_blob_that_only_another_namespace_has_is_not_held(stage: Arc<Stage>) {
     assert_eq!(written.expect("written"), Written::Adopted);
 }
 
-async fn a_dropped_write_leaves_an_ingest_and_is_resumed(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_dropped_write_leaves_an_ingest_and_is_resumed(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(8 * CHUNK);
     interrupted(&client, &lease, &blob, 3 * CHUNK).await;
     assert_eq!(client.blob(&blob.digest).await.expect("an answer"), None);
@@ -244,8 +243,8 @@ async fn a_dropped_write_leaves_an_ingest_and_is_resumed(stage: Arc<Stage>) {
     assert!(holds(&client, &lease, &blob).await);
 }
 
-async fn a_dropped_write_of_sha512_is_resumed_from_2_3_on(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_dropped_write_of_sha512_is_resumed_from_2_3_on(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let version = client.version().await.expect("an answer");
     let blob = Blob::sized(8 * CHUNK).named_by_sha512();
     if (version.major, version.minor) < (2, 3) {
@@ -265,8 +264,8 @@ async fn a_dropped_write_of_sha512_is_resumed_from_2_3_on(stage: Arc<Stage>) {
     assert!(holds(&client, &lease, &blob).await);
 }
 
-async fn an_ingest_with_another_beginning_is_written_anew(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn an_ingest_with_another_beginning_is_written_anew(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(6 * CHUNK);
     interrupted(&client, &lease, &blob.corrupted(), 3 * CHUNK).await;
     let written = client
@@ -288,8 +287,8 @@ async fn an_ingest_with_another_beginning_is_written_anew(stage: Arc<Stage>) {
     );
 }
 
-async fn a_whole_ingest_is_committed_without_sending_a_byte(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_whole_ingest_is_committed_without_sending_a_byte(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(3 * CHUNK);
     interrupted(&client, &lease, &blob, 3 * CHUNK).await;
     let source = blob.source();
@@ -301,8 +300,8 @@ async fn a_whole_ingest_is_committed_without_sending_a_byte(stage: Arc<Stage>) {
     assert!(holds(&client, &lease, &blob).await);
 }
 
-async fn a_whole_ingest_with_bad_bytes_is_written_anew(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_whole_ingest_with_bad_bytes_is_written_anew(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(3 * CHUNK);
     interrupted(&client, &lease, &blob.corrupted(), 3 * CHUNK).await;
     let written = client
@@ -317,15 +316,15 @@ async fn a_whole_ingest_with_bad_bytes_is_written_anew(stage: Arc<Stage>) {
     );
 }
 
-async fn an_ingest_declared_with_another_size_is_written_anew(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn an_ingest_declared_with_another_size_is_written_anew(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     for (left_behind, declared) in [(300, 400), (300, 300), (50, 400)] {
         let blob = Blob::sized(200);
         let other = Blob {
             digest: blob.digest.clone(),
             ..Blob::sized(left_behind)
         };
-        raw_write(&stage, &lease, &ingest_ref(&blob.digest), &other, declared, false).await;
+        raw_write(stage, &lease, &ingest_ref(&blob.digest), &other, declared, false).await;
         let written = client
             .write_blob(&lease, &blob.spec(), blob.source())
             .await
@@ -344,8 +343,8 @@ async fn an_ingest_declared_with_another_size_is_written_anew(stage: Arc<Stage>)
     }
 }
 
-async fn bytes_of_another_digest_are_refused_and_nothing_stays(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn bytes_of_another_digest_are_refused_and_nothing_stays(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     for size in [10, 3 * CHUNK] {
         let blob = Blob::sized(size);
         let source = blob.corrupted().source();
@@ -374,8 +373,8 @@ async fn bytes_of_another_digest_are_refused_and_nothing_stays(stage: Arc<Stage>
     }
 }
 
-async fn a_source_shorter_than_declared_is_refused_and_nothing_stays(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_source_shorter_than_declared_is_refused_and_nothing_stays(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     for size in [1, 10, CHUNK, 3 * CHUNK] {
         let blob = Blob::sized(size);
         let spec = BlobSpec::new(blob.digest.clone(), blob.size() + 5);
@@ -383,8 +382,8 @@ async fn a_source_shorter_than_declared_is_refused_and_nothing_stays(stage: Arc<
     }
 }
 
-async fn a_source_longer_than_declared_is_refused_and_nothing_stays(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_source_longer_than_declared_is_refused_and_nothing_stays(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     for size in [1, 10, CHUNK, 3 * CHUNK] {
         let blob = Blob::sized(size);
         let longer = Blob {
@@ -417,8 +416,8 @@ async fn assert_wrong_length(client: &Client, lease: &str, spec: &BlobSpec, blob
     assert_nothing_of(client, blob).await;
 }
 
-async fn a_source_that_fails_is_told_and_nothing_stays(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_source_that_fails_is_told_and_nothing_stays(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(3 * CHUNK);
     let source = Arc::new(Failing::new(&blob, 2 * CHUNK));
     let error = client
@@ -429,15 +428,15 @@ async fn a_source_that_fails_is_told_and_nothing_stays(stage: Arc<Stage>) {
     assert_nothing_of(&client, &blob).await;
 }
 
-async fn a_blob_being_written_by_another_is_waited_for(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_blob_being_written_by_another_is_waited_for(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(4 * CHUNK);
     let source = Paused::new(&blob, 2 * CHUNK);
     let spec = blob.spec();
     let first = client.write_blob(&lease, &spec, Arc::clone(&source) as _);
     let second = async {
         arrived(&client, &blob, 2 * CHUNK).await;
-        let (other, lease) = leased(&stage).await;
+        let (other, lease) = leased(stage).await;
         let unread = blob.source();
         let mut waiting = std::pin::pin!(other.write_blob(&lease, &spec, Arc::clone(&unread) as _));
         // containerd 1.6 and 1.7 wait for up to a second themselves before they say no.
@@ -462,13 +461,13 @@ async fn a_blob_being_written_by_another_is_waited_for(stage: Arc<Stage>) {
     );
 }
 
-async fn a_blob_being_written_for_too_long_is_a_transient_error(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_blob_being_written_for_too_long_is_a_transient_error(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let options = Options {
         lock_wait: Duration::from_millis(100),
         ..Options::default()
     };
-    let impatient = stage.client_in(stage.namespace(), options).await;
+    let impatient = stage.client_with(options).await;
     let blob = Blob::sized(4 * CHUNK);
     let source = Paused::new(&blob, 2 * CHUNK);
     let spec = blob.spec();
@@ -494,9 +493,9 @@ async fn a_blob_being_written_for_too_long_is_a_transient_error(stage: Arc<Stage
     );
 }
 
-async fn a_blob_that_appears_before_the_commit_is_leased(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
-    let (_, others) = leased(&stage).await;
+async fn a_blob_that_appears_before_the_commit_is_leased(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
+    let (_, others) = leased(stage).await;
     let blob = Blob::sized(2 * CHUNK);
     let source = Paused::new(&blob, 2 * CHUNK);
     let spec = blob.spec().with_labels(labels(&[("ours", "yes")]));
@@ -504,7 +503,7 @@ async fn a_blob_that_appears_before_the_commit_is_leased(stage: Arc<Stage>) {
     let meddling = async {
         arrived(&client, &blob, 2 * CHUNK).await;
         raw_write(
-            &stage,
+            stage,
             &others,
             &format!("another-tool-{}", blob.digest),
             &blob,
@@ -526,11 +525,9 @@ async fn a_blob_that_appears_before_the_commit_is_leased(stage: Arc<Stage>) {
     assert_eq!(client.ingests().await.expect("an answer"), []);
 }
 
-async fn a_blob_of_another_namespace_is_adopted(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
-    let elsewhere = stage
-        .client_in(&format!("{}-b", stage.namespace()), Options::default())
-        .await;
+async fn a_blob_of_another_namespace_is_adopted(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
+    let elsewhere = stage.elsewhere().client().await;
     elsewhere
         .create_lease(&lease, tomorrow(), &Labels::new())
         .await
@@ -563,11 +560,9 @@ async fn a_blob_of_another_namespace_is_adopted(stage: Arc<Stage>) {
 
 /// Two bundles with the same small layer that another namespace has: containerd may tell one of them in mid write that
 /// the other one holds the ingest.
-async fn a_small_blob_of_another_namespace_arrives_for_all_who_write_it_at_once(stage: Arc<Stage>) {
-    let elsewhere = stage
-        .client_in(&format!("{}-elsewhere", stage.namespace()), Options::default())
-        .await;
-    let (client, lease) = leased(&stage).await;
+async fn a_small_blob_of_another_namespace_arrives_for_all_who_write_it_at_once(stage: &Stage) {
+    let elsewhere = stage.elsewhere().client().await;
+    let (client, lease) = leased(stage).await;
     elsewhere
         .create_lease(&lease, tomorrow(), &Labels::new())
         .await
@@ -587,8 +582,8 @@ async fn a_small_blob_of_another_namespace_arrives_for_all_who_write_it_at_once(
     assert_eq!(client.ingests().await.expect("an answer"), []);
 }
 
-async fn parallel_blobs_all_arrive(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn parallel_blobs_all_arrive(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let writes: Vec<_> = (1..13)
         .map(|number| {
             let (client, lease, blob) = (client.clone(), lease.clone(), Blob::sized(number * 300_000));
@@ -606,7 +601,7 @@ async fn parallel_blobs_all_arrive(stage: Arc<Stage>) {
     }
 }
 
-async fn a_lost_lease_is_told_as_such(stage: Arc<Stage>) {
+async fn a_lost_lease_is_told_as_such(stage: &Stage) {
     let client = stage.client().await;
     let (blob, lease) = (Blob::sized(100), "never-created");
     let errors = [
@@ -632,8 +627,8 @@ async fn a_lost_lease_is_told_as_such(stage: Arc<Stage>) {
     assert_nothing_of(&client, &blob).await;
 }
 
-async fn a_lease_that_ends_during_a_write_is_told_as_such(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_lease_that_ends_during_a_write_is_told_as_such(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blob = Blob::sized(4 * CHUNK);
     let source = Paused::new(&blob, 2 * CHUNK);
     let spec = blob.spec();

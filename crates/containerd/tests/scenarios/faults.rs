@@ -8,6 +8,7 @@ use std::time::Duration;
 use bundle::Compression;
 use bundle::fixtures::{Layer, compress};
 use containerd::{Client, Error, Options, Recovery, Written};
+use harness::{Own, PATIENCE, eventually, unique};
 use lab::Generation;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixListener;
@@ -15,40 +16,34 @@ use tokio::net::UnixListener;
 use crate::content::{arrived, assert_nothing_of, interrupted};
 use crate::leased;
 use crate::snapshots::{Chain, listed};
-use crate::support::{Blob, CHUNK, PATIENCE, Paused, Place, Stage, eventually, raw_write, unique};
+use crate::support::{Blob, CHUNK, Paused, raw_write};
 
-/// Runs each scenario on a containerd of its own of each generation.
-macro_rules! on_containerds {
-    ($($scenario:ident)*) => {
-        on_containerds!(@one on_containerd_1_6 V1_6 $($scenario)*);
-        on_containerds!(@one on_containerd_1_7 V1_7 $($scenario)*);
-        on_containerds!(@one on_containerd_2_1 V2_1 $($scenario)*);
-        on_containerds!(@one on_containerd_2_3 V2_3 $($scenario)*);
-    };
-    (@one $place:ident $generation:ident $($scenario:ident)*) => {
-        mod $place { $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $scenario() { super::on_own(super::Generation::$generation, super::$scenario).await; })* }
-    };
-}
-
-on_containerds! {
+harness::on_each_generation! {
+    super::on_own;
     a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return
     a_hanging_containerd_is_noticed
     a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back
     a_full_disk_is_told_and_nothing_stays
     an_ingest_of_a_deleted_blob_is_no_obstacle
     a_disk_that_fills_while_a_layer_is_unpacked_is_told_and_nothing_stays
+    a_containerd_without_cri_says_so
 }
 
-async fn on_own(generation: Generation, scenario: impl AsyncFnOnce(&mut Stage)) {
-    let Some(mut stage) = Stage::own(Place::Real(generation), false).await else {
-        return;
+fn on_own(generation: Generation, scenario: impl AsyncFnOnce(&mut Own)) {
+    let options = lab::Options {
+        cri: false,
+        ..lab::Options::default()
     };
-    scenario(&mut stage).await;
+    harness::play_on_own(generation, &options, scenario);
 }
 
-async fn a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return(stage: &mut Stage) {
-    let (client, lease) = leased(stage).await;
+async fn a_containerd_without_cri_says_so(own: &mut Own) {
+    let client = own.stage.client().await;
+    assert!(!client.has_cri().await.expect("an answer"));
+}
+
+async fn a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return(own: &mut Own) {
+    let (client, lease) = leased(&own.stage).await;
     let mut events = client.image_events().await.expect("subscribed");
     let blob = Blob::sized(8 * CHUNK);
     let source = Paused::new(&blob, 5 * CHUNK);
@@ -56,7 +51,7 @@ async fn a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return
     let writing = client.write_blob(&lease, &spec, Arc::clone(&source) as _);
     let killing = async {
         arrived(&client, &blob, 5 * CHUNK).await;
-        tokio::task::block_in_place(|| stage.containerd().kill()).expect("killed");
+        tokio::task::block_in_place(|| own.containerd.kill()).expect("killed");
     };
     let (error, ()) = tokio::join!(writing, killing);
     let error = error.expect_err("it was killed");
@@ -67,7 +62,7 @@ async fn a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return
     assert_eq!(ended.expect("the end is told"), None);
     assert!(matches!(client.images().await, Err(Error::Unreachable { .. })));
 
-    tokio::task::block_in_place(|| stage.containerd().restart()).expect("restarted");
+    tokio::task::block_in_place(|| own.containerd.restart()).expect("restarted");
     let written = client
         .write_blob(&lease, &spec, blob.source())
         .await
@@ -85,20 +80,20 @@ async fn a_killed_containerd_is_unreachable_and_a_write_resumes_after_its_return
     );
 }
 
-async fn a_hanging_containerd_is_noticed(stage: &mut Stage) {
+async fn a_hanging_containerd_is_noticed(own: &mut Own) {
     let soon = Duration::from_millis(500);
     let options = Options {
         deadline: soon,
         stall: soon,
         ..Options::default()
     };
-    let client = stage.client_in(stage.namespace(), options).await;
-    let (_, lease) = leased(stage).await;
+    let client = own.stage.client_with(options).await;
+    let (_, lease) = leased(&own.stage).await;
     let blob = Blob::sized(40 * CHUNK);
     let source = Paused::new(&blob, 2 * CHUNK);
     let spec = blob.spec();
     let writing = client.write_blob(&lease, &spec, Arc::clone(&source) as _);
-    let pid = stage.containerd().pid().expect("it runs");
+    let pid = own.containerd.pid().expect("it runs");
     let freezing = async {
         arrived(&client, &blob, 2 * CHUNK).await;
         signal(pid, Signal::STOP);
@@ -120,7 +115,7 @@ async fn a_hanging_containerd_is_noticed(stage: &mut Stage) {
         assert_eq!(error.recovery(), Recovery::Transient);
     }
     eventually("the reader is dropped", async || source.readers() == 0).await;
-    let client = stage.client().await;
+    let client = own.stage.client().await;
     let written = client
         .write_blob(&lease, &spec, blob.source())
         .await
@@ -128,7 +123,7 @@ async fn a_hanging_containerd_is_noticed(stage: &mut Stage) {
     assert!(matches!(written, Written::Committed { .. }), "{written:?}");
 }
 
-async fn a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back(stage: &mut Stage) {
+async fn a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back(own: &mut Own) {
     // Large enough for the kill to come before its end.
     let large = Layer::zeros(256 << 20);
     let mut bytes = Vec::new();
@@ -136,22 +131,22 @@ async fn a_containerd_that_is_killed_while_it_unpacks_does_so_when_it_is_back(st
         target.write_all(&large.to_bytes())
     })
     .expect("memory takes any bytes");
-    let mut chain = Chain::none(stage).await;
+    let mut chain = Chain::none(&own.stage).await;
     chain
         .push(&large, "application/vnd.oci.image.layer.v1.tar+gzip", bytes)
         .await;
     let killing = async {
         eventually("it has begun", async || chain.on_lease().await.len() == 1).await;
-        tokio::task::block_in_place(|| stage.containerd().kill()).expect("killed");
+        tokio::task::block_in_place(|| own.containerd.kill()).expect("killed");
     };
     let (applied, ()) = tokio::join!(chain.apply(0), killing);
     let error = applied.expect_err("it was killed");
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
-    tokio::task::block_in_place(|| stage.containerd().restart()).expect("restarted");
+    tokio::task::block_in_place(|| own.containerd.restart()).expect("restarted");
     assert_eq!(chain.on_lease().await.len(), 1, "what was begun is on the lease");
     assert_eq!(chain.unpack().await.expect("unpacked"), 1);
     chain.give_back().await;
-    assert_eq!(listed(stage, &chain).await, [""; 0]);
+    assert_eq!(listed(&own.stage, &chain).await, [""; 0]);
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -159,9 +154,9 @@ fn signal(pid: u32, signal: Signal) {
     kill_process(pid.expect("it is a process"), signal).expect("it runs");
 }
 
-async fn a_full_disk_is_told_and_nothing_stays(stage: &mut Stage) {
-    let (client, lease) = leased(stage).await;
-    let store = stage.containerd().root().join("io.containerd.content.v1.content");
+async fn a_full_disk_is_told_and_nothing_stays(own: &mut Own) {
+    let (client, lease) = leased(&own.stage).await;
+    let store = own.containerd.root().join("io.containerd.content.v1.content");
     let small = SmallDisk::mount(&store.join("ingest"));
     let blob = Blob::sized(16 * CHUNK);
     let error = client
@@ -184,18 +179,18 @@ async fn a_full_disk_is_told_and_nothing_stays(stage: &mut Stage) {
     );
 }
 
-async fn a_disk_that_fills_while_a_layer_is_unpacked_is_told_and_nothing_stays(stage: &mut Stage) {
-    let mut chain = Chain::none(stage).await;
+async fn a_disk_that_fills_while_a_layer_is_unpacked_is_told_and_nothing_stays(own: &mut Own) {
+    let mut chain = Chain::none(&own.stage).await;
     let large = Layer::zeros(8 << 20);
     chain
         .push(&large, "application/vnd.oci.image.layer.v1.tar", large.to_bytes())
         .await;
     let folder = format!("io.containerd.snapshotter.v1.{}/snapshots", chain.snapshotter());
-    let small = SmallDisk::mount(&stage.containerd().root().join(folder));
+    let small = SmallDisk::mount(&own.containerd.root().join(folder));
     let error = chain.apply(0).await.expect_err("the disk is full");
     assert_eq!(error.recovery(), Recovery::Space, "{error:?}");
     assert!(error.to_string().contains(large.digest().as_ref()), "{error}");
-    assert_eq!(listed(stage, &chain).await, [""; 0]);
+    assert_eq!(listed(&own.stage, &chain).await, [""; 0]);
     drop(small);
     assert_eq!(chain.unpack().await.expect("unpacked"), 1);
 }
@@ -223,12 +218,12 @@ impl Drop for SmallDisk {
 }
 
 /// A blob that was deleted and not collected yet, and an older ingest of it: containerd 1.6 loses count of that.
-async fn an_ingest_of_a_deleted_blob_is_no_obstacle(stage: &mut Stage) {
-    let (client, lease) = leased(stage).await;
+async fn an_ingest_of_a_deleted_blob_is_no_obstacle(own: &mut Own) {
+    let (client, lease) = leased(&own.stage).await;
     let blob = Blob::sized(4 * CHUNK);
     interrupted(&client, &lease, &blob.corrupted(), 2 * CHUNK).await;
     raw_write(
-        stage,
+        &own.stage,
         &lease,
         &format!("another-tool-{}", blob.digest),
         &blob,
@@ -350,10 +345,11 @@ mod cri {
     }
 
     async fn the_service_is_found(generation: Generation) {
-        let Some(mut stage) = Stage::own(Place::Real(generation), true).await else {
+        let started = tokio::task::spawn_blocking(move || Own::start(generation, &lab::Options::default()));
+        let Some(own) = started.await.expect("starting does not panic") else {
             return;
         };
-        let client = stage.client().await;
+        let client = own.stage.client().await;
         assert!(client.has_cri().await.expect("an answer"));
         let version = client.cri().version().await.expect("an answer");
         assert_eq!(version.runtime, "containerd");

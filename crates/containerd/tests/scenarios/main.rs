@@ -1,30 +1,21 @@
 //! The client against containerd: the same scenarios on the stand-in and on the real generations.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use containerd::Client;
-use support::{Place, Stage, tomorrow, unique};
+use harness::{FakeConfig, Place, Stage, unique};
+use support::tomorrow;
 
 type Labels = BTreeMap<String, String>;
 
-/// Runs each scenario in each place, as a test of its own.
+/// Makes tests of scenarios, on the stand-in and on each generation.
 macro_rules! everywhere {
     ($($scenario:ident)*) => {
-        mod on_the_stand_in { $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $scenario() { crate::on_shared(crate::Place::Fake, super::$scenario).await; })* }
-        everywhere!(@real on_containerd_1_6 V1_6 $($scenario)*);
-        everywhere!(@real on_containerd_1_7 V1_7 $($scenario)*);
-        everywhere!(@real on_containerd_2_1 V2_1 $($scenario)*);
-        everywhere!(@real on_containerd_2_3 V2_3 $($scenario)*);
-    };
-    (@real $place:ident $generation:ident $($scenario:ident)*) => {
-        mod $place { $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $scenario() {
-                crate::on_shared(crate::Place::Real(lab::Generation::$generation), super::$scenario).await;
-            })* }
+        harness::everywhere! { crate::play; $($scenario)* }
     };
 }
+
+lab::serves_a_containerd!();
 
 mod content;
 mod faults;
@@ -34,14 +25,8 @@ mod snapshots;
 mod stand_in;
 mod support;
 
-async fn on_shared<F: Future<Output = ()>>(place: Place, scenario: impl FnOnce(Arc<Stage>) -> F) {
-    let Some(stage) = Stage::shared(place).await else {
-        return;
-    };
-    let stage = Arc::new(stage);
-    scenario(Arc::clone(&stage)).await;
-    assert!(stage.is_alive().await, "the server did not survive");
-    stage.assert_no_violations();
+fn play(place: impl Into<Place>, scenario: impl AsyncFnOnce(&Stage)) {
+    harness::play(place, FakeConfig::default(), scenario);
 }
 
 /// A client and a lease to write under.

@@ -1,14 +1,13 @@
 //! Leases, labels, image records, events, introspection.
 
-use std::sync::Arc;
-
 use containerd::{
-    Client, Created, Creation, Error, ImageChange, ImageEvent, ImageEvents, ImageUpdate, NewImage, Options,
-    Recovery, Resource,
+    Client, Created, Creation, Error, ImageChange, ImageEvent, ImageEvents, ImageUpdate, NewImage, Recovery,
+    Resource,
 };
+use harness::{PATIENCE, Stage, unique};
 use oci_spec::image::{Descriptor, MediaType};
 
-use crate::support::{Blob, PATIENCE, Place, Stage, tomorrow, unique};
+use crate::support::{Blob, tomorrow};
 use crate::{Labels, labels, leased};
 
 everywhere! {
@@ -27,13 +26,10 @@ everywhere! {
 mod regardless_of_sense {
     use super::a_thousand_random_operations_leave_containerd_alive;
 
-    everywhere!(@real on_containerd_1_6 V1_6 a_thousand_random_operations_leave_containerd_alive);
-    everywhere!(@real on_containerd_1_7 V1_7 a_thousand_random_operations_leave_containerd_alive);
-    everywhere!(@real on_containerd_2_1 V2_1 a_thousand_random_operations_leave_containerd_alive);
-    everywhere!(@real on_containerd_2_3 V2_3 a_thousand_random_operations_leave_containerd_alive);
+    harness::on_each_generation! { crate::play; a_thousand_random_operations_leave_containerd_alive }
 }
 
-async fn leases_are_found_again_and_hold_what_was_added(stage: Arc<Stage>) {
+async fn leases_are_found_again_and_hold_what_was_added(stage: &Stage) {
     let client = stage.client().await;
     let (id, expires) = (format!("lease-{}", unique()), tomorrow());
     let marker = labels(&[("io.airgapd.test", "yes")]);
@@ -60,8 +56,8 @@ async fn leases_are_found_again_and_hold_what_was_added(stage: Arc<Stage>) {
     assert!(!client.delete_lease(&id, true).await.expect("gone"));
 }
 
-async fn lists_beyond_four_mebibytes_and_a_hundred_blobs_arrive_whole(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn lists_beyond_four_mebibytes_and_a_hundred_blobs_arrive_whole(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let target = an_image(&client, &lease).await;
     // A label may have 4096 bytes with its key: 20 labels on each of 60 records are 4.6 MiB.
     let labels: Labels = (0..20)
@@ -87,8 +83,8 @@ async fn lists_beyond_four_mebibytes_and_a_hundred_blobs_arrive_whole(stage: Arc
 }
 
 /// 66 records of 320 KiB are 21 MiB; containerd sends 16.
-async fn lists_beyond_what_containerd_sends_in_one_message_arrive_whole(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn lists_beyond_what_containerd_sends_in_one_message_arrive_whole(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let target = an_image(&client, &lease).await;
     let labels: Labels = (0..80)
         .map(|number| (format!("k{number}"), "v".repeat(4080)))
@@ -110,8 +106,8 @@ async fn lists_beyond_what_containerd_sends_in_one_message_arrive_whole(stage: A
     assert_eq!(found, names);
 }
 
-async fn labels_are_changed_one_by_one(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn labels_are_changed_one_by_one(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let target = an_image(&client, &lease).await;
     let before = labels(&[("theirs", "1"), ("a.b/c.d", "2"), ("gone", "3")]);
     let after = labels(&[("theirs", "1"), ("a.b/c.d", "new")]);
@@ -169,8 +165,8 @@ async fn labels_are_changed_one_by_one(stage: Arc<Stage>) {
     assert_eq!(refused.recovery(), Recovery::Permanent, "{refused:?}");
 }
 
-async fn a_retarget_and_a_removed_label_are_one_update(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_retarget_and_a_removed_label_are_one_update(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let (old, mut new) = (an_image(&client, &lease).await, an_image(&client, &lease).await);
     new.set_annotations(Some([("k".to_owned(), "v".to_owned())].into()));
     let before = labels(&[("stale", "1"), ("theirs", "1")]);
@@ -200,8 +196,8 @@ async fn a_retarget_and_a_removed_label_are_one_update(stage: Arc<Stage>) {
     assert_eq!(kinds, [ImageChange::Updated, ImageChange::Deleted]);
 }
 
-async fn a_record_is_created_once(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_record_is_created_once(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let target = an_image(&client, &lease).await;
     let image = NewImage {
         name: "once:1".to_owned(),
@@ -240,19 +236,17 @@ async fn a_record_is_created_once(stage: Arc<Stage>) {
 }
 
 /// The error text has the name in it, and travels in a header.
-async fn names_beyond_sixteen_kibibytes_are_no_broken_connection(stage: Arc<Stage>) {
+async fn names_beyond_sixteen_kibibytes_are_no_broken_connection(stage: &Stage) {
     let client = stage.client().await;
     let name = "n".repeat(20_000);
     assert_eq!(client.image(&name).await.expect("an answer"), None);
     assert!(!client.delete_image(&name, false).await.expect("an answer"));
 }
 
-async fn image_events_tell_of_this_namespace_only(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn image_events_tell_of_this_namespace_only(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let target = an_image(&client, &lease).await;
-    let elsewhere = stage
-        .client_in(&format!("{}-b", stage.namespace()), Options::default())
-        .await;
+    let elsewhere = stage.elsewhere().client().await;
     elsewhere
         .create_lease(&lease, tomorrow(), &Labels::new())
         .await
@@ -283,8 +277,8 @@ async fn image_events_tell_of_this_namespace_only(stage: Arc<Stage>) {
 }
 
 /// containerd 1.7 and 2.x crash on messages without `image.target` or `info`.
-async fn a_thousand_random_operations_leave_containerd_alive(stage: Arc<Stage>) {
-    let (client, lease) = leased(&stage).await;
+async fn a_thousand_random_operations_leave_containerd_alive(stage: &Stage) {
+    let (client, lease) = leased(stage).await;
     let blobs: Vec<_> = (0..4).map(|_| Blob::sized(64)).collect();
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut pick = |choices: usize| {
@@ -348,7 +342,7 @@ async fn a_thousand_random_operations_leave_containerd_alive(stage: Arc<Stage>) 
     }
 }
 
-async fn identity_version_and_platform_are_told(stage: Arc<Stage>) {
+async fn identity_version_and_platform_are_told(stage: &Stage) {
     let client = stage.client().await;
     assert!(client.version().await.expect("an answer").is_known());
     let uuid = client.server_uuid().await.expect("an answer");
@@ -360,12 +354,6 @@ async fn identity_version_and_platform_are_told(stage: Arc<Stage>) {
         .expect("an answer")
         .expect("a platform");
     assert_eq!(platform.os, "linux");
-    if stage.place() != Place::Fake {
-        assert!(
-            !client.has_cri().await.expect("an answer"),
-            "CRI is off in shared containerds"
-        );
-    }
 }
 
 /// The descriptor of a blob that is there, for records to name.

@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use bundle::Compression;
@@ -13,10 +12,11 @@ use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClien
 use containerd_client::services::v1::snapshots::{
     ListSnapshotsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
 };
+use harness::{Place, Stage, collect_garbage, eventually, unique};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use tonic::transport::Channel;
 
-use crate::support::{Blob, Place, Stage, channel, eventually, leased_request, request, unique};
+use crate::support::{Blob, channel, leased_request, request};
 use crate::{labels, leased};
 
 everywhere! {
@@ -170,8 +170,8 @@ fn compressed(codec: Compression, layer: &Layer) -> Vec<u8> {
     bytes
 }
 
-async fn unpacked_layers_live_as_long_as_the_record_of_their_image(stage: Arc<Stage>) {
-    let mut chain = Chain::none(&stage).await;
+async fn unpacked_layers_live_as_long_as_the_record_of_their_image(stage: &Stage) {
+    let mut chain = Chain::none(stage).await;
     let [plain, gzip, zstd] = ["plain", "gzip", "zstd"].map(layer);
     chain.push(&plain, OCI, plain.to_bytes()).await;
     let bytes = compressed(Compression::Gzip, &gzip);
@@ -183,7 +183,7 @@ async fn unpacked_layers_live_as_long_as_the_record_of_their_image(stage: Arc<St
         (chain.committed().await, chain.on_lease().await),
         (chain.names(), chain.names())
     );
-    assert_files(&stage, &chain, &["gzip", "plain", "zstd"]).await;
+    assert_files(stage, &chain, &["gzip", "plain", "zstd"]).await;
 
     let (client, config) = (&chain.client, Blob::sized(100));
     client
@@ -248,16 +248,16 @@ async fn remove(stage: &Stage, chain: &Chain, key: &str) {
     raw(stage).remove(request(stage, message)).await.expect("removed");
 }
 
-async fn unpacked_layers_go_with_their_lease(stage: Arc<Stage>) {
-    let chain = Chain::of(&stage, &["lower", "upper"].map(layer)).await;
+async fn unpacked_layers_go_with_their_lease(stage: &Stage) {
+    let chain = Chain::of(stage, &["lower", "upper"].map(layer)).await;
     assert_eq!(chain.unpack().await.expect("unpacked"), 2);
-    let begun = Chain::of(&stage, &[layer("begun")]).await;
+    let begun = Chain::of(stage, &[layer("begun")]).await;
     drop(begun.apply(0).await.expect("applied").expect("it was not there"));
     assert_eq!(begun.on_lease().await.len(), 1);
     assert_eq!(chain.committed().await, chain.names());
     chain.give_back().await;
     begun.give_back().await;
-    assert_eq!(listed(&stage, &chain).await, [""; 0]);
+    assert_eq!(listed(stage, &chain).await, [""; 0]);
 }
 
 /// All snapshots of the namespace, committed or not.
@@ -274,18 +274,18 @@ pub(crate) async fn listed(stage: &Stage, chain: &Chain) -> Vec<String> {
     names
 }
 
-async fn what_is_unpacked_is_held_and_not_unpacked_again(stage: Arc<Stage>) {
-    let chain = Chain::of(&stage, &["lower", "upper"].map(layer)).await;
+async fn what_is_unpacked_is_held_and_not_unpacked_again(stage: &Stage) {
+    let chain = Chain::of(stage, &["lower", "upper"].map(layer)).await;
     assert_eq!(chain.unpack().await.expect("unpacked"), 2);
-    let again = chain.again(&stage).await;
+    let again = chain.again(stage).await;
     assert_eq!(again.unpack().await.expect("there"), 0);
     assert_eq!(again.on_lease().await, chain.names());
     chain.give_back().await;
     assert_eq!(again.committed().await, chain.names());
 }
 
-async fn a_layer_that_is_not_what_its_image_promises_is_named_and_removed(stage: Arc<Stage>) {
-    let mut chain = Chain::none(&stage).await;
+async fn a_layer_that_is_not_what_its_image_promises_is_named_and_removed(stage: &Stage) {
+    let mut chain = Chain::none(stage).await;
     let [promised, other] = ["promised", "other"].map(layer);
     chain.push(&promised, OCI, other.to_bytes()).await;
     let error = chain.apply(0).await.expect_err("another layer");
@@ -299,7 +299,7 @@ async fn a_layer_that_is_not_what_its_image_promises_is_named_and_removed(stage:
     );
 }
 
-async fn layers_that_are_none_are_named_and_removed(stage: Arc<Stage>) {
+async fn layers_that_are_none_are_named_and_removed(stage: &Stage) {
     let is_old = stage.client().await.version().await.expect("an answer").major < 2;
     let large = Layer::files([LayerFile::new("file", Blob::sized(100_000).bytes.to_vec())]);
     let (plain, gzip) = (large.to_bytes(), compressed(Compression::Gzip, &large));
@@ -328,7 +328,7 @@ async fn layers_that_are_none_are_named_and_removed(stage: Arc<Stage>) {
         bad.push(("zstd of Docker", &of_docker, zstd));
     }
     for (what, media_type, bytes) in bad {
-        let mut chain = Chain::none(&stage).await;
+        let mut chain = Chain::none(stage).await;
         chain.push(&large, media_type, bytes).await;
         let error = chain.apply(0).await.expect_err(what);
         assert_eq!(error.recovery(), Recovery::Content, "{what}: {error:?}");
@@ -338,8 +338,8 @@ async fn layers_that_are_none_are_named_and_removed(stage: Arc<Stage>) {
     }
 }
 
-async fn a_blob_or_a_parent_that_is_gone_begins_the_chain_again(stage: Arc<Stage>) {
-    let chain = Chain::of(&stage, &["lower", "upper"].map(layer)).await;
+async fn a_blob_or_a_parent_that_is_gone_begins_the_chain_again(stage: &Stage) {
+    let chain = Chain::of(stage, &["lower", "upper"].map(layer)).await;
     let error = chain.apply(1).await.expect_err("nothing to stand on");
     assert!(matches!(error, Error::Gone { .. }), "{error:?}");
     assert!(
@@ -348,7 +348,7 @@ async fn a_blob_or_a_parent_that_is_gone_begins_the_chain_again(stage: Arc<Stage
     );
     assert_eq!(chain.unpack().await.expect("unpacked"), 2);
 
-    let chain = Chain::of(&stage, &[layer("file")]).await;
+    let chain = Chain::of(stage, &[layer("file")]).await;
     let blob = chain.layers[0].blob.digest();
     chain.client.delete_blob(blob).await.expect("deleted");
     let error = chain.apply(0).await.expect_err("nothing to unpack");
@@ -357,27 +357,27 @@ async fn a_blob_or_a_parent_that_is_gone_begins_the_chain_again(stage: Arc<Stage
     assert_eq!(chain.on_lease().await, [""; 0]);
 }
 
-async fn two_that_unpack_the_same_layer_both_have_it(stage: Arc<Stage>) {
-    let one = Chain::of(&stage, &[layer("file")]).await;
-    let other = one.again(&stage).await;
+async fn two_that_unpack_the_same_layer_both_have_it(stage: &Stage) {
+    let one = Chain::of(stage, &[layer("file")]).await;
+    let other = one.again(stage).await;
     let (first, second) = tokio::join!(one.apply(0), other.apply(0));
     let first = first.expect("applied").expect("it was not there");
     let second = second.expect("applied").expect("it was not there");
     let (first, second) = tokio::join!(first.commit(), second.commit());
     first.expect("it is there");
     second.expect("it is there");
-    assert_eq!(listed(&stage, &one).await, one.names());
+    assert_eq!(listed(stage, &one).await, one.names());
     assert_eq!(
         (one.on_lease().await, other.on_lease().await),
         (one.names(), one.names())
     );
 }
 
-async fn a_snapshot_that_vanishes_before_its_commit_is_gone(stage: Arc<Stage>) {
-    let chain = Chain::of(&stage, &[layer("file")]).await;
+async fn a_snapshot_that_vanishes_before_its_commit_is_gone(stage: &Stage) {
+    let chain = Chain::of(stage, &[layer("file")]).await;
     let applied = chain.apply(0).await.expect("applied").expect("it was not there");
     let [key] = chain.on_lease().await.try_into().expect("one");
-    remove(&stage, &chain, &key).await;
+    remove(stage, &chain, &key).await;
     let error = applied.commit().await.expect_err("it is not there");
     assert!(matches!(error, Error::Gone { .. }), "{error:?}");
     assert!(
@@ -386,13 +386,13 @@ async fn a_snapshot_that_vanishes_before_its_commit_is_gone(stage: Arc<Stage>) {
     );
     let again = chain.apply(0).await.expect("applied").expect("it was not there");
     again.discard().await;
-    assert_eq!(listed(&stage, &chain).await, [""; 0]);
+    assert_eq!(listed(stage, &chain).await, [""; 0]);
     assert_eq!(chain.unpack().await.expect("unpacked"), 1);
 }
 
-async fn a_snapshot_is_held_if_it_is_there(stage: Arc<Stage>) {
-    let chain = Chain::of(&stage, &["lower", "upper"].map(layer)).await;
-    let again = chain.again(&stage).await;
+async fn a_snapshot_is_held_if_it_is_there(stage: &Stage) {
+    let chain = Chain::of(stage, &["lower", "upper"].map(layer)).await;
+    let again = chain.again(stage).await;
     let upper = &chain.layers[1].chain;
     let hold = async |lease: &str, snapshotter: &str, name: &Digest| {
         again.client.hold_snapshot(lease, snapshotter, name).await
@@ -424,20 +424,20 @@ async fn a_snapshot_is_held_if_it_is_there(stage: Arc<Stage>) {
     assert_eq!(error.recovery(), Recovery::Permanent, "{error:?}");
     let lost = Chain {
         lease: "nowhere".to_owned(),
-        ..chain.again(&stage).await
+        ..chain.again(stage).await
     };
     let error = lost.apply(0).await.expect_err("no lease");
     assert_eq!(error.recovery(), Recovery::LeaseLost, "{error:?}");
 }
 
-async fn an_unpacking_that_is_dropped_at_any_await_leaves_nothing_behind_its_lease(stage: Arc<Stage>) {
+async fn an_unpacking_that_is_dropped_at_any_await_leaves_nothing_behind_its_lease(stage: &Stage) {
     for polls in 1.. {
-        let chain = Chain::of(&stage, &["lower", "upper"].map(layer)).await;
+        let chain = Chain::of(stage, &["lower", "upper"].map(layer)).await;
         let ended = polled(chain.unpack(), polls).await;
         chain.give_back().await;
         eventually("nothing is left", async || {
-            stage.collect_garbage().await;
-            listed(&stage, &chain).await.is_empty()
+            collect_garbage(&stage.client().await).await;
+            listed(stage, &chain).await.is_empty()
         })
         .await;
         if ended.is_some() {

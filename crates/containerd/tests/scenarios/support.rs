@@ -2,198 +2,22 @@
 //! can be stopped half-way, and a raw client that plays another tool.
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use basics::digest;
-use containerd::{BlobSource, BlobSpec, Client, Options};
+use containerd::{BlobSource, BlobSpec};
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
-use lab::{Containerd, Generation};
+use harness::{PATIENCE, Stage, unique};
 use oci_spec::image::Digest;
 
-/// Whatever is waited for comes within this time, or never.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The piece in which the client sends blobs.
 pub(crate) const CHUNK: usize = 512 << 10;
-
-/// Where a scenario runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    Fake,
-    Real(Generation),
-}
-
-/// A containerd with a namespace for one scenario.
-pub(crate) struct Stage {
-    place: Place,
-    server: Server,
-    socket: PathBuf,
-    namespace: String,
-}
-
-enum Server {
-    Fake(Box<fake_containerd::Fake>),
-    /// Held so that it keeps running.
-    Shared(#[expect(dead_code)] Arc<Containerd>),
-    Own(Box<Containerd>),
-}
-
-impl Stage {
-    /// A containerd that other scenarios use as well. `None` when there is none here and none is demanded.
-    pub(crate) async fn shared(place: Place) -> Option<Stage> {
-        match place {
-            Place::Fake => Some(Stage::fake().await),
-            Place::Real(generation) => {
-                let server = tokio::task::spawn_blocking(move || shared_containerd(generation));
-                let server = server.await.expect("starting does not panic")?;
-                Some(Stage::new(place, server.socket(), Server::Shared(server)))
-            }
-        }
-    }
-
-    /// A containerd to be stopped and started at will.
-    pub(crate) async fn own(place: Place, cri: bool) -> Option<Stage> {
-        match place {
-            Place::Fake => Some(Stage::fake().await),
-            Place::Real(generation) => {
-                let options = lab::Options {
-                    cri,
-                    ..lab::Options::default()
-                };
-                let started = tokio::task::spawn_blocking(move || Containerd::start(generation, &options));
-                let server = lab::left_out::unless_had(
-                    &format!("containerd {generation}"),
-                    started.await.expect("starting does not panic"),
-                )?;
-                Some(Stage::new(place, server.socket(), Server::Own(Box::new(server))))
-            }
-        }
-    }
-
-    async fn fake() -> Stage {
-        let fake = fake_containerd::Fake::start(fake_containerd::FakeConfig::default()).await;
-        Stage::new(
-            Place::Fake,
-            fake.socket().to_owned(),
-            Server::Fake(Box::new(fake)),
-        )
-    }
-
-    fn new(place: Place, socket: PathBuf, server: Server) -> Stage {
-        Stage {
-            place,
-            server,
-            socket,
-            namespace: format!("scenario-{}", unique()),
-        }
-    }
-
-    pub(crate) fn place(&self) -> Place {
-        self.place
-    }
-
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
-    }
-
-    pub(crate) fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
-    pub(crate) async fn client(&self) -> Client {
-        self.client_in(&self.namespace, Options::default()).await
-    }
-
-    pub(crate) async fn client_in(&self, namespace: &str, options: Options) -> Client {
-        Client::connect_with(&self.socket, namespace, options)
-            .await
-            .expect("containerd is there")
-    }
-
-    /// The real, private containerd of this stage.
-    pub(crate) fn containerd(&mut self) -> &mut Containerd {
-        match &mut self.server {
-            Server::Own(containerd) => containerd,
-            Server::Fake(_) | Server::Shared(_) => panic!("this stage has no containerd of its own"),
-        }
-    }
-
-    /// Has garbage collected, as any other client may at any time.
-    pub(crate) async fn collect_garbage(&self) {
-        let (client, lease) = (self.client().await, format!("dummy-{}", unique()));
-        let created = client.create_lease(&lease, tomorrow(), &Default::default()).await;
-        created.expect("a lease");
-        client.delete_lease(&lease, true).await.expect("deleted");
-    }
-
-    /// Whether the server has not been brought down by what was asked of it.
-    pub(crate) async fn is_alive(&self) -> bool {
-        let client = Client::connect(&self.socket, &self.namespace).await;
-        client.is_ok()
-    }
-
-    /// What the stand-in minds about what was done to it.
-    pub(crate) fn assert_no_violations(&self) {
-        if let Server::Fake(fake) = &self.server {
-            let violations = fake.violations();
-            assert!(violations.is_empty(), "violations: {violations:#?}");
-        }
-    }
-}
-
-/// One containerd per generation for all scenarios that run at the same time; the last one out stops it.
-fn shared_containerd(generation: Generation) -> Option<Arc<Containerd>> {
-    static RUNNING: Mutex<Vec<(Generation, Weak<Containerd>)>> = Mutex::new(Vec::new());
-    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = running
-        .iter()
-        .find(|(of, _)| *of == generation)
-        .and_then(|(_, server)| server.upgrade());
-    if found.is_some() {
-        return found;
-    }
-    let options = lab::Options {
-        cri: false,
-        ..lab::Options::default()
-    };
-    let server = Arc::new(lab::left_out::unless_had(
-        &format!("containerd {generation}"),
-        Containerd::start(generation, &options),
-    )?);
-    running.retain(|(of, _)| *of != generation);
-    running.push((generation, Arc::downgrade(&server)));
-    Some(server)
-}
-
-/// Text that no other test of any process uses: containerd shares content between namespaces.
-pub(crate) fn unique() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let nanos = std::time::SystemTime::UNIX_EPOCH
-        .elapsed()
-        .expect("now is after 1970")
-        .as_nanos();
-    format!(
-        "{}-{nanos}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    )
-}
 
 /// A lease's expiry that no test outlives.
 pub(crate) fn tomorrow() -> jiff::Timestamp {
     jiff::Timestamp::now() + jiff::Span::new().hours(24)
-}
-
-/// Waits for a condition, checked again and again.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 /// Bytes with their digest.

@@ -4,7 +4,7 @@
 mod cri;
 mod faults;
 mod raw;
-mod scenarios;
+mod services;
 mod snapshots;
 mod strictness;
 
@@ -50,55 +50,55 @@ fn namespace<'a>(module: &str, own: &'a str) -> &'a str {
 }
 
 shared! {
-    scenarios::opening_a_present_blob_says_so_and_leases_it
-    scenarios::a_commit_is_answered_twice
-    scenarios::a_half_close_repeats_the_last_answer
-    scenarios::a_commit_with_offset_zero_throws_everything_away
-    scenarios::a_commit_without_any_promise_stores_the_empty_blob
-    scenarios::an_empty_blob_needs_no_data
-    scenarios::a_small_blob_fits_into_one_message
-    scenarios::a_digest_mismatch_keeps_the_ingest_until_it_is_aborted
-    scenarios::a_total_that_is_not_reached_fails_the_commit
-    scenarios::a_write_goes_on_where_the_last_one_ended_or_starts_again
-    scenarios::an_interrupted_write_resumes_with_the_digest_of_what_is_there
-    scenarios::another_total_starts_again_without_truncating
-    scenarios::a_ref_belongs_to_one_stream
-    scenarios::the_first_message_names_a_ref
-    scenarios::content_of_another_namespace_is_adopted_without_a_byte
-    scenarios::content_of_another_size_is_not_adopted
-    scenarios::a_blob_that_came_meanwhile_is_leased_only_if_the_commit_expects_nothing
-    scenarios::calls_need_a_namespace
-    scenarios::writing_needs_the_lease_to_exist_and_reading_does_not
-    scenarios::a_commit_fails_when_its_lease_is_gone
-    scenarios::blob_labels_change_by_mask
-    scenarios::a_label_has_4096_bytes_at_most
-    scenarios::a_record_is_created_once_and_needs_no_content
-    scenarios::a_record_must_be_valid
-    scenarios::records_change_by_mask
-    scenarios::records_are_deleted_by_name
-    scenarios::records_are_filtered
-    scenarios::what_nothing_holds_is_collected
-    scenarios::a_record_holds_what_gc_labels_reach
-    scenarios::a_lease_holds_what_gc_labels_reach_unless_it_is_flat
-    scenarios::an_expired_lease_holds_nothing
-    scenarios::references_back_to_a_record_hold_from_2_2_on
-    scenarios::a_blob_holds_an_expired_record
-    scenarios::ingests_live_as_long_as_their_lease
-    scenarios::leases_are_listed_and_refused_like_everything_else
-    scenarios::resources_are_added_before_they_exist_if_their_type_is_known
-    scenarios::messages_have_16_mib_at_most
-    scenarios::blobs_are_read_in_ranges_and_pieces
-    scenarios::blobs_are_listed_whole
-    scenarios::a_deleted_blob_is_adopted_again_until_it_is_collected
-    scenarios::malformed_digests_are_refused
-    scenarios::sha512_is_taken_from_2_3_on_and_a_mismatch_before
-    scenarios::the_first_write_makes_the_namespace
-    scenarios::events_of_records_reach_subscribers
-    scenarios::commits_are_events_from_2_1_on_and_deletions_everywhere
-    scenarios::a_lease_holds_records_from_2_0_on
-    scenarios::a_record_may_expire_from_2_0_on
-    scenarios::a_deletion_may_name_the_target
-    scenarios::write_answers_repeat_what_a_stat_was_told
+    services::opening_a_present_blob_says_so_and_leases_it
+    services::a_commit_is_answered_twice
+    services::a_half_close_repeats_the_last_answer
+    services::a_commit_with_offset_zero_throws_everything_away
+    services::a_commit_without_any_promise_stores_the_empty_blob
+    services::an_empty_blob_needs_no_data
+    services::a_small_blob_fits_into_one_message
+    services::a_digest_mismatch_keeps_the_ingest_until_it_is_aborted
+    services::a_total_that_is_not_reached_fails_the_commit
+    services::a_write_goes_on_where_the_last_one_ended_or_starts_again
+    services::an_interrupted_write_resumes_with_the_digest_of_what_is_there
+    services::another_total_starts_again_without_truncating
+    services::a_ref_belongs_to_one_stream
+    services::the_first_message_names_a_ref
+    services::content_of_another_namespace_is_adopted_without_a_byte
+    services::content_of_another_size_is_not_adopted
+    services::a_blob_that_came_meanwhile_is_leased_only_if_the_commit_expects_nothing
+    services::calls_need_a_namespace
+    services::writing_needs_the_lease_to_exist_and_reading_does_not
+    services::a_commit_fails_when_its_lease_is_gone
+    services::blob_labels_change_by_mask
+    services::a_label_has_4096_bytes_at_most
+    services::a_record_is_created_once_and_needs_no_content
+    services::a_record_must_be_valid
+    services::records_change_by_mask
+    services::records_are_deleted_by_name
+    services::records_are_filtered
+    services::what_nothing_holds_is_collected
+    services::a_record_holds_what_gc_labels_reach
+    services::a_lease_holds_what_gc_labels_reach_unless_it_is_flat
+    services::an_expired_lease_holds_nothing
+    services::references_back_to_a_record_hold_from_2_2_on
+    services::a_blob_holds_an_expired_record
+    services::ingests_live_as_long_as_their_lease
+    services::leases_are_listed_and_refused_like_everything_else
+    services::resources_are_added_before_they_exist_if_their_type_is_known
+    services::messages_have_16_mib_at_most
+    services::blobs_are_read_in_ranges_and_pieces
+    services::blobs_are_listed_whole
+    services::a_deleted_blob_is_adopted_again_until_it_is_collected
+    services::malformed_digests_are_refused
+    services::sha512_is_taken_from_2_3_on_and_a_mismatch_before
+    services::the_first_write_makes_the_namespace
+    services::events_of_records_reach_subscribers
+    services::commits_are_events_from_2_1_on_and_deletions_everywhere
+    services::a_lease_holds_records_from_2_0_on
+    services::a_record_may_expire_from_2_0_on
+    services::a_deletion_may_name_the_target
+    services::write_answers_repeat_what_a_stat_was_told
     snapshots::a_layer_is_prepared_applied_and_named
     snapshots::a_target_that_is_there_is_leased_and_not_prepared
     snapshots::a_key_is_used_once
@@ -129,14 +129,12 @@ async fn emulating(version: &str) -> Fake {
 }
 
 mod on_containerd {
-    use lab::{Containerd, Generation, Options};
+    use lab::{Generation, Options};
 
     async fn run(generation: Generation) {
-        if !lab::generations().contains(&generation) {
+        let Some(containerd) = lab::shared::own(generation, &Options::default()) else {
             return;
-        }
-        let containerd =
-            Containerd::start(generation, &Options::default()).expect("a private containerd starts");
+        };
         super::run_all(&containerd.socket()).await;
     }
 

@@ -9,10 +9,12 @@ use airgapd_import::{Imported, Outcome};
 use bundle::Compression;
 use containerd::{Client, Options};
 use fake_containerd::{Code, Fault};
+use harness::Stage;
 
 use crate::proxy::Proxy;
 use crate::support::{
-    Stage, Stock, amd64, assert_converged, connect, everywhere, import_all, noise, try_import, whole_records,
+    Stock, amd64, assert_converged, connect, everywhere, fake, import_all, noise, try_import, whole_records,
+    wipe,
 };
 
 everywhere! {
@@ -49,7 +51,7 @@ async fn assert_the_next_run_converges(client: &Client, stock: &Stock, disturban
 
 /// How often an import calls what.
 async fn calls_of_an_import(stage: &Stage, client: &Client, stock: &Stock) -> BTreeMap<&'static str, u64> {
-    stage.wipe().await;
+    wipe(stage).await;
     import_all(client, stock).await;
     stage.the_fake().counters()
 }
@@ -69,7 +71,7 @@ fn compressed() -> Stock {
 }
 
 async fn every_call_may_fail_once(stock: Stock) {
-    let stage = Stage::fake().await;
+    let stage = fake();
     let client = stage.client().await;
     let mut points = 0;
     for (rpc, calls) in calls_of_an_import(&stage, &client, &stock).await {
@@ -95,7 +97,7 @@ async fn every_call_may_fail_once(stock: Stock) {
 }
 
 async fn disturbed_by(fault: Fault, stage: &Stage, client: &Client, stock: &Stock) {
-    stage.wipe().await;
+    wipe(stage).await;
     let fake = stage.the_fake();
     let disturbance = format!("{fault:?}");
     fake.inject(fault);
@@ -110,7 +112,7 @@ async fn a_connection_that_breaks_after_any_number_of_bytes_is_made_good_by_the_
     let proxy = Proxy::before(stage.socket());
     // The first round finds out how many bytes an import takes.
     let mut bytes = u64::MAX;
-    let rounds = if stage.stand_in().is_some() { 64 } else { 8 };
+    let rounds = if stage.as_fake().is_some() { 64 } else { 8 };
     for round in 0..=rounds {
         let stock = Stock::usual();
         let namespace = format!("{}-{round}", stage.namespace());
@@ -125,7 +127,7 @@ async fn a_connection_that_breaks_after_any_number_of_bytes_is_made_good_by_the_
         let _ = try_import(&client, &stock).await;
         let was_cut = proxy.heal();
         assert!(was_cut || round == rounds, "round {round} was not cut");
-        let client = stage.client_in(&namespace).await;
+        let client = stage.in_namespace(&namespace).client().await;
         assert_the_next_run_converges(&client, &stock, &format!("a cut after {round}/{rounds}")).await;
     }
 }
@@ -144,12 +146,12 @@ async fn a_write_stream_cut_anywhere_is_resumed_and_nothing_committed_is_sent_ag
         proxy.cut_after(cut * PIECE);
         let first = try_import(&client, &stock).await.expect("the survey is small");
         assert!(proxy.heal(), "cut {cut}");
-        let client = stage.client_in(&namespace).await;
+        let client = stage.in_namespace(&namespace).client().await;
         let second = assert_the_next_run_converges(&client, &stock, "a cut").await;
         let in_all = first.result.blobs.sent_bytes + second.result.blobs.sent_bytes;
         let needed: u64 = stock.needed().values().sum();
         assert!(in_all <= needed, "cut {cut}: {in_all} bytes sent for {needed}");
-        if let Some(fake) = stage.stand_in() {
+        if let Some(fake) = stage.as_fake() {
             let received = fake.received();
             for (digest, size) in stock.needed() {
                 assert_eq!(received[&digest], size, "cut {cut}: {digest} was sent again");
@@ -201,11 +203,11 @@ async fn an_import_of_a_compressed_bundle_dropped_at_any_await_is_finished_by_th
 }
 
 async fn dropped_at_any_await(stock: Stock) {
-    let stage = Stage::fake().await;
+    let stage = fake();
     let client = stage.client().await;
     let mut dropped = 0;
     for left in 1.. {
-        stage.wipe().await;
+        wipe(&stage).await;
         let future = Box::pin(try_import(&client, &stock));
         let ended = Polled { future, left }.await;
         assert_the_next_run_converges(&client, &stock, &format!("{left} polls")).await;

@@ -14,11 +14,12 @@ use bundle::Compression;
 use bundle::fixtures::{Image, Manifest};
 use containerd::Client;
 use fake_containerd::{Fake, FakeConfig, Fault};
+use harness::{Stage, collect_garbage, eventually, unique};
 use oci_spec::image::Digest;
 
 use crate::support::{
-    Stage, Stock, amd64, assert_converged, collect_garbage, eventually, everywhere, has, import_all, intent,
-    noise, observed_import, try_import, unique,
+    Stock, amd64, assert_converged, everywhere, fake, has, import_all, intent, noise, observed_import,
+    try_import,
 };
 
 everywhere! {
@@ -76,7 +77,7 @@ async fn what_is_recorded_outlives_a_collection_and_other_platforms_never_came(s
 async fn a_second_import_writes_nothing(stage: &Stage) {
     let (client, stock) = (stage.client().await, Stock::usual());
     import_all(&client, &stock).await;
-    if let Some(fake) = stage.stand_in() {
+    if let Some(fake) = stage.as_fake() {
         fake.reset_log();
     }
     let mut events = client.image_events().await.unwrap();
@@ -90,7 +91,7 @@ async fn a_second_import_writes_nothing(stage: &Stage) {
     let marker = format!("r.test/marker:{}", unique());
     crate::support::put_record(&client, &marker, &stock.select(), BTreeMap::new()).await;
     assert_eq!(events.next().await.expect("an event").name, marker);
-    if let Some(fake) = stage.stand_in() {
+    if let Some(fake) = stage.as_fake() {
         let written: Vec<_> = fake
             .mutations()
             .into_iter()
@@ -121,9 +122,12 @@ async fn a_parent_without_gc_labels_gets_them_although_everything_is_there(stage
 /// Pitfall P33.
 async fn large_blobs_of_another_namespace_are_adopted_without_sending(stage: &Stage) {
     let stock = Stock::usual();
-    let elsewhere = stage.client_in(&format!("elsewhere-{}", unique())).await;
+    let elsewhere = stage
+        .in_namespace(&format!("elsewhere-{}", unique()))
+        .client()
+        .await;
     import_all(&elsewhere, &stock).await;
-    let before = stage.stand_in().map(fake_containerd::Fake::received_bytes);
+    let before = stage.as_fake().map(fake_containerd::Fake::received_bytes);
     let client = stage.client().await;
     let adopted = import_all(&client, &stock).await;
     assert_eq!(adopted.result.outcome, Outcome::Imported);
@@ -133,7 +137,7 @@ async fn large_blobs_of_another_namespace_are_adopted_without_sending(stage: &St
     assert!(small < needed.values().sum(), "something is large");
     assert_eq!(adopted.result.blobs.sent_bytes, small);
     assert_eq!(
-        stage.stand_in().map(fake_containerd::Fake::received_bytes),
+        stage.as_fake().map(fake_containerd::Fake::received_bytes),
         before.map(|before| before + small)
     );
     assert_converged(&client, &stock).await;
@@ -157,7 +161,7 @@ impl Observer for Story {
 /// same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done() {
-    let stage = Stage::fake().await;
+    let stage = fake();
     stage.the_fake().inject(Fault::Delay {
         rpc: "Content.Write",
         by: Duration::from_millis(20),
@@ -218,7 +222,7 @@ async fn a_corrupt_layer_fails_its_images_by_name_and_no_others(stage: &Stage) {
         client.leases().await.unwrap().is_empty() && client.ingests().await.unwrap().is_empty()
     })
     .await;
-    if let Some(fake) = stage.stand_in() {
+    if let Some(fake) = stage.as_fake() {
         let size = 70_000_u64.next_multiple_of(512) + 512 + 1024;
         assert_eq!(
             fake.received().get(layer.as_ref()),
@@ -285,7 +289,7 @@ async fn a_blob_of_sha512_is_imported_or_refused_as_the_stand_in_has_its_version
 
 #[tokio::test]
 async fn children_come_before_parents_and_records_last_each_whole_in_one_call() {
-    let stage = Stage::fake().await;
+    let stage = fake();
     let (client, stock) = (stage.client().await, Stock::usual());
     import_all(&client, &stock).await;
     let fake = stage.the_fake();
@@ -383,7 +387,7 @@ const HARMS: [(&str, Harming); 5] = [
 async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried_again() {
     for form in ["plain", "gzip", "zstd", "folder"] {
         for (what, harm) in HARMS {
-            let stage = Stage::fake().await;
+            let stage = fake();
             let (client, usual) = (stage.client().await, Stock::usual());
             let stock = match form {
                 "plain" => usual,
@@ -420,7 +424,7 @@ async fn a_bundle_that_changes_while_it_is_read_is_recorded_no_further_and_tried
 
 #[tokio::test]
 async fn a_bundle_for_another_node_touches_nothing() {
-    let stage = Stage::fake().await;
+    let stage = fake();
     let client = stage.client().await;
     let stock = Stock::images([Image::new("r.test/a:1").platform("linux/s390x").layer(b"x")]);
     let imported = import_all(&client, &stock).await;

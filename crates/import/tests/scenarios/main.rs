@@ -3,14 +3,16 @@
 //!
 //! Statement numbers are those of the list of testable statements in containerd's behaviour as this project knows it.
 
-mod choosing;
+mod manifest_choice;
 mod proxy;
 mod races;
 mod release;
 mod scale;
 mod support;
 
+mod compressed;
 mod faults;
-mod gentle;
-mod in_order;
 mod ingest;
+mod pace;
+
+lab::serves_a_containerd!();

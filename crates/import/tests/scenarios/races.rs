@@ -9,13 +9,13 @@ use airgapd_import::plan::OnConflict;
 use airgapd_import::{Observer, Outcome, bundle_id, labels};
 use containerd::{BlobSource, BlobSpec, Client, ImageRecord, ImageUpdate, Options};
 use fake_containerd::Fault;
+use harness::{Stage, collect_garbage, eventually, unique};
 use oci_spec::image::Digest;
 
 use crate::proxy::Proxy;
 use crate::support::{
-    BUNDLE, Planned, Stage, Stock, amd64, assert_converged, assert_nothing_left, collect_garbage, connect,
-    eventually, everywhere, has, hold_everything, import_all, intent, intent_with, noise, policy_for,
-    put_record, try_import, unique,
+    BUNDLE, Planned, Stock, amd64, assert_converged, assert_nothing_left, connect, everywhere, fake, has,
+    hold_everything, import_all, intent, intent_with, noise, policy_for, put_record, try_import, wipe,
 };
 
 everywhere! {
@@ -151,7 +151,7 @@ async fn a_lease_past_half_its_life_is_replaced_with_all_it_holds(stage: &Stage)
         "nothing is sent again"
     );
     assert_converged(&client, &stock).await;
-    if let Some(fake) = stage.stand_in() {
+    if let Some(fake) = stage.as_fake() {
         let leases = |rpc: &str| -> Vec<String> {
             let of = fake.mutations().into_iter().filter(|change| change.rpc == rpc);
             of.map(|change| change.subject).collect()
@@ -190,7 +190,10 @@ async fn a_record_that_somebody_creates_meanwhile_follows_the_rule(stage: &Stage
         (OnConflict::Refuse, RecordOutcome::Left { refused: true }),
     ];
     for (rule, wanted) in rows {
-        let client = stage.client_in(&format!("{}-{rule:?}", stage.namespace())).await;
+        let client = stage
+            .in_namespace(&format!("{}-{rule:?}", stage.namespace()))
+            .client()
+            .await;
         let stock = Stock::images([amd64("r.test/a:1", &[&noise(100)])]);
         import_all(&client, &foreign).await;
         let planned = Planned::new(&client, &stock, intent_with(rule)).await;
@@ -286,8 +289,8 @@ async fn two_imports_of_the_same_bundle_send_each_blob_once(stage: &Stage) {
         let stock = Stock::usual();
         let namespace = format!("{}-{round}", stage.namespace());
         let (one, two) = (
-            stage.client_in(&namespace).await,
-            stage.client_in(&namespace).await,
+            stage.in_namespace(&namespace).client().await,
+            stage.in_namespace(&namespace).client().await,
         );
         let (one_done, two_done) = tokio::join!(try_import(&one, &stock), try_import(&two, &stock));
         let reports = [one_done.unwrap(), two_done.unwrap()];
@@ -348,11 +351,11 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
     // While one image is recorded the writes of another may lose the lease: then the record is there for a moment before
     // its blobs are again.
     for (stock, is_strict, at_least) in [(&alone, true, 6), (&usual, false, 9)] {
-        let stage = Stage::fake().await;
+        let stage = fake();
         let client = stage.client().await;
         let mut vanished = 0;
         for writes in 1.. {
-            stage.wipe().await;
+            wipe(&stage).await;
             stage.the_fake().inject(Fault::LeaseVanishes { writes });
             let imported = import_all(&client, stock).await;
             assert_eq!(imported.result.outcome, Outcome::Imported);
@@ -374,10 +377,10 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
 async fn no_record_is_written_after_its_lease_has_vanished() {
     let stock = Stock::images([amd64("r.test/alone:1", &[&noise(100), &noise(600_000)])]);
     let blobs = stock.needed().len() as u64;
-    let stage = Stage::fake().await;
+    let stage = fake();
     let client = stage.client().await;
     for commits in 1..=blobs {
-        stage.wipe().await;
+        wipe(&stage).await;
         stage.the_fake().inject(Fault::LeaseVanishesAtCommit { commits });
         let imported = import_all(&client, &stock).await;
         assert_eq!(imported.result.outcome, Outcome::Imported);
@@ -394,7 +397,7 @@ async fn no_record_is_written_after_its_lease_has_vanished() {
 /// A disk that is full stays full until what is half written is thrown away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_nothing_half_written_stays() {
-    let stage = Stage::fake().await;
+    let stage = fake();
     let client = stage.client().await;
     let layers: Vec<Vec<u8>> = (0..4).map(|_| noise(1 << 20)).collect();
     let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
@@ -412,7 +415,7 @@ async fn on_a_full_disk_nothing_half_written_stays() {
 /// Pitfall P8: one index, two importers that want different platforms of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gc_labels_of_an_index_that_somebody_sends_meanwhile_stay() {
-    let stage = Stage::fake().await;
+    let stage = fake();
     let (client, stock) = (stage.client().await, Stock::usual());
     let planned = Planned::of(&client, &stock, &policy_for("linux/arm64"), intent()).await;
     import_all(&client, &stock).await;

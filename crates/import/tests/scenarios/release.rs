@@ -6,11 +6,9 @@ use airgapd_import::plan::OnConflict;
 use airgapd_import::release::{Release, release};
 use airgapd_import::{Intent, Silent, Source, bundle_id, import, labels};
 use containerd::{Client, ImageRecord, ImageUpdate};
+use harness::{Stage, collect_garbage};
 
-use crate::support::{
-    BUNDLE, Stage, Stock, amd64, assert_nothing_left, collect_garbage, everywhere, has, import_all, noise,
-    policy,
-};
+use crate::support::{BUNDLE, Stock, amd64, assert_nothing_left, everywhere, has, import_all, noise, policy};
 
 everywhere! {
     an_image_that_one_bundle_vouches_for_loses_label_and_pin_and_stays

@@ -6,8 +6,9 @@ use airgapd_import::{Outcome, labels};
 use bundle::fixtures::{Image, Layout};
 use containerd::{Client, ImageUpdate};
 use fake_containerd::{Fake, FakeConfig, GcPolicy};
+use harness::Stage;
 
-use crate::support::{Stage, Stock, amd64, everywhere, import_all, noise, whole_records};
+use crate::support::{Stock, amd64, collecting, everywhere, import_all, noise, whole_records};
 
 everywhere! {
     an_image_with_hundreds_of_names_among_records_with_huge_labels_is_imported
@@ -15,13 +16,13 @@ everywhere! {
 
 async fn an_image_with_hundreds_of_names_among_records_with_huge_labels_is_imported(stage: &Stage) {
     // Every record is a transaction with a disk behind it on a real one, and a collection on the stand-in.
-    let names = if stage.stand_in().is_some() { 100 } else { 700 };
+    let names = if stage.as_fake().is_some() { 100 } else { 700 };
     many_names(&stage.client().await, names, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_with_three_thousand_names_is_imported() {
-    let stage = Stage::fake_with(GcPolicy::OnRequest).await;
+    let stage = Stage::fake(collecting(GcPolicy::OnRequest));
     many_names(&stage.client().await, 3000, 1).await;
     stage.assert_no_violations();
 }

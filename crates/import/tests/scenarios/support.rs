@@ -2,10 +2,8 @@
 //! connections, and the question whether what is recorded is whole.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::Arc;
 
 use airgapd_import::ingest::Job;
 use airgapd_import::plan::{OnConflict, missing_gc_labels, plan};
@@ -18,211 +16,57 @@ use airgapd_import::{
 use bundle::fixtures::{Archive, Image, Layout};
 use bundle::{Bundle, Limits};
 use containerd::{Client, ImageRecord, Options};
-use fake_containerd::{Fake, FakeConfig, GcPolicy};
-use lab::{Containerd, Generation};
+use fake_containerd::GcPolicy;
+use harness::{FakeConfig, Place, Stage, unique};
 use oci_spec::image::Digest;
 use platforms::Wanted;
 use platforms::{Matcher, Platform, Rules};
 use tempfile::TempDir;
 
-/// Whatever is waited for comes within this time, or never.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// The name of the bundle that scenarios import.
 pub(crate) const BUNDLE: &str = "bundle.tar";
 
-/// Runs each scenario in each place, as a test of its own.
+/// Makes tests of scenarios, on the stand-in and on each generation.
 macro_rules! everywhere {
     ($($scenario:ident)*) => {
-        everywhere!(@in on_the_stand_in (crate::support::Place::Fake) $($scenario)*);
-        everywhere!(@in on_containerd_1_6 (crate::support::Place::Real(lab::Generation::V1_6)) $($scenario)*);
-        everywhere!(@in on_containerd_1_7 (crate::support::Place::Real(lab::Generation::V1_7)) $($scenario)*);
-        everywhere!(@in on_containerd_2_1 (crate::support::Place::Real(lab::Generation::V2_1)) $($scenario)*);
-        everywhere!(@in on_containerd_2_3 (crate::support::Place::Real(lab::Generation::V2_3)) $($scenario)*);
-    };
-    (@in $module:ident ($place:expr) $($scenario:ident)*) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $scenario() {
-                if let Some(stage) = crate::support::Stage::at($place).await {
-                    super::$scenario(&stage).await;
-                    stage.assert_no_violations();
-                }
-            })*
-        }
+        harness::everywhere! { crate::support::play; $($scenario)* }
     };
 }
 pub(crate) use everywhere;
 
-/// Where a scenario runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Place {
-    Fake,
-    Real(Generation),
+pub(crate) fn play(place: impl Into<Place>, scenario: impl AsyncFnOnce(&Stage)) {
+    harness::play(place, collecting(GcPolicy::AfterEveryMutation), scenario);
 }
 
-/// A containerd with a namespace for one scenario.
-pub(crate) struct Stage {
-    server: Server,
-    socket: PathBuf,
-    namespace: String,
+/// A stand-in that collects garbage after every change: what is unprotected for a moment is gone.
+pub(crate) fn fake() -> Stage {
+    Stage::fake(collecting(GcPolicy::AfterEveryMutation))
 }
 
-enum Server {
-    Fake(Box<Fake>),
-    /// Held so that it keeps running.
-    Real(#[expect(dead_code)] Arc<Containerd>),
+/// A stand-in that collects garbage then.
+pub(crate) fn collecting(gc: GcPolicy) -> FakeConfig {
+    FakeConfig {
+        gc,
+        ..FakeConfig::default()
+    }
 }
 
-impl Stage {
-    /// `None` when there is no such containerd here and none is demanded.
-    pub(crate) async fn at(place: Place) -> Option<Stage> {
-        match place {
-            Place::Fake => Some(Stage::fake().await),
-            Place::Real(generation) => {
-                let server = tokio::task::spawn_blocking(move || shared_containerd(generation));
-                let server = server.await.expect("starting does not panic")?;
-                Some(Stage::new(server.socket(), Server::Real(server)))
-            }
-        }
+/// Takes everything out of the stand-in, as if it had just been started.
+pub(crate) async fn wipe(stage: &Stage) {
+    let fake = stage.the_fake();
+    fake.clear_faults();
+    for name in fake.images(stage.namespace()).into_keys() {
+        fake.remove_image(stage.namespace(), &name);
     }
-
-    /// A containerd of its own that has CRI. `None` as above.
-    pub(crate) async fn with_cri(generation: Generation) -> Option<Stage> {
-        let start = move || {
-            demanded(
-                generation,
-                Containerd::start(generation, &lab::Options::default()),
-            )
-        };
-        let server = tokio::task::spawn_blocking(start);
-        let server = server.await.expect("starting does not panic")?;
-        Some(Stage::new(server.socket(), Server::Real(Arc::new(server))))
-    }
-
-    /// A stand-in that collects garbage after every change: what is unprotected for a moment is gone.
-    pub(crate) async fn fake() -> Stage {
-        Stage::fake_with(GcPolicy::AfterEveryMutation).await
-    }
-
-    pub(crate) async fn fake_with(gc: GcPolicy) -> Stage {
-        let config = FakeConfig {
-            gc,
-            ..FakeConfig::default()
-        };
-        let fake = Fake::start(config).await;
-        Stage::new(fake.socket().to_owned(), Server::Fake(Box::new(fake)))
-    }
-
-    fn new(socket: PathBuf, server: Server) -> Stage {
-        Stage {
-            server,
-            socket,
-            namespace: format!("import-{}", unique()),
-        }
-    }
-
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
-    }
-
-    pub(crate) fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
-    pub(crate) async fn client(&self) -> Client {
-        self.client_in(&self.namespace).await
-    }
-
-    pub(crate) async fn client_in(&self, namespace: &str) -> Client {
-        connect(&self.socket, namespace, Options::default()).await
-    }
-
-    /// The stand-in, where it is one: for claims that a real one cannot be asked about.
-    pub(crate) fn stand_in(&self) -> Option<&Fake> {
-        match &self.server {
-            Server::Fake(fake) => Some(fake),
-            Server::Real(_) => None,
-        }
-    }
-
-    pub(crate) fn the_fake(&self) -> &Fake {
-        self.stand_in().expect("this scenario runs on the stand-in")
-    }
-
-    /// Takes everything out of the stand-in, as if it had just been started.
-    pub(crate) async fn wipe(&self) {
-        let fake = self.the_fake();
-        fake.clear_faults();
-        for name in fake.images(&self.namespace).into_keys() {
-            fake.remove_image(&self.namespace, &name);
-        }
-        fake.collect_garbage().await;
-        assert!(fake.blobs(&self.namespace).is_empty());
-        fake.reset_log();
-    }
-
-    pub(crate) fn assert_no_violations(&self) {
-        if let Some(fake) = self.stand_in() {
-            assert_eq!(fake.violations(), Vec::<String>::new());
-        }
-    }
+    fake.collect_garbage().await;
+    assert!(fake.blobs(stage.namespace()).is_empty());
+    fake.reset_log();
 }
 
 pub(crate) async fn connect(socket: &Path, namespace: &str, options: Options) -> Client {
     Client::connect_with(socket, namespace, options)
         .await
         .expect("containerd is there")
-}
-
-/// One containerd per generation for all scenarios that run at the same time; the last one out stops it.
-fn shared_containerd(generation: Generation) -> Option<Arc<Containerd>> {
-    static RUNNING: Mutex<BTreeMap<Generation, Weak<Containerd>>> = Mutex::new(BTreeMap::new());
-    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(server) = running.get(&generation).and_then(Weak::upgrade) {
-        return Some(server);
-    }
-    let options = lab::Options {
-        cri: false,
-        ..lab::Options::default()
-    };
-    let server = Arc::new(demanded(generation, Containerd::start(generation, &options))?);
-    running.insert(generation, Arc::downgrade(&server));
-    Some(server)
-}
-
-/// Where containerd cannot be had, scenarios are left out, unless that would hide them where they must run.
-#[allow(
-    clippy::print_stderr,
-    reason = "a test run has no other place to say what it leaves out"
-)]
-fn demanded<E: std::fmt::Display>(
-    generation: Generation,
-    started: Result<Containerd, E>,
-) -> Option<Containerd> {
-    match started {
-        Ok(containerd) => Some(containerd),
-        Err(error) if std::env::var_os(lab::parts::REQUIRE_CONTAINERD).is_some_and(|value| value == "1") => {
-            panic!("containerd {generation} is required: {error:#}")
-        }
-        Err(error) => {
-            eprintln!("skipped, no containerd {generation}: {error:#}");
-            None
-        }
-    }
-}
-
-/// Text that no other test of any process uses: containerd shares content between namespaces.
-pub(crate) fn unique() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let nanos = std::time::SystemTime::UNIX_EPOCH
-        .elapsed()
-        .expect("now is after 1970")
-        .as_nanos();
-    format!(
-        "{}-{nanos}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    )
 }
 
 /// Bytes that no other test has.
@@ -494,25 +338,6 @@ pub(crate) async fn whole_records(client: &Client, stock: &Stock) -> Vec<String>
         }
     }
     found
-}
-
-/// Waits for a condition, checked again and again.
-pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-    }
-}
-
-/// Makes containerd collect its garbage, and returns when it has.
-pub(crate) async fn collect_garbage(client: &Client) {
-    let id = format!("force-{}", unique());
-    let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
-    client
-        .create_lease(&id, expires, &BTreeMap::new())
-        .await
-        .expect("a lease");
-    assert!(client.delete_lease(&id, true).await.expect("containerd answers"));
 }
 
 /// Whether a blob is there.

@@ -9,7 +9,7 @@ use oci_spec::image::Digest;
 
 use crate::support::bundles::{self, image};
 use crate::support::target::BUNDLE;
-use crate::support::waiting::wait_until;
+use crate::support::wait_until;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
 const ONE: &str = "registry.test/one:1";

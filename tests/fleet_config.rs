@@ -25,7 +25,6 @@ use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 use workshop::own_image;
 
-use crate::packaging;
 use crate::support::bundles::{self, image, marker, native, text};
 use crate::support::{Node, Own, Stage, Target, on_its_own_containerd, run_on_own, unique, wait_until};
 
@@ -420,7 +419,7 @@ fn bring(own: &Own, node: &Node) {
     let variant = own_image::Variant {
         architecture,
         variant,
-        files: packaging::files(node),
+        files: crate::own_image::files(node),
     };
     own_image::write(&bundle, env!("CARGO_PKG_VERSION"), &[variant]).unwrap();
     let busybox = fs::read(lab::parts::busybox().unwrap()).unwrap();

@@ -9,11 +9,10 @@ use airgapd_import::{Observer, Outcome};
 use bundle::Compression;
 use bundle::fixtures::Archive;
 use containerd::{BlobSource, BlobSpec, Client};
+use harness::{Stage, eventually};
 use oci_spec::image::Digest;
 
-use crate::support::{
-    Stage, Stock, amd64, assert_converged, eventually, everywhere, import_all, noise, observed_import,
-};
+use crate::support::{Stock, amd64, assert_converged, everywhere, import_all, noise, observed_import};
 
 everywhere! {
     a_compressed_bundle_is_imported_like_a_plain_one

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use airgapd_import::{Imported, Intent, Outcome, Pace, Silent, bundle_id, import};
 use bundle::Compression;
 use containerd::{Client, Options};
+use harness::{Stage, eventually};
 
 use crate::support::{
-    BUNDLE, Stage, Stock, amd64, assert_converged, connect, eventually, everywhere, import_all, intent,
-    noise, policy,
+    BUNDLE, Stock, amd64, assert_converged, connect, everywhere, import_all, intent, noise, policy,
 };
 
 everywhere! {

@@ -1,7 +1,7 @@
 //! Every way of placing a file gives one import of its final content, and none of an unfinished one.
 //!
 //! The programs that are on every machine are run; of the others (scp, sftp, rsync, curl, the uploaders of k0s) the
-//! system calls are made as strace shows them. `cargo xtask placing` prints what comes of it as a table.
+//! system calls are made as strace shows them. `cargo xtask uploads` prints what comes of it as a table.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -771,9 +771,9 @@ fn what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished(target: 
 on_the_fake!(what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished);
 on_the_fake!(every_way_of_placing_a_file_gives_one_import_of_its_final_content);
 
-/// `cargo xtask placing`: one after the other, on a real containerd, as a table.
+/// `cargo xtask uploads`: one after the other, on a real containerd, as a table.
 #[test]
-#[ignore = "it prints a table for the documentation; `cargo xtask placing` runs it"]
+#[ignore = "it prints a table for the documentation; `cargo xtask uploads` runs it"]
 fn prints_the_table() {
     run_on(Place::Real(lab::Generation::V2_1), |target| {
         let yard = Yard::on(target);
@@ -811,5 +811,5 @@ fn the_documentation_has_every_way() {
     let first_cell = |line: &str| Some(line.strip_prefix("| ")?.split_once(" |")?.0.to_owned());
     let told: Vec<_> = document.lines().filter_map(first_cell).skip(1).collect();
     let there: Vec<_> = WAYS.iter().map(|way| way.name).collect();
-    assert_eq!(told, there, "`cargo xtask placing` prints the table anew");
+    assert_eq!(told, there, "`cargo xtask uploads` prints the table anew");
 }

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use bundle::fixtures::digest_of;
 use bundle::{Content, Kind, Limits, Node, PartState, Store};
 use containerd::{BlobSource, BlobSpec, Client, NewImage};
+use harness::{Own, eventually, unique};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use platforms::{Chosen, Matcher, Platform};
 use serde_json::{Value, json};
-
-use crate::support::{Stage, eventually, unique};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -23,11 +22,10 @@ const DRAWN: u64 = 150;
 
 macro_rules! on_each_real_one {
     ($($name:ident $generation:ident),*) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            if let Some(stage) = Stage::with_cri(lab::Generation::$generation).await {
-                cri_has_the_image_that_was_foretold(&stage).await;
-            }
+        $(#[test]
+        fn $name() {
+            let options = lab::Options::default();
+            harness::play_on_own(lab::Generation::$generation, &options, cri_has_the_image_that_was_foretold);
         })*
     };
 }
@@ -39,8 +37,8 @@ on_each_real_one!(
     containerd_2_3_uses_the_manifest_that_was_foretold V2_3
 );
 
-async fn cri_has_the_image_that_was_foretold(stage: &Stage) {
-    let client = stage.client_in("k8s.io").await;
+async fn cri_has_the_image_that_was_foretold(own: &mut Own) {
+    let client = own.stage.in_namespace("k8s.io").client().await;
     let rules = client.version().await.expect("an answer").rules();
     let node = client
         .node_platform()

@@ -10,7 +10,7 @@ use lab::Generation;
 use oci_spec::image::{Descriptor, MediaType};
 use serde_json::{Value, json};
 
-use crate::removing;
+use crate::removal;
 use crate::support::bundles::{self, image, native, text};
 use crate::support::target::PINNED;
 use crate::support::{Node, Place, Target, on_the_fake, run_on};
@@ -106,7 +106,7 @@ fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_r
 
 fn beside_very_many_records_a_folder_that_vanished_is_accounted_for_once_it_is_released(target: &Target) {
     crowd(target, 70, 70);
-    removing::another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target);
+    removal::another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target);
 }
 
 /// Between the two, a comparison finds a bundle of which not all is there, and cannot judge.
