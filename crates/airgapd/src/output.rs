@@ -4,15 +4,13 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use basics::Foreign;
 pub(crate) use basics::bytes;
-use basics::{Foreign, is_visible};
 use import::{BundleReport, Forecast, ImageOutcome, ImageReport, Outcome};
 pub(crate) use node::json::to_json;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
-
-use crate::config::OutputFormat;
+use serde_json::ser::{CompactFormatter, PrettyFormatter};
 
 /// Text for people, made of whole lines.
 ///
@@ -142,11 +140,16 @@ pub(crate) fn aside(page: &Page) -> io::Result<()> {
     forgive_closed_pipe(io::stderr().lock().write_all(page.0.as_bytes()))
 }
 
-/// Prints one JSON document.
-pub(crate) fn json(document: &impl Serialize) -> io::Result<()> {
+/// One JSON document, as it is printed.
+pub(crate) fn document(document: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut out = to_json(document, PrettyFormatter::new())?;
     out.push(b'\n');
-    raw(&out)
+    Ok(out)
+}
+
+/// Prints one JSON document.
+pub(crate) fn json(content: &impl Serialize) -> io::Result<()> {
+    raw(&document(content)?)
 }
 
 /// Prints one JSON document on a line of its own.
@@ -154,20 +157,6 @@ pub(crate) fn json_line(document: &impl Serialize) -> io::Result<()> {
     let mut out = to_json(document, CompactFormatter)?;
     out.push(b'\n');
     raw(&out)
-}
-
-/// The document of a command that came to nothing: whoever reads documents gets one.
-#[derive(Debug, Serialize)]
-struct Failure<'a> {
-    error: &'a str,
-}
-
-/// Answers with what went wrong where a document is expected; people have read it in the log.
-pub(crate) fn failure(format: OutputFormat, error: &str) -> io::Result<()> {
-    match format {
-        OutputFormat::Json => json(&Failure { error }),
-        OutputFormat::Text => Ok(()),
-    }
 }
 
 fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
@@ -215,7 +204,7 @@ pub(crate) struct ImportDocument<'a> {
     /// One entry for each file, in the order given.
     pub(crate) bundles: &'a [BundleReport],
     /// Why none was even tried.
-    pub(crate) error: Option<&'a str>,
+    pub(crate) error: Option<String>,
 }
 
 /// What `airgapd import` says to people about one bundle.
@@ -310,6 +299,8 @@ fn image_line(image: &ImageReport) -> String {
 
 #[cfg(test)]
 mod tests {
+    use basics::is_visible;
+
     use super::*;
 
     #[test]

@@ -23,33 +23,23 @@ use registry::{
 };
 use serde::Serialize;
 
-use super::Exit;
 use super::inspect::Inspection;
 use super::making::{self, Proof, Target, Told, compression};
+use super::{Call, Exit, Refusal};
 use crate::cli::{BundleArtifactsArgs, Insecure};
-use crate::config::OutputFormat;
 use crate::output::{self, Page};
 
 /// An inventory may be this long, in bytes.
 const LARGEST_INVENTORY: u64 = 64 << 20;
 
 /// Makes a bundle. Interrupted, it leaves nothing.
-pub(crate) async fn run(
-    args: BundleArtifactsArgs,
-    file: Option<PathBuf>,
-    limits: Limits,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
-    let (target, references, platforms) = match request(&args, file, format) {
-        Ok(request) => request,
-        Err(mistake) => {
-            output::complain(&mistake)?;
-            output::failure(format, &mistake)?;
-            return Ok(Exit::Usage);
-        }
-    };
-    let client = Arc::new(Client::new(options(&args)?)?);
+    let limits = &call.settings.limits;
+    let target = Target::of(call)?;
+    let references = references(args).map_err(Refusal::usage)?;
+    let platforms = Platforms::of(&args.platforms).map_err(Refusal::usage)?;
+    let client = Arc::new(Client::new(options(args)?)?);
     let cache = args.cache.clone().map(Cache::open).transpose()?;
     let concurrency = usize::from(args.concurrency);
     let images = resolve_all(
@@ -76,13 +66,13 @@ pub(crate) async fn run(
         .map(|blob| blob.size)
         .sum::<u64>();
     if !args.base.is_empty() || !args.have.is_empty() {
-        let (name, present) = read_bases(&args, &limits).await?;
+        let (name, present) = read_bases(args, limits).await?;
         draft.leave_out(&name, &present);
     }
     let layout = Layout::of(&draft)?;
     let counters = Counters::default();
     let job = Job {
-        args: &args,
+        args,
         target: &target,
         layout: &layout,
         client: &client,
@@ -92,18 +82,8 @@ pub(crate) async fn run(
     };
     let written = job.write(proof).await?;
     let report = Report::new(&job, &draft, &artifacts, written, total, started.elapsed());
-    target.tell(format, &report)?;
+    target.tell(call.format, &report)?;
     Ok(Exit::Done)
-}
-
-/// What was asked for, or what is wrong with that.
-fn request(
-    args: &BundleArtifactsArgs,
-    file: Option<PathBuf>,
-    format: OutputFormat,
-) -> Result<(Target, Vec<ImageRef>, Platforms), String> {
-    let target = Target::of(file, format)?;
-    Ok((target, references(args)?, Platforms::of(&args.platforms)?))
 }
 
 /// The images that are asked for, each once, sorted by nothing but their order.

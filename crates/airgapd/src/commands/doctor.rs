@@ -16,8 +16,7 @@ use notify::{RecursiveMode, Watcher};
 use platforms::Matcher;
 use serde::Serialize;
 
-use super::Exit;
-use crate::config::OutputFormat;
+use super::{Call, Exit, Refusal};
 use crate::output::{self, Page, bytes};
 use node::control::{self, Told, Unanswered, Want};
 use node::decide::coexistence::{self, Sight};
@@ -86,7 +85,8 @@ fn finding(
 }
 
 /// Looks at the node. Exit status 1 when there is a problem.
-pub(crate) async fn run(settings: &Settings, format: OutputFormat) -> anyhow::Result<Exit> {
+pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
+    let settings = &call.settings;
     let mut findings = Vec::new();
     findings.extend(of_user());
     let unit = Unit::of_systemd();
@@ -109,13 +109,11 @@ pub(crate) async fn run(settings: &Settings, format: OutputFormat) -> anyhow::Re
         }
     }
     let healthy = findings.iter().all(|finding| finding.verdict != Verdict::Problem);
-    match format {
-        OutputFormat::Text => output::text(&text(&findings))?,
-        OutputFormat::Json => output::json(&Document {
-            healthy,
-            findings: &findings,
-        })?,
-    }
+    let document = Document {
+        healthy,
+        findings: &findings,
+    };
+    call.answer(&document, || text(&findings))?;
     Ok(if healthy { Exit::Done } else { Exit::Failed })
 }
 

@@ -4,13 +4,13 @@
 //! layer is read, and so that nothing is collected while it is. A name that was asked for and is not there, or not
 //! whole, ends it; of everything (`--all`) what is whole is taken and the rest is told.
 
-pub(crate) mod choice;
+pub(super) mod choice;
 mod feed;
-pub(crate) mod stock;
+pub(super) mod stock;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,12 +26,10 @@ use serde::Serialize;
 use self::choice::{Choice, LeftOut, Platforms};
 use self::feed::Feed;
 use self::stock::{Stock, Wish};
-use super::Exit;
 use super::making::{self, Target, Told};
+use super::{Call, Exit, Refusal};
 use crate::cli::{Compress, ExportArgs};
-use crate::config::OutputFormat;
 use crate::output::{self, Page};
-use node::place::Place;
 use node::runtime::Containerd;
 use node::settings::{PlatformChoice, Settings};
 use verify::Need;
@@ -50,35 +48,17 @@ enum Asked {
 }
 
 /// Exports images. Interrupted, it leaves nothing: neither half a file nor a lease.
-pub(crate) async fn run(
-    args: ExportArgs,
-    file: Option<PathBuf>,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &ExportArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
-    let (target, asked) = match request(&args, file, format) {
-        Ok(request) => request,
-        Err(mistake) => {
-            output::complain(&mistake)?;
-            output::failure(format, &mistake)?;
-            return Ok(Exit::Usage);
-        }
-    };
-    let runtime = match super::connect(node, settings).await {
-        Ok(runtime) => runtime,
-        Err((exit, text)) => {
-            tracing::error!("{text}");
-            output::failure(format, &text)?;
-            return Ok(exit);
-        }
-    };
+    let node = call.node()?;
+    let target = Target::of(call)?;
+    let asked = asked(args).map_err(Refusal::usage)?;
+    let runtime = call.connect(&node).await?;
     let export = Export {
         runtime: &runtime,
         asked: &asked,
-        platforms: platforms(settings, &runtime),
-        limits: settings.limits.clone(),
+        platforms: platforms(&call.settings, &runtime),
+        limits: call.settings.limits.clone(),
         compress: args.compress,
         target: &target,
     };
@@ -86,21 +66,16 @@ pub(crate) async fn run(
         report = export.leased(started) => report?,
         () = making::interrupted() => {
             export.give_back().await;
-            bail!("interrupted: no bundle was made")
+            return Err(Refusal::new(Exit::Failed, "interrupted: no bundle was made"));
         }
     };
-    target.tell(format, &report)?;
+    target.tell(call.format, &report)?;
     Ok(Exit::Done)
 }
 
-fn request(
-    args: &ExportArgs,
-    file: Option<PathBuf>,
-    format: OutputFormat,
-) -> Result<(Target, Asked), String> {
-    let target = Target::of(file, format)?;
+fn asked(args: &ExportArgs) -> Result<Asked, String> {
     if args.all {
-        return Ok((target, Asked::Everything));
+        return Ok(Asked::Everything);
     }
     let mut texts = args.references.clone();
     for list in &args.images {
@@ -118,7 +93,7 @@ fn request(
     if texts.is_empty() {
         return Err("no image is named".to_owned());
     }
-    Ok((target, Asked::These(texts)))
+    Ok(Asked::These(texts))
 }
 
 fn platforms(settings: &Settings, runtime: &Containerd) -> Platforms {

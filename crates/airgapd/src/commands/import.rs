@@ -16,44 +16,32 @@ use import::{
     short_hash,
 };
 
-use super::Exit;
-use crate::cli::ImportArgs;
-use crate::config::OutputFormat;
+use super::{Call, Exit, Refusal};
+use crate::cli::{ImportArgs, OutputFormat};
 use crate::output::{self, ImportDocument, Page};
 use crate::progress::Progress;
-use node::progress::Doing;
 use node::decide::desired;
 use node::images::folder::{self, Folder, Refused};
 use node::images::sidecar::{self, Failure, sidecar_of};
 use node::images::trusted_digests;
 use node::place::Place;
+use node::progress::Doing;
 use node::runtime::{self, Containerd};
 use node::settings::{Checksums, Settings};
 
 /// Imports every file, one after the other; one bad file spares the others.
-pub(crate) async fn run(
-    args: &ImportArgs,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
-    let runtime = match super::connect(node, settings).await {
-        Ok(runtime) => runtime,
-        Err((exit, text)) => {
-            tracing::error!("{text}");
-            if format == OutputFormat::Json {
-                output::json(&ImportDocument {
-                    bundles: &[],
-                    error: Some(&text),
-                })?;
-            }
-            return Ok(exit);
-        }
-    };
+pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal> {
+    let (settings, node) = (&call.settings, call.node()?);
+    let runtime = call.connect(&node).await.map_err(|refusal| {
+        refusal.with_document(|error| ImportDocument {
+            bundles: &[],
+            error: Some(error),
+        })
+    })?;
     let policy = runtime::policy(settings, Some(&runtime));
     let import = Import {
         settings,
-        node,
+        node: &node,
         runtime: &runtime,
         policy: &policy,
         pace: Arc::new(Pace::new(settings.gentleness)),
@@ -62,7 +50,7 @@ pub(crate) async fn run(
     let mut reports = Vec::new();
     for file in &args.files {
         let (report, plan) = import.one(file).await;
-        if format == OutputFormat::Text {
+        if call.format == OutputFormat::Text {
             output::text(&output::import_text(&report, args.dry_run))?;
             if args.dry_run {
                 output::text(&Page::of_lines(&plan))?;
@@ -70,7 +58,7 @@ pub(crate) async fn run(
         }
         reports.push(report);
     }
-    if format == OutputFormat::Json {
+    if call.format == OutputFormat::Json {
         output::json(&ImportDocument {
             bundles: &reports,
             error: None,

@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use bundle::Compression;
 use bundle::write::{BlobFeed, Layout, Output, Written};
 
-use crate::cli::Compress;
-use crate::config::OutputFormat;
+use super::{Call, Refusal};
+use crate::cli::{Compress, OutputFormat};
 use crate::output;
 use crate::progress::{self, has_bar};
 use node::progress::Doing;
@@ -33,17 +33,18 @@ impl Target {
     /// # Errors
     ///
     /// What is wrong with the command line.
-    pub(crate) fn of(file: Option<PathBuf>, format: OutputFormat) -> Result<Target, String> {
-        match file {
-            None => Err("say where the bundle goes: --output FILE, or - for standard output".to_owned()),
-            Some(file) if file.as_os_str() != "-" => Ok(Target::File(file)),
-            Some(_) if io::stdout().is_terminal() => Err(
-                "a bundle is nothing for a terminal: give --output FILE, or redirect standard output"
-                    .to_owned(),
-            ),
-            Some(_) if format == OutputFormat::Json => {
-                Err("the bundle and its report cannot both go to standard output".to_owned())
-            }
+    pub(super) fn of(call: &Call) -> Result<Target, Refusal> {
+        match &call.file {
+            None => Err(Refusal::usage(
+                "say where the bundle goes: --output FILE, or - for standard output",
+            )),
+            Some(file) if file.as_os_str() != "-" => Ok(Target::File(file.clone())),
+            Some(_) if io::stdout().is_terminal() => Err(Refusal::usage(
+                "a bundle is nothing for a terminal: give --output FILE, or redirect standard output",
+            )),
+            Some(_) if call.format == OutputFormat::Json => Err(Refusal::usage(
+                "the bundle and its report cannot both go to standard output",
+            )),
             Some(_) => Ok(Target::Stdout),
         }
     }

@@ -10,15 +10,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Exit;
-use crate::cli::StatusArgs;
-use crate::config::OutputFormat;
+use super::{Call, Exit, Refusal};
+use crate::cli::{OutputFormat, StatusArgs};
 use crate::output::{self, Page, bytes};
-use node::progress::{self, Doing};
 use node::control::{self, Unanswered, Want};
 use node::decide::desired;
 use node::images::folder::{Depth, Ending, Folder};
 use node::place::Place;
+use node::progress::{self, Doing};
 use node::required;
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
@@ -45,28 +44,21 @@ struct Document {
 
 /// Shows how everything stands. Exit status 1 when a bundle or an image is not as it should be, 3 when that cannot be
 /// known.
-pub(crate) async fn run(
-    args: &StatusArgs,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
+    let node = call.node()?;
     let mut shown = String::new();
     loop {
-        let document = look(settings, node).await;
+        let document = look(&call.settings, &node).await;
         if !args.watch {
-            match format {
-                OutputFormat::Text => output::text(&text(&document))?,
-                OutputFormat::Json => output::json(&document)?,
-            }
+            call.answer(&document, || text(&document))?;
             return Ok(exit(&document));
         }
-        let now = match format {
+        let now = match call.format {
             OutputFormat::Text => text(&document).to_string(),
             OutputFormat::Json => serde_json::to_string(&document)?,
         };
         if now != shown {
-            match format {
+            match call.format {
                 OutputFormat::Text if io::stdout().is_terminal() => output::screen(&text(&document))?,
                 OutputFormat::Text => {
                     let mut page = text(&document);

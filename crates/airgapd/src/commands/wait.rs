@@ -6,9 +6,8 @@ use basics::Foreign;
 use serde::Serialize;
 use tracing::info;
 
-use super::Exit;
-use crate::cli::WaitArgs;
-use crate::config::OutputFormat;
+use super::{Call, Exit, Refusal};
+use crate::cli::{OutputFormat, WaitArgs};
 use crate::output::{self, Page};
 use node::control::{self, Told, Unanswered, Want};
 use node::settings::Settings;
@@ -46,12 +45,12 @@ enum Outcome {
 }
 
 /// Waits. Exit status 0, 1, 4, 6 or 7.
-pub(crate) async fn run(args: &WaitArgs, settings: &Settings, format: OutputFormat) -> anyhow::Result<Exit> {
-    let document = wait(args, settings).await;
-    if let (OutputFormat::Text, Some(error)) = (format, &document.error) {
+pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
+    let document = wait(args, &call.settings).await;
+    if let (OutputFormat::Text, Some(error)) = (call.format, &document.error) {
         tracing::error!("{error}");
     }
-    match format {
+    match call.format {
         OutputFormat::Json => output::json(&document)?,
         OutputFormat::Text if document.outcome == Outcome::Converged => {
             let required = document.required.as_ref().and_then(RequiredStatus::summary);

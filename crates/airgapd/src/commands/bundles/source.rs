@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use bundle::write::{Draft, DraftImage};
 use bundle::{Bundle, Catalog, Image, Reliance};
-use import::{Cause, DigestReferences, Judgement, Naming};
+use import::{DigestReferences, Judgement, Naming};
 use oci_spec::image::Digest;
 
-use crate::commands::Exit;
 use crate::commands::export::choice::{judge_whole, left_out};
+use crate::exit::{Exit, Refusal};
 use node::settings::Settings;
 
 const BUNDLE: &str = "the bundle";
@@ -53,11 +53,11 @@ impl Sources {
     /// # Errors
     ///
     /// How to end, and why: the file that cannot be read, or the image that is not whole.
-    pub(super) async fn open(paths: &[PathBuf], settings: &Settings) -> Result<Sources, (Exit, String)> {
+    pub(super) async fn open(paths: &[PathBuf], settings: &Settings) -> Result<Sources, Refusal> {
         let mut bundles = Vec::new();
         for path in paths {
             let opened = crate::commands::import::open(path, &settings.limits).await;
-            bundles.push(opened.map_err(|error| (exit_of(&error), basics::chain(&error)))?);
+            bundles.push(opened.map_err(|error| Refusal::of_bundle(&error))?);
         }
         let naming = Naming {
             base_name: settings.base_name.clone(),
@@ -81,7 +81,7 @@ impl Sources {
         if problems.is_empty() {
             Ok(sources)
         } else {
-            Err((Exit::BadBundle, problems.join("\n")))
+            Err(Refusal::new(Exit::BadBundle, problems.join("\n")))
         }
     }
 
@@ -154,14 +154,6 @@ impl Sources {
             names.map(move |name| (name.as_str(), item))
         });
         named.collect()
-    }
-}
-
-/// How to end where a bundle cannot be opened.
-fn exit_of(error: &bundle::Error) -> Exit {
-    match Cause::of(error) {
-        Cause::Bundle => Exit::BadBundle,
-        _ => Exit::Failed,
     }
 }
 
