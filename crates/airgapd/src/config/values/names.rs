@@ -68,16 +68,14 @@ impl Platforms {
 
     /// The platforms of these names.
     pub(in crate::config) fn of(items: &[String]) -> Result<PlatformChoice, String> {
+        items.iter().try_for_each(|item| filled(item, Self::WANTED))?;
         if items.iter().any(|item| item == "all") {
             return match items.len() {
                 1 => Ok(PlatformChoice::All),
                 _ => Err("`all` takes every platform, so no other belongs beside it".to_owned()),
             };
         }
-        let platform = |item: &String| {
-            let item = filled(item, Self::WANTED)?;
-            item.parse::<Platform>().map_err(|error| error.to_string())
-        };
+        let platform = |item: &String| item.parse::<Platform>().map_err(|error| error.to_string());
         let platforms: Vec<Platform> = items.iter().map(platform).collect::<Result<_, _>>()?;
         Ok(match platforms.is_empty() {
             true => PlatformChoice::Node,
