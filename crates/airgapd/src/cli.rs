@@ -35,6 +35,7 @@ pub(crate) struct Cli {
 
 /// A command: a task, which a configuration belongs to, or documentation, which none belongs to.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a run")]
 pub(crate) enum Command {
     #[command(flatten)]
     Task(Task),
@@ -169,18 +170,17 @@ impl Task {
 
     /// The flags for the configuration that were typed.
     pub(crate) fn flags(&self, common: &Common) -> Vec<Flag> {
-        let mut flags = common.flags();
-        match self {
-            Task::Run(args) => flags.extend(args.platform.flag().into_iter().chain(args.rate.flag())),
-            Task::Import(args) => {
-                flags.extend(args.platform.flag());
-                flags.extend(args.names.flag());
-                flags.extend(args.unpack.map(Flag::Unpack));
-                flags.extend(args.rate.flag());
-            }
-            Task::Inspect(args) => flags.extend(args.platform.flag().into_iter().chain(args.names.flag())),
-            Task::Verify(args) => flags.extend(args.platform.flag()),
-            Task::Export(args) => flags.extend(args.platform.flag()),
+        let typed = match self {
+            Task::Run(args) => vec![args.platform.flag(), args.rate.flag()],
+            Task::Import(args) => vec![
+                args.platform.flag(),
+                args.names.flag(),
+                args.unpack.map(Flag::Unpack),
+                args.rate.flag(),
+            ],
+            Task::Inspect(args) => vec![args.platform.flag(), args.names.flag()],
+            Task::Verify(args) => vec![args.platform.flag()],
+            Task::Export(args) => vec![args.platform.flag()],
             Task::Release(_)
             | Task::Config(_)
             | Task::ListImages(_)
@@ -189,9 +189,13 @@ impl Task {
             | Task::Bundle(_)
             | Task::Doctor
             | Task::Status(_)
-            | Task::Wait(_) => {}
-        }
-        flags
+            | Task::Wait(_) => Vec::new(),
+        };
+        common
+            .flags()
+            .into_iter()
+            .chain(typed.into_iter().flatten())
+            .collect()
     }
 }
 

@@ -95,24 +95,20 @@ impl Common {
 
     /// The flags for the configuration that were typed.
     pub(super) fn flags(&self) -> Vec<Flag> {
-        let paths: [(_, fn(PathBuf) -> Flag); 4] = [
-            (&self.data_dir, Flag::DataDir),
-            (&self.images_dir, Flag::ImagesDir),
-            (&self.state_dir, Flag::StateDir),
-            (&self.address, Flag::Address),
-        ];
-        let paths = paths
-            .into_iter()
-            .filter_map(|(path, flag)| path.clone().map(flag));
         let level = match (self.quiet, self.verbose) {
             (true, _) => Some(Flag::Quiet),
             (false, 0) => None,
             (false, times) => Some(Flag::Verbose(times)),
         };
-        paths
-            .chain(self.namespace.clone().map(Flag::Namespace))
-            .chain(level)
-            .collect()
+        let flags = [
+            self.data_dir.clone().map(Flag::DataDir),
+            self.images_dir.clone().map(Flag::ImagesDir),
+            self.state_dir.clone().map(Flag::StateDir),
+            self.address.clone().map(Flag::Address),
+            self.namespace.clone().map(Flag::Namespace),
+            level,
+        ];
+        flags.into_iter().flatten().collect()
     }
 }
 
