@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bundle::write::{Draft, FromBundles, Layout, Written};
+use node::status::millis;
 use serde::Serialize;
 
 use self::source::Sources;
 pub(super) use self::source::blobs_of;
-use super::making::{self, Target, Told};
+use super::making::{self, Made, Target, Told};
 use super::{Call, Exit, Refusal};
 use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
 use crate::output::{self, Page};
@@ -50,7 +51,7 @@ async fn merge(args: MergeArgs, call: &Call) -> Result<Exit, Refusal> {
     let report = MergeReport {
         bundle: FileReport::new(&target, &layout, &draft, written),
         warnings: sources.warnings,
-        duration_ms: making::milliseconds(started.elapsed()),
+        duration_ms: millis(started.elapsed()),
     };
     target.tell(call.format, &report)?;
     Ok(Exit::Done)
@@ -80,7 +81,7 @@ async fn split(args: SplitArgs, call: &Call) -> Result<Exit, Refusal> {
     let report = SplitReport {
         volumes: reports,
         warnings: sources.warnings,
-        duration_ms: making::milliseconds(started.elapsed()),
+        duration_ms: millis(started.elapsed()),
     };
     targets[0].tell(call.format, &report)?;
     Ok(Exit::Done)
@@ -124,12 +125,8 @@ async fn write(
 /// A bundle that was written.
 #[derive(Debug, Serialize)]
 struct FileReport {
-    path: String,
-    /// Bytes of the file, and of the archive in it.
-    bytes: u64,
-    archive_bytes: u64,
-    /// The digest of the bundle's index.
-    digest: String,
+    #[serde(flatten)]
+    made: Made,
     /// What a delta relies on, by name.
     base: Option<String>,
     images: Vec<ImageReport>,
@@ -147,21 +144,18 @@ impl FileReport {
         let images = draft.images.iter().map(|image| ImageReport {
             names: image.names.clone(),
             digest: image.target.digest().to_string(),
-            bytes: source::bytes_of(image),
+            bytes: making::bytes_of(image),
         });
         FileReport {
-            path: target.shown(),
-            bytes: written.file,
-            archive_bytes: written.archive,
-            digest: layout.digest().to_string(),
+            made: Made::of(target, layout, &written),
             base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
             images: images.collect(),
         }
     }
 
     fn write_text(&self, text: &mut Page) {
-        let (count, bytes) = (self.images.len(), output::bytes(self.bytes));
-        output::line!(text, "{}: {count} images, {bytes}", self.path);
+        let (count, bytes) = (self.images.len(), output::bytes(self.made.bytes));
+        output::line!(text, "{}: {count} images, {bytes}", self.made.path);
         if let Some(base) = &self.base {
             output::line!(text, "  a delta on {base}");
         }

@@ -8,9 +8,7 @@ pub(super) mod choice;
 mod feed;
 pub(super) mod stock;
 
-use std::collections::{HashMap, HashSet};
-use std::io::{self, IsTerminal as _};
-use std::path::Path;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,12 +24,13 @@ use serde::Serialize;
 use self::choice::{Choice, LeftOut, Platforms};
 use self::feed::Feed;
 use self::stock::{Stock, Wish};
-use super::making::{self, Target, Told};
+use super::making::{self, Made, MadeOf, Target, Told};
 use super::{Call, Exit, Refusal};
 use crate::cli::{Compress, ExportArgs};
 use crate::output::{self, Page};
 use node::runtime::Containerd;
 use node::settings::{PlatformChoice, Settings};
+use node::status::millis;
 use verify::Need;
 use verify::{Inventory, Snapshots, Sought, answer};
 
@@ -77,22 +76,8 @@ fn asked(args: &ExportArgs) -> Result<Asked, String> {
     if args.all {
         return Ok(Asked::Everything);
     }
-    let mut texts = args.references.clone();
-    for list in &args.images {
-        texts.extend(making::read_list(list)?);
-    }
-    if args.references.is_empty() && args.images.is_empty() {
-        if io::stdin().is_terminal() {
-            return Err(
-                "name images, give a list of them with --images or on standard input, or take --all"
-                    .to_owned(),
-            );
-        }
-        texts = making::read_list(Path::new("-"))?;
-    }
-    if texts.is_empty() {
-        return Err("no image is named".to_owned());
-    }
+    let hint = "name images, give a list of them with --images or on standard input, or take --all";
+    let texts = making::asked_for(&args.references, &args.images, hint)?;
     Ok(Asked::These(texts))
 }
 
@@ -340,18 +325,13 @@ fn nothing(skipped: &[Skipped]) -> String {
 /// The document of `airgapd export -o json`.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// The file; `-` for standard output.
-    path: String,
-    /// Bytes of the file, and of the archive in it.
-    bytes: u64,
-    archive_bytes: u64,
-    /// The digest of the bundle's index.
-    digest: String,
+    #[serde(flatten)]
+    made: Made,
     compression: &'static str,
     images: Vec<ImageReport>,
     /// What was not asked for by name and is not whole.
     skipped: Vec<Skipped>,
-    blobs: BlobReport,
+    blobs: MadeOf,
     duration_ms: u64,
 }
 
@@ -377,12 +357,6 @@ struct Skipped {
     reason: String,
 }
 
-#[derive(Debug, Serialize)]
-struct BlobReport {
-    written: usize,
-    written_bytes: u64,
-}
-
 impl Report {
     fn new(
         target: &Target,
@@ -397,29 +371,18 @@ impl Report {
             reason: image.reason.clone(),
         });
         Report {
-            path: target.shown(),
-            bytes: written.file,
-            archive_bytes: written.archive,
-            digest: layout.digest().to_string(),
+            made: Made::of(target, layout, &written),
             compression: "none",
             images: selection.choices.iter().map(ImageReport::new).collect(),
             skipped: skipped.collect(),
-            blobs: BlobReport {
-                written: layout.blobs().len(),
-                written_bytes: layout.blobs().iter().map(|blob| blob.size).sum(),
-            },
-            duration_ms: making::milliseconds(took),
+            blobs: MadeOf::of(layout),
+            duration_ms: millis(took),
         }
     }
 }
 
 impl ImageReport {
     fn new(choice: &Choice) -> ImageReport {
-        let blobs: HashMap<_, _> = choice
-            .draft
-            .blobs()
-            .map(|blob| (&blob.digest, blob.size))
-            .collect();
         ImageReport {
             name: choice.wish.label.clone(),
             names: choice.draft.names.clone(),
@@ -428,7 +391,7 @@ impl ImageReport {
             platforms: choice.platforms.clone(),
             absent: choice.absent.clone(),
             left_out: choice.left_out.clone(),
-            bytes: blobs.values().sum(),
+            bytes: making::bytes_of(&choice.draft),
         }
     }
 }
@@ -452,11 +415,11 @@ impl Told for Report {
             output::line!(text, "    skipped  {}", image.name);
             output::paragraph(&mut text, "             ", &image.reason);
         }
-        let (images, bytes) = (self.images.len(), output::bytes(self.bytes));
+        let (images, bytes) = (self.images.len(), output::bytes(self.made.bytes));
         output::line!(
             text,
             "{}: {images} images, {bytes} in {} blobs",
-            self.path,
+            self.made.path,
             self.blobs.written
         );
         text

@@ -1,20 +1,23 @@
-//! What the commands that make bundles have in common: where a bundle goes, how it is written, and what is shown
-//! meanwhile.
+//! The common part of the commands that make bundles: which images are asked for, where a bundle goes, how it is written,
+//! what is shown meanwhile, and what every report says of it.
 
+use std::collections::HashMap;
 use std::io::{self, BufWriter, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bundle::Compression;
-use bundle::write::{BlobFeed, Layout, Output, Written};
+use bundle::write::{BlobFeed, DraftImage, Layout, Output, Written};
+
+use serde::Serialize;
 
 use super::{Call, Refusal};
 use crate::cli::{Compress, OutputFormat};
 use crate::output;
 use crate::progress::{self, has_bar};
 use node::progress::Doing;
-use node::status::ProgressStatus;
+use node::status::{ProgressStatus, millis};
 
 /// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -68,7 +71,7 @@ impl Target {
 }
 
 /// A report in both forms.
-pub(crate) trait Told: serde::Serialize {
+pub(crate) trait Told: Serialize {
     /// For people.
     fn text(&self) -> output::Page;
 }
@@ -152,7 +155,7 @@ async fn show(total: u64, done: impl Fn() -> u64) {
     let started = Instant::now();
     loop {
         tokio::time::sleep(if on_terminal { SHOWN_EVERY } else { TOLD_EVERY }).await;
-        let so_far = ProgressStatus::new(done(), total, milliseconds(started.elapsed()));
+        let so_far = ProgressStatus::new(done(), total, millis(started.elapsed()));
         if on_terminal {
             progress::show(Doing::Writing, &so_far, None);
         } else {
@@ -178,13 +181,75 @@ pub(crate) async fn interrupted() {
 /// # Errors
 ///
 /// A sentence that names the file.
-pub(crate) fn read_list(path: &Path) -> Result<Vec<String>, String> {
+fn read_list(path: &Path) -> Result<Vec<String>, String> {
     let text = verify::read_text(path)?;
     let lines = requirements::lists::parse(&text.text).into_iter();
     Ok(lines.map(|line| line.reference).collect())
 }
 
-/// How long something took, in milliseconds.
-pub(crate) fn milliseconds(took: Duration) -> u64 {
-    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+/// The images that are asked for: by name, in lists, or else on standard input.
+///
+/// # Errors
+///
+/// The list that cannot be read; `hint` where nothing is given and standard input is a terminal.
+pub(super) fn asked_for(names: &[String], lists: &[PathBuf], hint: &str) -> Result<Vec<String>, String> {
+    let mut texts = names.to_vec();
+    for list in lists {
+        texts.extend(read_list(list)?);
+    }
+    if names.is_empty() && lists.is_empty() {
+        if io::stdin().is_terminal() {
+            return Err(hint.to_owned());
+        }
+        texts = read_list(Path::new("-"))?;
+    }
+    match texts.is_empty() {
+        true => Err("no image is named".to_owned()),
+        false => Ok(texts),
+    }
+}
+
+/// The beginning of every report of a bundle that was made.
+#[derive(Debug, Serialize)]
+pub(super) struct Made {
+    /// The file; `-` for standard output.
+    pub(super) path: String,
+    /// Bytes of the file, and of the archive in it.
+    pub(super) bytes: u64,
+    archive_bytes: u64,
+    /// The digest of the bundle's index.
+    digest: String,
+}
+
+impl Made {
+    pub(super) fn of(target: &Target, layout: &Layout, written: &Written) -> Made {
+        Made {
+            path: target.shown(),
+            bytes: written.file,
+            archive_bytes: written.archive,
+            digest: layout.digest().to_string(),
+        }
+    }
+}
+
+/// The blobs of a bundle that was made.
+#[derive(Debug, Serialize)]
+pub(super) struct MadeOf {
+    pub(super) written: usize,
+    pub(super) written_bytes: u64,
+}
+
+impl MadeOf {
+    pub(super) fn of(layout: &Layout) -> MadeOf {
+        MadeOf {
+            written: layout.blobs().len(),
+            written_bytes: layout.blobs().iter().map(|blob| blob.size).sum(),
+        }
+    }
+}
+
+/// Bytes of all blobs of an image, those included that it shares with other images.
+pub(super) fn bytes_of(image: &DraftImage) -> u64 {
+    let blobs: HashMap<_, _> = image.blobs().map(|blob| (&blob.digest, blob.size)).collect();
+    blobs.values().sum()
 }

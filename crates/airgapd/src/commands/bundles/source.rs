@@ -259,9 +259,3 @@ fn item(from: usize, image: &Image, names: BTreeSet<String>) -> Result<Item, Str
         from,
     })
 }
-
-/// The bytes of all blobs of an image, each once.
-pub(super) fn bytes_of(image: &DraftImage) -> u64 {
-    let blobs: HashMap<_, _> = image.blobs().map(|blob| (&blob.digest, blob.size)).collect();
-    blobs.values().sum()
-}

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use bundle::write::Layout;
 
-use super::source::{Item, Sources, bytes_of};
+use super::source::{Item, Sources};
+use crate::commands::making::bytes_of;
 use crate::output;
 
 /// What the names of bundles end with; the number of a volume stands before it.
