@@ -3,10 +3,9 @@
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use import::{ImageResult, Observer};
+use import::Observer;
 use tokio::task::JoinHandle;
 use tracing::Level;
 
@@ -43,6 +42,11 @@ impl Progress {
         };
         Progress { counters, shown }
     }
+
+    /// Counts what is shown.
+    pub(crate) fn observer(&self) -> &impl Observer {
+        &*self.counters
+    }
 }
 
 impl Drop for Progress {
@@ -51,24 +55,6 @@ impl Drop for Progress {
             task.abort();
             let _ = output::progress("");
         }
-    }
-}
-
-impl Observer for Progress {
-    fn planned(&self, bytes: u64) {
-        self.counters.planned(bytes);
-    }
-
-    fn images(&self, count: usize) {
-        self.counters.images(count);
-    }
-
-    fn image(&self, outcome: &ImageResult) {
-        self.counters.image(outcome);
-    }
-
-    fn bytes(&self) -> Option<Arc<AtomicU64>> {
-        self.counters.bytes()
     }
 }
 

@@ -113,7 +113,7 @@ impl Import<'_> {
             &intent,
             &lease_id,
             self.dry_run,
-            &progress,
+            progress.observer(),
         )
         .await
         {

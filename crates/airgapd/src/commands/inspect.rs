@@ -457,7 +457,8 @@ pub(super) async fn run(args: &InspectArgs, call: &Call) -> Result<Exit, Refusal
     let mut inspection = Inspection::of(&bundle, &node::runtime::policy(&call.settings, None));
     if args.verify {
         let progress = Progress::start(args.file.display().to_string(), Doing::Reading);
-        let verified = tokio::task::spawn_blocking(move || verify::verify(&bundle, &progress)).await?;
+        let verified =
+            tokio::task::spawn_blocking(move || verify::verify(&bundle, progress.observer())).await?;
         inspection = inspection.with_verification(verified);
     }
     call.answer(&inspection, || inspection.text())?;

@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use basics::digest::Hasher;
 use bundle::{Bundle, Content, Node, PartState};
-use import::Observer as _;
+use import::Observer;
 use oci_spec::image::{Descriptor, Digest};
 use serde::Serialize;
-
-use crate::progress::Progress;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 1 << 20;
@@ -54,7 +52,7 @@ impl Verification {
 }
 
 /// Reads everything, in the order of the archive and in constant memory. Blocking.
-pub(super) fn verify(bundle: &Bundle, progress: &Progress) -> Verification {
+pub(super) fn verify(bundle: &Bundle, progress: &impl Observer) -> Verification {
     let users = users(bundle);
     progress.planned(users.values().map(|user| user.size).sum());
     let read = progress.bytes().unwrap_or_default();
