@@ -3,6 +3,8 @@
 //! A file in the images folder is imported as the daemon would do it and belongs to the daemon afterwards. A file from
 //! anywhere else is marked as imported by hand, and stays until `airgapd release`.
 
+mod answer;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,9 +18,10 @@ use import::{
     short_hash,
 };
 
+use self::answer::Document;
 use super::{Call, Exit, Refusal};
 use crate::cli::{ImportArgs, OutputFormat};
-use crate::output::{self, ImportDocument, Page};
+use crate::output::{self, Page};
 use crate::progress::Progress;
 use node::decide::desired;
 use node::images::folder::{self, Folder, Refused};
@@ -33,7 +36,7 @@ use node::settings::{Checksums, Settings};
 pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal> {
     let (settings, node) = (&call.settings, call.node()?);
     let runtime = call.connect(&node).await.map_err(|refusal| {
-        refusal.with_document(|error| ImportDocument {
+        refusal.with_document(|error| Document {
             bundles: &[],
             error: Some(error),
         })
@@ -51,7 +54,7 @@ pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal>
     for file in &args.files {
         let (report, plan) = import.one(file).await;
         if call.format == OutputFormat::Text {
-            output::text(&output::import_text(&report, args.dry_run))?;
+            output::text(&answer::text(&report, args.dry_run))?;
             if args.dry_run {
                 output::text(&Page::of_lines(&plan))?;
             }
@@ -59,7 +62,7 @@ pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal>
         reports.push(report);
     }
     if call.format == OutputFormat::Json {
-        output::json(&ImportDocument {
+        output::json(&Document {
             bundles: &reports,
             error: None,
         })?;
