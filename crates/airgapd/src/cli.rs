@@ -75,7 +75,7 @@ pub(crate) enum Task {
     Config(ConfigArgs),
 }
 
-/// What packages ship beside the program. It follows from the command line's definition alone.
+/// Documents that packages ship beside the program. They follow from the definition of the command line alone.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Documentation {
     /// Print the completions for a shell
@@ -205,7 +205,7 @@ pub(crate) enum Insecure {
     /// By TLS, with certificates that are checked.
     #[default]
     No,
-    /// By TLS, whoever answers.
+    /// By TLS, with any certificate.
     SkipTlsVerify,
     /// Without TLS.
     PlainHttp,
@@ -519,7 +519,7 @@ pub(crate) struct ManifestArgs {
 }
 
 impl VerifyArgs {
-    /// What the operator points at.
+    /// The sources that the operator names.
     pub(crate) fn sources(&self) -> Sources {
         Sources {
             images: self.images.clone(),

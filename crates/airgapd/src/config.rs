@@ -105,7 +105,7 @@ impl Given {
     ///
     /// # Errors
     ///
-    /// What is wrong with the value.
+    /// The reason why the value is wrong.
     fn put(&self, key: &Key, settings: &mut Settings) -> Result<(), String> {
         match &self.value {
             Typed::Written(value) => (key.read)(settings, value),

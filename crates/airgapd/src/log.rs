@@ -98,7 +98,7 @@ impl Sink {
         }
     }
 
-    /// A log that cannot be written has nobody to complain to.
+    /// An error of writing is lost: there is no place to report it.
     fn write(&self, line: &Line) {
         let to = |out: &Mutex<Box<dyn Write + Send>>, text: String| {
             // A poisoned lock only means that another thread died while it wrote.

@@ -100,7 +100,7 @@ pub(crate) fn progress(text: &str) -> io::Result<()> {
     forgive_closed_pipe(out.write_all(format!("{TAKE_BACK}{}", Foreign::new(text)).as_bytes()))
 }
 
-/// What comes before a line on a terminal, so that it does not begin behind one that shows how far something has come.
+/// The characters before a line on a terminal: they take back a line that shows how far something has come.
 pub(crate) fn on_a_new_line() -> &'static str {
     match SHOWS_PROGRESS.swap(false, Ordering::Relaxed) {
         true => TAKE_BACK,
@@ -118,14 +118,14 @@ pub(crate) fn terminal_width() -> usize {
     }
 }
 
-/// Shows text in place of all that is on the terminal. What was there is written over, so that nothing flickers.
+/// Shows text in place of all that is on the terminal. It is written over and not cleared, so that nothing flickers.
 pub(crate) fn screen(page: &Page) -> io::Result<()> {
     let text = page.0.replace('\n', "\u{1b}[K\n");
     raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
 }
 
-/// Whether somebody may still read standard output: the other end of a pipe may be gone, which nobody notices who has
-/// nothing to write.
+/// Whether standard output may still be read. The other end of a pipe may be gone, and a program that has nothing to write
+/// does not notice.
 pub(crate) fn is_read() -> bool {
     let stdout = io::stdout();
     let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
@@ -134,7 +134,7 @@ pub(crate) fn is_read() -> bool {
     !ends[0].revents().intersects(gone)
 }
 
-/// Says what was done where standard output is taken by something else.
+/// Prints a report on standard error, where the bundle itself goes to standard output.
 pub(crate) fn aside(page: &Page) -> io::Result<()> {
     forgive_closed_pipe(io::stderr().lock().write_all(page.0.as_bytes()))
 }

@@ -1,4 +1,4 @@
-//! How far a long command has come: a bar for whoever sits at a terminal, otherwise a line in the log now and then, for
+//! How far a long command has come: a bar on a terminal, otherwise a line in the log now and then, for
 //! bundles that take long. With `-q` neither.
 
 use std::io::{self, IsTerminal};
@@ -31,7 +31,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// Starts to report what becomes of a bundle to whoever typed the command.
+    /// Starts to report the progress of a bundle to the user of the command.
     pub(crate) fn start(bundle: String, doing: Doing) -> Progress {
         let counters = Arc::<Counters>::default();
         let shown = match has_bar() {
@@ -58,7 +58,7 @@ impl Drop for Progress {
     }
 }
 
-/// Whether somebody watches, on a terminal that can take a line back.
+/// Whether standard error is a terminal that can take a line back, and the log is not quiet.
 pub(crate) fn has_bar() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     io::stderr().is_terminal() && !is_dumb && tracing::enabled!(Level::INFO)

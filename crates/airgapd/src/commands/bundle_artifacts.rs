@@ -263,7 +263,7 @@ async fn resolve_all(
     Ok(images)
 }
 
-/// What the bases of a delta are called, and the layers they have.
+/// The names of the bases of a delta, and their layers.
 async fn read_bases(
     args: &BundleArtifactsArgs,
     limits: &Limits,

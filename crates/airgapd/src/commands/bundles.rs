@@ -1,7 +1,7 @@
 //! `airgapd bundle merge`, `split` and `diff`: bundles from bundles.
 //!
 //! All three see a bundle as its images: each by what it stands for, with its full names, and with what of it is whole.
-//! What is not whole for any platform is refused rather than passed on.
+//! An image that is whole for no platform is refused rather than passed on.
 
 mod diff;
 mod source;
@@ -95,7 +95,7 @@ async fn compare(args: DiffArgs, call: &Call) -> Result<Exit, Refusal> {
     Ok(Exit::Done)
 }
 
-/// Has the blobs at hand. What has to be kept for that is kept where the bundle will be.
+/// Has the blobs at hand. A blob that has to be kept for that is kept in the folder of the bundle.
 async fn feed(sources: &Sources, layout: &Layout, target: &Target) -> anyhow::Result<FromBundles> {
     let folder = match target {
         Target::File(path) => path
@@ -127,7 +127,7 @@ async fn write(
 struct FileReport {
     #[serde(flatten)]
     made: Made,
-    /// What a delta relies on, by name.
+    /// The base that a delta relies on, by name.
     base: Option<String>,
     images: Vec<ImageReport>,
 }

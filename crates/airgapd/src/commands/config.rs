@@ -35,7 +35,7 @@ pub(super) fn run(args: &ConfigArgs, config: &Config, call: &Call) -> Result<Exi
     Ok(Exit::Done)
 }
 
-/// What the configuration names and this node lacks, so that nothing could be imported.
+/// The folder that the configuration names and this node lacks, so that nothing could be imported.
 fn missing(settings: &Settings) -> Option<String> {
     let folder = settings.trusted_digests.as_ref()?;
     let shown = folder.display();
@@ -46,7 +46,7 @@ fn missing(settings: &Settings) -> Option<String> {
     }
 }
 
-/// What the configuration and the evidence on this node come to, as comments.
+/// The consequences of the configuration and the evidence on this node, as comments.
 fn consequences(node: Result<Place, Ambiguous>) -> String {
     match node {
         Ok(node) => {

@@ -1,6 +1,6 @@
 //! `airgapd doctor`: what on this node keeps bundles from being imported, each with the remedy.
 //!
-//! It looks and changes nothing. What it cannot find out it says so, and does not guess.
+//! It looks and changes nothing. It says so where it cannot find something out, and does not guess.
 
 mod containerd;
 mod daemon;
@@ -15,14 +15,14 @@ use self::daemon::Unit;
 use super::{Call, Exit, Refusal};
 use crate::output::{self, Page};
 
-/// What was looked at, and what was found.
+/// A check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Finding {
-    /// What was looked at, in one word.
+    /// The thing that was checked, in one word.
     subject: &'static str,
     verdict: Verdict,
     text: String,
-    /// What to do about it.
+    /// The remedy.
     remedy: Option<String>,
 }
 
@@ -130,7 +130,7 @@ fn text(findings: &[Finding]) -> Page {
     text
 }
 
-/// Somebody else than root sees other things than the daemon does.
+/// A user other than root sees other things than the daemon does.
 fn of_user() -> Option<Finding> {
     let is_root = rustix::process::geteuid().is_root();
     (!is_root).then(|| {

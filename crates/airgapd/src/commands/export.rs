@@ -37,10 +37,10 @@ use verify::{Inventory, Snapshots, Sought, answer};
 /// How often it is looked again when something goes while it is looked at.
 const TRIES: usize = 5;
 
-/// What says in containerd whose the lease is.
+/// The mark in containerd that says whose the lease is.
 const MARK: &str = "export";
 
-/// What was asked for.
+/// The images that were asked for.
 enum Asked {
     Everything,
     These(Vec<String>),
@@ -104,7 +104,7 @@ struct Export<'a> {
     target: &'a Target,
 }
 
-/// What is exported, and of everything what is not.
+/// The images that are exported, and with `--all` those that are skipped.
 #[derive(Default)]
 struct Selection {
     choices: Vec<Choice>,
@@ -177,7 +177,7 @@ impl Export<'_> {
         bail!("no bundle was made: images go while they are looked at, again and again")
     }
 
-    /// Puts blobs under the lease; says whether all were there. What they refer to is held with them.
+    /// Puts blobs under the lease; says whether all were there. The blobs that they refer to are held with them.
     async fn hold(
         &self,
         lease: &Lease,
@@ -329,7 +329,7 @@ struct Report {
     made: Made,
     compression: &'static str,
     images: Vec<ImageReport>,
-    /// What was not asked for by name and is not whole.
+    /// Images that were not asked for by name and are not whole.
     skipped: Vec<Skipped>,
     blobs: MadeOf,
     duration_ms: u64,
@@ -344,7 +344,7 @@ struct ImageReport {
     platforms: Vec<String>,
     /// Asked for, and not whole.
     absent: Vec<String>,
-    /// What its index lists and the bundle has not.
+    /// Platforms that its index lists and the bundle lacks.
     left_out: Vec<LeftOut>,
     /// Bytes of all its blobs, those that it shares with others included.
     bytes: u64,

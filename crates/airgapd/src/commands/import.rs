@@ -130,7 +130,7 @@ impl Import<'_> {
 }
 
 impl Import<'_> {
-    /// What images are unpacked with, and when. Nobody is in the background here, so that is after the records.
+    /// The unpacker, and when it unpacks. A command has no background: it unpacks after the records instead.
     async fn unpack(&self) -> Result<Option<(Unpacker, UnpackWhen)>, import::Error> {
         let when = match self.settings.unpack {
             Unpack::None => return Ok(None),
@@ -187,8 +187,7 @@ fn open_file(path: &Path) -> Result<File, bundle::Error> {
     })
 }
 
-/// Checks an open bundle against the checksum beside it. What is neither file nor folder is left to the reader to
-/// refuse.
+/// Checks an open bundle against the checksum beside it. The reader refuses what is neither file nor folder.
 async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure> {
     if mode == Checksums::Require && is_folder(file) {
         return Err(Failure::NoFile);
@@ -245,7 +244,7 @@ fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
     (Source::Hand(name.to_string_lossy().into_owned()), id)
 }
 
-/// What the daemon calls a file, if it lies where the daemon looks. A link in the folder is a file of the folder.
+/// The daemon's name of a file, if it lies where the daemon looks. A link in the folder is a file of the folder.
 fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     let parent = path.parent()?.canonicalize().ok()?;
     let below = parent.strip_prefix(images_dir.canonicalize().ok()?).ok()?;

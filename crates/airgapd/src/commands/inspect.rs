@@ -34,9 +34,9 @@ pub(crate) struct Inspection {
     size: u64,
     /// Everything that the bundle holds and this node could be asked to run is whole; of a delta, with its base.
     complete: bool,
-    /// What a delta needs to be there when it is imported.
+    /// The base that a delta needs when it is imported.
     relies_on: Option<InspectedBase>,
-    /// What `--verify` found.
+    /// The result of `--verify`.
     verified: Option<Verification>,
     /// Why not, or what the reader should know.
     warnings: Vec<String>,
@@ -48,7 +48,7 @@ pub(crate) struct Inspection {
 /// The base of a delta.
 #[derive(Debug, Serialize)]
 struct InspectedBase {
-    /// What it is called: a bundle's file name, or a node.
+    /// Its name: a bundle's file name, or a node.
     base: String,
     /// Layers that are not in the bundle.
     blobs: Vec<BlobRef>,
@@ -90,7 +90,7 @@ struct InspectedPlatform {
     /// `whole`, `absent`, `broken`, or the type of an artifact.
     state: String,
     problems: Vec<String>,
-    /// What the config says, where that differs from the descriptor.
+    /// The platform in the config, where that differs from the descriptor.
     config_platform: Option<String>,
     layers: usize,
     /// Bytes of manifest, config and layers.

@@ -35,7 +35,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// What is wrong with the command line.
+    /// The mistake on the command line.
     pub(super) fn of(call: &Call) -> Result<Target, Refusal> {
         match &call.file {
             None => Err(Refusal::usage(
@@ -52,7 +52,7 @@ impl Target {
         }
     }
 
-    /// What to call it.
+    /// Its name in reports.
     pub(crate) fn shown(&self) -> String {
         match self {
             Target::Stdout => "-".to_owned(),
@@ -117,7 +117,7 @@ pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     written
 }
 
-/// The thread that writes goes on when nobody waits for it, until the program ends: its file goes first.
+/// The thread that writes goes on after its future is dropped, until the program ends: its file goes first.
 struct HalfFile(Option<PathBuf>);
 
 impl Drop for HalfFile {
@@ -164,7 +164,7 @@ async fn show(total: u64, done: impl Fn() -> u64) {
     }
 }
 
-/// Waits until somebody wants an end.
+/// Waits for SIGINT or SIGTERM.
 pub(crate) async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {

@@ -67,7 +67,7 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     systemd.ready();
     systemd.status("idle: a controller without a worker");
     loop {
-        // Whoever has nothing to do is alive, too: the unit's watchdog makes no difference.
+        // An idle daemon has to tell the unit's watchdog that it is alive, too.
         let due = systemd.alive().map(Into::into);
         let look = tokio::time::Instant::now() + LOOK;
         tokio::select! {

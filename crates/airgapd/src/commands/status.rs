@@ -1,7 +1,7 @@
 //! `airgapd status`: how bundles and images stand, with a daemon or without.
 //!
-//! What is going on comes from the daemon, over its control socket; what has happened from the ledger; what is in place
-//! now from containerd itself. Any of the three may be away, and then the rest is shown, and what is missing is said.
+//! The daemon says over its control socket what is under way, the ledger has the past, and containerd itself the images that
+//! are in place now. Any of the three may be away: then the rest is shown, and the answer names the part that is missing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -36,9 +36,9 @@ const PACE: Duration = Duration::from_secs(1);
 struct Document {
     #[serde(flatten)]
     status: Status,
-    /// What bundles vouch for; absent when containerd could not be asked.
+    /// The images that bundles vouch for; absent when containerd could not be asked.
     images: Option<Vec<ImageStatus>>,
-    /// What is wrong, if anything is: the reason of exit status 1 or 3.
+    /// Everything that is wrong: the reason of exit status 1 or 3.
     problems: Vec<String>,
 }
 
@@ -335,7 +335,7 @@ fn head(text: &mut Page, status: &Status) {
 }
 
 fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
-    // Without a daemon nobody is at work: what would be next is not what is.
+    // Without a daemon nothing is under way: a bundle is as the ledger has it.
     let state = match bundle.state {
         State::Checking if !is_live => "imported",
         State::Settling if !is_live => "not imported",

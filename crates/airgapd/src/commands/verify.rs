@@ -53,12 +53,12 @@ struct Asked {
     platform: String,
 }
 
-/// Somebody who does not say `Never`.
+/// A container whose pull policy is not `Never`.
 #[derive(Debug, Serialize)]
 struct Pull {
     reference: String,
     source: Source,
-    /// What to change.
+    /// The remedy.
     remedy: &'static str,
 }
 
@@ -219,7 +219,7 @@ async fn in_containerd(
     Ok(answers)
 }
 
-/// What containerd has, CRI takes in a moment later; until then kubelet does not see it.
+/// CRI takes in an image of containerd a moment later; until then kubelet does not see it.
 async fn ask_cri(runtime: &Containerd, answers: &mut [Answer]) -> Result<(), containerd::Error> {
     let cri = runtime.client.cri();
     for answer in answers.iter_mut().filter(|answer| !answer.is_missing()) {
@@ -264,7 +264,7 @@ async fn open_all(paths: &[PathBuf], limits: &Limits) -> (Vec<Bundle>, Vec<Strin
     (bundles, mistakes)
 }
 
-/// What several bundles have, where the blobs of `there` need not be in them.
+/// The images of several bundles, where the blobs of `there` need not be in them.
 fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inventory {
     let mut inventory = Inventory::default();
     for bundle in bundles {
@@ -277,7 +277,7 @@ fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inv
     inventory
 }
 
-/// What may be a bundle in the images folder, wherever the daemon looks; whoever opens it finds out.
+/// Files that may be bundles in the images folder, wherever the daemon looks; opening one tells.
 fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
     let depth = Depth {
         recursive: settings.recursive,
@@ -291,7 +291,7 @@ fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Everybody who may pull.
+/// Every source that may pull.
 fn pulls(sources: &[Source]) -> Vec<Pull> {
     let may_pull = |source: &&Source| {
         source

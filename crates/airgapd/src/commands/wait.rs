@@ -32,7 +32,7 @@ struct Document {
     waited_ms: u64,
 }
 
-/// What waiting came to.
+/// The end of waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Outcome {
@@ -94,7 +94,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
         if let Some(outcome) = waiting.outcome.or(is_late.then_some(Outcome::TimedOut)) {
             return waiting.end(outcome, started.elapsed());
         }
-        // Nobody is asked all the time: not one who has much news, nor one who answers without any.
+        // The daemon is not asked without a pause: neither where it has much news, nor where it answers without any.
         let pause = match news || asked.elapsed() >= control::NEWS {
             true => SHORT_PAUSE,
             false => LONG_PAUSE,
@@ -103,7 +103,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     }
 }
 
-/// What is known so far.
+/// Everything that is known so far.
 struct Waiting {
     /// Listed each time: on a file system without events the daemon itself only looks now and then.
     want: Want,
@@ -185,7 +185,7 @@ fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
     there.filter(is_wanted).collect()
 }
 
-/// What the state of the bundles means for whoever waits for these, or all: an outcome, or nothing yet; and why.
+/// The meaning of the state for a caller that waits for these bundles, or for all: an outcome, or none yet, and why.
 fn judge(status: &Status, names: &[String], allow_empty: bool) -> (Option<Outcome>, Option<String>) {
     let bundles = wanted(status, names);
     let is_there = |name: &&String| bundles.iter().any(|bundle| bundle.name.raw() == name.as_str());

@@ -41,7 +41,7 @@ pub(super) fn read(
     }
 }
 
-/// Takes a configuration file apart. What is no YAML at all is one mistake, with its line.
+/// Takes a configuration file apart. A text that is no YAML is one mistake, with its line.
 pub(super) fn from_yaml(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Vec<Given> {
     let place = |line| Place::File {
         path: path.to_owned(),

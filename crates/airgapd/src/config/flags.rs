@@ -57,7 +57,7 @@ impl Flag {
     ///
     /// # Errors
     ///
-    /// What is wrong with the value.
+    /// The reason why the value is wrong.
     pub(super) fn put(&self, settings: &mut Settings) -> Result<(), String> {
         match self {
             Flag::DataDir(path) => settings.data_dir = Some(AbsolutePath::of(path)?),

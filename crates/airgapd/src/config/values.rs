@@ -25,7 +25,7 @@ pub(super) trait Kind {
     ///
     /// # Errors
     ///
-    /// What it would have liked instead, and what it got.
+    /// The value that it expects, and the one that it got.
     fn read(value: &Value) -> Result<Self::Setting, String>;
 
     /// The value as the file would have it.

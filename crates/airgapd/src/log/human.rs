@@ -9,10 +9,10 @@ use tracing::Level;
 use super::line::{Line, text_of};
 use crate::output;
 
-/// What lines are shown on.
+/// The terminal that lines are shown on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terminal {
-    /// Whether it shows colours, and whoever uses it wants them.
+    /// Whether it shows colours, and its user wants them.
     pub(super) has_colours: bool,
 }
 
@@ -28,7 +28,7 @@ impl Terminal {
 }
 
 impl Line {
-    /// For somebody who has just typed a command: what is wrong stands out, the rest is plain.
+    /// For a user who has just typed a command: warnings and errors stand out, the rest is plain.
     pub(super) fn for_terminal(&self, terminal: Terminal) -> String {
         // SGR (ECMA-48, 8.3.117): bold, red, yellow.
         let (label, colour) = match self.level {

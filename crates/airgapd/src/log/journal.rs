@@ -95,7 +95,7 @@ impl Journal {
         let socket = UnixDatagram::unbound()?;
         // A journal that hangs must not hang us: the line is lost instead.
         socket.set_write_timeout(Some(Duration::from_secs(1)))?;
-        // journald discards an empty entry; this only tells whether anybody listens.
+        // journald discards an empty entry; this only tells whether it listens.
         socket.send_to(&[], path)?;
         Ok(Journal {
             socket,

@@ -100,7 +100,7 @@ mod tests {
         }
     }
 
-    /// What the catalog puts into its sentences (`@AIRGAPD_BUNDLE@`) is in every entry of that kind.
+    /// A field in a sentence of the catalog (`@AIRGAPD_BUNDLE@`) is in every entry of that kind.
     #[test]
     fn the_message_catalog_relies_on_no_field_that_its_events_lack() {
         for (outcome, about, id) in all() {

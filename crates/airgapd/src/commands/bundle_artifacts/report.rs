@@ -1,4 +1,4 @@
-//! What is said of a bundle that was made.
+//! The report of a bundle that was made.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -20,7 +20,7 @@ pub(super) struct Report {
     #[serde(flatten)]
     made: Made,
     compression: &'static str,
-    /// What a delta relies on, by name.
+    /// The base that a delta relies on, by name.
     base: Option<String>,
     images: Vec<ImageReport>,
     blobs: BlobReport,

@@ -42,7 +42,7 @@ impl Item {
 pub(super) struct Sources {
     pub(super) bundles: Arc<[Bundle]>,
     pub(super) items: Vec<Item>,
-    /// What is relied on and in none of them.
+    /// The base that deltas rely on and that is none of them.
     relies_on: Option<Reliance>,
     pub(super) warnings: Vec<String>,
 }
@@ -85,7 +85,7 @@ impl Sources {
         }
     }
 
-    /// What counts as there for an image: blobs of any of the bundles, and what deltas rely on.
+    /// The blobs that count as there for an image: those of any of the bundles, and those that deltas rely on.
     fn there(&self) -> HashSet<Digest> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
         blobs_of(&self.bundles)
@@ -108,7 +108,7 @@ impl Sources {
             let had_names = !item.names.is_empty();
             item.names.retain(|name| {
                 let (winner, held) = &holders[name];
-                // Twice in one bundle, a name is for two platforms: whoever imports it chooses.
+                // Twice in one bundle, a name is for two platforms: the import of the node chooses.
                 let keeps = *winner == from || *held == digest;
                 if !keeps {
                     let (loser, winner) = (bundles[from].path(), bundles[*winner].path());
@@ -168,7 +168,7 @@ pub(in crate::commands) fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
         .collect()
 }
 
-/// What deltas among the bundles rely on, and none of the others has.
+/// The blobs that deltas among the bundles rely on, and none of the others has.
 fn relies_on(bundles: &[Bundle]) -> Option<Reliance> {
     let there = blobs_of(bundles);
     let deltas = || {

@@ -125,7 +125,7 @@ fn of_namespace(settings: &Settings) -> Option<Finding> {
     })
 }
 
-/// What is asked for where it is not what the node can run.
+/// The platforms of the configuration that the node cannot run.
 fn of_platform(runtime: &Containerd, settings: &Settings) -> Option<Finding> {
     let PlatformChoice::These(chosen) = &settings.platforms else {
         return None;

@@ -38,7 +38,7 @@ pub(super) async fn of_daemon(settings: &Settings) -> Finding {
     }
 }
 
-/// What systemd knows of the unit, property by property.
+/// The unit as systemd knows it, property by property.
 pub(super) struct Unit(BTreeMap<String, String>);
 
 impl Unit {

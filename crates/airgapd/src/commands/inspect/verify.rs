@@ -13,7 +13,7 @@ use serde::Serialize;
 /// How much is read at once, in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// What reading everything came to.
+/// The result of reading everything.
 #[derive(Debug, Serialize)]
 pub(super) struct Verification {
     /// How many blobs were read.
@@ -22,7 +22,7 @@ pub(super) struct Verification {
     bytes: u64,
     /// Blobs that are not what they are called.
     pub(super) damaged: Vec<Damage>,
-    /// What ended the reading before its end.
+    /// The error that ended the reading early.
     pub(super) error: Option<String>,
 }
 
@@ -127,7 +127,7 @@ fn hash(reader: &mut impl Read, digest: &Digest, buffer: &mut [u8]) -> io::Resul
     }
 }
 
-/// What refers to a blob.
+/// An image that refers to a blob.
 struct User {
     /// The first image that does.
     image: String,
