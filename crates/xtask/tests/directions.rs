@@ -27,7 +27,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "requirements",
         ],
     ),
-    ("fake-containerd", &[]),
+    ("fake-containerd", &["basics"]),
     ("lab", &[]),
     ("xtask", &["lab"]),
     ("workshop", &["bundle", "lab", "xtask"]),
