@@ -1,6 +1,5 @@
 //! How the program ends, and what it says when a command comes to nothing.
 
-use std::fmt;
 use std::process::ExitCode;
 
 use import::Cause;
@@ -51,25 +50,30 @@ impl From<Exit> for ExitCode {
 #[derive(Debug)]
 pub(crate) struct Refusal {
     exit: Exit,
-    /// The reason and the remedy: one line for each thing that is wrong.
-    text: String,
+    /// Everything that is wrong, each with its remedy. A text that is not ours stays in its line, whatever it contains.
+    lines: Vec<String>,
     /// The answer for programs, where the command has a form of its own for it.
     document: Option<Vec<u8>>,
 }
 
 impl Refusal {
     /// A command that ends this way, for this reason.
-    pub(crate) fn new(exit: Exit, text: impl Into<String>) -> Refusal {
+    pub(crate) fn new(exit: Exit, line: impl Into<String>) -> Refusal {
+        Refusal::of_many(exit, vec![line.into()])
+    }
+
+    /// A command that ends this way, for these reasons.
+    pub(crate) fn of_many(exit: Exit, lines: Vec<String>) -> Refusal {
         Refusal {
             exit,
-            text: text.into(),
+            lines,
             document: None,
         }
     }
 
     /// A wrong command line or configuration.
-    pub(crate) fn usage(text: impl Into<String>) -> Refusal {
-        Refusal::new(Exit::Usage, text)
+    pub(crate) fn usage(line: impl Into<String>) -> Refusal {
+        Refusal::new(Exit::Usage, line)
     }
 
     /// A bundle that cannot be opened.
@@ -81,24 +85,28 @@ impl Refusal {
         Refusal::new(exit, basics::chain(error))
     }
 
-    /// The same, with a document of the command's own form as the answer for programs. It is made of the reason.
+    /// The same, with a document of the command's own form as the answer for programs. It is made of the reasons.
     pub(crate) fn with_document<D: Serialize>(mut self, document: impl FnOnce(String) -> D) -> Refusal {
-        self.document = output::document(&document(self.text.clone())).ok();
+        self.document = output::document(&document(self.text())).ok();
         self
+    }
+
+    fn text(&self) -> String {
+        self.lines.join("\n")
     }
 
     /// Says what is wrong: to people in the log, or plainly before there is one, and to programs with a document.
     pub(crate) fn tell(self, format: OutputFormat) -> Exit {
         if tracing::dispatcher::has_been_set() {
-            self.text.lines().for_each(|line| tracing::error!("{line}"));
+            self.lines.iter().for_each(|line| tracing::error!("{line}"));
         } else {
-            let _ = output::complain(&self.text);
+            let _ = output::complain(&self.text());
         }
         // Where the answer cannot be written, the exit status still says that the command failed.
         if format == OutputFormat::Json {
             let _ = match &self.document {
                 Some(document) => output::raw(document),
-                None => output::json(&Failure { error: &self.text }),
+                None => output::json(&Failure { error: &self.text() }),
             };
         }
         self.exit
@@ -108,12 +116,6 @@ impl Refusal {
 impl<E: Into<anyhow::Error>> From<E> for Refusal {
     fn from(error: E) -> Refusal {
         Refusal::new(Exit::Failed, format!("{:#}", error.into()))
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
     let started = Instant::now();
     let limits = &call.settings.limits;
     let target = Target::of(call)?;
-    let references = references(args).map_err(Refusal::usage)?;
+    let references = references(args)?;
     let platforms = Platforms::of(&args.platforms).map_err(Refusal::usage)?;
     let client = Arc::new(Client::new(options(args)?)?);
     let cache = args.cache.clone().map(Cache::open).transpose()?;
@@ -89,9 +89,9 @@ pub(super) async fn run(args: &BundleArtifactsArgs, call: &Call) -> Result<Exit,
 }
 
 /// The images that are asked for, each once, sorted by nothing but their order.
-fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, String> {
+fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, Refusal> {
     let hint = "name images, or give a list of them on standard input";
-    let texts = making::asked_for(&args.references, &[], hint)?;
+    let texts = making::asked_for(&args.references, &[], hint).map_err(Refusal::usage)?;
     let (mut found, mut mistakes) = (Vec::new(), Vec::new());
     for text in texts {
         match text.parse::<import::Reference>() {
@@ -106,7 +106,7 @@ fn references(args: &BundleArtifactsArgs) -> Result<Vec<ImageRef>, String> {
     }
     match mistakes.is_empty() {
         true => Ok(found),
-        false => Err(mistakes.join("\n")),
+        false => Err(Refusal::of_many(Exit::Usage, mistakes)),
     }
 }
 
@@ -242,7 +242,7 @@ async fn resolve_all(
     references: &[ImageRef],
     wanted: &Wanted,
     concurrency: usize,
-) -> anyhow::Result<Vec<Resolved>> {
+) -> Result<Vec<Resolved>, Refusal> {
     let resolving = references
         .iter()
         .map(|reference| registry::resolve(client, cache, reference, wanted));
@@ -258,7 +258,7 @@ async fn resolve_all(
         }
     }
     if !problems.is_empty() {
-        bail!("no bundle was made: {}", problems.join("\n"));
+        return Err(making::not_made(problems));
     }
     Ok(images)
 }
@@ -319,7 +319,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// Writes the bundle on a thread of its own, and shows how far it is.
-    async fn write(&self, proof: BundleProof) -> anyhow::Result<Written> {
+    async fn write(&self, proof: BundleProof) -> Result<Written, Refusal> {
         let concurrency = usize::from(self.args.concurrency);
         let blobs = self.layout.blobs();
         let feed = Feed::begin(
@@ -336,7 +336,9 @@ impl Job<'_> {
         let proof: Proof = Box::new(move |path| proof.of_file(path));
         let (written, feed) = tokio::select! {
             written = making::write(self.target, self.layout, form, feed, done, Some(proof)) => written?,
-            () = making::interrupted() => bail!("interrupted: no bundle was made"),
+            () = making::interrupted() => {
+                return Err(Refusal::new(Exit::Failed, "interrupted: no bundle was made"));
+            }
         };
         feed.finish();
         Ok(written)

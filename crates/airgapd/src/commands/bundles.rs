@@ -115,7 +115,7 @@ async fn write(
     layout: &Layout,
     compress: Compress,
     feed: FromBundles,
-) -> anyhow::Result<Written> {
+) -> Result<Written, Refusal> {
     let counted = feed.clone();
     let done = move || counted.read();
     let written = making::write(target, layout, making::compression(compress), feed, done, None).await?;

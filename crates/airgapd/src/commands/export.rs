@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use bundle::Limits;
 use bundle::write::{Draft, Layout, Written};
 use containerd::{Client, Held};
@@ -113,7 +112,7 @@ struct Selection {
 
 impl Export<'_> {
     /// Exports under a lease, which is given back whatever comes of it.
-    async fn leased(&self, started: Instant) -> anyhow::Result<Report> {
+    async fn leased(&self, started: Instant) -> Result<Report, Refusal> {
         let lease = Lease::acquire(self.client(), &lease_name(), MARK).await?;
         let made = self.make(&lease, started).await;
         self.give_back().await;
@@ -132,7 +131,7 @@ impl Export<'_> {
         }
     }
 
-    async fn make(&self, lease: &Lease, started: Instant) -> anyhow::Result<Report> {
+    async fn make(&self, lease: &Lease, started: Instant) -> Result<Report, Refusal> {
         let selection = self.select(lease).await?;
         let mut draft = Draft {
             images: selection
@@ -161,7 +160,7 @@ impl Export<'_> {
     }
 
     /// Chooses, and holds what was chosen; again if any of it went meanwhile.
-    async fn select(&self, lease: &Lease) -> anyhow::Result<Selection> {
+    async fn select(&self, lease: &Lease) -> Result<Selection, Refusal> {
         for _ in 0..TRIES {
             let stock = Arc::new(Stock::of(self.runtime).await?);
             let selection = self.choose(&stock).await?;
@@ -174,7 +173,8 @@ impl Export<'_> {
                 }
             }
         }
-        bail!("no bundle was made: images go while they are looked at, again and again")
+        let problem = "images go while they are looked at, again and again";
+        Err(making::not_made(vec![problem.to_owned()]))
     }
 
     /// Puts blobs under the lease; says whether all were there. The blobs that they refer to are held with them.
@@ -197,7 +197,7 @@ impl Export<'_> {
         Ok(true)
     }
 
-    async fn choose(&self, stock: &Arc<Stock>) -> anyhow::Result<Selection> {
+    async fn choose(&self, stock: &Arc<Stock>) -> Result<Selection, Refusal> {
         let (wishes, mut problems) = match self.asked {
             Asked::Everything => (stock.everything(), Vec::new()),
             Asked::These(texts) => self.find(stock, texts).await?,
@@ -236,12 +236,12 @@ impl Export<'_> {
             }
         }
         if selection.choices.is_empty() && problems.is_empty() {
-            problems.push(nothing(&selection.skipped));
+            problems = nothing(&selection.skipped);
         }
         if problems.is_empty() {
             Ok(selection)
         } else {
-            bail!("no bundle was made: {}", problems.join("\n"))
+            Err(making::not_made(problems))
         }
     }
 
@@ -308,18 +308,15 @@ fn lease_name() -> String {
     NAME.get_or_init(make).clone()
 }
 
-fn nothing(skipped: &[Skipped]) -> String {
+fn nothing(skipped: &[Skipped]) -> Vec<String> {
     let reasons = skipped
         .iter()
-        .map(|image| format!("\n{}: {}", image.name, image.reason));
-    match skipped {
+        .map(|image| format!("{}: {}", image.name, image.reason));
+    let head = match skipped {
         [] => "there are no images in this namespace of containerd (--namespace names another)".to_owned(),
-        skipped => format!(
-            "none of {} images is whole:{}",
-            skipped.len(),
-            reasons.collect::<String>()
-        ),
-    }
+        skipped => format!("none of {} images is whole:", skipped.len()),
+    };
+    std::iter::once(head).chain(reasons).collect()
 }
 
 /// The document of `airgapd export -o json`.

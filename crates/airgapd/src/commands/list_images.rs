@@ -31,7 +31,7 @@ pub(super) async fn run(args: &ListImagesArgs, call: &Call) -> Result<Exit, Refu
         tracing::warn!("{note}");
     }
     if !needs.mistakes.is_empty() {
-        return Err(Refusal::usage(needs.mistakes.join("\n")));
+        return Err(super::mistakes(&needs));
     }
     let images = if args.manifests.manifests.is_empty() {
         needs.as_given()

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bundle::Compression;
 use bundle::write::{BlobFeed, DraftImage, Layout, Output, Written};
-
 use serde::Serialize;
 
-use super::{Call, Refusal};
+use super::{Call, Exit, Refusal};
 use crate::cli::{Compress, OutputFormat};
 use crate::output;
 use crate::progress::{self, has_bar};
@@ -86,7 +85,7 @@ pub(crate) fn compression(compress: Compress) -> Compression {
 }
 
 /// Looks at a file that is written and has not its name yet. An error is why it must not get it.
-pub(crate) type Proof = Box<dyn FnOnce(&Path) -> anyhow::Result<()> + Send>;
+pub(crate) type Proof = Box<dyn FnOnce(&Path) -> Result<(), Refusal> + Send>;
 
 /// Writes a bundle on a thread of its own, and shows how far it is: `done` is how many bytes of its blobs were had.
 /// Gives back what fed it. Standard output takes no `proof`: what is written there is gone. Dropped before its end, it leaves no file.
@@ -97,7 +96,7 @@ pub(crate) async fn write<F: BlobFeed + Send + 'static>(
     feed: F,
     done: impl Fn() -> u64,
     proof: Option<Proof>,
-) -> anyhow::Result<(Written, F)> {
+) -> Result<(Written, F), Refusal> {
     let output = match target {
         Target::Stdout => None,
         Target::File(path) => Some(Output::create(path).with_context(|| path.display().to_string())?),
@@ -134,7 +133,7 @@ fn write_now<F: BlobFeed>(
     output: Option<Output>,
     mut feed: F,
     proof: Option<Proof>,
-) -> anyhow::Result<(Written, F)> {
+) -> Result<(Written, F), Refusal> {
     let written = match output {
         None => bundle::write::write(layout, compression, io::stdout().lock(), &mut feed)?,
         Some(mut output) => {
@@ -207,6 +206,14 @@ pub(super) fn asked_for(names: &[String], lists: &[PathBuf], hint: &str) -> Resu
         true => Err("no image is named".to_owned()),
         false => Ok(texts),
     }
+}
+
+/// The end of a command that makes no bundle for these reasons.
+pub(super) fn not_made(mut problems: Vec<String>) -> Refusal {
+    if let Some(first) = problems.first_mut() {
+        first.insert_str(0, "no bundle was made: ");
+    }
+    Refusal::of_many(Exit::Failed, problems)
 }
 
 /// The beginning of every report of a bundle that was made.

@@ -76,6 +76,12 @@ pub(crate) fn configure(common: &Common, task: &Task) -> Result<Config, Mistakes
     crate::config::load(common.config.as_deref(), task.flags(common), std::env::vars_os())
 }
 
+/// The end of a command whose sources have mistakes. The parser of a document may need several lines for one.
+fn mistakes(needs: &::verify::Needs) -> Refusal {
+    let lines = needs.mistakes.iter().flat_map(|mistake| mistake.lines());
+    Refusal::of_many(Exit::Usage, lines.map(str::to_owned).collect())
+}
+
 impl Call {
     /// This node: which containerd its images go to, by the evidence on it.
     fn node(&self) -> Result<Place, place::Ambiguous> {

@@ -92,7 +92,7 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
         );
     }
     if !needs.mistakes.is_empty() {
-        return Err(Refusal::usage(needs.mistakes.join("\n")));
+        return Err(super::mistakes(&needs));
     }
     let policy = runtime::policy(settings, runtime);
     let mut images = match &place {
@@ -103,7 +103,7 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
         }
         Where::Bundles => in_bundles(&args.bundles, &policy, &settings.limits, &needs.merged())
             .await
-            .map_err(|mistakes| Refusal::new(Exit::BadBundle, mistakes.join("\n")))?,
+            .map_err(|mistakes| Refusal::of_many(Exit::BadBundle, mistakes))?,
     };
     let of_kubelet = runtime.filter(|_| runtime::is_of_kubelet(settings));
     let opinion = opinion(view.as_ref(), of_kubelet, &mut images).await;

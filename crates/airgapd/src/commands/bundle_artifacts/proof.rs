@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use bundle::write::DraftImage;
 use bundle::{Bundle, Limits, Store};
 use import::{Judgement, Policy, Skip};
@@ -12,6 +12,7 @@ use platforms::Rules;
 use registry::Resolved;
 
 use crate::commands::inspect::Inspection;
+use crate::commands::{Refusal, making};
 
 /// Makes sure that nodes of the platforms that were asked for take every image of the bundle.
 pub(super) struct BundleProof {
@@ -38,7 +39,7 @@ impl BundleProof {
     /// # Errors
     ///
     /// Every image that no such node would take, with the reason; the same of all artifacts where there is no image.
-    pub(super) fn of_plan(&mut self, images: &[Resolved]) -> anyhow::Result<Vec<DraftImage>> {
+    pub(super) fn of_plan(&mut self, images: &[Resolved]) -> Result<Vec<DraftImage>, Refusal> {
         let (mut refused, mut artifacts, mut drafts) = (Vec::new(), Vec::new(), Vec::new());
         for image in images {
             match self.prospect(image) {
@@ -60,7 +61,7 @@ impl BundleProof {
             refused.append(&mut artifacts);
         }
         if !refused.is_empty() {
-            bail!("no bundle was made: {}", refused.join("\n"));
+            return Err(making::not_made(refused));
         }
         for artifact in artifacts {
             tracing::warn!("{artifact}");
@@ -99,13 +100,13 @@ impl BundleProof {
     /// # Errors
     ///
     /// Why it is no bundle, or every image of it that no such node would take.
-    pub(super) fn of_file(&self, path: &Path) -> anyhow::Result<()> {
+    pub(super) fn of_file(&self, path: &Path) -> Result<(), Refusal> {
         let bundle = Bundle::open(path, &self.limits).context("the bundle that was made cannot be read")?;
         let inspection = Inspection::of(&bundle, &self.policy);
         let refused =
             inspection.refused(|digest| self.artifacts.keys().any(|known| known.as_ref() == digest));
         if !refused.is_empty() || !inspection.is_complete() {
-            bail!("no bundle was made: {}", refused.join("\n"));
+            return Err(making::not_made(refused));
         }
         Ok(())
     }

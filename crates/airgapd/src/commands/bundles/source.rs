@@ -81,7 +81,7 @@ impl Sources {
         if problems.is_empty() {
             Ok(sources)
         } else {
-            Err(Refusal::new(Exit::BadBundle, problems.join("\n")))
+            Err(Refusal::of_many(Exit::BadBundle, problems))
         }
     }
 
