@@ -205,7 +205,7 @@ pub(crate) enum Insecure {
     /// By TLS, with certificates that are checked.
     #[default]
     No,
-    /// By TLS, with any certificate.
+    /// By TLS, whoever answers.
     SkipTlsVerify,
     /// Without TLS.
     PlainHttp,
