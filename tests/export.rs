@@ -178,6 +178,10 @@ fn what_is_not_there_is_named_with_what_comes_closest_and_nothing_is_written(tar
     ] {
         assert!(error.contains(said), "{error}");
     }
+    // In the log each of them has a line of its own.
+    let lines = answer.stderr.lines();
+    let of_images = lines.filter(|line| line.contains("containerd has no image of this name"));
+    assert_eq!(of_images.count(), 2, "{answer:?}");
     assert_eq!(files_in(&node.path("")), before);
     assert!(target.leases().is_empty());
 }

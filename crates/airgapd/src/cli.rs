@@ -1,11 +1,17 @@
 //! The command line: what an operator can type.
 
+mod common;
+
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use crate::config::{Common, Given, PlatformFlag, RateFlag};
+use import::unpack::Unpack;
 use verify::{K0sQuestion, Sources};
+
+pub(crate) use self::common::{Common, OutputFormat, asks_for_json};
+use self::common::{NameFlag, PlatformFlag, RateFlag};
+use crate::config::{Flag, Words};
 
 /// Imports image bundles into containerd on nodes without a registry.
 #[derive(Debug, Parser)]
@@ -27,8 +33,18 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// A command: a task, which a configuration belongs to, or documentation, which none belongs to.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a run")]
 pub(crate) enum Command {
+    #[command(flatten)]
+    Task(Task),
+    #[command(flatten)]
+    Documentation(Documentation),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
     /// Watch the images folder and import every bundle in it (systemd starts this)
     Run(RunArgs),
     /// Import bundles now
@@ -57,6 +73,11 @@ pub(crate) enum Command {
     Release(ReleaseArgs),
     /// Show the effective configuration and where each value comes from
     Config(ConfigArgs),
+}
+
+/// Documents that packages ship beside the program. They follow from the definition of the command line alone.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Documentation {
     /// Print the completions for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write all of them into a folder
@@ -80,9 +101,9 @@ pub(crate) struct ManArgs {
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
-    pub(crate) platform: PlatformFlag,
+    platform: PlatformFlag,
     #[command(flatten)]
-    pub(crate) rate: RateFlag,
+    rate: RateFlag,
 }
 
 #[derive(Args, Debug)]
@@ -93,17 +114,16 @@ pub(crate) struct ImportArgs {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Name an image that the bundle leaves without one
-    #[arg(long = "name", value_name = "DIGEST=REFERENCE")]
-    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    names: NameFlag,
     /// Unpack the layers, too, so that the first container need not wait for it: background (after all records) or
     /// before-record (an image that cannot be unpacked gets none)
-    #[arg(long, value_name = "WHEN", value_parser = ["none", "background", "before-record"])]
-    pub(crate) unpack: Option<String>,
+    #[arg(long, value_name = "WHEN", value_parser = one_of::<Unpack>())]
+    unpack: Option<Unpack>,
     #[command(flatten)]
-    pub(crate) platform: PlatformFlag,
+    platform: PlatformFlag,
     #[command(flatten)]
-    pub(crate) rate: RateFlag,
+    rate: RateFlag,
 }
 
 #[derive(Args, Debug)]
@@ -114,11 +134,10 @@ pub(crate) struct InspectArgs {
     /// Read every byte and check it against its digest
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Name an image that the bundle leaves without one
-    #[arg(long = "name", value_name = "DIGEST=REFERENCE")]
-    pub(crate) names: Vec<String>,
     #[command(flatten)]
-    pub(crate) platform: PlatformFlag,
+    names: NameFlag,
+    #[command(flatten)]
+    platform: PlatformFlag,
 }
 
 #[derive(Args, Debug)]
@@ -135,18 +154,48 @@ pub(crate) struct ListImagesArgs {
     pub(crate) platform: Option<String>,
 }
 
-impl Command {
+impl Task {
     /// Whether `--output` may be a file.
     pub(crate) fn writes_a_file(&self) -> bool {
         matches!(
             self,
-            Command::BundleArtifacts(_)
-                | Command::Export(_)
-                | Command::Inventory
-                | Command::Bundle(BundleArgs {
+            Task::BundleArtifacts(_)
+                | Task::Export(_)
+                | Task::Inventory
+                | Task::Bundle(BundleArgs {
                     verb: BundleVerb::Merge(_) | BundleVerb::Split(_)
                 })
         )
+    }
+
+    /// The flags for the configuration that were typed.
+    pub(crate) fn flags(&self, common: &Common) -> Vec<Flag> {
+        let typed = match self {
+            Task::Run(args) => vec![args.platform.flag(), args.rate.flag()],
+            Task::Import(args) => vec![
+                args.platform.flag(),
+                args.names.flag(),
+                args.unpack.map(Flag::Unpack),
+                args.rate.flag(),
+            ],
+            Task::Inspect(args) => vec![args.platform.flag(), args.names.flag()],
+            Task::Verify(args) => vec![args.platform.flag()],
+            Task::Export(args) => vec![args.platform.flag()],
+            Task::Release(_)
+            | Task::Config(_)
+            | Task::ListImages(_)
+            | Task::BundleArtifacts(_)
+            | Task::Inventory
+            | Task::Bundle(_)
+            | Task::Doctor
+            | Task::Status(_)
+            | Task::Wait(_) => Vec::new(),
+        };
+        common
+            .flags()
+            .into_iter()
+            .chain(typed.into_iter().flatten())
+            .collect()
     }
 }
 
@@ -247,7 +296,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) compress: Compress,
     #[command(flatten)]
-    pub(crate) platform: PlatformFlag,
+    platform: PlatformFlag,
 }
 
 #[derive(Args, Debug)]
@@ -370,7 +419,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long = "bundle", num_args = 1.., value_name = "FILE")]
     pub(crate) bundles: Vec<PathBuf>,
     #[command(flatten)]
-    pub(crate) platform: PlatformFlag,
+    platform: PlatformFlag,
 }
 
 #[derive(Args, Debug)]
@@ -470,7 +519,7 @@ pub(crate) struct ManifestArgs {
 }
 
 impl VerifyArgs {
-    /// What the operator points at.
+    /// The sources that the operator names.
     pub(crate) fn sources(&self) -> Sources {
         Sources {
             images: self.images.clone(),
@@ -482,50 +531,16 @@ impl VerifyArgs {
     }
 }
 
-impl RunArgs {
-    /// What was typed, for the configuration.
-    pub(crate) fn given(&self) -> Vec<Given> {
-        self.platform
-            .given()
-            .into_iter()
-            .chain(self.rate.given())
-            .collect()
-    }
-}
-
-impl ImportArgs {
-    /// What was typed, for the configuration.
-    pub(crate) fn given(&self) -> Vec<Given> {
-        let mut given = given(&self.platform, &self.names);
-        given.extend(
-            self.unpack
-                .iter()
-                .map(|when| Given::flag("--unpack", "unpack", when.as_str())),
-        );
-        given.into_iter().chain(self.rate.given()).collect()
-    }
-}
-
-impl InspectArgs {
-    /// What was typed, for the configuration.
-    pub(crate) fn given(&self) -> Vec<Given> {
-        given(&self.platform, &self.names)
-    }
-}
-
-fn given(platform: &PlatformFlag, names: &[String]) -> Vec<Given> {
-    let mut given = platform.given();
-    if !names.is_empty() {
-        let names: serde_yaml::Mapping = names.iter().map(|name| pair(name)).collect();
-        given.push(Given::flag("--name", "names", names));
-    }
-    given
-}
-
-/// `DIGEST=REFERENCE`; without an equals sign the configuration says what is wrong with it.
-fn pair(text: &str) -> (serde_yaml::Value, serde_yaml::Value) {
-    let (digest, reference) = text.split_once('=').unwrap_or((text, ""));
-    (digest.into(), reference.into())
+/// Reads one of the words that the configuration takes for a value, too.
+fn one_of<T: Words + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    let meaning = |text: String| {
+        T::WORDS
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, meaning)| *meaning)
+    };
+    PossibleValuesParser::new(T::WORDS.iter().map(|(word, _)| *word))
+        .map(move |text| meaning(text).expect("it is one of the words"))
 }
 
 #[cfg(test)]

@@ -4,17 +4,12 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use basics::Foreign;
 pub(crate) use basics::bytes;
-use basics::{Foreign, is_visible};
-use import::result::{ImageOutcome, ImageResult};
-use import::space::Forecast;
-use import::{BundleReport, BundleResult, Outcome};
 pub(crate) use node::json::to_json;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
-
-use crate::config::OutputFormat;
+use serde_json::ser::{CompactFormatter, PrettyFormatter};
 
 /// Text for people, made of whole lines.
 ///
@@ -105,7 +100,7 @@ pub(crate) fn progress(text: &str) -> io::Result<()> {
     forgive_closed_pipe(out.write_all(format!("{TAKE_BACK}{}", Foreign::new(text)).as_bytes()))
 }
 
-/// What comes before a line on a terminal, so that it does not begin behind one that shows how far something has come.
+/// The characters before a line on a terminal: they take back a line that shows how far something has come.
 pub(crate) fn on_a_new_line() -> &'static str {
     match SHOWS_PROGRESS.swap(false, Ordering::Relaxed) {
         true => TAKE_BACK,
@@ -123,14 +118,14 @@ pub(crate) fn terminal_width() -> usize {
     }
 }
 
-/// Shows text in place of all that is on the terminal. What was there is written over, so that nothing flickers.
+/// Shows text in place of all that is on the terminal. It is written over and not cleared, so that nothing flickers.
 pub(crate) fn screen(page: &Page) -> io::Result<()> {
     let text = page.0.replace('\n', "\u{1b}[K\n");
     raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
 }
 
-/// Whether somebody may still read standard output: the other end of a pipe may be gone, which nobody notices who has
-/// nothing to write.
+/// Whether standard output may still be read. The other end of a pipe may be gone, and a program that has nothing to write
+/// does not notice.
 pub(crate) fn is_read() -> bool {
     let stdout = io::stdout();
     let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
@@ -139,16 +134,21 @@ pub(crate) fn is_read() -> bool {
     !ends[0].revents().intersects(gone)
 }
 
-/// Says what was done where standard output is taken by something else.
+/// Prints a report on standard error, where the bundle itself goes to standard output.
 pub(crate) fn aside(page: &Page) -> io::Result<()> {
     forgive_closed_pipe(io::stderr().lock().write_all(page.0.as_bytes()))
 }
 
-/// Prints one JSON document.
-pub(crate) fn json(document: &impl Serialize) -> io::Result<()> {
+/// One JSON document, as it is printed.
+pub(crate) fn document(document: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut out = to_json(document, PrettyFormatter::new())?;
     out.push(b'\n');
-    raw(&out)
+    Ok(out)
+}
+
+/// Prints one JSON document.
+pub(crate) fn json(content: &impl Serialize) -> io::Result<()> {
+    raw(&document(content)?)
 }
 
 /// Prints one JSON document on a line of its own.
@@ -156,20 +156,6 @@ pub(crate) fn json_line(document: &impl Serialize) -> io::Result<()> {
     let mut out = to_json(document, CompactFormatter)?;
     out.push(b'\n');
     raw(&out)
-}
-
-/// The document of a command that came to nothing: whoever reads documents gets one.
-#[derive(Debug, Serialize)]
-struct Failure<'a> {
-    error: &'a str,
-}
-
-/// Answers with what went wrong where a document is expected; people have read it in the log.
-pub(crate) fn failure(format: OutputFormat, error: &str) -> io::Result<()> {
-    match format {
-        OutputFormat::Json => json(&Failure { error }),
-        OutputFormat::Text => Ok(()),
-    }
 }
 
 fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
@@ -211,107 +197,10 @@ pub(crate) fn paragraph(page: &mut Page, label: &str, text: &str) {
     end(&mut line);
 }
 
-/// The document of `airgapd import -o json`.
-#[derive(Debug, Serialize)]
-pub(crate) struct ImportDocument<'a> {
-    /// One entry for each file, in the order given.
-    pub(crate) bundles: &'a [BundleReport],
-    /// Why none was even tried.
-    pub(crate) error: Option<&'a str>,
-}
-
-/// What `airgapd import` says to people about one bundle.
-pub(crate) fn import_text(report: &BundleResult, dry_run: bool) -> Page {
-    let mut text = Page::new();
-    let path = Foreign::file_name(report.path.as_os_str());
-    let format = report.format.as_deref().unwrap_or("unreadable");
-    let outcome = outcome_text(report.outcome, dry_run);
-    line!(
-        text,
-        "{}: {format}, {outcome} in {}",
-        path,
-        seconds(report.duration_ms)
-    );
-    if let Some(error) = &report.error {
-        line!(text, "  error: {error}");
-    }
-    for warning in &report.warnings {
-        line!(text, "  warning: {warning}");
-    }
-    for image in &report.images {
-        line!(text, "  {}", image_line(image));
-    }
-    let blobs = &report.blobs;
-    let verb = if dry_run { "to send" } else { "sent" };
-    line!(
-        text,
-        "  blobs: {} {verb} ({}), {} present ({}), {} not needed ({})",
-        blobs.sent,
-        bytes(blobs.sent_bytes),
-        blobs.present,
-        bytes(blobs.present_bytes),
-        blobs.not_needed,
-        bytes(blobs.not_needed_bytes)
-    );
-    if let Some(unpacked) = &report.unpacked {
-        line!(
-            text,
-            "  unpacked: {} images, {} layers now",
-            unpacked.images,
-            unpacked.layers
-        );
-        for image in &unpacked.failed {
-            line!(text, "  NOT UNPACKED: {}: {}", image.name, image.reason);
-        }
-    }
-    if let Some(space) = report.space.as_ref().filter(|_| dry_run) {
-        line!(text, "  space: {}", space_text(space));
-    }
-    text
-}
-
-fn space_text(space: &Forecast) -> String {
-    let verdict = if space.shortage().is_some() {
-        "does not fit"
-    } else {
-        "fits"
-    };
-    format!("{verdict}: {space}")
-}
-
-fn seconds(milliseconds: u64) -> String {
-    format!("{}.{:03} s", milliseconds / 1000, milliseconds % 1000)
-}
-
-fn outcome_text(outcome: Outcome, dry_run: bool) -> &'static str {
-    match outcome {
-        Outcome::Imported if dry_run => "would be imported; planned",
-        Outcome::Imported => "imported",
-        Outcome::Unchanged => "unchanged; checked",
-        Outcome::Partial => "imported in part",
-        Outcome::Skipped => "nothing for this node; looked at",
-        Outcome::Failed => "FAILED",
-    }
-}
-
-fn image_line(image: &ImageResult) -> String {
-    let outcome = match image.outcome {
-        ImageOutcome::Created => "created",
-        ImageOutcome::Retargeted => "moved",
-        ImageOutcome::Relabelled => "labelled",
-        ImageOutcome::Unchanged => "unchanged",
-        ImageOutcome::Skipped => "skipped",
-        ImageOutcome::Failed => "FAILED",
-    };
-    match &image.reason {
-        Some(reason) => format!("{outcome:<9}  {}: {reason}", image.name),
-        None if image.platforms.is_empty() => format!("{outcome:<9}  {}", image.name),
-        None => format!("{outcome:<9}  {} ({})", image.name, image.platforms.join(", ")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use basics::is_visible;
+
     use super::*;
 
     #[test]

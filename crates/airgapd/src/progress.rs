@@ -1,13 +1,11 @@
-//! How far a long command has come: a bar for whoever sits at a terminal, otherwise a line in the log now and then, for
+//! How far a long command has come: a bar on a terminal, otherwise a line in the log now and then, for
 //! bundles that take long. With `-q` neither.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use import::Observer;
-use import::ingest::IngestedImage;
 use tokio::task::JoinHandle;
 use tracing::Level;
 
@@ -33,7 +31,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// Starts to report what becomes of a bundle to whoever typed the command.
+    /// Starts to report the progress of a bundle to the user of the command.
     pub(crate) fn start(bundle: String, doing: Doing) -> Progress {
         let counters = Arc::<Counters>::default();
         let shown = match has_bar() {
@@ -43,6 +41,11 @@ impl Progress {
             },
         };
         Progress { counters, shown }
+    }
+
+    /// Counts what is shown.
+    pub(crate) fn observer(&self) -> &impl Observer {
+        &*self.counters
     }
 }
 
@@ -55,25 +58,7 @@ impl Drop for Progress {
     }
 }
 
-impl Observer for Progress {
-    fn planned(&self, bytes: u64) {
-        self.counters.planned(bytes);
-    }
-
-    fn images(&self, count: usize) {
-        self.counters.images(count);
-    }
-
-    fn image(&self, outcome: &IngestedImage) {
-        self.counters.image(outcome);
-    }
-
-    fn bytes(&self) -> Option<Arc<AtomicU64>> {
-        self.counters.bytes()
-    }
-}
-
-/// Whether somebody watches, on a terminal that can take a line back.
+/// Whether standard error is a terminal that can take a line back, and the log is not quiet.
 pub(crate) fn has_bar() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     io::stderr().is_terminal() && !is_dumb && tracing::enabled!(Level::INFO)

@@ -10,6 +10,7 @@ pub mod decide;
 pub mod images;
 pub mod json;
 pub mod metrics;
+pub mod outcome;
 pub mod place;
 pub mod progress;
 pub mod required;

@@ -1,7 +1,7 @@
 //! `airgapd bundle merge`, `split` and `diff`: bundles from bundles.
 //!
 //! All three see a bundle as its images: each by what it stands for, with its full names, and with what of it is whole.
-//! What is not whole for any platform is refused rather than passed on.
+//! An image that is whole for no platform is refused rather than passed on.
 
 mod diff;
 mod source;
@@ -11,76 +11,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::bail;
 use bundle::write::{Draft, FromBundles, Layout, Written};
+use node::status::millis;
 use serde::Serialize;
 
 use self::source::Sources;
 pub(super) use self::source::blobs_of;
-use super::Exit;
-use super::making::{self, Target, Told};
+use super::making::{self, Made, Target, Told};
+use super::{Call, Exit, Refusal};
 use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
-use crate::config::OutputFormat;
 use crate::output::{self, Page};
-use node::settings::Settings;
 
 /// Carries out a verb. Interrupted, it leaves no half file.
-pub(crate) async fn run(
-    args: BundleArgs,
-    file: Option<PathBuf>,
-    settings: &Settings,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: BundleArgs, call: &Call) -> Result<Exit, Refusal> {
     let verb = async {
         match args.verb {
-            BundleVerb::Merge(args) => merge(args, file, settings, format).await,
-            BundleVerb::Split(args) => split(args, file, settings, format).await,
-            BundleVerb::Diff(args) => compare(args, settings, format).await,
+            BundleVerb::Merge(args) => merge(args, call).await,
+            BundleVerb::Split(args) => split(args, call).await,
+            BundleVerb::Diff(args) => compare(args, call).await,
         }
     };
     tokio::select! {
         exit = verb => exit,
-        () = making::interrupted() => bail!("interrupted: no half bundle is left"),
-    }
-}
-
-fn usage(format: OutputFormat, mistake: &str) -> anyhow::Result<Exit> {
-    output::complain(mistake)?;
-    output::failure(format, mistake)?;
-    Ok(Exit::Usage)
-}
-
-/// Opens bundles; where one is bad, that is the answer.
-async fn open(
-    paths: &[PathBuf],
-    settings: &Settings,
-    format: OutputFormat,
-) -> anyhow::Result<Result<Sources, Exit>> {
-    match Sources::open(paths, settings).await {
-        Ok(sources) => Ok(Ok(sources)),
-        Err((exit, text)) => {
-            tracing::error!("{text}");
-            output::failure(format, &text)?;
-            Ok(Err(exit))
+        () = making::interrupted() => {
+            Err(Refusal::new(Exit::Failed, "interrupted: no half bundle is left"))
         }
     }
 }
 
-async fn merge(
-    args: MergeArgs,
-    file: Option<PathBuf>,
-    settings: &Settings,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+async fn merge(args: MergeArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
-    let target = match Target::of(file, format) {
-        Ok(target) => target,
-        Err(mistake) => return usage(format, &mistake),
-    };
-    let mut sources = match open(&args.bundles, settings, format).await? {
-        Ok(sources) => sources,
-        Err(exit) => return Ok(exit),
-    };
+    let target = Target::of(call)?;
+    let mut sources = Sources::open(&args.bundles, &call.settings).await?;
     sources.settle_names();
     let draft = sources.draft(&sources.items);
     let layout = Layout::of(&draft)?;
@@ -89,38 +51,26 @@ async fn merge(
     let report = MergeReport {
         bundle: FileReport::new(&target, &layout, &draft, written),
         warnings: sources.warnings,
-        duration_ms: making::milliseconds(started.elapsed()),
+        duration_ms: millis(started.elapsed()),
     };
-    target.tell(format, &report)?;
+    target.tell(call.format, &report)?;
     Ok(Exit::Done)
 }
 
-async fn split(
-    args: SplitArgs,
-    file: Option<PathBuf>,
-    settings: &Settings,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+async fn split(args: SplitArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
-    let path = match file {
-        Some(file) if file.as_os_str() != "-" => file,
-        _ => {
-            return usage(
-                format,
-                "say what the volumes are called: --output FILE makes FILE-1 and so on",
-            );
-        }
+    let Some(path) = call.file.as_ref().filter(|file| file.as_os_str() != "-") else {
+        return Err(Refusal::usage(
+            "say what the volumes are called: --output FILE makes FILE-1 and so on",
+        ));
     };
-    let sources = match open(std::slice::from_ref(&args.bundle), settings, format).await? {
-        Ok(sources) => sources,
-        Err(exit) => return Ok(exit),
-    };
+    let sources = Sources::open(std::slice::from_ref(&args.bundle), &call.settings).await?;
     let volumes = volumes::pack(&sources, args.max_size.0)?;
     let drafts: Vec<Draft> = volumes.iter().map(|items| sources.draft(items)).collect();
     let layouts = drafts.iter().map(Layout::of).collect::<Result<Vec<_>, _>>()?;
     let all = Layout::of(&sources.draft(&sources.items))?;
     let targets: Vec<Target> = (1..=layouts.len())
-        .map(|number| Target::File(volumes::path(&path, number, layouts.len())))
+        .map(|number| Target::File(volumes::path(path, number, layouts.len())))
         .collect();
     let feed = feed(&sources, &all, &targets[0]).await?;
     let mut reports = Vec::new();
@@ -131,29 +81,21 @@ async fn split(
     let report = SplitReport {
         volumes: reports,
         warnings: sources.warnings,
-        duration_ms: making::milliseconds(started.elapsed()),
+        duration_ms: millis(started.elapsed()),
     };
-    targets[0].tell(format, &report)?;
+    targets[0].tell(call.format, &report)?;
     Ok(Exit::Done)
 }
 
-async fn compare(args: DiffArgs, settings: &Settings, format: OutputFormat) -> anyhow::Result<Exit> {
-    let mut sides = Vec::new();
-    for path in [args.from, args.to] {
-        match open(&[path], settings, format).await? {
-            Ok(sources) => sides.push(sources),
-            Err(exit) => return Ok(exit),
-        }
-    }
-    let report = diff::Report::of(&sides[0], &sides[1]);
-    match format {
-        OutputFormat::Json => output::json(&report)?,
-        OutputFormat::Text => output::text(&report.text())?,
-    }
+async fn compare(args: DiffArgs, call: &Call) -> Result<Exit, Refusal> {
+    let from = Sources::open(&[args.from], &call.settings).await?;
+    let to = Sources::open(&[args.to], &call.settings).await?;
+    let report = diff::Report::of(&from, &to);
+    call.answer(&report, || report.text())?;
     Ok(Exit::Done)
 }
 
-/// Has the blobs at hand. What has to be kept for that is kept where the bundle will be.
+/// Has the blobs at hand. A blob that has to be kept for that is kept in the folder of the bundle.
 async fn feed(sources: &Sources, layout: &Layout, target: &Target) -> anyhow::Result<FromBundles> {
     let folder = match target {
         Target::File(path) => path
@@ -173,7 +115,7 @@ async fn write(
     layout: &Layout,
     compress: Compress,
     feed: FromBundles,
-) -> anyhow::Result<Written> {
+) -> Result<Written, Refusal> {
     let counted = feed.clone();
     let done = move || counted.read();
     let written = making::write(target, layout, making::compression(compress), feed, done, None).await?;
@@ -183,13 +125,9 @@ async fn write(
 /// A bundle that was written.
 #[derive(Debug, Serialize)]
 struct FileReport {
-    path: String,
-    /// Bytes of the file, and of the archive in it.
-    bytes: u64,
-    archive_bytes: u64,
-    /// The digest of the bundle's index.
-    digest: String,
-    /// What a delta relies on, by name.
+    #[serde(flatten)]
+    made: Made,
+    /// The base that a delta relies on, by name.
     base: Option<String>,
     images: Vec<ImageReport>,
 }
@@ -206,21 +144,18 @@ impl FileReport {
         let images = draft.images.iter().map(|image| ImageReport {
             names: image.names.clone(),
             digest: image.target.digest().to_string(),
-            bytes: source::bytes_of(image),
+            bytes: making::bytes_of(image),
         });
         FileReport {
-            path: target.shown(),
-            bytes: written.file,
-            archive_bytes: written.archive,
-            digest: layout.digest().to_string(),
+            made: Made::of(target, layout, &written),
             base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
             images: images.collect(),
         }
     }
 
     fn write_text(&self, text: &mut Page) {
-        let (count, bytes) = (self.images.len(), output::bytes(self.bytes));
-        output::line!(text, "{}: {count} images, {bytes}", self.path);
+        let (count, bytes) = (self.images.len(), output::bytes(self.made.bytes));
+        output::line!(text, "{}: {count} images, {bytes}", self.made.path);
         if let Some(base) = &self.base {
             output::line!(text, "  a delta on {base}");
         }

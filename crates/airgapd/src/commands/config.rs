@@ -1,30 +1,23 @@
 //! `airgapd config`: the effective configuration.
 
-use super::Exit;
-use crate::cli::ConfigArgs;
-use crate::config::{Config, OutputFormat};
+use super::{Call, Exit, Refusal};
+use crate::cli::{ConfigArgs, OutputFormat};
+use crate::config::Config;
 use crate::output::{self, Page};
 use node::place::{Ambiguous, Place};
 use node::settings::Settings;
 
 /// Prints every key with its value and where it comes from, and for people what follows for this node; with `--check`
 /// only that all is well.
-pub(crate) fn run(
-    args: &ConfigArgs,
-    config: &Config,
-    node: Result<Place, Ambiguous>,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) fn run(args: &ConfigArgs, config: &Config, call: &Call) -> Result<Exit, Refusal> {
     let file = config
         .file
         .as_ref()
         .map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
     if let Some(mistake) = args.check.then(|| missing(&config.settings)).flatten() {
-        output::complain(&mistake)?;
-        output::failure(format, &mistake)?;
-        return Ok(Exit::Usage);
+        return Err(Refusal::usage(mistake));
     }
-    match (args.check, format) {
+    match (args.check, call.format) {
         (true, OutputFormat::Text) => {
             output::text(&Page::of_lines(&format!("the configuration is usable ({file})")))?;
         }
@@ -34,7 +27,7 @@ pub(crate) fn run(
             for row in config.rows() {
                 output::line!(text, "{row}");
             }
-            text.add(&Page::of_lines(&consequences(node)));
+            text.add(&Page::of_lines(&consequences(call.node())));
             output::text(&text)?;
         }
         (_, OutputFormat::Json) => output::json(&config.rows())?,
@@ -42,7 +35,7 @@ pub(crate) fn run(
     Ok(Exit::Done)
 }
 
-/// What the configuration names and this node lacks, so that nothing could be imported.
+/// The folder that the configuration names and this node lacks, so that nothing could be imported.
 fn missing(settings: &Settings) -> Option<String> {
     let folder = settings.trusted_digests.as_ref()?;
     let shown = folder.display();
@@ -53,7 +46,7 @@ fn missing(settings: &Settings) -> Option<String> {
     }
 }
 
-/// What the configuration and the evidence on this node come to, as comments.
+/// The consequences of the configuration and the evidence on this node, as comments.
 fn consequences(node: Result<Place, Ambiguous>) -> String {
     match node {
         Ok(node) => {

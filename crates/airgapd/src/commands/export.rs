@@ -4,18 +4,15 @@
 //! layer is read, and so that nothing is collected while it is. A name that was asked for and is not there, or not
 //! whole, ends it; of everything (`--all`) what is whole is taken and the rest is told.
 
-pub(crate) mod choice;
+pub(super) mod choice;
 mod feed;
-pub(crate) mod stock;
+pub(super) mod stock;
 
-use std::collections::{HashMap, HashSet};
-use std::io::{self, IsTerminal as _};
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use bundle::Limits;
 use bundle::write::{Draft, Layout, Written};
 use containerd::{Client, Held};
@@ -27,59 +24,40 @@ use serde::Serialize;
 use self::choice::{Choice, LeftOut, Platforms};
 use self::feed::Feed;
 use self::stock::{Stock, Wish};
-use super::Exit;
-use super::making::{self, Target, Told};
+use super::making::{self, Made, MadeOf, Target, Told};
+use super::{Call, Exit, Refusal};
 use crate::cli::{Compress, ExportArgs};
-use crate::config::OutputFormat;
 use crate::output::{self, Page};
-use node::place::Place;
 use node::runtime::Containerd;
 use node::settings::{PlatformChoice, Settings};
+use node::status::millis;
 use verify::Need;
 use verify::{Inventory, Snapshots, Sought, answer};
 
 /// How often it is looked again when something goes while it is looked at.
 const TRIES: usize = 5;
 
-/// What says in containerd whose the lease is.
+/// The mark in containerd that says whose the lease is.
 const MARK: &str = "export";
 
-/// What was asked for.
+/// The images that were asked for.
 enum Asked {
     Everything,
     These(Vec<String>),
 }
 
 /// Exports images. Interrupted, it leaves nothing: neither half a file nor a lease.
-pub(crate) async fn run(
-    args: ExportArgs,
-    file: Option<PathBuf>,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &ExportArgs, call: &Call) -> Result<Exit, Refusal> {
     let started = Instant::now();
-    let (target, asked) = match request(&args, file, format) {
-        Ok(request) => request,
-        Err(mistake) => {
-            output::complain(&mistake)?;
-            output::failure(format, &mistake)?;
-            return Ok(Exit::Usage);
-        }
-    };
-    let runtime = match super::connect(node, settings).await {
-        Ok(runtime) => runtime,
-        Err((exit, text)) => {
-            tracing::error!("{text}");
-            output::failure(format, &text)?;
-            return Ok(exit);
-        }
-    };
+    let node = call.node()?;
+    let target = Target::of(call)?;
+    let asked = asked(args).map_err(Refusal::usage)?;
+    let runtime = call.connect(&node).await?;
     let export = Export {
         runtime: &runtime,
         asked: &asked,
-        platforms: platforms(settings, &runtime),
-        limits: settings.limits.clone(),
+        platforms: platforms(&call.settings, &runtime),
+        limits: call.settings.limits.clone(),
         compress: args.compress,
         target: &target,
     };
@@ -87,39 +65,20 @@ pub(crate) async fn run(
         report = export.leased(started) => report?,
         () = making::interrupted() => {
             export.give_back().await;
-            bail!("interrupted: no bundle was made")
+            return Err(Refusal::new(Exit::Failed, "interrupted: no bundle was made"));
         }
     };
-    target.tell(format, &report)?;
+    target.tell(call.format, &report)?;
     Ok(Exit::Done)
 }
 
-fn request(
-    args: &ExportArgs,
-    file: Option<PathBuf>,
-    format: OutputFormat,
-) -> Result<(Target, Asked), String> {
-    let target = Target::of(file, format)?;
+fn asked(args: &ExportArgs) -> Result<Asked, String> {
     if args.all {
-        return Ok((target, Asked::Everything));
+        return Ok(Asked::Everything);
     }
-    let mut texts = args.references.clone();
-    for list in &args.images {
-        texts.extend(making::read_list(list)?);
-    }
-    if args.references.is_empty() && args.images.is_empty() {
-        if io::stdin().is_terminal() {
-            return Err(
-                "name images, give a list of them with --images or on standard input, or take --all"
-                    .to_owned(),
-            );
-        }
-        texts = making::read_list(Path::new("-"))?;
-    }
-    if texts.is_empty() {
-        return Err("no image is named".to_owned());
-    }
-    Ok((target, Asked::These(texts)))
+    let hint = "name images, give a list of them with --images or on standard input, or take --all";
+    let texts = making::asked_for(&args.references, &args.images, hint)?;
+    Ok(Asked::These(texts))
 }
 
 fn platforms(settings: &Settings, runtime: &Containerd) -> Platforms {
@@ -145,7 +104,7 @@ struct Export<'a> {
     target: &'a Target,
 }
 
-/// What is exported, and of everything what is not.
+/// The images that are exported, and with `--all` those that are skipped.
 #[derive(Default)]
 struct Selection {
     choices: Vec<Choice>,
@@ -154,7 +113,7 @@ struct Selection {
 
 impl Export<'_> {
     /// Exports under a lease, which is given back whatever comes of it.
-    async fn leased(&self, started: Instant) -> anyhow::Result<Report> {
+    async fn leased(&self, started: Instant) -> Result<Report, Refusal> {
         let lease = Lease::acquire(self.client(), &lease_name(), MARK).await?;
         let made = self.make(&lease, started).await;
         self.give_back().await;
@@ -173,7 +132,7 @@ impl Export<'_> {
         }
     }
 
-    async fn make(&self, lease: &Lease, started: Instant) -> anyhow::Result<Report> {
+    async fn make(&self, lease: &Lease, started: Instant) -> Result<Report, Refusal> {
         let selection = self.select(lease).await?;
         let mut draft = Draft {
             images: selection
@@ -202,7 +161,7 @@ impl Export<'_> {
     }
 
     /// Chooses, and holds what was chosen; again if any of it went meanwhile.
-    async fn select(&self, lease: &Lease) -> anyhow::Result<Selection> {
+    async fn select(&self, lease: &Lease) -> Result<Selection, Refusal> {
         for _ in 0..TRIES {
             let stock = Arc::new(Stock::of(self.runtime).await?);
             let selection = self.choose(&stock).await?;
@@ -215,10 +174,11 @@ impl Export<'_> {
                 }
             }
         }
-        bail!("no bundle was made: images go while they are looked at, again and again")
+        let problem = "images go while they are looked at, again and again";
+        Err(making::not_made(vec![problem.to_owned()]))
     }
 
-    /// Puts blobs under the lease; says whether all were there. What they refer to is held with them.
+    /// Puts blobs under the lease; says whether all were there. The blobs that they refer to are held with them.
     async fn hold(
         &self,
         lease: &Lease,
@@ -238,7 +198,7 @@ impl Export<'_> {
         Ok(true)
     }
 
-    async fn choose(&self, stock: &Arc<Stock>) -> anyhow::Result<Selection> {
+    async fn choose(&self, stock: &Arc<Stock>) -> Result<Selection, Refusal> {
         let (wishes, mut problems) = match self.asked {
             Asked::Everything => (stock.everything(), Vec::new()),
             Asked::These(texts) => self.find(stock, texts).await?,
@@ -277,12 +237,12 @@ impl Export<'_> {
             }
         }
         if selection.choices.is_empty() && problems.is_empty() {
-            problems.push(nothing(&selection.skipped));
+            problems = nothing(&selection.skipped);
         }
         if problems.is_empty() {
             Ok(selection)
         } else {
-            bail!("no bundle was made: {}", problems.join("\n"))
+            Err(making::not_made(problems))
         }
     }
 
@@ -349,35 +309,27 @@ fn lease_name() -> String {
     NAME.get_or_init(make).clone()
 }
 
-fn nothing(skipped: &[Skipped]) -> String {
+fn nothing(skipped: &[Skipped]) -> Vec<String> {
     let reasons = skipped
         .iter()
-        .map(|image| format!("\n{}: {}", image.name, image.reason));
-    match skipped {
+        .map(|image| format!("{}: {}", image.name, image.reason));
+    let head = match skipped {
         [] => "there are no images in this namespace of containerd (--namespace names another)".to_owned(),
-        skipped => format!(
-            "none of {} images is whole:{}",
-            skipped.len(),
-            reasons.collect::<String>()
-        ),
-    }
+        skipped => format!("none of {} images is whole:", skipped.len()),
+    };
+    std::iter::once(head).chain(reasons).collect()
 }
 
 /// The document of `airgapd export -o json`.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// The file; `-` for standard output.
-    path: String,
-    /// Bytes of the file, and of the archive in it.
-    bytes: u64,
-    archive_bytes: u64,
-    /// The digest of the bundle's index.
-    digest: String,
+    #[serde(flatten)]
+    made: Made,
     compression: &'static str,
     images: Vec<ImageReport>,
-    /// What was not asked for by name and is not whole.
+    /// Images that were not asked for by name and are not whole.
     skipped: Vec<Skipped>,
-    blobs: BlobReport,
+    blobs: MadeOf,
     duration_ms: u64,
 }
 
@@ -390,7 +342,7 @@ struct ImageReport {
     platforms: Vec<String>,
     /// Asked for, and not whole.
     absent: Vec<String>,
-    /// What its index lists and the bundle has not.
+    /// Platforms that its index lists and the bundle lacks.
     left_out: Vec<LeftOut>,
     /// Bytes of all its blobs, those that it shares with others included.
     bytes: u64,
@@ -401,12 +353,6 @@ struct Skipped {
     name: String,
     digest: String,
     reason: String,
-}
-
-#[derive(Debug, Serialize)]
-struct BlobReport {
-    written: usize,
-    written_bytes: u64,
 }
 
 impl Report {
@@ -423,29 +369,18 @@ impl Report {
             reason: image.reason.clone(),
         });
         Report {
-            path: target.shown(),
-            bytes: written.file,
-            archive_bytes: written.archive,
-            digest: layout.digest().to_string(),
+            made: Made::of(target, layout, &written),
             compression: "none",
             images: selection.choices.iter().map(ImageReport::new).collect(),
             skipped: skipped.collect(),
-            blobs: BlobReport {
-                written: layout.blobs().len(),
-                written_bytes: layout.blobs().iter().map(|blob| blob.size).sum(),
-            },
-            duration_ms: making::milliseconds(took),
+            blobs: MadeOf::of(layout),
+            duration_ms: millis(took),
         }
     }
 }
 
 impl ImageReport {
     fn new(choice: &Choice) -> ImageReport {
-        let blobs: HashMap<_, _> = choice
-            .draft
-            .blobs()
-            .map(|blob| (&blob.digest, blob.size))
-            .collect();
         ImageReport {
             name: choice.wish.label.clone(),
             names: choice.draft.names.clone(),
@@ -454,7 +389,7 @@ impl ImageReport {
             platforms: choice.platforms.clone(),
             absent: choice.absent.clone(),
             left_out: choice.left_out.clone(),
-            bytes: blobs.values().sum(),
+            bytes: making::bytes_of(&choice.draft),
         }
     }
 }
@@ -478,11 +413,11 @@ impl Told for Report {
             output::line!(text, "    skipped  {}", image.name);
             output::paragraph(&mut text, "             ", &image.reason);
         }
-        let (images, bytes) = (self.images.len(), output::bytes(self.bytes));
+        let (images, bytes) = (self.images.len(), output::bytes(self.made.bytes));
         output::line!(
             text,
             "{}: {images} images, {bytes} in {} blobs",
-            self.path,
+            self.made.path,
             self.blobs.written
         );
         text

@@ -3,6 +3,8 @@
 //! A file in the images folder is imported as the daemon would do it and belongs to the daemon afterwards. A file from
 //! anywhere else is marked as imported by hand, and stays until `airgapd release`.
 
+mod answer;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,10 +17,10 @@ use import::plan::UnpackWhen;
 use import::unpack::Unpack;
 use import::{BundleReport, BundleResult, Cause, Intent, Outcome, Pace, Policy, Source, Unpacker, bundle_id};
 
-use super::Exit;
-use crate::cli::ImportArgs;
-use crate::config::OutputFormat;
-use crate::output::{self, ImportDocument, Page};
+use self::answer::Document;
+use super::{Call, Exit, Refusal};
+use crate::cli::{ImportArgs, OutputFormat};
+use crate::output::{self, Page};
 use crate::progress::Progress;
 use node::decide::desired;
 use node::images::folder::{self, Folder, Refused};
@@ -30,29 +32,18 @@ use node::runtime::{self, Containerd};
 use node::settings::{Checksums, Settings};
 
 /// Imports every file, one after the other; one bad file spares the others.
-pub(crate) async fn run(
-    args: &ImportArgs,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
-    let runtime = match super::connect(node, settings).await {
-        Ok(runtime) => runtime,
-        Err((exit, text)) => {
-            tracing::error!("{text}");
-            if format == OutputFormat::Json {
-                output::json(&ImportDocument {
-                    bundles: &[],
-                    error: Some(&text),
-                })?;
-            }
-            return Ok(exit);
-        }
-    };
+pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal> {
+    let (settings, node) = (&call.settings, call.node()?);
+    let runtime = call.connect(&node).await.map_err(|refusal| {
+        refusal.with_document(|error| Document {
+            bundles: &[],
+            error: Some(error),
+        })
+    })?;
     let policy = runtime::policy(settings, Some(&runtime));
     let import = Import {
         settings,
-        node,
+        node: &node,
         runtime: &runtime,
         policy: &policy,
         pace: Arc::new(Pace::new(settings.rate_limit)),
@@ -61,8 +52,8 @@ pub(crate) async fn run(
     let mut results = Vec::new();
     for file in &args.files {
         let (result, plan) = import.one(file).await;
-        if format == OutputFormat::Text {
-            output::text(&output::import_text(&result, args.dry_run))?;
+        if call.format == OutputFormat::Text {
+            output::text(&answer::text(&result, args.dry_run))?;
             if args.dry_run {
                 output::text(&Page::of_lines(&plan))?;
             }
@@ -70,9 +61,9 @@ pub(crate) async fn run(
         results.push(result);
     }
     let exit = exit(&results);
-    if format == OutputFormat::Json {
+    if call.format == OutputFormat::Json {
         let reports: Vec<BundleReport> = results.into_iter().map(BundleReport::from).collect();
-        output::json(&ImportDocument {
+        output::json(&Document {
             bundles: &reports,
             error: None,
         })?;
@@ -126,7 +117,7 @@ impl Import<'_> {
             &intent,
             &lease_id,
             self.dry_run,
-            &progress,
+            progress.observer(),
         )
         .await
         {
@@ -140,7 +131,7 @@ impl Import<'_> {
 }
 
 impl Import<'_> {
-    /// What images are unpacked with, and when. Nobody is in the background here, so that is after the records.
+    /// The unpacker, and when it unpacks. A command has no background: it unpacks after the records instead.
     async fn unpack(&self) -> Result<Option<(Unpacker, UnpackWhen)>, import::Error> {
         let when = match self.settings.unpack {
             Unpack::None => return Ok(None),
@@ -197,8 +188,7 @@ fn open_file(path: &Path) -> Result<File, bundle::Error> {
     })
 }
 
-/// Checks an open bundle against the checksum beside it. What is neither file nor folder is left to the reader to
-/// refuse.
+/// Checks an open bundle against the checksum beside it. The reader refuses what is neither file nor folder.
 async fn verify(file: &File, path: &Path, mode: Checksums) -> Result<(), Failure> {
     if mode == Checksums::Require && is_folder(file) {
         return Err(Failure::NoFile);
@@ -255,7 +245,7 @@ fn whose(path: &Path, images_dir: &Path, recursive: bool) -> (Source, String) {
     (Source::Hand(name.to_string_lossy().into_owned()), id)
 }
 
-/// What the daemon calls a file, if it lies where the daemon looks. A link in the folder is a file of the folder.
+/// The daemon's name of a file, if it lies where the daemon looks. A link in the folder is a file of the folder.
 fn name_in(path: &Path, images_dir: &Path, recursive: bool) -> Option<String> {
     let parent = path.parent()?.canonicalize().ok()?;
     let below = parent.strip_prefix(images_dir.canonicalize().ok()?).ok()?;

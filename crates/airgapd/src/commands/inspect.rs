@@ -18,6 +18,8 @@ use oci_spec::image::Digest;
 use serde::Serialize;
 
 use self::verify::Verification;
+use super::{Call, Exit, Refusal};
+use crate::cli::InspectArgs;
 use crate::output::{Page, paragraph};
 use crate::progress::Progress;
 use node::progress::Doing;
@@ -33,9 +35,9 @@ pub(crate) struct Inspection {
     size: u64,
     /// Everything that the bundle holds and this node could be asked to run is whole; of a delta, with its base.
     complete: bool,
-    /// What a delta needs to be there when it is imported.
+    /// The base that a delta needs when it is imported.
     relies_on: Option<InspectedBase>,
-    /// What `--verify` found.
+    /// The result of `--verify`.
     verified: Option<Verification>,
     /// Why not, or what the reader should know.
     warnings: Vec<String>,
@@ -47,7 +49,7 @@ pub(crate) struct Inspection {
 /// The base of a delta.
 #[derive(Debug, Serialize)]
 struct InspectedBase {
-    /// What it is called: a bundle's file name, or a node.
+    /// Its name: a bundle's file name, or a node.
     base: String,
     /// Layers that are not in the bundle.
     blobs: Vec<BlobRef>,
@@ -89,7 +91,7 @@ struct InspectedPlatform {
     /// `whole`, `absent`, `broken`, or the type of an artifact.
     state: String,
     problems: Vec<String>,
-    /// What the config says, where that differs from the descriptor.
+    /// The platform in the config, where that differs from the descriptor.
     config_platform: Option<String>,
     layers: usize,
     /// Bytes of manifest, config and layers.
@@ -449,45 +451,26 @@ impl InspectedPlatform {
 }
 
 /// Looks into a bundle. Exit status 0 when it is whole, 5 when it is not or is no bundle, 1 when the file cannot be read.
-pub(crate) async fn run(
-    args: &crate::cli::InspectArgs,
-    settings: &node::settings::Settings,
-    format: crate::config::OutputFormat,
-) -> anyhow::Result<super::Exit> {
-    use crate::config::OutputFormat;
-    let bundle = match super::import::open(&args.file, &settings.limits).await {
-        Ok(bundle) => Arc::new(bundle),
-        Err(error) => {
-            let text = basics::chain(&error);
-            tracing::error!("{text}");
-            if format == OutputFormat::Json {
-                crate::output::json(&Unreadable {
-                    path: &args.file,
-                    complete: false,
-                    error: text,
-                })?;
-            }
-            return Ok(match import::Cause::of(&error) {
-                import::Cause::Bundle => super::Exit::BadBundle,
-                import::Cause::File | import::Cause::Unreachable | import::Cause::Other => {
-                    super::Exit::Failed
-                }
-            });
-        }
-    };
-    let mut inspection = Inspection::of(&bundle, &node::runtime::policy(settings, None));
+pub(super) async fn run(args: &InspectArgs, call: &Call) -> Result<Exit, Refusal> {
+    let opened = super::import::open(&args.file, &call.settings.limits).await;
+    let bundle = Arc::new(opened.map_err(|error| {
+        Refusal::of_bundle(&error).with_document(|error| Unreadable {
+            path: &args.file,
+            complete: false,
+            error,
+        })
+    })?);
+    let mut inspection = Inspection::of(&bundle, &node::runtime::policy(&call.settings, None));
     if args.verify {
         let progress = Progress::start(args.file.display().to_string(), Doing::Reading);
-        let verified = tokio::task::spawn_blocking(move || verify::verify(&bundle, &progress)).await?;
+        let verified =
+            tokio::task::spawn_blocking(move || verify::verify(&bundle, progress.observer())).await?;
         inspection = inspection.with_verification(verified);
     }
-    match format {
-        OutputFormat::Text => crate::output::text(&inspection.text())?,
-        OutputFormat::Json => crate::output::json(&inspection)?,
-    }
+    call.answer(&inspection, || inspection.text())?;
     Ok(if inspection.is_complete() {
-        super::Exit::Done
+        Exit::Done
     } else {
-        super::Exit::BadBundle
+        Exit::BadBundle
     })
 }

@@ -1,43 +1,26 @@
 //! `airgapd inventory`: what this node has, for `bundle-artifacts --have` on the connected side.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use bundle::write::Output;
 use bundle::{BlobRef, Inventory, InventoryImage};
 
-use super::Exit;
 use super::export::stock::Stock;
-use crate::config::OutputFormat;
+use super::{Call, Exit, Refusal};
 use crate::output;
-use node::place::Place;
-use node::settings::Settings;
 
-/// Lists the image records and the blobs that they keep. What nothing keeps may be collected before a delta arrives,
+/// Lists the image records and the blobs that they keep. A blob that no record keeps may be collected before a delta arrives,
 /// so it does not count.
-pub(crate) async fn run(
-    file: Option<PathBuf>,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
-    let runtime = match super::connect(node, settings).await {
-        Ok(runtime) => runtime,
-        Err((exit, text)) => {
-            tracing::error!("{text}");
-            output::failure(format, &text)?;
-            return Ok(exit);
-        }
-    };
+pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
+    let runtime = call.connect(&call.node()?).await?;
     let inventory = inventory(&Stock::of(&runtime).await?);
-    match file.filter(|file| file.as_os_str() != "-") {
+    match call.file.as_ref().filter(|file| file.as_os_str() != "-") {
         None => output::json(&inventory)?,
         Some(file) => {
-            let mut bytes = output::to_json(&inventory, serde_json::ser::PrettyFormatter::new())?;
-            bytes.push(b'\n');
+            let bytes = output::document(&inventory)?;
             let place = || file.display().to_string();
-            let mut output = Output::create(&file).with_context(place)?;
+            let mut output = Output::create(file).with_context(place)?;
             output.write_all(&bytes).with_context(place)?;
             output.commit().with_context(place)?;
         }

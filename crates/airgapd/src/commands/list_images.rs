@@ -1,10 +1,10 @@
 //! `airgapd list-images`: the images that a cluster needs, before there is a cluster.
 
+use platforms::Platform;
 use serde::Serialize;
 
-use super::Exit;
+use super::{Call, Exit, Refusal};
 use crate::cli::ListImagesArgs;
-use crate::config::OutputFormat;
 use crate::output::{self, Page};
 use verify::{K0sAnswer, Kind, Need, Needs};
 
@@ -19,16 +19,9 @@ struct Document<'a> {
 
 /// Prints one reference on each line. The list of k0s alone is as k0s prints it; with manifests, all references are
 /// normalised, sorted, and there once.
-pub(crate) async fn run(args: &ListImagesArgs, format: OutputFormat) -> anyhow::Result<Exit> {
-    let platform = match args.platform.as_deref().map(str::parse).transpose() {
-        Ok(platform) => platform,
-        Err(error) => {
-            let text = format!("--platform: {error}");
-            tracing::error!("{text}");
-            output::failure(format, &text)?;
-            return Ok(Exit::Usage);
-        }
-    };
+pub(super) async fn run(args: &ListImagesArgs, call: &Call) -> Result<Exit, Refusal> {
+    let platform = args.platform.as_deref().map(str::parse::<Platform>).transpose();
+    let platform = platform.map_err(|error| Refusal::usage(format!("--platform: {error}")))?;
     let mut needs = Needs::default();
     if !args.no_k0s {
         needs.add_k0s(&args.k0s.question(), platform.as_ref()).await;
@@ -38,11 +31,7 @@ pub(crate) async fn run(args: &ListImagesArgs, format: OutputFormat) -> anyhow::
         tracing::warn!("{note}");
     }
     if !needs.mistakes.is_empty() {
-        for mistake in needs.mistakes.iter().flat_map(|mistake| mistake.lines()) {
-            tracing::error!("{mistake}");
-        }
-        output::failure(format, &needs.mistakes.join("\n"))?;
-        return Ok(Exit::Usage);
+        return Err(super::mistakes(&needs));
     }
     let images = if args.manifests.manifests.is_empty() {
         needs.as_given()
@@ -52,19 +41,16 @@ pub(crate) async fn run(args: &ListImagesArgs, format: OutputFormat) -> anyhow::
     if let Some(k0s) = &needs.k0s {
         tracing::info!("{}", k0s.text());
     }
-    match format {
-        OutputFormat::Json => output::json(&Document {
-            k0s: needs.k0s.as_ref(),
-            images,
-            notes: &needs.notes,
-        })?,
-        OutputFormat::Text => {
-            let mut lines = Page::new();
-            images
-                .iter()
-                .for_each(|need| output::line!(lines, "{}", need.reference));
-            output::text(&lines)?;
-        }
-    }
+    let document = Document {
+        k0s: needs.k0s.as_ref(),
+        images,
+        notes: &needs.notes,
+    };
+    call.answer(&document, || {
+        let mut lines = Page::new();
+        let images = document.images.iter();
+        images.for_each(|need| output::line!(lines, "{}", need.reference));
+        lines
+    })?;
     Ok(Exit::Done)
 }

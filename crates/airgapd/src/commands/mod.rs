@@ -1,78 +1,116 @@
-//! One module for each command.
+//! One module for each command. A command returns how it ends, or a [`Refusal`]: it prints its answer and nothing else.
 
-pub(crate) mod bundle_artifacts;
-pub(crate) mod bundles;
-pub(crate) mod config;
-pub(crate) mod doctor;
+mod bundle_artifacts;
+mod bundles;
+mod config;
+mod doctor;
 pub(crate) mod documentation;
-pub(crate) mod export;
-pub(crate) mod import;
-pub(crate) mod inspect;
-pub(crate) mod inventory;
-pub(crate) mod list_images;
-pub(crate) mod making;
-pub(crate) mod release;
-pub(crate) mod run;
-pub(crate) mod status;
-pub(crate) mod verify;
-pub(crate) mod wait;
+mod export;
+mod import;
+mod inspect;
+mod inventory;
+mod list_images;
+mod making;
+mod release;
+mod run;
+mod status;
+mod verify;
+mod wait;
 
-use node::place::Place;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use node::place::{self, Place};
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
+use serde::Serialize;
 
-/// How the program ends. The numbers are promised to scripts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
-    /// Done: everything asked for is in place.
-    Done,
-    /// Something failed, or nothing landed although the bundle is sound.
-    Failed,
-    /// The command line or the configuration is wrong.
-    Usage,
-    /// containerd cannot be reached.
-    Unreachable,
-    /// Something that was asked for is missing.
-    Missing,
-    /// The bundle is bad and nothing landed.
-    BadBundle,
-    /// What was waited for has not happened in time.
-    TimedOut,
-    /// No daemon answers.
-    NoDaemon,
+use crate::cli::{Common, OutputFormat, Task};
+use crate::config::{Config, Mistakes};
+use crate::exit::{Exit, Refusal};
+use crate::output::{self, Page};
+
+/// Everything that a command is called with beside its own arguments.
+struct Call {
+    settings: Settings,
+    format: OutputFormat,
+    /// Where a bundle or an inventory goes.
+    file: Option<PathBuf>,
 }
 
-/// Connects to this node's containerd for a command.
+/// Carries out a task.
 ///
 /// # Errors
 ///
-/// How to end, and why in one line, with the socket and what speaks for it.
-pub(crate) async fn connect(node: &Place, settings: &Settings) -> Result<Containerd, (Exit, String)> {
-    let connected = runtime::connect(&node.socket, settings).await;
-    connected.map_err(|error| {
-        let (socket, because) = (node.socket.display(), node.because.join(", "));
-        let exit = match error.is_unreachable() {
-            true => Exit::Unreachable,
-            false => Exit::Failed,
-        };
-        (
-            exit,
-            format!("{} (tried {socket}: {because})", ::basics::chain(&error)),
-        )
-    })
+/// Why it came to nothing.
+pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Exit, Refusal> {
+    let call = Call {
+        settings: config.settings.clone(),
+        format: common.form(),
+        file: common.file().map(Path::to_owned),
+    };
+    match task {
+        Task::Run(_) => run::run(call.settings, Box::new(move || configure(&common, &task))).await,
+        Task::Import(args) => import::run(&args, &call).await,
+        Task::Inspect(args) => inspect::run(&args, &call).await,
+        Task::ListImages(args) => list_images::run(&args, &call).await,
+        Task::Verify(args) => verify::run(&args, &call).await,
+        Task::BundleArtifacts(args) => bundle_artifacts::run(&args, &call).await,
+        Task::Export(args) => export::run(&args, &call).await,
+        Task::Inventory => inventory::run(&call).await,
+        Task::Bundle(args) => bundles::run(args, &call).await,
+        Task::Status(args) => status::run(&args, &call).await,
+        Task::Wait(args) => wait::run(&args, &call).await,
+        Task::Doctor => doctor::run(&call).await,
+        Task::Release(args) => release::run(&args, &call).await,
+        Task::Config(args) => config::run(&args, &config, &call),
+    }
 }
 
-impl From<Exit> for std::process::ExitCode {
-    fn from(exit: Exit) -> Self {
-        std::process::ExitCode::from(match exit {
-            Exit::Done => 0,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Unreachable => 3,
-            Exit::Missing => 4,
-            Exit::BadBundle => 5,
-            Exit::TimedOut => 6,
-            Exit::NoDaemon => 7,
+/// Reads the configuration as it is now.
+///
+/// # Errors
+///
+/// Every mistake in it.
+pub(crate) fn configure(common: &Common, task: &Task) -> Result<Config, Mistakes> {
+    crate::config::load(common.config.as_deref(), task.flags(common), std::env::vars_os())
+}
+
+/// The end of a command whose sources have mistakes. The parser of a document may need several lines for one.
+fn mistakes(needs: &::verify::Needs) -> Refusal {
+    let lines = needs.mistakes.iter().flat_map(|mistake| mistake.lines());
+    Refusal::of_many(Exit::Usage, lines.map(str::to_owned).collect())
+}
+
+impl Call {
+    /// This node: which containerd its images go to, by the evidence on it.
+    fn node(&self) -> Result<Place, place::Ambiguous> {
+        place::decide(&place::probe(Path::new("/")), &self.settings)
+    }
+
+    /// Connects to this node's containerd.
+    ///
+    /// # Errors
+    ///
+    /// How to end, and why in one line, with the socket and what speaks for it.
+    async fn connect(&self, node: &Place) -> Result<Containerd, Refusal> {
+        let connected = runtime::connect(&node.socket, &self.settings).await;
+        connected.map_err(|error| {
+            let (socket, because) = (node.socket.display(), node.because.join(", "));
+            let exit = match error.is_unreachable() {
+                true => Exit::Unreachable,
+                false => Exit::Failed,
+            };
+            let text = format!("{} (tried {socket}: {because})", ::basics::chain(&error));
+            Refusal::new(exit, text)
         })
+    }
+
+    /// Answers in the form that was asked for.
+    fn answer(&self, document: &impl Serialize, text: impl FnOnce() -> Page) -> io::Result<()> {
+        match self.format {
+            OutputFormat::Json => output::json(document),
+            OutputFormat::Text => output::text(&text()),
+        }
     }
 }

@@ -10,13 +10,10 @@ use import::labels::BUNDLE_PREFIX;
 use import::release::{Release, Released, release};
 use serde::Serialize;
 
-use super::Exit;
+use super::{Call, Exit, Refusal};
 use crate::cli::ReleaseArgs;
-use crate::config::OutputFormat;
 use crate::output::{self, Page};
-use node::place::Place;
 use node::runtime::Containerd;
-use node::settings::Settings;
 
 /// The document of `airgapd release -o json`.
 #[derive(Debug, Serialize)]
@@ -28,26 +25,15 @@ struct Document<'a> {
 }
 
 /// Takes labels and pins back. Exit status 1 when a name is known to nothing.
-pub(crate) async fn run(
-    args: &ReleaseArgs,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
-    let runtime = match super::connect(node, settings).await {
-        Ok(runtime) => runtime,
-        Err((exit, text)) => {
-            tracing::error!("{text}");
-            if format == OutputFormat::Json {
-                output::json(&Document {
-                    dry_run: args.dry_run,
-                    released: &[],
-                    error: Some(text),
-                })?;
-            }
-            return Ok(exit);
-        }
+pub(super) async fn run(args: &ReleaseArgs, call: &Call) -> Result<Exit, Refusal> {
+    let document = |released, error| Document {
+        dry_run: args.dry_run,
+        released,
+        error,
     };
+    let node = call.node()?;
+    let runtime = call.connect(&node).await;
+    let runtime = runtime.map_err(|refusal| refusal.with_document(|error| document(&[], Some(error))))?;
     let what = if args.all {
         Release::All
     } else if args.vanished {
@@ -56,14 +42,7 @@ pub(crate) async fn run(
         Release::Names(args.names.clone())
     };
     let released = release(&runtime.client, &what, args.dry_run).await?;
-    match format {
-        OutputFormat::Json => output::json(&Document {
-            dry_run: args.dry_run,
-            released: &released,
-            error: None,
-        })?,
-        OutputFormat::Text => output::text(&text(&released, args.dry_run))?,
-    }
+    call.answer(&document(&released, None), || text(&released, args.dry_run))?;
     Ok(if released.is_empty() && !args.names.is_empty() {
         Exit::Failed
     } else {

@@ -14,19 +14,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::info;
 
-use super::Exit;
+use super::{Exit, Refusal};
 use crate::config::{self, Config, Mistakes};
 
 /// Reads the configuration as it is now.
-pub(crate) type ReadConfiguration = Box<dyn Fn() -> Result<Config, Mistakes> + Send>;
+pub(super) type ReadConfiguration = Box<dyn Fn() -> Result<Config, Mistakes> + Send>;
 
 /// Runs until SIGTERM or SIGINT; a second one ends it at once. SIGHUP has `configuration` read again.
-pub(crate) async fn run(settings: Settings, configuration: ReadConfiguration) -> anyhow::Result<Exit> {
+pub(super) async fn run(settings: Settings, configuration: ReadConfiguration) -> Result<Exit, Refusal> {
     let mut signals = signals(settings.clone(), configuration)?;
     let evidence = place::probe(Path::new("/"));
     let explicit = settings.distribution.is_some() || settings.address.is_some();
     if !explicit && evidence.is_controller_without_worker() {
-        return idle(&mut signals).await;
+        return Ok(idle(&mut signals).await?);
     }
     let node = place::decide(&evidence, &settings)?;
     let because = if node.because.is_empty() {
@@ -41,7 +41,7 @@ pub(crate) async fn run(settings: Settings, configuration: ReadConfiguration) ->
     );
     match act::run(settings, node, signals).await? {
         Ended::Stopped => Ok(Exit::Done),
-        Ended::Misplaced => start_anew(),
+        Ended::Misplaced => Ok(start_anew()?),
     }
 }
 
@@ -67,7 +67,7 @@ async fn idle(signals: &mut UnboundedReceiver<Signal>) -> anyhow::Result<Exit> {
     systemd.ready();
     systemd.status("idle: a controller without a worker");
     loop {
-        // Whoever has nothing to do is alive, too: the unit's watchdog makes no difference.
+        // An idle daemon has to tell the unit's watchdog that it is alive, too.
         let due = systemd.alive().map(Into::into);
         let look = tokio::time::Instant::now() + LOOK;
         tokio::select! {

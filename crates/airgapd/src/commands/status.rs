@@ -1,7 +1,7 @@
 //! `airgapd status`: how bundles and images stand, with a daemon or without.
 //!
-//! What is going on comes from the daemon, over its control socket; what has happened from the ledger; what is in place
-//! now from containerd itself. Any of the three may be away, and then the rest is shown, and what is missing is said.
+//! The daemon says over its control socket what is under way, the ledger has the past, and containerd itself the images that
+//! are in place now. Any of the three may be away: then the rest is shown, and the answer names the part that is missing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Exit;
-use crate::cli::StatusArgs;
-use crate::config::OutputFormat;
+use super::{Call, Exit, Refusal};
+use crate::cli::{OutputFormat, StatusArgs};
 use crate::output::{self, Page, bytes};
 use node::control::{self, Unanswered, Want};
 use node::decide::desired;
@@ -37,36 +36,29 @@ const PACE: Duration = Duration::from_secs(1);
 struct Document {
     #[serde(flatten)]
     status: Status,
-    /// What bundles vouch for; absent when containerd could not be asked.
+    /// The images that bundles vouch for; absent when containerd could not be asked.
     images: Option<Vec<ImageStatus>>,
-    /// What is wrong, if anything is: the reason of exit status 1 or 3.
+    /// Everything that is wrong: the reason of exit status 1 or 3.
     problems: Vec<String>,
 }
 
 /// Shows how everything stands. Exit status 1 when a bundle or an image is not as it should be, 3 when that cannot be
 /// known.
-pub(crate) async fn run(
-    args: &StatusArgs,
-    settings: &Settings,
-    node: &Place,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
+    let node = call.node()?;
     let mut shown = String::new();
     loop {
-        let document = look(settings, node).await;
+        let document = look(&call.settings, &node).await;
         if !args.watch {
-            match format {
-                OutputFormat::Text => output::text(&text(&document))?,
-                OutputFormat::Json => output::json(&document)?,
-            }
+            call.answer(&document, || text(&document))?;
             return Ok(exit(&document));
         }
-        let now = match format {
+        let now = match call.format {
             OutputFormat::Text => text(&document).to_string(),
             OutputFormat::Json => serde_json::to_string(&document)?,
         };
         if now != shown {
-            match format {
+            match call.format {
                 OutputFormat::Text if io::stdout().is_terminal() => output::screen(&text(&document))?,
                 OutputFormat::Text => {
                     let mut page = text(&document);
@@ -343,7 +335,7 @@ fn head(text: &mut Page, status: &Status) {
 }
 
 fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
-    // Without a daemon nobody is at work: what would be next is not what is.
+    // Without a daemon nothing is under way: a bundle is as the ledger has it.
     let state = match bundle.state {
         State::Checking if !is_live => "imported",
         State::Settling if !is_live => "not imported",

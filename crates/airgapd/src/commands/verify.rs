@@ -16,16 +16,14 @@ use serde::Serialize;
 
 use self::kubelet::{Opinion, Refused, View};
 
-use super::Exit;
 use super::bundles::blobs_of;
-use crate::cli::VerifyArgs;
-use crate::config::OutputFormat;
-use crate::output::{self, Page, paragraph};
+use super::{Call, Exit, Refusal};
+use crate::cli::{OutputFormat, VerifyArgs};
+use crate::output::{Page, paragraph};
 use node::images::folder::{Class, Depth, Folder};
-use node::place::Place;
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
-use verify::{Answer, Inventory, Snapshots, Sought, Status, answer};
+use verify::{Answer, Inventory, Sought, Status, answer};
 use verify::{K0sAnswer, Kind, Need, Needs, Source};
 
 /// The document of `airgapd verify -o json`.
@@ -55,12 +53,12 @@ struct Asked {
     platform: String,
 }
 
-/// Somebody who does not say `Never`.
+/// A container whose pull policy is not `Never`.
 #[derive(Debug, Serialize)]
 struct Pull {
     reference: String,
     source: Source,
-    /// What to change.
+    /// The remedy.
     remedy: &'static str,
 }
 
@@ -71,20 +69,13 @@ enum Where {
 }
 
 /// Gathers, asks, and tells. Exit status 4 when anything is missing.
-pub(crate) async fn run(
-    args: &VerifyArgs,
-    settings: &Settings,
-    node: impl FnOnce() -> anyhow::Result<Place>,
-    format: OutputFormat,
-) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal> {
+    let settings = &call.settings;
     let mut images_dir = None;
     let place = if args.bundles.is_empty() {
-        let node = node()?;
+        let node = call.node()?;
         images_dir = Some(node.images_dir.clone());
-        match super::connect(&node, settings).await {
-            Ok(runtime) => Where::Containerd(Box::new(runtime)),
-            Err((exit, text)) => return fail(format, &[text], exit),
-        }
+        Where::Containerd(Box::new(call.connect(&node).await?))
     } else {
         Where::Bundles
     };
@@ -101,28 +92,22 @@ pub(crate) async fn run(
         );
     }
     if !needs.mistakes.is_empty() {
-        return fail(format, &needs.mistakes, Exit::Usage);
+        return Err(super::mistakes(&needs));
     }
     let policy = runtime::policy(settings, runtime);
     let mut images = match &place {
         Where::Containerd(runtime) => {
-            let there =
-                in_containerd(runtime, &policy, settings, &needs.merged(), images_dir.as_deref()).await;
-            match there {
-                Ok(images) => images,
-                Err(error) => return fail(format, &[basics::chain(&error)], Exit::Unreachable),
-            }
+            in_containerd(runtime, &policy, settings, &needs.merged(), images_dir.as_deref())
+                .await
+                .map_err(unreachable)?
         }
-        Where::Bundles => match in_bundles(&args.bundles, &policy, &settings.limits, &needs.merged()).await {
-            Ok(images) => images,
-            Err(mistakes) => return fail(format, &mistakes, Exit::BadBundle),
-        },
+        Where::Bundles => in_bundles(&args.bundles, &policy, &settings.limits, &needs.merged())
+            .await
+            .map_err(|mistakes| Refusal::of_many(Exit::BadBundle, mistakes))?,
     };
     let of_kubelet = runtime.filter(|_| runtime::is_of_kubelet(settings));
-    let opinion = match opinion(view.as_ref(), of_kubelet, &mut images).await {
-        Ok(opinion) => opinion,
-        Err(error) => return fail(format, &[basics::chain(&error)], Exit::Unreachable),
-    };
+    let opinion = opinion(view.as_ref(), of_kubelet, &mut images).await;
+    let opinion = opinion.map_err(unreachable)?;
     let pulls = if args.require_never {
         pulls(needs.sources())
     } else {
@@ -143,15 +128,12 @@ pub(crate) async fn run(
         pulls,
         notes: needs.notes,
     };
-    tell(&document, format)
+    tell(&document, call)
 }
 
-fn fail(format: OutputFormat, mistakes: &[String], exit: Exit) -> anyhow::Result<Exit> {
-    for mistake in mistakes.iter().flat_map(|mistake| mistake.lines()) {
-        tracing::error!("{mistake}");
-    }
-    output::failure(format, &mistakes.join("\n"))?;
-    Ok(exit)
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn unreachable(error: containerd::Error) -> Refusal {
+    Refusal::new(Exit::Unreachable, basics::chain(&error))
 }
 
 fn asked(runtime: &Containerd) -> Asked {
@@ -237,7 +219,7 @@ async fn in_containerd(
     Ok(answers)
 }
 
-/// What containerd has, CRI takes in a moment later; until then kubelet does not see it.
+/// CRI takes in an image of containerd a moment later; until then kubelet does not see it.
 async fn ask_cri(runtime: &Containerd, answers: &mut [Answer]) -> Result<(), containerd::Error> {
     let cri = runtime.client.cri();
     for answer in answers.iter_mut().filter(|answer| !answer.is_missing()) {
@@ -282,7 +264,7 @@ async fn open_all(paths: &[PathBuf], limits: &Limits) -> (Vec<Bundle>, Vec<Strin
     (bundles, mistakes)
 }
 
-/// What several bundles have, where the blobs of `there` need not be in them.
+/// The images of several bundles, where the blobs of `there` need not be in them.
 fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inventory {
     let mut inventory = Inventory::default();
     for bundle in bundles {
@@ -295,7 +277,7 @@ fn shelf_of(bundles: &[Bundle], policy: &Policy, there: &HashSet<Digest>) -> Inv
     inventory
 }
 
-/// What may be a bundle in the images folder, wherever the daemon looks; whoever opens it finds out.
+/// Files that may be bundles in the images folder, wherever the daemon looks; opening one tells.
 fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
     let depth = Depth {
         recursive: settings.recursive,
@@ -309,7 +291,7 @@ fn bundles_in(folder: &Path, settings: &Settings) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Everybody who may pull.
+/// Every source that may pull.
 fn pulls(sources: &[Source]) -> Vec<Pull> {
     let may_pull = |source: &&Source| {
         source
@@ -328,19 +310,16 @@ fn pulls(sources: &[Source]) -> Vec<Pull> {
     sources.iter().filter(may_pull).map(pull).collect()
 }
 
-fn tell(document: &Document, format: OutputFormat) -> anyhow::Result<Exit> {
-    match format {
-        OutputFormat::Json => output::json(document)?,
-        OutputFormat::Text => {
-            for note in &document.notes {
-                tracing::warn!("{note}");
-            }
-            if let Some(k0s) = &document.k0s {
-                tracing::info!("{}", k0s.text());
-            }
-            output::text(&text(document))?;
+fn tell(document: &Document, call: &Call) -> Result<Exit, Refusal> {
+    if call.format == OutputFormat::Text {
+        for note in &document.notes {
+            tracing::warn!("{note}");
+        }
+        if let Some(k0s) = &document.k0s {
+            tracing::info!("{}", k0s.text());
         }
     }
+    call.answer(document, || text(document))?;
     Ok(if document.complete {
         Exit::Done
     } else {

@@ -6,9 +6,8 @@ use basics::Foreign;
 use serde::Serialize;
 use tracing::info;
 
-use super::Exit;
-use crate::cli::WaitArgs;
-use crate::config::OutputFormat;
+use super::{Call, Exit, Refusal};
+use crate::cli::{OutputFormat, WaitArgs};
 use crate::output::{self, Page};
 use node::control::{self, Told, Unanswered, Want};
 use node::settings::Settings;
@@ -33,7 +32,7 @@ struct Document {
     waited_ms: u64,
 }
 
-/// What waiting came to.
+/// The end of waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Outcome {
@@ -46,12 +45,12 @@ enum Outcome {
 }
 
 /// Waits. Exit status 0, 1, 4, 6 or 7.
-pub(crate) async fn run(args: &WaitArgs, settings: &Settings, format: OutputFormat) -> anyhow::Result<Exit> {
-    let document = wait(args, settings).await;
-    if let (OutputFormat::Text, Some(error)) = (format, &document.error) {
+pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
+    let document = wait(args, &call.settings).await;
+    if let (OutputFormat::Text, Some(error)) = (call.format, &document.error) {
         tracing::error!("{error}");
     }
-    match format {
+    match call.format {
         OutputFormat::Json => output::json(&document)?,
         OutputFormat::Text if document.outcome == Outcome::Converged => {
             let required = document.required.as_ref().and_then(RequiredStatus::summary);
@@ -95,7 +94,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
         if let Some(outcome) = waiting.outcome.or(is_late.then_some(Outcome::TimedOut)) {
             return waiting.end(outcome, started.elapsed());
         }
-        // Nobody is asked all the time: not one who has much news, nor one who answers without any.
+        // The daemon is not asked without a pause: neither where it has much news, nor where it answers without any.
         let pause = match news || asked.elapsed() >= control::NEWS {
             true => SHORT_PAUSE,
             false => LONG_PAUSE,
@@ -104,7 +103,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     }
 }
 
-/// What is known so far.
+/// Everything that is known so far.
 struct Waiting {
     /// Listed each time: on a file system without events the daemon itself only looks now and then.
     want: Want,
@@ -186,7 +185,7 @@ fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
     there.filter(is_wanted).collect()
 }
 
-/// What the state of the bundles means for whoever waits for these, or all: an outcome, or nothing yet; and why.
+/// The meaning of the state for a caller that waits for these bundles, or for all: an outcome, or none yet, and why.
 fn judge(status: &Status, names: &[String], allow_empty: bool) -> (Option<Outcome>, Option<String>) {
     let bundles = wanted(status, names);
     let is_there = |name: &&String| bundles.iter().any(|bundle| bundle.name.raw() == name.as_str());

@@ -1,4 +1,4 @@
-//! What changes from one bundle to another: names, what they stand for, and blobs. Pure.
+//! The changes from one bundle to another: names, their images, and blobs. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -141,7 +141,7 @@ fn side(sources: &Sources) -> Side {
     }
 }
 
-/// What each name stands for; what has no name goes by its digest.
+/// The image of each name; an image without a name goes by its digest.
 fn offers(sources: &Sources) -> BTreeMap<String, Offer> {
     let unnamed = sources.items.iter().filter(|item| item.names.is_empty());
     let unnamed = unnamed.map(|item| (item.draft.target.digest().to_string(), offer(item)));

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use bundle::write::{Draft, DraftImage};
 use bundle::{Bundle, Catalog, Image, Reliance};
 use import::names::DigestReferences;
-use import::{Cause, Judgement, Naming};
+use import::{Judgement, Naming};
 use oci_spec::image::Digest;
 
-use crate::commands::Exit;
 use crate::commands::export::choice::{judge_whole, left_out};
+use crate::exit::{Exit, Refusal};
 use node::settings::Settings;
 
 const BUNDLE: &str = "the bundle";
@@ -43,7 +43,7 @@ impl Item {
 pub(super) struct Sources {
     pub(super) bundles: Arc<[Bundle]>,
     pub(super) items: Vec<Item>,
-    /// What is relied on and in none of them.
+    /// The base that deltas rely on and that is none of them.
     relies_on: Option<Reliance>,
     pub(super) warnings: Vec<String>,
 }
@@ -54,11 +54,11 @@ impl Sources {
     /// # Errors
     ///
     /// How to end, and why: the file that cannot be read, or the image that is not whole.
-    pub(super) async fn open(paths: &[PathBuf], settings: &Settings) -> Result<Sources, (Exit, String)> {
+    pub(super) async fn open(paths: &[PathBuf], settings: &Settings) -> Result<Sources, Refusal> {
         let mut bundles = Vec::new();
         for path in paths {
             let opened = crate::commands::import::open(path, &settings.limits).await;
-            bundles.push(opened.map_err(|error| (exit_of(&error), basics::chain(&error)))?);
+            bundles.push(opened.map_err(|error| Refusal::of_bundle(&error))?);
         }
         let naming = Naming {
             base_name: settings.base_name.clone(),
@@ -82,11 +82,11 @@ impl Sources {
         if problems.is_empty() {
             Ok(sources)
         } else {
-            Err((Exit::BadBundle, problems.join("\n")))
+            Err(Refusal::of_many(Exit::BadBundle, problems))
         }
     }
 
-    /// What counts as there for an image: blobs of any of the bundles, and what deltas rely on.
+    /// The blobs that count as there for an image: those of any of the bundles, and those that deltas rely on.
     fn there(&self) -> HashSet<Digest> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
         blobs_of(&self.bundles)
@@ -109,7 +109,7 @@ impl Sources {
             let had_names = !item.names.is_empty();
             item.names.retain(|name| {
                 let (winner, held) = &holders[name];
-                // Twice in one bundle, a name is for two platforms: whoever imports it chooses.
+                // Twice in one bundle, a name is for two platforms: the import of the node chooses.
                 let keeps = *winner == from || *held == digest;
                 if !keeps {
                     let (loser, winner) = (bundles[from].path(), bundles[*winner].path());
@@ -158,14 +158,6 @@ impl Sources {
     }
 }
 
-/// How to end where a bundle cannot be opened.
-fn exit_of(error: &bundle::Error) -> Exit {
-    match Cause::of(error) {
-        Cause::Bundle => Exit::BadBundle,
-        _ => Exit::Failed,
-    }
-}
-
 /// Every blob that is in a bundle.
 pub(in crate::commands) fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
     let images = bundles.iter().flat_map(|bundle| &bundle.catalog().images);
@@ -177,7 +169,7 @@ pub(in crate::commands) fn blobs_of(bundles: &[Bundle]) -> HashSet<Digest> {
         .collect()
 }
 
-/// What deltas among the bundles rely on, and none of the others has.
+/// The blobs that deltas among the bundles rely on, and none of the others has.
 fn relies_on(bundles: &[Bundle]) -> Option<Reliance> {
     let there = blobs_of(bundles);
     let deltas = || {
@@ -267,10 +259,4 @@ fn item(from: usize, image: &Image, names: BTreeSet<String>) -> Result<Item, Str
         platforms,
         from,
     })
-}
-
-/// The bytes of all blobs of an image, each once.
-pub(super) fn bytes_of(image: &DraftImage) -> u64 {
-    let blobs: HashMap<_, _> = image.blobs().map(|blob| (&blob.digest, blob.size)).collect();
-    blobs.values().sum()
 }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use bundle::write::Layout;
 
-use super::source::{Item, Sources, bytes_of};
+use super::source::{Item, Sources};
+use crate::commands::making::bytes_of;
 use crate::output;
 
-/// What the names of bundles end with; the number of a volume stands before it.
+/// The endings of the names of bundles; the number of a volume stands before them.
 const ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
 /// Puts images into as few volumes as it takes, roughly: the largest first, each into the first volume that has room.

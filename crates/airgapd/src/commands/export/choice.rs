@@ -1,4 +1,4 @@
-//! What of an image can be exported: what is whole in containerd, of the platforms that are wanted. Pure.
+//! The part of an image that can be exported: the wanted platforms that are whole in containerd. Pure.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::stock::{Stock, Wish};
 
-/// What to say where the layers of an image are not there any more because containerd has thrown them away.
+/// The hint where the layers of an image are missing because containerd has thrown them away.
 const DISCARDED: &str = "its layers were discarded after unpacking (discard_unpacked_layers in containerd's \
                          configuration): import or pull it again without that";
 
@@ -34,9 +34,9 @@ pub(super) struct Choice {
     pub(super) draft: DraftImage,
     /// The platforms that are in it.
     pub(super) platforms: Vec<String>,
-    /// What was wanted and is not whole, in sentences.
+    /// The platforms that are wanted and not whole, in sentences.
     pub(super) absent: Vec<String>,
-    /// What it offers and the bundle has not.
+    /// The platforms that it offers and the bundle lacks.
     pub(super) left_out: Vec<LeftOut>,
 }
 
@@ -91,7 +91,7 @@ pub(super) fn choose(
     })
 }
 
-/// What is whole, over all the platforms that were asked for.
+/// The parts that are whole, over all the platforms that were asked for.
 #[derive(Default)]
 struct Held {
     blobs: HashSet<Digest>,

@@ -1,4 +1,4 @@
-//! Blobs of a containerd, for whoever writes them down.
+//! Blobs of a containerd, for the writer of a bundle.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl BlobFeed for Feed {
         let (client, blob) = (self.client.clone(), blob.clone());
         self.runtime.spawn(async move {
             if let Err(error) = send(&client, &blob, &sender).await {
-                // Nobody listens where the writer has given up.
+                // The channel is closed where the writer has given up.
                 let _ = sender.send(Err(error)).await;
             }
         });

@@ -1,4 +1,4 @@
-//! What a containerd has at one moment, and which of its images are meant by what somebody types.
+//! The content of a containerd at one moment, and which of its images a typed name means.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -10,7 +10,7 @@ use oci_spec::image::{Descriptor, Digest};
 
 use node::runtime::Containerd;
 
-/// What the names of CRI's own records begin with: they are ids.
+/// The beginning of the names of CRI's own records: they are ids.
 const ID: &str = "sha256:";
 
 /// How many hexadecimal digits make an id: shorter ones may be names.
@@ -30,7 +30,7 @@ pub(crate) struct Stock {
 /// An image and the names that it is taken under.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
-    /// What to call it in messages.
+    /// Its name in messages.
     pub(crate) label: String,
     pub(crate) names: BTreeSet<String>,
     pub(crate) target: Descriptor,
@@ -54,7 +54,7 @@ impl Stock {
         Ok(Stock { records, blobs })
     }
 
-    /// Everything that has a name, one wish for each target. What has none but an id is nobody's wish.
+    /// Everything that has a name, one wish for each target. A record with nothing but an id is no wish.
     pub(crate) fn everything(&self) -> Vec<Wish> {
         let mut wishes: Vec<Wish> = Vec::new();
         let mut places: HashMap<&Digest, usize> = HashMap::new();
@@ -199,14 +199,14 @@ impl Stock {
         self.blobs.contains_key(digest)
     }
 
-    /// Whether something was unpacked of the image with this config. What was, may have lost its layers since.
+    /// Whether something was unpacked of the image with this config. An unpacked image may have lost its layers since.
     pub(crate) fn was_unpacked(&self, config: &Digest) -> bool {
         let blob = self.blobs.get(config);
         blob.is_some_and(|blob| blob.labels.keys().any(|key| key.starts_with(GC_SNAPSHOT)))
     }
 }
 
-/// What is behind a target. Reads documents; for threads that may wait.
+/// The tree below a target. Reads documents; for threads that may wait.
 ///
 /// # Errors
 ///

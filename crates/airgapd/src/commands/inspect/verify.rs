@@ -6,16 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use basics::digest::Hasher;
 use bundle::{Bundle, Content, Node, PartState};
-use import::Observer as _;
+use import::Observer;
 use oci_spec::image::{Descriptor, Digest};
 use serde::Serialize;
-
-use crate::progress::Progress;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// What reading everything came to.
+/// The result of reading everything.
 #[derive(Debug, Serialize)]
 pub(super) struct Verification {
     /// How many blobs were read.
@@ -24,7 +22,7 @@ pub(super) struct Verification {
     bytes: u64,
     /// Blobs that are not what they are called.
     pub(super) damaged: Vec<Damage>,
-    /// What ended the reading before its end.
+    /// The error that ended the reading early.
     pub(super) error: Option<String>,
 }
 
@@ -54,7 +52,7 @@ impl Verification {
 }
 
 /// Reads everything, in the order of the archive and in constant memory. Blocking.
-pub(super) fn verify(bundle: &Bundle, progress: &Progress) -> Verification {
+pub(super) fn verify(bundle: &Bundle, progress: &impl Observer) -> Verification {
     let users = users(bundle);
     progress.planned(users.values().map(|user| user.size).sum());
     let read = progress.bytes().unwrap_or_default();
@@ -129,7 +127,7 @@ fn hash(reader: &mut impl Read, digest: &Digest, buffer: &mut [u8]) -> io::Resul
     }
 }
 
-/// What refers to a blob.
+/// An image that refers to a blob.
 struct User {
     /// The first image that does.
     image: String,

@@ -50,7 +50,7 @@ pub(super) struct Refused {
     /// The file that is to blame.
     pub(super) record: String,
     pub(super) problem: String,
-    /// What to do about it.
+    /// The remedy.
     pub(super) remedy: &'static str,
     pub(super) sources: Vec<Source>,
 }
@@ -145,7 +145,7 @@ impl View {
         self.records.is_some()
     }
 
-    /// Holds everything against the images that are asked for. What depends on the pod becomes a warning of the image.
+    /// Holds everything against the images that are asked for. An objection that depends on the pod becomes a warning of the image.
     pub(super) fn opinion(&self, images: &mut [Answer], ids: &HashMap<String, String>) -> Opinion {
         let mut refused = Vec::new();
         let mut objections: Vec<(String, usize)> = Vec::new();

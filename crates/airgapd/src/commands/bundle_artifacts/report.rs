@@ -1,0 +1,141 @@
+//! The report of a bundle that was made.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bundle::write::{Draft, Written};
+use node::status::millis;
+use oci_spec::image::Digest;
+use registry::Resolved;
+use serde::Serialize;
+
+use super::Job;
+use crate::commands::making::{self, Made, MadeOf, Told, compression};
+use crate::output::{self, Page};
+
+/// The document of `airgapd bundle-artifacts -o json`.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    #[serde(flatten)]
+    made: Made,
+    compression: &'static str,
+    /// The base that a delta relies on, by name.
+    base: Option<String>,
+    images: Vec<ImageReport>,
+    blobs: BlobReport,
+    duration_ms: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageReport {
+    name: String,
+    names: Vec<String>,
+    digest: String,
+    media_type: String,
+    platforms: Vec<String>,
+    /// Asked for, and not offered.
+    missing_platforms: Vec<String>,
+    /// Why nodes make no image of it, where it is none.
+    no_image: Option<String>,
+    /// Bytes of all its blobs, those that it shares with others included.
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct BlobReport {
+    #[serde(flatten)]
+    of: MadeOf,
+    fetched_bytes: u64,
+    cached_bytes: u64,
+    /// Left out because the base of a delta has them.
+    left_out: usize,
+    left_out_bytes: u64,
+}
+
+impl Report {
+    pub(super) fn new(
+        job: &Job<'_>,
+        draft: &Draft,
+        artifacts: &HashMap<Digest, String>,
+        written: Written,
+        total: u64,
+        took: Duration,
+    ) -> Self {
+        let told = |image| ImageReport::new(image, artifacts);
+        let of = MadeOf::of(job.layout);
+        Self {
+            made: Made::of(job.target, job.layout, &written),
+            compression: compression(job.args.compress).as_str(),
+            base: draft.relies_on.as_ref().map(|reliance| reliance.base.clone()),
+            images: job.images.iter().map(told).collect(),
+            blobs: BlobReport {
+                left_out_bytes: total - of.written_bytes,
+                of,
+                fetched_bytes: job.counters.fetched.load(Ordering::Relaxed),
+                cached_bytes: job.counters.cached.load(Ordering::Relaxed),
+                left_out: draft
+                    .relies_on
+                    .as_ref()
+                    .map_or(0, |reliance| reliance.blobs.len()),
+            },
+            duration_ms: millis(took),
+        }
+    }
+}
+
+impl Told for Report {
+    fn text(&self) -> Page {
+        let mut text = Page::new();
+        for image in &self.images {
+            let platforms = image.platforms.join(", ");
+            output::line!(
+                text,
+                "  {:>9}  {} ({platforms})",
+                output::bytes(image.bytes),
+                image.name
+            );
+            for missing in &image.missing_platforms {
+                output::line!(text, "             has nothing for {missing}");
+            }
+            if let Some(reason) = &image.no_image {
+                output::line!(text, "             {reason}");
+            }
+        }
+        let blobs = &self.blobs;
+        output::line!(
+            text,
+            "{}: {} images, {} in {} blobs ({} fetched, {} from the cache)",
+            self.made.path,
+            self.images.len(),
+            output::bytes(self.made.bytes),
+            blobs.of.written,
+            output::bytes(blobs.fetched_bytes),
+            output::bytes(blobs.cached_bytes),
+        );
+        if let Some(base) = &self.base {
+            let bytes = output::bytes(blobs.left_out_bytes);
+            output::line!(
+                text,
+                "a delta on {base}: {} layers ({bytes}) are left out",
+                blobs.left_out
+            );
+        }
+        text
+    }
+}
+
+impl ImageReport {
+    fn new(image: &Resolved, artifacts: &HashMap<Digest, String>) -> Self {
+        Self {
+            name: image.reference.to_string(),
+            names: image.draft.names.clone(),
+            digest: image.draft.target.digest().to_string(),
+            media_type: image.draft.target.media_type().to_string(),
+            platforms: image.platforms.clone(),
+            missing_platforms: image.missing.clone(),
+            no_image: artifacts.get(image.draft.target.digest()).cloned(),
+            bytes: making::bytes_of(&image.draft),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! containerd: whether it answers, what it is asked for, its disk, and who else works on it.
+
+use containerd::Deprecation;
+use import::labels::EXPIRES;
+use import::space::Disk;
+use jiff::Timestamp;
+use node::decide::coexistence::{self, Sight};
+use node::place::Place;
+use node::runtime::{self, Containerd, Unusable};
+use node::settings::{PlatformChoice, Settings};
+use platforms::Matcher;
+
+use super::{Finding, note, ok, problem};
+use crate::output::bytes;
+
+/// Below this part of containerd's disk kubelet evicts pods and collects images by default (`imagefs.available<15%`).
+const EVICTION_PERCENT: u64 = 15;
+
+pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Finding> {
+    let socket = node.socket.display();
+    let runtime = match runtime::connect(&node.socket, settings).await {
+        Ok(runtime) => runtime,
+        Err(error @ Unusable::NoCri { .. }) => {
+            return vec![problem(
+                "containerd",
+                error.to_string(),
+                "give the socket of kubelet's containerd (`address:`), or enable its CRI plugin",
+            )];
+        }
+        Err(error) if error.is_unreachable() => {
+            return vec![problem(
+                "containerd",
+                format!("nothing answers on {socket}: {}", basics::chain(&error)),
+                format!(
+                    "start {}, or give the right socket (`address:`); the daemon waits for it",
+                    node.distribution
+                ),
+            )];
+        }
+        Err(error) => {
+            return vec![problem(
+                "containerd",
+                format!("{socket}: {}", basics::chain(&error)),
+                "see containerd's own log",
+            )];
+        }
+    };
+    let mut findings = vec![ok(
+        "containerd",
+        format!(
+            "{} on {socket}, namespace {}, {}",
+            runtime.version.text, settings.namespace, runtime.platform
+        ),
+    )];
+    findings.extend(of_namespace(settings));
+    findings.extend(of_platform(&runtime, settings));
+    findings.push(of_disk(&runtime, settings));
+    findings.push(of_others(&runtime, node, settings).await);
+    findings.extend(of_expiry(&runtime).await);
+    findings.extend(of_deprecations(&runtime).await);
+    findings
+}
+
+/// Records that containerd's garbage collector deletes at a certain time.
+async fn of_expiry(runtime: &Containerd) -> Option<Finding> {
+    /// As many are named.
+    const NAMED: usize = 3;
+    // Why they cannot be listed is told with the others.
+    let records = runtime.client.images_labelled(&[EXPIRES]).await.ok()?;
+    let names: Vec<String> = records.into_iter().map(|record| record.name).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let more = match names.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(note(
+        "expiry",
+        format!(
+            "image records have the label {EXPIRES}, and containerd 2.0 and later deletes them at the time it names, pinned \
+             or not: {}{more}",
+            names[..names.len().min(NAMED)].join(", ")
+        ),
+        format!(
+            "nothing for images of bundles, which the daemon takes the label from; of others: ctr -n k8s.io images label NAME {EXPIRES}="
+        ),
+    ))
+}
+
+/// Features in use that a later containerd drops, as containerd reports them.
+async fn of_deprecations(runtime: &Containerd) -> Vec<Finding> {
+    let warnings = match runtime.client.deprecations().await {
+        Ok(warnings) => warnings,
+        Err(error) => {
+            return vec![problem(
+                "deprecated",
+                basics::chain(&error),
+                "see containerd's own log",
+            )];
+        }
+    };
+    let finding = |warning: Deprecation| {
+        let id = warning.id.rsplit('/').next().unwrap_or_default();
+        note(
+            "deprecated",
+            format!("{id}: {}", warning.message),
+            "change it before the next upgrade of containerd; `ctr deprecations list` shows when it was last used",
+        )
+    };
+    warnings.into_iter().map(finding).collect()
+}
+
+fn of_namespace(settings: &Settings) -> Option<Finding> {
+    let namespace = &settings.namespace;
+    (namespace != runtime::KUBERNETES).then(|| {
+        note(
+            "namespace",
+            format!(
+                "images go to {namespace}, and kubelet sees those in {} only",
+                runtime::KUBERNETES
+            ),
+            format!("leave out `namespace:`, unless {namespace} is meant"),
+        )
+    })
+}
+
+/// The platforms of the configuration that the node cannot run.
+fn of_platform(runtime: &Containerd, settings: &Settings) -> Option<Finding> {
+    let PlatformChoice::These(chosen) = &settings.platforms else {
+        return None;
+    };
+    let node = Matcher::only(&runtime.platform, runtime.version.rules());
+    let foreign: Vec<String> = chosen
+        .iter()
+        .filter(|platform| !node.accepts(platform))
+        .map(ToString::to_string)
+        .collect();
+    (!foreign.is_empty()).then(|| {
+        note(
+            "platform",
+            format!(
+                "images for {} are taken, which this node ({}) cannot run",
+                foreign.join(", "),
+                runtime.platform
+            ),
+            "leave out `platforms:`, unless the images are for other nodes",
+        )
+    })
+}
+
+fn of_disk(runtime: &Containerd, settings: &Settings) -> Finding {
+    let Some(store) = &runtime.store else {
+        return note(
+            "disk",
+            "containerd's content store cannot be seen from here, so nothing is known of its disk",
+            "run it on the node itself",
+        );
+    };
+    let disk = match Disk::of(store) {
+        Ok(disk) => disk,
+        Err(error) => {
+            return note(
+                "disk",
+                format!("{}: {error}", store.display()),
+                "see whether it is mounted",
+            );
+        }
+    };
+    let text = format!(
+        "{} of {} free at {}",
+        bytes(disk.free),
+        bytes(disk.size),
+        store.display()
+    );
+    if let Some(shortage) = runtime::space(settings, runtime).below_minimum() {
+        return problem(
+            "disk",
+            shortage.to_string(),
+            "free space there, or lower `minFree:`",
+        );
+    }
+    match disk.free < disk.size / 100 * EVICTION_PERCENT {
+        true => note(
+            "disk",
+            format!("{text}, which is less than {EVICTION_PERCENT} %: kubelet may be removing images"),
+            "free space there",
+        ),
+        false => ok("disk", text),
+    }
+}
+
+async fn of_others(runtime: &Containerd, node: &Place, settings: &Settings) -> Finding {
+    let client = &runtime.client;
+    let sight = match Sight::look(client, Timestamp::now()).await {
+        Ok(sight) => sight,
+        Err(error) => return problem("others", basics::chain(&error), "see containerd's own log"),
+    };
+    let evidence = sight.evidence(&node.images_dir, node.is_home.then_some(node.distribution));
+    match coexistence::judge(settings.coexistence, &evidence) {
+        None => ok("others", "nobody else imports this folder"),
+        Some((importer, why)) => note(
+            "others",
+            format!(
+                "{importer} imports this folder, too ({why}): it is let go first, then checked and completed"
+            ),
+            "nothing; docs/coexistence.md says how it is done, and how to have the folder alone",
+        ),
+    }
+}

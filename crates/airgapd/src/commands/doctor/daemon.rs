@@ -1,0 +1,195 @@
+//! The daemon and its unit.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use node::control::{self, Told, Unanswered, Want};
+use node::settings::Settings;
+use node::status::Standing;
+
+use super::{Finding, note, ok, problem};
+
+pub(super) async fn of_daemon(settings: &Settings) -> Finding {
+    match control::ask(&settings.runtime_dir, Want::Status, None).await {
+        Ok(Told { status, .. }) => {
+            let failed = status.bundles.iter();
+            let failed = failed
+                .filter(|bundle| bundle.state.standing() == Standing::Failed)
+                .count();
+            match failed {
+                0 => ok("daemon", format!("it runs; bundles: {}", status.bundles.len())),
+                count => problem(
+                    "daemon",
+                    format!(
+                        "{count} of {} bundles could not be imported",
+                        status.bundles.len()
+                    ),
+                    "airgapd status names each with its reason",
+                ),
+            }
+        }
+        Err(Unanswered::NoDaemon(_)) => problem(
+            "daemon",
+            "it is not running",
+            "systemctl enable --now airgapd.service",
+        ),
+        Err(error) => problem("daemon", error.to_string(), "systemctl restart airgapd.service"),
+    }
+}
+
+/// The unit as systemd knows it, property by property.
+pub(super) struct Unit(BTreeMap<String, String>);
+
+impl Unit {
+    /// Nothing where there is no systemd.
+    pub(super) fn of_systemd() -> Option<Unit> {
+        if !Path::new("/run/systemd/system").is_dir() {
+            return None;
+        }
+        const PROPERTIES: &str =
+            "--property=LoadState,ActiveState,UnitFileState,Result,NRestarts,ProtectHome,PrivateTmp";
+        let output = Command::new("systemctl")
+            .args(["show", "airgapd.service", PROPERTIES])
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let properties = text.lines().filter_map(|line| line.split_once('='));
+        Some(Unit(
+            properties
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+        ))
+    }
+
+    fn property(&self, name: &str) -> &str {
+        self.0.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    pub(super) fn judge(&self) -> Finding {
+        let (active, file) = (self.property("ActiveState"), self.property("UnitFileState"));
+        if self.property("LoadState") != "loaded" {
+            return note(
+                "unit",
+                "systemd has no airgapd.service",
+                "install the package, or systemd/airgapd.service",
+            );
+        }
+        if active == "failed" {
+            return problem(
+                "unit",
+                format!("airgapd.service has failed ({})", self.property("Result")),
+                "journalctl -u airgapd -b; exit-code usually means a mistake that `airgapd config --check` names",
+            );
+        }
+        if !file.starts_with("enabled") {
+            return note(
+                "unit",
+                format!("airgapd.service is {file}: it does not start with the node"),
+                "systemctl enable airgapd.service",
+            );
+        }
+        match self.property("NRestarts").parse::<u64>() {
+            Ok(count) if count > 3 => note(
+                "unit",
+                format!("airgapd.service was restarted {count} times"),
+                "journalctl -u airgapd -b",
+            ),
+            _ => ok("unit", format!("airgapd.service is {file} and {active}")),
+        }
+    }
+
+    /// The folder where the unit keeps it from the daemon: it looks empty, or is not there, however full it is.
+    pub(super) fn hides(&self, folder: &Path) -> Option<Finding> {
+        let is_below = |folders: &[&str]| folders.iter().any(|hidden| folder.starts_with(hidden));
+        let by = match (self.property("ProtectHome"), self.property("PrivateTmp")) {
+            ("yes" | "tmpfs", _) if is_below(&["/home", "/root", "/run/user"]) => "ProtectHome=",
+            (_, "yes" | "disconnected") if is_below(&["/tmp", "/var/tmp"]) => "PrivateTmp=",
+            _ => return None,
+        };
+        Some(problem(
+            "unit",
+            format!(
+                "airgapd.service does not see {}: {by} hides it from the daemon",
+                folder.display()
+            ),
+            "choose a folder elsewhere (`imagesDir:`), below /var/lib or /srv for instance",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    #[test]
+    fn the_unit_is_judged_by_what_systemd_says() {
+        let table = [
+            (
+                ["not-found", "inactive", "", "success", "0"],
+                Verdict::Note,
+                "no airgapd.service",
+            ),
+            (
+                ["loaded", "failed", "enabled", "exit-code", "0"],
+                Verdict::Problem,
+                "exit-code",
+            ),
+            (
+                ["loaded", "active", "disabled", "success", "0"],
+                Verdict::Note,
+                "does not start",
+            ),
+            (
+                ["loaded", "active", "enabled", "success", "9"],
+                Verdict::Note,
+                "9 times",
+            ),
+            (
+                ["loaded", "active", "enabled", "success", "0"],
+                Verdict::Ok,
+                "active",
+            ),
+        ];
+        let keys = ["LoadState", "ActiveState", "UnitFileState", "Result", "NRestarts"];
+        for (values, verdict, word) in table {
+            let found = unit(&keys, &values).judge();
+            assert_eq!(found.verdict, verdict, "{values:?}");
+            assert!(found.text.contains(word), "{found:?}");
+            assert_eq!(found.remedy.is_none(), verdict == Verdict::Ok, "{found:?}");
+        }
+    }
+
+    fn unit(keys: &[&str], values: &[&str]) -> Unit {
+        let pairs = keys.iter().zip(values);
+        Unit(
+            pairs
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn a_folder_that_the_unit_hides_is_told_of() {
+        let table = [
+            ("/var/lib/k0s/images", ["yes", "yes"], None),
+            ("/root/bundles", ["yes", "yes"], Some("ProtectHome=")),
+            ("/home/a/bundles", ["tmpfs", "no"], Some("ProtectHome=")),
+            ("/home/a/bundles", ["read-only", "yes"], None),
+            ("/rooted", ["yes", "yes"], None),
+            ("/tmp/bundles", ["no", "yes"], Some("PrivateTmp=")),
+            ("/tmp/bundles", ["yes", "no"], None),
+        ];
+        for (folder, values, by) in table {
+            let found = unit(&["ProtectHome", "PrivateTmp"], &values).hides(Path::new(folder));
+            assert_eq!(found.is_some(), by.is_some(), "{folder} {values:?}");
+            if let (Some(found), Some(by)) = (found, by) {
+                assert!(
+                    found.text.contains(by) && found.verdict == Verdict::Problem,
+                    "{found:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The folders of the node: that of images and that of the daemon's state.
+
+use std::path::Path;
+use std::{fs, io};
+
+use node::images::folder::{self, Folder, FolderTrust};
+use node::place::Place;
+use node::settings::Settings;
+use notify::{RecursiveMode, Watcher};
+
+use super::{Finding, note, ok, problem};
+
+pub(super) fn of_folder(node: &Place, settings: &Settings) -> Vec<Finding> {
+    let path = &node.images_dir;
+    let folder = match Folder::open_dir(path) {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return vec![note(
+                "folder",
+                format!("{} is not there yet", path.display()),
+                format!("install -d -m 0755 {}", path.display()),
+            )];
+        }
+        Err(error) => {
+            return vec![problem(
+                "folder",
+                format!("{}: {error}", path.display()),
+                "make it a folder that root can read",
+            )];
+        }
+    };
+    let mut findings = vec![match folder::judge(&folder, path, settings.allow_insecure_dir) {
+        FolderTrust::Trusted => ok("folder", path.display().to_string()),
+        FolderTrust::Warning(why) => note(
+            "folder",
+            format!("{}: {why}", path.display()),
+            "chown root: and chmod go-w it, unless whoever else can write it may give any image any name",
+        ),
+        FolderTrust::Refused(why) => problem(
+            "folder",
+            format!("{}: {why}", path.display()),
+            format!("chmod o-w {}", path.display()),
+        ),
+    }];
+    if let Some(kind) = quiet_file_system(path) {
+        findings.push(note(
+            "folder",
+            format!("it is on {kind}, which does not tell of every change or of who is writing"),
+            "put bundles there under a name that begins with a dot and rename them when they are whole; otherwise they \
+             are taken when nothing has happened to them for a while",
+        ));
+    }
+    findings
+}
+
+/// A file system that gives no reliable events or leases.
+fn quiet_file_system(path: &Path) -> Option<&'static str> {
+    let kind = rustix::fs::statfs(path).ok()?.f_type;
+    // linux/magic.h
+    match u64::try_from(kind).ok()? & 0xffff_ffff {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x6573_5546 => Some("FUSE"),
+        0x794c_7630 => Some("overlayfs"),
+        0x0102_1997 => Some("9P"),
+        0x00c3_6400 => Some("Ceph"),
+        _ => None,
+    }
+}
+
+pub(super) fn of_watches(folder: &Path) -> Finding {
+    let limit = |name: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/fs/inotify/{name}")).unwrap_or_default();
+        text.trim().to_owned()
+    };
+    let watched = notify::recommended_watcher(|_| {}).and_then(|mut watcher| {
+        let there = folder.ancestors().find(|folder| folder.is_dir());
+        watcher.watch(there.unwrap_or(Path::new("/")), RecursiveMode::NonRecursive)
+    });
+    let limits = format!(
+        "{} instances and {} watches for each user",
+        limit("max_user_instances"),
+        limit("max_user_watches")
+    );
+    match watched {
+        Ok(()) => ok("inotify", limits),
+        Err(error) => note(
+            "inotify",
+            format!(
+                "the kernel gives no watch ({error}); the limits are {limits}: the folder is looked at every few seconds instead"
+            ),
+            "sysctl -w fs.inotify.max_user_instances=1024 fs.inotify.max_user_watches=524288, and the same in /etc/sysctl.d",
+        ),
+    }
+}
+
+pub(super) fn of_state(folder: &Path) -> Finding {
+    let shown = folder.display();
+    if rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok() {
+        return ok("state", shown.to_string());
+    }
+    match folder.try_exists() {
+        Ok(false) => note(
+            "state",
+            format!("{shown} is not there yet"),
+            "nothing, the daemon makes it",
+        ),
+        _ => note(
+            "state",
+            format!("{shown} cannot be written: after each restart every bundle is read again"),
+            "mount it writable, or choose another `stateDir:`",
+        ),
+    }
+}

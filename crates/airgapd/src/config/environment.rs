@@ -1,0 +1,76 @@
+//! The environment: a variable for each key, which begins with `AIRGAPD_`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::keys::KEYS;
+use super::{Given, Mistake, Place, Typed};
+
+const PREFIX: &str = "AIRGAPD_";
+
+/// Takes the variables that begin with `AIRGAPD_`, and the path of the configuration file from among
+/// them. An empty variable is one that is not set.
+pub(super) fn read(
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    mistakes: &mut Vec<Mistake>,
+) -> (Vec<Given>, Option<PathBuf>) {
+    let mut given = Vec::new();
+    let mut file = None;
+    for (name, value) in environment {
+        let Some(name) = name
+            .to_str()
+            .filter(|name| name.starts_with(PREFIX) && !is_service_link(name))
+        else {
+            continue;
+        };
+        let place = Place::Variable(name.to_owned());
+        if name == "AIRGAPD_CONFIG" && !value.is_empty() {
+            file = Some(PathBuf::from(value));
+            continue;
+        }
+        let key = key_of_variable(name);
+        match value.into_string() {
+            Ok(text) if text.is_empty() => {}
+            Ok(text) => given.push(Given {
+                key,
+                value: Typed::Written(text.into()),
+                place,
+            }),
+            Err(_) => mistakes.push(Mistake {
+                place,
+                key: Some(key),
+                what: "is not UTF-8".to_owned(),
+            }),
+        }
+    }
+    given.sort_by(|a, b| a.key.cmp(&b.key));
+    (given, file)
+}
+
+/// Kubernetes gives every container variables for the services of its namespace; one called
+/// "airgapd" must not break us.
+fn is_service_link(name: &str) -> bool {
+    let rest = &name[PREFIX.len()..];
+    rest.starts_with("SERVICE_") || rest == "PORT" || rest.starts_with("PORT_")
+}
+
+/// `AIRGAPD_DATA_DIR` for `dataDir`, `AIRGAPD_LIMITS_JSON_DOCUMENT` for `limits.jsonDocument`.
+pub(super) fn variable_of_key(key: &str) -> String {
+    let mut variable = PREFIX.to_owned();
+    for c in key.chars() {
+        match c {
+            '.' => variable.push('_'),
+            upper if upper.is_ascii_uppercase() => variable.extend(['_', upper]),
+            lower => variable.push(lower.to_ascii_uppercase()),
+        }
+    }
+    variable
+}
+
+pub(super) fn key_of_variable(variable: &str) -> String {
+    let mut known = KEYS.iter().map(|key| key.name);
+    known
+        .find(|key| variable_of_key(key) == variable)
+        .unwrap_or(variable)
+        .to_owned()
+}

@@ -1,0 +1,234 @@
+//! Every key of the configuration: one row each.
+
+use import::names::DigestReferences;
+use import::plan::OnConflict;
+use import::unpack::Unpack;
+use node::place::Distribution;
+use node::settings::{Checksums, Coexistence, LogFormat, LogLevel, OnRemoval, Settings};
+use serde_yaml::Value;
+
+use super::environment::variable_of_key;
+use super::values::{
+    AbsolutePath, AbsolutePaths, Aliases, BaseName, Count, Interval, Kind, Loopback, MinFree, Names,
+    Namespace, OneOf, Optional, Patterns, Platforms, Rate, Release, SandboxImage, Size, Socket, Time, Truth,
+    Window, Words,
+};
+
+/// One key of the configuration.
+pub(super) struct Key {
+    /// As in the file; members of a group are written `group.key`.
+    pub(super) name: &'static str,
+    /// Reads a value into the settings, or says what is wrong with it.
+    pub(super) read: fn(&mut Settings, &Value) -> Result<(), String>,
+    /// The value in the settings, as the file would have it.
+    pub(super) show: fn(&Settings) -> Value,
+    /// Gives the first settings the value of the others.
+    pub(super) copy: fn(&mut Settings, &Settings),
+}
+
+/// A [`Key`] by its name, the kind of its values and the field of the settings.
+macro_rules! key {
+    ($name:literal, $kind:ty, $($field:ident).+) => {
+        Key {
+            name: $name,
+            read: |settings, value| {
+                settings.$($field).+ = <$kind as Kind>::read(value)?;
+                Ok(())
+            },
+            show: |settings| <$kind as Kind>::show(&settings.$($field).+),
+            copy: |settings, others| settings.$($field).+.clone_from(&others.$($field).+),
+        }
+    };
+}
+
+/// Every key that works, in the order of the documentation.
+pub(super) const KEYS: &[Key] = &[
+    key!("distribution", OneOf<Option<Distribution>>, distribution),
+    key!("dataDir", Optional<AbsolutePath>, data_dir),
+    key!("imagesDir", Optional<AbsolutePath>, images_dir),
+    key!("recursive", Truth, recursive),
+    key!("stateDir", AbsolutePath, state_dir),
+    key!("runtimeDir", AbsolutePath, runtime_dir),
+    key!("metricsFile", Optional<AbsolutePath>, metrics_file),
+    key!("metricsAddress", Optional<Loopback>, metrics_address),
+    key!("address", Optional<Socket>, address),
+    key!("namespace", Namespace, namespace),
+    key!("cri", Truth, cri),
+    key!("platforms", Platforms, platforms),
+    key!("resync", Interval, resync),
+    key!("grace", Time, grace),
+    key!("minFree", MinFree, min_free),
+    key!("rateLimit", Rate, rate_limit),
+    key!("unpinGrace", Time, unpin_grace),
+    key!("onRemoval", OneOf<OnRemoval>, on_removal),
+    key!("onConflict", OneOf<OnConflict>, on_conflict),
+    key!("coexistence", OneOf<Coexistence>, coexistence),
+    key!("aliases", Aliases, aliases),
+    key!("names", Names, names),
+    key!("baseName", Optional<BaseName>, base_name),
+    key!("digestReferences", OneOf<DigestReferences>, digest_references),
+    key!("allowedNames", Patterns, allowed_names),
+    key!("exclude", Patterns, exclude),
+    key!("priority", Patterns, priority),
+    key!("unpack", OneOf<Unpack>, unpack),
+    key!("checksums", OneOf<Checksums>, checksums),
+    key!("trustedDigests", Optional<AbsolutePath>, trusted_digests),
+    key!("pullLists", OneOf<bool>, pull_lists),
+    key!("allowInsecureDir", Truth, allow_insecure_dir),
+    key!("require.images", AbsolutePaths, require.images),
+    key!(
+        "require.k0sConfig",
+        Optional<AbsolutePath>,
+        require.k0s.k0s_config
+    ),
+    key!("require.k0sVersion", Optional<Release>, require.k0s.k0s_version),
+    key!("require.imageSet", Optional<AbsolutePath>, require.k0s.image_set),
+    key!("require.manifests", AbsolutePaths, require.manifests),
+    key!("require.staticPods", Optional<AbsolutePath>, require.static_pods),
+    key!(
+        "require.sandboxImage",
+        Optional<SandboxImage>,
+        require.sandbox_image
+    ),
+    key!("limits.jsonDocument", Size, limits.json_document),
+    key!("limits.indexDepth", Count<u32>, limits.index_depth),
+    key!("limits.entries", Count<u64>, limits.entries),
+    key!("limits.descriptors", Count<usize>, limits.descriptors),
+    key!("limits.images", Count<usize>, limits.images),
+    key!("limits.names", Count<usize>, limits.names),
+    key!("limits.records", Count<usize>, most_records),
+    key!("limits.extendedHeader", Size, limits.extended_header),
+    key!("limits.zstdWindow", Window, limits.zstd_window_log),
+    key!("limits.expansion", Count<u64>, limits.expansion),
+    key!("log.level", OneOf<LogLevel>, log.level),
+    key!("log.format", OneOf<LogFormat>, log.format),
+];
+
+/// The key of this name.
+pub(super) fn key(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// Keys that hold keys.
+pub(super) const GROUPS: [&str; 3] = ["require", "limits", "log"];
+
+/// Keys that say what the daemon is bound to while it runs.
+pub(super) const UNTIL_RESTART: [&str; 10] = [
+    "distribution",
+    "dataDir",
+    "imagesDir",
+    "stateDir",
+    "runtimeDir",
+    "metricsAddress",
+    "address",
+    "namespace",
+    "log.level",
+    "log.format",
+];
+
+impl Words for Option<Distribution> {
+    const WORDS: &[(&str, Self)] = &[
+        ("auto", None),
+        ("k0s", Some(Distribution::K0s)),
+        ("k3s", Some(Distribution::K3s)),
+        ("rke2", Some(Distribution::Rke2)),
+        ("containerd", Some(Distribution::Containerd)),
+    ];
+}
+
+impl Words for Coexistence {
+    const WORDS: &[(&str, Self)] = &[
+        ("auto", Coexistence::Auto),
+        ("follow", Coexistence::Follow),
+        ("exclusive", Coexistence::Exclusive),
+    ];
+}
+
+impl Words for Unpack {
+    const WORDS: &[(&str, Self)] = &[
+        ("none", Unpack::None),
+        ("background", Unpack::Background),
+        ("before-record", Unpack::BeforeRecord),
+    ];
+}
+
+impl Words for OnRemoval {
+    const WORDS: &[(&str, Self)] = &[
+        ("unpin", OnRemoval::Unpin),
+        ("keep", OnRemoval::Keep),
+        ("delete", OnRemoval::Delete),
+    ];
+}
+
+impl Words for OnConflict {
+    const WORDS: &[(&str, Self)] = &[
+        ("replace", OnConflict::Replace),
+        ("keep", OnConflict::Keep),
+        ("refuse", OnConflict::Refuse),
+    ];
+}
+
+impl Words for DigestReferences {
+    const WORDS: &[(&str, Self)] = &[
+        ("none", DigestReferences::None),
+        ("target", DigestReferences::Target),
+        ("all", DigestReferences::All),
+    ];
+}
+
+impl Words for bool {
+    const WORDS: &[(&str, Self)] = &[("off", false), ("on", true)];
+}
+
+impl Words for Checksums {
+    const WORDS: &[(&str, Self)] = &[
+        ("off", Checksums::Off),
+        ("if-present", Checksums::IfPresent),
+        ("require", Checksums::Require),
+    ];
+}
+
+impl Words for LogLevel {
+    const WORDS: &[(&str, Self)] = &[
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+}
+
+impl Words for LogFormat {
+    const WORDS: &[(&str, Self)] = &[
+        ("auto", LogFormat::Auto),
+        ("human", LogFormat::Human),
+        ("json", LogFormat::Json),
+        ("journal", LogFormat::Journal),
+    ];
+}
+/// A key that earlier versions had, alone or as a group. A value of it is told of and changes nothing.
+pub(super) struct Removed {
+    pub(super) name: &'static str,
+    /// The setting that does its work now.
+    pub(super) instead: &'static str,
+}
+
+/// Keys that are gone: a configuration that still has one stays usable.
+const REMOVED: &[Removed] = &[Removed {
+    name: "pressure",
+    instead: "`CPUWeight=` and `IOWeight=` of the unit let other programs go first, and `rateLimit` bounds what imports send",
+}];
+
+impl Removed {
+    /// The removed key that a key or a variable stands for.
+    pub(super) fn of(typed: &str) -> Option<&'static Removed> {
+        let is_it = |name: &str, joint| {
+            typed
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(joint))
+        };
+        REMOVED
+            .iter()
+            .find(|removed| is_it(removed.name, '.') || is_it(&variable_of_key(removed.name), '_'))
+    }
+}

@@ -1,0 +1,135 @@
+//! Where things are: paths, sockets, addresses, the namespace.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_yaml::Value;
+
+use super::{Kind, expects, got, list, quoted, text};
+
+pub(in crate::config) struct AbsolutePath;
+
+impl Kind for AbsolutePath {
+    type Setting = PathBuf;
+
+    fn read(value: &Value) -> Result<PathBuf, String> {
+        const WANTED: &str = "an absolute path";
+        let path = Path::new(text(value, WANTED)?);
+        match path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
+            true => Ok(path.to_owned()),
+            false => Err(got(WANTED, value)),
+        }
+    }
+
+    fn show(setting: &PathBuf) -> Value {
+        setting.display().to_string().into()
+    }
+}
+
+impl AbsolutePath {
+    /// The path that a flag has. A relative one is relative to the working directory, as in every program.
+    pub(in crate::config) fn of(path: &Path) -> Result<PathBuf, String> {
+        let absolute = std::path::absolute(path).map_err(|error| error.to_string())?;
+        match absolute.to_str() {
+            Some(_) => Ok(absolute),
+            None => Err(format!("{} is not UTF-8", absolute.display())),
+        }
+    }
+}
+
+pub(in crate::config) struct AbsolutePaths;
+
+impl Kind for AbsolutePaths {
+    type Setting = Vec<PathBuf>;
+
+    fn read(value: &Value) -> Result<Vec<PathBuf>, String> {
+        let paths = list(value, "absolute paths")?;
+        paths
+            .into_iter()
+            .map(|path| AbsolutePath::read(&path.into()))
+            .collect()
+    }
+
+    fn show(setting: &Vec<PathBuf>) -> Value {
+        setting.iter().map(AbsolutePath::show).collect()
+    }
+}
+
+/// The path of a socket, which may begin with `unix://`.
+pub(in crate::config) struct Socket;
+
+impl Kind for Socket {
+    type Setting = PathBuf;
+
+    fn read(value: &Value) -> Result<PathBuf, String> {
+        let address = text(value, "the path of a socket")?;
+        let path = address
+            .strip_prefix("unix://")
+            .or(address.strip_prefix("unix:"))
+            .unwrap_or(address);
+        AbsolutePath::read(&path.into())
+            .map_err(|_| got("the path of a socket, such as /run/k0s/containerd.sock", value))
+    }
+
+    fn show(setting: &PathBuf) -> Value {
+        AbsolutePath::show(setting)
+    }
+}
+
+impl Socket {
+    /// The socket that a flag has.
+    pub(in crate::config) fn of(path: &Path) -> Result<PathBuf, String> {
+        match path.to_str().filter(|text| text.starts_with("unix:")) {
+            Some(address) => Socket::read(&address.into()),
+            None => AbsolutePath::of(path),
+        }
+    }
+}
+
+/// An address that only this machine can reach. A proxy in front of it can let others in, and knows who may ask.
+pub(in crate::config) struct Loopback;
+
+impl Kind for Loopback {
+    type Setting = SocketAddr;
+
+    fn read(value: &Value) -> Result<SocketAddr, String> {
+        let wanted = "an address of this machine with a port, such as 127.0.0.1:9799";
+        let address: SocketAddr = text(value, wanted)?.parse().map_err(|_| got(wanted, value))?;
+        match address.ip().is_loopback() {
+            true => Ok(address),
+            false => Err(got(wanted, value)),
+        }
+    }
+
+    fn show(setting: &SocketAddr) -> Value {
+        setting.to_string().into()
+    }
+}
+
+/// A namespace as containerd checks it: letters and digits, with single `-`, `_` or `.` between, at most 76.
+pub(in crate::config) struct Namespace;
+
+impl Kind for Namespace {
+    type Setting = String;
+
+    fn read(value: &Value) -> Result<String, String> {
+        Namespace::of(text(value, Namespace::WANTED)?)
+    }
+
+    fn show(setting: &String) -> Value {
+        setting.as_str().into()
+    }
+}
+
+impl Namespace {
+    const WANTED: &str = "a namespace such as k8s.io";
+
+    /// The namespace of this name.
+    pub(in crate::config) fn of(name: &str) -> Result<String, String> {
+        let is_word = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        match name.len() <= 76 && name.split(['-', '_', '.']).all(is_word) {
+            true => Ok(name.to_owned()),
+            false => Err(expects(Self::WANTED, quoted(name))),
+        }
+    }
+}
