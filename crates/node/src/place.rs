@@ -13,8 +13,11 @@ use crate::settings::Settings;
 /// What runs containerd on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Distribution {
+    /// k0s, which brings its own containerd.
     K0s,
+    /// k3s, which brings its own containerd.
     K3s,
+    /// RKE2, which brings its own containerd.
     Rke2,
     /// A containerd of its own, as on a kubeadm node.
     Containerd,
@@ -191,8 +194,11 @@ impl Evidence {
 /// Where the images of this node come from and go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// The distribution whose conventions hold where nothing is configured.
     pub distribution: Distribution,
+    /// The folder that bundles are dropped in.
     pub images_dir: PathBuf,
+    /// The socket of the containerd that images go to.
     pub socket: PathBuf,
     /// Folder and socket are those that the distribution uses itself: its own importer, where it has one, takes bundles
     /// from the same folder into the same containerd.

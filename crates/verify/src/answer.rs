@@ -69,7 +69,9 @@ pub struct NearMiss {
 /// What there is to say about one reference.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
+    /// The normalised reference, or the text in its place where it is none.
     pub reference: String,
+    /// Whether it will be there.
     pub status: Status,
     /// What the name points at.
     pub digest: Option<String>,
@@ -77,6 +79,7 @@ pub struct Answer {
     pub place: Option<String>,
     /// The platforms that are whole, or that there are instead.
     pub platforms: Vec<String>,
+    /// Whether kubelet's garbage collector leaves the image alone; `None` for an image of a bundle.
     pub pinned: Option<bool>,
     /// The bundles that vouch for it.
     pub bundles: Vec<String>,
@@ -84,10 +87,13 @@ pub struct Answer {
     pub problems: Vec<String>,
     /// A bundle on this disk that has the image, whole.
     pub found_in: Option<String>,
+    /// An image that is almost the one that is asked for, where there is one.
     pub near_miss: Option<NearMiss>,
     /// What to do about it.
     pub remedy: Option<String>,
+    /// Doubts about an image that is present, in sentences.
     pub warnings: Vec<String>,
+    /// The places that ask for it.
     pub sources: Vec<Source>,
 }
 
@@ -134,6 +140,7 @@ impl Answer {
         }
     }
 
+    /// Returns true unless the image is present, down to every blob.
     pub fn is_missing(&self) -> bool {
         self.status != Status::Present
     }

@@ -21,12 +21,12 @@ use crate::cli::ImportArgs;
 use crate::config::OutputFormat;
 use crate::output::{self, ImportDocument, Page};
 use crate::progress::Progress;
-use node::progress::Doing;
 use node::decide::desired;
 use node::images::folder::{self, Folder, Refused};
 use node::images::sidecar::{self, Failure, sidecar_of};
 use node::images::trusted_digests;
 use node::place::Place;
+use node::progress::Doing;
 use node::runtime::{self, Containerd};
 use node::settings::{Checksums, Settings};
 

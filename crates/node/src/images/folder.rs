@@ -1,7 +1,7 @@
 //! The images folder: what lies in it, what of that may be a bundle, and when a file is finished.
 //!
 //! Listing and opening touch the disk and never block on anything odd that somebody may have put
-//! there. What the facts mean ([`classify`], [`settle`], [`judge_folder`]) is decided by pure
+//! there. What the facts mean (`classify`, `settle`, `judge_folder`) is decided by pure
 //! functions, so that every way of placing a file is a row of a table. Nothing here reads a bundle
 //! beyond its first and last kilobyte.
 
@@ -71,6 +71,7 @@ pub enum Class {
 /// Why an entry of the folder is not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
+    /// Its name begins with a dot.
     Hidden,
     /// A name that an upload in progress, an editor or a browser gives.
     TemporaryName,
@@ -80,16 +81,21 @@ pub enum Reason {
     Companion,
     /// It is empty, and its name is not that of a bundle.
     Empty,
+    /// A folder that is no layout, where sub-folders are not looked into.
     Directory,
     /// A sub-folder that others than root can write.
     OpenFolder,
-    /// A sub-folder beyond [`DEEPEST`] or [`MOST_FOLDERS`].
+    /// A sub-folder more than 8 levels deep, or beyond the first 256 of a listing.
     TooManyFolders,
     /// A list of images to pull, which nobody asked for.
     List,
+    /// A named pipe.
     Fifo,
+    /// A Unix socket.
     Socket,
+    /// A character or block device.
     Device,
+    /// A kind of entry that the file system does not name.
     Unknown,
 }
 
@@ -229,6 +235,7 @@ pub(crate) fn why_ignored_by_name(name: &OsStr) -> Option<Reason> {
 pub struct Listed {
     /// Relative to the folder that was listed; in a sub-folder, with a slash.
     pub name: OsString,
+    /// What the entry is, by its name and type.
     pub class: Class,
     /// For a symbolic link, of what it points to, where that can be told. For a layout, of everything in it together.
     pub(crate) identity: Identity,
@@ -541,16 +548,22 @@ fn is_trusted_target(mode: u32, owner: u32, us: u32) -> bool {
 /// Why a candidate was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
+    /// No entry has the name any more.
     #[error("it is gone")]
     Gone,
+    /// The entry, or the target of the link, is a folder, a pipe, a socket or a device.
     #[error("it is no regular file")]
     NotRegular,
+    /// The target of the link does not exist.
     #[error("it is a symbolic link to nothing")]
     DanglingLink,
+    /// The chain of links has no end.
     #[error("it is a symbolic link that leads back to itself")]
     LinkLoop,
+    /// Users other than root and the daemon's own can write the target of the link.
     #[error("it is a symbolic link to a file that others than root can write")]
     UntrustedTarget,
+    /// The error of open(2) or fstat(2).
     #[error("it cannot be opened: {0}")]
     Unreadable(#[source] io::Error),
 }
@@ -931,6 +944,7 @@ pub(crate) fn settle_layout(is_whole: bool, changed: Instant, now: Instant) -> S
 /// name on the node, which is as good as root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FolderTrust {
+    /// Only root, or the daemon's own user, can write it.
     Trusted,
     /// Good enough to go on, but the operator should know.
     Warning(String),

@@ -2,7 +2,7 @@
 //!
 //! `state.json` is a cache of the truth, which lies in the bundles and in containerd. Losing it costs
 //! time and nothing else; it never decides that a pin goes. The first half of this module is the
-//! value, the second ([`Store`]) keeps it on disk: replaced atomically, locked against a second
+//! value, the second (`Store`) keeps it on disk: replaced atomically, locked against a second
 //! daemon, set aside when it is broken and left alone when a newer version wrote it.
 
 use std::collections::BTreeMap;
@@ -151,12 +151,15 @@ pub(crate) struct Crash {
 pub enum Outcome {
     /// It is finished, and its first import is still to come or was interrupted.
     Pending,
+    /// Every image of it was imported.
     Imported,
+    /// Everything was in place already.
     Unchanged,
     /// Some images landed, others could not.
     Partial,
     /// Sound, but nothing in it is for this node.
     Skipped,
+    /// Nothing of it could be imported.
     Failed,
 }
 
@@ -171,7 +174,7 @@ pub(crate) struct LastError {
 /// What has to happen before another try makes sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum ErrorClass {
+pub enum ErrorClass {
     /// Time: containerd was away, a lock was held.
     Transient,
     /// Space on containerd's disk.
@@ -185,7 +188,7 @@ pub(crate) enum ErrorClass {
     /// Another file, checksum or rule: the node must not take this one. What it imported is not wanted any more.
     Refused,
     /// Another file, or another version of this program, which crashed over this one again and again. Only in documents:
-    /// the ledger has [`Entry::crashes`] for it, so that earlier versions can read it.
+    /// the ledger counts the crashes of an entry instead, so that earlier versions can read it.
     Crash,
 }
 
@@ -620,10 +623,15 @@ const TEMPORARY: &str = ".state.json.new";
 
 /// Why a state folder cannot be taken over.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LockError {
+pub enum LockError {
     /// Another daemon has it.
     #[error("another airgapd{} already uses the state folder {}", owner(*pid), folder.display())]
-    Taken { folder: PathBuf, pid: Option<u32> },
+    Taken {
+        /// The state folder.
+        folder: PathBuf,
+        /// Its process id, where the lock file has it.
+        pid: Option<u32>,
+    },
 }
 
 fn owner(pid: Option<u32>) -> String {
