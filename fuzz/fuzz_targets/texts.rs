@@ -7,7 +7,7 @@
 #[path = "../../crates/registry/src/challenge.rs"]
 mod challenge;
 #[allow(dead_code, reason = "the reader alone is of interest")]
-#[path = "../../crates/airgapd/src/ledger.rs"]
+#[path = "../../crates/node/src/state/ledger.rs"]
 mod ledger;
 
 use airgapd_fuzz::assert_printable;

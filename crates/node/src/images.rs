@@ -5,3 +5,5 @@ pub mod pull_list;
 pub mod sidecar;
 pub mod trusted_digests;
 pub(crate) mod watch;
+
+pub use watch::try_watch;

@@ -12,7 +12,6 @@ use containerd::Deprecation;
 use import::Disk;
 use import::labels::EXPIRES;
 use jiff::Timestamp;
-use notify::{RecursiveMode, Watcher};
 use platforms::Matcher;
 use serde::Serialize;
 
@@ -232,10 +231,7 @@ fn of_watches(folder: &Path) -> Finding {
         let text = fs::read_to_string(format!("/proc/sys/fs/inotify/{name}")).unwrap_or_default();
         text.trim().to_owned()
     };
-    let watched = notify::recommended_watcher(|_| {}).and_then(|mut watcher| {
-        let there = folder.ancestors().find(|folder| folder.is_dir());
-        watcher.watch(there.unwrap_or(Path::new("/")), RecursiveMode::NonRecursive)
-    });
+    let watched = node::images::try_watch(folder);
     let limits = format!(
         "{} instances and {} watches for each user",
         limit("max_user_instances"),

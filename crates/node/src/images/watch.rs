@@ -43,6 +43,20 @@ fn wanted_events() -> EventKindMask {
         | EventKindMask::ACCESS_CLOSE
 }
 
+/// Takes one of the kernel's watches over the folder, or over the nearest one above that exists, and gives it back at once.
+///
+/// # Errors
+///
+/// The reason why the kernel gives none, such as a limit that is reached. The daemon then lists the folder every few
+/// seconds instead.
+pub fn try_watch(folder: &Path) -> Result<(), String> {
+    let there = folder.ancestors().find(|folder| folder.is_dir());
+    let there = there.unwrap_or(Path::new("/"));
+    notify::recommended_watcher(|_| {})
+        .and_then(|mut watcher| watcher.watch(there, RecursiveMode::NonRecursive))
+        .map_err(|error| error.to_string())
+}
+
 /// A watch over one folder, which may come and go. It ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
