@@ -50,6 +50,7 @@ mod places;
 mod read;
 mod reader;
 mod reliance;
+pub mod sniff;
 mod sparse;
 mod strangers;
 mod stream;
