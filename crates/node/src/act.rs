@@ -1,66 +1,51 @@
-//! The daemon: one loop that owns the work list.
+//! Carries out what [`crate::decide`] decides: one loop that owns the state.
 //!
-//! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same:
-//! list the folder if something hints at a change, connect to containerd if there is none, compare what the ledger
-//! knows with what containerd has if that is due, and take on a file. What takes long (reading bundles and importing
-//! them) happens in jobs beside the loop: the loop gives orders, a job comes back with a value, and only the loop
-//! writes roster and ledger. Dropping any of it at any await loses nothing: what matters is in containerd under a lease
-//! and in the ledger.
+//! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same: begin
+//! whatever is due, take on a file, and wait for the next thing that happens. Each event goes to the state, and the actions that
+//! follow are carried out at once; errands, which wait for containerd, one after the other. Slow work (reading bundles and
+//! importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await loses nothing: what
+//! matters is in containerd under a lease, and in the ledger.
 
-mod answering;
-mod comparing;
+mod answer;
 mod crashes;
-mod disk;
-mod following;
+mod errands;
+mod hands;
 mod job;
-mod jobs;
-mod leaving;
-mod listing;
-mod reloading;
-mod requiring;
-mod results;
-mod taking;
-mod telling;
-mod unpacking;
+mod journal;
+mod require;
+mod unpack;
+mod work;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bundle::Identity;
-use containerd::{ImageChange, ImageEvents};
+use containerd::ImageEvent;
 use futures_util::FutureExt as _;
-use import::{Pace, Policy};
+use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tracing::{debug, info, warn};
+use tracing::{error, info, warn};
 
-use self::answering::Asked;
-use self::following::Following;
-use self::jobs::{Came, Jobs};
-use self::requiring::Requiring;
-use self::telling::Rows;
-use self::unpacking::Unpacking;
+use self::answer::Asked;
+use self::hands::Hands;
+use self::require::Requiring;
+use self::unpack::Unpacking;
 use crate::control::Question;
-use crate::decide::healing::Healing;
-use crate::decide::link::Link;
+use crate::decide::line::shown;
+use crate::decide::record::Came;
+use crate::decide::{Action, Errand, Event, Turn};
 use crate::images::watch::Watch;
 use crate::metrics::Metrics;
 use crate::place::Place;
-use crate::runtime::Containerd;
 use crate::settings::{Reloaded, Settings};
+use crate::state::State;
 use crate::state::crash::{self, Marker};
-use crate::state::ledger::{Ledger, LockError, Saved, Store};
-use crate::state::roster::{Phase, Roster};
+use crate::state::ledger::{self, LockError, Saved, Store};
+use crate::state::roster::Phase;
 use crate::systemd::Systemd;
+use basics::backoff;
 
-/// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
-const BURST: Duration = Duration::from_millis(200);
-/// How many times as long as a comparison took the loop does other things before changes of records are a reason for the
-/// next one. An import makes thousands of changes, and beside thousands of records a comparison takes seconds.
-const REST: u32 = 4;
 /// How often systemd hears how it goes: its socket takes few messages at a time.
 const STATUS_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
@@ -117,95 +102,32 @@ pub async fn run(
         .await;
     match ended {
         Ok(ended) => {
-            daemon.marker.clear();
+            daemon.hands.marker.clear();
             Ok(ended)
         }
         Err(panic) => {
-            daemon.marker.dies_of(&crash::panic_text(&*panic));
+            daemon.hands.marker.dies_of(&crash::panic_text(&*panic));
             std::panic::resume_unwind(panic)
         }
     }
 }
 
 struct Daemon {
-    settings: Arc<Settings>,
-    /// What was found on the node when this began.
-    node: Place,
-    images_dir: PathBuf,
-    socket: PathBuf,
-    watch: Watch,
-    store: Store,
-    /// The files under way, for the daemon after this one.
-    marker: Marker,
-    ledger: Ledger,
-    roster: Roster,
-    jobs: Jobs,
-    /// How fast jobs send, all of them together.
-    pace: Arc<Pace>,
-    /// Why nothing can be imported from the folder at the moment, when that is so; said once for each reason.
-    trouble: Option<String>,
-    /// Why bundles that are not in the folder are not taken for gone, when that is so.
-    vanished: Option<String>,
-    /// Which folder this is; once it was there, another one in its place is not created by us.
-    place: Option<(u64, u64)>,
-    /// What was said about the folder's permissions.
-    warned: Option<String>,
-    /// What is told by name, and what only counted.
-    rows: Rows,
-    /// How the folder of trusted digests looked when the bundles were last held against it.
-    trusted: Option<Vec<(OsString, Identity)>>,
-    relist: bool,
-    /// The ledger has news that can wait until there is nothing else to do.
-    unsaved: bool,
+    state: State,
+    hands: Hands,
+    /// Errands that were decided and are still to be run.
+    errands: VecDeque<Errand>,
     /// When systemd was told last how it goes.
     status_said: Instant,
-    connection: Connection,
-    /// How it goes with the connection.
-    link: Link,
     systemd: Rc<Systemd>,
-    healing: Healing,
-    following: Following,
     asked: Asked,
     requiring: Requiring,
     unpacking: Unpacking,
-    metrics: Metrics,
-    /// containerd's disk.
-    disk: disk::Watched,
-    /// Records that others moved, and where to, as far as it was said.
-    moved: HashSet<(String, String)>,
-    /// The same by bundle, as of the last comparison.
-    elsewhere: HashMap<OsString, BTreeSet<String>>,
-    /// Bundles that were imported with other images than before, until a comparison has judged their labels.
-    reworded: HashSet<OsString>,
-    /// Bundles whose jobs were dropped: their leases are still there, for the next job.
-    abandoned: HashSet<OsString>,
-    /// A stop has begun: nothing new is taken on.
-    is_draining: bool,
-    /// What is found on the node now is something else.
-    is_misplaced: bool,
 }
 
-enum Connection {
-    /// Nothing was heard of it yet, or it went away; tried again then.
-    Down {
-        next: Instant,
-    },
-    Up(Box<Up>),
-}
-
-struct Up {
-    runtime: Containerd,
-    events: ImageEvents,
-    policy: Policy,
-    /// When the ledger is to be compared with containerd.
-    compare: Instant,
-    /// All records with pins of ours were looked through, and judged, since the connection was made and the configuration
-    /// read.
-    ours_listed: bool,
-    /// Until then, changes of records are no reason to compare: the last comparison took long.
-    rest: Instant,
-    /// Leases of bundles that are done or gone are given back after the first comparison.
-    leases_swept: bool,
+/// A turn that happens now.
+fn turn() -> Turn {
+    Turn::new(Instant::now(), Timestamp::now(), backoff::chance())
 }
 
 impl Daemon {
@@ -224,56 +146,31 @@ impl Daemon {
         marker.clear();
         let watch = Watch::start(&node.images_dir).map_err(StartError::Watch)?;
         let now = Instant::now();
+        let asked = Asked::start(&settings);
+        let home = node.is_home.then_some(node.distribution);
+        let (images_dir, boot) = (node.images_dir.clone(), ledger::boot_id());
         Ok(Daemon {
-            following: Following::new(&node),
-            images_dir: node.images_dir.clone(),
-            socket: node.socket.clone(),
-            node,
-            watch,
-            store,
-            marker,
-            ledger,
-            roster: Roster::default(),
-            jobs: Jobs::default(),
-            pace: Arc::new(Pace::new(settings.gentleness)),
-            trouble: None,
-            vanished: None,
-            place: None,
-            warned: None,
-            rows: Rows::default(),
-            link: Link::default(),
-            trusted: None,
-            relist: false,
-            unsaved: false,
+            hands: Hands::new(node, &settings, watch, store, marker, Metrics::new()),
+            state: State::new(settings, images_dir, home, ledger, boot, now),
+            errands: VecDeque::new(),
             status_said: now.checked_sub(STATUS_PACE).unwrap_or(now),
-            connection: Connection::Down { next: now },
             systemd: Rc::new(Systemd::from_environment()),
-            healing: Healing::default(),
-            asked: Asked::start(&settings),
+            asked,
             requiring: Requiring::default(),
             unpacking: Unpacking::default(),
-            metrics: Metrics::new(),
-            disk: disk::Watched::new(now),
-            moved: HashSet::new(),
-            elsewhere: HashMap::new(),
-            reworded: HashSet::new(),
-            abandoned: HashSet::new(),
-            is_draining: false,
-            is_misplaced: false,
-            settings: Arc::new(settings),
         })
     }
 
     /// Works, and ends in order.
     async fn live(&mut self, signals: &mut Signals) -> Ended {
         self.work(signals).await;
-        if !self.is_draining {
-            self.rows.end();
-            self.save();
+        if !self.state.is_draining {
+            self.end_rows();
+            self.hands.save(&self.state.ledger);
             return Ended::Misplaced;
         }
         self.drain(signals).await;
-        self.save();
+        self.hands.save(&self.state.ledger);
         info!("stopped");
         Ended::Stopped
     }
@@ -282,69 +179,127 @@ impl Daemon {
     async fn work(&mut self, signals: &mut Signals) {
         self.list();
         self.systemd.ready();
-        while !self.is_draining && !self.is_misplaced {
-            if std::mem::take(&mut self.relist) {
-                self.list();
-                self.drop_outdated_jobs();
-            }
+        while !self.state.is_draining && !self.state.is_misplaced {
             let systemd = Rc::clone(&self.systemd);
             if let Some(signal) = attended(&systemd, signals, self.consult()).await {
                 self.on(Happened::Signal(signal));
                 continue;
             }
-            let worked = self.take_on_due();
-            self.note_jobs();
-            self.rows.sum_up(Instant::now());
-            if !worked && self.jobs.is_empty() && std::mem::take(&mut self.unsaved) {
-                self.save();
-            }
-            let still_due = if worked { None } else { self.yield_lane() };
-            let told_due = self.tell_systemd();
-            let now = Instant::now();
-            let news_due = self.tell_news(now).unwrap_or(now + IDLE);
-            let until = match worked {
-                true => now,
-                false => [still_due.unwrap_or(now + IDLE), told_due, news_due]
-                    .into_iter()
-                    .fold(self.next_due(), Instant::min),
-            };
+            let until = self.go_on();
             let happened = self.happens(signals, until).await;
             self.on(happened);
         }
     }
 
-    /// What a turn asks containerd, which may take its time.
+    /// The part of a turn that may wait for containerd.
     async fn consult(&mut self) {
-        self.connect_if_due().await;
-        self.look_at_disk();
+        let room = self.hands.room(&self.state.settings);
+        let mut turn = turn();
+        self.state.step(room, &mut turn);
+        self.carry_out(turn);
+        while let Some(errand) = self.errands.pop_front() {
+            let event = self.hands.run(errand, &self.state).await;
+            self.take(event);
+        }
         self.write_metrics_if_due();
-        self.compare_if_due().await;
-        self.follow_if_due().await;
         self.require_if_due();
         self.unpack_if_due();
     }
 
-    /// When something is due although nothing happens.
-    fn next_due(&self) -> Instant {
+    /// The part of a turn that waits for nothing: takes on files, and tells how it goes. Gives when the next turn is due although
+    /// nothing happens.
+    fn go_on(&mut self) -> Instant {
+        let mut taking = turn();
+        let worked = self.state.take_on(&mut taking);
+        self.carry_out(taking);
         let now = Instant::now();
-        let connected = matches!(self.connection, Connection::Up(_));
-        let wake = self.roster.next_due(now, connected).unwrap_or(now + IDLE);
-        let wake = wake.min(match &self.connection {
-            Connection::Down { next } => *next,
-            Connection::Up(up) => up.compare,
-        });
-        let look = self.following.next_look().filter(|_| connected);
-        [
-            self.disk_due(),
-            look,
+        self.state.rows.sum_up(now).iter().for_each(journal::say);
+        if worked {
+            self.tell_systemd();
+            self.tell_news(now);
+            return now;
+        }
+        if self.state.lanes.is_empty() && std::mem::take(&mut self.state.unsaved) {
+            self.hands.save(&self.state.ledger);
+        }
+        let mut yielding = turn();
+        self.state.lanes.note_progress(self.hands.work.marks(), now);
+        let still_due = self.state.yield_lane(&mut yielding);
+        self.carry_out(yielding);
+        let due = [
+            still_due,
+            Some(self.tell_systemd()),
+            self.tell_news(now),
+            self.state.next_due(now),
             self.asked.metrics_due(),
             self.require_due(now),
             self.unpack_due(now),
-            self.rows.due(),
-        ]
-        .into_iter()
-        .flatten()
-        .fold(wake, Instant::min)
+            self.state.relist.then_some(now),
+        ];
+        due.into_iter().flatten().fold(now + IDLE, Instant::min)
+    }
+
+    /// Has the folder listed at once.
+    fn list(&mut self) {
+        self.state.relist = false;
+        let listed = self.hands.list(&self.state);
+        self.take(Event::Listed(listed.map(Box::new)));
+    }
+
+    /// Takes over an event, and carries out what follows.
+    fn take(&mut self, event: Event) {
+        let mut turn = turn();
+        self.state.on(event, &mut turn);
+        self.carry_out(turn);
+    }
+
+    /// Carries out the actions of a turn, and those that follow from them.
+    fn carry_out(&mut self, turn: Turn) {
+        let mut turns = VecDeque::from([turn]);
+        while let Some(Turn { actions, errands, .. }) = turns.pop_front() {
+            self.errands.extend(errands);
+            for action in actions {
+                for event in self.perform(action) {
+                    let mut next = self::turn();
+                    self.state.on(event, &mut next);
+                    turns.push_back(next);
+                }
+            }
+        }
+        let lanes = &self.state.lanes;
+        self.hands.work.retain(|name| lanes.get(name).is_some());
+        self.hands.marker.note(self.state.under_way());
+    }
+
+    /// Does one thing. Gives the events that come of it.
+    fn perform(&mut self, action: Action) -> Vec<Event> {
+        let state = &self.state;
+        match action {
+            Action::Say(line) => journal::say(&line),
+            Action::Save => self.hands.save(&state.ledger),
+            Action::List => {
+                let listed = self.hands.list(state);
+                return vec![Event::Listed(listed.map(Box::new))];
+            }
+            Action::Watch(folders) => self.hands.watch.also(folders),
+            Action::Look(files) => return self.hands.look(state, files),
+            Action::Open(name, version) => return vec![self.hands.open(name, version)],
+            Action::Start(start) => self.hands.start(state, start),
+            Action::Import(name, leave) => self.hands.import(state, &name, leave),
+            Action::Pull(name) => self.hands.work.pull(&name),
+            Action::Abort(name) => self.hands.work.abort(&name),
+            Action::Count(name) => self.hands.count(&name),
+            Action::Report(name, is_told) => self.hands.work.report(&name, is_told),
+            Action::Disconnect => self.hands.disconnect(),
+            Action::DoubtRequired => self.requiring.doubt(),
+            Action::ForgetRequired => self.requiring.forget(),
+            Action::DoubtUnpacked => self.unpacking.doubt(),
+            Action::InterruptUnpacking => self.unpacking.interrupt(),
+            Action::CheckFiles if self.hands.has_lost_files(&state.ledger) => return vec![Event::FilesLost],
+            Action::CheckFiles => {}
+            Action::Adopt => self.hands.adopt(&state.settings),
+        }
+        Vec::new()
     }
 
     /// Tells systemd that the loop goes round, and how it goes if that is news and it was not told something else a moment
@@ -369,16 +324,22 @@ impl Daemon {
 
     /// Waits for the next thing that happens. Safe to cancel.
     async fn happens(&mut self, signals: &mut Signals, until: Instant) -> Happened {
+        let Hands {
+            work,
+            watch,
+            containerd,
+            ..
+        } = &mut self.hands;
         tokio::select! {
             biased;
             Some(signal) = signals.recv() => Happened::Signal(signal),
-            (name, came) = self.jobs.next() => Happened::Job(name, Box::new(came)),
-            () = self.watch.changed() => Happened::Hint,
+            (name, came) = work.next() => Happened::Job(name, Box::new(came)),
+            () = watch.changed() => Happened::Hint,
             checked = self.requiring.next() => Happened::Required(checked),
             heard = self.unpacking.next() => Happened::Unpacking(heard),
             // Before the changes: an import makes thousands of them, and a caller should not wait for the last.
             question = self.asked.next() => Happened::Question(question),
-            change = next_event(&mut self.connection) => Happened::Change(change),
+            change = hands::next_event(containerd) => Happened::Change(change),
             () = sleep_until(until) => Happened::Nothing,
         }
     }
@@ -386,96 +347,78 @@ impl Daemon {
     fn on(&mut self, happened: Happened) {
         match happened {
             Happened::Nothing => {}
-            Happened::Hint => self.relist = true,
-            Happened::Change(change) => self.on_event(change),
-            Happened::Job(name, came) => self.on_job(&name, *came),
+            Happened::Hint => self.state.relist = true,
+            Happened::Change(Some(change)) => self.take(Event::Changed(change)),
+            Happened::Change(None) => self.take(Event::Ended),
+            Happened::Job(name, came) => self.take(Event::Job(name, came)),
             Happened::Question(question) => self.answer(question),
             Happened::Required(checked) => self.on_required(checked),
             Happened::Unpacking(heard) => self.on_unpacking(heard),
-            Happened::Signal(Signal::Stop) => self.is_draining = true,
+            Happened::Signal(Signal::Stop) => self.state.is_draining = true,
             Happened::Signal(Signal::Reload(read)) => self.reload(*read),
         }
-        self.note_jobs();
     }
 
-    /// Lets what runs come to its end: until the grace is over, or somebody tells us a second time.
+    /// Takes over a configuration that was read again. One with mistakes changes nothing.
+    fn reload(&mut self, read: Result<Reloaded, String>) {
+        self.systemd.reloading();
+        match read {
+            Ok(reloaded) => {
+                let fingerprint = self.hands.fingerprint(&reloaded.settings);
+                self.take(Event::Reloaded(Box::new(reloaded), fingerprint));
+            }
+            Err(mistakes) => error!(
+                outcome = "misconfigured",
+                "the configuration is not taken, and the one before stays: {mistakes}"
+            ),
+        }
+        self.systemd.ready();
+    }
+
+    /// Lets what runs come to its end: until the grace is over, or a second signal comes.
     async fn drain(&mut self, signals: &mut Signals) {
-        let grace = self.settings.grace;
+        let grace = self.state.settings.grace;
         self.systemd.stopping(grace + FAREWELL);
-        self.is_draining = true;
-        if !self.jobs.is_empty() {
+        self.state.is_draining = true;
+        if !self.state.lanes.is_empty() {
             let text = format!("stopping: waiting up to {grace:?} for the imports that run");
             info!("{text}");
             self.systemd.status(&text);
         }
-        self.jobs.drop_waiting();
+        self.state.lanes.drop_waiting();
         self.unpacking.interrupt();
         let deadline = Instant::now() + grace;
-        while !self.jobs.is_empty() {
+        while !self.state.lanes.is_empty() {
             let until = self.systemd.alive().map_or(deadline, |due| due.min(deadline));
             match self.happens(signals, until).await {
-                Happened::Job(name, came) => {
-                    self.on_job(&name, *came);
-                    self.note_jobs();
-                }
-                Happened::Question(question) => self.answer(question),
+                happened @ (Happened::Job(..) | Happened::Question(_)) => self.on(happened),
                 Happened::Signal(Signal::Stop) => break,
                 _ if Instant::now() >= deadline => break,
                 _ => {}
             }
         }
-        for job in self.jobs.all() {
-            let bundle = telling::shown(&job.order.name);
+        for job in self.state.lanes.all() {
+            let bundle = shown(&job.name);
             info!(bundle, "its import is interrupted, and goes on at the next start");
         }
-        self.rows.end();
+        self.end_rows();
     }
 
-    fn on_event(&mut self, event: Option<containerd::ImageEvent>) {
-        let Some(event) = event else {
-            return self.went_away("containerd went away");
-        };
-        let Connection::Up(up) = &mut self.connection else {
-            return;
-        };
-        self.requiring.doubt();
-        let is_deleted = event.kind == ImageChange::ContentDeleted;
-        if !is_deleted && let Some(job) = self.jobs.writer_of(&event.name) {
-            // Most likely by the job; what else it may be is compared when the job is done.
-            job.disturbed = true;
-            return;
-        }
-        let soon = (Instant::now() + BURST).max(up.rest);
-        if up.compare <= soon {
-            // Of thousands of changes, the first has everything compared.
-            return;
-        }
-        let needs = |digest: &str| digest.parse().is_ok_and(|digest| self.ledger.needs(&digest));
-        if is_deleted && needs(&event.name) {
-            debug!(digest = event.name, "a blob of a managed image was deleted");
-            up.compare = soon;
-        } else if !is_deleted && self.ledger.vouches_for(&event.name) {
-            debug!(image = event.name, "a managed record changed");
-            up.compare = soon;
-        }
-    }
-
-    fn save(&mut self) {
-        match self.store.save(&self.ledger) {
-            Saved::Written | Saved::Unchanged | Saved::NotSaved(None) => {}
-            Saved::NotSaved(Some(notice)) => warn!("{notice}"),
-        }
+    /// Tells what was held back of the log.
+    fn end_rows(&mut self) {
+        self.state.rows.end().iter().for_each(journal::say);
     }
 
     fn status(&self) -> String {
-        let count = |is: fn(Phase) -> bool| self.roster.count(is);
-        let containerd = match &self.connection {
-            Connection::Up(up) => format!("containerd {}", up.runtime.version.text),
-            Connection::Down { .. } => format!("waiting for containerd on {}", self.socket.display()),
+        let state = &self.state;
+        let count = |is: fn(Phase) -> bool| state.roster.count(is);
+        let containerd = match &self.hands.containerd {
+            Some(live) => format!("containerd {}", live.runtime.version.text),
+            None => format!("waiting for containerd on {}", self.hands.place.socket.display()),
         };
         let done = count(|phase| phase == Phase::Done);
         let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
-        let running = match (self.jobs.all().count(), self.pace.held_back()) {
+        let running = match (state.lanes.all().count(), self.hands.pace.held_back()) {
             (0, _) => String::new(),
             (running, None) => format!("{running} importing, "),
             (running, Some(why)) => format!("{running} importing ({why}), "),
@@ -486,11 +429,8 @@ impl Daemon {
                 Phase::Settling { .. } | Phase::Ready | Phase::Following | Phase::Known | Phase::Waiting
             )
         });
-        let trouble = self
-            .trouble
-            .as_ref()
-            .map(|why| format!("; {why}"))
-            .unwrap_or_default();
+        let trouble = state.folder.trouble.as_ref();
+        let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
         let required = self.requiring.shortage();
         format!(
             "{done} bundles in place, {running}{waiting} waiting, {failed} failed{required}; {containerd}{trouble}"
@@ -530,14 +470,6 @@ async fn attended(
     }
 }
 
-/// Waits for ever while there is no connection: nothing happens on it.
-async fn next_event(connection: &mut Connection) -> Option<containerd::ImageEvent> {
-    match connection {
-        Connection::Up(up) => up.events.next().await,
-        Connection::Down { .. } => std::future::pending().await,
-    }
-}
-
 /// Something that wakes the loop.
 enum Happened {
     /// It is time.
@@ -545,15 +477,15 @@ enum Happened {
     /// The folder may have changed.
     Hint,
     /// A record changed, or the connection is gone.
-    Change(Option<containerd::ImageEvent>),
-    /// Somebody wants to know how it stands.
+    Change(Option<ImageEvent>),
+    /// A client of the control socket asks.
     Question(Question),
-    /// It was looked whether what is required is there.
-    Required(requiring::Checked),
+    /// A check of the required images has finished.
+    Required(require::Checked),
     /// Images are unpacked.
-    Unpacking(unpacking::Heard),
+    Unpacking(unpack::Heard),
     /// A job came back.
-    Job(OsString, Box<Option<Came>>),
+    Job(OsString, Box<Came>),
     Signal(Signal),
 }
 

@@ -1,7 +1,302 @@
-//! What follows from what is known: pure functions, which get the time as a value.
+//! Decides what to do next. Nothing here opens a file, talks to containerd, reads a clock or writes to the log.
+//!
+//! [`State`](crate::state::State) is everything the daemon knows. An [`Event`] changes it, and a [`Turn`] collects what follows:
+//! [`Action`]s, which the loop carries out at once, and [`Errand`]s, for which it waits. Time and chance come with the turn, so
+//! that the same state, event and turn have the same result.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`listing`] | what a listing of the folder changes; which bundles are gone |
+//! | [`admit`] | whether a file is finished, whose turn it is, which names it leaves to others |
+//! | [`lanes`] | which job runs in which lane, and which gives way |
+//! | [`record`] | what the end of a job changes: phase, ledger, next try |
+//! | [`compare`] | what is missing in containerd, and how soon it is restored; when to connect |
+//! | [`withdraw`] | whose labels and pins go |
+//! | [`follow`] | which bundles are left to another importer first ([`coexistence`]) |
+//! | [`room`] | which bundles fit on containerd's disk by now |
 
+pub(crate) mod admit;
 pub mod coexistence;
+pub(crate) mod compare;
 pub mod desired;
+pub(crate) mod follow;
 pub(crate) mod healing;
+pub(crate) mod lanes;
+pub(crate) mod line;
 pub(crate) mod link;
+pub(crate) mod listing;
+#[cfg(test)]
+mod model;
+pub(crate) mod record;
+pub(crate) mod reload;
+pub(crate) mod room;
 pub(crate) mod withdraw;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use containerd::ImageEvent;
+use import::Survey;
+use jiff::Timestamp;
+
+use self::coexistence::Sight;
+use self::compare::Facts;
+use self::lanes::Lane;
+use self::line::Line;
+use self::listing::Seen;
+use self::record::Came;
+use self::room::Room;
+use self::withdraw::Withdrawing;
+use crate::images::folder::{Ending, Observation, Refused};
+use crate::settings::Reloaded;
+use crate::state::State;
+use crate::state::roster::Version;
+
+/// Something that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The folder was listed, or cannot be: why, with the way out.
+    Listed(Result<Box<Seen>, String>),
+    /// A file was looked at that may be finished.
+    Looked(OsString, Version, Look),
+    /// A file was opened that is to be imported.
+    Opened(OsString, Version, Opening),
+    /// A job came to an end, or to a point where it needs an answer.
+    Job(OsString, Box<Came>),
+    /// There is a connection to containerd.
+    Connected(Box<Facts>),
+    /// There is none.
+    Unreached(Unreached),
+    /// A call failed.
+    Lost(Failed),
+    /// The stream of containerd's events has ended.
+    Ended,
+    /// A record or a blob changed.
+    Changed(ImageEvent),
+    /// Records and blobs were read for a comparison, with all records of these labels.
+    Surveyed(Box<Survey>, Vec<String>),
+    /// Labels and pins were taken back, but for these records: another program changed them at that moment.
+    Withdrawn(Box<Withdrawing>, Vec<String>),
+    /// Leases that nobody needs were given back.
+    Swept,
+    /// The signs of other importers were read, which took so long.
+    Sighted(Box<Sight>, Duration),
+    /// Files are missing in containerd's store, although it lists them.
+    FilesLost,
+    /// The configuration was read again. With a connection: what now decides over imports.
+    Reloaded(Box<Reloaded>, Option<String>),
+}
+
+/// What a look at a file shows.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// It has another identity than it was listed with.
+    Replaced,
+    Refused(Refused),
+    /// Why it cannot be read.
+    Unreadable(String),
+    /// It changed so lately that a further change may not show for this long.
+    Indistinct(Duration),
+    Seen(Observation),
+    /// It is a folder, which is known to be whole only after it was read.
+    Layout,
+}
+
+/// What opening a file shows.
+#[derive(Debug)]
+pub(crate) enum Opening {
+    /// It has another identity than it was listed with.
+    Replaced,
+    Refused(Refused),
+    /// It is open. How it ends; `None` where that cannot be read, and for a folder.
+    Open(Option<Ending>),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) struct Unreached {
+    /// For the log, once for each reason.
+    pub(crate) text: String,
+    /// The same with all causes.
+    pub(crate) chain: String,
+    /// Whether the folder or the socket of this node are others than when the daemon began.
+    pub(crate) is_elsewhere: bool,
+}
+
+/// A call to containerd that failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) text: String,
+    /// Whether only one message was too large, and the connection is as good as before.
+    pub(crate) is_too_large: bool,
+}
+
+/// Something to be done at once. None of it waits.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Write a line into the log.
+    Say(Line),
+    /// Write the ledger down.
+    Save,
+    /// List the folder: [`Event::Listed`].
+    List,
+    /// Watch these folders below the images folder, too.
+    Watch(Vec<std::path::PathBuf>),
+    /// Look at these files, one after the other, until there is something else to do: [`Event::Looked`].
+    Look(Vec<(OsString, Version)>),
+    /// Open a file that is to be imported: [`Event::Opened`].
+    Open(OsString, Version),
+    /// Start a job for the file that was opened last: it checks and reads the file.
+    Start(Start),
+    /// Import the bundle that the job of this file has read, but for these names, each with the reason.
+    Import(OsString, BTreeMap<String, String>),
+    /// Pull the images of the list that the job of this file has read.
+    Pull(OsString),
+    /// Drop the work of this file's job. It ends as [`Came::Dropped`].
+    Abort(OsString),
+    /// Count a finished job in the metrics, by its report.
+    Count(OsString),
+    /// Write the report of an import into the log, by name where that is so.
+    Report(OsString, bool),
+    /// Drop the connection.
+    Disconnect,
+    /// The records may have changed: what is required has to be looked for again.
+    DoubtRequired,
+    /// Other things may be required now.
+    ForgetRequired,
+    /// There may be images to unpack ahead.
+    DoubtUnpacked,
+    /// Stop unpacking ahead after the layer under way.
+    InterruptUnpacking,
+    /// Find out whether files of the ledger's blobs are missing in containerd's store: [`Event::FilesLost`].
+    CheckFiles,
+    /// Other settings hold.
+    Adopt,
+}
+
+/// Something to be done for which the loop waits.
+#[derive(Debug)]
+pub(crate) enum Errand {
+    /// [`Event::Connected`] or [`Event::Unreached`].
+    Connect,
+    /// Read what a comparison needs, and records with these labels: [`Event::Surveyed`]. After a restart of the machine each blob
+    /// is looked at.
+    Survey { labels: Vec<String>, is_new_boot: bool },
+    /// Take labels and pins back: [`Event::Withdrawn`].
+    Withdraw(Box<Withdrawing>),
+    /// Give the leases of bundles back, but for those whose ids begin so: [`Event::Swept`].
+    Sweep(Vec<String>),
+    /// Look for signs of other importers: [`Event::Sighted`].
+    Sight,
+}
+
+/// A job to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) name: OsString,
+    pub(crate) version: Version,
+    pub(crate) lane: Lane,
+    /// Whether it needs no look at its checksum file.
+    pub(crate) is_checked: bool,
+    /// Whether the log says at the usual level that the file is begun with.
+    pub(crate) is_told: bool,
+}
+
+/// One step: when it is, and what follows.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) now: Instant,
+    /// The same as the time of day.
+    pub(crate) at: Timestamp,
+    chance: u64,
+    pub(crate) actions: Vec<Action>,
+    pub(crate) errands: Vec<Errand>,
+}
+
+impl Turn {
+    /// A turn at this time. All numbers by chance follow from `chance`.
+    pub(crate) fn new(now: Instant, at: Timestamp, chance: u64) -> Turn {
+        Turn {
+            now,
+            at,
+            chance,
+            actions: Vec::new(),
+            errands: Vec::new(),
+        }
+    }
+
+    /// A number by chance.
+    pub(crate) fn chance(&mut self) -> u64 {
+        // SplitMix64 (Steele, Lea, Flood 2014): each step of a counter gives a number that looks like none before.
+        self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.chance;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    pub(crate) fn send(&mut self, errand: Errand) {
+        self.errands.push(errand);
+    }
+
+    pub(crate) fn say(&mut self, line: Line) {
+        self.actions.push(Action::Say(line));
+    }
+}
+
+impl State {
+    /// Takes over what happened.
+    pub(crate) fn on(&mut self, event: Event, turn: &mut Turn) {
+        match event {
+            Event::Listed(listed) => self.on_listed(listed, turn),
+            Event::Looked(name, version, look) => self.on_look(&name, &version, look, turn),
+            Event::Opened(name, version, opening) => self.on_opened(&name, version, opening, turn),
+            Event::Job(name, came) => self.on_job(&name, *came, turn),
+            Event::Connected(facts) => self.on_connected(*facts, turn),
+            Event::Unreached(why) => self.on_unreached(&why, turn),
+            Event::Lost(failed) => self.on_lost(&failed, turn),
+            Event::Ended => self.go_away("containerd went away", turn),
+            Event::Changed(change) => self.on_change(&change, turn),
+            Event::Surveyed(survey, labels) => self.on_survey(*survey, labels, turn),
+            Event::Withdrawn(withdrawing, untouched) => self.on_withdrawn(*withdrawing, &untouched, turn),
+            Event::Swept => self.end_comparison(turn),
+            Event::Sighted(sight, took) => self.on_sight(&sight, took, turn),
+            Event::FilesLost => self.compare_soon(turn.now),
+            Event::Reloaded(reloaded, fingerprint) => self.on_reload(*reloaded, fingerprint, turn),
+        }
+    }
+
+    /// Begins whatever is due. `room` is containerd's disk as it is now. Gives whether a file was taken on, so that the next turn
+    /// comes at once.
+    pub(crate) fn step(&mut self, room: Option<Room>, turn: &mut Turn) {
+        if std::mem::take(&mut self.relist) {
+            turn.act(Action::List);
+        }
+        self.connect_if_due(turn);
+        if let Some(room) = room {
+            self.on_room(room, turn);
+        }
+        self.compare_if_due(turn);
+        self.follow_if_due(turn);
+    }
+
+    /// When something is due although nothing happens; `None` where there is nothing to wait for.
+    pub(crate) fn next_due(&self, now: Instant) -> Option<Instant> {
+        let is_connected = self.connection.is_up();
+        [
+            self.roster.next_due(now, is_connected),
+            self.connection.due(),
+            self.following.next_look().filter(|_| is_connected),
+            self.room_due(),
+            self.rows.due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+}

@@ -180,7 +180,7 @@ fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger
         let identity = roster.identity(&name);
         let is_set_aside = |entry: &Entry| identity.as_ref().is_some_and(|now| entry.is_set_aside(now));
         if ledger.get(&name).is_some_and(is_set_aside) {
-            roster.set(&name, Phase::Failed { retry: None });
+            roster.refuse(&name);
             continue;
         }
         let Some(version) = roster.version(&name).filter(|version| !version.is_layout) else {

@@ -4,7 +4,7 @@
 //! the roster nor the ledger: the loop gives the orders and writes down what came of them. Dropping a job at any await
 //! loses nothing, as what it has moved is kept by the bundle's lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::PathBuf;
@@ -12,19 +12,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bundle::{Bundle, Identity};
-use import::{Intent, Policy, Reference, Selection, Source, Unpack, UnpackWhen, Verdict, bundle_id};
+use import::{
+    BundleReport, ImageReport, Intent, Policy, Reference, Selection, Source, Unpack, UnpackWhen, Verdict,
+    bundle_id,
+};
 use oci_spec::image::Digest;
 use tokio::task::JoinError;
 use tracing::{error, info};
 
-use super::telling::{shown, tell};
+use super::journal::tell;
+use crate::decide::lanes::Lane;
+use crate::decide::line::shown;
+use crate::decide::record::{Bad, Found, Landed, LandedImage, Stop};
 use crate::images::folder::{self, Ending, Folder, Observation, Refused, Writer};
 use crate::images::pull_list;
 use crate::images::sidecar::{self, sidecar_of};
+use crate::images::trusted_digests;
 use crate::progress::{Counters, Doing, Reporter};
 use crate::runtime::{self, Containerd};
 use crate::settings::{Checksums, Settings};
-use crate::state::ledger::{self, ImageEntry};
+use crate::state::ledger::{self, ErrorClass, ImageEntry};
 use crate::state::roster::Version;
 
 /// What a job is to do, and with what.
@@ -42,8 +49,8 @@ pub(super) struct Order {
     pub(super) started: Instant,
     /// Whether the log says at the usual level that the file is begun with.
     pub(super) is_told: bool,
-    /// Whether another bundle may be read at the same time that takes all that the limits allow.
-    pub(super) is_beside_another: bool,
+    /// In the light lane another bundle may be read at the same time that takes all that the limits allow.
+    pub(super) lane: Lane,
 }
 
 /// What came of opening a file.
@@ -107,9 +114,9 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
         }
         Ok(_) | Err(_) => tell!(order.is_told, info, bundle = %shown(name), "importing"),
     }
-    let limits = match order.is_beside_another {
-        true => order.settings.limits.beside_another(),
-        false => order.settings.limits.clone(),
+    let limits = match order.lane {
+        Lane::Light => order.settings.limits.beside_another(),
+        Lane::Main => order.settings.limits.clone(),
     };
     let same_file = file.try_clone();
     let found = read_bundle(file, &order, limits, is_layout).await;
@@ -117,20 +124,6 @@ pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Ope
         found,
         is_reserved: !is_layout && same_file.is_ok_and(|file| folder::may_be_reserved(&file)),
     }
-}
-
-/// Whether what was read looks like an upload that goes on later: a program that writes in several goes leaves such
-/// files in between, and nobody has it open then.
-pub(super) fn may_go_on(found: &Result<Box<Read>, bundle::Error>, is_reserved: bool) -> bool {
-    let is_cut = match found {
-        Ok(read) => matches!(read.bundle.catalog().ending, bundle::Ending::Truncated(_)),
-        Err(error) => matches!(
-            error.fault,
-            bundle::Fault::Truncated(_) | bundle::Fault::CompressedCut { .. }
-        ),
-    };
-    let is_whole = found.as_ref().is_ok_and(|read| read.broken.is_none());
-    is_cut || !is_whole && is_reserved
 }
 
 impl Read {
@@ -158,6 +151,114 @@ impl Read {
             )),
         }
     }
+}
+
+/// A bundle that was read, for decisions about it.
+pub(super) fn found(read: &Read, is_reserved: bool, order: &Order) -> Found {
+    let catalog = read.bundle.catalog();
+    let is_cut = matches!(catalog.ending, bundle::Ending::Truncated(_));
+    Found {
+        records: read.records.clone(),
+        unfinished: read.unfinished(),
+        // A program that writes in several goes leaves such files in between, and no process has them open then.
+        may_go_on: is_cut || read.broken.is_some() && is_reserved,
+        broken: read.broken.clone(),
+        distrust: distrust(order, &catalog.digest),
+    }
+}
+
+/// Why the operator's list of digests does not allow a catalog, where that is so.
+pub(super) fn distrust(order: &Order, catalog: &Digest) -> Option<String> {
+    let trusted = order.settings.trusted_digests.as_ref()?;
+    trusted_digests::check(trusted, catalog).err()
+}
+
+/// A file that could not be read, for decisions about it.
+pub(super) fn bad(error: &bundle::Error, is_reserved: bool, report: &BundleReport) -> Bad {
+    let is_cut = matches!(
+        error.fault,
+        bundle::Fault::Truncated(_) | bundle::Fault::CompressedCut { .. }
+    );
+    Bad {
+        text: report.error.clone().unwrap_or_default(),
+        class: match &error.fault {
+            bundle::Fault::Io { source, .. } if containerd::is_disk_failure(source) => ErrorClass::Disk,
+            bundle::Fault::Changed | bundle::Fault::Io { .. } => ErrorClass::Transient,
+            _ => ErrorClass::Bundle,
+        },
+        may_go_on: is_cut || is_reserved,
+        is_beyond_limits: matches!(error.fault, bundle::Fault::Limit { .. }),
+    }
+}
+
+/// Why an import stopped, for decisions about it.
+pub(super) fn stop(error: &import::Error, report: &BundleReport) -> Stop {
+    let (class, retry) = match error {
+        error if error.is_space() => (ErrorClass::Space, true),
+        error if error.is_disk() => (ErrorClass::Disk, true),
+        import::Error::Containerd(inner) => match inner.recovery() {
+            containerd::Recovery::Permanent => (ErrorClass::Permanent, true),
+            _ => (ErrorClass::Transient, true),
+        },
+        import::Error::TooManyRecords { .. } => (ErrorClass::Permanent, true),
+        import::Error::TooManyNames { .. } => (ErrorClass::Permanent, false),
+        _ => (ErrorClass::Transient, error.is_transient()),
+    };
+    Stop {
+        text: report.error.clone().unwrap_or_default(),
+        class,
+        retry,
+        shortage: match error {
+            import::Error::NoSpace(shortage) => Some((**shortage).clone()),
+            _ => None,
+        },
+        unreachable: (report.cause == Some(import::Cause::Unreachable)).then(|| basics::chain(error)),
+    }
+}
+
+/// What an import came to, for decisions about it.
+pub(super) fn landed(imported: &import::Imported, bundle: Option<&Bundle>) -> Option<Landed> {
+    let import::Imported {
+        report,
+        selection,
+        stopped,
+        ..
+    } = imported;
+    let bundle = bundle?;
+    let image = |image: &ImageReport| {
+        Some(LandedImage {
+            name: image.name.clone(),
+            target: image.digest.parse().ok()?,
+            outcome: image.outcome,
+            reason: image.reason.clone(),
+        })
+    };
+    // Many names, one closure: the digests of a target are collected once.
+    let mut seen = HashSet::new();
+    let closures = selection.taken().flat_map(|taken| {
+        let blobs = taken.closure.blobs.iter();
+        let digests: Vec<_> = blobs.map(|blob| blob.digest.clone()).collect();
+        let targets: Vec<_> = taken
+            .records
+            .iter()
+            .map(|record| record.target.digest())
+            .filter(|target| seen.insert(*target))
+            .cloned()
+            .collect();
+        targets.into_iter().map(move |target| (target, digests.clone()))
+    });
+    Some(Landed {
+        identity: bundle.identity().clone(),
+        catalog: bundle.catalog().digest.clone(),
+        outcome: report.outcome,
+        has_landed: report.landed(),
+        images: report.images.iter().filter_map(image).collect(),
+        closures: closures.collect(),
+        duration_ms: report.duration_ms,
+        sent_bytes: report.blobs.sent_bytes,
+        is_bundles_fault: report.cause == Some(import::Cause::Bundle),
+        stopped: stopped.as_ref().map(|error| stop(error, report)),
+    })
 }
 
 fn broken(selection: &Selection) -> Option<String> {

@@ -5,14 +5,21 @@
 //! everything as it is: an image too many costs space, one too few costs a node.
 
 use std::collections::{BTreeSet, HashSet};
-use std::time::Duration;
+use std::ffi::{OsStr, OsString};
+use std::time::{Duration, Instant};
 
 use containerd::ImageRecord;
+use import::Survey;
 use import::labels::{self, BUNDLE_PREFIX, CRI_MANAGED, LabelChanges, Labels, OUR_PIN, PINNED};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 
+use super::compare::{BURST, Connection};
+use super::{Errand, Turn};
 use crate::settings::OnRemoval;
+use crate::state::State;
+use crate::state::ledger::{BundleId, Entry, Imported, label_name};
+use crate::state::roster::Phase;
 
 /// Whether a bundle vouches for an image record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +123,204 @@ pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Du
 /// them at once. One or two are taken for a wish however few there are.
 pub(crate) fn is_mass_loss(gone: usize, known: usize) -> bool {
     gone >= 3 && gone * 2 > known
+}
+
+/// Labels and pins that are taken back, and what they were judged by.
+#[derive(Debug)]
+pub(crate) struct Withdrawing {
+    pub(crate) plan: Vec<Withdrawal>,
+    /// Bundles whose labels stay until a job has ended, by file name.
+    withheld: BTreeSet<String>,
+    pub(crate) survey: Survey,
+    /// Labels whose records were all looked up.
+    labels: Vec<String>,
+}
+
+/// The key of the label of a bundle.
+pub(crate) fn label_of(file: &OsStr) -> String {
+    format!("{BUNDLE_PREFIX}{}", BundleId::of(file))
+}
+
+impl State {
+    /// Takes labels and pins back that no bundle vouches for any more, and deletes records where that is wanted. `labels` are
+    /// those whose records were all looked up.
+    pub(super) fn withdraw(&mut self, survey: Survey, labels: Vec<String>, turn: &mut Turn) {
+        let records: Vec<&ImageRecord> = survey.records.values().collect();
+        let vouch = |file: &str, record: &ImageRecord| self.vouch(file, record, turn.at);
+        let plan = withdrawals(&records, vouch, self.settings.on_removal);
+        let (plan, withheld) = self.withhold(plan);
+        let withdrawing = Withdrawing {
+            plan,
+            withheld,
+            survey,
+            labels,
+        };
+        match withdrawing.plan.is_empty() {
+            true => self.on_withdrawn(withdrawing, &[], turn),
+            false => turn.send(Errand::Withdraw(Box::new(withdrawing))),
+        }
+    }
+
+    /// Labels and pins were taken back, but for the `untouched` records.
+    pub(super) fn on_withdrawn(&mut self, withdrawing: Withdrawing, untouched: &[String], turn: &mut Turn) {
+        let Withdrawing {
+            plan,
+            mut withheld,
+            survey,
+            labels,
+        } = withdrawing;
+        if !untouched.is_empty() {
+            let left = plan
+                .into_iter()
+                .filter(|withdrawal| untouched.contains(&withdrawal.name));
+            withheld.extend(left.flat_map(|withdrawal| withdrawal.bundles));
+            self.compare_within(BURST, turn.now);
+        }
+        let records: Vec<&ImageRecord> = survey.records.values().collect();
+        let is_known = |key: &str| survey.census.is_some() || labels.iter().any(|looked| looked == key);
+        self.forget_withdrawn(&records, is_known, turn);
+        self.note_judged(&withheld);
+        self.wake_for_grace(&withheld, turn.now, turn.at);
+        self.sweep_leases(turn);
+    }
+
+    /// Takes out of a plan the records that a job is about to vouch for: the comparison at the end of the job does what is
+    /// left to do. Gives the bundles whose labels stay until then, by file name.
+    fn withhold(&mut self, mut plan: Vec<Withdrawal>) -> (Vec<Withdrawal>, BTreeSet<String>) {
+        let mut withheld = BTreeSet::new();
+        plan.retain(|withdrawal| {
+            let Some(job) = self.lanes.writer_of(&withdrawal.name) else {
+                return true;
+            };
+            job.disturbed = true;
+            withheld.extend(withdrawal.bundles.iter().cloned());
+            false
+        });
+        (plan, withheld)
+    }
+
+    /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for now.
+    fn note_judged(&mut self, withheld: &BTreeSet<String>) {
+        let is_judged = |entry: &Entry| {
+            self.imported_as_it_is(entry).is_some() && !withheld.contains(&label_name(&entry.file))
+        };
+        let is_over = |entry: &Entry| entry.gone.is_some() || entry.imported.is_none() || is_judged(entry);
+        let are_all_over = self.ledger.entries().into_iter().all(is_over);
+        let reworded = self.reworded.iter().filter(|file| {
+            let entry = self.ledger.get(file);
+            entry.is_some_and(|entry| !is_judged(entry))
+        });
+        self.reworded = reworded.cloned().collect();
+        if let Connection::Up(up) = &mut self.connection {
+            up.ours_listed |= are_all_over;
+        }
+    }
+
+    /// Labels of ours that may be on records of which the ledger does not know, and may have to go: of bundles that are gone for
+    /// good, of those that vanished, and of those that were imported with other images than before. After a connection was
+    /// made, or the configuration has changed, every pin of ours is one.
+    ///
+    /// Where there are few records, all of ours are listed anyway. Where there are very many, this is the only list that is asked
+    /// for, and only when there are such labels.
+    pub(super) fn labels_in_doubt(&self, at: Timestamp) -> Vec<String> {
+        let grace = self.settings.unpin_grace;
+        let is_over = |entry: &&Entry| match entry.gone {
+            Some(gone) => grace_left(gone, at, grace).is_zero(),
+            // An operator may have released it by hand.
+            None => self.folder.vanished.is_some() && !self.is_there(&entry.file),
+        };
+        let gone = self.ledger.entries().into_iter().filter(is_over);
+        let files = gone.map(|entry| entry.file.as_os_str());
+        let files: BTreeSet<&OsStr> = files
+            .chain(self.reworded.iter().map(OsString::as_os_str))
+            .collect();
+        let ours_listed = matches!(&self.connection, Connection::Up(up) if up.ours_listed);
+        let pin = (!ours_listed).then(|| OUR_PIN.to_owned());
+        let labels = files.into_iter().map(label_of);
+        pin.into_iter().chain(labels).collect()
+    }
+
+    /// What is known of a bundle's word for a record.
+    fn vouch(&self, file: &str, record: &ImageRecord, at: Timestamp) -> Vouch {
+        let Some(entry) = self.ledger.get_by_label(file) else {
+            return Vouch::Unknown;
+        };
+        if let Some(gone) = entry.gone {
+            let left = grace_left(gone, at, self.settings.unpin_grace);
+            return if left.is_zero() { Vouch::No } else { Vouch::Unknown };
+        }
+        let Some(imported) = self.imported_as_it_is(entry) else {
+            return Vouch::Unknown;
+        };
+        match imported.images.iter().find(|image| image.name == record.name) {
+            None if self.is_excluded(&record.name) => Vouch::Unknown,
+            None => Vouch::No,
+            Some(image) if image.target == *record.target.digest() => Vouch::Yes,
+            // Another bundle of ours has the name by now; or another program moved it, which is told and left alone.
+            Some(_) => match self.ledger.desired_images().get(record.name.as_str()) {
+                Some((target, _)) if *target == record.target.digest() => Vouch::No,
+                _ => Vouch::Unknown,
+            },
+        }
+    }
+
+    /// The imported content of a bundle, if the file is still the same and all of it was imported.
+    fn imported_as_it_is<'e>(&self, entry: &'e Entry) -> Option<&'e Imported> {
+        entry.imported.as_ref().filter(|imported| {
+            self.roster.phase(&entry.file) == Some(Phase::Done)
+                && entry.last_error.is_none()
+                && self.roster.identity(&entry.file).as_ref() == Some(&imported.identity)
+        })
+    }
+
+    /// Whether an operator's pattern excludes a name: what is there of it stays as it is.
+    fn is_excluded(&self, name: &str) -> bool {
+        self.settings.exclude.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Forgets files that are not there when no record carries their label (any more), as far as that is known.
+    fn forget_withdrawn(
+        &mut self,
+        records: &[&ImageRecord],
+        is_known: impl Fn(&str) -> bool,
+        turn: &mut Turn,
+    ) {
+        let labelled = |file: &OsStr| {
+            let key = label_of(file);
+            !is_known(&key) || records.iter().any(|record| record.labels.contains_key(&key))
+        };
+        let entries = self
+            .ledger
+            .entries()
+            .into_iter()
+            .filter(|entry| !self.is_there(&entry.file) && !labelled(&entry.file));
+        let forgotten: Vec<OsString> = entries.map(|entry| entry.file.clone()).collect();
+        for name in forgotten {
+            self.ledger.forget(&name);
+            self.healing.forget(&name);
+            self.elsewhere.remove(&name);
+        }
+        if self.folder.vanished.is_some() {
+            self.notice_gone(turn);
+        }
+    }
+
+    /// Wakes the loop when the grace of a bundle that is gone is over, but for those that wait for a job.
+    fn wake_for_grace(&mut self, withheld: &BTreeSet<String>, now: Instant, at: Timestamp) {
+        let grace = self.settings.unpin_grace;
+        let left = |gone: Timestamp| grace_left(gone, at, grace);
+        let next = self
+            .ledger
+            .entries()
+            .into_iter()
+            .filter(|entry| !withheld.contains(&label_name(&entry.file)))
+            .filter_map(|entry| entry.gone)
+            .map(left)
+            .min();
+        if let Some(left) = next {
+            self.compare_within(left.max(BURST), now);
+        }
+    }
 }
 
 #[cfg(test)]

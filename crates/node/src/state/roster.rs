@@ -94,6 +94,29 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// The moves that decisions make. A file that was replaced begins anew, whatever it was.
+    fn may_become(self, to: Phase) -> bool {
+        use Phase::{Done, Failed, Following, Ignored, Known, Ready, Running, Settling, Waiting};
+        match (self, to) {
+            // To be looked at: not finished after all, or by rules that have changed.
+            (Settling { .. } | Ready | Running | Ignored(_) | Failed { .. }, Settling { .. }) => true,
+            // To be imported: finished, given up, restored, or by rules that have changed.
+            (Ignored(_), Ready) => false,
+            (_, Ready) => true,
+            (Ready | Failed { retry: Some(_) }, Running | Following) => true,
+            (_, Running | Following) => false,
+            // Compared and in place, imported, or gone before it was opened.
+            (Running | Known | Done | Settling { .. } | Ready | Failed { .. }, Done) => true,
+            (Done | Settling { .. }, Known) => true,
+            (Running, Waiting) => true,
+            (Settling { .. } | Ready | Failed { .. }, Ignored(_)) => true,
+            (Settling { .. } | Ready | Running | Known | Done | Failed { .. }, Failed { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Told {
     Ignored(Reason),
@@ -222,36 +245,91 @@ impl Roster {
         self.files.get(name).map(|file| file.version.clone())
     }
 
-    /// Sets how far a file has come.
-    pub fn set(&mut self, name: &OsStr, phase: Phase) {
-        if let Some(file) = self.files.get_mut(name) {
-            file.phase = phase;
-            if phase == Phase::Done {
-                file.attempts = 0;
-            }
+    /// Whether it is still to be found out whether a file is finished.
+    pub(crate) fn is_settling(&self, name: &OsStr) -> bool {
+        matches!(self.phase(name), Some(Phase::Settling { .. }))
+    }
+
+    /// Moves a file on. Moves that no decision makes are a fault of the program: they stop a test, and a daemon goes on.
+    fn go(&mut self, name: &OsStr, to: Phase) {
+        let Some(file) = self.files.get_mut(name) else {
+            return;
+        };
+        debug_assert!(
+            file.phase.may_become(to),
+            "{}: from {:?} to {to:?}",
+            name.display(),
+            file.phase
+        );
+        file.phase = to;
+        if to == Phase::Done {
+            file.attempts = 0;
         }
+    }
+
+    /// Has a file looked at (again) to find out whether it is finished.
+    pub(crate) fn look_at(&mut self, name: &OsStr, look: Instant) {
+        self.go(name, Phase::Settling { look });
+    }
+
+    /// Queues a finished file for an import.
+    pub(crate) fn queue(&mut self, name: &OsStr) {
+        self.go(name, Phase::Ready);
+    }
+
+    /// A job begins with a file that was queued or whose next try is due.
+    pub(crate) fn begin(&mut self, name: &OsStr) {
+        self.go(name, Phase::Running);
+    }
+
+    /// Queues a file again whose job came to nothing. Whether it still counted as running.
+    pub(crate) fn stop_running(&mut self, name: &OsStr) -> bool {
+        let is_running = self.phase(name) == Some(Phase::Running);
+        if is_running {
+            self.queue(name);
+        }
+        is_running
+    }
+
+    /// The images of a file are in place, as far as they can be.
+    pub(crate) fn finish(&mut self, name: &OsStr) {
+        self.go(name, Phase::Done);
+    }
+
+    /// Leaves a file to another importer for now.
+    pub(crate) fn follow(&mut self, name: &OsStr) {
+        self.go(name, Phase::Following);
+    }
+
+    /// Has a file compared with containerd that an earlier run imported in part.
+    pub(crate) fn recall(&mut self, name: &OsStr) {
+        self.go(name, Phase::Known);
+    }
+
+    /// Does not try a file again until it changes.
+    pub fn refuse(&mut self, name: &OsStr) {
+        self.go(name, Phase::Failed { retry: None });
     }
 
     /// Puts a file off that could be imported now.
     pub(crate) fn postpone(&mut self, name: &OsStr, until: Instant) {
-        self.set(name, Phase::Failed { retry: Some(until) });
+        self.go(name, Phase::Failed { retry: Some(until) });
     }
 
-    /// Writes down that a file failed. With `retry`, which is a number by chance, it is tried again, later each time.
+    /// Writes down that a file failed. With `retry`, a random number, it is tried again, later each time.
     pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: Option<u64>) {
         let Some(file) = self.files.get_mut(name) else {
             return;
         };
         let failures = file.attempts;
         file.attempts = failures.saturating_add(1);
-        file.phase = Phase::Failed {
-            retry: retry.map(|chance| now + RETRY.wait(failures, chance)),
-        };
+        let retry = retry.map(|chance| now + RETRY.wait(failures, chance));
+        self.go(name, Phase::Failed { retry });
     }
 
     /// Leaves a file alone. Whether that is to be said: the first time only.
     pub fn ignore(&mut self, name: &OsStr, reason: Reason) -> bool {
-        self.set(name, Phase::Ignored(reason));
+        self.go(name, Phase::Ignored(reason));
         self.told_first(name, Told::Ignored(reason))
     }
 
@@ -277,7 +355,7 @@ impl Roster {
 
     /// Lets a file wait for its checksum. Whether that is to be said: the first time only.
     pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
-        self.set(name, Phase::Waiting);
+        self.go(name, Phase::Waiting);
         self.told_first(name, Told::NoChecksum)
     }
 
@@ -285,15 +363,15 @@ impl Roster {
     pub(crate) fn settle(&mut self, name: &OsStr, settle: Settle) -> Option<Why> {
         match settle {
             Settle::Settled => {
-                self.set(name, Phase::Ready);
+                self.queue(name);
                 None
             }
             Settle::Wait { until, .. } => {
-                self.set(name, Phase::Settling { look: until });
+                self.look_at(name, until);
                 None
             }
             Settle::Stalled { until, why } => {
-                self.set(name, Phase::Settling { look: until });
+                self.look_at(name, until);
                 self.told_first(name, Told::Waiting(why)).then_some(why)
             }
         }
@@ -450,7 +528,7 @@ mod tests {
             Some(now),
             "b is still to be looked at"
         );
-        roster.set("b.tar".as_ref(), Phase::Ready);
+        roster.queue("b.tar".as_ref());
         assert_eq!(roster.next_due(later, true), None);
         let not_a = |name: &OsStr, _: &Version| name != "a.tar";
         assert_eq!(first_due(&roster, later, not_a), Some("b.tar".into()));
@@ -463,7 +541,7 @@ mod tests {
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
         roster.fail("a.tar".as_ref(), now, AGAIN);
-        roster.set("a.tar".as_ref(), Phase::Running);
+        roster.begin("a.tar".as_ref());
         assert_eq!(first_due(&roster, now + RETRY.longest, always), None);
         roster.fail("a.tar".as_ref(), now, AGAIN);
         assert_eq!(roster.next_due(now, true), Some(now + 2 * RETRY.first));
@@ -494,8 +572,8 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1), file("b.tar", 2)], now, new_only);
-        roster.set("a.tar".as_ref(), Phase::Done);
-        roster.set("b.tar".as_ref(), Phase::Done);
+        roster.finish("a.tar".as_ref());
+        roster.finish("b.tar".as_ref());
         let later = now + Duration::from_secs(1);
         roster.list(vec![file("a.tar", 1), file("b.tar", 3)], later, new_only);
         assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Done));
@@ -550,8 +628,8 @@ mod tests {
             vec![a(), checksum("a.tar.sha256", 8), b()],
             vec![a(), b()],
         ] {
-            roster.set("a.tar".as_ref(), Phase::Done);
-            roster.set("b.tar".as_ref(), Phase::Done);
+            roster.finish("a.tar".as_ref());
+            roster.finish("b.tar".as_ref());
             let told = roster.list(listed.clone(), now, new_only);
             assert!(told.is_empty(), "it is nothing to tell of");
             assert_eq!(
@@ -559,7 +637,7 @@ mod tests {
                 Some(Phase::Settling { look: now })
             );
             assert_eq!(roster.phase("b.tar".as_ref()), Some(Phase::Done));
-            roster.set("a.tar".as_ref(), Phase::Done);
+            roster.finish("a.tar".as_ref());
             roster.list(listed, now, new_only);
             assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Done));
         }
@@ -622,8 +700,11 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
-        assert!(roster.await_checksum("a.tar".as_ref()));
-        assert!(!roster.await_checksum("a.tar".as_ref()));
+        for is_news in [true, false] {
+            roster.queue("a.tar".as_ref());
+            roster.begin("a.tar".as_ref());
+            assert_eq!(roster.await_checksum("a.tar".as_ref()), is_news);
+        }
         assert_eq!(
             (first_due(&roster, now, always), roster.next_due(now, true)),
             (None, None)
@@ -669,7 +750,7 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::default();
         roster.list(vec![file("a.tar", 1)], now, new_only);
-        roster.set("a.tar".as_ref(), Phase::Done);
+        roster.finish("a.tar".as_ref());
         roster.doubt();
         assert_eq!(
             roster.names(|phase| phase == Phase::Known),

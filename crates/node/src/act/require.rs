@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::{BURST, Connection, Daemon};
+use super::Daemon;
+use crate::decide::compare::BURST;
 use crate::required;
 use crate::state::crash;
 use crate::state::roster::Phase;
@@ -100,25 +101,25 @@ impl Daemon {
     /// When it is looked next, if that is to be at all.
     pub(super) fn require_due(&self, now: Instant) -> Option<Instant> {
         let requiring = &self.requiring;
-        let is_wanted = !self.settings.require.is_empty() && matches!(self.connection, Connection::Up(_));
+        let is_wanted = !self.state.settings.require.is_empty() && self.hands.containerd.is_some();
         if !is_wanted || requiring.is_current || requiring.task.is_some() {
             return None;
         }
-        let paced = requiring.looked.filter(|_| !self.jobs.is_empty());
+        let paced = requiring.looked.filter(|_| !self.state.lanes.is_empty());
         let paced = paced.map_or(now, |looked| looked + PACE);
         Some(requiring.earliest.unwrap_or(now).max(paced))
     }
 
     /// Begins to look if that is due.
     pub(super) fn require_if_due(&mut self) {
-        if self.settings.require.is_empty() {
+        if self.state.settings.require.is_empty() {
             return;
         }
         let now = Instant::now();
         if self.require_due(now).is_some_and(|due| due <= now)
-            && let Connection::Up(up) = &self.connection
+            && let Some(live) = &self.hands.containerd
         {
-            let (settings, runtime) = (Arc::clone(&self.settings), up.runtime.clone());
+            let (settings, runtime) = (Arc::clone(&self.state.settings), live.runtime.clone());
             let look = async move { required::check(&settings, &runtime).await };
             self.requiring.task = Some((tokio::spawn(look), now));
             // What happens from now on makes it doubtful again.
@@ -150,13 +151,13 @@ impl Daemon {
 
     /// What the daemon answers; `None` where nothing is required.
     pub(super) fn required_status(&self) -> Option<RequiredStatus> {
-        if self.settings.require.is_empty() {
+        if self.state.settings.require.is_empty() {
             return None;
         }
         let requiring = &self.requiring;
         let is_current = requiring.is_current
             && requiring.task.is_none()
-            && matches!(self.connection, Connection::Up(_))
+            && self.hands.containerd.is_some()
             && requiring.last.is_some();
         Some(RequiredStatus {
             is_current,
@@ -169,11 +170,11 @@ impl Daemon {
         let Some(found) = self.required_status().filter(|found| found.is_current) else {
             return;
         };
-        let on_their_way = self.roster.names(is_on_its_way);
-        if !self.jobs.is_empty()
+        let on_their_way = self.state.roster.names(is_on_its_way);
+        if !self.state.lanes.is_empty()
             || on_their_way
                 .iter()
-                .any(|name| self.roster.stalled(name).is_none())
+                .any(|name| self.state.roster.stalled(name).is_none())
         {
             return;
         }

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Connection, Daemon};
+use super::Daemon;
 use crate::runtime::Containerd;
 use crate::state::crash;
 use crate::state::ledger::Ledger;
@@ -153,8 +153,8 @@ impl Daemon {
     /// When it is looked next, if that is to be at all.
     pub(super) fn unpack_due(&self, now: Instant) -> Option<Instant> {
         let unpacking = &self.unpacking;
-        let is_wanted = self.settings.unpack != Unpack::None && matches!(self.connection, Connection::Up(_));
-        let is_time = self.jobs.is_empty() && !self.is_draining && !self.disk.is_below();
+        let is_wanted = self.state.settings.unpack != Unpack::None && self.hands.containerd.is_some();
+        let is_time = self.state.lanes.is_empty() && !self.state.is_draining && !self.state.room.is_below();
         let is_due = is_wanted && is_time && !unpacking.is_current && unpacking.task.is_none();
         is_due.then(|| unpacking.earliest.unwrap_or(now))
     }
@@ -165,13 +165,17 @@ impl Daemon {
         if self.unpack_due(now).is_none_or(|due| due > now) {
             return;
         }
-        let Connection::Up(up) = &self.connection else {
+        let Some(live) = &self.hands.containerd else {
             return;
         };
-        let desired = self.ledger.desired_images();
+        let desired = self.state.ledger.desired_images();
         let desired: HashSet<&Digest> = desired.values().map(|(wanted, _)| *wanted).collect();
         self.unpacking.bad.retain(|target, _| desired.contains(target));
-        let images = wanted(&self.ledger, &self.settings.priority, &self.unpacking.bad);
+        let images = wanted(
+            &self.state.ledger,
+            &self.state.settings.priority,
+            &self.unpacking.bad,
+        );
         self.unpacking.is_current = true;
         if images.is_empty() {
             self.unpacking.pending = 0;
@@ -179,7 +183,7 @@ impl Daemon {
         }
         let (sender, told) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
-        let (runtime, settings) = (up.runtime.clone(), Arc::clone(&self.settings));
+        let (runtime, settings) = (live.runtime.clone(), Arc::clone(&self.state.settings));
         let heard = stop.clone();
         let work =
             tokio::spawn(async move { work(&runtime, &settings, &images, &heard, Teller(sender)).await });
@@ -243,7 +247,7 @@ impl Daemon {
 
     /// What the daemon answers; `None` where nothing is unpacked ahead.
     pub(super) fn unpack_status(&self) -> Option<UnpackStatus> {
-        self.unpacking.status(self.settings.unpack)
+        self.unpacking.status(self.state.settings.unpack)
     }
 }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Connection, Daemon};
+use super::Daemon;
 use crate::control::{self, Answer, Question, Want};
 use crate::metrics;
 use crate::settings::Settings;
@@ -131,7 +131,6 @@ impl Daemon {
             Want::Status | Want::Metrics => {}
             Want::Listed | Want::Checked => {
                 self.list();
-                self.drop_outdated_jobs();
             }
         }
         if question.want == Want::Checked {
@@ -139,7 +138,9 @@ impl Daemon {
         }
         let status = self.snapshot();
         if question.want == Want::Metrics {
-            let _ = question.answer.send(Answer::Metrics(self.metrics.text(&status)));
+            let _ = question
+                .answer
+                .send(Answer::Metrics(self.hands.metrics.text(&status)));
         } else if self.asked.waits_for_news(&question, &status) {
             self.asked.kept.push(question);
         } else {
@@ -167,7 +168,7 @@ impl Daemon {
         if self.asked.metrics_due().is_none_or(|due| due > now) {
             return;
         }
-        let text = self.metrics.text(&self.snapshot());
+        let text = self.hands.metrics.text(&self.snapshot());
         let Some(file) = &mut self.asked.metrics else {
             return;
         };
@@ -182,13 +183,13 @@ impl Daemon {
 
     /// How everything stands at this moment.
     fn snapshot(&self) -> Status {
-        let progress = self.jobs.all().map(|job| {
-            let progress = job.counters.so_far(job.order.started);
-            (job.order.name.clone(), progress)
+        let progress = self.hands.work.orders().map(|(order, counters)| {
+            let progress = counters.so_far(order.started);
+            (order.name.clone(), progress)
         });
         let progress: BTreeMap<OsString, ProgressStatus> = progress.collect();
-        let mut bundles = status::bundles(&self.roster, &self.ledger, &progress, Instant::now());
-        let held_back = self.pace.held_back();
+        let mut bundles = status::bundles(&self.state.roster, &self.state.ledger, &progress, Instant::now());
+        let held_back = self.hands.pace.held_back();
         for bundle in bundles
             .iter_mut()
             .filter(|bundle| bundle.state == State::Importing)
@@ -203,31 +204,31 @@ impl Daemon {
             }),
             containerd: self.containerd_status(),
             folder: FolderStatus {
-                path: self.images_dir.display().to_string(),
-                problem: self.trouble.clone().or_else(|| self.vanished.clone()),
+                path: self.state.images_dir.display().to_string(),
+                problem: self.state.folder.problem(),
             },
             required: self.required_status(),
             unpack: self.unpack_status(),
             bundles,
-            ignored: status::ignored(&self.roster),
+            ignored: status::ignored(&self.state.roster),
         }
     }
 
     fn containerd_status(&self) -> ContainerdStatus {
         let unreached = ContainerdStatus {
-            socket: self.socket.display().to_string(),
-            namespace: self.settings.namespace.clone(),
+            socket: self.hands.place.socket.display().to_string(),
+            namespace: self.state.settings.namespace.clone(),
             ..ContainerdStatus::default()
         };
-        match &self.connection {
-            Connection::Up(up) => ContainerdStatus {
+        match &self.hands.containerd {
+            Some(live) => ContainerdStatus {
                 reachable: true,
-                version: Some(up.runtime.version.text.clone()),
-                platform: Some(up.runtime.platform.to_string()),
+                version: Some(live.runtime.version.text.clone()),
+                platform: Some(live.runtime.platform.to_string()),
                 ..unreached
             },
-            Connection::Down { .. } => ContainerdStatus {
-                problem: self.link.why().map(str::to_owned),
+            None => ContainerdStatus {
+                problem: self.state.link.why().map(str::to_owned),
                 ..unreached
             },
         }

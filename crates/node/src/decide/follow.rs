@@ -1,29 +1,27 @@
-//! New bundles that are left to another importer first: they wait here until its pass over them is over.
+//! Which new bundles are left to another importer first: they wait here until its pass over them is over.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
-use jiff::Timestamp;
-use tracing::{debug, info};
 
-use super::telling::shown;
-use super::{Connection, Daemon};
-use crate::decide::coexistence::{self, Importer, Next, PAUSE, Pass, Sight};
+use super::coexistence::{self, Importer, Next, PAUSE, Pass, Sight};
+use super::line::Line;
+use super::{Errand, Turn};
 use crate::images::folder::Ending;
 use crate::images::pull_list;
 use crate::place::Distribution;
 use crate::settings::Coexistence;
+use crate::state::State;
 use crate::state::roster::{Phase, Version};
 
 /// Looking takes no more than this part of the time, however many records there are.
 const SHARE: u32 = 4;
 
-/// Who is waited for, and who was.
-#[derive(Default)]
-pub(super) struct Following {
+/// The bundles that wait for another importer, and those that have waited.
+#[derive(Debug)]
+pub(crate) struct Following {
     /// The distribution whose containerd and folder ours are.
     home: Option<Distribution>,
     /// By bundle.
@@ -36,81 +34,80 @@ pub(super) struct Following {
 }
 
 impl Following {
-    pub(super) fn new(node: &crate::place::Place) -> Following {
+    pub(crate) fn new(home: Option<Distribution>) -> Following {
         Following {
-            home: node.is_home.then_some(node.distribution),
-            ..Following::default()
+            home,
+            passes: BTreeMap::new(),
+            over: BTreeMap::new(),
+            said: None,
+            next: None,
         }
     }
 
     /// When containerd is looked at next.
-    pub(super) fn next_look(&self) -> Option<Instant> {
+    pub(crate) fn next_look(&self) -> Option<Instant> {
         self.next
     }
 }
 
-impl Daemon {
+impl State {
     /// Leaves a finished file to others for now, where there may be any that can read it; says whether it does.
     ///
-    /// Others read plain archives only, and restore nothing: what is known is imported again without waiting for them.
-    pub(super) fn is_left_to_others(&mut self, name: &OsStr, file: &File, version: &Version) -> bool {
+    /// Others read plain archives only, and restore nothing: a known bundle is imported again without waiting for them.
+    pub(super) fn is_left_to_others(
+        &mut self,
+        name: &OsStr,
+        ending: Option<Ending>,
+        version: &Version,
+        now: Instant,
+    ) -> bool {
         let identity = &version.identity;
-        let is_plain = || {
-            let ending = Ending::of(file, identity.size);
-            ending.is_ok_and(|ending| {
-                matches!(ending, Ending::Marker | Ending::NoMarker | Ending::Beginning)
-                    && !pull_list::is_list(name, ending, identity.size)
-            })
-        };
+        let is_plain = ending.is_some_and(|ending| {
+            matches!(ending, Ending::Marker | Ending::NoMarker | Ending::Beginning)
+                && !pull_list::is_list(name, ending, identity.size)
+        });
         let imported = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
         let is_known = imported.is_some_and(|imported| imported.identity == *identity);
         if self.settings.coexistence == Coexistence::Exclusive
             || version.is_layout
             || is_known
             || self.following.over.get(name) == Some(identity)
-            || !is_plain()
+            || !is_plain
         {
             return false;
         }
-        let pass = Pass::begin(self.images_dir.join(name), identity.mtime_ns, Instant::now());
+        let pass = Pass::begin(self.images_dir.join(name), identity.mtime_ns, now);
         self.following.passes.insert(name.to_owned(), pass);
-        self.following.next = Some(Instant::now());
-        self.roster.set(name, Phase::Following);
+        self.following.next = Some(now);
+        self.roster.follow(name);
         true
     }
 
-    /// Looks at containerd for the bundles that wait, and takes those up whose turn it is.
-    pub(super) async fn follow_if_due(&mut self) {
-        let Connection::Up(up) = &self.connection else {
-            return;
-        };
-        if self.following.next.is_none_or(|next| next > Instant::now()) {
+    /// Has the signs of other importers read for the bundles that wait.
+    pub(super) fn follow_if_due(&mut self, turn: &mut Turn) {
+        if !self.connection.is_up() || self.following.next.is_none_or(|next| next > turn.now) {
             return;
         }
         let roster = &self.roster;
         let is_waiting = |name: &OsStr| roster.phase(name) == Some(Phase::Following);
         self.following.passes.retain(|name, _| is_waiting(name));
         self.following.over.retain(|name, _| roster.phase(name).is_some());
-        self.following.next = None;
-        if self.following.passes.is_empty() {
-            return;
-        }
-        let client = up.runtime.client.clone();
-        let began = Instant::now();
-        match Sight::look(&client, Timestamp::now()).await {
-            // Where there are very many records, containerd spends no more than a part of its time on being looked at.
-            Ok(sight) => self.follow(&sight, PAUSE.max(began.elapsed() * SHARE)),
-            Err(error) => {
-                self.following.next = Some(Instant::now() + PAUSE);
-                self.lost(&error);
-            }
+        // Where the look comes to nothing, another one follows.
+        self.following.next = Some(turn.now + PAUSE);
+        match self.following.passes.is_empty() {
+            true => self.following.next = None,
+            false => turn.send(Errand::Sight),
         }
     }
 
-    fn follow(&mut self, sight: &Sight, pause: Duration) {
-        let now = Instant::now();
+    /// Takes up the bundles whose turn it is.
+    pub(super) fn on_sight(&mut self, sight: &Sight, took: Duration, turn: &mut Turn) {
+        let now = turn.now;
+        // Where there are very many records, containerd spends no more than a part of its time on being looked at.
+        let pause = PAUSE.max(took * SHARE);
         let evidence = sight.evidence(&self.images_dir, self.following.home);
         let importer = coexistence::judge(self.settings.coexistence, &evidence);
+        self.following.next = None;
         let mut turns = Vec::new();
         for (name, pass) in &mut self.following.passes {
             match pass.look(importer.map(|(importer, _)| importer), sight, now, pause) {
@@ -123,17 +120,19 @@ impl Daemon {
             importer.filter(|(importer, _)| waits && self.following.said != Some(*importer))
         {
             self.following.said = Some(importer);
-            info!(
+            turn.say(Line::info(format!(
                 "{importer} imports this folder, too ({why}): new bundles are left to it first, then checked and completed"
-            );
+            )));
         }
         for (name, why) in turns {
-            debug!(bundle = %shown(&name), "not waiting for another importer: {why}");
+            turn.say(Line::debug(format!("not waiting for another importer: {why}")).bundle(&name));
             self.following.passes.remove(&name);
             if let Some(identity) = self.roster.identity(&name) {
                 self.following.over.insert(name.clone(), identity);
             }
-            self.roster.set(&name, Phase::Ready);
+            if self.roster.phase(&name) == Some(Phase::Following) {
+                self.roster.queue(&name);
+            }
         }
     }
 }

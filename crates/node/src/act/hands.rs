@@ -1,0 +1,341 @@
+//! Reads the folder and the disk, keeps the ledger, and starts jobs: what the loop does at once. It decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bundle::Identity;
+use containerd::{ImageEvent, ImageEvents};
+use import::{Disk, Intent, Pace, Policy, Source, any_without_file};
+use jiff::Timestamp;
+use tracing::warn;
+
+use super::job::{self, Order};
+use super::work::Work;
+use crate::decide::desired;
+use crate::decide::listing::{Seen, Trusted};
+use crate::decide::room::{Room, Stamp};
+use crate::decide::{Event, Look, Opening, Start};
+use crate::images::folder::{self, Depth, Ending, Folder, FolderTrust, Listing, Observation, Refused};
+use crate::images::trusted_digests;
+use crate::images::watch::Watch;
+use crate::metrics::Metrics;
+use crate::place::Place;
+use crate::runtime::{self, Containerd};
+use crate::settings::Settings;
+use crate::state::State;
+use crate::state::crash::Marker;
+use crate::state::ledger::{self, Ledger, Saved, Store};
+use crate::state::roster::Version;
+
+/// How long files are looked at before the loop turns to something else.
+const LOOKS: Duration = Duration::from_millis(50);
+
+/// Everything by which the loop touches the world.
+pub(super) struct Hands {
+    /// What was found on the node when this began.
+    pub(super) place: Place,
+    pub(super) watch: Watch,
+    store: Store,
+    /// The files under way, for the daemon after this one.
+    pub(super) marker: Marker,
+    pub(super) metrics: Metrics,
+    /// The jobs.
+    pub(super) work: Work,
+    /// How fast jobs send, all of them together.
+    pub(super) pace: Arc<Pace>,
+    /// The connection, where there is one.
+    pub(super) containerd: Option<Live>,
+    /// The file that was opened last.
+    opened: Option<(OsString, File)>,
+}
+
+/// A connection.
+pub(super) struct Live {
+    pub(super) runtime: Containerd,
+    pub(super) events: ImageEvents,
+    pub(super) policy: Policy,
+}
+
+/// The next event of containerd, `None` when its stream has ended. Waits for ever while there is no connection. Safe to cancel.
+pub(super) async fn next_event(containerd: &mut Option<Live>) -> Option<ImageEvent> {
+    match containerd {
+        Some(live) => live.events.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Hands {
+    pub(super) fn new(
+        place: Place,
+        settings: &Settings,
+        watch: Watch,
+        store: Store,
+        marker: Marker,
+        metrics: Metrics,
+    ) -> Hands {
+        Hands {
+            place,
+            watch,
+            store,
+            marker,
+            metrics,
+            work: Work::default(),
+            pace: Arc::new(Pace::new(settings.gentleness)),
+            containerd: None,
+            opened: None,
+        }
+    }
+
+    /// Writes the ledger down, if it has changed.
+    pub(super) fn save(&mut self, ledger: &Ledger) {
+        match self.store.save(ledger) {
+            Saved::Written | Saved::Unchanged | Saved::NotSaved(None) => {}
+            Saved::NotSaved(Some(notice)) => warn!("{notice}"),
+        }
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.containerd = None;
+    }
+
+    /// Goes by other settings from now on.
+    pub(super) fn adopt(&mut self, settings: &Settings) {
+        self.pace.set(settings.gentleness);
+        if let Some(live) = &mut self.containerd {
+            live.policy = runtime::policy(settings, Some(&live.runtime));
+        }
+    }
+
+    /// Everything that decides what an import yields with these settings; `None` without a connection.
+    pub(super) fn fingerprint(&self, settings: &Settings) -> Option<String> {
+        let live = self.containerd.as_ref()?;
+        Some(runtime::fingerprint(settings, &live.runtime))
+    }
+
+    fn folder(&self) -> std::io::Result<Folder> {
+        Folder::open_dir(&self.place.images_dir)
+    }
+
+    /// Lists the folder. Makes it, where it was never there.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be done, for people.
+    pub(super) fn list(&mut self, state: &State) -> Result<Seen, String> {
+        // A folder that was there and is gone has been moved, unmounted or removed; only its owner knows which.
+        let is_created = match state.folder.place {
+            Some(_) => false,
+            None => folder::ensure(&self.place.images_dir)
+                .map_err(|error| format!("cannot create the images folder: {error}; waiting for it"))?,
+        };
+        let folder = self
+            .folder()
+            .map_err(|error| format!("cannot open the images folder: {error}"))?;
+        let allow_insecure = state.settings.allow_insecure_dir;
+        let trust = folder::judge(&folder, &self.place.images_dir, allow_insecure);
+        let listing = match &trust {
+            FolderTrust::Refused(_) => Listing::default(),
+            FolderTrust::Trusted | FolderTrust::Warning(_) => {
+                let recursive = state.settings.recursive;
+                folder
+                    .list(Depth {
+                        recursive,
+                        allow_insecure,
+                    })
+                    .map_err(|error| format!("cannot list the images folder: {error}"))?
+            }
+        };
+        Ok(Seen {
+            place: folder.place(),
+            is_created,
+            trust,
+            unclear: self.unclear(&listing, &state.ledger),
+            trusted: trusted(state),
+            listing,
+        })
+    }
+
+    /// The files of the ledger that the listing lacks and that cannot be looked at.
+    fn unclear(&self, listing: &Listing, ledger: &Ledger) -> BTreeSet<OsString> {
+        let listed: HashSet<&OsString> = listing.entries.iter().map(|entry| &entry.name).collect();
+        let entries = ledger.entries().into_iter().map(|entry| &entry.file);
+        let lacking = entries.filter(|file| !listed.contains(file));
+        let is_unclear = |file: &&OsString| {
+            let looked = self.place.images_dir.join(file).symlink_metadata();
+            let is_absent = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
+            looked.is_err_and(|error| !is_absent(error.kind()))
+        };
+        lacking.filter(is_unclear).cloned().collect()
+    }
+
+    /// Looks at files, one after the other, as long as there is time: a turn takes the longer the more files there are, so that
+    /// one look in each of them would take time with their square.
+    pub(super) fn look(&self, state: &State, files: Vec<(OsString, Version)>) -> Vec<Event> {
+        let started = Instant::now();
+        let folder = self.folder().ok();
+        let mut seen = Vec::new();
+        for (name, version) in files {
+            if !seen.is_empty() && started.elapsed() >= LOOKS {
+                break;
+            }
+            let look = look_at(folder.as_ref(), &name, &version, state);
+            seen.push(Event::Looked(name, version, look));
+        }
+        seen
+    }
+
+    /// Opens a file that is to be imported, and keeps it open.
+    pub(super) fn open(&mut self, name: OsString, version: Version) -> Event {
+        let opened = self.folder().map_err(|_| Refused::Gone);
+        let opened = opened.and_then(|folder| job::open_listed(&folder, &name, &version));
+        let opening = match opened {
+            Ok(Some(file)) => {
+                let ending = match version.is_layout {
+                    true => None,
+                    false => Ending::of(&file, version.identity.size).ok(),
+                };
+                self.opened = Some((name.clone(), file));
+                Opening::Open(ending)
+            }
+            Ok(None) => Opening::Replaced,
+            Err(refused) => Opening::Refused(refused),
+        };
+        Event::Opened(name, version, opening)
+    }
+
+    /// Starts a job for the file that was opened last.
+    pub(super) fn start(&mut self, state: &State, start: Start) {
+        let Start {
+            name,
+            version,
+            lane,
+            is_checked,
+            is_told,
+        } = start;
+        let file = self.opened.take().filter(|(opened, _)| *opened == name);
+        let (Some((_, file)), Some(live)) = (file, &self.containerd) else {
+            // Nothing can be read: the job ends like one that was dropped.
+            return self.work.start_nothing(name);
+        };
+        let order = Order {
+            is_told,
+            lane,
+            name,
+            version,
+            images_dir: self.place.images_dir.clone(),
+            settings: Arc::clone(&state.settings),
+            runtime: live.runtime.clone(),
+            policy: live.policy.clone(),
+            started: Instant::now(),
+        };
+        self.work.start(Arc::new(order), file, is_checked);
+    }
+
+    /// Has the job of a file import the bundle that it has read.
+    pub(super) fn import(&mut self, state: &State, name: &OsStr, leave: BTreeMap<String, String>) {
+        let settings = &state.settings;
+        // Without a connection the import has to find out for itself that there is no room.
+        let live = self.containerd.as_ref();
+        let space = live.map(|live| runtime::space(settings, &live.runtime));
+        let source = Source::Bundle(ledger::label_name(name));
+        let intent = Intent {
+            leave,
+            space: space.unwrap_or_default(),
+            priority: settings.priority.clone(),
+            pace: Arc::clone(&self.pace),
+            most_records: settings.most_records,
+            ..Intent::new(source, settings.on_conflict)
+        };
+        self.work.import(name, intent);
+    }
+
+    /// Counts the finished job of a file.
+    pub(super) fn count(&self, name: &OsStr) {
+        if let Some(report) = self.work.report_of(name) {
+            self.metrics.count(report, Timestamp::now().as_second());
+        }
+    }
+
+    /// Looks at containerd's disk, where that can be seen.
+    pub(super) fn room(&self, settings: &Settings) -> Option<Room> {
+        let live = self.containerd.as_ref()?;
+        let space = runtime::space(settings, &live.runtime);
+        let store = space.store.as_ref();
+        Some(Room {
+            below: space.below_minimum(),
+            disk: store.and_then(|store| Disk::of(store).ok()),
+            stamp: store.and_then(|store| stamp_of(&store.join("blobs/sha256"))),
+        })
+    }
+
+    /// Whether files of the ledger's blobs are missing in containerd's store.
+    pub(super) fn has_lost_files(&self, ledger: &Ledger) -> bool {
+        let store = self
+            .containerd
+            .as_ref()
+            .and_then(|live| live.runtime.store.as_ref());
+        store.is_some_and(|store| any_without_file(store, &desired::digests(ledger)))
+    }
+}
+
+/// The operator's trusted digests, where there is such a folder. The bundles are held against them only when they have changed.
+fn trusted(state: &State) -> Option<Trusted> {
+    let folder = state.settings.trusted_digests.as_ref()?;
+    let stamp = trusted_digests::stamp(folder);
+    let mut distrusted = BTreeSet::new();
+    if state.folder.trusted.as_ref() != Some(&stamp) {
+        for entry in state.ledger.entries() {
+            let catalog = entry.imported.as_ref().map(|imported| &imported.catalog);
+            if catalog.is_some_and(|catalog| trusted_digests::check(folder, catalog).is_err()) {
+                distrusted.insert(entry.file.clone());
+            }
+        }
+    }
+    Some(Trusted { stamp, distrusted })
+}
+
+fn look_at(folder: Option<&Folder>, name: &OsStr, version: &Version, state: &State) -> Look {
+    let Some(folder) = folder else {
+        return Look::Refused(Refused::Gone);
+    };
+    let file = match job::open_listed(folder, name, version) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Look::Replaced,
+        Err(refused) => return Look::Refused(refused),
+    };
+    if version.is_layout {
+        return Look::Layout;
+    }
+    // The listing may be older than the file: what is about to be judged is what is open.
+    let identity = file.metadata().map(|metadata| Identity::of(&metadata)).ok();
+    let (Some(identity), Some(since)) = (identity, state.roster.still_since(name)) else {
+        return Look::Replaced;
+    };
+    if identity != version.identity {
+        return Look::Replaced;
+    }
+    if let Some(left) = folder::indistinct_for(&identity, SystemTime::now()) {
+        return Look::Indistinct(left);
+    }
+    match Observation::of(&file, since) {
+        Ok(seen) => Look::Seen(seen),
+        Err(error) => Look::Unreadable(error.to_string()),
+    }
+}
+
+/// `None` where the folder is not there: nothing was ever committed, or everything was wiped.
+fn stamp_of(folder: &Path) -> Option<Stamp> {
+    let metadata = fs::metadata(folder).ok()?;
+    Some((
+        metadata.dev(),
+        metadata.ino(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+    ))
+}

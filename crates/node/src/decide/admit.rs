@@ -1,0 +1,439 @@
+//! Whether a file is finished, whose turn it is, and which names of a bundle are left to others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::time::{Duration, Instant};
+
+use oci_spec::image::Digest;
+
+use super::desired;
+use super::lanes::{Job, Leaving, Load, Stage};
+use super::line::Line;
+use super::record::{Bad, Found};
+use super::{Action, Look, Opening, Start, Turn};
+use crate::images::folder::{self, Ending, Observation, Reason, Refused, Settle};
+use crate::images::pull_list;
+use crate::settings::Checksums;
+use crate::state::State;
+use crate::state::ledger::ErrorClass;
+use crate::state::roster::{self, Phase, Version};
+
+/// How soon a file is looked at again that changed while it was looked at.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why a name of a bundle's is left as it is.
+const LATER: &str = "a bundle that arrived later has this name";
+const MOVED: &str = "somebody else moved the record since the bundle was imported";
+
+impl State {
+    /// Takes on files that are due, if there are any: those to be looked at, or one to be imported. Gives whether there were.
+    pub(crate) fn take_on(&self, turn: &mut Turn) -> bool {
+        let may_start = |name: &OsStr, version: &Version| self.may_start(name, version);
+        // A suspect takes no other file along, and keeps none waiting that could be done.
+        let is_sound =
+            |name: &OsStr, version: &Version| !self.ledger.is_suspect(name) && self.may_start(name, version);
+        let mut due = self.roster.due(turn.now, is_sound);
+        if due.is_empty() {
+            due = self.roster.due(turn.now, may_start);
+        }
+        let is_look = |name: &OsString| matches!(self.roster.phase(name), Some(Phase::Settling { .. }));
+        let with_version = |name: &OsString| Some((name.clone(), self.roster.version(name)?));
+        let looks: Vec<_> = due
+            .iter()
+            .take_while(|name| is_look(name))
+            .filter_map(with_version)
+            .collect();
+        if !looks.is_empty() {
+            turn.act(Action::Look(looks));
+        } else if let Some((name, version)) = due.first().and_then(with_version) {
+            turn.act(Action::Open(name, version));
+        }
+        !due.is_empty()
+    }
+
+    fn may_start(&self, name: &OsStr, version: &Version) -> bool {
+        self.takes_on() && self.lanes.lane_for(self.load(name, version)).is_some()
+    }
+
+    /// Whether files are taken on at all.
+    fn takes_on(&self) -> bool {
+        self.connection.is_up() && !self.room.is_below() && !self.is_draining
+    }
+
+    fn load<'a>(&self, name: &'a OsStr, version: &'a Version) -> Load<'a> {
+        let is_suspect = |name: &OsStr| self.ledger.is_suspect(name);
+        Load {
+            name,
+            identity: &version.identity,
+            size: match version.is_layout {
+                // The size below it is unknown.
+                true => u64::MAX,
+                false => version.identity.size,
+            },
+            is_repair: version.is_known(&self.ledger, name),
+            is_alone: is_suspect(name) || self.lanes.all().any(|job| is_suspect(&job.name)),
+        }
+    }
+
+    /// Has a job that does nothing give its lane to a file that is due, if there are two such. Gives when to look again
+    /// whether a job does nothing.
+    pub(crate) fn yield_lane(&mut self, turn: &mut Turn) -> Option<Instant> {
+        let now = turn.now;
+        let next = self.lanes.idle_due(now);
+        let idle = |name: &OsStr, version: &Version| self.lanes.idle_before(self.load(name, version), now);
+        let gains = |name: &OsStr, version: &Version| self.takes_on() && idle(name, version).is_some();
+        let gaining = self.roster.due(now, gains).into_iter().next();
+        let giving = gaining.and_then(|name| {
+            let version = self.roster.version(&name)?;
+            Some(idle(&name, &version)?.name.clone())
+        });
+        if let Some(name) = giving {
+            self.give_way(&name, turn);
+        }
+        next
+    }
+
+    fn give_way(&mut self, name: &OsStr, turn: &mut Turn) {
+        turn.say(Line::info("nothing of it moves: others go first, and it goes on after them").bundle(name));
+        match self.lanes.give_way(name) {
+            Some(Leaving::Over(_)) => self.on_dropped(name, turn),
+            Some(Leaving::Working) => turn.act(Action::Abort(name.to_owned())),
+            None => {}
+        }
+    }
+
+    /// Takes over a look at a file that may be finished.
+    pub(super) fn on_look(&mut self, name: &OsStr, version: &Version, look: Look, turn: &mut Turn) {
+        if self.roster.version(name).as_ref() != Some(version) || !self.roster.is_settling(name) {
+            return;
+        }
+        match look {
+            Look::Replaced => self.look_again(name, turn.now),
+            Look::Refused(refused) => self.turn_away(name, &refused, turn),
+            Look::Unreadable(error) => {
+                let is_told = self.rows.refused.admits(turn.now);
+                let line = Line::warn(format!("cannot be read: {error}")).outcome("failed");
+                turn.say(line.bundle(name).told(is_told));
+                let chance = turn.chance();
+                self.roster.fail(name, turn.now, Some(chance));
+            }
+            Look::Indistinct(left) => self.roster.look_at(name, turn.now + left),
+            Look::Layout => {
+                self.settle_layout(name, true, turn);
+            }
+            Look::Seen(seen) => self.settle(name, seen, turn),
+        }
+    }
+
+    fn turn_away(&mut self, name: &OsStr, refused: &Refused, turn: &mut Turn) {
+        if matches!(refused, Refused::Gone) {
+            // The next listing lacks it.
+            self.relist = true;
+            return self.roster.finish(name);
+        }
+        let was_imported = self
+            .ledger
+            .get(name)
+            .is_some_and(|entry| entry.imported.is_some());
+        if let Some(reason) = folder::why_ignored_by_name(name).filter(|_| !was_imported) {
+            return self.ignore(name, reason, turn);
+        }
+        let is_told = self.rows.refused.admits(turn.now);
+        let line = Line::warn(format!("not imported: {refused}")).outcome("failed");
+        turn.say(line.bundle(name).told(is_told));
+        self.roster.refuse(name);
+    }
+
+    fn settle(&mut self, name: &OsStr, mut seen: Observation, turn: &mut Turn) {
+        let (ending, size) = (seen.ending, seen.size);
+        let pull_lists = self.settings.pull_lists;
+        let reason = roster::why_ignored(name, ending, size, pull_lists, &self.ledger);
+        if reason.is_some() || pull_lists && pull_list::is_list(name, ending, size) {
+            // However short, it will not become an archive.
+            seen.ending = Ending::Foreign;
+        }
+        match reason {
+            Some(reason) => self.settle_ignored(name, &seen, reason, turn),
+            None => self.on_settled(name, folder::settle(&seen, turn.now), turn),
+        }
+    }
+
+    /// A file that is no bundle is ignored as soon as it is finished, until it changes.
+    fn settle_ignored(&mut self, name: &OsStr, seen: &Observation, reason: Reason, turn: &mut Turn) {
+        // An empty file is finished when no process has it open for writing, like any other that is no archive.
+        let size = seen.size.max(1);
+        match folder::settle(&Observation { size, ..*seen }, turn.now) {
+            Settle::Settled => self.ignore(name, reason, turn),
+            settle => self.on_settled(name, settle, turn),
+        }
+    }
+
+    fn ignore(&mut self, name: &OsStr, reason: Reason, turn: &mut Turn) {
+        if self.roster.ignore(name, reason) {
+            let is_told = self.rows.ignored.admits(turn.now);
+            turn.say(Line::info(format!("ignored: {reason}")).file(name).told(is_told));
+        }
+    }
+
+    /// Whether it was settled; as long as it is not known to be whole, it is asked again after it was opened.
+    fn settle_layout(&mut self, name: &OsStr, is_whole: bool, turn: &mut Turn) -> bool {
+        let Some(since) = self.roster.still_since(name) else {
+            return false;
+        };
+        let settle = folder::settle_layout(is_whole, since, turn.now);
+        self.on_settled(name, settle, turn);
+        settle == Settle::Settled
+    }
+
+    fn on_settled(&mut self, name: &OsStr, settle: Settle, turn: &mut Turn) {
+        if let Some(why) = self.roster.settle(name, settle) {
+            let is_told = self.rows.delayed.admits(turn.now);
+            let text = format!("not imported, and nothing has happened for a while: {why}");
+            turn.say(Line::warn(text).outcome("stalled").bundle(name).told(is_told));
+        }
+        // Its place in the order is that in which bundles were finished, not that in which there was time for them.
+        if let (Some(Phase::Ready), Some(identity)) = (self.roster.phase(name), self.roster.identity(name)) {
+            self.unsaved |= self.ledger.arrive(name, &identity);
+        }
+    }
+
+    pub(super) fn look_again(&mut self, name: &OsStr, now: Instant) {
+        self.relist = true;
+        self.roster.look_at(name, now + AGAIN);
+    }
+
+    /// Takes over that a file was opened that is to be imported.
+    pub(super) fn on_opened(&mut self, name: &OsStr, version: Version, opening: Opening, turn: &mut Turn) {
+        if self.roster.version(name).as_ref() != Some(&version) {
+            return;
+        }
+        match opening {
+            Opening::Replaced => self.look_again(name, turn.now),
+            Opening::Refused(refused) => self.turn_away(name, &refused, turn),
+            Opening::Open(ending) if self.is_left_to_others(name, ending, &version, turn.now) => {}
+            Opening::Open(ending) => self.start(name, ending, version, turn),
+        }
+    }
+
+    fn start(&mut self, name: &OsStr, ending: Option<Ending>, version: Version, turn: &mut Turn) {
+        let Some(lane) = self.lanes.lane_for(self.load(name, &version)) else {
+            return;
+        };
+        let is_repair = version.is_known(&self.ledger, name);
+        let mode = self.settings.checksums;
+        // One that was imported without a checksum is known too, and not enough where one is required.
+        let is_needed = mode == Checksums::Require && version.sidecar.is_none();
+        let is_checked = mode == Checksums::Off || is_repair && !is_needed;
+        // What is no archive will be refused, and that is line enough for it; a folder is begun with when it is whole.
+        let is_archive = !version.is_layout && ending != Some(Ending::Foreign);
+        let is_begun = self.lanes.is_heavy(name, &version.identity);
+        let is_told = is_archive && !is_begun && self.rows.begun.admits(turn.now);
+        self.roster.begin(name);
+        self.lanes.start(name, version.clone(), lane, turn.now);
+        turn.act(Action::InterruptUnpacking);
+        turn.act(Action::Start(Start {
+            name: name.to_owned(),
+            version,
+            lane,
+            is_checked,
+            is_told,
+        }));
+    }
+
+    /// Has a bundle read again within the whole limits, when no other one is.
+    fn wait_for_main_lane(&mut self, name: &OsStr, why: &str, turn: &mut Turn) {
+        let text = format!("too heavy to be read beside another bundle: {why}");
+        turn.say(Line::debug(text).bundle(name));
+        let Some(job) = self.lanes.end(name) else {
+            return;
+        };
+        let roster = &self.roster;
+        let is_there = |name: &OsStr| roster.phase(name).is_some();
+        self.lanes.note_heavy(name, &job.version.identity, is_there);
+        self.roster.stop_running(name);
+    }
+
+    /// Puts off an upload that may go on later, for as long as that may be.
+    fn puts_off(&mut self, name: &OsStr, may_go_on: bool, turn: &mut Turn) -> bool {
+        let Some(job) = self.lanes.get(name).filter(|job| self.is_current(job)) else {
+            return false;
+        };
+        let is_layout = job.version.is_layout;
+        let since = self.roster.still_since(name).filter(|_| !is_layout);
+        let until = since.and_then(|since| folder::may_go_on_until(since, turn.now));
+        let Some(look) = until.filter(|_| may_go_on) else {
+            return false;
+        };
+        let is_told = self.rows.delayed.admits(turn.now);
+        let text = "not whole yet; it is read again when it has changed, or has not for a while";
+        turn.say(Line::info(text).bundle(name).told(is_told));
+        self.roster.look_at(name, look);
+        self.lanes.end(name);
+        true
+    }
+
+    pub(super) fn on_bad(&mut self, name: &OsStr, bad: Bad, turn: &mut Turn) {
+        let is_light = |job: &Job| job.lane == super::lanes::Lane::Light;
+        if bad.is_beyond_limits && self.lanes.get(name).is_some_and(is_light) {
+            return self.wait_for_main_lane(name, &bad.text, turn);
+        }
+        if self.puts_off(name, bad.may_go_on, turn) {
+            return;
+        }
+        let Some(job) = self.end_current(name) else {
+            return;
+        };
+        if !job.version.is_layout || self.settle_layout(name, false, turn) {
+            turn.act(Action::Count(name.to_owned()));
+            let retry = matches!(bad.class, ErrorClass::Transient | ErrorClass::Disk);
+            self.fail(&job, &bad.text, bad.class, retry, turn);
+        }
+    }
+
+    /// Lets a bundle go on whose catalog was read, or turns it away by what it says.
+    pub(super) fn on_found(&mut self, name: &OsStr, found: Box<Found>, turn: &mut Turn) {
+        if self.puts_off(name, found.may_go_on, turn) {
+            return;
+        }
+        let Some(job) = self.lanes.get(name) else {
+            return;
+        };
+        if self.is_draining || !self.is_current(job) {
+            return self.on_dropped(name, turn);
+        }
+        if job.version.is_layout {
+            if found.broken.is_some() && !self.settle_layout(name, false, turn) {
+                self.lanes.end(name);
+                return;
+            }
+            let is_told = self.rows.begun.admits(turn.now);
+            turn.say(Line::info("importing").bundle(name).told(is_told));
+        }
+        if found.unfinished.is_none() && found.distrust.is_none() {
+            return self.lanes.wait(name, found.records);
+        }
+        let Some(job) = self.lanes.end(name) else {
+            return;
+        };
+        match (&found.unfinished, &found.distrust) {
+            (Some(reason), _) => self.fail(&job, reason, ErrorClass::Bundle, false, turn),
+            (None, Some(why)) => self.refuse(&job, why, turn),
+            (None, None) => {}
+        }
+    }
+
+    /// Starts the imports that wait for nothing any more.
+    pub(super) fn start_unblocked(&mut self, turn: &mut Turn) {
+        while !self.is_draining {
+            let ledger = &self.ledger;
+            let arrival = |name: &OsStr| ledger.get(name).map_or(u64::MAX, |entry| entry.arrival);
+            let Some(name) = self.lanes.unblocked(arrival) else {
+                return;
+            };
+            self.start_import(&name, turn);
+        }
+    }
+
+    fn start_import(&mut self, name: &OsStr, turn: &mut Turn) {
+        if std::mem::take(&mut self.unsaved) {
+            // What a crash leaves in containerd must be known to be this bundle's.
+            turn.act(Action::Save);
+        }
+        let Some(job) = self.lanes.get(name) else {
+            return;
+        };
+        if !job.version.is_known(&self.ledger, name) {
+            // The operator who places a bundle anew wants its images, whatever was done to those of the one before.
+            self.healing.forget(name);
+        }
+        let leave = self.names_to_leave(job);
+        let left = leave.keys().cloned().collect();
+        if let Some(job) = self.lanes.get_mut(name) {
+            job.left = left;
+        }
+        self.lanes.go_on(name, Stage::Importing, turn.now);
+        turn.act(Action::Import(name.to_owned(), leave));
+    }
+
+    /// Names of a bundle's that are not its to write, with the reason.
+    fn names_to_leave(&self, job: &Job) -> BTreeMap<String, String> {
+        let mut leave = BTreeMap::new();
+        if job.version.is_known(&self.ledger, &job.name) {
+            // It is restored, and what others did on purpose since its import is not undone by that.
+            let elsewhere = self.elsewhere.get(&job.name).into_iter().flatten();
+            leave.extend(elsewhere.map(|name| (name.clone(), MOVED.to_owned())));
+        }
+        let later = self.ledger.later_claims(&job.name);
+        let is_taken = |(name, target): &(&String, &Digest)| {
+            later.get(name.as_str()).is_some_and(|wanted| wanted != target)
+        };
+        let taken = job.records.iter().filter(is_taken);
+        leave.extend(taken.map(|(name, _)| (name.clone(), LATER.to_owned())));
+        let names = job.records.keys().map(String::as_str);
+        leave.extend(desired::left_out(names, &self.settings.exclude));
+        leave
+    }
+
+    pub(super) fn on_list(
+        &mut self,
+        name: &OsStr,
+        catalog: Digest,
+        distrust: Option<String>,
+        turn: &mut Turn,
+    ) {
+        if let Some(why) = distrust {
+            if let Some(job) = self.lanes.end(name) {
+                self.refuse(&job, &why, turn);
+            }
+            return;
+        }
+        self.lanes.go_on(name, Stage::Pulling { catalog }, turn.now);
+        turn.act(Action::Pull(name.to_owned()));
+    }
+
+    /// Whether a job is still for the file as it is now, by the rules as they are now.
+    pub(super) fn is_current(&self, job: &Job) -> bool {
+        !job.is_outdated && self.roster.version(&job.name).as_ref() == Some(&job.version)
+    }
+
+    /// Drops the jobs of files that were replaced or are gone. A checksum that comes while images are on their way stops
+    /// nothing: each byte is held against its digest, and the file against its checksum afterwards.
+    pub(super) fn drop_outdated_jobs(&mut self, turn: &mut Turn) {
+        let roster = &self.roster;
+        let is_outdated = |job: &&Job| {
+            let is_importing = matches!(job.stage, Stage::Importing);
+            let version = roster.version(&job.name);
+            version.is_none_or(|version| match is_importing {
+                true => version.identity != job.version.identity,
+                false => version != job.version,
+            })
+        };
+        let outdated = self
+            .lanes
+            .all()
+            .filter(|job| !job.is_outdated)
+            .filter(is_outdated);
+        let outdated: BTreeSet<OsString> = outdated.map(|job| job.name.clone()).collect();
+        for name in &outdated {
+            let text = "it was replaced or removed while it was imported: stopping";
+            turn.say(Line::info(text).bundle(name));
+        }
+        if !outdated.is_empty() {
+            self.drop_jobs(|job| outdated.contains(&job.name), turn);
+        }
+    }
+
+    /// Drops the jobs that `is_outdated` names. The blobs that they have moved stay under their leases.
+    pub(super) fn drop_jobs(&mut self, is_outdated: impl Fn(&Job) -> bool, turn: &mut Turn) {
+        let (working, over) = self.lanes.drop_if(is_outdated);
+        for name in working {
+            turn.act(Action::Abort(name));
+        }
+        if over.iter().any(|job| job.disturbed) {
+            self.compare_within(super::compare::BURST, turn.now);
+        }
+        for job in over {
+            self.roster.stop_running(&job.name);
+        }
+    }
+}

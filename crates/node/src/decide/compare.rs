@@ -1,0 +1,384 @@
+//! The connection to containerd, and the comparison of the ledger with what is there.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::time::{Duration, Instant};
+
+use containerd::{ImageChange, ImageEvent};
+use import::{LEASE_PREFIX, Survey, bundle_id};
+
+use super::desired::{self, Moved, Standing};
+use super::line::Line;
+use super::{Action, Errand, Failed, Turn, Unreached};
+use crate::state::State;
+use crate::state::ledger::{self, Context};
+use crate::state::roster::Phase;
+
+/// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
+pub(crate) const BURST: Duration = Duration::from_millis(200);
+/// How many times as long as a comparison took the loop does other things before changes of records are a reason for the
+/// next one. An import makes thousands of changes, and beside thousands of records a comparison takes seconds.
+const REST: u32 = 4;
+
+/// The connection to containerd, as far as decisions need it.
+#[derive(Debug)]
+pub(crate) enum Connection {
+    /// There is none; tried again then.
+    Down {
+        next: Instant,
+    },
+    /// An attempt is under way.
+    Trying,
+    Up(Up),
+}
+
+#[derive(Debug)]
+pub(crate) struct Up {
+    /// When the ledger is to be compared with containerd.
+    pub(crate) compare: Instant,
+    /// When the comparison under way began.
+    begun: Option<Instant>,
+    /// Until then, changes of records are no reason to compare: the last comparison took long.
+    rest: Instant,
+    /// All records with pins of ours were looked through, and judged, since the connection was made and the configuration
+    /// read.
+    pub(crate) ours_listed: bool,
+    /// Leases of bundles that are done or gone are given back after the first comparison.
+    leases_swept: bool,
+    /// Whether containerd's content store can be seen from here.
+    pub(crate) has_store: bool,
+}
+
+/// A containerd that has just been connected to.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// For the log: its version, its socket and the platform of this node.
+    pub(crate) text: String,
+    /// Another one means another containerd, or one that was wiped. `None` where it cannot tell.
+    pub(crate) uuid: Option<String>,
+    /// Everything that decides what an import yields, in a form that is equal when it is equal.
+    pub(crate) fingerprint: String,
+    pub(crate) has_store: bool,
+}
+
+impl Connection {
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self, Connection::Up(_))
+    }
+
+    /// When it is to be tried, or a comparison is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self {
+            Connection::Down { next } => Some(*next),
+            Connection::Trying => None,
+            Connection::Up(up) => Some(up.compare).filter(|_| up.begun.is_none()),
+        }
+    }
+}
+
+impl State {
+    pub(super) fn connect_if_due(&mut self, turn: &mut Turn) {
+        if let Connection::Down { next } = self.connection
+            && next <= turn.now
+        {
+            self.connection = Connection::Trying;
+            turn.send(Errand::Connect);
+        }
+    }
+
+    pub(super) fn on_connected(&mut self, facts: Facts, turn: &mut Turn) {
+        let Facts {
+            text,
+            uuid,
+            fingerprint,
+            has_store,
+        } = facts;
+        let now = turn.now;
+        let is_told = self.rows.connection.admits(now);
+        turn.say(Line::info(format!("connected to {text}")).told(is_told));
+        self.link.connected(now);
+        self.check_context(uuid, fingerprint, turn);
+        self.connection = Connection::Up(Up {
+            compare: now,
+            begun: None,
+            rest: now,
+            ours_listed: false,
+            leases_swept: false,
+            has_store,
+        });
+        self.forget_room(now);
+        self.roster.doubt();
+    }
+
+    pub(super) fn on_unreached(&mut self, why: &Unreached, turn: &mut Turn) {
+        let chance = turn.chance();
+        let (next, is_news) = self.link.failed(&why.text, turn.now, chance);
+        if is_news {
+            let is_told = self.rows.connection.admits(turn.now);
+            let text = format!("{}; waiting for it ({})", why.text, why.chain);
+            turn.say(Line::warn(text).outcome("unreachable").told(is_told));
+        }
+        self.connection = Connection::Down { next };
+        // Where jobs are under way there was a containerd, and it comes back.
+        self.is_misplaced = self.lanes.is_empty() && why.is_elsewhere;
+    }
+
+    /// A call failed. A connection on which a message was too large is as good as before: the call is made again when it is
+    /// due.
+    pub(super) fn on_lost(&mut self, failed: &Failed, turn: &mut Turn) {
+        if let Connection::Up(up) = &mut self.connection {
+            up.begun = None;
+        }
+        if !failed.is_too_large {
+            return self.go_away(&format!("containerd went away: {}", failed.text), turn);
+        }
+        let is_told = self.rows.connection.admits(turn.now);
+        let line = Line::warn(failed.text.clone()).outcome("refused");
+        turn.say(line.told(is_told));
+    }
+
+    /// Takes down that the connection is gone, if that is news.
+    pub(crate) fn go_away(&mut self, text: &str, turn: &mut Turn) {
+        if !matches!(self.connection, Connection::Down { .. }) {
+            let chance = turn.chance();
+            let next = self.link.lost(turn.now, chance);
+            let is_told = self.rows.connection.admits(turn.now);
+            turn.say(Line::warn(text).outcome("unreachable").told(is_told));
+            self.connection = Connection::Down { next };
+            turn.act(Action::Disconnect);
+        }
+        self.roster.doubt();
+    }
+
+    /// The ledger holds for one containerd, one boot and one set of rules.
+    pub(super) fn check_context(&mut self, uuid: Option<String>, fingerprint: String, turn: &mut Turn) {
+        let before = std::mem::take(&mut self.ledger.context);
+        let is_changed = before
+            .selection
+            .as_ref()
+            .is_some_and(|before| *before != fingerprint);
+        self.ledger.context = Context {
+            containerd: uuid,
+            // Taken over when everything was looked at.
+            boot: before.boot,
+            selection: Some(fingerprint),
+            folder: before.folder,
+            program: Some(ledger::PROGRAM.to_owned()),
+        };
+        if !is_changed {
+            return;
+        }
+        let text = "the node's platform or the configuration changed: every bundle is looked at again";
+        turn.say(Line::info(text));
+        let is_settled = |phase| {
+            matches!(
+                phase,
+                Phase::Known | Phase::Done | Phase::Running | Phase::Waiting | Phase::Failed { retry: None }
+            )
+        };
+        let mut names = self.roster.names(is_settled);
+        names.retain(|name| !self.is_set_aside(name));
+        for name in names {
+            self.roster.queue(&name);
+        }
+        self.drop_jobs(|_| true, turn);
+    }
+
+    /// Whether the daemon leaves a file alone that it crashed over.
+    fn is_set_aside(&self, name: &OsStr) -> bool {
+        let identity = self.roster.identity(name);
+        let entry = self.ledger.get(name);
+        entry.is_some_and(|entry| identity.is_some_and(|identity| entry.is_set_aside(&identity)))
+    }
+
+    /// Takes over an event of containerd. A record of ours that changed, or a blob that is gone, is a reason to compare.
+    pub(super) fn on_change(&mut self, event: &ImageEvent, turn: &mut Turn) {
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
+        turn.act(Action::DoubtRequired);
+        let is_deleted = event.kind == ImageChange::ContentDeleted;
+        if !is_deleted && let Some(job) = self.lanes.writer_of(&event.name) {
+            // Most likely by the job; a change by another program is compared when the job is done.
+            job.disturbed = true;
+            return;
+        }
+        let soon = (turn.now + BURST).max(up.rest);
+        if up.compare <= soon {
+            // Of thousands of changes, the first has everything compared.
+            return;
+        }
+        let needs = |digest: &str| digest.parse().is_ok_and(|digest| self.ledger.needs(&digest));
+        let why = match is_deleted {
+            true => needs(&event.name).then_some("a blob of a managed image was deleted"),
+            false => (self.ledger.vouches_for(&event.name)).then_some("a managed record changed"),
+        };
+        if let Some(why) = why {
+            up.compare = soon;
+            turn.say(Line::debug(why).image(&event.name));
+        }
+    }
+
+    /// Has everything compared in the next turn.
+    pub(super) fn compare_soon(&mut self, now: Instant) {
+        self.compare_within(Duration::ZERO, now);
+    }
+
+    /// Has everything compared no later than that.
+    pub(super) fn compare_within(&mut self, wait: Duration, now: Instant) {
+        if let Connection::Up(up) = &mut self.connection {
+            up.compare = up.compare.min(now + wait);
+        }
+    }
+
+    /// Compares the ledger with what is there if that is due; no bundle is opened.
+    pub(super) fn compare_if_due(&mut self, turn: &mut Turn) {
+        let (now, resync) = (turn.now, self.settings.resync);
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
+        if up.compare > now || up.begun.is_some() {
+            return;
+        }
+        up.compare = now + resync;
+        up.begun = Some(now);
+        turn.act(Action::DoubtRequired);
+        turn.act(Action::DoubtUnpacked);
+        turn.send(Errand::Survey {
+            labels: self.labels_in_doubt(turn.at),
+            is_new_boot: self.is_new_boot(),
+        });
+    }
+
+    fn is_new_boot(&self) -> bool {
+        is_new_boot(self.ledger.context.boot.as_deref(), self.boot.as_deref())
+    }
+
+    /// Takes over what there is. `labels` are those whose records were all looked up.
+    pub(super) fn on_survey(&mut self, survey: Survey, labels: Vec<String>, turn: &mut Turn) {
+        if !self.connection.is_up() {
+            return;
+        }
+        if self.is_new_boot() {
+            let (whole, lost) = (survey.blobs.len(), survey.lost.len());
+            turn.say(Line::info(format!(
+                "the machine was started anew: {whole} blobs of imported bundles are there, {lost} are lost"
+            )));
+        }
+        self.ledger.context.boot.clone_from(&self.boot);
+        self.compare(&survey, turn);
+        self.withdraw(survey, labels, turn);
+    }
+
+    fn compare(&mut self, survey: &Survey, turn: &mut Turn) {
+        let desired = self.ledger.desired_images();
+        let mut findings: Vec<(OsString, Standing, Vec<Moved>)> = Vec::new();
+        for name in self
+            .roster
+            .names(|phase| matches!(phase, Phase::Known | Phase::Done))
+        {
+            if let Some(entry) = self.ledger.get(&name) {
+                let exclude = &self.settings.exclude;
+                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey, exclude);
+                findings.push((name, standing, moved));
+            }
+        }
+        for (name, standing, moved) in findings {
+            self.note_moved(&name, moved, turn);
+            match standing {
+                Standing::InPlace => self.roster.finish(&name),
+                Standing::Missing(what) => self.restore(&name, &what, turn),
+            }
+        }
+    }
+
+    /// Says once of each record that another program moved it, and keeps in mind not to move it back.
+    fn note_moved(&mut self, bundle: &OsStr, moved: Vec<Moved>, turn: &mut Turn) {
+        for Moved { name, from, to } in &moved {
+            if self.moved.insert((name.clone(), to.to_string())) {
+                let text = format!("somebody else moved the record from {from} to {to}: left alone");
+                turn.say(Line::warn(text).bundle(bundle).image(name));
+            }
+        }
+        let names: BTreeSet<String> = moved.into_iter().map(|moved| moved.name).collect();
+        match names.is_empty() {
+            true => drop(self.elsewhere.remove(bundle)),
+            false => drop(self.elsewhere.insert(bundle.to_owned(), names)),
+        }
+    }
+
+    /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
+    /// and again.
+    fn restore(&mut self, name: &OsStr, what: &str, turn: &mut Turn) {
+        match self.healing.wait(name, turn.now) {
+            None => {
+                let line = Line::info(format!("{what} is missing in containerd: restoring it"));
+                turn.say(line.outcome("restored").bundle(name));
+                self.roster.queue(name);
+            }
+            Some(wait) => {
+                let text = format!(
+                    "{what} is missing in containerd once more: somebody seems to remove it on purpose, so it is restored in {wait:?}"
+                );
+                turn.say(Line::warn(text).bundle(name));
+                self.roster.postpone(name, turn.now + wait);
+            }
+        }
+    }
+
+    /// Has leases looked through again at the next comparison.
+    pub(super) fn sweep_soon(&mut self, now: Instant) {
+        if let Connection::Up(up) = &mut self.connection {
+            up.leases_swept = false;
+        }
+        self.compare_within(BURST, now);
+    }
+
+    /// Gives leases back that an earlier run left behind for bundles that are done or gone: the last step of a comparison.
+    pub(super) fn sweep_leases(&mut self, turn: &mut Turn) {
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
+        if std::mem::replace(&mut up.leases_swept, true) {
+            return self.end_comparison(turn);
+        }
+        let is_over = |phase| matches!(phase, Phase::Done | Phase::Failed { retry: None });
+        let pending = self.roster.names(|phase| !is_over(phase));
+        let kept = pending
+            .iter()
+            .map(|name| format!("{LEASE_PREFIX}{}", bundle_id(&ledger::label_name(name))));
+        turn.send(Errand::Sweep(kept.collect()));
+    }
+
+    pub(super) fn end_comparison(&mut self, turn: &mut Turn) {
+        turn.act(Action::Save);
+        if let Connection::Up(up) = &mut self.connection
+            && let Some(begun) = up.begun.take()
+        {
+            up.rest = turn.now + turn.now.saturating_duration_since(begun) * REST;
+        }
+    }
+}
+
+/// Whether the machine was started anew since the ledger was written. An unknown boot is no news.
+fn is_new_boot(before: Option<&str>, now: Option<&str>) -> bool {
+    matches!((before, now), (Some(before), Some(now)) if before != now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_boot_than_the_one_that_is_known_is_a_new_one() {
+        assert!(is_new_boot(Some("a"), Some("b")));
+        for (before, now) in [
+            (Some("a"), Some("a")),
+            (None, Some("a")),
+            (Some("a"), None),
+            (None, None),
+        ] {
+            assert!(!is_new_boot(before, now), "{before:?} {now:?}");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Lines for the log, as values, and what keeps them from flooding it.
+
+use std::ffi::OsStr;
+use std::time::{Duration, Instant};
+
+use basics::Foreign;
+
+/// A file name for people and logs.
+pub(crate) fn shown(name: &OsStr) -> String {
+    Foreign::file_name(name).to_string()
+}
+
+/// How important a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// A line for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    pub(crate) level: Level,
+    /// The word by which the kind of the line is found; with it comes a message id.
+    pub(crate) outcome: Option<&'static str>,
+    pub(crate) bundle: Option<String>,
+    /// A file that is no bundle.
+    pub(crate) file: Option<String>,
+    pub(crate) image: Option<String>,
+    pub(crate) text: String,
+}
+
+impl Line {
+    pub(crate) fn new(level: Level, text: impl Into<String>) -> Line {
+        Line {
+            level,
+            outcome: None,
+            bundle: None,
+            file: None,
+            image: None,
+            text: text.into(),
+        }
+    }
+
+    pub(crate) fn debug(text: impl Into<String>) -> Line {
+        Line::new(Level::Debug, text)
+    }
+
+    pub(crate) fn info(text: impl Into<String>) -> Line {
+        Line::new(Level::Info, text)
+    }
+
+    pub(crate) fn warn(text: impl Into<String>) -> Line {
+        Line::new(Level::Warn, text)
+    }
+
+    pub(crate) fn error(text: impl Into<String>) -> Line {
+        Line::new(Level::Error, text)
+    }
+
+    pub(crate) fn outcome(self, outcome: &'static str) -> Line {
+        let outcome = Some(outcome);
+        Line { outcome, ..self }
+    }
+
+    pub(crate) fn bundle(self, name: &OsStr) -> Line {
+        let bundle = Some(shown(name));
+        Line { bundle, ..self }
+    }
+
+    pub(crate) fn image(self, name: &str) -> Line {
+        let image = Some(name.to_owned());
+        Line { image, ..self }
+    }
+
+    pub(crate) fn file(self, name: &OsStr) -> Line {
+        let file = Some(shown(name));
+        Line { file, ..self }
+    }
+
+    /// The line for those who want to know everything, unless it is to be told to all.
+    pub(crate) fn told(self, is_told: bool) -> Line {
+        let level = if is_told { self.level } else { Level::Debug };
+        Line { level, ..self }
+    }
+}
+
+/// Keeps lines of one kind from flooding the log: a folder that somebody filled with a thousand files of another kind is
+/// one mistake, and a containerd that comes and goes all night is one trouble. Pure: the time comes in from outside.
+///
+/// The first of a row are told by name. The others are counted, and the count is told when the row pauses, or each minute
+/// while it goes on. So a minute has no more lines of a kind than [`Row::MOST`] and one, whatever happens.
+#[derive(Debug, Default)]
+pub(crate) struct Row {
+    last: Option<Instant>,
+    told: u32,
+    held_back: u32,
+    /// When the first of those that are held back came.
+    oldest: Option<Instant>,
+    /// When the last count was told.
+    counted: Option<Instant>,
+}
+
+impl Row {
+    /// How many are told by name.
+    const MOST: u32 = 20;
+    /// After so long without one the next begins another row; counts are told no more often than that.
+    const QUIET: Duration = Duration::from_secs(60);
+    /// After so long without one those that were held back are told of.
+    const PAUSE: Duration = Duration::from_secs(2);
+
+    /// Whether one more is to be told by name.
+    pub(crate) fn admits(&mut self, now: Instant) -> bool {
+        let since = self
+            .last
+            .replace(now)
+            .map(|last| now.saturating_duration_since(last));
+        if since.is_none_or(|since| since >= Self::QUIET) {
+            self.told = 0;
+        }
+        let is_told = self.told < Self::MOST;
+        if is_told {
+            self.told += 1;
+        } else {
+            self.held_back += 1;
+            self.oldest.get_or_insert(now);
+        }
+        is_told
+    }
+
+    /// When those that were held back are to be told of.
+    fn due(&self) -> Option<Instant> {
+        let (last, oldest) = (self.last?, self.oldest?);
+        let due = (last + Self::PAUSE).min(oldest + Self::QUIET);
+        Some(self.counted.map_or(due, |counted| due.max(counted + Self::QUIET)))
+    }
+
+    /// How many were held back, once that is to be told.
+    fn count(&mut self, now: Instant) -> Option<u32> {
+        self.due().filter(|due| *due <= now)?;
+        self.counted = Some(now);
+        self.rest()
+    }
+
+    /// How many are still held back, whenever that is.
+    pub(crate) fn rest(&mut self) -> Option<u32> {
+        self.oldest.take()?;
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+/// The kinds of lines of which there may be one for each file, or without end.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
+    /// Files that are begun with.
+    pub(crate) begun: Row,
+    /// Files that are not imported yet, for a reason that may pass.
+    pub(crate) delayed: Row,
+    /// Files that are not imported, or not all of them.
+    pub(crate) refused: Row,
+    /// Files that are no bundles as their content shows.
+    pub(crate) ignored: Row,
+    /// Files that left the folder.
+    pub(crate) gone: Row,
+    /// The connection to containerd coming and going.
+    pub(crate) connection: Row,
+}
+
+impl Rows {
+    /// When there is something to sum up.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let Rows {
+            begun,
+            delayed,
+            refused,
+            ignored,
+            gone,
+            connection,
+        } = self;
+        let rows = [begun, delayed, refused, ignored, gone, connection];
+        rows.into_iter().filter_map(Row::due).min()
+    }
+
+    /// The counts of those that were held back, of the kinds for which that is due.
+    pub(crate) fn sum_up(&mut self, now: Instant) -> Vec<Line> {
+        self.counts(|row| row.count(now))
+    }
+
+    /// The counts of all that were not told yet: nothing comes after.
+    pub(crate) fn end(&mut self) -> Vec<Line> {
+        self.counts(Row::rest)
+    }
+
+    fn counts(&mut self, count_of: impl FnMut(&mut Row) -> Option<u32>) -> Vec<Line> {
+        const HINT: &str = "`log.level: debug` names them";
+        let Rows {
+            begun,
+            delayed,
+            refused,
+            ignored,
+            gone,
+            connection,
+        } = self;
+        let [begun, delayed, refused, ignored, gone, connection] =
+            [begun, delayed, refused, ignored, gone, connection].map(count_of);
+        let line = |level, text: String| Line::new(level, text);
+        let lines = [
+            begun.map(|count| {
+                line(
+                    Level::Info,
+                    format!("{count} more files were begun with ({HINT})"),
+                )
+            }),
+            delayed.map(|count| {
+                let text = format!("{count} more files are not whole yet, or wait for something ({HINT})");
+                line(Level::Info, text)
+            }),
+            refused.map(|count| {
+                line(
+                    Level::Warn,
+                    format!("{count} more files were not imported ({HINT})"),
+                )
+            }),
+            ignored.map(|count| line(Level::Info, format!("{count} more files were ignored ({HINT})"))),
+            gone.map(|count| line(Level::Info, format!("{count} more bundles are gone ({HINT})"))),
+            connection.map(|count| {
+                line(
+                    Level::Warn,
+                    format!("containerd goes on coming and going: {count} more changes"),
+                )
+            }),
+        ];
+        lines.into_iter().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_row_is_cut_short_and_counted_and_a_later_one_is_told_again() {
+        let now = Instant::now();
+        let mut row = Row::default();
+        let told = (0..1000).filter(|_| row.admits(now)).count();
+        assert_eq!(told, 20);
+        assert_eq!(row.count(now), None, "it may go on");
+        assert_eq!(row.count(now + Row::PAUSE), Some(980));
+        assert_eq!((row.due(), row.rest()), (None, None));
+        assert!(!row.admits(now + Row::QUIET / 2));
+        assert!(row.admits(now + Row::QUIET / 2 + Row::QUIET));
+    }
+
+    #[test]
+    fn a_row_that_does_not_pause_is_counted_each_minute() {
+        let now = Instant::now();
+        let mut row = Row::default();
+        let counts: Vec<u32> = (0..3600)
+            .filter_map(|second| {
+                let now = now + Duration::from_secs(second);
+                row.admits(now);
+                row.count(now)
+            })
+            .collect();
+        assert!((55..=60).contains(&counts.len()), "{counts:?}");
+        assert_eq!(counts.iter().sum::<u32>() + row.rest().unwrap_or(0) + 20, 3600);
+    }
+
+    proptest! {
+        /// The bound that the log is promised to keep, and that nothing goes uncounted.
+        #[test]
+        fn a_minute_has_at_most_21_lines_of_a_kind(pauses in prop::collection::vec(0..5000_u64, 1..2000)) {
+            let mut now = Instant::now();
+            let (mut row, mut lines, accounted) = (Row::default(), Vec::new(), Cell::new(0));
+            for pause in &pauses {
+                let next = now + Duration::from_millis(*pause);
+                if let Some(due) = row.due().filter(|due| *due < next) {
+                    accounted.set(accounted.get() + row.count(due).unwrap());
+                    lines.push(due);
+                }
+                now = next;
+                if row.admits(now) {
+                    accounted.set(accounted.get() + 1);
+                    lines.push(now);
+                }
+            }
+            let within = |start: &Instant| lines.iter().filter(|line| **line >= *start && **line < *start + Row::QUIET).count();
+            prop_assert!(lines.iter().all(|start| within(start) <= 21));
+            accounted.set(accounted.get() + row.rest().unwrap_or(0));
+            prop_assert_eq!(accounted.get() as usize, pauses.len());
+        }
+    }
+}

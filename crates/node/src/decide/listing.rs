@@ -1,0 +1,263 @@
+//! What a listing of the folder changes: new, changed and known files, and bundles that are gone, unless it is rather the folder
+//! that is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+
+use bundle::Identity;
+
+use super::line::Line;
+use super::withdraw::is_mass_loss;
+use super::{Action, Turn};
+use crate::images::folder::{FolderTrust, Listing};
+use crate::settings::Checksums;
+use crate::state::State;
+use crate::state::ledger::{self, Entry};
+use crate::state::roster::{self, Phase, Version};
+
+/// The folder as it was seen.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) listing: Listing,
+    /// Device and inode.
+    pub(crate) place: (u64, u64),
+    /// It was made at this moment.
+    pub(crate) is_created: bool,
+    pub(crate) trust: FolderTrust,
+    /// Files of the ledger that the listing lacks and that cannot be looked at: these are not gone.
+    pub(crate) unclear: BTreeSet<OsString>,
+    /// The operator's folder of trusted digests, where there is one.
+    pub(crate) trusted: Option<Trusted>,
+}
+
+/// The operator's trusted digests as they are now.
+#[derive(Debug)]
+pub(crate) struct Trusted {
+    /// How their folder looks.
+    pub(crate) stamp: Vec<(OsString, Identity)>,
+    /// Imported bundles that are not among them.
+    pub(crate) distrusted: BTreeSet<OsString>,
+}
+
+/// What is known of the folder itself.
+#[derive(Debug, Default)]
+pub(crate) struct FolderState {
+    /// Why nothing can be imported from it at the moment, when that is so; said once for each reason.
+    pub(crate) trouble: Option<String>,
+    /// Why bundles that are not in it are not taken for gone, when that is so.
+    pub(crate) vanished: Option<String>,
+    /// Device and inode; once it was there, another one in its place is not created by us.
+    pub(crate) place: Option<(u64, u64)>,
+    /// What was said about its permissions.
+    warned: Option<String>,
+    /// How the folder of trusted digests looked when the bundles were last held against it.
+    pub(crate) trusted: Option<Vec<(OsString, Identity)>>,
+    /// Files of the ledger that could not be looked at.
+    unclear: BTreeSet<OsString>,
+}
+
+impl FolderState {
+    /// The problem with the folder, where there is one.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.trouble.clone().or_else(|| self.vanished.clone())
+    }
+}
+
+impl State {
+    /// Takes the folder as it is now.
+    pub(super) fn on_listed(&mut self, listed: Result<Box<Seen>, String>, turn: &mut Turn) {
+        let listed = listed.and_then(|seen| self.judge(*seen, turn));
+        match listed {
+            Ok(seen) => {
+                self.folder.trouble = None;
+                self.take_over(seen, turn);
+            }
+            Err(reason) => {
+                if self.folder.trouble.as_ref() != Some(&reason) {
+                    let text = format!("{}: {reason}", self.images_dir.display());
+                    turn.say(Line::warn(text).outcome("unusable"));
+                }
+                self.folder.trouble = Some(reason);
+            }
+        }
+        self.drop_outdated_jobs(turn);
+    }
+
+    fn judge(&mut self, seen: Seen, turn: &mut Turn) -> Result<Seen, String> {
+        if seen.is_created {
+            let folder = self.images_dir.display();
+            turn.say(Line::info(format!("created the images folder {folder}")));
+        }
+        self.folder.place = Some(seen.place);
+        match &seen.trust {
+            FolderTrust::Trusted => {}
+            FolderTrust::Warning(why) => {
+                if self.folder.warned.as_ref() != Some(why) {
+                    turn.say(Line::warn(format!("{}: {why}", self.images_dir.display())));
+                }
+                self.folder.warned = Some(why.clone());
+            }
+            FolderTrust::Refused(why) => return Err(format!("nothing is imported: {why}")),
+        }
+        Ok(seen)
+    }
+
+    fn take_over(&mut self, seen: Seen, turn: &mut Turn) {
+        let Seen {
+            listing,
+            unclear,
+            trusted,
+            ..
+        } = seen;
+        turn.act(Action::Watch(listing.folders));
+        let mut listed = listing.entries;
+        if self.settings.checksums == Checksums::Off {
+            listed = roster::split_off_sidecars(listed).0;
+        }
+        let ledger = &self.ledger;
+        let known = |name: &OsStr, version: &Version| version.is_known(ledger, name);
+        let told = self.roster.list(listed, turn.now, known);
+        for (name, reason) in told {
+            let is_told = self.rows.ignored.admits(turn.now);
+            turn.say(Line::info(format!("ignored: {reason}")).file(&name).told(is_told));
+        }
+        self.folder.unclear = unclear;
+        self.recall_damage(turn);
+        self.notice_gone(turn);
+        if self.roster.count(|phase| phase == Phase::Known) > 0 {
+            self.compare_soon(turn.now);
+        }
+        if let Some(trusted) = trusted {
+            self.look_at_trust(trusted);
+        }
+    }
+
+    /// Spares files that an earlier run of this program found bad, or that it crashed over: they are told of once more
+    /// and not read again.
+    fn recall_damage(&mut self, turn: &mut Turn) {
+        let is_same_program = self.ledger.context.program.as_deref() == Some(ledger::PROGRAM);
+        for name in self.roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
+            let (Some(entry), Some(identity)) = (self.ledger.get(&name), self.roster.identity(&name)) else {
+                continue;
+            };
+            let is_set_aside = entry.is_set_aside(&identity);
+            let text = match (&entry.last_error, is_set_aside) {
+                (Some(error), true) => Some(error.text.as_str()),
+                _ => entry.damage(&identity).filter(|_| is_same_program),
+            };
+            let Some(text) = text else { continue };
+            let before = if is_set_aside { "" } else { ", as before" };
+            let is_told = self.rows.refused.admits(turn.now);
+            let line = Line::error(format!("not imported{before}: {text}")).outcome("failed");
+            turn.say(line.bundle(&name).told(is_told));
+            // What did land of it is looked after like anything else.
+            match entry.outcome {
+                ledger::Outcome::Partial => self.roster.recall(&name),
+                _ => self.roster.refuse(&name),
+            }
+        }
+    }
+
+    /// Takes the bundles for gone that the ledger knows and the listing lacks, unless the folder itself is at fault.
+    pub(super) fn notice_gone(&mut self, turn: &mut Turn) {
+        let known: Vec<&Entry> = self
+            .ledger
+            .entries()
+            .into_iter()
+            .filter(|entry| entry.gone.is_none())
+            .collect();
+        let missing: BTreeSet<OsString> = known
+            .iter()
+            .filter(|entry| !self.is_there(&entry.file))
+            .map(|entry| entry.file.clone())
+            .collect();
+        // What was never imported has nothing to lose: a thousand bad files may go at once.
+        let vouches = |entry: &&&Entry| entry.imported.is_some();
+        let lost = known.iter().filter(vouches);
+        let lost = lost.filter(|entry| missing.contains(&entry.file)).count();
+        let fault = self.fault(lost, known.iter().filter(vouches).count());
+        if let Some(why) = &fault {
+            if self.folder.vanished.as_ref() != Some(why) {
+                let text = format!(
+                    "{why}; no pin goes until they are back, or `airgapd release --vanished` says that they are not coming back"
+                );
+                turn.say(Line::warn(text).outcome("vanished"));
+            }
+            self.folder.vanished = fault;
+            return;
+        }
+        if self.folder.vanished.take().is_some() {
+            turn.say(Line::info("the bundles that were missing are accounted for"));
+        }
+        for name in &missing {
+            let is_told = self.rows.gone.admits(turn.now);
+            let line = Line::info("the bundle is gone").outcome("removed");
+            turn.say(line.bundle(name).told(is_told));
+        }
+        let entries = self.ledger.entries().into_iter();
+        let there: BTreeSet<OsString> = entries
+            .filter(|entry| self.is_there(&entry.file))
+            .map(|entry| entry.file.clone())
+            .collect();
+        self.ledger.mark_gone(|name| there.contains(name), turn.at);
+        self.ledger.context.folder = self.folder.place;
+        if !missing.is_empty() {
+            self.compare_soon(turn.now);
+        }
+    }
+
+    /// Why bundles that are missing are not taken for removed.
+    fn fault(&self, missing: usize, known: usize) -> Option<String> {
+        let before = self.ledger.context.folder;
+        let other_folder = before.is_some_and(|folder| Some(folder) != self.folder.place);
+        let folder = self.images_dir.display();
+        match missing {
+            0 => None,
+            _ if other_folder => Some(format!(
+                "{folder} is another folder than before, and {missing} of {known} bundles are not in it"
+            )),
+            _ if is_mass_loss(missing, known) => Some(format!(
+                "{missing} of {known} bundles are missing in {folder} at once"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Whether a file is in the folder, as far as can be told. A file that cannot be looked at is not gone.
+    pub(super) fn is_there(&self, name: &OsStr) -> bool {
+        self.roster.phase(name).is_some() || self.folder.unclear.contains(name)
+    }
+
+    /// Holds the bundles against the trusted digests again when those have changed.
+    fn look_at_trust(&mut self, trusted: Trusted) {
+        let Trusted { stamp, distrusted } = trusted;
+        if self.folder.trusted.as_ref() == Some(&stamp) {
+            return;
+        }
+        let is_settled = |phase| {
+            matches!(
+                phase,
+                Phase::Known | Phase::Done | Phase::Failed { retry: None, .. }
+            )
+        };
+        let ledger = &self.ledger;
+        let mut names = self.roster.names(is_settled);
+        names.retain(|name| {
+            let entry = ledger.get(name);
+            let is_refused = entry.is_some_and(Entry::is_refused);
+            let is_set_aside = entry.is_some_and(|entry| entry.is_set_aside(&entry.identity));
+            is_refused || !is_set_aside && distrusted.contains(name)
+        });
+        for name in names {
+            self.roster.queue(&name);
+        }
+        self.folder.trusted = Some(stamp);
+    }
+
+    /// The files that jobs work on, for the daemon after this one.
+    pub(crate) fn under_way(&self) -> BTreeMap<OsString, Identity> {
+        let jobs = self.lanes.all();
+        jobs.map(|job| (job.name.clone(), job.version.identity.clone()))
+            .collect()
+    }
+}

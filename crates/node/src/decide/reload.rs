@@ -1,0 +1,60 @@
+//! What a configuration that was read again changes while the daemon runs.
+
+use std::sync::Arc;
+
+use super::compare::Connection;
+use super::line::Line;
+use super::{Action, Turn};
+use crate::settings::Reloaded;
+use crate::state::State;
+use crate::state::roster::Phase;
+
+impl State {
+    /// Takes over new settings. `fingerprint` is what decides over imports with them; `None` without a connection.
+    pub(super) fn on_reload(&mut self, reloaded: Reloaded, fingerprint: Option<String>, turn: &mut Turn) {
+        let Reloaded {
+            settings,
+            applied,
+            postponed,
+        } = reloaded;
+        match (applied.is_empty(), postponed.is_empty()) {
+            (true, true) => turn.say(Line::info(
+                "the configuration was read again: nothing has changed",
+            )),
+            (false, _) => {
+                let text = format!("the configuration was read again: {} changed", applied.join(", "));
+                turn.say(Line::info(text));
+            }
+            (true, false) => {}
+        }
+        if !postponed.is_empty() {
+            let keys = postponed.join(", ");
+            turn.say(Line::warn(format!("restart airgapd for the new {keys}")));
+        }
+        if applied.is_empty() {
+            return;
+        }
+        self.settings = Arc::new(settings);
+        turn.act(Action::Adopt);
+        if let Some(fingerprint) = fingerprint {
+            let uuid = self.ledger.context.containerd.clone();
+            self.check_context(uuid, fingerprint, turn);
+        }
+        turn.act(Action::ForgetRequired);
+        turn.act(Action::DoubtUnpacked);
+        self.look_anew(turn);
+    }
+
+    /// Decides again about files what was decided by other settings, and compares the bundles that are done.
+    fn look_anew(&mut self, turn: &Turn) {
+        for name in self.roster.names(|phase| matches!(phase, Phase::Ignored(_))) {
+            self.roster.look_at(&name, turn.now);
+        }
+        if let Connection::Up(up) = &mut self.connection {
+            up.ours_listed = false;
+        }
+        self.folder.trusted = None;
+        self.relist = true;
+        self.compare_soon(turn.now);
+    }
+}
