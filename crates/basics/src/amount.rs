@@ -1,4 +1,6 @@
-//! Amounts of bytes in words.
+//! Amounts: bytes in words, durations in milliseconds.
+
+use std::time::Duration;
 
 /// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
 #[must_use]
@@ -14,4 +16,41 @@ pub fn bytes(count: u64) -> String {
         unit += 1;
     }
     format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
+}
+
+/// Whole milliseconds of a duration; `u64::MAX` for one of more than 584 million years.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_said_in_the_unit_that_leaves_few_digits() {
+        for (count, said) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (3_456_789, "3.4 MB"),
+            (999_999_999, "999.9 MB"),
+            (u64::MAX, "18446.7 PB"),
+        ] {
+            assert_eq!(bytes(count), said, "{count}");
+        }
+    }
+
+    #[test]
+    fn a_duration_beyond_every_number_of_milliseconds_is_the_largest_one() {
+        for (duration, expected) in [
+            (Duration::ZERO, 0),
+            (Duration::from_micros(1999), 1),
+            (Duration::from_millis(u64::MAX), u64::MAX),
+            (Duration::MAX, u64::MAX),
+        ] {
+            assert_eq!(milliseconds(duration), expected, "{duration:?}");
+        }
+    }
 }

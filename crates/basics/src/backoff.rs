@@ -20,10 +20,7 @@ impl Backoff {
     /// The wait after a failure that `failures` others came before; `chance` takes off up to a quarter of it.
     #[must_use]
     pub fn wait(self, failures: u32, chance: u64) -> Duration {
-        let whole = self.whole(failures);
-        // In 65536ths, which no duration is too long for.
-        let off = u32::try_from(chance % (1 << 16)).unwrap_or_default();
-        whole - (whole / 4 / (1 << 16)) * off
+        jittered(self.whole(failures), chance)
     }
 
     /// The same wait without chance.
@@ -31,6 +28,14 @@ impl Backoff {
     pub fn whole(self, failures: u32) -> Duration {
         self.first.saturating_mul(1 << failures.min(16)).min(self.longest)
     }
+}
+
+/// A wait of which `chance` takes off up to a quarter.
+#[must_use]
+pub fn jittered(wait: Duration, chance: u64) -> Duration {
+    // In 65536ths, which no duration is too long for.
+    let off = u32::try_from(chance % (1 << 16)).unwrap_or_default();
+    wait - (wait / 4 / (1 << 16)) * off
 }
 
 /// A random number.

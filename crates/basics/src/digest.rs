@@ -57,6 +57,16 @@ pub fn sha256(bytes: &[u8]) -> Digest {
     of_sha256(&Sha256::digest(bytes).into())
 }
 
+/// The first 16 hexadecimal digits of the sha256 of bytes in memory: an id that is short and needs no key to be found again.
+#[must_use]
+pub fn short_sha256(bytes: &[u8]) -> String {
+    let hash: [u8; 32] = Sha256::digest(bytes).into();
+    hash[..8].iter().fold(String::with_capacity(16), |mut id, byte| {
+        let _ = write!(id, "{byte:02x}");
+        id
+    })
+}
+
 /// The sha512 of bytes in memory.
 #[must_use]
 pub fn sha512(bytes: &[u8]) -> Digest {
@@ -122,12 +132,27 @@ impl Hasher {
         Self(Algorithm::Sha256(Sha256::new()))
     }
 
+    /// A hasher of sha512.
+    #[must_use]
+    pub fn sha512() -> Self {
+        Self(Algorithm::Sha512(Sha512::new()))
+    }
+
     /// A hasher of the digest's algorithm: sha512, or sha256 for all others, which [`parse`] does not accept.
     #[must_use]
     pub fn of(digest: &Digest) -> Self {
         match digest.algorithm() {
-            DigestAlgorithm::Sha512 => Self(Algorithm::Sha512(Sha512::new())),
+            DigestAlgorithm::Sha512 => Self::sha512(),
             _ => Self::sha256(),
+        }
+    }
+
+    /// A hasher of the same algorithm that has hashed nothing.
+    #[must_use]
+    pub fn fresh(&self) -> Self {
+        match self.0 {
+            Algorithm::Sha256(_) => Self::sha256(),
+            Algorithm::Sha512(_) => Self::sha512(),
         }
     }
 
@@ -195,6 +220,9 @@ mod tests {
         ] {
             let digest = parse(text).unwrap();
             assert_eq!(of(&mut &b"abc"[..], Hasher::of(&digest)).unwrap(), digest);
+            let mut used = Hasher::of(&digest);
+            used.update(b"x");
+            assert_eq!(used.fresh().digest_of(b"abc"), digest);
         }
     }
 }

@@ -3,22 +3,15 @@
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
 use rustix::fs::{Mode, OFlags};
-use serde::{Deserialize, Serialize};
 
-use crate::extent::Extent;
-use crate::folder::Folder;
-use crate::frames::Frames;
-use crate::packed::{Packed, Pass};
-use crate::places::{Place, Places};
-use crate::read::{self, Access};
-use crate::sparse::{Expanded, SparseFile};
-use crate::{BlobStream, Catalog, Error, Fault, Limits};
+use crate::archive::{Extent, Folder, Frames, Packed, Place};
+use crate::image::{self, Access, Places};
+use crate::{BlobStream, Catalog, Error, Fault, Identity, Limits};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
 ///
@@ -60,6 +53,10 @@ impl Bundle {
     /// nowhere else. A compressed file is read and decompressed from beginning to end, unless it has a table that
     /// allows to go into it. Blocking; memory is bounded by `limits` and not by the file.
     ///
+    /// Sparse entries of tar (`--sparse`) are not read. One on which nothing relies is passed over by the size in its
+    /// header. A blob that is one breaks its images, and a document that lists images refuses the file; the reason names
+    /// the entry and the remedy.
+    ///
     /// # Errors
     ///
     /// When nothing can be said about the file's images, or a limit on the whole is exceeded. Anything about a
@@ -67,50 +64,41 @@ impl Bundle {
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
         // O_NONBLOCK: opening a named pipe would wait for a writer for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|source| {
-            Fault::Io {
-                action: "open the file",
-                source: source.into(),
-            }
-            .in_file(path)
-        })?;
+        let file = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| Fault::io("open the file")(errno.into()).in_file(path))?;
         Self::from_file(File::from(file), path, limits)
     }
 
     /// Like [`Bundle::open`] for a file that is open already; `path` only tells what to call it.
     pub fn from_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
-        let stat = |file: &File| {
-            file.metadata().map_err(|source| {
-                Fault::Io {
-                    action: "stat the file",
-                    source,
-                }
-                .in_file(path)
-            })
-        };
+        Self::of_file(file, path, limits).map_err(|fault| fault.in_file(path))
+    }
+
+    fn of_file(file: File, path: &Path, limits: &Limits) -> Result<Self, Fault> {
+        let stat = |file: &File| file.metadata().map_err(Fault::io("stat the file"));
         let metadata = stat(&file)?;
         if !metadata.is_file() {
-            return Err(Fault::NotAFile(kind_of(&metadata)).in_file(path));
+            return Err(Fault::NotAFile(kind_of(&metadata)));
         }
         let file = Arc::new(file);
         let identity = Identity::of(&metadata);
-        let read = read::read(&file, &identity, limits).map_err(|fault| fault.in_file(path));
-        let bundle = |(catalog, places, access)| Self {
+        let read = image::read(&file, &identity, limits);
+        // A writer explains any error, and a catalog of two half files would be worse than none.
+        if Identity::of(&stat(&file)?) != identity {
+            return Err(Fault::Changed);
+        }
+        let (catalog, places, access) = read?;
+        Ok(Self {
             path: path.to_owned(),
             source: match access {
-                Access::Plain => Source::Plain(Arc::clone(&file)),
-                Access::Packed(packed) => Source::Packed(Arc::clone(&file), packed),
-                Access::Framed(frames) => Source::Framed(Arc::clone(&file), frames),
+                Access::Plain => Source::Plain(file),
+                Access::Packed(packed) => Source::Packed(file, packed),
+                Access::Framed(frames) => Source::Framed(file, frames),
             },
             identity,
             catalog,
             places,
-        };
-        // A writer explains any error, and a catalog of two half files would be worse than none.
-        if Identity::of(&stat(&file)?) != Identity::of(&metadata) {
-            return Err(Fault::Changed.in_file(path));
-        }
-        read.map(bundle)
+        })
     }
 
     /// Opens a folder into which an image layout was extracted.
@@ -123,38 +111,29 @@ impl Bundle {
     /// As [`Bundle::open`].
     pub fn open_dir(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(|source| {
-            Fault::Io {
-                action: "open the folder",
-                source: source.into(),
-            }
-            .in_file(path)
-        })?;
+        let folder = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| Fault::io("open the folder")(errno.into()).in_file(path))?;
         Self::from_dir(File::from(folder), path, limits)
     }
 
     /// Like [`Bundle::open_dir`] for a folder that is open already; `path` only tells what to call it.
     pub fn from_dir(folder: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
+        Self::of_dir(folder, path, limits).map_err(|fault| fault.in_file(path))
+    }
+
+    fn of_dir(folder: File, path: &Path, limits: &Limits) -> Result<Self, Fault> {
         let folder = Arc::new(Folder::new(folder));
-        let identity = || {
-            folder.identity().map_err(|source| {
-                Fault::Io {
-                    action: "stat the folder",
-                    source,
-                }
-                .in_file(path)
-            })
-        };
-        let before = identity()?;
-        let read = read::read_folder(&folder, limits).map_err(|fault| fault.in_file(path));
-        if identity()? != before {
-            return Err(Fault::Changed.in_file(path));
+        let stat = || folder.identity().map_err(Fault::io("stat the folder"));
+        let identity = stat()?;
+        let read = image::read_folder(&folder, limits);
+        if stat()? != identity {
+            return Err(Fault::Changed);
         }
         let (catalog, places) = read?;
         Ok(Self {
             path: path.to_owned(),
             source: Source::Folder(folder),
-            identity: before,
+            identity,
             catalog,
             places,
         })
@@ -198,18 +177,6 @@ impl Bundle {
                 packed: Arc::clone(packed),
                 offset: *offset,
                 size: *size,
-            },
-            (Place::Sparse(sparse), Source::Plain(file)) => Bytes::Sparse {
-                archive: SparseIn::File(Arc::clone(file)),
-                sparse: Arc::clone(sparse),
-            },
-            (Place::Sparse(sparse), Source::Packed(_, packed)) => Bytes::Sparse {
-                archive: SparseIn::Packed(Arc::clone(packed)),
-                sparse: Arc::clone(sparse),
-            },
-            (Place::Sparse(sparse), Source::Framed(_, frames)) => Bytes::Sparse {
-                archive: SparseIn::Frames(Arc::clone(frames)),
-                sparse: Arc::clone(sparse),
             },
             (Place::Extent { offset, size }, Source::Framed(_, frames)) => Bytes::InFrames {
                 frames: Arc::clone(frames),
@@ -264,41 +231,6 @@ fn kind_of(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// Which file it is and whether it was written to since.
-///
-/// Compare for equality only: clocks jump, and copying tools set times backwards.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Identity {
-    /// Number of the file system's device.
-    pub device: u64,
-    /// Number of the inode.
-    pub inode: u64,
-    /// Size in bytes.
-    pub size: u64,
-    /// Time of the last change of content, in nanoseconds since 1970. Beyond the years 1677 to 2262 it stays
-    /// at the bound.
-    pub mtime_ns: i64,
-    /// Time of the last change of content or inode, likewise.
-    pub ctime_ns: i64,
-}
-
-impl Identity {
-    /// Reads the identity from a file's metadata.
-    pub fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.len(),
-            mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-            ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
-fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
-}
-
 /// The bytes of a blob; independent of the [`Bundle`] it came from. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Blob(Bytes);
@@ -316,11 +248,6 @@ enum Bytes {
         offset: u64,
         size: u64,
     },
-    /// A file with holes.
-    Sparse {
-        archive: SparseIn,
-        sparse: Arc<SparseFile>,
-    },
     /// The same where frames can be gone into.
     InFrames {
         frames: Arc<Frames>,
@@ -335,20 +262,11 @@ enum Bytes {
     InMemory(Arc<[u8]>),
 }
 
-/// The kind of archive that a file with holes is in.
-#[derive(Clone, Debug)]
-enum SparseIn {
-    File(Arc<File>),
-    Packed(Arc<Packed>),
-    Frames(Arc<Frames>),
-}
-
 impl Blob {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
             Bytes::InFile { size, .. } | Bytes::Packed { size, .. } | Bytes::InFrames { size, .. } => *size,
-            Bytes::Sparse { sparse, .. } => sparse.map.size,
             Bytes::InFolder { identity, .. } => identity.size,
             Bytes::InMemory(bytes) => bytes.len() as u64,
         }
@@ -363,11 +281,7 @@ impl Blob {
                 name,
                 identity,
             } => !matches!(folder.open(name, identity), Err(Fault::Changed)),
-            Bytes::InFile { .. }
-            | Bytes::Packed { .. }
-            | Bytes::Sparse { .. }
-            | Bytes::InFrames { .. }
-            | Bytes::InMemory(_) => true,
+            Bytes::InFile { .. } | Bytes::Packed { .. } | Bytes::InFrames { .. } | Bytes::InMemory(_) => true,
         }
     }
 
@@ -411,46 +325,10 @@ impl Blob {
                 offset,
                 identity.size - offset,
             )),
-            Bytes::Sparse { archive, sparse } => archive.open(sparse, offset)?,
             Bytes::InMemory(bytes) => {
                 let mut cursor = io::Cursor::new(Arc::clone(bytes));
                 cursor.set_position(offset);
                 Box::new(cursor)
-            }
-        })
-    }
-}
-
-impl Blob {
-    /// Reads the blob from a pass that is where its bytes begin.
-    pub(crate) fn within<'p>(&self, pass: &'p mut Pass) -> Box<dyn Read + Send + 'p> {
-        match &self.0 {
-            Bytes::Sparse { sparse, .. } => {
-                let stored = pass.take(sparse.stored);
-                Box::new(Expanded::new(Arc::clone(&sparse.map), stored, 0))
-            }
-            _ => Box::new(pass.take(self.size())),
-        }
-    }
-}
-
-impl SparseIn {
-    fn open(&self, sparse: &SparseFile, offset: u64) -> io::Result<Box<dyn Read + Send>> {
-        let before = sparse.map.stored_before(offset);
-        let (start, left) = (sparse.offset + before, sparse.stored - before);
-        let map = Arc::clone(&sparse.map);
-        Ok(match self {
-            Self::File(file) => {
-                let stored = Extent::new(Arc::clone(file), start, left);
-                Box::new(Expanded::new(map, stored, offset))
-            }
-            Self::Frames(frames) => {
-                let stored = frames.reader_at(start).take(left);
-                Box::new(Expanded::new(map, stored, offset))
-            }
-            Self::Packed(packed) => {
-                let stored = packed.reader_at(start)?.take(left);
-                Box::new(Expanded::new(map, stored, offset))
             }
         })
     }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{Compression, Truncation, strangers};
+use crate::archive::strangers;
+use crate::{Compression, Truncation};
 use basics::foreign;
 
 /// Why nothing can be said about a file, or why it is refused as a whole.
@@ -17,16 +18,6 @@ pub struct Error {
     pub path: PathBuf,
     /// What is wrong with it.
     pub fault: Fault,
-}
-
-impl Error {
-    /// Whether the file looks like one that somebody has not finished writing: waiting may help.
-    pub fn looks_unfinished(&self) -> bool {
-        matches!(
-            self.fault,
-            Fault::Empty | Fault::Truncated(_) | Fault::CompressedCut { .. } | Fault::Changed
-        )
-    }
 }
 
 impl fmt::Display for Error {
@@ -134,6 +125,11 @@ fn of_entry(entry: Option<&str>) -> String {
 }
 
 impl Fault {
+    /// Makes a fault of what the system says when something cannot be done.
+    pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+
     pub(crate) fn in_file(self, path: &Path) -> Error {
         Error {
             path: path.to_owned(),

@@ -19,52 +19,23 @@
 //! # Ok::<(), airgapd_bundle::Error>(())
 //! ```
 //!
-//! The inside, from below: `decode` decompresses a file from its beginning to its end, and `frames` goes into one that has a table of its frames; `tar` walks the headers of
-//! an archive, in a file or in a stream, and is strict about them; `table` turns them into a table of names with
-//! links resolved (`entries`), each standing for a place where bytes are, some of them `sparse`, and `packed` keeps what one pass over a compressed
-//! archive has seen; `folder` is what stands in for an archive that was extracted; `documents` has the lenient
-//! models of foreign JSON and `members` reads their keys as Go does; `reader` finds and verifies blobs and keeps
-//! account of what that costs; `layout` and `docker` make images of the two formats; `read` chooses between them;
-//! `stream` hands out blobs in the archive's order. What is above `table` does not know where bytes are.
+//! Inside there are three rooms: `archive` has the bytes, `image` makes a catalog of them, and [`mod@write`]
+//! writes bundles. `Bundle` and `BlobStream` are the door to the first two.
 
-mod account;
+mod archive;
 mod bundle;
-mod catalog;
-mod compression;
-mod decode;
-mod docker;
-mod documents;
-mod entries;
 mod error;
-mod extent;
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
-mod folder;
-mod frames;
-mod graph;
-mod layout;
+mod image;
 mod limits;
-mod members;
-mod packed;
-mod places;
-mod read;
-mod reader;
-mod reliance;
-pub mod sniff;
-mod sparse;
-mod strangers;
 mod stream;
-mod table;
-mod tar;
 pub mod write;
 
-pub use bundle::{Blob, Bundle, Identity};
-pub use catalog::{
-    Catalog, Content, Ending, Format, Image, Kind, Manifest, Node, Part, PartState, RawName, Truncation,
-};
-pub use compression::Compression;
+pub use archive::{Compression, Ending, Identity, Truncation, sniff};
+pub use bundle::{Blob, Bundle};
 pub use error::{Error, Fault, Warning};
-pub use graph::{Store, resolve};
+pub use image::{BlobRef, Inventory, InventoryImage, Reliance, Store, resolve};
+pub use image::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use limits::Limits;
-pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};
 pub use stream::{BlobStream, StreamedBlob};

@@ -26,8 +26,7 @@ pub struct Limits {
     /// Binary logarithm of the largest window of a zstd bundle in bytes, and of the largest dictionary of an xz
     /// one: so much memory it may take. zstd itself stops at 27 unless asked (`--long=27` and above).
     pub zstd_window_log: u32,
-    /// How many bytes one compressed byte may become on average; up to 64 MiB any bundle may. The same goes for what
-    /// sparse files become with their holes, in a plain bundle too.
+    /// How many bytes one compressed byte may become on average; up to 64 MiB any bundle may.
     pub expansion: u64,
 }
 

@@ -7,10 +7,8 @@ use std::sync::Arc;
 
 use oci_spec::image::Digest;
 
+use crate::archive::{Packed, Pass, Place, read_error};
 use crate::bundle::Blob;
-use crate::packed::{Packed, Pass};
-use crate::places::Place;
-use crate::tar::read_error;
 use crate::{Error, Fault};
 
 /// How often a stream begins again. That takes two digests of the same bytes: sha256 and sha512.
@@ -106,7 +104,7 @@ impl BlobStream {
         }
         let pass = self.pass.as_mut().expect("a pass was begun");
         pass.go_to(offset).map_err(read_error)?;
-        Ok(queued.blob.within(pass))
+        Ok(Box::new(pass.take(queued.blob.size())))
     }
 }
 

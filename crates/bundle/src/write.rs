@@ -1,5 +1,7 @@
 //! Writes bundles: an OCI image layout in a tar archive, the same bytes for the same content.
 //!
+//! It never opens an archive, chooses an image or a name, or fetches a blob by itself.
+//!
 //! A bundle is drafted as a value ([`Draft`]: names, what they stand for, which blobs there are), laid out
 //! ([`Layout`]: every entry of the archive in its order) and written ([`write()`]), each blob being asked for when its
 //! turn comes. `oci-layout`, `index.json` and `manifest.json` stand first, then documents, then layers, so that whoever reads the
@@ -24,6 +26,7 @@ pub use from_bundles::FromBundles;
 pub use layout::Layout;
 pub use output::Output;
 
+use crate::archive::fill;
 use crate::{BlobRef, Compression};
 use basics::digest::Hasher;
 use packer::{PIECE, Packer};
@@ -117,7 +120,7 @@ pub struct Written {
 ///
 /// # Panics
 ///
-/// If `compression` is one that bundles are read in only: see [`can_write`].
+/// If `compression` is one that bundles are read in only: bundles are written plain, with gzip and with zstd.
 pub fn write(
     layout: &Layout,
     compression: Compression,
@@ -136,14 +139,6 @@ pub fn write(
     }
     archive.small(&[0; 2 * entry::BLOCK])?;
     archive.packer.finish().map_err(target_error)
-}
-
-/// Whether bundles are written in this compression: none, gzip and zstd.
-pub fn can_write(compression: Compression) -> bool {
-    matches!(
-        compression,
-        Compression::None | Compression::Gzip | Compression::Zstd
-    )
 }
 
 struct Archive<W: Write> {
@@ -167,10 +162,7 @@ impl<W: Write> Archive<W> {
             digest: blob.digest.clone(),
             source,
         };
-        self.small(&entry::headers(
-            &crate::places::blob_name(&blob.digest),
-            blob.size,
-        ))?;
+        self.small(&entry::headers(&crate::image::blob_name(&blob.digest), blob.size))?;
         let mut source = feed.open(blob).map_err(failed)?;
         let mut hasher = Hasher::of(&blob.digest);
         let mut left = blob.size;
@@ -214,18 +206,4 @@ fn target_error(source: io::Error) -> WriteError {
         action: "write the bundle",
         source,
     }
-}
-
-/// Reads until the buffer is full or the source ends.
-fn fill(source: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match source.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

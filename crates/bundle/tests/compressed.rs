@@ -1,14 +1,12 @@
 //! Compressed bundles: the same catalog as the plain ones, in constant memory, and errors that name the codec.
 
-mod common;
-
 use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
+use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, EntryKind, Image, Layer, Layout, Manifest, digest_of};
 use airgapd_bundle::{Bundle, Catalog, Compression, Content, Fault, Limits, PartState, Warning};
-use common::*;
 use oci_spec::image::Digest;
 use serde_json::json;
 

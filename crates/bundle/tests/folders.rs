@@ -1,15 +1,13 @@
 //! Image layouts that were extracted into a folder.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, Image, Layout, digest_of};
 use airgapd_bundle::{Bundle, Content, Ending, Error, Fault, Limits, PartState};
-use common::*;
 use tempfile::TempDir;
 
 fn archives() -> [Archive; 3] {

@@ -1,21 +1,9 @@
 //! OCI image layouts: what the catalog makes of good, odd and broken ones.
 
-mod common;
-
+use crate::common::*;
 use airgapd_bundle::fixtures::{Archive, EntryKind, Image, Layer, Layout, Manifest, Node};
-use airgapd_bundle::{Content, Ending, Fault, Format, Kind, PartState, RawName, Warning};
-use common::*;
+use airgapd_bundle::{Content, Ending, Format, Kind, PartState, RawName, Warning};
 use serde_json::json;
-
-fn one_image() -> Archive {
-    Layout::new()
-        .image(
-            Image::new("docker.io/library/a:1")
-                .platform("linux/amd64")
-                .layer(b"hello"),
-        )
-        .build()
-}
 
 fn three_platforms() -> Archive {
     let image = Image::new("docker.io/library/a:1")
@@ -293,7 +281,7 @@ fn a_platform_is_what_the_descriptor_says_or_nothing() {
         let bundle = good(&Layout::new().image(Image::new("a").manifest(built)).build());
         let root = &only_image(&bundle).root;
         assert_eq!(root.platform.as_ref().map(|platform| json!(platform)), platform);
-        let of_config = common::manifest(root).config_platform.as_ref();
+        let of_config = crate::common::manifest(root).config_platform.as_ref();
         assert_eq!(of_config.map(ToString::to_string).as_deref(), Some("linux/amd64"));
     }
 }
@@ -304,7 +292,7 @@ fn a_config_without_a_platform_has_none() {
     let bundle = good(&Layout::new().image(Image::new("a").manifest(manifest)).build());
     let root = &only_image(&bundle).root;
     assert_eq!(
-        (&root.platform, &common::manifest(root).config_platform),
+        (&root.platform, &crate::common::manifest(root).config_platform),
         (&None, &None)
     );
     assert!(is_whole(root));
@@ -412,68 +400,6 @@ fn an_unusable_entry_is_that_images_trouble_only() {
 }
 
 #[test]
-fn a_document_that_contradicts_its_media_type_is_refused() {
-    let manifest = || Manifest::new("linux/amd64").layer(b"x");
-    let index = "application/vnd.oci.image.index.v1+json";
-    let rows = [
-        (
-            manifest().member("manifests", json!([])),
-            "has the members of an index",
-        ),
-        (
-            manifest().member("mediaType", json!(index)),
-            "calls itself an index",
-        ),
-        (manifest().member("fsLayers", json!([])), "schema 1"),
-        (manifest().member("config", json!(null)), "names no config"),
-        (manifest().member("layers", json!([7])), "is not valid"),
-        (
-            manifest().member("layers", json!([{ "digest": "x" }])),
-            "\"x\" is not a digest",
-        ),
-    ];
-    for (built, reason) in rows {
-        let bundle = good(&Layout::new().image(Image::new("a").manifest(built)).build());
-        let root = &only_image(&bundle).root;
-        assert!(broken(root).contains(reason), "{}", broken(root));
-        assert!(
-            broken(root).contains(root.descriptor.digest().as_ref()),
-            "{}",
-            broken(root)
-        );
-    }
-}
-
-#[test]
-fn documents_are_read_as_leniently_as_containerd_reads_them() {
-    let manifest = || Manifest::new("linux/amd64").layer(b"x");
-    let rows = [
-        manifest().member("mediaType", json!(null)),
-        manifest().member("schemaVersion", json!(1)),
-        manifest().member("manifests", json!(null)),
-        manifest().member("somethingNew", json!({ "a": [1, 2.5, null] })),
-        manifest()
-            .config("history", json!(null))
-            .config("created", json!(7)),
-        manifest().descriptor_member(
-            "mediaType",
-            json!("application/vnd.docker.distribution.manifest.v2+json"),
-        ),
-        manifest().config_media_type("application/vnd.docker.container.image.v1+json"),
-        Manifest::new("linux/amd64"),
-        Manifest::new("linux/amd64").member("layers", json!(null)),
-    ];
-    for built in rows {
-        let bundle = good(
-            &Layout::new()
-                .image(Image::new("a").manifest(built.clone()))
-                .build(),
-        );
-        assert!(is_whole(&only_image(&bundle).root), "{built:?}");
-    }
-}
-
-#[test]
 fn what_is_no_container_image_is_an_artifact() {
     let manifest = || Manifest::new("linux/amd64");
     let layer = |media_type| Layer::new(b"x".to_vec()).media_type(media_type);
@@ -519,7 +445,7 @@ fn what_is_no_container_image_is_an_artifact() {
         let expected = artifact_type.map_or(Kind::Image, |artifact_type| Kind::Artifact {
             artifact_type: artifact_type.to_owned(),
         });
-        assert_eq!(common::manifest(&only_image(&bundle).root).kind, expected);
+        assert_eq!(crate::common::manifest(&only_image(&bundle).root).kind, expected);
     }
 }
 
@@ -532,7 +458,10 @@ fn the_subject_of_a_manifest_is_kept() {
         .layer(b"x")
         .member("subject", subject);
     let bundle = good(&Layout::new().image(Image::new("a").manifest(built)).build());
-    assert_eq!(common::manifest(&only_image(&bundle).root).subject, Some(digest));
+    assert_eq!(
+        crate::common::manifest(&only_image(&bundle).root).subject,
+        Some(digest)
+    );
 }
 
 #[test]
@@ -594,261 +523,13 @@ fn an_image_that_containerd_could_not_unpack_says_why() {
     ];
     for (built, problem) in rows {
         let bundle = good(&Layout::new().image(Image::new("a").manifest(built)).build());
-        let problems = &common::manifest(&only_image(&bundle).root).problems;
+        let problems = &crate::common::manifest(&only_image(&bundle).root).problems;
         match problem {
             None => assert!(problems.is_empty(), "{problems:?}"),
             Some(problem) => assert!(
                 problems.len() == 1 && problems[0].contains(problem),
                 "{problems:?}"
             ),
-        }
-    }
-}
-
-#[test]
-fn the_version_of_the_layout_must_be_known() {
-    let mut archive = one_image();
-    archive.set("oci-layout", r#"{"imageLayoutVersion":"2.0.0"}"#.to_owned());
-    assert!(matches!(refused(&archive), Fault::UnsupportedLayout(version) if version == "\"2.0.0\""));
-    let mut archive = one_image();
-    archive.set("oci-layout", "no json".to_owned());
-    assert!(matches!(
-        refused(&archive),
-        Fault::Document {
-            entry: "oci-layout",
-            ..
-        }
-    ));
-}
-
-#[test]
-fn a_layout_without_its_layout_file_is_taken_with_a_warning() {
-    let mut archive = one_image();
-    archive.remove("oci-layout");
-    let bundle = good(&archive);
-    assert!(is_whole(&only_image(&bundle).root));
-    assert_eq!(bundle.catalog().warnings, [Warning::NoLayoutFile]);
-}
-
-#[test]
-fn an_unusable_index_is_an_error_that_says_so() {
-    let rows = [
-        ("", "EOF"),
-        ("[]", "expected an object"),
-        (r#"["", []]"#, "expected an object"),
-        ("{} {}", "trailing characters"),
-        (r#"{"manifests":[]}"#, "lists no images"),
-        (r#"{"manifests":null}"#, "lists no images"),
-        (r#"{"manifests":{}}"#, "expected a list"),
-        (r#"{"manifests":[{"a":1}],"Manifests":[]}"#, "lists no images"),
-        (r#"{"manifests":[],"layers":[]}"#, "has the members of a manifest"),
-        (
-            r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#,
-            "calls itself a manifest",
-        ),
-    ];
-    for (index, expected) in rows {
-        let mut archive = one_image();
-        archive.set("index.json", index.to_owned());
-        match refused(&archive) {
-            Fault::Document {
-                entry: "index.json",
-                reason,
-            } => assert!(reason.contains(expected), "{reason}"),
-            fault => panic!("{index}: {fault}"),
-        }
-    }
-}
-
-#[test]
-fn keys_in_another_case_or_given_twice_are_read_as_go_reads_them() {
-    let plain = one_image();
-    let digest = good(&plain).catalog().images[0].root.descriptor.digest().clone();
-    let index = String::from_utf8(plain.bytes_of("index.json")).unwrap();
-    let member = index.strip_prefix('{').unwrap();
-    let rows = [
-        index.replace("\"manifests\"", "\"Manifests\""),
-        index.replace("\"manifests\"", "\"MANIFESTS\""),
-        index
-            .replace("\"digest\"", "\"Digest\"")
-            .replace("\"size\"", "\"\u{17f}ize\""),
-        index.replace("\"annotations\"", "\"Annotations\""),
-        format!("{{\"manifests\":[],{member}"),
-        format!("{{\"manifests\":[{{\"digest\":\"sha256:00\"}}],{member}"),
-        format!("{{\"manifests\":null,{member}"),
-        index.replace("\"digest\"", "\"digest\":\"sha256:00\",\"digest\""),
-        index.replace("\"size\"", "\"size\":-1,\"Size\""),
-    ];
-    for row in rows {
-        let mut archive = one_image();
-        archive.set("index.json", row.clone());
-        let bundle = good(&archive);
-        let image = only_image(&bundle);
-        assert_eq!(*image.root.descriptor.digest(), digest, "{row}");
-        assert!(is_whole(&image.root), "{row}");
-        assert_eq!(image.names.len(), 1, "{row}");
-    }
-}
-
-#[test]
-fn manifests_and_configs_are_read_as_go_reads_them_too() {
-    let manifest = json!({
-        "SchemaVersion": 2,
-        "MediaType": "application/vnd.oci.image.manifest.v1+json",
-        "CONFIG": {"mediatype": "application/vnd.oci.image.config.v1+json", "digest": "CONFIG", "size": 0},
-        "Layers": [],
-    });
-    let config = r#"{"OS":"windows","os":"linux","Architecture":"arm64","RootFS":{"Diff_IDs":[]}}"#;
-    let config_digest = airgapd_bundle::fixtures::digest_of(config.as_bytes());
-    let manifest = manifest
-        .to_string()
-        .replace("\"CONFIG\",", &format!("\"{config_digest}\","))
-        .replace(
-            "\"digest\":\"CONFIG\"",
-            &format!("\"digest\":\"{config_digest}\""),
-        )
-        .replace("\"size\":0", &format!("\"size\":{}", config.len()));
-    let digest = airgapd_bundle::fixtures::digest_of(manifest.as_bytes());
-    let mut archive = one_image();
-    archive.add(
-        &format!("blobs/sha256/{}", config_digest.digest()),
-        config.to_owned(),
-    );
-    archive.add(&format!("blobs/sha256/{}", digest.digest()), manifest.clone());
-    let index = json!({ "schemaVersion": 2, "manifests": [{
-        "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.to_string(), "size": manifest.len(),
-    }] });
-    archive.set("index.json", index.to_string());
-    let bundle = good(&archive);
-    let manifest = self::manifest(&only_image(&bundle).root);
-    assert_eq!(manifest.problems, Vec::<String>::new());
-    let platform = manifest.config_platform.as_ref().unwrap();
-    assert_eq!(
-        (platform.os.as_str(), platform.architecture.as_str()),
-        ("linux", "arm64")
-    );
-}
-
-#[test]
-fn an_object_given_twice_is_refused_where_go_would_mix_the_two() {
-    let index = String::from_utf8(one_image().bytes_of("index.json")).unwrap();
-    let mut archive = one_image();
-    let twice = index.replace(
-        "\"annotations\":",
-        "\"annotations\":{\"a\":\"b\"},\"annotations\":",
-    );
-    assert_ne!(twice, index);
-    archive.set("index.json", twice);
-    let bundle = good(&archive);
-    assert!(broken(&only_image(&bundle).root).contains("given twice"));
-}
-
-#[test]
-fn an_archive_without_a_list_of_images_is_no_bundle_and_says_what_may_help() {
-    let mut nested = one_image();
-    nested.prefix("images/");
-    let mut no_index = one_image();
-    no_index.remove("index.json");
-    let mut legacy = Layout::docker().image(Image::new("a").layer(b"x")).build();
-    legacy
-        .remove("manifest.json")
-        .add("repositories", "{}".to_owned());
-    let mut other = one_image();
-    other.entries.clear();
-    let empty = other.clone();
-    other.add("README", "hello".to_owned());
-    let rows = [
-        (nested, "folder images/"),
-        (no_index, "neither index.json nor manifest.json"),
-        (legacy, "before version 1.10"),
-        (other, "neither index.json nor manifest.json"),
-        (empty, "the archive is empty"),
-    ];
-    for (archive, expected) in rows {
-        match refused(&archive) {
-            Fault::Unrecognised(reason) => assert!(reason.contains(expected), "{reason}"),
-            fault => panic!("{fault}"),
-        }
-    }
-}
-
-/// An archive of files.
-fn packed(files: &[(&str, &str)]) -> Archive {
-    let mut archive = one_image();
-    archive.entries.clear();
-    for (name, text) in files {
-        archive.add(name, (*text).to_owned());
-    }
-    archive
-}
-
-#[test]
-fn archives_that_hold_no_images_are_named_with_the_command_that_makes_a_bundle() {
-    let manifest = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
-    let version = "Directory Transport Version: 1.1\n";
-    let mut linked = one_image();
-    linked.entries.retain(|entry| !entry.name.starts_with("blobs"));
-    let mut elsewhere = linked.clone();
-    elsewhere.add("README", "hello".to_owned());
-    linked.push("blobs", EntryKind::Symlink("../blobs".to_owned()));
-    let rows = [
-        (
-            packed(&[("version", version), ("manifest.json", manifest)]),
-            "skopeo's dir: form",
-            "oci-archive:",
-        ),
-        (
-            packed(&[("all/version", version), ("all/manifest.json", manifest)]),
-            "skopeo's dir: form",
-            "oci-archive:",
-        ),
-        (
-            packed(&[(".dockerenv", ""), ("bin/sh", "x")]),
-            "docker export",
-            "docker save",
-        ),
-        (
-            packed(&[("etc/passwd", "x"), ("bin/sh", "x")]),
-            "docker export",
-            "docker save",
-        ),
-        (
-            packed(&[("etc/passwd", "x"), ("bin/sh", "x"), ("app/manifest.json", "[]")]),
-            "docker export",
-            "docker save",
-        ),
-        (
-            packed(&[("root/etc/passwd", "x"), ("root/bin/sh", "x")]),
-            "packed with its folder",
-            "docker save",
-        ),
-        (
-            packed(&[("images.tar.zst", "x")]),
-            "other archives in it",
-            "tar -xf",
-        ),
-        (
-            packed(&[("airgap/README.md", "x"), ("airgap/images.tar", "x")]),
-            "(airgap/images.tar)",
-            "tar -xf",
-        ),
-        (
-            packed(&[("app/Chart.yaml", "x"), ("app/values.yaml", "x")]),
-            "a Helm chart",
-            "bundle-artifacts",
-        ),
-        (linked, "`blobs` is a symbolic link", "--src-shared-blob-dir"),
-        (elsewhere, "the blobs are elsewhere", "--src-shared-blob-dir"),
-    ];
-    for (archive, what, remedy) in rows {
-        match refused(&archive) {
-            Fault::Unrecognised(reason) => {
-                assert!(
-                    reason.contains(what) && reason.contains(remedy),
-                    "{what}: {reason}"
-                );
-            }
-            fault => panic!("{what}: {fault}"),
         }
     }
 }

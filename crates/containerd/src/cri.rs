@@ -40,13 +40,13 @@ pub struct CriImage {
 
 /// Where CRI keeps images.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageFilesystem {
+pub(crate) struct ImageFilesystem {
     /// The snapshotter's directory.
-    pub mountpoint: String,
+    pub(crate) mountpoint: String,
     /// The snapshotter's name, where the directory tells it.
-    pub snapshotter: Option<String>,
+    pub(crate) snapshotter: Option<String>,
     /// Bytes used by it.
-    pub used_bytes: u64,
+    pub(crate) used_bytes: u64,
 }
 
 /// What CRI says of itself.
@@ -208,7 +208,7 @@ impl Cri {
     ///
     /// # Errors
     /// Those of any call.
-    pub async fn image_filesystem(&self) -> Result<Option<ImageFilesystem>, Error> {
+    pub(crate) async fn image_filesystem(&self) -> Result<Option<ImageFilesystem>, Error> {
         let answer = self
             .client
             .unary(self.image_client().image_fs_info(ImageFsInfoRequest::default()))

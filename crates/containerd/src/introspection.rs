@@ -70,17 +70,17 @@ impl std::fmt::Display for Version {
 
 /// A plugin of containerd, loaded or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plugin {
+pub(crate) struct Plugin {
     /// For instance `io.containerd.snapshotter.v1`.
-    pub r#type: String,
+    pub(crate) r#type: String,
     /// For instance `overlayfs`.
-    pub id: String,
+    pub(crate) id: String,
     /// The platforms it works for.
-    pub platforms: Vec<Platform>,
+    pub(crate) platforms: Vec<Platform>,
     /// Whether it came up. Skipped and failed plugins did not.
-    pub healthy: bool,
+    pub(crate) healthy: bool,
     /// Where it keeps its data, as containerd sees it, for plugins that say so.
-    pub root: Option<PathBuf>,
+    pub(crate) root: Option<PathBuf>,
 }
 
 impl Plugin {
@@ -148,7 +148,7 @@ impl Client {
     ///
     /// # Errors
     /// Those of any call.
-    pub async fn plugins(&self) -> Result<Vec<Plugin>, Error> {
+    pub(crate) async fn plugins(&self) -> Result<Vec<Plugin>, Error> {
         let answer = self
             .unary(
                 self.introspection()

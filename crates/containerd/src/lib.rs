@@ -20,11 +20,9 @@ mod content;
 mod cri;
 mod error;
 mod events;
-mod feed;
 mod images;
 mod introspection;
 mod leases;
-mod others;
 mod parts;
 mod snapshots;
 mod wire;
@@ -36,6 +34,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use basics::foreign;
 use tokio::time::timeout;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -44,11 +43,11 @@ use tonic::{Request, Response, Status, Streaming};
 pub use connect::Options;
 pub use containers::Container;
 pub use content::{BlobInfo, BlobReader, INGEST_PREFIX, Ingest, ingest_ref};
-pub use cri::{Cri, CriImage, CriVersion, ImageFilesystem};
+pub use cri::{Cri, CriImage, CriVersion};
 pub use error::{Cause, Error, Recovery, is_disk_failure};
 pub use events::{ImageChange, ImageEvent, ImageEvents};
 pub use images::{Creation, ImageRecord, ImageUpdate, NewImage};
-pub use introspection::{Deprecation, Plugin, Version};
+pub use introspection::{Deprecation, Version};
 pub use leases::{Created, Lease, Resource};
 pub use snapshots::{Applied, LayerSpec, Snapshotter};
 pub use write::{BlobSource, BlobSpec, Held, Written};
@@ -63,8 +62,6 @@ const NAMESPACE_HEADER: &str = "containerd-namespace";
 const LOOKUPS: usize = 16;
 /// A list of more entries than this is taken for one that does not end.
 const MOST_LISTED: usize = 2_000_000;
-/// How much is repeated of what containerd should not have said, in characters.
-const LONGEST_QUOTE: usize = 200;
 /// Header that names the lease a call's resources are added to.
 const LEASE_HEADER: &str = "containerd-lease";
 
@@ -212,12 +209,27 @@ impl Client {
         within(self.options().stall, stream.message()).await
     }
 
+    /// Waits without a limit, as long as containerd answers other calls meanwhile.
+    pub(crate) async fn patiently<T>(
+        &self,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Failure> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match timeout(self.options().stall, work.as_mut()).await {
+                Ok(answer) => return answer.map_err(Failure::from),
+                Err(_) if self.version().await.is_ok() => {}
+                Err(_) => return Err(Failure::Deadline(self.options().stall)),
+            }
+        }
+    }
+
     /// An answer about something else than was asked for.
     pub(crate) fn answered_for(&self, other: &str, asked: &str) -> Error {
         let socket = self.socket().display();
-        let other: String = other.escape_debug().take(LONGEST_QUOTE).collect();
+        let other = foreign::quoted(other);
         Error::Invalid(format!(
-            "containerd on {socket} was asked for {asked} and answered for \"{other}\": it cannot be used"
+            "containerd on {socket} was asked for {asked} and answered for {other}: it cannot be used"
         ))
     }
 

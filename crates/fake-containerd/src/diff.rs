@@ -3,9 +3,9 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use basics::digest::Hasher;
 use tonic::{Request, Response, Status};
 
-use crate::digest::Hasher;
 use crate::service::{Call, Service, delivered, missing};
 use crate::state::State;
 use crate::version::Version;
@@ -145,13 +145,13 @@ fn unpack(media_type: &str, bytes: &[u8], version: &Version) -> Result<Unpacked,
     };
     let mut plain = Counted {
         plain,
-        hasher: Hasher::for_expected("", false),
+        hasher: Hasher::sha256(),
         size: 0,
         broken: None,
     };
     match look_through(&mut plain) {
         Ok(()) => Ok(Unpacked {
-            digest: plain.hasher.digest(),
+            digest: plain.hasher.finish().to_string(),
             size: plain.size,
         }),
         Err(error) => Err(Status::unknown(

@@ -1,59 +1,18 @@
 //! Digests as texts, `algorithm:hex`, and the running hash of an ingest.
 
-use std::fmt::Write as _;
+use basics::digest::Hasher;
 
-use sha2::{Digest as _, Sha256, Sha512};
-
-/// A hash that can tell its digest at any moment.
-#[derive(Clone)]
-pub(crate) enum Hasher {
-    Sha256(Sha256),
-    Sha512(Box<Sha512>),
-}
-
-impl Hasher {
-    /// sha512 if asked for by an expected digest that the emulated version understands, else sha256.
-    pub(crate) fn for_expected(expected: &str, sha512: bool) -> Self {
-        if sha512 && expected.starts_with("sha512:") {
-            Hasher::Sha512(Box::default())
-        } else {
-            Hasher::Sha256(Sha256::default())
-        }
+/// The hasher of an ingest: sha512 if asked for by an expected digest that the emulated version understands, else sha256.
+pub(crate) fn hasher_for(expected: &str, sha512: bool) -> Hasher {
+    match sha512 && expected.starts_with("sha512:") {
+        true => Hasher::sha512(),
+        false => Hasher::sha256(),
     }
-
-    pub(crate) fn update(&mut self, data: &[u8]) {
-        match self {
-            Hasher::Sha256(hash) => hash.update(data),
-            Hasher::Sha512(hash) => hash.update(data),
-        }
-    }
-
-    pub(crate) fn reset(&mut self) {
-        match self {
-            Hasher::Sha256(hash) => *hash = Sha256::default(),
-            Hasher::Sha512(hash) => **hash = Sha512::default(),
-        }
-    }
-
-    pub(crate) fn digest(&self) -> String {
-        match self {
-            Hasher::Sha256(hash) => text("sha256", &hash.clone().finalize()),
-            Hasher::Sha512(hash) => text("sha512", &hash.as_ref().clone().finalize()),
-        }
-    }
-}
-
-fn text(algorithm: &str, hash: &[u8]) -> String {
-    let mut text = format!("{algorithm}:");
-    for byte in hash {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-    }
-    text
 }
 
 /// The sha256 digest of `bytes`, as containerd spells it.
 pub fn sha256(bytes: &[u8]) -> String {
-    text("sha256", &Sha256::digest(bytes))
+    basics::digest::sha256(bytes).to_string()
 }
 
 /// Whether a text is a digest that containerd's parser accepts.

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use basics::digest::Hasher;
+
 use crate::cri;
-use crate::digest::{self, Hasher};
+use crate::digest;
 use crate::fake::Fake;
-use crate::state::{Blob, File, Image, Ingest, Labels, Lease, Partial, State};
+use crate::state::{Blob, File, Image, Ingest, Labels, Partial, State};
 use crate::wire::{self, Descriptor};
 
 /// An image record to be put into the store.
@@ -124,7 +126,7 @@ impl Fake {
     /// Leaves a partial ingest under a ref, as a writer that died does. `total` 0 means that nobody said.
     pub fn put_ingest(&self, namespace: &str, reference: &str, bytes: &[u8], total: i64) {
         self.with(|state| {
-            let mut partial = Partial::empty(true, Hasher::for_expected("", false));
+            let mut partial = Partial::empty(true, Hasher::sha256());
             partial.write(bytes);
             let (now, expires, id) = (state.now(), Some(state.ingest_expiry()), state.next_number());
             let partial = Arc::new(Mutex::new(partial));
@@ -143,23 +145,6 @@ impl Fake {
                 .namespace_mut(namespace)
                 .ingests
                 .insert(reference.to_owned(), ingest);
-        });
-    }
-
-    /// Puts a lease with resources, given as (type, id), into a namespace.
-    pub fn put_lease(&self, namespace: &str, id: &str, labels: &[(&str, &str)], resources: &[(&str, &str)]) {
-        self.with(|state| {
-            let resources = resources
-                .iter()
-                .map(|&(kind, id)| (kind.to_owned(), id.to_owned()))
-                .collect();
-            let lease = Lease {
-                labels: owned(labels),
-                created: state.now(),
-                resources,
-                seeded: true,
-            };
-            state.namespace_mut(namespace).leases.insert(id.to_owned(), lease);
         });
     }
 

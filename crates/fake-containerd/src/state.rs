@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use basics::digest::Hasher;
 use jiff::Timestamp;
 use prost_types::Any;
 use tokio::sync::broadcast;
 use tonic::Status;
 
 use crate::cri::Cri;
-use crate::digest::Hasher;
 use crate::fake::FakeConfig;
 use crate::faults::Faults;
 use crate::inspect::{Event, Mutation};
@@ -170,13 +170,13 @@ impl Partial {
     /// Starts again at offset 0 and leaves the file as it is.
     pub(crate) fn rewind(&mut self) {
         self.offset = 0;
-        self.hasher.reset();
+        self.hasher = self.hasher.fresh();
     }
 
     /// Continues at the end of the file, as containerd does when it finds an ingest it can resume.
     pub(crate) fn resume(&mut self) {
         if let Some(bytes) = self.bytes.as_ref().filter(|_| self.offset != self.length) {
-            self.hasher.reset();
+            self.hasher = self.hasher.fresh();
             self.hasher.update(bytes);
             self.offset = self.length;
         }

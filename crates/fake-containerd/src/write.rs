@@ -8,7 +8,7 @@ use futures_util::Stream;
 use jiff::Timestamp;
 use tonic::{Status, Streaming};
 
-use crate::digest::{self, Hasher};
+use crate::digest;
 use crate::faults::Barrier;
 use crate::service::{Call, Service};
 use crate::state::{Blob, File, Ingest, Labels, Partial, State, check_labels, timestamp, without_empty};
@@ -221,7 +221,7 @@ impl State {
     ) -> &mut Ingest {
         let (now, expires, id) = (self.now(), self.ingest_expiry(), self.next_number());
         let keep = self.keeps(first.total);
-        let hasher = Hasher::for_expected(&first.expected, self.version.sha512());
+        let hasher = digest::hasher_for(&first.expected, self.version.sha512());
         let ingest = self
             .namespace_mut(&call.namespace)
             .ingests
@@ -288,7 +288,7 @@ impl Writer {
     fn digest(&self) -> String {
         match &self.adopted {
             Some((digest, _)) => digest.clone(),
-            None => self.partial().hasher.digest(),
+            None => self.partial().hasher.clone().finish().to_string(),
         }
     }
 

@@ -132,7 +132,7 @@ pub fn bundle_id(file_name: &str) -> String {
 /// The first 16 hexadecimal digits of a sha256.
 #[must_use]
 pub fn short_hash(bytes: &[u8]) -> String {
-    digest::sha256(bytes).digest()[..16].to_owned()
+    digest::short_sha256(bytes)
 }
 
 /// Whether one of our source labels is on the record.

@@ -243,7 +243,7 @@ impl BundleReport {
             blobs: BlobCounts::default(),
             unpacked: None,
             space: None,
-            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            duration_ms: basics::milliseconds(took),
             warnings: Vec::new(),
             cause: None,
             retry: false,

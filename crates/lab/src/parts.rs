@@ -24,7 +24,7 @@ const OLDEST_SUITE: &str = "bookworm";
 /// The environment variable that puts another generation in the place of 2.3 while tests run: `2.4`.
 ///
 /// The tests keep their names, so all that is said to be of 2.3 is of that generation then.
-pub const TEST_CONTAINERD: &str = "AIRGAPD_TEST_CONTAINERD";
+const TEST_CONTAINERD: &str = "AIRGAPD_TEST_CONTAINERD";
 
 /// A generation of containerd that clusters run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,7 +128,7 @@ pub struct Parts {
     /// Its command line client, of the same version.
     pub ctr: PathBuf,
     /// The folder with `containerd-shim-runc-v2`.
-    pub shims: PathBuf,
+    pub(crate) shims: PathBuf,
     /// The container runtime, shared by all generations.
     pub runc: PathBuf,
 }
@@ -245,7 +245,7 @@ fn version_in(answer: &str) -> Option<&str> {
 /// # Errors
 ///
 /// When there is none and none can be fetched.
-pub fn runc() -> Result<PathBuf> {
+pub(crate) fn runc() -> Result<PathBuf> {
     if let Some(runc) = on_path("runc") {
         return Ok(runc);
     }

@@ -4,7 +4,9 @@
 //! containerd through its `ctr`; the typed client is tested against these, so they must not depend on it.
 
 mod cleanup;
+mod config;
 mod disk;
+mod folder;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use self::config::{Layout, config};
+use self::folder::Folder;
 use crate::parts::{Generation, Parts, containerd_parts};
 use crate::{is_root, output_of, tail};
 
@@ -28,9 +32,6 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 
 /// How long containerd may take to end when asked to.
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
-
-/// Socket addresses end at 108 bytes (unix(7)), and containerd appends `.ttrpc` to the name.
-const LONGEST_SOCKET_PATH: usize = 100;
 
 /// How one private containerd differs from the usual one.
 #[derive(Clone, Debug)]
@@ -148,7 +149,7 @@ impl Containerd {
     }
 
     /// The file with all it has logged, over restarts.
-    pub fn log_path(&self) -> PathBuf {
+    fn log_path(&self) -> PathBuf {
         self.folder.path.join("containerd.log")
     }
 
@@ -444,121 +445,6 @@ impl Drop for Containerd {
         // The folder, dropped next, ends whatever outlives this.
         let _ = self.stop();
     }
-}
-
-/// The folder of one containerd, locked as long as its owner lives.
-#[derive(Debug)]
-struct Folder {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl Folder {
-    fn create(generation: Generation) -> Result<Self> {
-        cleanup::remove_abandoned();
-        let base = base_folder();
-        let path = tempfile::Builder::new()
-            .prefix(&format!("{}{generation}-", cleanup::PREFIX))
-            .tempdir_in(base)
-            .with_context(|| format!("cannot make a folder below {}", base.display()))?
-            .keep();
-        let lock = cleanup::lock(&path)?;
-        for part in ["cni", "cni-bin", "registries", "opt", "fifo", "runc"] {
-            fs::create_dir(path.join(part))?;
-        }
-        Ok(Self { path, _lock: lock })
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        cleanup::remove(&self.path);
-    }
-}
-
-/// The temporary folder, unless its name is so long that a socket in it would have no address.
-fn base_folder() -> &'static Path {
-    use std::sync::OnceLock;
-    static BASE: OnceLock<PathBuf> = OnceLock::new();
-    BASE.get_or_init(|| {
-        let configured = std::env::temp_dir();
-        let longest = configured.as_os_str().len() + "/airgapd-containerd-1.7-XXXXXX/c.sock".len();
-        if longest < LONGEST_SOCKET_PATH {
-            configured
-        } else {
-            PathBuf::from("/tmp")
-        }
-    })
-}
-
-struct Layout<'a> {
-    folder: &'a Path,
-    runc: &'a Path,
-    snapshotter: &'a str,
-}
-
-/// The configuration, in format version 2, which all generations read.
-///
-/// Every path that containerd would otherwise share with the machine's own (NRI socket, CNI, registries, shims' state)
-/// is given one of its own or switched off.
-fn config(layout: &Layout<'_>, options: &Options) -> String {
-    let Layout {
-        folder,
-        runc,
-        snapshotter,
-    } = layout;
-    let (folder, runc) = (folder.display(), runc.display());
-    let disabled = if options.cri {
-        ""
-    } else {
-        r#""io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime""#
-    };
-    let (sandbox_image, extra) = (&options.sandbox_image, &options.extra_config);
-    let discard = options.discard_unpacked_layers;
-    format!(
-        r#"version = 2
-root = "{folder}/root"
-state = "{folder}/state"
-disabled_plugins = [{disabled}]
-
-[grpc]
-address = "{folder}/c.sock"
-
-[plugins."io.containerd.internal.v1.opt"]
-path = "{folder}/opt"
-
-[plugins."io.containerd.nri.v1.nri"]
-disable = true
-
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{sandbox_image}"
-stream_server_address = "127.0.0.1"
-stream_server_port = "0"
-restrict_oom_score_adj = true
-netns_mounts_under_state_dir = true
-
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{folder}/cni-bin"
-conf_dir = "{folder}/cni"
-
-[plugins."io.containerd.grpc.v1.cri".registry]
-config_path = "{folder}/registries"
-
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "{snapshotter}"
-default_runtime_name = "runc"
-discard_unpacked_layers = {discard}
-
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-BinaryName = "{runc}"
-Root = "{folder}/runc"
-
-{extra}
-"#
-    )
 }
 
 /// Whether a line of containerd's log says that CRI, or a half of it since 2.0, could not be loaded.

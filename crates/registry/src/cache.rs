@@ -1,7 +1,7 @@
 //! Blobs that were fetched before, in a folder on this machine.
 //!
 //! A blob is a file named by its digest, as in an OCI image layout. It gets that name when its bytes have been proven, and
-//! is proven again before it is used: somebody may have written to it since.
+//! is proven again before it is used: another program may have written to it since.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};

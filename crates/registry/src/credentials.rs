@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::Error;
 use crate::locations::Location;
 
-/// A helper that asks somebody something is none that can be used here.
+/// A helper that asks the operator for something cannot be used here.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The name that a helper gives for a token in place of a password.

@@ -1,5 +1,7 @@
 //! Why something could not be fetched.
 
+use std::time::Duration;
+
 use oci_spec::image::Digest;
 
 /// Why something could not be fetched. Texts name the image or blob and the registry; causes are in the source.
@@ -107,6 +109,8 @@ pub enum Error {
         status: u16,
         /// What the registry says.
         message: String,
+        /// How long the registry asks to be left alone, with 429 only.
+        retry_after: Option<Duration>,
     },
     /// A document of an image is unusable.
     #[error("{what}: {reason}")]
@@ -154,6 +158,14 @@ impl Error {
             Error::Short { .. } | Error::TooSlow { .. } => true,
             Error::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
             _ => false,
+        }
+    }
+
+    /// How long the registry asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::Status { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 }

@@ -206,8 +206,8 @@ struct Fetcher {
     counters: Counters,
 }
 
-/// Starts layers in order: the first that is not whole always has a permit, so the reader is never waited for by
-/// somebody it waits for.
+/// Starts layers in order: the first that is not whole always has a permit, so no layer that the reader waits for
+/// waits for the reader.
 async fn fetch_all(
     fetcher: Fetcher,
     layers: Vec<Layer>,
@@ -278,7 +278,8 @@ impl Fetcher {
         result
     }
 
-    /// Transfers what is missing, and goes on where it was interrupted. The bytes are proven by whoever reads them all.
+    /// Transfers what is missing, with retries that go on where the try before was interrupted. The
+    /// reader of all bytes proves them.
     async fn transfer(
         &self,
         repository: &str,
@@ -286,22 +287,18 @@ impl Fetcher {
         sent: &mut u64,
         pipe: &Pipe,
     ) -> Result<(), Error> {
-        let retry = self.client.retry();
-        let mut failures = 0;
+        let mut tries = self.client.tries();
         loop {
             let before = *sent;
             let error = match self.run(repository, blob, sent, pipe).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            // A drip is no progress: it would go on for ever.
-            let has_moved = *sent > before && !matches!(error, Error::TooSlow { .. });
-            failures = if has_moved { 1 } else { failures + 1 };
-            if !error.is_transient() || failures > retry.times {
+            let Some(wait) = tries.wait_after(&error, *sent > before) else {
                 return Err(error);
-            }
+            };
             tracing::warn!(error = %basics::chain(&error), at = *sent, "interrupted; going on from there");
-            tokio::time::sleep(retry.pause(failures)).await;
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -318,7 +315,7 @@ impl Fetcher {
                 let length = piece.len() as u64;
                 let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE)).freeze();
                 if pipe.send(Ok(full)).await.is_err() {
-                    // Nobody reads any more.
+                    // The reader is gone.
                     return Ok(());
                 }
                 *sent += length;

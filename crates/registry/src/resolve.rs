@@ -397,7 +397,7 @@ impl Walk<'_> {
                 kind if is_index(kind) || is_manifest(kind) => {
                     Box::pin(self.document(entry, None, depth + 1)).await?;
                 }
-                // Of a type that nobody walks: a blob like any other.
+                // Of a type that no reader walks: a blob like any other.
                 _ => self.layers.push(BlobRef::of(&entry.descriptor)),
             }
         }
@@ -420,8 +420,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What containerd would use, for each matcher. It asks for nothing but the platform: where something else than an
-    /// image stands first, that is what is taken, and whoever proves the bundle finds out.
+    /// The entries that containerd would use, for each matcher. It looks at the platform only: an entry that is no image and
+    /// stands first is taken, and the check of the bundle finds out.
     fn choose(&self, entries: &[Entry]) -> HashSet<Digest> {
         match self.wanted {
             Wanted::All => entries.iter().map(|entry| entry.digest().clone()).collect(),

@@ -532,7 +532,11 @@ async fn lengths_and_digests_that_lie_are_found() {
 
 /// Reads the layer of the image; how many bytes came, and the error.
 async fn layer(server: &Server) -> (usize, Option<String>) {
-    let client = Arc::new(server.client(Credentials::default()));
+    layer_by(server.client(Credentials::default())).await
+}
+
+async fn layer_by(client: Client) -> (usize, Option<String>) {
+    let client = Arc::new(client);
     let resolved = fetch(&client, "registry.test").await.unwrap();
     let blobs = resolved.draft.layers.clone();
     let mut feed = Feed::begin(&client, &[resolved], &blobs, 1, None, &Counters::default());
@@ -576,4 +580,30 @@ async fn a_layer_without_end_is_read_a_little_beyond_its_size() {
     });
     let (_, error) = layer(&redirected).await;
     assert!(error.unwrap().contains("169.254.169.254"));
+}
+
+#[tokio::test]
+async fn a_busy_mirror_keeps_no_layer_waiting_that_another_registry_gives() {
+    let server = Server::start(|request| {
+        let is_busy = request.target.contains("mirror.test") && request.target.contains(&digest_of(LAYER));
+        match is_busy {
+            true => reply(429, "Retry-After: 60\r\n", b""),
+            false => honest(request),
+        }
+    });
+    let client = client(Options {
+        proxies: Proxies {
+            http: Some(format!("http://127.0.0.1:{}", server.port)),
+            ..Proxies::default()
+        },
+        mirrors: vec!["registry.test=mirror.test".parse().unwrap()],
+        ..Options::default()
+    });
+    let came = tokio::time::timeout(Duration::from_secs(30), layer_by(client)).await;
+    assert_eq!(came.expect("the layer comes at once"), (LAYER.len(), None));
+    assert!(
+        server.asked().contains(&"mirror.test".to_owned()),
+        "{:?}",
+        server.asked()
+    );
 }

@@ -6,9 +6,10 @@
 mod config;
 mod sets;
 
-pub use config::{Balancer, ClusterConfig, ImageOverride, Provider, PullPolicies, parse};
-pub use sets::{ImageSet, Listing, Origin, UnknownRelease, builtin, newest, parse_sets, releases};
+pub use config::{ClusterConfig, PullPolicies, parse};
+pub use sets::{ImageSet, Listing, Origin, UnknownRelease, builtin, newest, parse_sets};
 
+use config::{Balancer, Provider};
 use platforms::{Platform, Rules};
 
 /// A part of k0s that is an image.

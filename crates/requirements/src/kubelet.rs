@@ -17,7 +17,7 @@ use crate::{Limits, Problem, Problems};
 
 /// What a kubelet asks before it lets a pod use an image that is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Verification {
+enum Verification {
     /// Nothing, whoever put it there.
     NeverVerify,
     /// Nothing for images it did not pull itself. The default.
@@ -33,9 +33,9 @@ pub enum Verification {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kubelet {
     /// `imagePullCredentialsVerificationPolicy`.
-    pub verification: Verification,
+    verification: Verification,
     /// `preloadedImagesVerificationAllowlist`: image names without tag or digest, each perhaps ending in `/*`.
-    pub allowlist: Vec<String>,
+    allowlist: Vec<String>,
     /// `staticPodPath`.
     pub static_pods: Option<String>,
 }

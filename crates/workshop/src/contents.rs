@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use bundle::fixtures::digest_of;
 use lab::parts;
-use sha2::{Digest, Sha256};
 
 use xtask::checks::step;
 
@@ -62,9 +62,8 @@ fn of_deb(path: &Path) -> Result<Contents> {
         let (place, mode) = (entry.path()?.into_owned(), entry.header().mode()?);
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes)?;
-        let digest = Sha256::digest(&bytes);
-        let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        add(&mut contents, &place, (hex, mode & 0o7777))?;
+        let hash = digest_of(&bytes).digest().to_owned();
+        add(&mut contents, &place, (hash, mode & 0o7777))?;
     }
     Ok(contents)
 }

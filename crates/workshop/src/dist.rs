@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use bundle::fixtures::digest_of;
 use clap::ValueEnum;
 use lab::{on_path, parts, workspace};
-use sha2::{Digest, Sha256};
 use workshop::own_image::{self, PROGRAM, Variant};
 
 use crate::contents;
@@ -559,12 +559,8 @@ fn sums(out: &Path) -> Result<Vec<(String, String)>> {
     names
         .into_iter()
         .map(|name| {
-            let digest = Sha256::digest(fs::read(out.join(&name))?);
-            let hex = digest.iter().fold(String::new(), |mut hex, byte| {
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            });
-            Ok((name, hex))
+            let digest = digest_of(&fs::read(out.join(&name))?);
+            Ok((name, digest.digest().to_owned()))
         })
         .collect()
 }

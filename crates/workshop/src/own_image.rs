@@ -10,12 +10,12 @@ use std::io::{self, BufWriter, Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use bundle::fixtures::digest_of;
 use bundle::write::{Draft, DraftImage, Layout, Output, write as write_bundle};
 use bundle::{BlobRef, Compression};
 use flate2::GzBuilder;
 use oci_spec::image::Digest;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 /// The repository of the image.
 pub const REPOSITORY: &str = "ghcr.io/airgapd/airgapd";
@@ -89,7 +89,7 @@ impl Blobs {
     /// Makes layer, config and manifest of one platform, and gives the manifest's descriptor for the index.
     fn manifest(&mut self, variant: &Variant, version: &str) -> Result<Value> {
         let files = layer(&variant.files)?;
-        let diff_id = sha256(&files);
+        let diff_id = digest_of(&files).to_string();
         let mut packed = GzBuilder::new().write(Vec::new(), flate2::Compression::default());
         packed.write_all(&files)?;
         let (layer, blob) = self.add(LAYER, packed.finish()?)?;
@@ -121,7 +121,7 @@ impl Blobs {
     }
 
     fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Result<(Value, BlobRef)> {
-        let digest: Digest = sha256(&bytes).parse()?;
+        let digest = digest_of(&bytes);
         let blob = BlobRef {
             digest: digest.clone(),
             size: bytes.len() as u64,
@@ -165,15 +165,6 @@ fn header(kind: tar::EntryType, size: u64) -> tar::Header {
     header.set_mtime(0);
     header.set_size(size);
     header
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let digest = Sha256::digest(bytes);
-    digest.iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

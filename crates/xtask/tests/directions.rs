@@ -44,7 +44,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "verify",
         ],
     ),
-    ("fake-containerd", &[]),
+    ("fake-containerd", &["basics"]),
     ("lab", &[]),
     ("xtask", &["lab"]),
     ("workshop", &["bundle", "lab", "xtask"]),

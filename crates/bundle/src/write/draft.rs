@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Platform;
 
-use crate::documents;
+use crate::image::documents;
 use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Reliance};
 
 /// What a bundle shall hold. The order of images and names does not matter: they are sorted.
@@ -90,11 +90,11 @@ pub struct DraftImage {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WholeImage {
     /// The blob of its config.
-    pub config: Digest,
+    pub(super) config: Digest,
     /// The blobs of its layers, the lowest first.
-    pub layers: Vec<Digest>,
+    pub(super) layers: Vec<Digest>,
     /// Whether each layer is a tar archive, plain or compressed, as readers of Docker archives expect.
-    pub has_tars_only: bool,
+    pub(super) has_tars_only: bool,
 }
 
 impl WholeImage {

@@ -107,8 +107,8 @@ mod tests {
             std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
             let length = length(&name, size) + 2 * BLOCK as u64;
             file.set_len(length).unwrap();
-            let mut walk = crate::tar::Walk::new(crate::tar::FileInput::new(&file, length), &limits);
-            let crate::tar::Step::Entry(entry) = walk.next().unwrap() else {
+            let mut walk = crate::archive::Walk::new(crate::archive::FileInput::new(&file, length), &limits);
+            let crate::archive::Step::Entry(entry) = walk.next().unwrap() else {
                 panic!("an entry was expected");
             };
             assert_eq!((entry.name, entry.size), (name.into_bytes(), size));
@@ -116,7 +116,7 @@ mod tests {
             assert!(
                 matches!(
                     &end,
-                    crate::tar::Step::End {
+                    crate::archive::Step::End {
                         ending: crate::Ending::Marker,
                         trailing: None
                     }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use oci_spec::image::Digest;
 
 use super::BlobFeed;
+use crate::archive::Extent;
 use crate::bundle::Blob;
-use crate::extent::Extent;
 use crate::{BlobRef, Bundle};
 
 /// Feeds a bundle with the blobs of others. Cheap to clone.

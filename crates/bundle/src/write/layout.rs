@@ -8,8 +8,8 @@ use platforms::Platform;
 use serde::Serialize;
 
 use super::{Draft, DraftImage, WholeImage, WriteError, entry};
-use crate::places::blob_name;
-use crate::{BlobRef, reliance};
+use crate::BlobRef;
+use crate::image::{blob_name, reliance};
 
 /// The name of an image for containerd and everything that is built on it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";

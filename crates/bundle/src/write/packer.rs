@@ -8,7 +8,7 @@ use flate2::GzBuilder;
 use flate2::write::GzEncoder;
 
 use super::Written;
-use crate::frames::{SeekTable, ballast};
+use crate::archive::{SeekTable, ballast};
 use crate::{Compression, Limits};
 
 /// Bytes of a blob that are compressed at a time.

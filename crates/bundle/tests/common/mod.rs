@@ -4,9 +4,20 @@
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
-use airgapd_bundle::fixtures::{Archive, digest_of};
+use airgapd_bundle::fixtures::{Archive, Image as Built, Layout, digest_of};
 use airgapd_bundle::{Bundle, Content, Error, Fault, Image, Limits, Manifest, Node, PartState};
 use oci_spec::image::Digest;
+
+/// A layout with one image of one layer.
+pub(crate) fn one_image() -> Archive {
+    Layout::new()
+        .image(
+            Built::new("docker.io/library/a:1")
+                .platform("linux/amd64")
+                .layer(b"hello"),
+        )
+        .build()
+}
 
 /// Opens bytes as a bundle.
 pub(crate) fn open(bytes: &[u8]) -> Result<Bundle, Error> {
@@ -31,6 +42,14 @@ pub(crate) fn refused(archive: &Archive) -> Fault {
         Err(error) => error.fault,
         Ok(bundle) => panic!("this should be refused: {:?}", bundle.catalog()),
     }
+}
+
+/// Returns true for the faults of a file that is still being written: waiting may help.
+pub(crate) fn looks_unfinished(error: &Error) -> bool {
+    matches!(
+        error.fault,
+        Fault::Empty | Fault::Truncated(_) | Fault::CompressedCut { .. } | Fault::Changed
+    )
 }
 
 /// The only image of a bundle.

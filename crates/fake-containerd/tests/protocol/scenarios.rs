@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use containerd_client::services::v1::*;
 use fake_containerd::sha256;
-use sha2::Digest as _;
 use tonic::Code;
 
 use crate::raw::*;
@@ -803,10 +802,6 @@ pub(crate) async fn malformed_digests_are_refused(raw: Raw) {
 pub(crate) async fn sha512_is_taken_from_2_3_on_and_a_mismatch_before(raw: Raw) {
     let bytes = raw.bytes("layer");
     raw.lease("lease").await;
-    let hex: String = sha2::Sha512::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
     let message = |kind: &str, expected: &str| WriteContentRequest {
         expected: expected.to_owned(),
         r#ref: format!("test-sha512-{kind}-{}", raw.namespace),
@@ -816,7 +811,7 @@ pub(crate) async fn sha512_is_taken_from_2_3_on_and_a_mismatch_before(raw: Raw) 
     let answer = raw.open("lease", message("other", &other)).await.map(drop);
     assert_refused(answer, Code::FailedPrecondition, "unexpected commit digest");
 
-    let digest = format!("sha512:{hex}");
+    let digest = basics::digest::sha512(&bytes).to_string();
     let answer = raw.open("lease", message("right", &digest)).await;
     if raw.version < (2, 3) {
         assert_refused(

@@ -12,7 +12,8 @@ use std::time::Duration;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{base_folder, wait_until};
+use super::folder::base_folder;
+use super::wait_until;
 use crate::output_of;
 use crate::parts::runc;
 

@@ -15,17 +15,17 @@ use crate::{Limits, Problem, Problems};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterConfig {
     /// Images that replace a release's own, in whole or in part.
-    pub overrides: BTreeMap<Component, ImageOverride>,
+    pub(super) overrides: BTreeMap<Component, ImageOverride>,
     /// `spec.images.repository`.
     pub repository: Option<String>,
     /// How k0s's own pods pull.
     pub policies: PullPolicies,
     /// The network.
-    pub provider: Provider,
+    pub(super) provider: Provider,
     /// Whether worker nodes balance the load of the API servers themselves.
-    pub balancing: bool,
+    pub(super) balancing: bool,
     /// What they would do it with.
-    pub balancer: Balancer,
+    pub(super) balancer: Balancer,
     /// Whether it was found in a configuration of k0sctl, which k0s itself does not read.
     pub is_of_k0sctl: bool,
     /// The release, where a configuration of k0sctl says so.
@@ -34,16 +34,16 @@ pub struct ClusterConfig {
 
 /// `image` and `version` of a component.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageOverride {
+pub(super) struct ImageOverride {
     /// The name without a tag.
-    pub image: Option<String>,
+    pub(super) image: Option<String>,
     /// The tag, with or without a digest.
-    pub version: Option<String>,
+    pub(super) version: Option<String>,
 }
 
 /// `spec.network.provider`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Provider {
+pub(super) enum Provider {
     /// `kuberouter`, the default.
     #[default]
     KubeRouter,
@@ -55,7 +55,7 @@ pub enum Provider {
 
 /// `spec.network.nodeLocalLoadBalancing.type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Balancer {
+pub(super) enum Balancer {
     /// `EnvoyProxy`, the default.
     #[default]
     Envoy,
@@ -69,7 +69,7 @@ pub struct PullPolicies {
     /// `spec.images.default_pull_policy`.
     pub default: Option<String>,
     /// Those of the node-local load balancers, which may differ.
-    pub balancers: BTreeMap<Component, String>,
+    pub(super) balancers: BTreeMap<Component, String>,
 }
 
 impl PullPolicies {

@@ -1,0 +1,43 @@
+//! The bytes of a bundle: a tar archive, plain or compressed, or a folder, as names and the places they
+//! stand for.
+//!
+//! It never parses a document, knows what an image is, unpacks anything, or makes a path of an entry's
+//! name.
+//!
+//! From below: `decode` decompresses a file from its beginning to its end, and `frames` goes into a file
+//! that has a table of its frames. `tar` walks the headers of an archive and is strict about them.
+//! `table` makes a table of names of them, in little memory (`entries`), with links resolved. Each name
+//! stands for a `place`. `packed` keeps what one pass over a compressed archive has seen, and `folder`
+//! stands in for an archive that was extracted. `recognise` tells archives from other files, and
+//! `strangers` says what those are. `sniff` tells how a file begins and ends, before it is opened.
+
+mod compression;
+mod decode;
+mod ending;
+mod entries;
+mod extent;
+mod folder;
+mod frames;
+mod identity;
+mod packed;
+mod place;
+mod recognise;
+pub mod sniff;
+pub(crate) mod strangers;
+mod table;
+mod tar;
+
+pub use compression::Compression;
+pub use ending::{Ending, Truncation};
+pub use identity::Identity;
+
+pub(crate) use extent::Extent;
+pub(crate) use folder::Folder;
+pub(crate) use frames::{Frames, SeekTable, ballast};
+pub(crate) use packed::{Packed, Pass};
+pub(crate) use place::{BlobsFolder, Found, Place};
+pub(crate) use recognise::{recognise, recognise_packed};
+pub(crate) use table::Archive;
+#[cfg(test)]
+pub(crate) use tar::{FileInput, Step, Walk};
+pub(crate) use tar::{fill, read_error};

@@ -1,0 +1,572 @@
+//! Decompressing a file from its beginning to its end.
+//!
+//! The codecs are libraries; ours is what they leave to their callers: files of several members or frames,
+//! what follows the last of them, where in the file something is wrong, and how much may come of it. A
+//! [`Decoder`] holds one window and one piece of the file, whatever their size.
+//!
+//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), the .xz file format 1.2.1, the LZ4 frame format 1.6.4.
+
+mod codecs;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use lz4_flex::frame::FrameDecoder;
+
+use crate::{Compression, Fault, Limits};
+use codecs::{Bzip2, Codec, Failure, Gzip, Xz, Zstd, damage};
+
+/// Bytes read from the file at a time.
+const PIECE: usize = 128 << 10;
+
+/// How many frames any file may have, and how large they have to be on average beyond that: beginning one takes
+/// some codecs a hundred microseconds. Parallel compressors make frames of 64 KiB and more.
+const FEW_FRAMES: u64 = 10_000;
+const SMALL_FRAME: u64 = 256;
+
+/// The largest window that zstd has on this kind of machine, as a binary logarithm.
+pub(crate) const LARGEST_WINDOW_LOG: u32 = if usize::BITS == 32 { 30 } else { 31 };
+
+/// How many frames a file of this length may have.
+pub(crate) fn most_frames(length: u64, limits: &Limits) -> u64 {
+    (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)
+}
+
+/// Bytes of a magic number and the like that begins a frame; of bzip2's and xz's, the part that never varies.
+const MAGIC: usize = 4;
+
+/// The skippable frames that zstd and LZ4 share: `0x184D2A50` to `0x184D2A5F`, little-endian.
+fn is_skippable(start: &[u8]) -> bool {
+    matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// The magic number that begins each member, frame or stream; shorter than [`MAGIC`] where no more is fixed.
+fn magic(codec: Compression) -> &'static [u8] {
+    match codec {
+        Compression::None => b"",
+        Compression::Gzip => b"\x1f\x8b\x08",
+        Compression::Zstd => b"\x28\xb5\x2f\xfd",
+        Compression::Xz => b"\xfd7zX",
+        Compression::Lz4 => b"\x04\x22\x4d\x18",
+        Compression::Bzip2 => b"BZh",
+    }
+}
+
+/// A compressed file as it is read: piece by piece, at offsets.
+struct Source {
+    file: Arc<File>,
+    length: u64,
+    /// Offset of the next byte to be read from the file.
+    position: u64,
+    buffer: Vec<u8>,
+    /// How much of the buffer was taken.
+    taken: usize,
+    /// Somebody wanted more than there is.
+    ran_dry: bool,
+}
+
+impl Source {
+    /// Offset of the next byte that nobody has taken.
+    fn offset(&self) -> u64 {
+        self.position - self.rest().len() as u64
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.buffer[self.taken..]
+    }
+
+    /// The bytes at hand, at least so many of them unless the file ends before.
+    fn peek(&mut self, at_least: usize) -> Result<&[u8], Fault> {
+        while self.rest().len() < at_least && self.position < self.length {
+            self.read_on()?;
+        }
+        Ok(self.rest())
+    }
+
+    fn read_on(&mut self) -> Result<(), Fault> {
+        self.buffer.drain(..self.taken);
+        self.taken = 0;
+        let left = usize::try_from(self.length - self.position).unwrap_or(PIECE);
+        let kept = self.buffer.len();
+        self.buffer.resize(kept + left.min(PIECE), 0);
+        let read = self.file.read_at(&mut self.buffer[kept..], self.position);
+        self.buffer.truncate(kept + read.as_ref().map_or(0, |n| *n));
+        match read {
+            // The length was known, so somebody has cut the file since.
+            Ok(0) => Err(Fault::Changed),
+            Ok(n) => {
+                self.position += n as u64;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(Fault::io("read the file")(error)),
+        }
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.taken += bytes;
+    }
+
+    /// Passes over bytes without looking; tells whether there were so many.
+    fn skip(&mut self, bytes: u64) -> bool {
+        let at_hand = self.rest().len();
+        match usize::try_from(bytes) {
+            Ok(bytes) if bytes <= at_hand => self.take(bytes),
+            _ => {
+                self.take(at_hand);
+                self.position = self.position.saturating_add(bytes - at_hand as u64);
+            }
+        }
+        let is_enough = self.position <= self.length;
+        self.position = self.position.min(self.length);
+        is_enough
+    }
+
+    /// Whether only zeros are left, of which this takes all.
+    fn only_zeros_follow(&mut self) -> Result<bool, Fault> {
+        loop {
+            let rest = self.peek(1)?;
+            let n = rest.len();
+            if n == 0 {
+                return Ok(true);
+            }
+            if rest.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            self.take(n);
+        }
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let rest = self.peek(1)?;
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
+        self.take(n);
+        self.ran_dry |= n == 0 && !buffer.is_empty();
+        Ok(n)
+    }
+}
+
+/// The codec with its source. LZ4's library wants to read for itself.
+enum Engine {
+    Pushed { codec: Box<dyn Codec>, source: Source },
+    Lz4(Option<Box<FrameDecoder<Source>>>),
+}
+
+impl Engine {
+    fn new(source: Source, compression: Compression, limits: &Limits) -> Result<Self, Fault> {
+        let codec: Box<dyn Codec> = match compression {
+            Compression::None => unreachable!("a plain archive is not decompressed"),
+            Compression::Gzip => Box::new(Gzip::new()),
+            Compression::Zstd => {
+                Box::new(Zstd::new(limits.zstd_window_log).map_err(Fault::io("prepare to decompress"))?)
+            }
+            Compression::Xz => Box::new(Xz::new(window(limits.zstd_window_log))),
+            Compression::Bzip2 => Box::new(Bzip2::new()),
+            Compression::Lz4 => return Ok(Self::Lz4(Some(Box::new(FrameDecoder::new(source))))),
+        };
+        Ok(Self::Pushed { codec, source })
+    }
+
+    fn source(&mut self) -> &mut Source {
+        match self {
+            Self::Pushed { source, .. } => source,
+            Self::Lz4(decoder) => decoder.as_mut().expect("it is always put back").get_mut(),
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Pushed { codec, .. } => codec.begin(),
+            // Its buffers are for the frame it began with: another block size confuses it.
+            Self::Lz4(decoder) => {
+                let source = decoder.take().expect("it is always put back").into_inner();
+                *decoder = Some(Box::new(FrameDecoder::new(source)));
+                Ok(())
+            }
+        }
+    }
+}
+
+enum State {
+    /// Before the first frame, or behind one.
+    Between,
+    Inside,
+    End,
+}
+
+/// What a compressed file contains, read from beginning to end. Blocking.
+pub(crate) struct Decoder {
+    compression: Compression,
+    engine: Engine,
+    state: State,
+    /// Frames begun, and how many there may be.
+    frames: (u64, u64),
+    /// Bytes made, and how many there may be.
+    made: (u64, u64),
+    expansion: u64,
+    window_log: u32,
+    trailing: Option<(u64, u64)>,
+}
+
+impl Decoder {
+    /// Begins with a file of this length, compressed so.
+    pub(crate) fn new(
+        file: Arc<File>,
+        length: u64,
+        compression: Compression,
+        limits: &Limits,
+    ) -> Result<Self, Fault> {
+        let source = Source {
+            file,
+            length,
+            position: 0,
+            buffer: Vec::new(),
+            taken: 0,
+            ran_dry: false,
+        };
+        Ok(Self {
+            compression,
+            engine: Engine::new(source, compression, limits)?,
+            state: State::Between,
+            frames: (0, most_frames(length, limits)),
+            made: (0, limits.expanded(length)),
+            expansion: limits.expansion,
+            window_log: limits.zstd_window_log,
+            trailing: None,
+        })
+    }
+
+    /// Offset and length of what follows the last frame in the file, if that is not only zeros. Known at the end.
+    pub(crate) fn trailing(&self) -> Option<(u64, u64)> {
+        self.trailing
+    }
+
+    /// Reads on; nothing only at the end.
+    pub(crate) fn decode(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.state {
+                State::End => return Ok(0),
+                State::Between => self.begin()?,
+                State::Inside => {
+                    let n = match self.engine {
+                        Engine::Pushed { .. } => self.push(buffer)?,
+                        Engine::Lz4(_) => self.pull(buffer)?,
+                    };
+                    if n > 0 {
+                        self.account(n)?;
+                        return Ok(n);
+                    }
+                }
+            }
+        }
+    }
+
+    fn account(&mut self, made: usize) -> Result<(), Fault> {
+        self.made.0 += made as u64;
+        if self.made.0 > self.made.1 {
+            return Err(Fault::Limit {
+                what: format!(
+                    "times its size, decompressed from {}: maybe a decompression bomb; if not, decompress it first",
+                    self.compression
+                ),
+                limit: self.expansion,
+            });
+        }
+        Ok(())
+    }
+
+    /// Looks at what follows: another frame, or the end.
+    fn begin(&mut self) -> Result<(), Fault> {
+        let magic = magic(self.compression);
+        let frames = self.compression == Compression::Zstd || self.compression == Compression::Lz4;
+        let start = self.engine.source().peek(2 * MAGIC)?;
+        let skippable = frames && is_skippable(start);
+        if start.is_empty() {
+            self.state = State::End;
+            return Ok(());
+        }
+        if start.len() < magic.len() && magic.starts_with(start) {
+            return Err(self.cut());
+        }
+        if !start.starts_with(magic) && !skippable {
+            return self.end();
+        }
+        self.frames.0 += 1;
+        if self.frames.0 > self.frames.1 {
+            return Err(Fault::Limit {
+                what: format!("{} frames in a file of this size", self.compression),
+                limit: self.frames.1,
+            });
+        }
+        if self.compression == Compression::Lz4 && skippable {
+            return self.skip_frame();
+        }
+        self.state = State::Inside;
+        self.engine.begin().map_err(|failure| self.failed(failure))
+    }
+
+    /// Passes over a skippable frame: its magic number, its length, and so many bytes.
+    fn skip_frame(&mut self) -> Result<(), Fault> {
+        let source = self.engine.source();
+        let header = source.peek(2 * MAGIC)?;
+        let length = header
+            .get(MAGIC..2 * MAGIC)
+            .and_then(|length| length.try_into().ok());
+        let whole = length.is_some_and(|length| {
+            let length = u64::from(u32::from_le_bytes(length));
+            source.skip(2 * MAGIC as u64 + length)
+        });
+        if whole { Ok(()) } else { Err(self.cut()) }
+    }
+
+    /// Behind the last frame: zeros are padding of tapes and block devices, anything else is somebody else's.
+    fn end(&mut self) -> Result<(), Fault> {
+        self.state = State::End;
+        let source = self.engine.source();
+        let offset = source.offset();
+        let bytes = source.length - offset;
+        if !source.only_zeros_follow()? {
+            self.trailing = Some((offset, bytes));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let Engine::Pushed { codec, source } = &mut self.engine else {
+            unreachable!("only these codecs are pushed");
+        };
+        let input = source.peek(1)?;
+        let is_dry = input.is_empty();
+        let step = match codec.step(input, buffer) {
+            Ok(step) => step,
+            Err(failure) => return Err(self.failed(failure)),
+        };
+        source.take(step.taken);
+        if step.ends {
+            self.state = State::Between;
+        } else if step.made == 0 && is_dry {
+            return Err(self.cut());
+        } else if step.made == 0 && step.taken == 0 {
+            return Err(self.failed(damage("there is more input than it can take")));
+        }
+        Ok(step.made)
+    }
+
+    fn pull(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let Engine::Lz4(Some(decoder)) = &mut self.engine else {
+            unreachable!("only this codec is pulled, and it is always put back");
+        };
+        let read = decoder.read(buffer);
+        // At the end of the file the library takes a missing block for the last one.
+        let ran_dry = decoder.get_ref().ran_dry;
+        match read {
+            Ok(0) if ran_dry => Err(self.cut()),
+            Ok(0) => {
+                self.state = State::Between;
+                Ok(0)
+            }
+            Ok(n) => Ok(n),
+            Err(error) => Err(match fault_in(error) {
+                Ok(fault) => fault,
+                Err(_) if ran_dry => self.cut(),
+                Err(error) => self.failed(damage(error)),
+            }),
+        }
+    }
+
+    fn cut(&mut self) -> Fault {
+        Fault::CompressedCut {
+            codec: self.compression,
+            length: self.engine.source().length,
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) -> Fault {
+        match failure {
+            Failure::Damage(reason) => Fault::CompressedDamage {
+                codec: self.compression,
+                offset: self.engine.source().offset(),
+                reason,
+            },
+            Failure::Window => Fault::Limit {
+                what: format!(
+                    "bytes of window are wanted to decompress {}; raise the limit, decompress it first, or compress \
+                     it again with a smaller window (zstd without --long and --ultra, xz with a lower preset)",
+                    self.compression
+                ),
+                limit: window(self.window_log),
+            },
+        }
+    }
+}
+
+fn window(log: u32) -> u64 {
+    1_u64.checked_shl(log).unwrap_or(u64::MAX)
+}
+
+impl Read for Decoder {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.decode(buffer).map_err(io::Error::from)
+    }
+}
+
+/// The fault that an error of a reader carries, or the error.
+pub(crate) fn fault_in(error: io::Error) -> Result<Fault, io::Error> {
+    error.downcast::<Fault>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    /// What was packed, and what follows it.
+    type Decoded = (Vec<u8>, Option<(u64, u64)>);
+
+    fn decoded(bytes: &[u8], compression: Compression) -> Result<Decoded, Fault> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let limits = Limits::default();
+        let mut decoder = Decoder::new(Arc::new(file), bytes.len() as u64, compression, &limits)?;
+        let mut made = Vec::new();
+        let mut piece = [0; 777];
+        loop {
+            match decoder.decode(&mut piece)? {
+                0 => return Ok((made, decoder.trailing())),
+                n => made.extend_from_slice(&piece[..n]),
+            }
+        }
+    }
+
+    /// Every codec with the same text packed by it.
+    fn packed(text: &[u8]) -> Vec<(Compression, Vec<u8>)> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text).unwrap();
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 0);
+        xz.write_all(text).unwrap();
+        let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
+        lz4.write_all(text).unwrap();
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(text).unwrap();
+        vec![
+            (Compression::Gzip, gzip.finish().unwrap()),
+            (Compression::Zstd, zstd::encode_all(text, 1).unwrap()),
+            (Compression::Xz, xz.finish().unwrap()),
+            (Compression::Lz4, lz4.finish().unwrap()),
+            (Compression::Bzip2, bzip2.finish().unwrap()),
+        ]
+    }
+
+    fn text() -> Vec<u8> {
+        (0..400_000_u32)
+            .flat_map(|i| (i.wrapping_mul(i) / 7).to_le_bytes())
+            .collect()
+    }
+
+    #[test]
+    fn every_codec_gives_back_what_was_packed_in_one_frame_or_many() {
+        let (one, two) = (text(), b"and the rest".to_vec());
+        for ((codec, first), (_, second)) in packed(&one).into_iter().zip(packed(&two)) {
+            assert_eq!(Compression::detect(&first), codec);
+            assert_eq!(decoded(&first, codec).unwrap(), (one.clone(), None), "{codec}");
+            let both = [first.as_slice(), &second].concat();
+            let expected = [one.as_slice(), &two].concat();
+            assert_eq!(decoded(&both, codec).unwrap(), (expected, None), "{codec}");
+        }
+    }
+
+    #[test]
+    fn nothing_packed_gives_nothing() {
+        for (codec, bytes) in packed(b"") {
+            assert_eq!(decoded(&bytes, codec).unwrap(), (Vec::new(), None), "{codec}");
+        }
+    }
+
+    #[test]
+    fn zeros_after_the_last_frame_are_padding_and_anything_else_is_told() {
+        for (codec, bytes) in packed(b"text") {
+            let padded = [bytes.as_slice(), &[0; 1000]].concat();
+            assert_eq!(
+                decoded(&padded, codec).unwrap(),
+                (b"text".to_vec(), None),
+                "{codec}"
+            );
+            let followed = [bytes.as_slice(), b"\0signature"].concat();
+            let trailing = Some((bytes.len() as u64, 10));
+            assert_eq!(
+                decoded(&followed, codec).unwrap(),
+                (b"text".to_vec(), trailing),
+                "{codec}"
+            );
+        }
+    }
+
+    #[test]
+    fn skippable_frames_are_skipped_wherever_they_stand() {
+        let skippable = b"\x5a\x2a\x4d\x18\x05\0\0\0hello";
+        for (codec, bytes) in packed(b"text") {
+            if !matches!(codec, Compression::Zstd | Compression::Lz4) {
+                continue;
+            }
+            let between = [bytes.as_slice(), skippable, skippable, &bytes].concat();
+            assert_eq!(
+                decoded(&between, codec).unwrap(),
+                (b"texttext".to_vec(), None),
+                "{codec}"
+            );
+            let first = [skippable, bytes.as_slice()].concat();
+            assert_eq!(
+                decoded(&first, codec).unwrap(),
+                (b"text".to_vec(), None),
+                "{codec}"
+            );
+            let cut = [bytes.as_slice(), &skippable[..10]].concat();
+            assert!(
+                matches!(decoded(&cut, codec), Err(Fault::CompressedCut { .. })),
+                "{codec}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cut_is_called_a_cut_wherever_it_is() {
+        for (codec, bytes) in packed(&text()[..20_000]) {
+            for at in (1..bytes.len()).step_by(97).chain(bytes.len() - 30..bytes.len()) {
+                match decoded(&bytes[..at], codec) {
+                    Err(Fault::CompressedCut { codec: named, length }) => {
+                        assert_eq!((named, length), (codec, at as u64));
+                    }
+                    other => panic!("{codec} cut at {at} of {}: {other:?}", bytes.len()),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_named_with_its_codec_and_place() {
+        for (codec, mut bytes) in packed(&text()) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x55;
+            bytes[middle + 1] ^= 0x55;
+            match decoded(&bytes, codec) {
+                Err(Fault::CompressedDamage {
+                    codec: named, offset, ..
+                }) => {
+                    assert_eq!(named, codec);
+                    assert!(offset <= bytes.len() as u64);
+                }
+                // Without checksums damage may be carried on; the digests find it.
+                Ok(_) if matches!(codec, Compression::Lz4 | Compression::Zstd) => {}
+                other => panic!("{codec}: {:?}", other.map(|_| ())),
+            }
+        }
+    }
+}

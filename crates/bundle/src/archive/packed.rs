@@ -1,0 +1,300 @@
+//! Compressed archives: what one pass from beginning to end keeps, and further passes.
+//!
+//! Nothing in a compressed archive can be gone back to. The first pass reads every byte, so it keeps what the
+//! catalog will ask for: the digest of each entry, how it is compressed itself, and the entries that look like
+//! JSON as long as there is room. A document that found no room is fetched by another pass, together with all
+//! others that are wanted by then: one pass for each level of an index at most.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::decode::Decoder;
+use super::entries::LARGEST_OFFSET;
+use super::place::Place;
+use super::tar::{Entry, Input as _, StreamInput, Walk, read_error};
+use crate::{Compression, Fault, Identity, Limits};
+
+/// The cost of an entry, here and in the table of names, in bytes.
+const ENTRY: u64 = 72;
+
+/// Pieces in which entries are read.
+const PIECE: usize = 64 << 10;
+
+/// A compressed archive in a file.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    file: Arc<File>,
+    identity: Identity,
+    pub(crate) compression: Compression,
+    limits: Limits,
+}
+
+impl Packed {
+    pub(crate) fn new(
+        file: &Arc<File>,
+        identity: &Identity,
+        compression: Compression,
+        limits: &Limits,
+    ) -> Self {
+        Self {
+            file: Arc::clone(file),
+            identity: identity.clone(),
+            compression,
+            limits: limits.clone(),
+        }
+    }
+
+    /// Begins a pass, over the file that was there at the first one.
+    pub(crate) fn decoder(&self) -> Result<Decoder, Fault> {
+        let metadata = self.file.metadata().map_err(Fault::io("stat the file"))?;
+        if Identity::of(&metadata) != self.identity {
+            return Err(Fault::Changed);
+        }
+        Decoder::new(
+            Arc::clone(&self.file),
+            self.identity.size,
+            self.compression,
+            &self.limits,
+        )
+    }
+
+    /// Begins a pass and goes to a place.
+    pub(crate) fn reader_at(&self, offset: u64) -> io::Result<Pass> {
+        let mut pass = Pass::new(self)?;
+        pass.go_to(offset)?;
+        Ok(pass)
+    }
+}
+
+/// A pass over the decompressed bytes, forward only.
+pub(crate) struct Pass(StreamInput<Decoder>);
+
+impl Pass {
+    pub(crate) fn new(packed: &Packed) -> io::Result<Self> {
+        Ok(Self(StreamInput::new(packed.decoder()?)))
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.0.position()
+    }
+
+    /// Goes on to an offset, which must not lie behind.
+    pub(crate) fn go_to(&mut self, offset: u64) -> io::Result<()> {
+        let distance = offset - self.position();
+        if self.0.skip(distance)? < distance {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+}
+
+impl Read for Pass {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.fill(buffer)
+    }
+}
+
+/// What was kept of the entries, by the offset of their bytes.
+#[derive(Default)]
+pub(crate) struct Kept {
+    /// In the order of offsets.
+    facts: Vec<PackedFacts>,
+    documents: HashMap<u64, Arc<[u8]>>,
+    room_taken: u64,
+    /// Documents that somebody found here.
+    used: RefCell<HashSet<u64>>,
+    /// Documents that somebody did not.
+    wanted: RefCell<BTreeMap<u64, Place>>,
+}
+
+/// What is known of an entry's bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts {
+    pub(crate) sha256: [u8; 32],
+    pub(crate) compression: Compression,
+}
+
+/// The same with the offset, in 40 bytes: there may be a million of them.
+struct PackedFacts {
+    /// At most [`LARGEST_OFFSET`], and above it the place of the codec in [`CODECS`].
+    offset_and_codec: u64,
+    sha256: [u8; 32],
+}
+
+const CODECS: [Compression; 6] = [
+    Compression::None,
+    Compression::Gzip,
+    Compression::Zstd,
+    Compression::Xz,
+    Compression::Lz4,
+    Compression::Bzip2,
+];
+
+impl PackedFacts {
+    fn new(offset: u64, Facts { sha256, compression }: Facts) -> Self {
+        let codec = CODECS.iter().position(|codec| *codec == compression);
+        let codec = codec.expect("every codec has its place") as u64;
+        Self {
+            offset_and_codec: offset | codec << LARGEST_OFFSET.count_ones(),
+            sha256,
+        }
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset_and_codec & LARGEST_OFFSET
+    }
+
+    fn facts(&self) -> Facts {
+        let codec = self.offset_and_codec >> LARGEST_OFFSET.count_ones();
+        Facts {
+            sha256: self.sha256,
+            compression: CODECS[usize::try_from(codec).expect("three bits")],
+        }
+    }
+}
+
+impl Kept {
+    /// Reads an entry's bytes to their end, and tells how many of them there are.
+    pub(crate) fn take(
+        &mut self,
+        entry: &Entry,
+        walk: &mut Walk<'_, StreamInput<Decoder>>,
+        limits: &Limits,
+    ) -> Result<u64, Fault> {
+        let size = entry.size;
+        let fits = size <= limits.json_document && self.room_taken + size <= self.room(limits) / 2;
+        let mut digested = Digested {
+            hasher: Sha256::new(),
+            compression: None,
+            document: fits.then(Vec::new),
+        };
+        let mut present = 0;
+        let mut piece = vec![0; PIECE.min(usize::try_from(size).unwrap_or(PIECE))];
+        loop {
+            match walk.read(&mut piece)? {
+                0 => break,
+                n => {
+                    digested.take(&piece[..n]);
+                    present += n as u64;
+                }
+            }
+        }
+        if let Some(document) = digested.document.filter(|document| !document.is_empty()) {
+            self.insert(entry.offset, document);
+        }
+        let facts = Facts {
+            sha256: digested.hasher.finalize().into(),
+            compression: digested.compression.unwrap_or(Compression::None),
+        };
+        self.facts.push(PackedFacts::new(entry.offset, facts));
+        if self.room_taken > self.room(limits) {
+            // The entries that came since need it. Documents that are wanted after all are fetched.
+            self.documents.clear();
+            self.room_taken = 0;
+        }
+        Ok(present)
+    }
+
+    /// Room for documents that are wanted, in bytes: as much as a catalog may take, less what the entries take. Half of it
+    /// is for those that may be wanted; real bundles have a few MiB of them.
+    fn room(&self, limits: &Limits) -> u64 {
+        let entries = self.facts.len() as u64 * ENTRY;
+        limits.memory().saturating_sub(entries).max(limits.json_document)
+    }
+
+    fn insert(&mut self, offset: u64, document: Vec<u8>) {
+        self.room_taken += document.len() as u64;
+        self.documents.insert(offset, Arc::from(document));
+    }
+
+    /// Where the bytes at a place can be had: maybe they are here.
+    pub(crate) fn place(&self, place: Place) -> Place {
+        let document = place.offset().and_then(|offset| {
+            let document = self.documents.get(&offset)?;
+            self.used.borrow_mut().insert(offset);
+            Some(Place::Memory(Arc::clone(document)))
+        });
+        match document {
+            Some(document) => document,
+            None if place.size() == 0 => Place::Memory(Arc::from([])),
+            None => place,
+        }
+    }
+
+    pub(crate) fn facts(&self, offset: u64) -> Option<Facts> {
+        let at = self
+            .facts
+            .binary_search_by_key(&offset, PackedFacts::offset)
+            .ok()?;
+        self.facts.get(at).map(PackedFacts::facts)
+    }
+
+    /// Notes that a document is needed that is not here, and where it is.
+    pub(crate) fn want(&self, offset: u64, place: Place) {
+        self.wanted.borrow_mut().insert(offset, place);
+    }
+
+    /// Whether anything is wanted that is not here.
+    pub(crate) fn wants(&self) -> bool {
+        !self.wanted.borrow().is_empty()
+    }
+
+    /// Fetches what is wanted, in one pass; tells whether anything was. What nobody has asked for makes room.
+    pub(crate) fn fetch(&mut self, packed: &Packed) -> Result<bool, Fault> {
+        let wanted = self.wanted.take();
+        if wanted.is_empty() {
+            return Ok(false);
+        }
+        let used = self.used.take();
+        self.documents.retain(|offset, _| used.contains(offset));
+        let used = self.documents.values().map(|document| document.len() as u64);
+        let bytes: u64 = used.chain(wanted.values().map(Place::size)).sum();
+        let limit = self.room(&packed.limits);
+        if bytes > limit {
+            let what = "bytes of documents in a compressed bundle; decompress it first".to_owned();
+            return Err(Fault::Limit { what, limit });
+        }
+        self.room_taken = 0;
+        let mut pass = Pass::new(packed).map_err(read_error)?;
+        for (offset, place) in wanted {
+            let mut document = Vec::new();
+            pass.go_to(offset).map_err(read_error)?;
+            let bytes = &mut (&mut pass).take(place.size());
+            bytes.read_to_end(&mut document).map_err(read_error)?;
+            self.insert(offset, document);
+        }
+        Ok(true)
+    }
+}
+
+/// What is made of an entry's bytes as they go by.
+struct Digested {
+    hasher: Sha256,
+    /// None before the first byte.
+    compression: Option<Compression>,
+    /// None if it is no document, or there is no room.
+    document: Option<Vec<u8>>,
+}
+
+impl Digested {
+    fn take(&mut self, bytes: &[u8]) {
+        if self.compression.is_none() {
+            self.compression = Some(Compression::detect(bytes));
+            self.document.take_if(|_| !looks_like_json(bytes));
+        }
+        self.hasher.update(bytes);
+        if let Some(document) = &mut self.document {
+            document.extend_from_slice(bytes);
+        }
+    }
+}
+
+fn looks_like_json(start: &[u8]) -> bool {
+    let first = start.iter().find(|byte| !byte.is_ascii_whitespace());
+    matches!(first, Some(b'{' | b'['))
+}

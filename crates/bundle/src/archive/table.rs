@@ -1,0 +1,474 @@
+//! The entries of an archive by name, with links resolved.
+//!
+//! Nothing of an archive ever becomes a path of this machine. Names are cleaned as Go's `path.Clean` does it
+//! and looked up here; one that leads out of the archive is no name at all.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use basics::foreign;
+use oci_spec::image::Digest;
+
+use super::decode::Decoder;
+use super::entries::{Entries, Fingerprint, Item, LARGEST_OFFSET};
+use super::folder::Folder;
+use super::frames::{Allowance, Frames};
+use super::packed::{Facts, Kept, Packed};
+use super::place::{BlobsFolder, Found, Place};
+use super::strangers::{self, Telltale};
+use super::tar::{Entry, EntryKind, FileInput, Input, Step, StreamInput, Walk, read_error};
+use crate::{Compression, Ending, Fault, Limits, Warning};
+use basics::digest::{self, Hasher};
+
+/// How many links may lead from one to the next; Linux allows 40.
+const LONGEST_CHAIN: usize = 40;
+
+/// Why a file with holes cannot be had. An entry on which nothing relies is passed over, whatever it is: only what asks
+/// for one by name gets this reason.
+const SPARSE: &str = "stored as a sparse file, which is not read; make the archive again without `tar --sparse` (`-S`; \
+                      bsdtar: with `--no-read-sparse`), or have the images saved again";
+
+/// Pieces in which blobs are read when only their digest is wanted.
+const PIECE: usize = 256 << 10;
+
+/// An archive whose headers were read.
+pub(crate) struct Archive {
+    store: Store,
+    /// Bytes of the archive.
+    pub(crate) length: u64,
+    entries: Entries,
+    /// How it ends.
+    pub(crate) ending: Ending,
+    /// What was odd about its headers.
+    pub(crate) warnings: Vec<Warning>,
+    /// A folder that has an `index.json` or a `manifest.json`, escaped: a frequent packing mistake.
+    pub(crate) nested_in: Option<String>,
+    /// Something in it that is no image and tells what the archive is, escaped.
+    pub(crate) telltale: Option<(Telltale, String)>,
+    /// Whether there is an entry below `blobs/`.
+    has_blobs: bool,
+}
+
+/// What the bytes at an offset are taken from.
+enum Store {
+    /// A plain archive: its file.
+    Plain(Arc<File>),
+    /// A compressed one: what was kept of it.
+    Packed { packed: Arc<Packed>, kept: Kept },
+    /// A compressed one with a table of its frames, and how much of them may still be decompressed.
+    Framed(Arc<Frames>, Allowance),
+    /// No archive at all but a folder, whose entries are looked up as they are asked for.
+    Folder(Arc<Folder>),
+}
+
+/// What the documents of a folder may come to, in bytes: it has no length of its own.
+const MOST_OF_A_FOLDER: u64 = 1 << 30;
+
+impl Archive {
+    /// Reads all headers of a tar archive in a file.
+    pub(crate) fn scan(file: &Arc<File>, length: u64, limits: &Limits) -> Result<Self, Fault> {
+        let mut archive = Self::new(Store::Plain(Arc::clone(file)));
+        let mut walk = Walk::new(FileInput::new(file, length), limits);
+        archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
+        archive.length = length;
+        Ok(archive)
+    }
+
+    /// Reads all headers of a compressed tar archive that can be gone into.
+    pub(crate) fn scan_frames(frames: &Arc<Frames>, limits: &Limits) -> Result<Self, Fault> {
+        let allowance = frames.allowance();
+        let mut walk = Walk::new(frames.reader_at(0).within(&allowance), limits);
+        let mut archive = Self::new(Store::Framed(Arc::clone(frames), allowance));
+        archive.add_all(&mut walk, |_, _, entry| Ok(entry.present))?;
+        archive.length = frames.length;
+        Ok(archive)
+    }
+
+    /// Reads all of a compressed tar archive.
+    pub(crate) fn unpack(packed: &Arc<Packed>, limits: &Limits) -> Result<Self, Fault> {
+        let mut archive = Self::new(Store::Packed {
+            packed: Arc::clone(packed),
+            kept: Kept::default(),
+        });
+        let mut walk = Walk::new(StreamInput::new(packed.decoder()?), limits);
+        archive.add_all(&mut walk, |archive, walk, entry| match &mut archive.store {
+            Store::Packed { kept, .. } => kept.take(entry, walk, limits),
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => {
+                unreachable!("this archive is compressed and has no table")
+            }
+        })?;
+        archive.finish(walk.into_input(), packed.compression)
+    }
+
+    /// Takes a folder for an archive that was extracted.
+    pub(crate) fn extracted(folder: Arc<Folder>) -> Self {
+        Self {
+            length: MOST_OF_A_FOLDER,
+            // Nothing can be cut off behind the last entry.
+            ending: Ending::Marker,
+            ..Self::new(Store::Folder(folder))
+        }
+    }
+
+    /// What it is called in messages.
+    pub(crate) fn noun(&self) -> &'static str {
+        match self.store {
+            Store::Plain(_) | Store::Framed(..) | Store::Packed { .. } => "archive",
+            Store::Folder(_) => "folder",
+        }
+    }
+
+    fn new(store: Store) -> Self {
+        Self {
+            store,
+            length: 0,
+            entries: Entries::default(),
+            ending: Ending::NoMarker,
+            warnings: Vec::new(),
+            nested_in: None,
+            telltale: None,
+            has_blobs: false,
+        }
+    }
+
+    /// Walks to the end. `present` looks at the bytes of a file and tells how many of them are there.
+    fn add_all<I: Input>(
+        &mut self,
+        walk: &mut Walk<'_, I>,
+        present: impl Fn(&mut Self, &mut Walk<'_, I>, &Entry) -> Result<u64, Fault>,
+    ) -> Result<(), Fault> {
+        let mut duplicates = 0;
+        let mut first_duplicate = None;
+        loop {
+            match walk.next()? {
+                Step::Entry(mut entry) => {
+                    check_offset(&entry)?;
+                    if entry.kind == EntryKind::File {
+                        entry.present = present(self, walk, &entry)?;
+                    }
+                    if let Some(name) = self.add(entry) {
+                        duplicates += 1;
+                        first_duplicate.get_or_insert(name);
+                    }
+                }
+                Step::End { ending, trailing } => {
+                    self.ending = ending;
+                    self.warnings
+                        .extend(first_duplicate.map(|first| Warning::DuplicateEntries {
+                            count: duplicates,
+                            first,
+                        }));
+                    self.warnings
+                        .extend(trailing.map(|(offset, bytes)| Warning::TrailingData { offset, bytes }));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Reads compressed data to its end, where checksums may be wrong and bytes may follow.
+    fn finish(mut self, mut input: StreamInput<Decoder>, codec: Compression) -> Result<Self, Fault> {
+        input.skip(u64::MAX).map_err(read_error)?;
+        self.length = input.position();
+        let trailing = input.into_inner().trailing();
+        self.warnings
+            .extend(trailing.map(|(offset, bytes)| Warning::TrailingGarbage { codec, offset, bytes }));
+        Ok(self)
+    }
+
+    /// Adds an entry, and tells its name if there was one of that name already.
+    fn add(&mut self, entry: Entry) -> Option<String> {
+        let name = clean(&entry.name)?;
+        let Entry {
+            kind,
+            offset,
+            size,
+            present,
+            ..
+        } = entry;
+        let item = match kind {
+            EntryKind::File if present < size => Item::Cut { size, present },
+            EntryKind::File => Item::File { offset, size },
+            EntryKind::Sparse => Item::Sparse,
+            EntryKind::SymbolicLink(target) => link(clean(&target_from(&name, &target))),
+            EntryKind::HardLink(target) => self.hard_link(clean(&target)),
+        };
+        self.note_nesting(&name);
+        let replaced = self.entries.insert(Fingerprint::of(&name), item);
+        replaced.then(|| foreign::bytes(&name).to_string())
+    }
+
+    /// A hard link is the file that its target is at that moment, whatever comes later under that name.
+    fn hard_link(&self, target: Option<Vec<u8>>) -> Item {
+        let item = target
+            .as_deref()
+            .and_then(|target| self.entries.get(Fingerprint::of(target)));
+        match item {
+            Some(item @ (Item::File { .. } | Item::Sparse)) => item,
+            _ => link(target),
+        }
+    }
+
+    fn note_nesting(&mut self, name: &[u8]) {
+        let folder = name
+            .strip_suffix(b"/index.json")
+            .or_else(|| name.strip_suffix(b"/manifest.json"));
+        self.has_blobs |= name.starts_with(b"blobs/");
+        if self.telltale.is_none() {
+            let told = strangers::telltale(name);
+            self.telltale = told.map(|telltale| (telltale, foreign::bytes(name).to_string()));
+        }
+        if self.nested_in.is_none() {
+            self.nested_in = folder.map(|folder| foreign::bytes(folder).to_string());
+        }
+    }
+
+    /// What there is where the blobs of a layout should be.
+    pub(crate) fn blobs(&self) -> BlobsFolder {
+        if let Store::Folder(folder) = &self.store {
+            return folder.blobs();
+        }
+        match self.entries.get(Fingerprint::of(b"blobs")) {
+            _ if self.has_blobs => BlobsFolder::Something,
+            Some(Item::Link(_) | Item::LinkOutside) => BlobsFolder::Link,
+            _ => BlobsFolder::Nothing,
+        }
+    }
+
+    /// Looks a name up, following links inside the archive.
+    pub(crate) fn find(&self, name: &str) -> Found {
+        let Some(name) = clean(name.as_bytes()) else {
+            return Found::Nothing;
+        };
+        if let Store::Folder(folder) = &self.store {
+            return folder.find(&String::from_utf8_lossy(&name));
+        }
+        let Some(mut item) = self.entries.get(Fingerprint::of(&name)) else {
+            return Found::Nothing;
+        };
+        for _ in 0..LONGEST_CHAIN {
+            let reason = match item {
+                Item::File { offset, size } => {
+                    return Found::File(self.place(Place::Extent { offset, size }));
+                }
+                Item::Link(target) => match self.entries.get(target) {
+                    Some(target) => {
+                        item = target;
+                        continue;
+                    }
+                    None => "a link to something that is not there".to_owned(),
+                },
+                Item::Cut { size, present } => {
+                    format!("cut off: {present} of its {size} bytes are in the archive")
+                }
+                Item::LinkOutside => "a link that leads out of the archive".to_owned(),
+                Item::Sparse => SPARSE.to_owned(),
+            };
+            return Found::Unusable(reason);
+        }
+        Found::Unusable("a link that leads back to itself".to_owned())
+    }
+
+    fn place(&self, place: Place) -> Place {
+        match &self.store {
+            Store::Packed { kept, .. } => kept.place(place),
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => place,
+        }
+    }
+
+    /// Reads a place whole. The caller has checked its size against a limit. None if it can only be had by
+    /// another pass over the archive: see [`Archive::fetch`].
+    pub(crate) fn read(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
+        if let (Store::Packed { kept, .. }, Some(offset)) = (&self.store, place.offset()) {
+            kept.want(offset, place.clone());
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        self.read_pieces(place, u64::MAX, |piece| bytes.extend_from_slice(piece))?;
+        Ok(Some(bytes))
+    }
+
+    /// Whether anything was asked for that is not to be had.
+    pub(crate) fn wants(&self) -> bool {
+        match &self.store {
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => false,
+            Store::Packed { kept, .. } => kept.wants(),
+        }
+    }
+
+    /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
+    pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
+        match &mut self.store {
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => Ok(false),
+            Store::Packed { packed, kept } => kept.fetch(packed),
+        }
+    }
+
+    /// Recognises how the bytes at a place are compressed.
+    pub(crate) fn compression(&self, place: &Place) -> Result<Compression, Fault> {
+        if let Some(facts) = self.facts(place) {
+            return Ok(facts.compression);
+        }
+        let mut start = Vec::new();
+        self.read_pieces(place, Compression::PEEK as u64, |piece| {
+            start.extend_from_slice(piece);
+        })?;
+        Ok(Compression::detect(&start))
+    }
+
+    /// The sha256 of all of a place, which is read for it where nobody has yet.
+    pub(crate) fn sha256(&self, place: &Place) -> Result<Digest, Fault> {
+        if let Some(digest) = self.known_sha256(place) {
+            return Ok(digest);
+        }
+        let mut hasher = Hasher::sha256();
+        self.read_pieces(place, u64::MAX, |piece| hasher.update(piece))?;
+        Ok(hasher.finish())
+    }
+
+    /// The sha256 of a place, if it has been read.
+    pub(crate) fn known_sha256(&self, place: &Place) -> Option<Digest> {
+        self.facts(place).map(|facts| digest::of_sha256(&facts.sha256))
+    }
+
+    fn facts(&self, place: &Place) -> Option<Facts> {
+        match &self.store {
+            Store::Packed { kept, .. } => kept.facts(place.offset()?),
+            Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => None,
+        }
+    }
+
+    fn read_pieces(&self, place: &Place, at_most: u64, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+        let opened;
+        let (file, offset, size) = match (place, &self.store) {
+            (Place::Memory(bytes), _) => {
+                let end = bytes.len().min(usize::try_from(at_most).unwrap_or(usize::MAX));
+                take(&bytes[..end]);
+                return Ok(());
+            }
+            (Place::Extent { offset, size }, Store::Framed(frames, allowance)) => {
+                let wanted = (*size).min(at_most);
+                let reader = frames.reader_at(*offset).within(allowance);
+                return take_pieces(reader.take(wanted), take);
+            }
+            (Place::Extent { offset, size }, Store::Plain(file)) => (&**file, *offset, size.min(&at_most)),
+            (Place::InFolder { name, identity }, Store::Folder(folder)) => {
+                opened = folder.open(name, identity)?;
+                (&opened, 0, (&identity.size).min(&at_most))
+            }
+            _ => unreachable!("a compressed archive knows its entries or is asked for them"),
+        };
+        let (mut position, end) = (offset, offset + size);
+        let longest = usize::try_from(*size).unwrap_or(PIECE).min(PIECE);
+        let mut buffer = vec![0; longest];
+        while position < end {
+            let piece = usize::try_from(end - position).unwrap_or(PIECE).min(PIECE);
+            file.read_exact_at(&mut buffer[..piece], position)
+                .map_err(read_error)?;
+            take(&buffer[..piece]);
+            position += piece as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an entry that cannot be kept track of, before anything of it is read.
+fn check_offset(entry: &Entry) -> Result<(), Fault> {
+    if entry.offset > LARGEST_OFFSET {
+        return Err(Fault::Limit {
+            what: "bytes before an entry".to_owned(),
+            limit: LARGEST_OFFSET,
+        });
+    }
+    Ok(())
+}
+
+fn take_pieces(mut source: impl Read, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match source.read(&mut buffer).map_err(read_error)? {
+            0 => return Ok(()),
+            n => take(&buffer[..n]),
+        }
+    }
+}
+
+fn link(target: Option<Vec<u8>>) -> Item {
+    target.map_or(Item::LinkOutside, |target| Item::Link(Fingerprint::of(&target)))
+}
+
+/// The name that a symbolic link leads to. An absolute target lies outside.
+fn target_from(link: &[u8], target: &[u8]) -> Vec<u8> {
+    if target.starts_with(b"/") {
+        return b"..".to_vec();
+    }
+    let folder = link
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(&link[..0], |slash| &link[..slash]);
+    [folder, b"/", target].concat()
+}
+
+/// Cleans a name: no `.`, no `..`, no empty parts, no slash at either end. None if nothing is left of it or
+/// it leads out of the archive.
+fn clean(name: &[u8]) -> Option<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop()?;
+            }
+            _ => parts.push(part),
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join(&b'/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cleaned_and_never_lead_outside() {
+        let rows: [(&str, Option<&str>); 12] = [
+            ("index.json", Some("index.json")),
+            ("./index.json", Some("index.json")),
+            ("/index.json", Some("index.json")),
+            ("blobs//sha256/./ab", Some("blobs/sha256/ab")),
+            ("a/../index.json", Some("index.json")),
+            ("blobs/", Some("blobs")),
+            ("../index.json", None),
+            ("a/../../index.json", None),
+            ("..", None),
+            (".", None),
+            ("/", None),
+            ("", None),
+        ];
+        for (name, cleaned) in rows {
+            assert_eq!(
+                clean(name.as_bytes()).as_deref(),
+                cleaned.map(str::as_bytes),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn symbolic_links_lead_from_their_own_folder() {
+        let rows: [(&str, &str, Option<&str>); 6] = [
+            ("a/layer.tar", "../b/layer.tar", Some("b/layer.tar")),
+            ("layer.tar", "b.tar", Some("b.tar")),
+            ("a/b/c", "./d", Some("a/b/d")),
+            ("a/b", "../../x", None),
+            ("a/b", "/etc/passwd", None),
+            ("a", "../x", None),
+        ];
+        for (link, target, leads_to) in rows {
+            let target = target_from(link.as_bytes(), target.as_bytes());
+            assert_eq!(clean(&target).as_deref(), leads_to.map(str::as_bytes), "{link}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The bytes of an archive as they come: from a file or in a stream.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+
+/// Where an archive's bytes come from: a file that is skipped through by seeking, or a stream.
+pub(crate) trait Input {
+    /// Fills the buffer; fewer bytes only at the end.
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Passes over bytes and tells how many there were; fewer only at the end.
+    fn skip(&mut self, bytes: u64) -> io::Result<u64>;
+    /// Offset of the next byte.
+    fn position(&self) -> u64;
+    /// How many bytes are left, where that is known.
+    fn remaining(&self) -> Option<u64>;
+}
+
+/// An archive in a file, read at offsets.
+pub(crate) struct FileInput<'a> {
+    file: &'a File,
+    length: u64,
+    position: u64,
+}
+
+impl<'a> FileInput<'a> {
+    pub(crate) fn new(file: &'a File, length: u64) -> Self {
+        Self {
+            file,
+            length,
+            position: 0,
+        }
+    }
+}
+
+impl Input for FileInput<'_> {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = buffer
+            .len()
+            .min(usize::try_from(self.length - self.position).unwrap_or(usize::MAX));
+        self.file.read_exact_at(&mut buffer[..n], self.position)?;
+        self.position += n as u64;
+        Ok(n)
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
+        let n = bytes.min(self.length - self.position);
+        self.position += n;
+        Ok(n)
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        Some(self.length - self.position)
+    }
+}
+
+/// An archive that comes as a stream.
+pub(crate) struct StreamInput<R> {
+    source: R,
+    position: u64,
+    /// What is passed over has to be read, too.
+    passed_over: Vec<u8>,
+}
+
+impl<R: Read> StreamInput<R> {
+    pub(crate) fn new(source: R) -> Self {
+        Self {
+            source,
+            position: 0,
+            passed_over: vec![0; 64 << 10],
+        }
+    }
+
+    pub(crate) fn into_inner(self) -> R {
+        self.source
+    }
+}
+
+impl<R: Read> Input for StreamInput<R> {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let filled = fill(&mut self.source, buffer)?;
+        self.position += filled as u64;
+        Ok(filled)
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
+        let mut buffer = std::mem::take(&mut self.passed_over);
+        let mut skipped = 0;
+        let result = loop {
+            let wanted = buffer
+                .len()
+                .min(usize::try_from(bytes - skipped).unwrap_or(usize::MAX));
+            match self.fill(&mut buffer[..wanted]) {
+                Ok(0) => break Ok(skipped),
+                Ok(n) => skipped += n as u64,
+                Err(error) => break Err(error),
+            }
+        };
+        self.passed_over = buffer;
+        result
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Fills a buffer from a source; fewer bytes only at its end.
+pub(crate) fn fill(source: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}

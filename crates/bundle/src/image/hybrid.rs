@@ -1,0 +1,177 @@
+//! Archives with both documents: what `manifest.json` adds to the images of `index.json`, which count.
+
+use std::collections::{HashMap, HashSet};
+
+use basics::digest;
+use oci_spec::image::Digest;
+use serde_json::value::RawValue;
+
+use super::account::TEXT;
+use super::docker::Docker;
+use super::documents::{self, DockerImage};
+use super::layout;
+use super::read::{DOCKER, Images, check_count, content_digest, elements};
+use super::reader::{Blobs as _, Reader};
+use crate::{Content, Fault, Image, Manifest, PartState, RawName, Warning};
+
+/// Takes from `manifest.json` the names of images that have none, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
+/// empty list of layers (moby#47065) or with layers in the wrong order (moby#47150).
+pub(super) fn compare_sides(
+    reader: &mut Reader<'_>,
+    images: &mut Images,
+    index: &[u8],
+    docker: &[u8],
+) -> Result<(), Fault> {
+    // The OCI side counts. An unusable manifest.json beside it is nobody's trouble.
+    let Ok(elements) = elements(docker) else {
+        return Ok(());
+    };
+    let left_out = images_left_out(&images.images, &elements);
+    let mut has_effect = left_out.is_some();
+    images.warnings.extend(left_out);
+    has_effect |= add_names(reader, &mut images.images, &elements)?;
+    let mut others = Vec::new();
+    if images.images.iter().any(|image| broken_manifest(image).is_some()) {
+        check_count(elements.len(), DOCKER, reader.limits)?;
+        let mut docker = Docker::new(reader);
+        let made: Result<Vec<_>, _> = elements.iter().map(|element| docker.image(element)).collect();
+        others = made?;
+        for image in &mut images.images {
+            if let Some(warning) = replace(image, &others) {
+                images.warnings.push(warning);
+                has_effect = true;
+            }
+        }
+    }
+    if has_effect {
+        images.digest = both_digest(index, docker, &others);
+    }
+    Ok(())
+}
+
+/// Identity of content that both documents decide about.
+fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
+    let docker = content_digest(docker, others);
+    let mut hasher = digest::Hasher::sha256();
+    hasher.update(index);
+    hasher.update(docker.as_ref().as_bytes());
+    hasher.finish()
+}
+
+/// Gives images without a name those that `manifest.json` has for them, and says whether there are any. The manifest
+/// that an element is about is known by its config. Where it stands in an index, the name is the index's. An image that
+/// `index.json` names is called that and nothing else, as containerd's importer has it.
+///
+/// bazel's `rules_img` wrote such archives (rules_img#462), and BuildKit (moby#45416).
+fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValue]) -> Result<bool, Fault> {
+    if elements.len() > reader.limits.images {
+        return Ok(false);
+    }
+    let mut by_config: HashMap<String, usize> = HashMap::new();
+    let unnamed = images.iter().enumerate().filter(|(_, image)| is_unnamed(image));
+    for (at, image) in unnamed {
+        let mut configs = Vec::new();
+        layout::configs(&image.root, &mut configs);
+        for config in configs {
+            by_config.entry(config.digest().to_owned()).or_insert(at);
+        }
+    }
+    let names = images.iter().flat_map(|image| &image.names);
+    let mut known: HashSet<String> = names.map(|name| familiar(name.as_str()).to_owned()).collect();
+    let mut has_added = false;
+    for element in elements {
+        let Ok(given) = documents::parse::<DockerImage>(element.get().as_bytes()) else {
+            continue;
+        };
+        let Some(at) = config_hex(&given).and_then(|hex| by_config.get(hex)) else {
+            continue;
+        };
+        for tag in given.repo_tags {
+            if known.insert(familiar(&tag).to_owned()) {
+                reader.charge(1, tag.len() as u64)?;
+                reader.hold(TEXT)?;
+                images[*at].names.push(RawName::RepoTag(tag));
+                has_added = true;
+            }
+        }
+    }
+    Ok(has_added)
+}
+
+/// Whether `index.json` says nothing that could be a whole name: a tag alone names no repository.
+fn is_unnamed(image: &Image) -> bool {
+    let is_tag = |name: &RawName| match name {
+        RawName::RefName(name) => !name.contains(['/', ':', '@']),
+        RawName::ContainerdName(_) | RawName::RepoTag(_) => false,
+    };
+    image.names.iter().all(is_tag)
+}
+
+/// A name as Docker shows it: without the host and the folder that are Docker Hub's. Only for telling whether two
+/// documents mean the same name.
+fn familiar(name: &str) -> &str {
+    let on_hub = ["docker.io/", "index.docker.io/"];
+    let Some(path) = on_hub.iter().find_map(|host| name.strip_prefix(host)) else {
+        return name.strip_prefix("library/").unwrap_or(name);
+    };
+    path.strip_prefix("library/").unwrap_or(path)
+}
+
+/// The digest of the config that an element names, without its algorithm. Beside an OCI layout, configs are named by it.
+fn config_hex(element: &DockerImage) -> Option<&str> {
+    let file = element.config.rsplit('/').next().unwrap_or_default();
+    let file = file.strip_suffix(".json").unwrap_or(file);
+    let hex = file.strip_prefix("sha256:").unwrap_or(file);
+    (hex.len() == 64).then_some(hex)
+}
+
+/// The manifest of an image that is one and cannot run.
+fn broken_manifest(image: &Image) -> Option<&Manifest> {
+    match &image.root.content {
+        Content::Manifest(manifest) if !manifest.problems.is_empty() => Some(manifest),
+        _ => None,
+    }
+}
+
+/// Replaces the root of a broken image by a sound one with the same config, if there is one.
+fn replace(image: &mut Image, others: &[Image]) -> Option<Warning> {
+    let broken = broken_manifest(image)?;
+    let is_sound = |other: &&Image| match &other.root.content {
+        Content::Manifest(manifest) => {
+            manifest.config.descriptor.digest() == broken.config.descriptor.digest()
+                && manifest.problems.is_empty()
+                && manifest.parts().all(|part| part.state == PartState::Present)
+        }
+        _ => false,
+    };
+    let other = others.iter().find(is_sound)?;
+    let name = image
+        .names
+        .first()
+        .map_or_else(|| image.root.descriptor.digest().to_string(), ToString::to_string);
+    let warning = Warning::OciSideBroken {
+        image: name,
+        reason: broken.problems.join("; "),
+    };
+    let annotations = image.root.descriptor.annotations().clone();
+    let platform = image.root.platform.take();
+    image.root = other.root.clone();
+    image.root.descriptor.set_annotations(annotations);
+    image.root.platform = platform.or(image.root.platform.take());
+    Some(warning)
+}
+
+/// Warns about images that only `manifest.json` lists.
+fn images_left_out(images: &[Image], elements: &[&RawValue]) -> Option<Warning> {
+    let mut configs = Vec::new();
+    images
+        .iter()
+        .for_each(|image| layout::configs(&image.root, &mut configs));
+    let known: HashSet<_> = configs.into_iter().map(Digest::digest).collect();
+    let is_left_out = |element: &&&RawValue| {
+        let element = documents::parse::<DockerImage>(element.get().as_bytes());
+        element.is_ok_and(|element| config_hex(&element).is_some_and(|hex| !known.contains(hex)))
+    };
+    let count = elements.iter().filter(is_left_out).count();
+    (count > 0).then_some(Warning::NotInIndex { count })
+}

@@ -1,0 +1,468 @@
+//! From a file to a catalog: which format it is, and which side of a hybrid counts.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use basics::{digest, foreign};
+use oci_spec::image::Digest;
+use serde::Deserialize as _;
+use serde_json::value::RawValue;
+
+use super::docker::Docker;
+use super::documents::{self, Annotated, Index, LayoutFile, RawList};
+use super::hybrid::compare_sides;
+use super::layout::{Layout, blob_name};
+use super::reader::{Blobs as _, Places, Reader};
+use super::reliance::{self, Reliance};
+use crate::archive::{
+    Archive, BlobsFolder, Folder, Found, Frames, Packed, Place, recognise, recognise_packed, strangers,
+};
+use crate::{Catalog, Compression, Content, Ending, Fault, Format, Identity, Image, Limits, Warning};
+
+const LAYOUT_FILE: &str = "oci-layout";
+const INDEX: &str = "index.json";
+pub(super) const DOCKER: &str = "manifest.json";
+
+/// How often a compressed archive is read for its documents: once for each level of indexes, with what is above and
+/// below them, and some over.
+const MOST_PASSES: u32 = 6;
+
+/// How the bytes of an archive are got at.
+pub(crate) enum Access {
+    /// They stand in the file.
+    Plain,
+    /// They are compressed, and had from the beginning only.
+    Packed(Arc<Packed>),
+    /// They are compressed in frames that can be gone into.
+    Framed(Arc<Frames>),
+}
+
+/// Draws up the catalog of a file.
+pub(crate) fn read(
+    file: &Arc<File>,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<(Catalog, Places, Access), Fault> {
+    match recognise(file, identity.size)? {
+        Compression::None => {
+            let mut archive = Archive::scan(file, identity.size, limits)?;
+            let (catalog, places) = draw(&mut archive, Compression::None, limits)?;
+            Ok((catalog, places, Access::Plain))
+        }
+        codec => {
+            if codec == Compression::Zstd
+                && let Some(read) = read_frames(file, identity.size, limits)
+            {
+                return Ok(read);
+            }
+            let packed = Arc::new(Packed::new(file, identity, codec, limits));
+            recognise_packed(&packed)?;
+            let mut archive = Archive::unpack(&packed, limits)?;
+            let (catalog, places) = draw(&mut archive, codec, limits)?;
+            Ok((catalog, places, Access::Packed(packed)))
+        }
+    }
+}
+
+/// Draws up the catalog of a file with a table of its frames. None where there is no table, or where anything is wrong
+/// with it or what it leads to: then every byte is read, and what is wrong is found by that. None also where going into
+/// the frames costs more than reading them in order.
+fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
+    let frames = Arc::new(Frames::find(file, length, limits).ok()??);
+    let mut archive = Archive::scan_frames(&frames, limits).ok()?;
+    let (catalog, places) = draw(&mut archive, Compression::Zstd, limits).ok()?;
+    let offsets = places.values().filter_map(Place::offset);
+    frames
+        .are_within_reach(offsets)
+        .then_some((catalog, places, Access::Framed(frames)))
+}
+
+/// Draws up the catalog of a folder.
+pub(crate) fn read_folder(folder: &Arc<Folder>, limits: &Limits) -> Result<(Catalog, Places), Fault> {
+    let mut archive = Archive::extracted(Arc::clone(folder));
+    draw(&mut archive, Compression::None, limits)
+}
+
+/// Draws up the catalog of an archive; again and again where documents have to be fetched first.
+fn draw(
+    archive: &mut Archive,
+    compression: Compression,
+    limits: &Limits,
+) -> Result<(Catalog, Places), Fault> {
+    for _ in 0..limits.index_depth.saturating_add(MOST_PASSES) {
+        let drawn = draw_once(archive, compression, limits);
+        if !archive.wants() {
+            return drawn;
+        }
+        // It is drawn up again: until then it takes no room beside the documents.
+        drop(drawn);
+        archive.fetch()?;
+    }
+    Err(Fault::Limit {
+        what: "passes over a compressed bundle for its documents; decompress it first".to_owned(),
+        limit: u64::from(limits.index_depth.saturating_add(MOST_PASSES)),
+    })
+}
+
+fn draw_once(
+    archive: &Archive,
+    compression: Compression,
+    limits: &Limits,
+) -> Result<(Catalog, Places), Fault> {
+    let documents = Documents::read(archive, limits)?;
+    let mut reader = Reader::new(archive, limits);
+    let found = documents.images(&mut reader)?;
+    if archive.ending == Ending::Marker
+        && reader.places.is_empty()
+        && let Some(reason) = blobs_elsewhere(archive, &found)
+    {
+        return Err(Fault::Unrecognised(reason));
+    }
+    check_names(&found.images, limits)?;
+    let mut warnings = archive.warnings.clone();
+    warnings.extend(found.warnings);
+    let catalog = Catalog {
+        format: found.format,
+        compression,
+        digest: found.digest,
+        images: found.images,
+        relies_on: found.relies_on,
+        warnings,
+        ending: archive.ending.clone(),
+    };
+    Ok((catalog, reader.places))
+}
+
+/// Why a layout of which no blob was found has them elsewhere; `None` where they are just missing.
+fn blobs_elsewhere(archive: &Archive, found: &Images) -> Option<String> {
+    if found.format == Format::DockerArchive || !found.images.iter().all(is_without_root) {
+        return None;
+    }
+    let noun = archive.noun();
+    let why = match archive.blobs() {
+        BlobsFolder::Link => "`blobs` is a symbolic link, and none is followed out of it",
+        BlobsFolder::Nothing => "the blobs are elsewhere, as after `skopeo copy --dest-shared-blob-dir`",
+        BlobsFolder::Something => return None,
+    };
+    Some(format!(
+        "the {noun} is an image layout without blobs: {why}; make a bundle with `skopeo copy --src-shared-blob-dir \
+         BLOBS oci:FOLDER:NAME oci-archive:images.tar:NAME`"
+    ))
+}
+
+fn is_without_root(image: &Image) -> bool {
+    let Content::Broken(reason) = &image.root.content else {
+        return image.root.content == Content::Absent;
+    };
+    reason.contains("is a link")
+}
+
+/// The documents that say what an archive holds.
+struct Documents {
+    index: Option<Vec<u8>>,
+    docker: Option<Vec<u8>>,
+    /// Whether there is a valid `oci-layout`.
+    is_layout: bool,
+}
+
+/// What the documents led to.
+pub(super) struct Images {
+    format: Format,
+    pub(super) digest: Digest,
+    pub(super) images: Vec<Image>,
+    relies_on: Option<Reliance>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl Documents {
+    fn read(archive: &Archive, limits: &Limits) -> Result<Self, Fault> {
+        let is_layout = match document(archive, LAYOUT_FILE, limits)? {
+            Some(bytes) => check_version(&bytes)?,
+            None => false,
+        };
+        let documents = Self {
+            index: document(archive, INDEX, limits)?,
+            docker: document(archive, DOCKER, limits)?,
+            is_layout,
+        };
+        match (&documents.index, &documents.docker) {
+            (None, None) => Err(unrecognised(archive, is_layout)),
+            // With both and without oci-layout it is a Docker archive; unless oci-layout was still to come.
+            (Some(_), Some(_)) if !is_layout => match &archive.ending {
+                Ending::Truncated(truncation) => Err(Fault::Truncated(truncation.clone())),
+                Ending::Marker | Ending::NoMarker => Ok(documents),
+            },
+            _ => Ok(documents),
+        }
+    }
+
+    fn images(&self, reader: &mut Reader<'_>) -> Result<Images, Fault> {
+        match (&self.index, &self.docker) {
+            (Some(index), None) => {
+                let mut images = from_layout(reader, index, None)?;
+                if !self.is_layout {
+                    images.warnings.push(Warning::NoLayoutFile);
+                }
+                if images.images.is_empty() {
+                    return Err(Fault::Document {
+                        entry: INDEX,
+                        reason: "it lists no images".to_owned(),
+                    });
+                }
+                Ok(images)
+            }
+            (Some(index), Some(docker)) if self.is_layout => {
+                let images = from_layout(reader, index, Some(docker))?;
+                if !images.images.is_empty() {
+                    return Ok(images);
+                }
+                // Docker 25.0 before 25.0.3 wrote "manifests": null for images saved by digest (moby#47210).
+                let images = from_docker(reader, docker)?;
+                let warning = Warning::IndexUnusable("lists no images");
+                Ok(Images {
+                    format: Format::Hybrid,
+                    warnings: vec![warning],
+                    ..images
+                })
+            }
+            (_, Some(docker)) => {
+                let mut images = from_docker(reader, docker)?;
+                if self.is_layout {
+                    images.warnings.push(Warning::IndexUnusable("is absent"));
+                }
+                Ok(images)
+            }
+            (None, None) => unreachable!("one of the documents is there"),
+        }
+    }
+}
+
+/// Reads a document that lists images; none if there is no such entry.
+fn document(archive: &Archive, entry: &'static str, limits: &Limits) -> Result<Option<Vec<u8>>, Fault> {
+    match (archive.find(entry), &archive.ending) {
+        (Found::Nothing, _) => Ok(None),
+        (Found::Unusable(_), Ending::Truncated(truncation)) => Err(Fault::Truncated(truncation.clone())),
+        (Found::Unusable(reason), _) => Err(Fault::Document {
+            entry,
+            reason: format!("it is {reason}"),
+        }),
+        (Found::File(place), _) if place.size() > limits.json_document => Err(Fault::Limit {
+            what: format!("bytes in {entry}"),
+            limit: limits.json_document,
+        }),
+        // None also where it has to be fetched first; then all this is done again.
+        (Found::File(place), _) => archive.read(&place),
+    }
+}
+
+/// Whether this makes the archive an OCI layout; containerd takes an empty version for none at all.
+fn check_version(bytes: &[u8]) -> Result<bool, Fault> {
+    let file: LayoutFile = documents::parse_first(bytes).map_err(|error| invalid(LAYOUT_FILE, &error))?;
+    match file.image_layout_version.as_str() {
+        "" => Ok(false),
+        "1.0.0" => Ok(true),
+        version => Err(Fault::UnsupportedLayout(format!("{version:?}"))),
+    }
+}
+
+fn invalid(entry: &'static str, error: &serde_json::Error) -> Fault {
+    Fault::Document {
+        entry,
+        reason: foreign::reason(format_args!("not valid: {error}")),
+    }
+}
+
+fn unrecognised(archive: &Archive, is_layout: bool) -> Fault {
+    if let Ending::Truncated(truncation) = &archive.ending {
+        return Fault::Truncated(truncation.clone());
+    }
+    let reason = if is_root_file_system(archive) {
+        strangers::ROOT_FILE_SYSTEM.to_owned()
+    } else if is_layout {
+        "there is an oci-layout file but neither index.json nor manifest.json".to_owned()
+    } else if let Some(folder) = archive
+        .nested_in
+        .as_ref()
+        .filter(|folder| is_dir_form(archive, folder))
+    {
+        format!("{} (in folder {folder}/ of the archive)", strangers::DIR_FORM)
+    } else if let Some(folder) = &archive.nested_in {
+        format!(
+            "the image layout is in folder {folder}/ of the archive; pack what is in that folder, not the folder"
+        )
+    } else if matches!(archive.find("repositories"), Found::File(_)) {
+        "it is a Docker archive from before version 1.10, without manifest.json".to_owned()
+    } else if let Some((telltale, name)) = &archive.telltale {
+        telltale.reason(name)
+    } else {
+        format!("the {} has neither index.json nor manifest.json", archive.noun())
+    };
+    Fault::Unrecognised(reason)
+}
+
+fn is_root_file_system(archive: &Archive) -> bool {
+    let is_there = |name: &str| !matches!(archive.find(name), Found::Nothing);
+    let usual = strangers::ROOT_FILES.iter().filter(|name| is_there(name));
+    is_there(".dockerenv") || usual.count() >= 2
+}
+
+/// Whether what is in a folder of the archive is skopeo's `dir:` form, whose `manifest.json` is one image's manifest.
+fn is_dir_form(archive: &Archive, folder: &str) -> bool {
+    let Found::File(place) = archive.find(&format!("{folder}/{DOCKER}")) else {
+        return false;
+    };
+    let is_small = place.size() <= Limits::default().json_document;
+    is_small && matches!(archive.read(&place), Ok(Some(bytes)) if is_manifest(&bytes))
+}
+
+/// Whether a document is an object with the members of a manifest or an index, and not the list of a Docker archive.
+fn is_manifest(document: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Manifest {
+        schema_version: Option<serde::de::IgnoredAny>,
+        media_type: Option<serde::de::IgnoredAny>,
+    }
+    let manifest = serde_json::from_slice::<Manifest>(document);
+    let begins_as_object = document.trim_ascii_start().starts_with(b"{");
+    begins_as_object
+        && manifest.is_ok_and(|manifest| manifest.schema_version.is_some() || manifest.media_type.is_some())
+}
+
+fn from_layout(reader: &mut Reader<'_>, document: &[u8], docker: Option<&Vec<u8>>) -> Result<Images, Fault> {
+    let index: Index<'_> = documents::parse(document).map_err(|error| invalid(INDEX, &error))?;
+    if let Some(contradiction) = index.contradiction() {
+        return Err(Fault::Document {
+            entry: INDEX,
+            reason: format!("it {contradiction}"),
+        });
+    }
+    check_count(index.manifests.len(), INDEX, reader.limits)?;
+    let mut layout = Layout::new(reader);
+    let images: Result<Vec<_>, _> = index.manifests.iter().map(|entry| layout.image(entry)).collect();
+    let mut images = Images {
+        format: if docker.is_some() {
+            Format::Hybrid
+        } else {
+            Format::OciLayout
+        },
+        digest: digest::sha256(document),
+        images: images?,
+        relies_on: None,
+        warnings: Vec::new(),
+    };
+    match reliance(reader, document)? {
+        None => {}
+        Some(Ok(reliance)) => {
+            images.warnings.push(Warning::Delta {
+                base: foreign::text(&reliance.base).to_string(),
+                count: reliance.blobs.len(),
+            });
+            images.relies_on = Some(reliance);
+        }
+        Some(Err(reason)) => images.warnings.push(Warning::RelianceUnusable { reason }),
+    }
+    if let Some(docker) = docker {
+        compare_sides(reader, &mut images, document, docker)?;
+    }
+    Ok(images)
+}
+
+fn from_docker(reader: &mut Reader<'_>, document: &[u8]) -> Result<Images, Fault> {
+    if is_manifest(document) {
+        return Err(Fault::Unrecognised(strangers::DIR_FORM.to_owned()));
+    }
+    let elements = elements(document)?;
+    if elements.is_empty() {
+        return Err(Fault::Document {
+            entry: DOCKER,
+            reason: "it lists no images".to_owned(),
+        });
+    }
+    check_count(elements.len(), DOCKER, reader.limits)?;
+    let mut docker = Docker::new(reader);
+    let images: Result<Vec<_>, _> = elements.iter().map(|element| docker.image(element)).collect();
+    let images = images?;
+    let digest = content_digest(document, &images);
+    Ok(Images {
+        format: Format::DockerArchive,
+        digest,
+        images,
+        relies_on: None,
+        warnings: Vec::new(),
+    })
+}
+
+/// What a delta relies on; the inner error says why its list of that is unusable.
+fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Reliance, String>>, Fault> {
+    let Ok(Annotated { annotations }) = documents::parse(index) else {
+        return Ok(None);
+    };
+    let digest = match reliance::pointer(&annotations) {
+        None => return Ok(None),
+        Some(Ok(digest)) => digest,
+        Some(Err(reason)) => return Ok(Some(Err(reason))),
+    };
+    let place = match reader.archive.find(&blob_name(&digest)) {
+        Found::File(place) => place,
+        Found::Nothing => return Ok(Some(Err(format!("blob {digest} is not in the bundle")))),
+        Found::Unusable(reason) => return Ok(Some(Err(format!("blob {digest} is {reason}")))),
+    };
+    let document = reader.document(&place, &digest)?;
+    let reliance = document.and_then(|bytes| reliance::parse(&bytes));
+    if let Ok(reliance) = &reliance {
+        // The catalog as it is where the base is stands beside this one, see `Catalog::completed_by`.
+        reader.hold_again()?;
+        reader.hold(reliance.held_bytes())?;
+    }
+    Ok(Some(reliance))
+}
+
+/// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not matter.
+pub(super) fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
+    let mut json = serde_json::Deserializer::from_slice(document);
+    RawList::deserialize(&mut json)
+        .map(|list| list.0)
+        .map_err(|error| invalid(DOCKER, &error))
+}
+
+pub(super) fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<(), Fault> {
+    if count > limits.images {
+        return Err(Fault::Limit {
+            what: format!("images in {entry}: there are {count} (limits.images)"),
+            limit: limits.images as u64,
+        });
+    }
+    Ok(())
+}
+
+/// Bounds the names of each image: entries for the same descriptor are one image.
+fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
+    let mut counts: HashMap<&Digest, usize> = HashMap::new();
+    for image in images {
+        *counts.entry(image.root.descriptor.digest()).or_default() += image.names.len();
+    }
+    let is_beyond = |image: &&Image| counts[image.root.descriptor.digest()] > limits.names;
+    let Some(image) = images.iter().find(is_beyond) else {
+        return Ok(());
+    };
+    let digest = image.root.descriptor.digest();
+    Err(Fault::Limit {
+        what: format!(
+            "names of one image: {digest} has {} (limits.names)",
+            counts[digest]
+        ),
+        limit: limits.names as u64,
+    })
+}
+
+/// Identity of content that no document pins by itself.
+pub(super) fn content_digest(document: &[u8], images: &[Image]) -> Digest {
+    let mut hasher = digest::Hasher::sha256();
+    hasher.update(document);
+    for image in images {
+        hasher.update(image.root.descriptor.digest().as_ref().as_bytes());
+    }
+    hasher.finish()
+}

@@ -1,0 +1,221 @@
+//! What both formats need while images are made of an archive: blobs found, documents read and verified,
+//! and the account of what they cost.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use basics::digest;
+use oci_spec::image::{Descriptor, Digest, MediaType};
+use platforms::Platform;
+
+use super::account::Account;
+use super::documents::RawDescriptor;
+use super::layout::blob_name;
+use crate::archive::{Archive, Found, Place};
+use crate::{Content, Fault, Limits, Node, PartState};
+
+/// Media type of the manifests that Docker archives get.
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// The blobs that the catalog mentions and that are there.
+pub(crate) type Places = HashMap<Digest, Place>;
+
+/// An archive that is being made into a catalog.
+pub(crate) struct Reader<'a> {
+    pub(crate) archive: &'a Archive,
+    pub(crate) limits: &'a Limits,
+    /// The blobs met so far that are there.
+    pub(crate) places: Places,
+    spent: Account,
+    /// How many bytes of documents may be read in all: the archive once, and some over.
+    readable: u64,
+}
+
+/// What images are made of: an archive's blobs, or those of another store.
+pub(crate) trait Blobs {
+    /// What they may cost.
+    fn limits(&self) -> &Limits;
+
+    /// What they have cost.
+    fn spent(&self) -> Account;
+
+    /// Puts descriptors, and the bytes they keep, on the account.
+    fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault>;
+
+    /// Puts other memory that the catalog takes on the account, in bytes.
+    fn hold(&mut self, bytes: u64) -> Result<(), Fault>;
+
+    /// Takes the bytes that a descriptor embeds, if they are right and there is no such blob.
+    fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor);
+
+    /// What is there of a blob.
+    fn state(&mut self, descriptor: &Descriptor) -> PartState;
+
+    /// Reads and verifies a document that is there; the inner error says why it is unusable.
+    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, String>, Fault>;
+}
+
+impl Blobs for Reader<'_> {
+    fn limits(&self) -> &Limits {
+        self.limits
+    }
+
+    fn spent(&self) -> Account {
+        self.spent
+    }
+
+    fn charge(&mut self, descriptors: usize, kept: u64) -> Result<(), Fault> {
+        self.spent.charge(self.limits, descriptors, kept)
+    }
+
+    fn hold(&mut self, bytes: u64) -> Result<(), Fault> {
+        self.spent.hold(self.limits, bytes)
+    }
+
+    fn take_embedded(&mut self, given: &RawDescriptor, descriptor: &Descriptor) {
+        if given.data.is_empty() || matches!(self.locate(descriptor), Located::Present(_)) {
+            return;
+        }
+        let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(&given.data) else {
+            return;
+        };
+        if bytes.len() as u64 == descriptor.size() && digest::fits(&bytes, descriptor.digest()) {
+            self.places
+                .insert(descriptor.digest().clone(), Place::Memory(Arc::from(bytes)));
+        }
+    }
+
+    fn state(&mut self, descriptor: &Descriptor) -> PartState {
+        self.locate(descriptor).into()
+    }
+
+    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, String>, Fault> {
+        match self.locate(descriptor) {
+            Located::Present(place) => self.document(&place, descriptor.digest()),
+            Located::Absent => Ok(Err(format!("blob {} is not there", descriptor.digest()))),
+            Located::Broken(reason) => Ok(Err(reason)),
+        }
+    }
+}
+
+/// A blob that a descriptor names.
+pub(crate) enum Located {
+    Present(Place),
+    Absent,
+    Broken(String),
+}
+
+impl From<Located> for PartState {
+    fn from(located: Located) -> Self {
+        match located {
+            Located::Present(_) => Self::Present,
+            Located::Absent => Self::Absent,
+            Located::Broken(reason) => Self::Broken(reason),
+        }
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(archive: &'a Archive, limits: &'a Limits) -> Self {
+        // Documents that are shared between images are read once for each: 64 of the largest are enough.
+        let readable = archive
+            .length
+            .saturating_add(limits.json_document.saturating_mul(64));
+        Self {
+            archive,
+            limits,
+            places: Places::new(),
+            spent: Account::default(),
+            readable,
+        }
+    }
+
+    /// Puts the memory that is on the account so far on it once more: there are two of what takes it.
+    pub(crate) fn hold_again(&mut self) -> Result<(), Fault> {
+        self.hold(self.spent.held)
+    }
+
+    /// Finds the blob of a descriptor, and remembers it if its size is right.
+    pub(crate) fn locate(&mut self, descriptor: &Descriptor) -> Located {
+        let digest = descriptor.digest();
+        let place = match self.places.get(digest) {
+            Some(place) => place.clone(),
+            None => match self.archive.find(&blob_name(digest)) {
+                Found::File(place) => place,
+                Found::Nothing => return Located::Absent,
+                Found::Unusable(reason) => return Located::Broken(format!("blob {digest} is {reason}")),
+            },
+        };
+        if place.size() != descriptor.size() {
+            return Located::Broken(format!(
+                "blob {digest} has {} bytes, but its descriptor says {}",
+                place.size(),
+                descriptor.size()
+            ));
+        }
+        if let Some(corrupt) = self.is_corrupt(&place, digest) {
+            return Located::Broken(corrupt);
+        }
+        self.places.insert(digest.clone(), place.clone());
+        Located::Present(place)
+    }
+
+    /// Why a place cannot be the blob of that digest, where its bytes have been read already.
+    pub(crate) fn is_corrupt(&self, place: &Place, digest: &Digest) -> Option<String> {
+        let known = self.archive.known_sha256(place)?;
+        let differs = digest.algorithm() == known.algorithm() && *digest != known;
+        differs.then(|| format!("blob {digest} is corrupt: its bytes do not have that digest"))
+    }
+
+    /// Reads a document and verifies it; the inner error says why it is unusable.
+    pub(crate) fn document(
+        &mut self,
+        place: &Place,
+        digest: &Digest,
+    ) -> Result<Result<Vec<u8>, String>, Fault> {
+        let limit = self.limits.json_document;
+        if place.size() > limit {
+            return Ok(Err(format!(
+                "document {digest} has {} bytes, more than {limit}",
+                place.size()
+            )));
+        }
+        let bytes = match self.read(place)? {
+            Ok(bytes) => bytes,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        if !digest::fits(&bytes, digest) {
+            self.places.remove(digest);
+            return Ok(Err(format!(
+                "blob {digest} is corrupt: its bytes do not have that digest"
+            )));
+        }
+        Ok(Ok(bytes))
+    }
+
+    /// Reads a place whole; its size must have been checked. Of a compressed archive it may have to be fetched
+    /// first; the inner error holds its place in a catalog that is drawn up again then.
+    pub(crate) fn read(&mut self, place: &Place) -> Result<Result<Vec<u8>, String>, Fault> {
+        self.spent.read = self.spent.read.saturating_add(place.size());
+        if self.spent.read > self.readable {
+            let what = "bytes of documents in all images together".to_owned();
+            return Err(Fault::Limit {
+                what,
+                limit: self.readable,
+            });
+        }
+        let bytes = self.archive.read(place)?;
+        Ok(bytes.ok_or_else(|| "it was not fetched yet".to_owned()))
+    }
+}
+
+/// A node for something that has no usable descriptor: one made up from the entry's own bytes.
+pub(crate) fn stand_in(entry: &[u8], platform: Option<Platform>, reason: String) -> Node {
+    let size = entry.len() as u64;
+    Node {
+        descriptor: Descriptor::new(MediaType::from(DOCKER_MANIFEST), size, digest::sha256(entry)),
+        platform,
+        content: Content::Broken(reason),
+    }
+}

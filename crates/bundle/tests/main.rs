@@ -1,0 +1,17 @@
+//! The tests of reading and writing bundles, in one program, which is linked once. Tests that measure the time
+//! or the memory of the process are programs of their own.
+
+mod blobs;
+mod common;
+mod compressed;
+mod docker_archives;
+mod documents;
+mod folders;
+mod frames;
+mod hybrids;
+mod layouts;
+mod limits;
+mod sparse;
+mod strangers;
+mod tars;
+mod writing;
