@@ -60,11 +60,7 @@ pub fn sha256(bytes: &[u8]) -> Digest {
 /// The first 16 hexadecimal digits of the sha256 of bytes in memory: an id that is short and needs no key to be found again.
 #[must_use]
 pub fn short_sha256(bytes: &[u8]) -> String {
-    let hash: [u8; 32] = Sha256::digest(bytes).into();
-    hash[..8].iter().fold(String::with_capacity(16), |mut id, byte| {
-        let _ = write!(id, "{byte:02x}");
-        id
-    })
+    hex(&Sha256::digest(bytes)[..8])
 }
 
 /// The sha512 of bytes in memory.

@@ -1,1 +1,645 @@
+//! Thousands of random histories of a folder and a containerd, in milliseconds: whatever happens in any order, the state
+//! converges to what the folder says.
+//!
+//! The model carries out actions and errands as simply as can be. Jobs end when chance says so, connections break, files come,
+//! change and go, and other programs remove records and blobs. After some steps nothing more happens but time and the ends of
+//! jobs; then every promise is checked.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bundle::Identity;
+use containerd::{BlobInfo, ImageChange, ImageEvent, ImageRecord};
+use import::labels::{self, OUR_PIN, PINNED};
+use import::{ImageOutcome, Outcome, Source, Survey};
+use jiff::Timestamp;
+use oci_spec::image::{Descriptor, Digest, MediaType};
+
+use super::compare::Facts;
+use super::listing::Seen;
+use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
+use super::{Action, Errand, Event, Failed, Look, Opening, Turn, Unreached};
+use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Writer};
+use crate::settings::{Coexistence, Settings};
+use crate::state::State;
+use crate::state::ledger::{ErrorClass, Ledger, label_name};
+use crate::state::roster::Phase;
+
+/// How many histories are tried.
+const HISTORIES: u64 = 3000;
+/// How many things happen in each.
+const STEPS: u64 = 60;
+
+/// A file of the folder.
+#[derive(Clone, Debug)]
+struct File {
+    identity: Identity,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    /// A bundle with these images: name and target.
+    Bundle(Vec<(String, Digest)>),
+    /// A bundle that cannot be read.
+    Broken,
+}
+
+/// What a job is at.
+#[derive(Clone, Debug)]
+enum Work {
+    Reading(Content),
+    /// The catalog was read, and no answer has come yet.
+    Read(Vec<(String, Digest)>),
+    Importing(Vec<(String, Digest)>, BTreeSet<String>),
+    Aborted,
+}
+
+struct World {
+    state: State,
+    now: Instant,
+    at: Timestamp,
+    dice: Turn,
+    folder: BTreeMap<OsString, File>,
+    inodes: u64,
+    is_up: bool,
+    records: BTreeMap<String, ImageRecord>,
+    blobs: BTreeMap<String, Digest>,
+    /// Events of containerd that were not delivered yet.
+    events: VecDeque<ImageEvent>,
+    jobs: BTreeMap<OsString, Work>,
+    errands: VecDeque<Errand>,
+    /// Names whose records another program moved: these are not ours to judge any more.
+    moved: BTreeSet<String>,
+    /// How often each file was started.
+    starts: HashMap<OsString, u32>,
+    history: Vec<String>,
+}
+
+fn digest(number: u64) -> Digest {
+    format!("sha256:{number:064x}").parse().expect("a digest")
+}
+
+/// The layer of a target's image.
+fn layer(target: &Digest) -> Digest {
+    let last = target.digest();
+    format!("sha256:f{}", &last[1..]).parse().expect("a digest")
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let now = Instant::now();
+        let settings = Settings {
+            coexistence: match seed % 3 {
+                0 => Coexistence::Auto,
+                _ => Coexistence::Exclusive,
+            },
+            ..Settings::default()
+        };
+        let (images, boot) = (PathBuf::from("/images"), Some("boot".to_owned()));
+        World {
+            state: State::new(settings, images, None, Ledger::default(), boot, now),
+            now,
+            at: Timestamp::UNIX_EPOCH,
+            dice: Turn::new(now, Timestamp::UNIX_EPOCH, seed),
+            folder: BTreeMap::new(),
+            inodes: 0,
+            is_up: seed % 2 == 0,
+            records: BTreeMap::new(),
+            blobs: BTreeMap::new(),
+            events: VecDeque::new(),
+            jobs: BTreeMap::new(),
+            errands: VecDeque::new(),
+            moved: BTreeSet::new(),
+            starts: HashMap::new(),
+            history: Vec::new(),
+        }
+    }
+
+    fn dice(&mut self, sides: u64) -> u64 {
+        self.dice.chance() % sides
+    }
+
+    fn turn(&mut self) -> Turn {
+        Turn::new(self.now, self.at, self.dice.chance())
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.at += time;
+    }
+
+    /// One turn of the loop, as it is in `act`.
+    fn step(&mut self) -> bool {
+        let mut turn = self.turn();
+        self.state.step(None, &mut turn);
+        self.carry_out(turn);
+        while let Some(errand) = self.errands.pop_front() {
+            let event = self.run(errand);
+            self.take(event);
+        }
+        let mut turn = self.turn();
+        let worked = self.state.take_on(&mut turn);
+        self.carry_out(turn);
+        let mut turn = self.turn();
+        self.state.yield_lane(&mut turn);
+        self.carry_out(turn);
+        worked || self.state.relist
+    }
+
+    fn take(&mut self, event: Event) {
+        let mut turn = self.turn();
+        self.state.on(event, &mut turn);
+        self.carry_out(turn);
+    }
+
+    fn carry_out(&mut self, turn: Turn) {
+        let mut turns = VecDeque::from([turn]);
+        while let Some(turn) = turns.pop_front() {
+            self.errands.extend(turn.errands);
+            for action in turn.actions {
+                for event in self.perform(action) {
+                    let mut next = self.turn();
+                    self.state.on(event, &mut next);
+                    turns.push_back(next);
+                }
+            }
+        }
+        let lanes: BTreeSet<_> = self.state.lanes.all().map(|job| job.lane as u8).collect();
+        assert_eq!(lanes.len(), self.state.lanes.all().count(), "one job a lane");
+    }
+
+    fn perform(&mut self, action: Action) -> Vec<Event> {
+        match action {
+            Action::List => return vec![self.listed()],
+            Action::Look(files) => {
+                return files
+                    .into_iter()
+                    .map(|(name, version)| {
+                        let there = self.folder.get(&name).map(|file| &file.identity);
+                        let look = match there == Some(&version.identity) {
+                            true => Look::Seen(Observation {
+                                size: 10 << 10,
+                                writer: Writer::None,
+                                ending: Ending::Marker,
+                                changed: self.state.roster.still_since(&name).unwrap_or(self.now),
+                            }),
+                            false => Look::Replaced,
+                        };
+                        Event::Looked(name, version, look)
+                    })
+                    .collect();
+            }
+            Action::Open(name, version) => {
+                let there = self.folder.get(&name).map(|file| &file.identity);
+                let opening = match there == Some(&version.identity) {
+                    true => Opening::Open(Some(Ending::Marker)),
+                    false => Opening::Replaced,
+                };
+                return vec![Event::Opened(name, version, opening)];
+            }
+            Action::Start(start) => {
+                let content = match self.folder.get(&start.name) {
+                    Some(file) => file.content.clone(),
+                    None => Content::Broken,
+                };
+                *self.starts.entry(start.name.clone()).or_default() += 1;
+                let before = self.jobs.insert(start.name.clone(), Work::Reading(content));
+                assert!(before.is_none(), "{:?} has a job already", start.name);
+            }
+            Action::Import(name, leave) => {
+                let work = self.jobs.remove(&name);
+                let Some(Work::Read(images)) = work else {
+                    panic!("{name:?} is imported, and it is at {work:?}")
+                };
+                let leave = leave.into_keys().collect();
+                self.jobs.insert(name, Work::Importing(images, leave));
+            }
+            Action::Abort(name) => {
+                if let Some(work) = self.jobs.get_mut(&name) {
+                    *work = Work::Aborted;
+                }
+            }
+            Action::Disconnect => self.events.clear(),
+            Action::Say(line) => self.history.push(format!("  {}: {:?}", line.text, line.bundle)),
+            Action::Pull(_) => panic!("there are no lists"),
+            Action::Save
+            | Action::Watch(_)
+            | Action::Count(_)
+            | Action::Report(..)
+            | Action::DoubtRequired
+            | Action::ForgetRequired
+            | Action::DoubtUnpacked
+            | Action::InterruptUnpacking
+            | Action::CheckFiles
+            | Action::Adopt => {}
+        }
+        Vec::new()
+    }
+
+    fn listed(&self) -> Event {
+        let listed = |(name, file): (&OsString, &File)| Listed {
+            name: name.clone(),
+            class: Class::Candidate,
+            identity: file.identity.clone(),
+        };
+        Event::Listed(Ok(Box::new(Seen {
+            listing: Listing {
+                entries: self.folder.iter().map(listed).collect(),
+                ..Listing::default()
+            },
+            place: (1, 1),
+            is_created: false,
+            trust: FolderTrust::Trusted,
+            unclear: BTreeSet::new(),
+            trusted: None,
+        })))
+    }
+
+    fn run(&mut self, errand: Errand) -> Event {
+        let lost = || {
+            Event::Lost(Failed {
+                text: "it is away".to_owned(),
+                is_too_large: false,
+            })
+        };
+        match errand {
+            Errand::Connect if self.is_up => Event::Connected(Box::new(Facts {
+                text: "the model".to_owned(),
+                uuid: Some("uuid".to_owned()),
+                fingerprint: "rules".to_owned(),
+                has_store: false,
+            })),
+            Errand::Connect => Event::Unreached(Unreached {
+                text: "no containerd".to_owned(),
+                chain: "no containerd".to_owned(),
+                is_elsewhere: false,
+            }),
+            _ if !self.is_up => lost(),
+            Errand::Survey { labels, .. } => {
+                let blob = |digest: &Digest| BlobInfo {
+                    digest: digest.clone(),
+                    size: 1,
+                    labels: BTreeMap::new(),
+                };
+                let blobs = self.blobs.values().map(|digest| (digest.clone(), blob(digest)));
+                let survey = Survey {
+                    records: self.records.clone(),
+                    census: Some(import::Census::default()),
+                    blobs: blobs.collect(),
+                    ..Survey::default()
+                };
+                Event::Surveyed(Box::new(survey), labels)
+            }
+            Errand::Withdraw(withdrawing) => {
+                for withdrawal in &withdrawing.plan {
+                    if let Some(record) = self.records.get_mut(&withdrawal.name) {
+                        change(&mut record.labels, &withdrawal.changes);
+                    }
+                }
+                Event::Withdrawn(withdrawing, Vec::new())
+            }
+            Errand::Sweep(_) => Event::Swept,
+            Errand::Sight => Event::Sighted(Box::new(super::coexistence::Sight::default()), Duration::ZERO),
+        }
+    }
+
+    /// The work of a job comes to its end, or to a point where it needs an answer.
+    fn end_job(&mut self, name: &OsStr) {
+        let Some(work) = self.jobs.remove(name) else {
+            return;
+        };
+        let came = match work {
+            Work::Aborted => Came::Dropped,
+            Work::Reading(Content::Broken) => Came::Bad(Bad {
+                text: "it is broken".to_owned(),
+                class: ErrorClass::Bundle,
+                may_go_on: false,
+                is_beyond_limits: false,
+            }),
+            Work::Reading(Content::Bundle(images)) => {
+                let found = Found {
+                    records: images.iter().cloned().collect(),
+                    broken: None,
+                    unfinished: None,
+                    may_go_on: false,
+                    distrust: None,
+                };
+                self.jobs.insert(name.to_owned(), Work::Read(images));
+                Came::Found(Box::new(found))
+            }
+            // It waits: nothing comes of it by itself.
+            Work::Read(images) => {
+                self.jobs.insert(name.to_owned(), Work::Read(images));
+                return;
+            }
+            Work::Importing(..) if !self.is_up => Came::Untried(Stop {
+                text: "containerd went away".to_owned(),
+                class: ErrorClass::Transient,
+                retry: true,
+                shortage: None,
+                unreachable: Some("it is away".to_owned()),
+            }),
+            Work::Importing(images, leave) => Came::Imported(Box::new(self.import(name, &images, &leave))),
+        };
+        self.take(Event::Job(name.to_owned(), Box::new(came)));
+        let lanes = &self.state.lanes;
+        self.jobs.retain(|name, _| lanes.get(name).is_some());
+    }
+
+    fn import(&mut self, name: &OsStr, images: &[(String, Digest)], leave: &BTreeSet<String>) -> Landed {
+        let source = Source::Bundle(label_name(name));
+        let mut landed = Vec::new();
+        for (image, target) in images {
+            let is_left = leave.contains(image);
+            if !is_left {
+                let record = self.records.entry(image.clone()).or_insert_with(|| ImageRecord {
+                    name: image.clone(),
+                    target: Descriptor::new(MediaType::ImageManifest, 1, target.clone()),
+                    labels: BTreeMap::new(),
+                });
+                record.target = Descriptor::new(MediaType::ImageManifest, 1, target.clone());
+                let changes = labels::vouch(&record.labels, &source);
+                change(&mut record.labels, &changes);
+                self.moved.remove(image);
+                self.changed(image, ImageChange::Updated);
+            }
+            for blob in [target.clone(), layer(target)] {
+                self.blobs.insert(blob.to_string(), blob);
+            }
+            landed.push(LandedImage {
+                name: image.clone(),
+                target: target.clone(),
+                outcome: match is_left {
+                    true => ImageOutcome::Skipped,
+                    false => ImageOutcome::Created,
+                },
+                reason: None,
+            });
+        }
+        let identity = self.state.roster.identity(name);
+        Landed {
+            identity: identity.unwrap_or_else(|| self.identity()),
+            catalog: digest(99),
+            outcome: Outcome::Imported,
+            has_landed: true,
+            closures: images
+                .iter()
+                .map(|(_, target)| (target.clone(), vec![target.clone(), layer(target)]))
+                .collect(),
+            images: landed,
+            duration_ms: 1,
+            sent_bytes: 1,
+            is_bundles_fault: false,
+            stopped: None,
+        }
+    }
+
+    fn changed(&mut self, name: &str, kind: ImageChange) {
+        let name = name.to_owned();
+        self.events.push_back(ImageEvent { name, kind });
+    }
+
+    fn identity(&mut self) -> Identity {
+        self.inodes += 1;
+        Identity {
+            device: 1,
+            inode: self.inodes,
+            size: 10 << 10,
+            mtime_ns: 0,
+            ctime_ns: 0,
+        }
+    }
+
+    /// Something happens by chance.
+    fn happen(&mut self) {
+        let name: OsString = format!("{}.tar", self.dice(5)).into();
+        let image = format!("registry.test/app:{}", self.dice(4));
+        let target = digest(self.dice(6) + 1);
+        match self.dice(16) {
+            0..=3 => {
+                let more = self.dice(3);
+                let images = (0..=more).map(|_| {
+                    let image = format!("registry.test/app:{}", self.dice(4));
+                    (image, digest(self.dice(6) + 1))
+                });
+                let images: BTreeMap<String, Digest> = images.collect();
+                let content = match self.dice(6) {
+                    0 => Content::Broken,
+                    _ => Content::Bundle(images.into_iter().collect()),
+                };
+                self.history.push(format!("{name:?} comes with {content:?}"));
+                let identity = self.identity();
+                self.folder.insert(name, File { identity, content });
+                self.state.relist = true;
+            }
+            // One at a time: many at once are a fault of the folder.
+            4 => {
+                self.history.push(format!("{name:?} goes"));
+                self.folder.remove(&name);
+                self.state.relist = true;
+            }
+            5 => {
+                self.history.push(format!("{image} is removed"));
+                if self.records.remove(&image).is_some() {
+                    self.changed(&image, ImageChange::Deleted);
+                }
+            }
+            6 => {
+                self.history.push(format!("{image} is moved to {target}"));
+                if let Some(record) = self.records.get_mut(&image) {
+                    record.target = Descriptor::new(MediaType::ImageManifest, 1, target);
+                    self.moved.insert(image.clone());
+                    self.changed(&image, ImageChange::Updated);
+                }
+            }
+            7 => {
+                self.history.push(format!("the blob {target} goes"));
+                if self.blobs.remove(&target.to_string()).is_some() {
+                    self.changed(target.as_ref(), ImageChange::ContentDeleted);
+                }
+            }
+            8 => {
+                self.is_up = !self.is_up;
+                self.history.push(format!("containerd is up: {}", self.is_up));
+                if !self.is_up {
+                    self.take(Event::Ended);
+                }
+            }
+            9 => self.pass(Duration::from_secs(7)),
+            10 => self.pass(Duration::from_secs(400)),
+            _ => self.end_some_job(),
+        }
+        self.deliver();
+    }
+
+    fn end_some_job(&mut self) {
+        let which = self.dice(2);
+        let names: Vec<OsString> = self.jobs.keys().cloned().collect();
+        if let Some(name) = names.get(usize::from(which == 1 && names.len() > 1)) {
+            let name = name.clone();
+            self.history
+                .push(format!("the job of {name:?} goes on: {:?}", self.jobs[&name]));
+            self.end_job(&name);
+        }
+    }
+
+    /// Events come some time after what they tell of.
+    fn deliver(&mut self) {
+        while self.dice(3) > 0
+            && let Some(event) = self.events.pop_front()
+        {
+            if self.state.connection.is_up() {
+                self.take(Event::Changed(event));
+            }
+        }
+    }
+
+    /// Nothing more happens: containerd is there, jobs end, time passes.
+    fn settle(&mut self) {
+        self.is_up = true;
+        self.state.relist = true;
+        for _ in 0..2000 {
+            while self.step() {}
+            while let Some(event) = self.events.pop_front() {
+                if self.state.connection.is_up() {
+                    self.take(Event::Changed(event));
+                }
+            }
+            let names: Vec<OsString> = self.jobs.keys().cloned().collect();
+            for name in &names {
+                self.end_job(name);
+            }
+            let is_quiet = self.jobs.is_empty() && self.state.lanes.is_empty() && !self.state.relist;
+            let due = self.state.next_due(self.now);
+            match due {
+                // The next comparison is due by itself only.
+                Some(due) if is_quiet && due > self.now + Duration::from_secs(500) && self.is_all_done() => {
+                    return;
+                }
+                Some(due) if is_quiet => {
+                    let wait = due.saturating_duration_since(self.now);
+                    self.pass(wait.max(Duration::from_millis(1)));
+                }
+                _ => {}
+            }
+        }
+        self.fail("it does not come to rest");
+    }
+
+    fn is_all_done(&self) -> bool {
+        let is_open = |phase| !matches!(phase, Phase::Done | Phase::Failed { retry: None });
+        self.state.roster.count(is_open) == 0
+    }
+
+    fn fail(&self, why: &str) -> ! {
+        let phases: Vec<_> = self
+            .folder
+            .keys()
+            .map(|name| (name, self.state.roster.phase(name)))
+            .collect();
+        panic!("{why}\n{}\n{phases:?}", self.history.join("\n"));
+    }
+
+    /// What the folder says is so in containerd.
+    fn check(&self) {
+        let mut wanted: BTreeMap<&String, (u64, &Digest, &OsString)> = BTreeMap::new();
+        for (name, file) in &self.folder {
+            let Content::Bundle(images) = &file.content else {
+                let is_failed = self.state.roster.phase(name) == Some(Phase::Failed { retry: None });
+                if !is_failed {
+                    self.fail(&format!("{name:?} is broken, and not said to be"));
+                }
+                continue;
+            };
+            let Some(entry) = self.state.ledger.get(name) else {
+                self.fail(&format!("the ledger does not know {name:?}"))
+            };
+            for (image, target) in images {
+                let before = wanted.get(image).map_or(0, |(arrival, ..)| *arrival);
+                if entry.arrival > before {
+                    wanted.insert(image, (entry.arrival, target, name));
+                }
+            }
+        }
+        for (image, (_, target, bundle)) in &wanted {
+            let Some(record) = self.records.get(*image) else {
+                self.fail(&format!("{image} is not there"))
+            };
+            if record.target.digest() != *target && !self.moved.contains(*image) {
+                self.fail(&format!("{image} is not what {bundle:?} says, which came last"));
+            }
+            let is_pinned = record.labels.contains_key(PINNED) && record.labels.contains_key(OUR_PIN);
+            if !is_pinned && !self.moved.contains(*image) {
+                self.fail(&format!("{image} is not pinned"));
+            }
+            for blob in [(*target).clone(), layer(target)] {
+                if !self.blobs.contains_key(blob.as_ref()) && !self.moved.contains(*image) {
+                    self.fail(&format!("{blob} of {image} is not there"));
+                }
+            }
+        }
+        // A bundle that was replaced by a broken one keeps its word for what it brought.
+        let has_broken = self
+            .folder
+            .values()
+            .any(|file| matches!(file.content, Content::Broken));
+        for (name, record) in &self.records {
+            let is_kept = has_broken || self.moved.contains(name) || self.state.folder.vanished.is_some();
+            if !wanted.contains_key(name) && record.labels.contains_key(OUR_PIN) && !is_kept {
+                self.fail(&format!("{name} has a pin, and no bundle has it"));
+            }
+        }
+    }
+}
+
+fn change(labels: &mut BTreeMap<String, String>, changes: &labels::LabelChanges) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => drop(labels.insert(key.clone(), value.clone())),
+            None => drop(labels.remove(key)),
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_in_any_order_the_state_converges_to_what_the_folder_says() {
+    for seed in 0..HISTORIES {
+        let mut world = World::new(seed);
+        world.history.push(format!("seed {seed}"));
+        for _ in 0..STEPS {
+            world.happen();
+            while world.step() {}
+        }
+        world.settle();
+        world.check();
+    }
+}
+
+/// Without this the test above could hold for a daemon that starts every file again and again.
+#[test]
+fn a_bundle_that_nothing_happens_to_is_started_once() {
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        for number in 0..5 {
+            let images = vec![(format!("registry.test/app:{number}"), digest(number + 1))];
+            let identity = world.identity();
+            let content = Content::Bundle(images);
+            world
+                .folder
+                .insert(format!("{number}.tar").into(), File { identity, content });
+        }
+        world.settle();
+        world.check();
+        world.pass(Duration::from_secs(36_000));
+        world.settle();
+        assert_eq!(
+            world.starts.values().sum::<u32>(),
+            5,
+            "{}",
+            world.history.join("\n")
+        );
+    }
+}
