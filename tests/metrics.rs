@@ -151,7 +151,7 @@ fn every_metric_is_described() {
     let text = read("docs/metrics.md");
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
     let described: BTreeSet<_> = rows.filter_map(|row| row.split('`').next()).collect();
-    let source = read("crates/airgapd/src/metrics.rs");
+    let source = read("crates/node/src/metrics.rs");
     let named: BTreeSet<_> = source
         .split('"')
         .filter(|text| text.starts_with("airgapd_"))

@@ -6,13 +6,11 @@
 
 #[path = "../../crates/registry/src/challenge.rs"]
 mod challenge;
-#[allow(dead_code, reason = "the reader alone is of interest")]
-#[path = "../../crates/node/src/state/ledger.rs"]
-mod ledger;
 
 use airgapd_fuzz::assert_printable;
 use basics::Foreign;
 use libfuzzer_sys::fuzz_target;
+use node::state::ledger::Ledger;
 use platforms::Platform;
 use requirements::kubelet::records::{Folder, Records};
 use requirements::{Limits, Problem, k0s, kubelet, lists, manifests};
@@ -92,10 +90,10 @@ fn all_printable(problems: &[Problem]) {
 }
 
 fn read_ledger(bytes: &[u8]) {
-    let Ok(ledger) = serde_json::from_slice::<ledger::Ledger>(bytes) else {
+    let Ok(ledger) = serde_json::from_slice::<Ledger>(bytes) else {
         return;
     };
     let written = serde_json::to_vec(&ledger).expect("a ledger is plain data");
-    let read: ledger::Ledger = serde_json::from_slice(&written).expect("what was written is read");
+    let read: Ledger = serde_json::from_slice(&written).expect("what was written is read");
     assert_eq!(read, ledger, "a ledger is not read back as it is written");
 }

@@ -9,7 +9,7 @@
 //! `table` makes a table of names of them, in little memory (`entries`), with links resolved. Each name
 //! stands for a `place`. `packed` keeps what one pass over a compressed archive has seen, and `folder`
 //! stands in for an archive that was extracted. `recognise` tells archives from other files, and
-//! `strangers` says what those are.
+//! `strangers` says what those are. `sniff` tells how a file begins and ends, before it is opened.
 
 mod compression;
 mod decode;
@@ -22,6 +22,7 @@ mod identity;
 mod packed;
 mod place;
 mod recognise;
+pub mod sniff;
 pub(crate) mod strangers;
 mod table;
 mod tar;

@@ -32,7 +32,7 @@ mod limits;
 mod stream;
 pub mod write;
 
-pub use archive::{Compression, Ending, Identity, Truncation};
+pub use archive::{Compression, Ending, Identity, Truncation, sniff};
 pub use bundle::{Blob, Bundle};
 pub use error::{Error, Fault, Warning};
 pub use image::{BlobRef, Inventory, InventoryImage, Reliance, Store, resolve};

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use crate::common::*;
-use crate::writing::{draft, images, source, written};
+use crate::written::{draft, images, source, written};
 use airgapd_bundle::Compression;
 use airgapd_bundle::fixtures::{Image, Layer, Layout as Fixture, digest_of};
 use airgapd_bundle::write::Layout;

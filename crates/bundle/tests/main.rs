@@ -14,4 +14,4 @@ mod limits;
 mod sparse;
 mod strangers;
 mod tars;
-mod writing;
+mod written;

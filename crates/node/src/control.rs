@@ -56,11 +56,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
 /// What somebody wants of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
+    /// The status, as the daemon knows it now.
     Status,
     /// The status after a new listing of the folder.
     Listed,
     /// The same, and what the configuration requires is looked at anew; that takes a moment longer than the answer.
     Checked,
+    /// The metrics, in Prometheus' text format.
     Metrics,
 }
 
@@ -292,12 +294,18 @@ pub enum Unanswered {
     Denied(PathBuf),
     /// It answers, but not with what was asked for.
     #[error("the daemon on {} gives no answer: {why}", socket.display())]
-    NoAnswer { socket: PathBuf, why: String },
+    NoAnswer {
+        /// The path of the socket.
+        socket: PathBuf,
+        /// The reason, without the path.
+        why: String,
+    },
 }
 
 /// A status as the daemon gave it.
 #[derive(Debug)]
 pub struct Told {
+    /// How the node stands.
     pub status: Status,
     /// Its tag, to wait for the next one.
     pub tag: Option<String>,

@@ -1,7 +1,15 @@
 //! The images folder: its listing, its changes, and the files beside bundles. Nothing here knows containerd.
 
 pub mod folder;
+mod identity;
+mod ignored;
+mod listing;
+mod open;
+mod permissions;
 pub mod pull_list;
+mod settle;
 pub mod sidecar;
 pub mod trusted_digests;
 pub(crate) mod watch;
+
+pub use watch::try_watch;

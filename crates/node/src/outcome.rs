@@ -111,6 +111,9 @@ mod tests {
         ] {
             assert_eq!(here.as_str(), there.as_str());
         }
-        assert_eq!(Outcome::Failed.as_str(), import::ImageOutcome::Failed.as_str());
+        assert_eq!(
+            Outcome::Failed.as_str(),
+            import::result::ImageOutcome::Failed.as_str()
+        );
     }
 }

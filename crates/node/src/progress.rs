@@ -21,8 +21,11 @@ const SHORTEST_BAR: usize = 10;
 /// What is done with the bytes that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
+    /// Bytes go to containerd.
     Sending,
+    /// Bytes go into a file.
     Writing,
+    /// Bytes come from a file.
     Reading,
 }
 

@@ -9,8 +9,7 @@ use jiff::Timestamp;
 use crate::runtime::{self, Containerd};
 use crate::settings::Settings;
 use crate::status::{MissingStatus, RequiredStatus};
-use verify::{Answer, Inventory, Snapshots, Sought, answer};
-use verify::{Need, Needs};
+use verify::{Answer, Inventory, Need, Needs, Sought, answer};
 
 /// Looks whether everything that `require` asks for is there, whole. Reads only; safe to cancel.
 ///

@@ -20,7 +20,9 @@ pub const KUBERNETES: &str = "k8s.io";
 /// A containerd that answers and is the right one.
 #[derive(Clone, Debug)]
 pub struct Containerd {
+    /// The client, bound to the configured namespace.
     pub client: Client,
+    /// The version that containerd says it is.
     pub version: Version,
     /// What containerd says this node is; detected from the machine where it does not say.
     pub platform: Platform,
@@ -40,7 +42,10 @@ pub enum Unusable {
     #[error(
         "the containerd on {socket} has no CRI service, so it is not the one kubelet uses (`cri: false` takes it all the same)"
     )]
-    NoCri { socket: String },
+    NoCri {
+        /// The path of the socket.
+        socket: String,
+    },
 }
 
 impl Unusable {

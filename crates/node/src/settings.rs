@@ -27,6 +27,7 @@ pub struct Settings {
     pub images_dir: Option<PathBuf>,
     /// Whether bundles are looked for in sub-folders of the images folder too.
     pub recursive: bool,
+    /// The folder of `state.json` and the files beside it.
     pub state_dir: PathBuf,
     /// Where the control socket is, and the metrics if nothing else is said.
     pub runtime_dir: PathBuf,
@@ -36,9 +37,11 @@ pub struct Settings {
     pub metrics_address: Option<SocketAddr>,
     /// containerd's socket; `None` is the distribution's own.
     pub address: Option<PathBuf>,
+    /// The namespace of containerd that images go to.
     pub namespace: String,
     /// Whether a CRI service must be on containerd's socket.
     pub cri: bool,
+    /// The platforms whose images are taken from bundles.
     pub platforms: PlatformChoice,
     /// How often everything is compared with containerd although nothing has happened.
     pub resync: Duration,
@@ -50,13 +53,19 @@ pub struct Settings {
     pub rate_limit: Option<u64>,
     /// How long our pin stays after the last bundle that vouches for an image is gone.
     pub unpin_grace: Duration,
+    /// The treatment of an image when the last bundle that vouches for it is gone.
     pub on_removal: OnRemoval,
+    /// The treatment of a name that another image has already.
     pub on_conflict: OnConflict,
+    /// The behaviour beside another importer of the same folder.
     pub coexistence: Coexistence,
+    /// Further names for images whose name matches.
     pub aliases: Vec<Alias>,
     /// Names for images that the archive leaves without one, by the digest of their target.
     pub names: BTreeMap<String, Reference>,
+    /// The repository for archives that give tags only.
     pub base_name: Option<String>,
+    /// Which images get a record by their digest as well.
     pub digest_references: DigestReferences,
     /// What bundles may call their images; empty allows every name.
     pub allowed_names: Vec<Pattern>,
@@ -66,17 +75,21 @@ pub struct Settings {
     pub priority: Vec<Pattern>,
     /// When images are unpacked.
     pub unpack: Unpack,
+    /// Whether bundles are checked against checksum files.
     pub checksums: Checksums,
     /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
     pub trusted_digests: Option<PathBuf>,
     /// Whether the images that `.txt` files in the folder list are pulled through CRI.
     pub pull_lists: bool,
+    /// Whether bundles are imported from a folder that everybody can write.
     pub allow_insecure_dir: bool,
     /// What this node will be asked for; the daemon goes on looking whether it is there.
     pub require: Sources,
+    /// The bounds for reading bundles.
     pub limits: bundle::Limits,
     /// How many image records the namespace may have, those of others counted, for a bundle to add to them.
     pub most_records: usize,
+    /// Which log lines are written, and in which form.
     pub log: LogSettings,
 }
 
@@ -174,7 +187,9 @@ pub struct Reloaded {
 /// What becomes of our pin, and of the record, when the last bundle that vouches for an image is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnRemoval {
+    /// Our pin goes; the record stays, and kubelet's garbage collector may remove it.
     Unpin,
+    /// Pin and record stay.
     Keep,
     /// The record goes, too, where nobody else wants it.
     Delete,
@@ -191,28 +206,40 @@ pub enum Checksums {
     Require,
 }
 
+/// Which log lines are written, and in which form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSettings {
+    /// The least important lines that are written.
     pub level: LogLevel,
+    /// The form of a line.
     pub format: LogFormat,
 }
 
 /// The least important lines that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
+    /// Failures only.
     Error,
+    /// Failures, and conditions that the operator should look at.
     Warn,
+    /// Also events that an operator cares about, such as an import.
     Info,
+    /// Also single blobs and decisions.
     Debug,
+    /// Also the requests to containerd.
     Trace,
 }
 
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// The journal where systemd has connected us to it, otherwise lines for people.
     Auto,
+    /// Lines for people.
     Human,
+    /// One JSON document a line.
     Json,
+    /// Entries of systemd's journal, with fields.
     Journal,
 }
 

@@ -1,8 +1,11 @@
 //! What the daemon knows. It changes by the decisions of [`crate::decide`] alone.
 
 pub(crate) mod crash;
+mod entry;
 pub mod ledger;
 pub mod roster;
+mod store;
+mod suspects;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;

@@ -19,7 +19,9 @@ use crate::state::roster::{Phase, Roster};
 pub struct Status {
     /// The daemon that answered; absent when it was not asked.
     pub daemon: Option<DaemonStatus>,
+    /// The containerd that images go to.
     pub containerd: ContainerdStatus,
+    /// The folder that bundles come from.
     pub folder: FolderStatus,
     /// What the configuration requires; absent where it requires nothing.
     #[serde(default)]
@@ -37,6 +39,7 @@ pub struct Status {
 /// An entry of the images folder that is no bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IgnoredStatus {
+    /// Its name, relative to the images folder.
     pub name: Foreign,
     /// Why it is left alone.
     pub reason: String,
@@ -45,18 +48,26 @@ pub struct IgnoredStatus {
 /// The daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DaemonStatus {
+    /// The version of the program.
     pub version: String,
+    /// Its process id.
     pub pid: u32,
+    /// Time at which the process started.
     pub started_at: Timestamp,
 }
 
 /// containerd, as whoever answers sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ContainerdStatus {
+    /// The path of its socket.
     pub socket: String,
+    /// The namespace that images go to.
     pub namespace: String,
+    /// Whether it answers and is the right one.
     pub reachable: bool,
+    /// Its version; absent while it is not reachable.
     pub version: Option<String>,
+    /// The node's platform, such as `linux/amd64`; absent while it is not known.
     pub platform: Option<String>,
     /// Why it is not used.
     pub problem: Option<String>,
@@ -65,6 +76,7 @@ pub struct ContainerdStatus {
 /// The images folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FolderStatus {
+    /// Its path.
     pub path: String,
     /// Why nothing is imported from it.
     pub problem: Option<String>,
@@ -86,7 +98,9 @@ pub struct UnpackStatus {
 /// An image that cannot be unpacked: no container of it will start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackFailureStatus {
+    /// The name of the image record.
     pub name: String,
+    /// The digest that the record points at.
     pub digest: String,
     /// Why, naming the layer.
     pub reason: String,
@@ -111,6 +125,7 @@ pub struct RequiredStatus {
 /// An image that is required and not there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingStatus {
+    /// The reference, as its source writes it.
     pub reference: String,
     /// What is wrong.
     pub why: String,
@@ -152,13 +167,17 @@ impl RequiredStatus {
 /// One image that bundles vouch for, as containerd has it at this moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageStatus {
+    /// The name of the image record.
     pub name: String,
+    /// The digest that the bundle wants the name to point at.
     pub digest: String,
     /// The file that vouches for it; where several do, the one that arrived last.
     pub bundle: String,
+    /// How the record stands.
     pub record: RecordStatus,
     /// What the node needs of it and containerd has not.
     pub missing_blobs: Vec<String>,
+    /// Whether our pin is on the record.
     pub pinned: bool,
 }
 
@@ -166,7 +185,9 @@ pub struct ImageStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecordStatus {
+    /// It is there and points at the digest.
     InPlace,
+    /// There is no record of the name.
     Missing,
     /// It is there and points at another image.
     Elsewhere,
@@ -193,6 +214,7 @@ impl ImageStatus {
 pub struct BundleStatus {
     /// Its file name, as labels have it.
     pub name: Foreign,
+    /// How far it has come.
     pub state: State,
     /// Of the file, in bytes; 0 for a folder.
     pub size: u64,
@@ -202,6 +224,7 @@ pub struct BundleStatus {
     pub catalog: Option<String>,
     /// How many records it vouches for.
     pub images: usize,
+    /// Time of the last import; absent before the first.
     pub imported_at: Option<Timestamp>,
     /// How long the last import took, in milliseconds.
     pub duration_ms: Option<u64>,
@@ -211,6 +234,7 @@ pub struct BundleStatus {
     pub progress: Option<ProgressStatus>,
     /// What it waits for.
     pub waits_for: Option<String>,
+    /// Why the last try failed; absent after one that did not.
     pub error: Option<ErrorStatus>,
     /// When it is tried again, from now, in milliseconds.
     pub retry_in_ms: Option<u64>,
@@ -247,12 +271,16 @@ pub enum State {
 /// What whoever waits for a bundle makes of its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
+    /// Neither in place nor failed yet.
     Pending,
+    /// In place, as far as this node can have it.
     Converged,
+    /// Failed, and time alone will not help.
     Failed,
 }
 
 impl State {
+    /// Every state, in the order of a bundle's life.
     pub const ALL: [State; 11] = [
         State::Settling,
         State::Stalled,
@@ -267,6 +295,7 @@ impl State {
         State::Gone,
     ];
 
+    /// What a command that waits for the bundle makes of the state.
     pub fn standing(self) -> Standing {
         match self {
             State::Settling
@@ -313,6 +342,7 @@ pub struct ProgressStatus {
     /// Images that there are in all; absent before that is known, and where only bytes are counted.
     #[serde(default)]
     pub images: Option<usize>,
+    /// Time since the import began, in milliseconds.
     pub elapsed_ms: u64,
     /// Since the first byte could be sent.
     pub bytes_per_second: u64,
@@ -348,8 +378,11 @@ fn per_second(bytes: u64, elapsed_ms: u64) -> u64 {
 /// Why the last try failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorStatus {
+    /// The error with its causes, in one line.
     pub text: String,
+    /// What has to happen before another try makes sense.
     pub class: ErrorClass,
+    /// Time of the failure.
     pub at: Timestamp,
     /// How often this very file was tried in vain.
     pub attempts: u32,

@@ -1,30 +1,15 @@
-//! One reference held against what there is.
+//! The answer for one reference, held against an inventory, with the image that comes closest and the remedy.
 //!
-//! CRI normalises what a pod asks for and looks for a record of exactly that name; with a tag and a digest the tag does
-//! not count; a config's digest, or the beginning of one, is an id (containerd's CRI plugin, `LocalResolve`). So a pod
-//! may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
+//! A pod may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
 
-use std::collections::HashSet;
-use std::ops::ControlFlow;
-
-use containerd::{Client, ImageRecord};
 use import::content::CONTAINERD;
 use import::labels::EXPIRES;
 use import::{Judgement, Reference};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
-use super::{Held, Inventory};
-use crate::{Need, Source};
-
-/// How many hexadecimal digits make an id: shorter ones may be names.
-const SHORTEST_ID: usize = 12;
-
-/// How long an id is that is not only the beginning of one.
-const FULL_ID: usize = "sha256:".len() + 64;
-
-/// Among so many images that are like those that are asked for there is one to name.
-const MOST_ALIKE: usize = 1000;
+use crate::sought::{Wanted, find, parts, wanted};
+use crate::{Held, Inventory, Need, Source};
 
 /// What there is to say of an image that runs without its layers.
 const UNPACKED: &str = "it is unpacked, and its layers are not in the store (discard_unpacked_layers in containerd's \
@@ -70,7 +55,9 @@ pub struct NearMiss {
 /// What there is to say about one reference.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
+    /// The normalised reference, or the text in its place where it is none.
     pub reference: String,
+    /// Whether it will be there.
     pub status: Status,
     /// What the name points at.
     pub digest: Option<String>,
@@ -78,6 +65,7 @@ pub struct Answer {
     pub place: Option<String>,
     /// The platforms that are whole, or that there are instead.
     pub platforms: Vec<String>,
+    /// Whether kubelet's garbage collector leaves the image alone; `None` for an image of a bundle.
     pub pinned: Option<bool>,
     /// The bundles that vouch for it.
     pub bundles: Vec<String>,
@@ -85,10 +73,13 @@ pub struct Answer {
     pub problems: Vec<String>,
     /// A bundle on this disk that has the image, whole.
     pub found_in: Option<String>,
+    /// An image that is almost the one that is asked for, where there is one.
     pub near_miss: Option<NearMiss>,
     /// What to do about it.
     pub remedy: Option<String>,
+    /// Doubts about an image that is present, in sentences.
     pub warnings: Vec<String>,
+    /// The places that ask for it.
     pub sources: Vec<Source>,
 }
 
@@ -139,6 +130,7 @@ impl Answer {
         }
     }
 
+    /// Returns true unless the image is present, down to every blob.
     pub fn is_missing(&self) -> bool {
         self.status != Status::Present
     }
@@ -148,180 +140,6 @@ fn only_for(offered: &[String]) -> String {
     match offered {
         [] => "nothing in it is for this node".to_owned(),
         offered => format!("it is not for this node, only for {}", offered.join(", ")),
-    }
-}
-
-/// What a reference means to CRI.
-enum Wanted {
-    /// A record of this name; the reference it was made of.
-    Name(String, Reference),
-    /// An image by its id or the beginning of it.
-    Id(String),
-}
-
-impl Wanted {
-    fn into_text(self) -> String {
-        match self {
-            Wanted::Name(text, _) | Wanted::Id(text) => text,
-        }
-    }
-}
-
-/// What a text stands for where no image is called so: CRI looks for a name first.
-fn as_id(text: &str) -> Option<Wanted> {
-    let hex = text.strip_prefix("sha256:").unwrap_or(text);
-    let is_hex = !hex.is_empty() && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let is_id = is_hex && (text.len() > hex.len() || (SHORTEST_ID..=64).contains(&hex.len()));
-    is_id.then(|| Wanted::Id(text.to_owned()))
-}
-
-fn wanted(text: &str, inventory: &Inventory) -> Result<Wanted, String> {
-    let by_name = by_name(text);
-    match as_id(text) {
-        Some(id) => Ok(by_name
-            .ok()
-            .filter(|name| find(name, inventory).is_some())
-            .unwrap_or(id)),
-        None => by_name,
-    }
-}
-
-fn by_name(text: &str) -> Result<Wanted, String> {
-    let reference: Reference = text
-        .parse()
-        .map_err(|error: import::names::InvalidReference| error.to_string())?;
-    let name = match (reference.digest(), reference.tag()) {
-        (Some(digest), _) => format!("{}@{digest}", reference.repository()),
-        (None, Some(tag)) => format!("{}:{tag}", reference.repository()),
-        (None, None) => format!("{}:latest", reference.repository()),
-    };
-    Ok(Wanted::Name(name, reference))
-}
-
-/// The records that can have a say in the answers to some needs.
-#[derive(Debug, Default)]
-pub struct Sought {
-    /// Names that are asked for, ids in full included.
-    names: HashSet<String>,
-    /// Beginnings of ids.
-    ids: Vec<String>,
-    /// Where near misses are wanted, too.
-    near: Option<Near>,
-}
-
-/// The repositories and names by which near misses of the wanted images are recognised.
-#[derive(Debug, Default)]
-struct Near {
-    repositories: HashSet<String>,
-    digests: HashSet<String>,
-    /// Last parts of paths, each with a tag.
-    versions: HashSet<(String, String)>,
-}
-
-impl Sought {
-    /// The marks of all images that are asked for.
-    pub fn exactly(needs: &[Need]) -> Sought {
-        let mut sought = Sought::default();
-        for text in needs.iter().map(Need::given) {
-            sought.names.extend(by_name(text).ok().map(Wanted::into_text));
-            sought
-                .ids
-                .extend(as_id(text).map(|wanted| full_id(&wanted.into_text())));
-        }
-        sought
-    }
-
-    /// The same with the near misses of what may be missing.
-    pub fn with_near_misses(needs: &[Need]) -> Sought {
-        let mut near = Near::default();
-        for text in needs.iter().map(Need::given) {
-            if let Ok(Wanted::Name(_, reference)) = by_name(text) {
-                near.add(&reference);
-            }
-        }
-        Sought {
-            near: Some(near),
-            ..Sought::exactly(needs)
-        }
-    }
-
-    /// Whether a record matters.
-    pub fn may_be(&self, record: &ImageRecord) -> bool {
-        let ImageRecord { name, target, .. } = record;
-        self.names.contains(name)
-            || self.ids.iter().any(|id| name.starts_with(id.as_str()))
-            || self
-                .near
-                .as_ref()
-                .is_some_and(|near| near.is_like(name, target.digest().as_ref()))
-    }
-
-    /// Asks for the records that matter where there are very many: by name, and with a list only for what those lack.
-    ///
-    /// # Errors
-    ///
-    /// The error of the client.
-    pub async fn among_many(&self, client: &Client) -> Result<Vec<ImageRecord>, containerd::Error> {
-        let full = self.ids.iter().filter(|id| id.len() == FULL_ID);
-        let names = self.names.iter().chain(full).map(String::as_str);
-        let mut found = client.images_named(names).await?;
-        let is_found = |name: &String| found.iter().any(|record| record.name == *name);
-        let is_vague = self.ids.iter().any(|id| id.len() < FULL_ID);
-        let is_short = self.near.is_some() && !self.names.iter().all(is_found);
-        if !is_vague && !is_short {
-            return Ok(found);
-        }
-        let looked_up: HashSet<String> = found.iter().map(|record| record.name.clone()).collect();
-        let known = found.len();
-        let look = |record: ImageRecord| {
-            if !looked_up.contains(&record.name) && self.may_be(&record) {
-                found.push(record);
-            }
-            match found.len() - known < MOST_ALIKE {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            }
-        };
-        client.each_image(look).await?;
-        Ok(found)
-    }
-}
-
-impl Near {
-    fn add(&mut self, reference: &Reference) {
-        let repository = reference.repository();
-        self.repositories.insert(repository.to_owned());
-        self.digests.extend(reference.digest().map(str::to_owned));
-        let version = last(repository).zip(reference.tag());
-        self.versions
-            .extend(version.map(|(last, tag)| (last.to_owned(), tag.to_owned())));
-    }
-
-    fn is_like(&self, name: &str, target: &str) -> bool {
-        let (repository, tag) = parts(name);
-        let version = last(repository).zip(tag);
-        self.repositories.contains(repository)
-            || self.digests.contains(target)
-            || version.is_some_and(|(last, tag)| self.versions.contains(&(last.to_owned(), tag.to_owned())))
-    }
-}
-
-/// The last part of a repository's path.
-fn last(repository: &str) -> Option<&str> {
-    repository.rsplit('/').next()
-}
-
-fn full_id(id: &str) -> String {
-    match id.starts_with("sha256:") {
-        true => id.to_owned(),
-        false => format!("sha256:{id}"),
-    }
-}
-
-fn find<'s>(wanted: &Wanted, inventory: &'s Inventory) -> Option<&'s Held> {
-    match wanted {
-        Wanted::Name(name, _) => inventory.get(name),
-        Wanted::Id(id) => inventory.by_id(id),
     }
 }
 
@@ -552,61 +370,4 @@ fn other_tag<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>) ->
 /// How many characters two tags begin with in common.
 fn alike(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count()
-}
-
-/// Repository and tag of a record's name.
-fn parts(name: &str) -> (&str, Option<&str>) {
-    let without_digest = name.split('@').next().unwrap_or(name);
-    match without_digest.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
-        _ => (without_digest, None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn inventory(names: &[&str]) -> Inventory {
-        let target: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-        let held = names.iter().map(|name| Held {
-            name: (*name).to_owned(),
-            target: target.clone(),
-            state: Judgement::Broken(Vec::new()),
-            lacks_layers: false,
-            hidden: None,
-            doubts: Vec::new(),
-            below: Vec::new(),
-            place: CONTAINERD.to_owned(),
-            pinned: None,
-            expires: None,
-            bundles: Vec::new(),
-        });
-        Inventory::of(held)
-    }
-
-    #[test]
-    fn what_could_be_an_id_is_a_name_where_there_is_one() {
-        let id = format!("sha256:{}", "c".repeat(64));
-        let name = "docker.io/library/cafecafecafe:latest";
-        let table: [(&str, &[&str], Option<&str>); 6] = [
-            ("cafecafecafe", &[name], Some(name)),
-            ("cafecafecafe", &[], None),
-            ("cccccccccccc", &[&id], Some(&id)),
-            (&id, &[&id], Some(&id)),
-            (&id["sha256:".len()..], &[&id], Some(&id)),
-            // Too short to be an id.
-            (
-                "cafe",
-                &["docker.io/library/cafe:latest"],
-                Some("docker.io/library/cafe:latest"),
-            ),
-        ];
-        for (text, names, found) in table {
-            let inventory = inventory(names);
-            let wanted = wanted(text, &inventory).unwrap();
-            let held = find(&wanted, &inventory).map(|held| held.name.as_str());
-            assert_eq!(held, found, "{text} in {names:?}");
-        }
-    }
 }

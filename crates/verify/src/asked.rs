@@ -25,7 +25,9 @@ pub use k0s::{K0sAnswer, K0sQuestion};
 pub struct Sources {
     /// Lists of references.
     pub images: Vec<PathBuf>,
+    /// What k0s will ask for.
     pub k0s: K0sQuestion,
+    /// Kubernetes manifests, and folders of them.
     pub manifests: Vec<PathBuf>,
     /// kubelet's folder.
     pub static_pods: Option<PathBuf>,
@@ -48,16 +50,22 @@ impl Sources {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
+    /// The list of images of k0s.
     K0s,
+    /// A Kubernetes manifest.
     Manifest,
+    /// A manifest in kubelet's folder of static pods.
     StaticPod,
+    /// A list of references.
     List,
+    /// The sandbox that containerd starts every pod with.
     Sandbox,
 }
 
 /// One place that asks for an image.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Source {
+    /// The kind of place.
     pub kind: Kind,
     /// The file, where there is one.
     pub path: Option<String>,

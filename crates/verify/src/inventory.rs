@@ -17,7 +17,9 @@ use super::Sought;
 /// One name and what is behind it.
 #[derive(Clone, Debug)]
 pub struct Held {
+    /// The name of the record, or the one that the bundle's image would get.
     pub name: String,
+    /// The digest that the name points at.
     pub target: Digest,
     /// Whether it can run on this node.
     pub state: Judgement,
@@ -268,6 +270,7 @@ impl Inventory {
 }
 
 impl Held {
+    /// Returns true if everything that this node needs of the image is there.
     pub fn is_whole(&self) -> bool {
         matches!(self.state, Judgement::Whole(_))
     }

@@ -7,7 +7,9 @@
 mod answer;
 mod asked;
 mod inventory;
+mod sought;
 
-pub use answer::{Answer, Sought, Status, answer};
+pub use answer::{Answer, Status, answer};
 pub use asked::{K0sAnswer, K0sQuestion, Kind, Need, Needs, Source, Sources, read_text};
 pub use inventory::{Held, Inventory, Snapshots};
+pub use sought::Sought;

@@ -7,7 +7,7 @@ use std::fs;
 use lab::workspace;
 
 /// For each crate the crates of the project that its shipped code may use.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("basics", &[]),
     ("platforms", &[]),
     ("bundle", &["basics", "platforms"]),
@@ -16,15 +16,32 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("registry", &["basics", "bundle", "platforms"]),
     ("import", &["basics", "bundle", "containerd", "platforms"]),
     (
-        "airgapd",
+        "verify",
         &[
             "basics",
             "bundle",
             "containerd",
             "import",
             "platforms",
+            "requirements",
+        ],
+    ),
+    (
+        "node",
+        &["basics", "bundle", "containerd", "import", "platforms", "verify"],
+    ),
+    (
+        "airgapd",
+        &[
+            "basics",
+            "bundle",
+            "containerd",
+            "import",
+            "node",
+            "platforms",
             "registry",
             "requirements",
+            "verify",
         ],
     ),
     ("fake-containerd", &["basics"]),
@@ -35,7 +52,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
 ];
 
 /// Libraries that stand for a whole way of doing things, and the shipped crates that may know them.
-const KNOWN_TO: [(&str, &[&str]); 9] = [
+const KNOWN_TO: [(&str, &[&str]); 11] = [
     ("tonic", &["containerd"]),
     ("containerd-client", &["containerd"]),
     ("k8s-cri", &["containerd"]),
@@ -44,7 +61,9 @@ const KNOWN_TO: [(&str, &[&str]); 9] = [
     ("rustls", &["registry"]),
     ("anyhow", &["airgapd"]),
     ("clap", &["airgapd"]),
-    ("notify", &["airgapd"]),
+    ("notify", &["node"]),
+    ("prometheus", &["node"]),
+    ("sd-notify", &["node"]),
 ];
 
 /// Crates that only tests and tasks use.

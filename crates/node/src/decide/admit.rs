@@ -96,7 +96,7 @@ impl State {
     fn give_way(&mut self, name: &OsStr, turn: &mut Turn) {
         turn.say(Line::info("nothing of it moves: others go first, and it goes on after them").bundle(name));
         match self.lanes.give_way(name) {
-            Some(Leaving::Over(_)) => self.on_dropped(name, turn),
+            Some(Leaving::Over) => self.on_dropped(name, turn),
             Some(Leaving::Working) => turn.act(Action::Abort(name.to_owned())),
             None => {}
         }

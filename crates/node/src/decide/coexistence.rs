@@ -23,6 +23,7 @@ use crate::settings::Coexistence;
 /// Another importer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Importer {
+    /// k0s's own worker.
     K0s,
     /// k3s or RKE2.
     K3s,

@@ -144,7 +144,7 @@ pub(crate) struct Lanes {
 #[derive(Debug)]
 pub(crate) enum Leaving {
     /// It only waited, and is over.
-    Over(Box<Job>),
+    Over,
     /// Its work has to be dropped first.
     Working,
 }
@@ -232,7 +232,7 @@ impl Lanes {
         let job = self.running.get_mut(name)?;
         job.has_yielded = true;
         if job.waits() {
-            return self.end(name).map(|job| Leaving::Over(Box::new(job)));
+            return self.end(name).map(|_| Leaving::Over);
         }
         *self.yields.entry(name.to_owned()).or_default() += 1;
         Some(Leaving::Working)

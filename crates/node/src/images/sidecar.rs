@@ -46,13 +46,21 @@ fn from_hex(hex: &[u8]) -> Option<Digest> {
 pub enum Failure {
     /// There has to be a sidecar, and there is none.
     #[error("there is no {sidecar} beside it, and `checksums: require` asks for one")]
-    Missing { sidecar: String },
+    Missing {
+        /// The name that the sidecar would have.
+        sidecar: String,
+    },
     /// What is to be checked has no bytes of its own.
     #[error("a folder has no checksum, and `checksums: require` asks for one")]
     NoFile,
     /// The sidecar says nothing about this bundle.
     #[error("{sidecar} cannot be used: {why}")]
-    Unusable { sidecar: String, why: String },
+    Unusable {
+        /// The name of the sidecar.
+        sidecar: String,
+        /// The reason, without the name.
+        why: String,
+    },
     /// The bundle is another one than the sidecar was made for.
     #[error(
         "its sha256 is {}, but {sidecar} says {}: copy the bundle again, and the checksum with it",
@@ -60,8 +68,11 @@ pub enum Failure {
         expected.digest()
     )]
     Mismatch {
+        /// The name of the sidecar.
         sidecar: String,
+        /// The digest that the sidecar states.
         expected: Digest,
+        /// The digest of the bundle's bytes.
         found: Digest,
     },
     /// Somebody wrote to the bundle meanwhile.

@@ -7,6 +7,9 @@
 //! inotify watches an inode and not a path, and says nothing when something is mounted over it. So the
 //! nearest folder above is watched too, the mount table is polled, and a timer compares what the path
 //! leads to with what is watched; it also covers file systems without events.
+//!
+//! More than half of the file is its tests. They place files in every way and look at the watch from outside, so a split
+//! would only move its inside apart.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -41,6 +44,20 @@ fn wanted_events() -> EventKindMask {
         | EventKindMask::MODIFY_META
         | EventKindMask::MODIFY_NAME
         | EventKindMask::ACCESS_CLOSE
+}
+
+/// Takes one of the kernel's watches over the folder, or over the nearest one above that exists, and gives it back at once.
+///
+/// # Errors
+///
+/// The reason why the kernel gives none, such as a limit that is reached. The daemon then lists the folder every few
+/// seconds instead.
+pub fn try_watch(folder: &Path) -> Result<(), String> {
+    let there = folder.ancestors().find(|folder| folder.is_dir());
+    let there = there.unwrap_or(Path::new("/"));
+    notify::recommended_watcher(|_| {})
+        .and_then(|mut watcher| watcher.watch(there, RecursiveMode::NonRecursive))
+        .map_err(|error| error.to_string())
 }
 
 /// A watch over one folder, which may come and go. It ends when it is dropped.

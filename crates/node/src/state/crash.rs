@@ -18,7 +18,7 @@ use basics::digest::{self, Hasher};
 use bundle::Identity;
 use serde::{Deserialize, Serialize};
 
-use crate::state::ledger;
+use crate::state::{entry, ledger};
 use crate::sys;
 
 const FILE: &str = "under-way";
@@ -60,7 +60,7 @@ struct Noted {
 
 #[derive(Serialize, Deserialize)]
 struct Suspect {
-    #[serde(with = "ledger::file_name")]
+    #[serde(with = "entry::file_name")]
     file: OsString,
     identity: Identity,
 }
@@ -133,7 +133,7 @@ impl Marker {
             return self.clear();
         }
         let noted = Noted {
-            boot: ledger::boot_id(),
+            boot: boot_id(),
             kills: Kills::now(),
             files: files
                 .iter()
@@ -277,6 +277,12 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     )
 }
 
+/// The kernel's id of this boot, where /proc tells it.
+pub(crate) fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
 /// Which program this is: its version and its bytes, so that a build with a remedy counts as another program. Reads the whole
 /// executable, so it is asked for only where a crash is known.
 ///
@@ -384,7 +390,7 @@ mod tests {
         marker.note(BTreeMap::from([(name.clone(), identity(2))]));
         marker.dies_of("a panic: two\nlines");
         let (mut marker, left) = Marker::open(folder.path());
-        let verdict = left.verdict(ledger::boot_id().as_deref(), &Kills::now()).unwrap();
+        let verdict = left.verdict(boot_id().as_deref(), &Kills::now()).unwrap();
         assert_eq!(verdict.suspects, [(name.clone(), identity(2))]);
         assert!(verdict.cause.starts_with("a panic: two"), "{}", verdict.cause);
         marker.clear();

@@ -34,6 +34,7 @@ pub struct Roster {
 /// A file as it was listed, with what stands for its checksum beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
+    /// The file as it was listed.
     pub identity: Identity,
     /// Of `<file>.sha256`, where there is one.
     pub(crate) sidecar: Option<Identity>,
@@ -68,7 +69,10 @@ struct Tracked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It may still be written to: looked at again then.
-    Settling { look: Instant },
+    Settling {
+        /// Time of the next look.
+        look: Instant,
+    },
     /// Finished; imported as soon as there is a containerd.
     Ready,
     /// A job of the daemon is at it.
@@ -84,7 +88,10 @@ pub enum Phase {
     /// Its images are in place, as far as they can be.
     Done,
     /// It could not be imported; tried again then, or when it changes.
-    Failed { retry: Option<Instant> },
+    Failed {
+        /// Time of the next try; `None` where only another file or a change on the node helps.
+        retry: Option<Instant>,
+    },
 }
 
 impl Phase {
@@ -412,7 +419,7 @@ pub(crate) fn split_off_sidecars(listed: Vec<Listed>) -> (Vec<Listed>, HashMap<O
     (others, sidecars.into_iter().map(of).collect())
 }
 
-/// Why a file is left alone, where it is: by its content and its name ([`folder::why_ignored`]). Not where it stands in
+/// Why a file is left alone, where it is: by its content and its name (`folder::why_ignored`). Not where it stands in
 /// the place of a bundle that was imported; a list that is to be pulled is none of these either.
 pub fn why_ignored(
     name: &OsStr,

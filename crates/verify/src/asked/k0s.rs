@@ -60,7 +60,9 @@ pub struct K0sAnswer {
     pub source: &'static str,
     /// The file or the program.
     pub path: Option<String>,
+    /// The platform that the list is for, such as `linux/amd64`.
     pub platform: String,
+    /// Whether the list has the images of every feature, and not only of those that the configuration turns on.
     pub all: bool,
     /// The pull policy of k0s's own pods, unless the load balancer has one of its own.
     pub default_pull_policy: String,

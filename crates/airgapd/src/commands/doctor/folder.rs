@@ -6,7 +6,6 @@ use std::{fs, io};
 use node::images::folder::{self, Folder, FolderTrust};
 use node::place::Place;
 use node::settings::Settings;
-use notify::{RecursiveMode, Watcher};
 
 use super::{Finding, note, ok, problem};
 
@@ -73,10 +72,7 @@ pub(super) fn of_watches(folder: &Path) -> Finding {
         let text = fs::read_to_string(format!("/proc/sys/fs/inotify/{name}")).unwrap_or_default();
         text.trim().to_owned()
     };
-    let watched = notify::recommended_watcher(|_| {}).and_then(|mut watcher| {
-        let there = folder.ancestors().find(|folder| folder.is_dir());
-        watcher.watch(there.unwrap_or(Path::new("/")), RecursiveMode::NonRecursive)
-    });
+    let watched = node::images::try_watch(folder);
     let limits = format!(
         "{} instances and {} watches for each user",
         limit("max_user_instances"),

@@ -1,0 +1,364 @@
+//! Decides whether a file or a layout folder is finished, from an observation of it.
+//!
+//! An observation looks at an open file. The decisions are pure and take the time as a value.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant, SystemTime};
+
+use bundle::Identity;
+use bundle::sniff::Ending;
+
+use crate::sys::{self, Probe};
+
+/// Whether somebody may still be writing a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// Nobody is.
+    None,
+    /// Somebody is.
+    Present,
+    /// This file system, or our privileges, cannot tell.
+    Unknown,
+}
+
+/// Everything [`settle`] goes by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observation {
+    /// In bytes.
+    pub(crate) size: u64,
+    pub(crate) writer: Writer,
+    pub(crate) ending: Ending,
+    /// When the last change was noticed: an event on the name, or another identity than before.
+    pub(crate) changed: Instant,
+}
+
+impl Observation {
+    /// Looks at an open file. `changed` is the caller's, who sees events and earlier identities.
+    pub(crate) fn of(file: &File, changed: Instant) -> io::Result<Observation> {
+        let size = file.metadata()?.len();
+        let writer = match sys::probe_writers(file.as_fd()) {
+            Probe::NoWriter => Writer::None,
+            Probe::Busy => Writer::Present,
+            Probe::Unsupported => Writer::Unknown,
+        };
+        Ok(Observation {
+            size,
+            writer,
+            ending: Ending::of(file, size)?,
+            changed,
+        })
+    }
+}
+
+/// Whether a file is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settle {
+    /// It may be read now.
+    Settled,
+    /// Look again then, or when something changes.
+    Wait { until: Instant, why: Why },
+    /// Nothing has happened for [`STALLED`]: tell the operator, once, and look again then.
+    Stalled { until: Instant, why: Why },
+}
+
+/// What an unfinished file waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Why {
+    Changing,
+    Empty,
+    Written,
+    NoEndMarker,
+    /// It ends in more zeros than a tar does.
+    Reserved,
+    QuietTime,
+    /// A layout folder lacks something that it refers to.
+    Incomplete,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Why::Changing => "it has just changed",
+            Why::Empty => "it is empty",
+            Why::Written => "a program still has it open for writing",
+            Why::NoEndMarker => "it has no end-of-archive marker, so the upload may have been cut off",
+            Why::Reserved => "it ends in zeros only, so the rest of it may still be to come",
+            Why::Incomplete => "it is a layout folder and lacks something that it refers to, so the copy may have been cut off",
+            Why::QuietTime => {
+                "this file system cannot tell whether it is being written, so quiet time decides"
+            }
+        })
+    }
+}
+
+/// How long a finished file must have been still: enough for programs that write in several goes
+/// (open, write, close, open again), and longer than any kernel's time stamps are coarse.
+const STILL: Duration = Duration::from_millis(500);
+/// The same for an archive whose end has been seen and that nobody writes.
+const STILL_WHOLE: Duration = Duration::from_millis(200);
+/// The coarsest time stamps there are: FAT counts two seconds, ext3 and some servers one.
+const COARSEST: Duration = Duration::from_secs(2);
+/// How soon to ask again whether the writer is gone. Its close(2) is an event too; this is for file
+/// systems without events.
+const AGAIN: Duration = Duration::from_secs(1);
+/// When an upload without progress is reported.
+const STALLED: Duration = Duration::from_secs(30);
+/// When a tar without end marker is taken all the same; its graph then tells whether it is whole.
+const WITHOUT_MARKER: Duration = Duration::from_secs(60);
+/// Quiet time where writers cannot be seen.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Decides whether a file may be read. A wrong "settled" costs a failed try and never makes a wrong
+/// image, since every blob is checked; a wrong "wait" costs time.
+pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
+    let quiet = now.saturating_duration_since(seen.changed);
+    let until_quiet_for = |wanted: Duration, why| Settle::Wait {
+        until: seen.changed + wanted,
+        why,
+    };
+    let unfinished = |why, again: Duration| match quiet < STALLED {
+        true => Settle::Wait {
+            until: (now + again).min(seen.changed + STALLED),
+            why,
+        },
+        false => Settle::Stalled {
+            until: now + again,
+            why,
+        },
+    };
+    match (seen.writer, seen.ending) {
+        (Writer::Present, _) => unfinished(Why::Written, AGAIN),
+        _ if seen.size == 0 => unfinished(Why::Empty, STALLED),
+        (_, Ending::NoMarker | Ending::Beginning) if quiet >= WITHOUT_MARKER => Settle::Settled,
+        (_, Ending::NoMarker | Ending::Beginning) if quiet >= STALLED => Settle::Stalled {
+            until: seen.changed + WITHOUT_MARKER,
+            why: Why::NoEndMarker,
+        },
+        (_, Ending::NoMarker | Ending::Beginning) => until_quiet_for(STALLED, Why::NoEndMarker),
+        (_, Ending::Reserved) if quiet < STALLED => until_quiet_for(STALLED, Why::Reserved),
+        (Writer::Unknown, _) if quiet < QUIET => until_quiet_for(QUIET, Why::QuietTime),
+        (Writer::None, Ending::Marker) if quiet < STILL_WHOLE => until_quiet_for(STILL_WHOLE, Why::Changing),
+        (Writer::None, Ending::Compressed | Ending::Foreign) if quiet < STILL => {
+            until_quiet_for(STILL, Why::Changing)
+        }
+        (
+            Writer::None | Writer::Unknown,
+            Ending::Marker | Ending::Reserved | Ending::Compressed | Ending::Foreign,
+        ) => Settle::Settled,
+    }
+}
+
+/// Until when a file that looks cut off may be an upload that goes on; `None` when nothing has happened for so long that
+/// it is to be taken for what it is.
+pub(crate) fn may_go_on_until(changed: Instant, now: Instant) -> Option<Instant> {
+    let until = changed + STALLED;
+    (now < until).then_some(until)
+}
+
+/// How much longer a file can change without its identity showing it, by the wall clock `now` that was read before the
+/// file was looked at; `None` when any change shows.
+///
+/// A write in the same tick of the clock leaves a file of the same size with the same times. What is finished has been
+/// still for longer than the ticks of kernels that have fine ones ([`STILL_WHOLE`]); this is for file systems that keep
+/// whole seconds. A time in the future, where the clock was set back, is not that of the next write either.
+pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Duration> {
+    let is_coarse = identity.ctime_ns % 1_000_000_000 == 0;
+    let changed = u64::try_from(identity.ctime_ns).ok().filter(|_| is_coarse)?;
+    let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(changed))?;
+    let age = now.duration_since(changed).ok()?;
+    COARSEST.checked_sub(age).filter(|left| !left.is_zero())
+}
+
+/// How long a layout folder must have been still: nobody can ask who is about to write to a folder.
+const STILL_LAYOUT: Duration = Duration::from_secs(2);
+
+/// Decides whether a layout folder may be read, as [`settle`] does for a file. `is_whole` says whether everything that
+/// it refers to is there, where that is known.
+pub(crate) fn settle_layout(is_whole: bool, changed: Instant, now: Instant) -> Settle {
+    let quiet = now.saturating_duration_since(changed);
+    let until = |wanted: Duration| changed + wanted;
+    let why = Why::Incomplete;
+    match is_whole {
+        _ if quiet < STILL_LAYOUT => Settle::Wait {
+            until: until(STILL_LAYOUT),
+            why: Why::Changing,
+        },
+        false if quiet < STALLED => Settle::Wait {
+            until: until(STALLED),
+            why,
+        },
+        false if quiet < WITHOUT_MARKER => Settle::Stalled {
+            until: until(WITHOUT_MARKER),
+            why,
+        },
+        true | false => Settle::Settled,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_within_a_coarse_tick_is_waited_out_and_a_clock_that_jumps_is_not() {
+        const SECOND: u64 = 1_000_000_000;
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let identity = |ctime_ns: i64| Identity {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime_ns: 0,
+            ctime_ns,
+        };
+        let at = |seconds: u64, ns: u64| i64::try_from(seconds * SECOND + ns).unwrap();
+        let left = Duration::from_secs;
+        for (claim, ctime_ns, expected) in [
+            ("a fine stamp of just now", at(999_999, 1), None),
+            ("a whole second, now", at(1_000_000, 0), Some(left(2))),
+            ("a whole second, a moment ago", at(999_999, 0), Some(left(1))),
+            ("long enough ago", at(999_998, 0), None),
+            ("the clock was set forward since", at(1000, 0), None),
+            ("the clock was set back since", at(1_000_010, 0), None),
+            ("far in the future", i64::MAX, None),
+            ("before 1970", -5_000_000_000, None),
+        ] {
+            assert_eq!(indistinct_for(&identity(ctime_ns), now), expected, "{claim}");
+        }
+    }
+
+    #[test]
+    fn a_layout_is_settled_when_it_is_still_and_whole() {
+        let changed = Instant::now();
+        let table = [
+            (true, 0, Some(2_000)),
+            (true, 2_000, None),
+            (false, 2_000, Some(30_000)),
+            (false, 30_000, Some(60_000)),
+            (false, 60_000, None),
+        ];
+        for (is_whole, quiet, expected) in table {
+            let until = match settle_layout(is_whole, changed, changed + Duration::from_millis(quiet)) {
+                Settle::Settled => None,
+                Settle::Wait { until, .. } | Settle::Stalled { until, .. } => {
+                    Some((until - changed).as_millis())
+                }
+            };
+            assert_eq!(until, expected, "{is_whole} {quiet}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_settled_when_nobody_writes_it_and_its_end_is_there() {
+        use Ending::{Beginning, Compressed, Foreign, Marker, NoMarker, Reserved};
+        use Writer::{None, Present, Unknown};
+        #[derive(Debug, PartialEq)]
+        enum Expected {
+            Settled,
+            /// Milliseconds after the last change.
+            Wait(u64, Why),
+            Stalled(u64, Why),
+        }
+        use Expected::{Settled, Stalled, Wait};
+        // size, writer, ending, milliseconds since the last change
+        let table = [
+            (9, None, Marker, 0, Wait(200, Why::Changing)),
+            (9, None, Marker, 199, Wait(200, Why::Changing)),
+            (9, None, Marker, 200, Settled),
+            (9, None, Compressed, 200, Wait(500, Why::Changing)),
+            (9, None, Compressed, 500, Settled),
+            (9, None, Foreign, 499, Wait(500, Why::Changing)),
+            (9, None, Foreign, 500, Settled),
+            (9, None, NoMarker, 500, Wait(30_000, Why::NoEndMarker)),
+            (9, None, NoMarker, 29_999, Wait(30_000, Why::NoEndMarker)),
+            (9, None, NoMarker, 30_000, Stalled(60_000, Why::NoEndMarker)),
+            (9, None, NoMarker, 60_000, Settled),
+            (9, None, Beginning, 500, Wait(30_000, Why::NoEndMarker)),
+            (9, None, Beginning, 60_000, Settled),
+            (9, None, Reserved, 500, Wait(30_000, Why::Reserved)),
+            (9, None, Reserved, 30_000, Settled),
+            (9, Unknown, Reserved, 10_000, Wait(30_000, Why::Reserved)),
+            (9, Unknown, Reserved, 30_000, Settled),
+            (9, Present, Marker, 0, Wait(1_000, Why::Written)),
+            (9, Present, Marker, 29_500, Wait(30_000, Why::Written)),
+            (9, Present, Marker, 30_000, Stalled(31_000, Why::Written)),
+            (9, Present, Marker, 9_000_000, Stalled(9_001_000, Why::Written)),
+            (0, Present, Beginning, 10, Wait(1_010, Why::Written)),
+            (0, None, Beginning, 10, Wait(30_000, Why::Empty)),
+            (0, None, Beginning, 30_000, Stalled(60_000, Why::Empty)),
+            (0, None, Beginning, 90_000, Stalled(120_000, Why::Empty)),
+            (9, Unknown, Marker, 500, Wait(10_000, Why::QuietTime)),
+            (9, Unknown, Marker, 10_000, Settled),
+            (9, Unknown, Compressed, 9_999, Wait(10_000, Why::QuietTime)),
+            (9, Unknown, Compressed, 10_000, Settled),
+            (9, Unknown, NoMarker, 10_000, Wait(30_000, Why::NoEndMarker)),
+            (9, Unknown, NoMarker, 60_000, Settled),
+        ];
+        let changed = Instant::now();
+        for (size, writer, ending, quiet, expected) in table {
+            let seen = Observation {
+                size,
+                writer,
+                ending,
+                changed,
+            };
+            let after = |until: Instant| u64::try_from((until - changed).as_millis()).unwrap();
+            let got = match settle(&seen, changed + Duration::from_millis(quiet)) {
+                Settle::Settled => Settled,
+                Settle::Wait { until, why } => Wait(after(until), why),
+                Settle::Stalled { until, why } => Stalled(after(until), why),
+            };
+            assert_eq!(got, expected, "{size} {writer:?} {ending:?} {quiet}");
+        }
+    }
+
+    #[test]
+    fn a_wait_always_ends_later_than_now() {
+        let changed = Instant::now();
+        for writer in [Writer::None, Writer::Present, Writer::Unknown] {
+            for ending in [
+                Ending::Marker,
+                Ending::NoMarker,
+                Ending::Beginning,
+                Ending::Reserved,
+                Ending::Compressed,
+                Ending::Foreign,
+            ] {
+                for (size, quiet) in (0..100_000)
+                    .step_by(250)
+                    .flat_map(|quiet| [(0, quiet), (9, quiet)])
+                {
+                    let now = changed + Duration::from_millis(quiet);
+                    match settle(
+                        &Observation {
+                            size,
+                            writer,
+                            ending,
+                            changed,
+                        },
+                        now,
+                    ) {
+                        Settle::Settled => {}
+                        Settle::Wait { until, .. } | Settle::Stalled { until, .. } => {
+                            assert!(until > now, "{writer:?} {ending:?} {size} {quiet}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_writer_is_observed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("b.tar");
+        let writer = File::create(&path).unwrap();
+        let file = File::open(&path).unwrap();
+        let observe = || Observation::of(&file, Instant::now()).unwrap().writer;
+        assert_eq!(observe(), Writer::Present);
+        drop(writer);
+        assert_eq!(observe(), Writer::None);
+    }
+}
