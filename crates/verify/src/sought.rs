@@ -205,7 +205,8 @@ pub(crate) fn parts(name: &str) -> (&str, Option<&str>) {
 
 #[cfg(test)]
 mod tests {
-    use import::{CONTAINERD, Judgement};
+    use import::Judgement;
+    use import::content::CONTAINERD;
     use oci_spec::image::Digest;
 
     use super::*;

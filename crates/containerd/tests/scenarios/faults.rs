@@ -359,7 +359,7 @@ mod cri {
             .await;
         assert_eq!(image.expect("an answer"), None);
         let snapshotter = client.snapshotter(true).await.expect("an answer").expect("one");
-        assert_eq!(snapshotter.name, stage.containerd().snapshotter());
+        assert_eq!(snapshotter.name, own.containerd.snapshotter());
         assert!(snapshotter.root.is_some_and(|root| root.is_dir()));
     }
 }

@@ -272,7 +272,7 @@ impl State {
         true
     }
 
-    pub(super) fn on_bad(&mut self, name: &OsStr, bad: Bad, turn: &mut Turn) {
+    pub(super) fn on_bad(&mut self, name: &OsStr, bad: &Bad, turn: &mut Turn) {
         let is_light = |job: &Job| job.lane == super::lanes::Lane::Light;
         if bad.is_beyond_limits && self.lanes.get(name).is_some_and(is_light) {
             return self.wait_for_main_lane(name, &bad.text, turn);
@@ -291,7 +291,7 @@ impl State {
     }
 
     /// Lets a bundle go on whose catalog was read, or turns it away by what it says.
-    pub(super) fn on_found(&mut self, name: &OsStr, found: Box<Found>, turn: &mut Turn) {
+    pub(super) fn on_found(&mut self, name: &OsStr, found: Found, turn: &mut Turn) {
         if self.puts_off(name, found.may_go_on, turn) {
             return;
         }

@@ -108,7 +108,7 @@ impl World {
             dice: Turn::new(now, Timestamp::UNIX_EPOCH, seed),
             folder: BTreeMap::new(),
             inodes: 0,
-            is_up: seed % 2 == 0,
+            is_up: seed.is_multiple_of(2),
             records: BTreeMap::new(),
             blobs: BTreeMap::new(),
             events: VecDeque::new(),
@@ -306,7 +306,7 @@ impl World {
                 Event::Withdrawn(withdrawing, Vec::new())
             }
             Errand::Sweep(_) => Event::Swept,
-            Errand::Sight => Event::Sighted(Box::new(super::coexistence::Sight::default()), Duration::ZERO),
+            Errand::Sight => Event::Sighted(Box::default(), Duration::ZERO),
         }
     }
 

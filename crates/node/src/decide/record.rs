@@ -139,8 +139,8 @@ impl State {
                     self.on_unverified(&job, &failure, turn);
                 }
             }
-            Came::Found(found) => self.on_found(name, found, turn),
-            Came::Bad(bad) => self.on_bad(name, bad, turn),
+            Came::Found(found) => self.on_found(name, *found, turn),
+            Came::Bad(bad) => self.on_bad(name, &bad, turn),
             Came::List { catalog, distrust } => self.on_list(name, catalog, distrust, turn),
             Came::BadList(error) => {
                 if let Some(job) = self.end_current(name) {
@@ -148,10 +148,10 @@ impl State {
                     self.fail(&job, &text, ErrorClass::Bundle, false, turn);
                 }
             }
-            Came::Imported(landed) => self.on_landed(name, *landed, turn),
+            Came::Imported(landed) => self.on_landed(name, &landed, turn),
             Came::Untried(stop) => self.on_untried(name, &stop, turn),
             Came::Pulled { images, problems } => self.on_pulled(name, images, &problems, turn),
-            Came::Panicked { cause, program } => self.on_panic(name, cause, program, turn),
+            Came::Panicked { cause, program } => self.on_panic(name, &cause, program, turn),
             Came::Dropped => self.on_dropped(name, turn),
         }
         self.start_unblocked(turn);
@@ -270,7 +270,7 @@ impl State {
     }
 
     /// Writes down what came of an import.
-    fn on_landed(&mut self, name: &OsStr, landed: Landed, turn: &mut Turn) {
+    fn on_landed(&mut self, name: &OsStr, landed: &Landed, turn: &mut Turn) {
         let Some(job) = self.lanes.end(name) else {
             return;
         };
@@ -279,12 +279,12 @@ impl State {
         turn.act(Action::Report(name.to_owned(), is_told));
         turn.act(Action::Count(name.to_owned()));
         if landed.has_landed || landed.outcome == Outcome::Skipped {
-            self.write_down(&job, &landed, turn);
+            self.write_down(&job, landed, turn);
         }
         match &landed.stopped {
             _ if !self.is_current(&job) => self.start_over(name),
             Some(stop) => self.on_stop(&job, stop, turn),
-            None if is_bad => self.on_incomplete(&job, &landed, turn),
+            None if is_bad => self.on_incomplete(&job, landed, turn),
             // A later bundle that had a name has lost it meanwhile.
             None if self.may_write_more(&job) => self.roster.queue(name),
             None => self.roster.finish(name),
@@ -410,14 +410,14 @@ impl State {
     }
 
     /// Takes down that a job panicked. The daemon tries its file again, alone, and sets it aside after several times.
-    fn on_panic(&mut self, name: &OsStr, cause: String, program: Option<String>, turn: &mut Turn) {
+    fn on_panic(&mut self, name: &OsStr, cause: &str, program: Option<String>, turn: &mut Turn) {
         let Some(job) = self.lanes.end(name) else { return };
         if !self.is_current(&job) {
             // Another file has the name by now.
             return self.start_over(name);
         }
         let crash = Crash {
-            cause: cause.clone(),
+            cause: cause.to_owned(),
             boot: self.boot.clone(),
             program,
             at: turn.at,
