@@ -17,6 +17,8 @@ mod tree;
 
 use std::fmt;
 
+use basics::Foreign;
+
 /// What a text may cost.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -55,10 +57,11 @@ impl fmt::Display for Problem {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
+        // Both quote the text: a parser says which key it stumbled over.
         if !self.at.is_empty() {
-            write!(f, "{} ", self.at)?;
+            write!(f, "{} ", Foreign::new(&self.at))?;
         }
-        f.write_str(&self.reason)
+        write!(f, "{}", Foreign::new(&self.reason))
     }
 }
 

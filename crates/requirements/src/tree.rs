@@ -451,6 +451,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_key_that_a_parser_quotes_drives_no_terminal() {
+        for text in ["a`\tb: \t{{x}\n", "a\u{202e}b: \t{{x}\n", "a\u{7f}: [b\n"] {
+            let (_, problems) = read(text);
+            assert_eq!(problems.len(), 1, "{text:?}");
+            let told = problems[0].to_string();
+            assert!(told.chars().all(basics::is_visible), "{told:?}");
+        }
+    }
+
     /// Ten levels of ten aliases, wide ones of long texts, and ones that are nested deep.
     #[test]
     fn what_stands_for_much_more_than_it_is_given_up() {

@@ -336,7 +336,9 @@ fn documents() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// Texts, each behind the number of its reader in the target.
-const TEXTS: [(u8, &str); 13] = [
+const TEXTS: [(u8, &str); 14] = [
+    // A key with a tab, which the parser quotes.
+    (0, "a`\tb: \t{{x}\n"),
     (
         0,
         "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\nspec:\n  images:\n    pause: {image: r.test/pause, version: \"3\"}\n  network: {provider: calico}\n",
