@@ -37,6 +37,7 @@ use crate::decide::record::Came;
 use crate::decide::{Action, Errand, Event, Turn};
 use crate::images::watch::Watch;
 use crate::metrics::Metrics;
+use crate::outcome::Outcome;
 use crate::place::Place;
 use crate::settings::{Reloaded, Settings};
 use crate::state::State;
@@ -368,7 +369,7 @@ impl Daemon {
                 self.take(Event::Reloaded(Box::new(reloaded), fingerprint));
             }
             Err(mistakes) => error!(
-                outcome = "misconfigured",
+                outcome = Outcome::Misconfigured.as_str(),
                 "the configuration is not taken, and the one before stays: {mistakes}"
             ),
         }

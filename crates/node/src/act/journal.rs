@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 use crate::decide::coexistence::Repaired;
 use crate::decide::line::{Level, Line, Row, shown};
 use crate::decide::withdraw::Withdrawal;
+use crate::outcome::Outcome as Said;
 use crate::uses::listed;
 
 /// Tells of something by name where `$is_told`, and otherwise only to those who want to know everything.
@@ -36,6 +37,7 @@ pub(super) fn say(line: &Line) {
         text,
     } = line;
     let (bundle, file, image) = (bundle.as_deref(), file.as_deref(), image.as_deref());
+    let outcome = outcome.map(Said::as_str);
     match level {
         Level::Debug => debug!(bundle, file, image, outcome, "{text}"),
         Level::Info => info!(bundle, file, image, outcome, "{text}"),
@@ -110,7 +112,7 @@ pub(super) fn log_repairs(name: &OsStr, repaired: &[Repaired]) {
         warn!(
             bundle = %shown(name),
             image,
-            outcome = "repaired",
+            outcome = Said::Repaired.as_str(),
             "its record was there without {blobs} of its blobs ({}): repaired",
             basics::bytes(*bytes)
         );
@@ -185,7 +187,7 @@ pub(super) fn withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSe
     info!(
         bundle = bundles,
         image = name,
-        outcome = "removed",
+        outcome = Said::Removed.as_str(),
         "no longer in {bundles}: {what}"
     );
     if *unpins && !users.is_empty() {

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::Daemon;
 use crate::decide::compare::BURST;
+use crate::outcome::Outcome;
 use crate::required;
 use crate::state::crash;
 use crate::state::roster::Phase;
@@ -187,7 +188,7 @@ impl Daemon {
         match (&found.problem, found.missing.is_empty()) {
             (Some(_), _) => warn!("{text}"),
             (None, true) => info!("{text}"),
-            (None, false) => warn!(outcome = "missing", "{text}"),
+            (None, false) => warn!(outcome = Outcome::Missing.as_str(), "{text}"),
         }
         self.requiring.said = said;
     }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::Daemon;
+use crate::outcome::Outcome;
 use crate::runtime::Containerd;
 use crate::state::crash;
 use crate::state::ledger::Ledger;
@@ -211,14 +212,14 @@ impl Daemon {
         match ended {
             Ok(Unpacked { layers, .. }) => {
                 self.unpacking.pending = self.unpacking.pending.saturating_sub(1);
-                info!(image = name, digest = %target, outcome = "unpacked", "image unpacked: {layers} layers");
+                info!(image = name, digest = %target, outcome = Outcome::Unpacked.as_str(), "image unpacked: {layers} layers");
             }
             Err((reason, true)) => {
                 self.unpacking.pending = self.unpacking.pending.saturating_sub(1);
                 error!(
                     image = name,
                     digest = %target,
-                    outcome = "not-unpacked",
+                    outcome = Outcome::NotUnpacked.as_str(),
                     "image cannot be unpacked, so containers of it will not start: {reason}"
                 );
                 let failure = UnpackFailureStatus {

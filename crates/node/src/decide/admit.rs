@@ -13,6 +13,7 @@ use super::record::{Bad, Found};
 use super::{Action, Look, Opening, Start, Turn};
 use crate::images::folder::{self, Ending, Observation, Reason, Refused, Settle};
 use crate::images::pull_list;
+use crate::outcome::Outcome;
 use crate::settings::Checksums;
 use crate::state::State;
 use crate::state::ledger::ErrorClass;
@@ -112,7 +113,7 @@ impl State {
             Look::Refused(refused) => self.turn_away(name, &refused, turn),
             Look::Unreadable(error) => {
                 let is_told = self.rows.refused.admits(turn.now);
-                let line = Line::warn(format!("cannot be read: {error}")).outcome("failed");
+                let line = Line::warn(format!("cannot be read: {error}")).outcome(Outcome::Failed);
                 turn.say(line.bundle(name).told(is_told));
                 let chance = turn.chance();
                 self.roster.fail(name, turn.now, Some(chance));
@@ -139,7 +140,7 @@ impl State {
             return self.ignore(name, reason, turn);
         }
         let is_told = self.rows.refused.admits(turn.now);
-        let line = Line::warn(format!("not imported: {refused}")).outcome("failed");
+        let line = Line::warn(format!("not imported: {refused}")).outcome(Outcome::Failed);
         turn.say(line.bundle(name).told(is_told));
         self.roster.refuse(name);
     }
@@ -189,7 +190,12 @@ impl State {
         if let Some(why) = self.roster.settle(name, settle) {
             let is_told = self.rows.delayed.admits(turn.now);
             let text = format!("not imported, and nothing has happened for a while: {why}");
-            turn.say(Line::warn(text).outcome("stalled").bundle(name).told(is_told));
+            turn.say(
+                Line::warn(text)
+                    .outcome(Outcome::Stalled)
+                    .bundle(name)
+                    .told(is_told),
+            );
         }
         // Its place in the order is that in which bundles were finished, not that in which there was time for them.
         if let (Some(Phase::Ready), Some(identity)) = (self.roster.phase(name), self.roster.identity(name)) {

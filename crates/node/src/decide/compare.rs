@@ -10,6 +10,7 @@ use import::{Survey, bundle_id, lease};
 use super::desired::{self, Moved, Standing};
 use super::line::Line;
 use super::{Action, Errand, Failed, Turn, Unreached};
+use crate::outcome::Outcome;
 use crate::state::State;
 use crate::state::ledger::{self, Context};
 use crate::state::roster::Phase;
@@ -116,7 +117,7 @@ impl State {
         if is_news {
             let is_told = self.rows.connection.admits(turn.now);
             let text = format!("{}; waiting for it ({})", why.text, why.chain);
-            turn.say(Line::warn(text).outcome("unreachable").told(is_told));
+            turn.say(Line::warn(text).outcome(Outcome::Unreachable).told(is_told));
         }
         self.connection = Connection::Down { next };
         // Where jobs are under way there was a containerd, and it comes back.
@@ -133,7 +134,7 @@ impl State {
             return self.go_away(&format!("containerd went away: {}", failed.text), turn);
         }
         let is_told = self.rows.connection.admits(turn.now);
-        let line = Line::warn(failed.text.clone()).outcome("refused");
+        let line = Line::warn(failed.text.clone()).outcome(Outcome::Refused);
         turn.say(line.told(is_told));
     }
 
@@ -143,7 +144,7 @@ impl State {
             let chance = turn.chance();
             let next = self.link.lost(turn.now, chance);
             let is_told = self.rows.connection.admits(turn.now);
-            turn.say(Line::warn(text).outcome("unreachable").told(is_told));
+            turn.say(Line::warn(text).outcome(Outcome::Unreachable).told(is_told));
             self.connection = Connection::Down { next };
             turn.act(Action::Disconnect);
         }
@@ -313,7 +314,7 @@ impl State {
         match self.healing.wait(name, turn.now) {
             None => {
                 let line = Line::info(format!("{what} is missing in containerd: restoring it"));
-                turn.say(line.outcome("restored").bundle(name));
+                turn.say(line.outcome(Outcome::Restored).bundle(name));
                 self.roster.queue(name);
             }
             Some(wait) => {

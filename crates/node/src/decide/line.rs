@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use basics::Foreign;
 
+use crate::outcome::Outcome;
+
 /// A file name for people and logs.
 pub(crate) fn shown(name: &OsStr) -> String {
     Foreign::file_name(name).to_string()
@@ -24,7 +26,7 @@ pub(crate) enum Level {
 pub(crate) struct Line {
     pub(crate) level: Level,
     /// The word by which the kind of the line is found; with it comes a message id.
-    pub(crate) outcome: Option<&'static str>,
+    pub(crate) outcome: Option<Outcome>,
     pub(crate) bundle: Option<String>,
     /// A file that is no bundle.
     pub(crate) file: Option<String>,
@@ -60,7 +62,7 @@ impl Line {
         Line::new(Level::Error, text)
     }
 
-    pub(crate) fn outcome(self, outcome: &'static str) -> Line {
+    pub(crate) fn outcome(self, outcome: Outcome) -> Line {
         let outcome = Some(outcome);
         Line { outcome, ..self }
     }

@@ -10,6 +10,7 @@ use super::line::Line;
 use super::withdraw::is_mass_loss;
 use super::{Action, Turn};
 use crate::images::folder::{FolderTrust, Listing};
+use crate::outcome::Outcome;
 use crate::settings::Checksums;
 use crate::state::State;
 use crate::state::ledger::{self, Entry};
@@ -75,7 +76,7 @@ impl State {
             Err(reason) => {
                 if self.folder.trouble.as_ref() != Some(&reason) {
                     let text = format!("{}: {reason}", self.images_dir.display());
-                    turn.say(Line::warn(text).outcome("unusable"));
+                    turn.say(Line::warn(text).outcome(Outcome::Unusable));
                 }
                 self.folder.trouble = Some(reason);
             }
@@ -148,7 +149,7 @@ impl State {
             let Some(text) = text else { continue };
             let before = if is_set_aside { "" } else { ", as before" };
             let is_told = self.rows.refused.admits(turn.now);
-            let line = Line::error(format!("not imported{before}: {text}")).outcome("failed");
+            let line = Line::error(format!("not imported{before}: {text}")).outcome(Outcome::Failed);
             turn.say(line.bundle(&name).told(is_told));
             // What did land of it is looked after like anything else.
             match entry.outcome {
@@ -181,7 +182,7 @@ impl State {
                 let text = format!(
                     "{why}; no pin goes until they are back, or `airgapd release --vanished` says that they are not coming back"
                 );
-                turn.say(Line::warn(text).outcome("vanished"));
+                turn.say(Line::warn(text).outcome(Outcome::Vanished));
             }
             self.folder.vanished = fault;
             return;
@@ -191,7 +192,7 @@ impl State {
         }
         for name in &missing {
             let is_told = self.rows.gone.admits(turn.now);
-            let line = Line::info("the bundle is gone").outcome("removed");
+            let line = Line::info("the bundle is gone").outcome(Outcome::Removed);
             turn.say(line.bundle(name).told(is_told));
         }
         let entries = self.ledger.entries().into_iter();

@@ -14,6 +14,7 @@ use super::lanes::{Job, Stage};
 use super::line::Line;
 use super::{Action, Turn};
 use crate::images::sidecar;
+use crate::outcome::Outcome as Said;
 use crate::state::State;
 use crate::state::ledger::{self, Crash, Crashes, ErrorClass, ImageEntry, Imported, LastError};
 use crate::state::roster::Phase;
@@ -201,7 +202,7 @@ impl State {
     /// together.
     pub(super) fn fail(&mut self, job: &Job, text: &str, class: ErrorClass, retry: bool, turn: &mut Turn) {
         let is_told = self.rows.refused.admits(turn.now);
-        let line = Line::error(format!("not imported: {text}")).outcome("failed");
+        let line = Line::error(format!("not imported: {text}")).outcome(Said::Failed);
         turn.say(line.bundle(&job.name).told(is_told));
         self.record_failure(job, ledger::Outcome::Failed, text, class, turn);
         let chance = retry.then(|| turn.chance());
@@ -430,7 +431,7 @@ impl State {
             true => {
                 let entry = self.ledger.get(name).and_then(|entry| entry.last_error.as_ref());
                 let text = entry.map(|error| error.text.as_str()).unwrap_or_default();
-                Line::error(format!("not imported: {text}")).outcome("failed")
+                Line::error(format!("not imported: {text}")).outcome(Said::Failed)
             }
             false => Line::error(format!(
                 "its import ended with {cause}: the daemon tries it again, alone"

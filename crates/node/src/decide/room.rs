@@ -12,6 +12,7 @@ use import::space::{Disk, Shortage};
 use super::compare::Connection;
 use super::line::Line;
 use super::{Action, Turn};
+use crate::outcome::Outcome;
 use crate::state::State;
 use crate::state::roster::Phase;
 
@@ -91,7 +92,7 @@ impl State {
         match shortage {
             Some(shortage) if !was_below => {
                 let line = Line::warn(format!("nothing is imported or healed: {shortage}"));
-                turn.say(line.outcome("full"));
+                turn.say(line.outcome(Outcome::Full));
             }
             None if was_below => {
                 turn.say(Line::info("there is enough space on containerd's disk again"));
