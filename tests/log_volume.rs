@@ -1,7 +1,7 @@
 //! The log under a flood: how many lines come of very many bad files, and of a containerd that is no use for long.
 //!
 //! The journal drops lines of a service that writes too many (the unit allows 500 in 30 s), and those may be the ones that
-//! matter. What bounds them is pure and tested beside it (`daemon/telling.rs`, `daemon/link.rs`, an hour in simulated
+//! matter. What bounds them is pure and tested beside it (`decide::line`, `decide::link` of the crate node, an hour in simulated
 //! time); here it is seen to be in force.
 
 use std::fs;
