@@ -16,6 +16,8 @@
 //! | [`room`] | which bundles fit on containerd's disk by now |
 
 pub(crate) mod admit;
+#[cfg(test)]
+mod claims;
 pub mod coexistence;
 pub(crate) mod compare;
 pub mod desired;

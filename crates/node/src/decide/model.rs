@@ -36,13 +36,13 @@ const STEPS: u64 = 60;
 
 /// A file of the folder.
 #[derive(Clone, Debug)]
-struct File {
-    identity: Identity,
-    content: Content,
+pub(super) struct File {
+    pub(super) identity: Identity,
+    pub(super) content: Content,
 }
 
 #[derive(Clone, Debug)]
-enum Content {
+pub(super) enum Content {
     /// A bundle with these images: name and target.
     Bundle(Vec<(String, Digest)>),
     /// A bundle that cannot be read.
@@ -51,7 +51,7 @@ enum Content {
 
 /// What a job is at.
 #[derive(Clone, Debug)]
-enum Work {
+pub(super) enum Work {
     Reading(Content),
     /// The catalog was read, and no answer has come yet.
     Read(Vec<(String, Digest)>),
@@ -59,28 +59,28 @@ enum Work {
     Aborted,
 }
 
-struct World {
-    state: State,
+pub(super) struct World {
+    pub(super) state: State,
     now: Instant,
     at: Timestamp,
     dice: Turn,
-    folder: BTreeMap<OsString, File>,
+    pub(super) folder: BTreeMap<OsString, File>,
     inodes: u64,
-    is_up: bool,
-    records: BTreeMap<String, ImageRecord>,
+    pub(super) is_up: bool,
+    pub(super) records: BTreeMap<String, ImageRecord>,
     blobs: BTreeMap<String, Digest>,
     /// Events of containerd that were not delivered yet.
     events: VecDeque<ImageEvent>,
-    jobs: BTreeMap<OsString, Work>,
+    pub(super) jobs: BTreeMap<OsString, Work>,
     errands: VecDeque<Errand>,
     /// Names whose records another program moved: these are not ours to judge any more.
     moved: BTreeSet<String>,
     /// How often each file was started.
-    starts: HashMap<OsString, u32>,
-    history: Vec<String>,
+    pub(super) starts: HashMap<OsString, u32>,
+    pub(super) history: Vec<String>,
 }
 
-fn digest(number: u64) -> Digest {
+pub(super) fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().expect("a digest")
 }
 
@@ -91,7 +91,7 @@ fn layer(target: &Digest) -> Digest {
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    pub(super) fn new(seed: u64) -> World {
         let now = Instant::now();
         let settings = Settings {
             coexistence: match seed % 3 {
@@ -120,21 +120,21 @@ impl World {
         }
     }
 
-    fn dice(&mut self, sides: u64) -> u64 {
+    pub(super) fn dice(&mut self, sides: u64) -> u64 {
         self.dice.chance() % sides
     }
 
-    fn turn(&mut self) -> Turn {
+    pub(super) fn turn(&mut self) -> Turn {
         Turn::new(self.now, self.at, self.dice.chance())
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.at += time;
     }
 
     /// One turn of the loop, as it is in `act`.
-    fn step(&mut self) -> bool {
+    pub(super) fn step(&mut self) -> bool {
         let mut turn = self.turn();
         self.state.step(None, &mut turn);
         self.carry_out(turn);
@@ -151,7 +151,7 @@ impl World {
         worked || self.state.relist
     }
 
-    fn take(&mut self, event: Event) {
+    pub(super) fn take(&mut self, event: Event) {
         let mut turn = self.turn();
         self.state.on(event, &mut turn);
         self.carry_out(turn);
@@ -311,7 +311,7 @@ impl World {
     }
 
     /// The work of a job comes to its end, or to a point where it needs an answer.
-    fn end_job(&mut self, name: &OsStr) {
+    pub(super) fn end_job(&mut self, name: &OsStr) {
         let Some(work) = self.jobs.remove(name) else {
             return;
         };
@@ -404,7 +404,7 @@ impl World {
         self.events.push_back(ImageEvent { name, kind });
     }
 
-    fn identity(&mut self) -> Identity {
+    pub(super) fn identity(&mut self) -> Identity {
         self.inodes += 1;
         Identity {
             device: 1,
@@ -500,7 +500,7 @@ impl World {
     }
 
     /// Nothing more happens: containerd is there, jobs end, time passes.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.is_up = true;
         self.state.relist = true;
         for _ in 0..2000 {
@@ -546,7 +546,7 @@ impl World {
     }
 
     /// What the folder says is so in containerd.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let mut wanted: BTreeMap<String, (u64, Digest, &OsString)> = BTreeMap::new();
         for (name, file) in &self.folder {
             let Some(entry) = self.state.ledger.get(name) else {

@@ -1,0 +1,382 @@
+//! What the decisions promise, one claim each, played on the model of [`super::model`].
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+
+use import::space::{Demand, Disk, Forecast, MinFree, Shortage};
+use jiff::Timestamp;
+use oci_spec::image::Digest;
+
+use super::lanes::Lane;
+use super::model::{Content, File, Work, World, digest};
+use super::record::{Bad, Came, Stop};
+use super::room::Room;
+use super::{Action, Errand, Event, Turn};
+use crate::settings::{Reloaded, Settings};
+use crate::state::ledger::ErrorClass;
+use crate::state::roster::Phase;
+
+/// A world without another importer, and with a containerd.
+fn world() -> World {
+    World::new(2)
+}
+
+fn image(number: u64) -> String {
+    format!("registry.test/app:{number}")
+}
+
+/// Puts a bundle of one image into the folder.
+fn drop_in(world: &mut World, name: &str, image: &str, target: Digest) {
+    let content = Content::Bundle(vec![(image.to_owned(), target)]);
+    let identity = world.identity();
+    world.folder.insert(name.into(), File { identity, content });
+    world.state.relist = true;
+}
+
+/// Goes on until nothing is due, and a moment longer: a file is looked at twice before it counts as finished.
+fn run(world: &mut World) {
+    while world.step() {}
+    world.pass(Duration::from_secs(2));
+    while world.step() {}
+}
+
+fn phase(world: &World, name: &str) -> Option<Phase> {
+    world.state.roster.phase(OsStr::new(name))
+}
+
+fn said(world: &World, part: &str) -> usize {
+    world.history.iter().filter(|line| line.contains(part)).count()
+}
+
+fn disk(free: u64) -> Disk {
+    Disk {
+        size: 1000,
+        free,
+        inodes: 0,
+        free_inodes: 0,
+        block: 1,
+    }
+}
+
+/// The half of such a disk has to stay free.
+fn shortage(free: u64) -> Option<Shortage> {
+    let half = MinFree::Percent(50);
+    Forecast::new(Path::new("/store"), disk(free), Demand::default(), half).shortage()
+}
+
+/// The actions and errands that one event leads to.
+fn after(world: &mut World, event: Event) -> Turn {
+    let mut turn = world.turn();
+    world.state.on(event, &mut turn);
+    turn
+}
+
+#[test]
+fn the_bundle_that_arrives_later_has_the_name_and_the_earlier_one_gets_it_back() {
+    let mut world = world();
+    drop_in(&mut world, "early.tar", &image(0), digest(1));
+    world.settle();
+    drop_in(&mut world, "late.tar", &image(0), digest(2));
+    world.settle();
+    assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
+    drop_in(&mut world, "late.tar", &image(1), digest(2));
+    world.settle();
+    assert_eq!(world.records[&image(0)].target.digest(), &digest(1));
+    world.check();
+}
+
+#[test]
+fn nothing_is_started_without_containerd_below_the_minimum_or_while_the_daemon_stops() {
+    for obstacle in ["away", "below", "draining"] {
+        let mut world = world();
+        world.is_up = obstacle != "away";
+        run(&mut world);
+        if obstacle == "below" {
+            let room = Room {
+                below: shortage(1),
+                disk: None,
+                stamp: None,
+            };
+            let mut turn = world.turn();
+            world.state.on_room(room, &mut turn);
+        }
+        world.state.is_draining = obstacle == "draining";
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        run(&mut world);
+        assert_eq!(phase(&world, "a.tar"), Some(Phase::Ready), "{obstacle}");
+        assert!(world.starts.is_empty(), "{obstacle}");
+    }
+}
+
+#[test]
+fn a_bundle_too_heavy_for_the_light_lane_waits_for_the_main_lane() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    run(&mut world);
+    let lane = |world: &World| world.state.lanes.get(OsStr::new("a.tar")).map(|job| job.lane);
+    assert_eq!(lane(&world), Some(Lane::Light));
+    let too_much = Bad {
+        text: "too many entries".to_owned(),
+        class: ErrorClass::Bundle,
+        may_go_on: false,
+        is_beyond_limits: true,
+    };
+    world.take(Event::Job("a.tar".into(), Box::new(Came::Bad(too_much.clone()))));
+    run(&mut world);
+    assert_eq!(lane(&world), Some(Lane::Main));
+    world.take(Event::Job("a.tar".into(), Box::new(Came::Bad(too_much))));
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry: None }));
+}
+
+#[test]
+fn an_upload_that_may_go_on_is_read_again_later_and_then_taken_for_what_it_is() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    let cut = Bad {
+        text: "cut off".to_owned(),
+        class: ErrorClass::Bundle,
+        may_go_on: true,
+        is_beyond_limits: false,
+    };
+    run(&mut world);
+    world.take(Event::Job("a.tar".into(), Box::new(Came::Bad(cut.clone()))));
+    assert!(matches!(phase(&world, "a.tar"), Some(Phase::Settling { .. })));
+    assert_eq!(said(&world, "not imported"), 0);
+    world.pass(Duration::from_secs(31));
+    run(&mut world);
+    world.take(Event::Job("a.tar".into(), Box::new(Came::Bad(cut))));
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry: None }));
+    assert_eq!(said(&world, "not imported: cut off"), 1);
+}
+
+#[test]
+fn the_job_of_a_file_that_was_replaced_is_dropped_once_and_the_new_file_is_imported() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    run(&mut world);
+    drop_in(&mut world, "a.tar", &image(0), digest(2));
+    run(&mut world);
+    assert!(matches!(world.jobs[OsStr::new("a.tar")], Work::Aborted));
+    world.state.relist = true;
+    run(&mut world);
+    assert_eq!(said(&world, "it was replaced or removed"), 1);
+    world.settle();
+    assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
+    assert_eq!(world.starts[OsStr::new("a.tar")], 2);
+}
+
+#[test]
+fn most_bundles_that_go_at_once_are_a_fault_of_the_folder_and_unpin_nothing() {
+    let mut world = world();
+    for number in 0..4 {
+        drop_in(
+            &mut world,
+            &format!("{number}.tar"),
+            &image(number),
+            digest(number + 1),
+        );
+    }
+    world.settle();
+    world.folder.clear();
+    world.settle();
+    assert_eq!(said(&world, "4 of 4 bundles are missing"), 1);
+    let is_pinned = |name: &String| world.records[name].labels.contains_key(import::labels::PINNED);
+    assert!((0..4).map(image).all(|name| is_pinned(&name)));
+    // One of them is a wish.
+    let mut world = self::world();
+    for number in 0..4 {
+        drop_in(
+            &mut world,
+            &format!("{number}.tar"),
+            &image(number),
+            digest(number + 1),
+        );
+    }
+    world.settle();
+    world.folder.remove(OsStr::new("0.tar"));
+    world.settle();
+    assert!(
+        !world.records[&image(0)]
+            .labels
+            .contains_key(import::labels::PINNED)
+    );
+    world.check();
+}
+
+#[test]
+fn an_image_that_is_removed_again_and_again_is_restored_later_each_time() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    let mut restored = 0;
+    for _ in 0..9 {
+        world.records.clear();
+        let now = world.turn().now;
+        world.state.compare_soon(now);
+        run(&mut world);
+        for _ in 0..3 {
+            world.end_job(OsStr::new("a.tar"));
+        }
+        restored += usize::from(!world.records.is_empty());
+    }
+    assert_eq!(restored, 5, "at once");
+    assert!(matches!(
+        phase(&world, "a.tar"),
+        Some(Phase::Failed { retry: Some(_) })
+    ));
+    world.settle();
+    world.check();
+}
+
+#[test]
+fn a_file_over_which_its_job_panics_three_times_is_set_aside() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    for times in 1..=3 {
+        world.pass(Duration::from_secs(60));
+        run(&mut world);
+        let panicked = Came::Panicked {
+            cause: "a panic".to_owned(),
+            program: Some("1".to_owned()),
+        };
+        world.take(Event::Job("a.tar".into(), Box::new(panicked)));
+        let is_retried = matches!(phase(&world, "a.tar"), Some(Phase::Failed { retry: Some(_) }));
+        assert_eq!(is_retried, times < 3, "{times}");
+    }
+    assert_eq!(said(&world, "set aside"), 1);
+}
+
+#[test]
+fn a_bundle_that_did_not_fit_is_tried_again_when_it_fits() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    run(&mut world);
+    world.end_job(OsStr::new("a.tar"));
+    let stop = Stop {
+        text: "no space".to_owned(),
+        class: ErrorClass::Space,
+        retry: true,
+        shortage: shortage(100),
+        unreachable: None,
+    };
+    world.take(Event::Job("a.tar".into(), Box::new(Came::Untried(stop))));
+    run(&mut world);
+    assert!(matches!(
+        phase(&world, "a.tar"),
+        Some(Phase::Failed { retry: Some(_) })
+    ));
+    if let super::compare::Connection::Up(up) = &mut world.state.connection {
+        up.has_store = true;
+    }
+    let room = Room {
+        below: None,
+        disk: Some(disk(900)),
+        stamp: None,
+    };
+    let mut turn = world.turn();
+    world.state.on_room(room, &mut turn);
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Ready));
+}
+
+#[test]
+fn a_connection_that_breaks_is_said_once_and_everything_is_compared_after_it() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    world.is_up = false;
+    world.take(Event::Ended);
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Known));
+    for _ in 0..5 {
+        world.pass(Duration::from_secs(6));
+        run(&mut world);
+    }
+    assert_eq!(said(&world, "containerd went away"), 1);
+    assert_eq!(said(&world, "no containerd"), 1);
+    world.settle();
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Done));
+    assert_eq!(world.starts.len(), 1);
+}
+
+#[test]
+fn of_many_changes_the_first_asks_for_a_comparison() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    let change = || {
+        Event::Changed(containerd::ImageEvent {
+            name: image(0),
+            kind: containerd::ImageChange::Updated,
+        })
+    };
+    let lines = |turn: &Turn| {
+        let said = turn.actions.iter();
+        said.filter(|action| matches!(action, Action::Say(_))).count()
+    };
+    assert_eq!(lines(&after(&mut world, change())), 1);
+    assert_eq!(lines(&after(&mut world, change())), 0);
+    world.pass(Duration::from_secs(10));
+    let mut turn = world.turn();
+    world.state.step(None, &mut turn);
+    assert!(matches!(turn.errands[..], [Errand::Survey { .. }]), "{turn:?}");
+    let mut turn = world.turn();
+    world.state.step(None, &mut turn);
+    assert!(turn.errands.is_empty(), "a comparison is under way: {turn:?}");
+}
+
+#[test]
+fn a_configuration_that_changes_what_imports_yield_has_every_bundle_looked_at_again() {
+    for (fingerprint, starts) in [("rules", 1), ("other rules", 2)] {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.settle();
+        let reloaded = Reloaded {
+            settings: Settings {
+                resync: Duration::from_secs(601),
+                ..(*world.state.settings).clone()
+            },
+            applied: vec!["resync"],
+            postponed: vec!["namespace"],
+        };
+        let fingerprint = Some(fingerprint.to_owned());
+        world.take(Event::Reloaded(Box::new(reloaded), fingerprint));
+        run(&mut world);
+        for _ in 0..3 {
+            world.end_job(OsStr::new("a.tar"));
+        }
+        assert_eq!(world.starts[OsStr::new("a.tar")], starts);
+        assert_eq!(said(&world, "resync changed"), 1);
+        assert_eq!(said(&world, "restart airgapd for the new namespace"), 1);
+    }
+}
+
+#[test]
+fn the_same_state_event_and_turn_have_the_same_result() {
+    let play = || {
+        let mut world = world();
+        for number in 0..3 {
+            drop_in(
+                &mut world,
+                &format!("{number}.tar"),
+                &image(number % 2),
+                digest(number + 1),
+            );
+        }
+        world.settle();
+        (world.history.clone(), format!("{:?}", world.records))
+    };
+    assert_eq!(play(), play());
+    let mut one = Turn::new(std::time::Instant::now(), Timestamp::UNIX_EPOCH, 7);
+    let mut other = Turn::new(std::time::Instant::now(), Timestamp::UNIX_EPOCH, 7);
+    let numbers: Vec<_> = (0..9).map(|_| one.chance()).collect();
+    assert!(numbers.iter().all(|number| *number == other.chance()));
+}
+
+#[test]
+#[should_panic(expected = "from Done to Running")]
+fn a_move_that_no_decision_makes_stops_a_test() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    world.state.roster.begin(OsStr::new("a.tar"));
+}
