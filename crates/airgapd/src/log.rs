@@ -1,7 +1,7 @@
 //! Where the log goes: natively to the journal where systemd has connected us to it, otherwise to standard
 //! error, as lines for people or as JSON.
 //!
-//! One layer gathers an event and the fields of the spans around it; [`human`], [`line`] and [`journal`] each write it.
+//! One layer gathers an event and the fields of the spans around it; [`human`], [`mod@line`] and [`journal`] each write it.
 
 mod human;
 mod journal;

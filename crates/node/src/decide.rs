@@ -1,19 +1,19 @@
 //! Decides what to do next. Nothing here opens a file, talks to containerd, reads a clock or writes to the log.
 //!
-//! [`State`](crate::state::State) is everything the daemon knows. An [`Event`] changes it, and a [`Turn`] collects what follows:
-//! [`Action`]s, which the loop carries out at once, and [`Errand`]s, for which it waits. Time and chance come with the turn, so
+//! `State` is everything the daemon knows. An `Event` changes it, and a `Turn` collects what follows:
+//! `Action`s, which the loop carries out at once, and `Errand`s, for which it waits. Time and chance come with the turn, so
 //! that the same state, event and turn have the same result.
 //!
 //! | module | what it decides |
 //! |---|---|
-//! | [`listing`] | what a listing of the folder changes; which bundles are gone |
-//! | [`admit`] | whether a file is finished, whose turn it is, which names it leaves to others |
-//! | [`lanes`] | which job runs in which lane, and which gives way |
-//! | [`record`] | what the end of a job changes: phase, ledger, next try |
-//! | [`compare`] | what is missing in containerd, and how soon it is restored; when to connect |
-//! | [`withdraw`] | whose labels and pins go |
-//! | [`follow`] | which bundles are left to another importer first ([`coexistence`]) |
-//! | [`room`] | which bundles fit on containerd's disk by now |
+//! | `listing` | what a listing of the folder changes; which bundles are gone |
+//! | `admit` | whether a file is finished, whose turn it is, which names it leaves to others |
+//! | `lanes` | which job runs in which lane, and which gives way |
+//! | `record` | what the end of a job changes: phase, ledger, next try |
+//! | `compare` | what is missing in containerd, and how soon it is restored; when to connect |
+//! | `withdraw` | whose labels and pins go |
+//! | `follow` | which bundles are left to another importer first (`coexistence`) |
+//! | `room` | which bundles fit on containerd's disk by now |
 
 pub(crate) mod admit;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the daemon knows. It changes by the decisions of [`crate::decide`] alone.
+//! What the daemon knows. It changes by the decisions of `decide` alone.
 
 pub(crate) mod crash;
 mod entry;
