@@ -37,7 +37,7 @@ pub enum Generation {
     V2_1,
     /// 2.3, supported for longer than others, built from its source.
     V2_3,
-    /// 2.4 and what comes after it, built from its source. Tested only where [`TEST_CONTAINERD`] asks for it.
+    /// 2.4 and what comes after it, built from its source. Tested only where `AIRGAPD_TEST_CONTAINERD` asks for it.
     V2_4,
 }
 
