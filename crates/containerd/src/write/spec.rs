@@ -15,7 +15,7 @@ pub trait BlobSource: Send + Sync {
     /// Opens the bytes from `offset` on.
     ///
     /// # Errors
-    /// Those of the medium. They end up in [`Error::Source`].
+    /// Those of the medium. They end up in [`crate::Error::Source`].
     fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>>;
 }
 
