@@ -149,7 +149,7 @@ impl State {
                     self.fail(&job, &text, ErrorClass::Bundle, false, turn);
                 }
             }
-            Came::Imported(landed) => self.on_landed(name, &landed, turn),
+            Came::Imported(landed) => self.on_landed(name, *landed, turn),
             Came::Untried(stop) => self.on_untried(name, &stop, turn),
             Came::Pulled { images, problems } => self.on_pulled(name, images, &problems, turn),
             Came::Panicked { cause, program } => self.on_panic(name, &cause, program, turn),
@@ -271,7 +271,7 @@ impl State {
     }
 
     /// Writes down what came of an import.
-    fn on_landed(&mut self, name: &OsStr, landed: &Landed, turn: &mut Turn) {
+    fn on_landed(&mut self, name: &OsStr, mut landed: Landed, turn: &mut Turn) {
         let Some(job) = self.lanes.end(name) else {
             return;
         };
@@ -280,12 +280,13 @@ impl State {
         turn.act(Action::Report(name.to_owned(), is_told));
         turn.act(Action::Count(name.to_owned()));
         if landed.has_landed || landed.outcome == Outcome::Skipped {
-            self.write_down(&job, landed, turn);
+            let closures = std::mem::take(&mut landed.closures);
+            self.write_down(&job, &landed, closures, turn);
         }
         match &landed.stopped {
             _ if !self.is_current(&job) => self.start_over(name),
             Some(stop) => self.on_stop(&job, stop, turn),
-            None if is_bad => self.on_incomplete(&job, landed, turn),
+            None if is_bad => self.on_incomplete(&job, &landed, turn),
             // A later bundle that had a name has lost it meanwhile.
             None if self.may_write_more(&job) => self.roster.queue(name),
             None => self.roster.finish(name),
@@ -308,7 +309,7 @@ impl State {
         self.roster.fail(&job.name, turn.now, None);
     }
 
-    fn write_down(&mut self, job: &Job, landed: &Landed, turn: &Turn) {
+    fn write_down(&mut self, job: &Job, landed: &Landed, closures: Vec<(Digest, Vec<Digest>)>, turn: &Turn) {
         // A name that is left to another is still wanted: it comes back when the other is gone.
         let is_wanted = |image: &&LandedImage| image.outcome.is_in_place() || job.left.contains(&image.name);
         let images = landed.images.iter().filter(is_wanted).map(|image| ImageEntry {
@@ -330,7 +331,6 @@ impl State {
         };
         let freed = self.names_without(&job.name, &imported);
         self.note_reworded(&job.name, &imported);
-        let closures = landed.closures.clone();
         self.ledger
             .record_import(&job.name, landed.outcome, imported, closures);
         self.unsaved = true;
