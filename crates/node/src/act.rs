@@ -182,8 +182,11 @@ impl Daemon {
         self.systemd.ready();
         while !self.state.is_draining && !self.state.is_misplaced {
             let systemd = Rc::clone(&self.systemd);
-            if let Some(signal) = attended(&systemd, signals, self.consult()).await {
-                self.on(Happened::Signal(signal));
+            let heard = attended(&systemd, signals, self.consult()).await;
+            if !heard.is_empty() {
+                heard
+                    .into_iter()
+                    .for_each(|signal| self.on(Happened::Signal(signal)));
                 continue;
             }
             let until = self.go_on();
@@ -194,6 +197,19 @@ impl Daemon {
 
     /// The part of a turn that may wait for containerd.
     async fn consult(&mut self) {
+        let was_connected = self.state.connection.is_up();
+        self.begin_due().await;
+        if self.state.connection.is_up() && !was_connected {
+            // Its disk and its records are looked at before a file is taken on.
+            self.begin_due().await;
+        }
+        self.write_metrics_if_due();
+        self.require_if_due();
+        self.unpack_if_due();
+    }
+
+    /// Begins whatever is due, and runs the errands that follow.
+    async fn begin_due(&mut self) {
         let room = self.hands.room(&self.state.settings);
         let mut turn = turn();
         self.state.step(room, &mut turn);
@@ -202,9 +218,6 @@ impl Daemon {
             let event = self.hands.run(errand, &self.state).await;
             self.take(event);
         }
-        self.write_metrics_if_due();
-        self.require_if_due();
-        self.unpack_if_due();
     }
 
     /// The part of a turn that waits for nothing: takes on files, and tells how it goes. Gives when the next turn is due although
@@ -269,6 +282,7 @@ impl Daemon {
         }
         let lanes = &self.state.lanes;
         self.hands.work.retain(|name| lanes.get(name).is_some());
+        self.hands.close();
         self.hands.marker.note(self.state.under_way());
     }
 
@@ -445,25 +459,22 @@ type Signals = mpsc::UnboundedReceiver<Signal>;
 /// Sees a turn of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for as long as that can be
 /// true, and somebody who wants the daemon to stop need not wait for a containerd that does not answer.
 ///
-/// Gives what was heard; a turn that a stop ended is dropped.
-async fn attended(
-    systemd: &Systemd,
-    signals: &mut Signals,
-    turn: impl Future<Output = ()>,
-) -> Option<Signal> {
+/// Gives every signal that was heard, in order; a turn that a stop ended is dropped.
+async fn attended(systemd: &Systemd, signals: &mut Signals, turn: impl Future<Output = ()>) -> Vec<Signal> {
     tokio::pin!(turn);
     let given_up = Instant::now() + LONGEST_TURN;
-    let mut heard = None;
+    let mut heard = Vec::new();
     loop {
         let now = Instant::now();
         let alive_due = (now < given_up).then(|| systemd.alive()).flatten();
         tokio::select! {
             biased;
             Some(signal) = signals.recv() => {
-                if matches!(signal, Signal::Stop) {
-                    return Some(signal);
+                let is_stop = matches!(signal, Signal::Stop);
+                heard.push(signal);
+                if is_stop {
+                    return heard;
                 }
-                heard = Some(signal);
             }
             () = &mut turn => return heard,
             () = sleep_until(alive_due.unwrap_or(given_up + IDLE)) => {}

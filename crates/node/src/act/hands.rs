@@ -102,6 +102,11 @@ impl Hands {
         }
     }
 
+    /// Closes the file that was opened last, where no job was started for it: it must not keep the space of a file that is gone.
+    pub(super) fn close(&mut self) {
+        self.opened = None;
+    }
+
     pub(super) fn disconnect(&mut self) {
         self.containerd = None;
     }

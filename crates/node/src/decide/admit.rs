@@ -382,6 +382,9 @@ impl State {
 
     /// Whether a job has left names that it need not leave any more.
     pub(super) fn may_write_more(&self, job: &Job) -> bool {
+        if job.left.is_empty() {
+            return false;
+        }
         let leave = self.names_to_leave(job);
         job.left.iter().any(|name| !leave.contains_key(name))
     }
@@ -393,6 +396,10 @@ impl State {
         distrust: Option<String>,
         turn: &mut Turn,
     ) {
+        let is_current = self.lanes.get(name).is_some_and(|job| self.is_current(job));
+        if self.is_draining || !is_current {
+            return self.on_dropped(name, turn);
+        }
         if let Some(why) = distrust {
             if let Some(job) = self.lanes.end(name) {
                 self.refuse(&job, &why, turn);

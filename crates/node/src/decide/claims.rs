@@ -1,5 +1,6 @@
 //! What the decisions promise, one claim each, played on the model of [`super::model`].
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
@@ -83,6 +84,36 @@ fn the_bundle_that_arrives_later_has_the_name_and_the_earlier_one_gets_it_back()
     drop_in(&mut world, "late.tar", &image(1), digest(2));
     world.settle();
     assert_eq!(world.records[&image(0)].target.digest(), &digest(1));
+    world.check();
+}
+
+#[test]
+fn a_later_bundle_whose_import_is_cut_short_keeps_the_names_that_it_could_not_get() {
+    let mut world = world();
+    drop_in(&mut world, "early.tar", &image(0), digest(1));
+    world.settle();
+    drop_in(&mut world, "late.tar", &image(0), digest(2));
+    world.settle();
+    let images = vec![(image(0), digest(3)), (image(1), digest(4))];
+    let identity = world.identity();
+    let content = Content::Bundle(images.clone());
+    world.folder.insert("late.tar".into(), File { identity, content });
+    world.state.relist = true;
+    run(&mut world);
+    let late = OsStr::new("late.tar");
+    world.end_job(late);
+    let landed = world.import_in_part(late, &images, &BTreeSet::new());
+    world.jobs.remove(late);
+    world.take(Event::Job(
+        late.to_owned(),
+        Box::new(Came::Imported(Box::new(landed))),
+    ));
+    world.pass(Duration::from_millis(500));
+    while world.step() {}
+    assert_eq!(world.starts[OsStr::new("early.tar")], 1);
+    assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
+    world.settle();
+    assert_eq!(world.records[&image(0)].target.digest(), &digest(3));
     world.check();
 }
 

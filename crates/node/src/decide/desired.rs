@@ -197,7 +197,8 @@ fn repository(name: &str) -> &str {
 }
 
 /// Whether a record points where a bundle wanted it that wants it no more: no other program moved it. A bundle that is gone
-/// is known by the ledger, a bundle that was imported without the image since by its label, which is still on the record.
+/// is known by the ledger, a bundle that was imported as a whole without the image since by its label, which is still on the
+/// record.
 fn is_left_behind(record: &ImageRecord, ledger: &Ledger) -> bool {
     let (name, to) = (&record.name, record.target.digest());
     let gone = ledger.entries().into_iter().filter(|entry| entry.gone.is_some());
@@ -208,7 +209,12 @@ fn is_left_behind(record: &ImageRecord, ledger: &Ledger) -> bool {
         .labels
         .iter()
         .filter(|(key, _)| key.starts_with(labels::BUNDLE_PREFIX));
-    let mut imported = labels.filter_map(|(_, file)| ledger.get_by_label(file)?.imported.as_ref());
+    let whole = labels.filter_map(|(_, file)| {
+        ledger
+            .get_by_label(file)
+            .filter(|entry| entry.last_error.is_none())
+    });
+    let mut imported = whole.filter_map(|entry| entry.imported.as_ref());
     images.any(|image| image.name == *name && image.target == *to)
         || imported.any(|imported| imported.images.iter().all(|image| image.name != *name))
 }

@@ -55,6 +55,8 @@ pub(crate) struct FolderState {
     pub(crate) trusted: Option<Vec<(OsString, Identity)>>,
     /// Files of the ledger that could not be looked at.
     unclear: BTreeSet<OsString>,
+    /// It was listed since the start.
+    is_listed: bool,
 }
 
 impl FolderState {
@@ -123,6 +125,7 @@ impl State {
             turn.say(Line::info(format!("ignored: {reason}")).file(&name).told(is_told));
         }
         self.folder.unclear = unclear;
+        self.folder.is_listed = true;
         self.recall_damage(turn);
         self.notice_gone(turn);
         if self.roster.count(|phase| phase == Phase::Known) > 0 {
@@ -226,7 +229,7 @@ impl State {
 
     /// Whether a file is in the folder, as far as can be told. A file that cannot be looked at is not gone.
     pub(super) fn is_there(&self, name: &OsStr) -> bool {
-        self.roster.phase(name).is_some() || self.folder.unclear.contains(name)
+        !self.folder.is_listed || self.roster.phase(name).is_some() || self.folder.unclear.contains(name)
     }
 
     /// Holds the bundles against the trusted digests again when those have changed.

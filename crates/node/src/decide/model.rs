@@ -67,6 +67,8 @@ pub(super) struct World {
     pub(super) folder: BTreeMap<OsString, File>,
     inodes: u64,
     pub(super) is_up: bool,
+    /// Whether imports are cut short now and then.
+    is_shaky: bool,
     pub(super) records: BTreeMap<String, ImageRecord>,
     blobs: BTreeMap<String, Digest>,
     /// Events of containerd that were not delivered yet.
@@ -109,6 +111,7 @@ impl World {
             folder: BTreeMap::new(),
             inodes: 0,
             is_up: seed.is_multiple_of(2),
+            is_shaky: false,
             records: BTreeMap::new(),
             blobs: BTreeMap::new(),
             events: VecDeque::new(),
@@ -135,12 +138,14 @@ impl World {
 
     /// One turn of the loop, as it is in `act`.
     pub(super) fn step(&mut self) -> bool {
-        let mut turn = self.turn();
-        self.state.step(None, &mut turn);
-        self.carry_out(turn);
-        while let Some(errand) = self.errands.pop_front() {
-            let event = self.run(errand);
-            self.take(event);
+        for _ in 0..2 {
+            let mut turn = self.turn();
+            self.state.step(None, &mut turn);
+            self.carry_out(turn);
+            while let Some(errand) = self.errands.pop_front() {
+                let event = self.run(errand);
+                self.take(event);
+            }
         }
         let mut turn = self.turn();
         let worked = self.state.take_on(&mut turn);
@@ -346,6 +351,9 @@ impl World {
                 shortage: None,
                 unreachable: Some("it is away".to_owned()),
             }),
+            Work::Importing(images, leave) if self.is_shaky && self.dice(4) == 0 => {
+                Came::Imported(Box::new(self.import_in_part(name, &images, &leave)))
+            }
             Work::Importing(images, leave) => Came::Imported(Box::new(self.import(name, &images, &leave))),
         };
         self.take(Event::Job(name.to_owned(), Box::new(came)));
@@ -397,6 +405,34 @@ impl World {
             is_bundles_fault: false,
             stopped: None,
         }
+    }
+
+    /// Imports the last image alone, and stops.
+    pub(super) fn import_in_part(
+        &mut self,
+        name: &OsStr,
+        images: &[(String, Digest)],
+        leave: &BTreeSet<String>,
+    ) -> Landed {
+        let (last, others) = images.split_last().expect("a bundle has images");
+        let mut landed = self.import(name, std::slice::from_ref(last), leave);
+        landed.outcome = Outcome::Partial;
+        landed
+            .images
+            .extend(others.iter().map(|(image, target)| LandedImage {
+                name: image.clone(),
+                target: target.clone(),
+                outcome: ImageOutcome::Failed,
+                reason: None,
+            }));
+        landed.stopped = Some(Stop {
+            text: "it was cut short".to_owned(),
+            class: ErrorClass::Transient,
+            retry: true,
+            shortage: None,
+            unreachable: None,
+        });
+        landed
     }
 
     fn changed(&mut self, name: &str, kind: ImageChange) {
@@ -502,6 +538,7 @@ impl World {
     /// Nothing more happens: containerd is there, jobs end, time passes.
     pub(super) fn settle(&mut self) {
         self.is_up = true;
+        self.is_shaky = false;
         self.state.relist = true;
         for _ in 0..2000 {
             while self.step() {}
@@ -623,6 +660,7 @@ fn whatever_happens_in_any_order_the_state_converges_to_what_the_folder_says() {
     for seed in 0..HISTORIES {
         let mut world = World::new(seed);
         world.history.push(format!("seed {seed}"));
+        world.is_shaky = seed % 4 > 1;
         for _ in 0..STEPS {
             world.happen();
             while world.step() {}

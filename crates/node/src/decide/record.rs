@@ -329,7 +329,7 @@ impl State {
             duration_ms: landed.duration_ms,
             sent_bytes: landed.sent_bytes,
         };
-        let freed = self.names_without(&job.name, &imported);
+        let freed = self.names_without(job, &imported);
         self.note_reworded(&job.name, &imported);
         self.ledger
             .record_import(&job.name, landed.outcome, imported, closures);
@@ -337,19 +337,26 @@ impl State {
         self.queue_owners(&freed);
     }
 
-    /// The names that a bundle had, and has no more.
-    fn names_without(&self, name: &OsStr, imported: &Imported) -> BTreeSet<String> {
-        let before = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
+    /// The names that a bundle had, and has no more. A name that it wants and could not get stays its own.
+    fn names_without(&self, job: &Job, imported: &Imported) -> BTreeSet<String> {
+        let before = self
+            .ledger
+            .get(&job.name)
+            .and_then(|entry| entry.imported.as_ref());
         let before = before.into_iter().flat_map(|before| &before.images);
         let mut names: BTreeSet<String> = before.map(|image| image.name.clone()).collect();
-        for image in &imported.images {
-            names.remove(&image.name);
+        let wanted = imported.images.iter().map(|image| &image.name);
+        for name in wanted.chain(job.records.keys()) {
+            names.remove(name);
         }
         names
     }
 
     /// Has bundles imported again that left these names to another one.
     fn queue_owners(&mut self, names: &BTreeSet<String>) {
+        if names.is_empty() {
+            return;
+        }
         let desired = self.ledger.desired_images();
         let owners = names.iter().filter_map(|name| desired.get(name.as_str()));
         let owners: BTreeSet<OsString> = owners.map(|(_, entry)| entry.file.clone()).collect();
