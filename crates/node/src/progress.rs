@@ -10,7 +10,7 @@ use import::ingest::IngestedImage;
 use tokio::task::JoinHandle;
 use tracing::info;
 
-use crate::status::{ProgressStatus, millis};
+use crate::status::ProgressStatus;
 
 /// A big bundle is reported at most this often.
 const EVERY: Duration = Duration::from_secs(10);
@@ -83,10 +83,10 @@ impl Counters {
         let so_far = ProgressStatus::new(
             bytes.load(Ordering::Relaxed),
             planned.load(Ordering::Relaxed),
-            millis(moving.elapsed()),
+            basics::milliseconds(moving.elapsed()),
         );
         ProgressStatus {
-            elapsed_ms: millis(started.elapsed()),
+            elapsed_ms: basics::milliseconds(started.elapsed()),
             images_done: self.done.load(Ordering::Relaxed),
             images: Some(self.images.load(Ordering::Relaxed)).filter(|images| *images > 0),
             ..so_far

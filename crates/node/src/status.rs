@@ -419,7 +419,7 @@ pub fn bundles(
             },
             progress: progress.get(&name).copied(),
             waits_for: why.map(|why| why.to_string()),
-            retry_in_ms: retry.map(|retry| millis(retry.saturating_duration_since(now))),
+            retry_in_ms: retry.map(|retry| basics::milliseconds(retry.saturating_duration_since(now))),
             error: current.and_then(error),
             ..of_entry(&name, entry, current.map(|entry| entry.outcome))
         });
@@ -496,11 +496,6 @@ fn error(entry: &Entry) -> Option<ErrorStatus> {
         at: error.at,
         attempts: entry.attempts,
     })
-}
-
-/// A duration for documents.
-pub fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bundle::write::{Draft, FromBundles, Layout, Written};
-use node::status::millis;
 use serde::Serialize;
 
 use self::source::Sources;
@@ -51,7 +50,7 @@ async fn merge(args: MergeArgs, call: &Call) -> Result<Exit, Refusal> {
     let report = MergeReport {
         bundle: FileReport::new(&target, &layout, &draft, written),
         warnings: sources.warnings,
-        duration_ms: millis(started.elapsed()),
+        duration_ms: basics::milliseconds(started.elapsed()),
     };
     target.tell(call.format, &report)?;
     Ok(Exit::Done)
@@ -81,7 +80,7 @@ async fn split(args: SplitArgs, call: &Call) -> Result<Exit, Refusal> {
     let report = SplitReport {
         volumes: reports,
         warnings: sources.warnings,
-        duration_ms: millis(started.elapsed()),
+        duration_ms: basics::milliseconds(started.elapsed()),
     };
     targets[0].tell(call.format, &report)?;
     Ok(Exit::Done)

@@ -30,7 +30,6 @@ use crate::cli::{Compress, ExportArgs};
 use crate::output::{self, Page};
 use node::runtime::Containerd;
 use node::settings::{PlatformChoice, Settings};
-use node::status::millis;
 use verify::Need;
 use verify::{Inventory, Snapshots, Sought, answer};
 
@@ -374,7 +373,7 @@ impl Report {
             images: selection.choices.iter().map(ImageReport::new).collect(),
             skipped: skipped.collect(),
             blobs: MadeOf::of(layout),
-            duration_ms: millis(took),
+            duration_ms: basics::milliseconds(took),
         }
     }
 }

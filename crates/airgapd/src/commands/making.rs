@@ -16,7 +16,7 @@ use crate::cli::{Compress, OutputFormat};
 use crate::output;
 use crate::progress::{self, has_bar};
 use node::progress::Doing;
-use node::status::{ProgressStatus, millis};
+use node::status::ProgressStatus;
 
 /// A transfer that takes long is told of this often where there is no terminal, and shown this often where there is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -154,7 +154,7 @@ async fn show(total: u64, done: impl Fn() -> u64) {
     let started = Instant::now();
     loop {
         tokio::time::sleep(if on_terminal { SHOWN_EVERY } else { TOLD_EVERY }).await;
-        let so_far = ProgressStatus::new(done(), total, millis(started.elapsed()));
+        let so_far = ProgressStatus::new(done(), total, basics::milliseconds(started.elapsed()));
         if on_terminal {
             progress::show(Doing::Writing, &so_far, None);
         } else {

@@ -173,7 +173,7 @@ impl Waiting {
             bundles: self.bundles,
             ignored: self.ignored,
             required: self.required,
-            waited_ms: node::status::millis(waited),
+            waited_ms: basics::milliseconds(waited),
         }
     }
 }

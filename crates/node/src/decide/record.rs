@@ -397,7 +397,7 @@ impl State {
             catalog: catalog.clone(),
             images,
             at: turn.at,
-            duration_ms: crate::status::millis(job.elapsed(turn.now)),
+            duration_ms: basics::milliseconds(job.elapsed(turn.now)),
             sent_bytes: 0,
         };
         self.note_reworded(name, &imported);

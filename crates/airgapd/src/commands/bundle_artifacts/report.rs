@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bundle::write::{Draft, Written};
-use node::status::millis;
 use oci_spec::image::Digest;
 use registry::Resolved;
 use serde::Serialize;
@@ -79,7 +78,7 @@ impl Report {
                     .as_ref()
                     .map_or(0, |reliance| reliance.blobs.len()),
             },
-            duration_ms: millis(took),
+            duration_ms: basics::milliseconds(took),
         }
     }
 }
