@@ -163,7 +163,7 @@ pub(crate) struct Config {
     origins: BTreeMap<&'static str, Origin>,
     /// The file that was read, if any was there.
     pub(crate) file: Option<PathBuf>,
-    /// What was typed and has no effect any more: one for each place that has a removed key.
+    /// Values of removed keys, which have no effect: one for each place.
     pub(crate) removed: Vec<Mistake>,
 }
 

@@ -1,4 +1,4 @@
-//! How the program ends, and what it says when a command comes to nothing.
+//! The exit status of the program, and the message of a command that fails.
 
 use std::process::ExitCode;
 

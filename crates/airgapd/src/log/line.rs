@@ -89,7 +89,7 @@ impl Line {
         object.insert("time".into(), format!("{:.3}", self.time).into());
         object.insert("level".into(), self.level.as_str().to_ascii_lowercase().into());
         object.insert("message".into(), self.message.as_str().into());
-        // What the line itself says cannot be replaced by a field.
+        // A field cannot replace the words of the line itself.
         for (name, value) in &self.fields.0 {
             object.entry(*name).or_insert_with(|| value.clone());
         }

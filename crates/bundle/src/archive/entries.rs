@@ -28,7 +28,7 @@ impl Fingerprint {
     }
 }
 
-/// What a name stands for.
+/// The entry that a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
     File {

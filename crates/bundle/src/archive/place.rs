@@ -36,7 +36,7 @@ impl Place {
     }
 }
 
-/// What a name stands for.
+/// The entry that a name stands for.
 pub(crate) enum Found {
     File(Place),
     /// No such entry.
@@ -45,7 +45,7 @@ pub(crate) enum Found {
     Unusable(String),
 }
 
-/// What there is where the blobs of a layout should be.
+/// The state of the place where the blobs of a layout should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlobsFolder {
     /// A link, which is not followed out of the bundle.

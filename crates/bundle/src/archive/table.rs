@@ -225,7 +225,7 @@ impl Archive {
         }
     }
 
-    /// What there is where the blobs of a layout should be.
+    /// The state of the place where the blobs of a layout should be.
     pub(crate) fn blobs(&self) -> BlobsFolder {
         if let Store::Folder(folder) = &self.store {
             return folder.blobs();

@@ -9,10 +9,10 @@ use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 
 use super::LARGEST_WINDOW_LOG;
 
-/// What liblzma needs beside the dictionary, in bytes.
+/// Memory that liblzma needs beside the dictionary, in bytes.
 const LZMA_OVERHEAD: u64 = 1 << 20;
 
-/// What a codec made of a piece of input.
+/// The result of a codec for a piece of input.
 pub(super) struct Step {
     pub(super) taken: usize,
     pub(super) made: usize,

@@ -4,7 +4,7 @@ use ::tar::Header;
 
 use super::{EntryKind, is_old_folder, type_flag};
 
-/// What extended headers say about the entry that follows them.
+/// Values of extended headers for the entry that follows them.
 #[derive(Default)]
 pub(super) struct Extension {
     /// Where the first of them begins; global ones need no entry to follow and do not count.

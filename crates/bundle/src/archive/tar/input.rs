@@ -62,7 +62,7 @@ impl Input for FileInput<'_> {
 pub(crate) struct StreamInput<R> {
     source: R,
     position: u64,
-    /// What is passed over has to be read, too.
+    /// Bytes that are passed over have to be read, too.
     passed_over: Vec<u8>,
 }
 
