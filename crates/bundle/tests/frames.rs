@@ -69,7 +69,7 @@ fn what_compresses_beyond_belief_is_no_bomb_when_it_is_ours() {
         );
         let image = only_image(&bundle);
         assert_blobs_are_right(&bundle, &image.root);
-        // Whoever does not go by the table takes it, too.
+        // A reader that does not go by the table takes it, too.
         let mut unsought = bytes.clone();
         let last = unsought.len() - 1;
         unsought[last] ^= u8::from(compression == Compression::Zstd);
@@ -138,7 +138,7 @@ fn a_frame_is_gone_into_while_that_costs_less_than_reading_it_in_order() {
 
 #[test]
 fn a_table_of_frames_that_hide_others_is_not_believed() {
-    // Two frames in one row: whoever reads all bytes sees what the table leaves out.
+    // Two frames in one row: a reader of all bytes sees the frame that the table leaves out.
     let source = source();
     let plain = written(&draft(&source), &source, Compression::None);
     let frame = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap();

@@ -1,4 +1,4 @@
-//! What people bring instead of a bundle: it is named, with the remedy.
+//! Files that people bring instead of a bundle: each kind is named, with the remedy.
 
 use std::path::Path;
 

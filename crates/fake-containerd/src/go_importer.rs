@@ -31,7 +31,7 @@ pub const K3S_PINNED: &str = "io.cattle.k3s.pinned";
 /// CRI's pin.
 const PINNED: &str = "io.cri-containerd.pinned";
 
-/// What the ids of its leases begin with. The original's are random.
+/// The beginning of the ids of its leases. Those of the original are random.
 const LEASE: &str = "go-importer-";
 
 /// Where the importer is, just before it does something. Whoever is asked may keep it waiting, or let it die there.

@@ -22,7 +22,7 @@ pub(super) fn compare_sides(
     index: &[u8],
     docker: &[u8],
 ) -> Result<(), Fault> {
-    // The OCI side counts. An unusable manifest.json beside it is nobody's trouble.
+    // The OCI side counts. An unusable manifest.json beside it does no harm.
     let Ok(elements) = elements(docker) else {
         return Ok(());
     };

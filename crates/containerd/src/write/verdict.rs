@@ -5,7 +5,7 @@ use containerd_client::services::v1::WriteContentResponse;
 use crate::error::Failure;
 use crate::wire::size_from_wire;
 
-/// What an opened ingest has of its blob.
+/// The part of its blob that an opened ingest has.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// Nothing.
@@ -42,7 +42,7 @@ pub(super) enum Proof {
     Foreign,
 }
 
-/// What a transfer or commit that failed calls for.
+/// The next step after a transfer or commit that failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The blob is there.

@@ -99,7 +99,7 @@ impl Import<'_> {
         Ok(images)
     }
 
-    /// Writes one file of the archive. What a predecessor left under the same ref is continued, unproven.
+    /// Writes one file of the archive. It continues an ingest that was left under the same ref, without proof.
     async fn store(
         &self,
         path: &str,
@@ -154,7 +154,7 @@ impl Import<'_> {
         }
     }
 
-    /// Labels a document for its children of this node's platform, and those in turn. What is missing is passed over.
+    /// Labels a document for its children of this node's platform, and those in turn. It passes over missing ones.
     async fn label_children(
         &self,
         digest: &str,
