@@ -27,8 +27,8 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use self::answer::Asked;
-use self::hands::Hands;
+use self::answer::{Asked, View};
+use self::hands::{Hands, Live};
 use self::require::Requiring;
 use self::unpack::Unpacking;
 use crate::control::Question;
@@ -215,8 +215,39 @@ impl Daemon {
         self.state.step(room, &mut turn);
         self.carry_out(turn);
         while let Some(errand) = self.errands.pop_front() {
-            let event = self.hands.run(errand, &self.state).await;
+            let (event, live) = self.attend(errand).await;
+            if live.is_some() {
+                self.hands.containerd = live;
+            }
             self.take(event);
+        }
+    }
+
+    /// Runs an errand, and answers those meanwhile who ask how everything stands: a comparison of thousands of images takes
+    /// seconds, and changes nothing until it has ended.
+    async fn attend(&mut self, errand: Errand) -> (Event, Option<Live>) {
+        let Daemon {
+            state,
+            hands,
+            asked,
+            requiring,
+            unpacking,
+            ..
+        } = self;
+        let view = View {
+            state,
+            hands,
+            requiring,
+            unpacking,
+        };
+        let ran = hands.run(errand, state);
+        tokio::pin!(ran);
+        loop {
+            tokio::select! {
+                biased;
+                ran = &mut ran => return ran,
+                question = asked.next_reading() => asked.reply(question, &view),
+            }
         }
     }
 

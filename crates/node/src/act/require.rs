@@ -14,6 +14,7 @@ use super::Daemon;
 use crate::decide::compare::BURST;
 use crate::outcome::Outcome;
 use crate::required;
+use crate::settings::Settings;
 use crate::state::crash;
 use crate::state::roster::Phase;
 use crate::status::RequiredStatus;
@@ -73,6 +74,18 @@ impl Requiring {
             },
             None => std::future::pending().await,
         }
+    }
+
+    /// What the daemon answers; `None` where nothing is required.
+    pub(super) fn status(&self, settings: &Settings, is_connected: bool) -> Option<RequiredStatus> {
+        if settings.require.is_empty() {
+            return None;
+        }
+        let is_current = self.is_current && self.task.is_none() && is_connected && self.last.is_some();
+        Some(RequiredStatus {
+            is_current,
+            ..self.last.clone().unwrap_or_default()
+        })
     }
 
     /// What is missing, for one line of status.
@@ -150,25 +163,11 @@ impl Daemon {
         self.tell_required();
     }
 
-    /// What the daemon answers; `None` where nothing is required.
-    pub(super) fn required_status(&self) -> Option<RequiredStatus> {
-        if self.state.settings.require.is_empty() {
-            return None;
-        }
-        let requiring = &self.requiring;
-        let is_current = requiring.is_current
-            && requiring.task.is_none()
-            && self.hands.containerd.is_some()
-            && requiring.last.is_some();
-        Some(RequiredStatus {
-            is_current,
-            ..requiring.last.clone().unwrap_or_default()
-        })
-    }
-
     /// Says what is missing, once for each change. Not while bundles are on their way: they may have it.
     fn tell_required(&mut self) {
-        let Some(found) = self.required_status().filter(|found| found.is_current) else {
+        let is_connected = self.hands.containerd.is_some();
+        let found = self.requiring.status(&self.state.settings, is_connected);
+        let Some(found) = found.filter(|found| found.is_current) else {
             return;
         };
         let on_their_way = self.state.roster.names(is_on_its_way);

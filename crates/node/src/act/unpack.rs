@@ -119,7 +119,8 @@ impl Unpacking {
         }
     }
 
-    fn status(&self, unpack: Unpack) -> Option<UnpackStatus> {
+    /// What the daemon answers; `None` where nothing is unpacked ahead.
+    pub(super) fn status(&self, unpack: Unpack) -> Option<UnpackStatus> {
         if unpack == Unpack::None {
             return None;
         }
@@ -245,11 +246,6 @@ impl Daemon {
             None | Some(Err(UnpackError::Stopped)) => unpacking.is_current = false,
             Some(Err(error)) => unpacking.put_off(basics::chain(&error)),
         }
-    }
-
-    /// What the daemon answers; `None` where nothing is unpacked ahead.
-    pub(super) fn unpack_status(&self) -> Option<UnpackStatus> {
-        self.unpacking.status(self.state.settings.unpack)
     }
 }
 
