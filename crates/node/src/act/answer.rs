@@ -268,7 +268,7 @@ impl View<'_> {
             containerd: self.containerd_status(),
             folder: FolderStatus {
                 path: self.state.images_dir.display().to_string(),
-                problem: self.state.folder.problem(),
+                problem: self.state.folder.trouble.clone(),
             },
             required: self
                 .requiring

@@ -251,7 +251,7 @@ impl State {
         });
     }
 
-    fn is_new_boot(&self) -> bool {
+    pub(super) fn is_new_boot(&self) -> bool {
         is_new_boot(self.ledger.context.boot.as_deref(), self.boot.as_deref())
     }
 

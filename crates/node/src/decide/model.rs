@@ -65,6 +65,9 @@ pub(super) struct World {
     at: Timestamp,
     dice: Turn,
     pub(super) folder: BTreeMap<OsString, File>,
+    /// Device and inode of the folder.
+    pub(super) place: (u64, u64),
+    pub(super) missing_mount: Option<PathBuf>,
     inodes: u64,
     pub(super) is_up: bool,
     /// Whether imports are cut short now and then.
@@ -84,6 +87,15 @@ pub(super) struct World {
 
 pub(super) fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().expect("a digest")
+}
+
+/// The digest of the catalog of a bundle with these images.
+fn catalog(images: &[(String, Digest)]) -> Digest {
+    let names: Vec<_> = images
+        .iter()
+        .map(|(name, target)| format!("{name}={target}"))
+        .collect();
+    basics::digest::sha256(names.join(",").as_bytes())
 }
 
 /// The layer of a target's image.
@@ -109,6 +121,8 @@ impl World {
             at: Timestamp::UNIX_EPOCH,
             dice: Turn::new(now, Timestamp::UNIX_EPOCH, seed),
             folder: BTreeMap::new(),
+            place: (1, 1),
+            missing_mount: None,
             inodes: 0,
             is_up: seed.is_multiple_of(2),
             is_shaky: false,
@@ -121,6 +135,15 @@ impl World {
             starts: HashMap::new(),
             history: Vec::new(),
         }
+    }
+
+    /// Ends the daemon, and begins it anew in this boot of the machine.
+    pub(super) fn restart(&mut self, boot: &str) {
+        let ledger = std::mem::take(&mut self.state.ledger);
+        let (settings, images) = (Settings::clone(&self.state.settings), PathBuf::from("/images"));
+        self.state = State::new(settings, images, None, ledger, Some(boot.to_owned()), self.now);
+        self.jobs.clear();
+        self.errands.clear();
     }
 
     pub(super) fn dice(&mut self, sides: u64) -> u64 {
@@ -153,6 +176,7 @@ impl World {
         let mut turn = self.turn();
         self.state.yield_lane(&mut turn);
         self.carry_out(turn);
+        self.state.rows.sum_up(self.now);
         worked || self.state.relist
     }
 
@@ -259,10 +283,11 @@ impl World {
                 entries: self.folder.iter().map(listed).collect(),
                 ..Listing::default()
             },
-            place: (1, 1),
+            place: self.place,
             is_created: false,
             trust: FolderTrust::Trusted,
             unclear: BTreeSet::new(),
+            missing_mount: self.missing_mount.clone(),
             trusted: None,
         })))
     }
@@ -392,7 +417,7 @@ impl World {
         let identity = self.state.roster.identity(name);
         Landed {
             identity: identity.unwrap_or_else(|| self.identity()),
-            catalog: digest(99),
+            catalog: catalog(images),
             outcome: Outcome::Imported,
             has_landed: true,
             closures: images
@@ -446,7 +471,7 @@ impl World {
             device: 1,
             inode: self.inodes,
             size: 10 << 10,
-            mtime_ns: 0,
+            mtime_ns: self.inodes.cast_signed(),
             ctime_ns: 0,
         }
     }
@@ -565,7 +590,11 @@ impl World {
                 _ => {}
             }
         }
-        self.fail("it does not come to rest");
+        let due = self
+            .state
+            .next_due(self.now)
+            .map(|due| due.saturating_duration_since(self.now));
+        self.fail(&format!("it does not come to rest: {due:?}"));
     }
 
     fn is_all_done(&self) -> bool {

@@ -156,12 +156,6 @@ pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Du
     }
 }
 
-/// Whether a listing that lacks `gone` of `known` bundles is rather a fault of the folder than somebody's wish: most of
-/// them at once. One or two are taken for a wish however few there are.
-pub(crate) fn is_mass_loss(gone: usize, known: usize) -> bool {
-    gone >= 3 && gone * 2 > known
-}
-
 /// Labels and pins that are taken back, and what they were judged by.
 #[derive(Debug)]
 pub(crate) struct Withdrawing {
@@ -519,21 +513,5 @@ mod tests {
         let found = withdrawals(&[&record], gone, OnRemoval::Unpin);
         assert_eq!(found[0].bundles, BTreeSet::from(["a.tar".to_owned()]));
         assert!(found[0].unpins);
-    }
-
-    #[test]
-    fn most_bundles_at_once_are_a_fault_and_one_or_two_are_a_wish() {
-        let table = [
-            (0, 0, false),
-            (1, 1, false),
-            (2, 2, false),
-            (3, 3, true),
-            (3, 6, false),
-            (4, 6, true),
-            (999, 1000, true),
-        ];
-        for (gone, known, fault) in table {
-            assert_eq!(is_mass_loss(gone, known), fault, "{gone} of {known}");
-        }
     }
 }
