@@ -88,6 +88,8 @@ pub(crate) enum Event {
     FilesLost,
     /// The configuration was read again. With a connection: what now decides over imports.
     Reloaded(Box<Reloaded>, Option<String>),
+    /// The configuration was read again and has these mistakes.
+    Misread(String),
 }
 
 /// What a look at a file shows.
@@ -269,6 +271,7 @@ impl State {
             Event::Swept => self.end_comparison(turn),
             Event::Sighted(sight, took) => self.on_sight(&sight, took, turn),
             Event::FilesLost => self.compare_soon(turn.now),
+            Event::Misread(mistakes) => self.on_misread(mistakes, turn),
             Event::Reloaded(reloaded, fingerprint) => self.on_reload(*reloaded, fingerprint, turn),
         }
     }

@@ -87,14 +87,6 @@ impl Requiring {
             ..self.last.clone().unwrap_or_default()
         })
     }
-
-    /// What is missing, for one line of status.
-    pub(super) fn shortage(&self) -> String {
-        match self.last.as_ref().map(|last| last.missing.len()) {
-            None | Some(0) => String::new(),
-            Some(missing) => format!(", {missing} required images missing"),
-        }
-    }
 }
 
 impl Drop for Requiring {
