@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::Daemon;
 use crate::control::{self, Answer, Question, Want};
+use crate::decide::Event;
 use crate::metrics;
 use crate::settings::Settings;
 use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, ProgressStatus, State, Status};
@@ -134,7 +135,7 @@ impl Daemon {
             }
         }
         if question.want == Want::Checked {
-            self.require_soon();
+            self.take(Event::CheckWanted);
         }
         let status = self.snapshot();
         if question.want == Want::Metrics {
@@ -207,8 +208,8 @@ impl Daemon {
                 path: self.state.images_dir.display().to_string(),
                 problem: self.state.folder.problem(),
             },
-            required: self.required_status(),
-            unpack: self.unpack_status(),
+            required: self.state.required_status(),
+            unpack: self.state.unpack_status(),
             bundles,
             ignored: status::ignored(&self.state.roster),
         }

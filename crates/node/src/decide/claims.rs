@@ -37,9 +37,9 @@ fn drop_in(world: &mut World, name: &str, image: &str, target: Digest) {
 
 /// Goes on until nothing is due, and a moment longer: a file is looked at twice before it counts as finished.
 fn run(world: &mut World) {
-    while world.step() {}
+    world.go_on();
     world.pass(Duration::from_secs(2));
-    while world.step() {}
+    world.go_on();
 }
 
 fn phase(world: &World, name: &str) -> Option<Phase> {
@@ -109,7 +109,7 @@ fn a_later_bundle_whose_import_is_cut_short_keeps_the_names_that_it_could_not_ge
         Box::new(Came::Imported(Box::new(landed))),
     ));
     world.pass(Duration::from_millis(500));
-    while world.step() {}
+    world.go_on();
     assert_eq!(world.starts[OsStr::new("early.tar")], 1);
     assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
     world.settle();
@@ -348,10 +348,10 @@ fn of_many_changes_the_first_asks_for_a_comparison() {
     assert_eq!(lines(&after(&mut world, change())), 0);
     world.pass(Duration::from_secs(10));
     let mut turn = world.turn();
-    world.state.step(None, &mut turn);
+    world.state.ask(None, &mut turn);
     assert!(matches!(turn.errands[..], [Errand::Survey { .. }]), "{turn:?}");
     let mut turn = world.turn();
-    world.state.step(None, &mut turn);
+    world.state.ask(None, &mut turn);
     assert!(turn.errands.is_empty(), "a comparison is under way: {turn:?}");
 }
 
