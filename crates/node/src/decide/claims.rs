@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
+use containerd::ImageChange;
 use import::space::{Demand, Disk, Forecast, MinFree, Shortage};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
@@ -19,16 +20,16 @@ use crate::state::ledger::ErrorClass;
 use crate::state::roster::Phase;
 
 /// A world without another importer, and with a containerd.
-fn world() -> World {
+pub(super) fn world() -> World {
     World::new(2)
 }
 
-fn image(number: u64) -> String {
+pub(super) fn image(number: u64) -> String {
     format!("registry.test/app:{number}")
 }
 
 /// Puts a bundle of one image into the folder.
-fn drop_in(world: &mut World, name: &str, image: &str, target: Digest) {
+pub(super) fn drop_in(world: &mut World, name: &str, image: &str, target: Digest) {
     let content = Content::Bundle(vec![(image.to_owned(), target)]);
     let identity = world.identity();
     world.folder.insert(name.into(), File { identity, content });
@@ -36,7 +37,7 @@ fn drop_in(world: &mut World, name: &str, image: &str, target: Digest) {
 }
 
 /// Goes on until nothing is due, and a moment longer: a file is looked at twice before it counts as finished.
-fn run(world: &mut World) {
+pub(super) fn run(world: &mut World) {
     world.go_on();
     world.pass(Duration::from_secs(2));
     world.go_on();
@@ -46,7 +47,7 @@ fn phase(world: &World, name: &str) -> Option<Phase> {
     world.state.roster.phase(OsStr::new(name))
 }
 
-fn said(world: &World, part: &str) -> usize {
+pub(super) fn said(world: &World, part: &str) -> usize {
     world.history.iter().filter(|line| line.contains(part)).count()
 }
 
@@ -61,13 +62,13 @@ fn disk(free: u64) -> Disk {
 }
 
 /// The half of such a disk has to stay free.
-fn shortage(free: u64) -> Option<Shortage> {
+pub(super) fn shortage(free: u64) -> Option<Shortage> {
     let half = MinFree::Percent(50);
     Forecast::new(Path::new("/store"), disk(free), Demand::default(), half).shortage()
 }
 
 /// The actions and errands that one event leads to.
-fn after(world: &mut World, event: Event) -> Turn {
+pub(super) fn after(world: &mut World, event: Event) -> Turn {
     let mut turn = world.turn();
     world.state.on(event, &mut turn);
     turn
@@ -353,6 +354,83 @@ fn of_many_changes_the_first_asks_for_a_comparison() {
     let mut turn = world.turn();
     world.state.ask(None, &mut turn);
     assert!(turn.errands.is_empty(), "a comparison is under way: {turn:?}");
+}
+
+#[test]
+fn images_are_unpacked_ahead_only_while_no_job_runs() {
+    let mut world = world();
+    for number in 0..3 {
+        let name = format!("{number}.tar");
+        drop_in(&mut world, &name, &image(number), digest(number + 1));
+        run(&mut world);
+        assert!(!world.state.lanes.is_empty());
+        let work = world.unpacking.as_ref();
+        assert_eq!(work.is_some(), number > 0, "of the bundles before it");
+        assert!(work.is_none_or(|work| work.is_interrupted));
+        world.go_on_unpacking();
+        world.pass(Duration::from_secs(3600));
+        run(&mut world);
+        assert!(world.unpacking.is_none());
+        for _ in 0..3 {
+            world.end_job(OsStr::new(&name));
+        }
+        run(&mut world);
+        assert!(world.unpacking.as_ref().is_some_and(|work| !work.is_interrupted));
+    }
+    world.settle();
+    world.check();
+}
+
+#[test]
+fn the_required_images_are_checked_again_after_whatever_may_change_them() {
+    let change = |kind, name| Event::Changed(containerd::ImageEvent { kind, name });
+    let reloaded = |world: &World| {
+        Event::Reloaded(
+            Box::new(Reloaded {
+                settings: (*world.state.settings).clone(),
+                applied: vec!["require"],
+                postponed: Vec::new(),
+            }),
+            None,
+        )
+    };
+    for what in [
+        "nothing",
+        "a record",
+        "a blob",
+        "a comparison",
+        "a client",
+        "a reload",
+        "a connection",
+        "a bundle",
+    ] {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.settle();
+        let before = world.checks;
+        match what {
+            "a record" => world.take(change(ImageChange::Updated, image(0))),
+            "a blob" => world.take(change(ImageChange::ContentDeleted, digest(77).to_string())),
+            "a comparison" => {
+                let now = world.turn().now;
+                world.state.compare_soon(now);
+            }
+            "a client" => world.take(Event::CheckWanted),
+            "a reload" => {
+                let reloaded = reloaded(&world);
+                world.take(reloaded);
+            }
+            "a connection" => world.take(Event::Ended),
+            "a bundle" => drop_in(&mut world, "b.tar", &image(1), digest(1)),
+            _ => {}
+        }
+        for _ in 0..3 {
+            run(&mut world);
+            world.end_job(OsStr::new("b.tar"));
+            world.end_check();
+        }
+        assert_eq!(world.checks > before, what != "nothing", "{what}");
+    }
 }
 
 #[test]

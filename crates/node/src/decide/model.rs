@@ -33,12 +33,15 @@ use crate::settings::{Coexistence, Settings};
 use crate::state::State;
 use crate::state::ledger::{ErrorClass, Ledger, label_name};
 use crate::state::roster::Phase;
-use crate::status::RequiredStatus;
+use crate::status::{MissingStatus, RequiredStatus};
 
 /// How many histories are tried.
 const HISTORIES: u64 = 2000;
 /// How many things happen in each.
 const STEPS: u64 = 60;
+
+/// The image that is required.
+const REQUIRED: &str = "registry.test/app:0";
 
 /// A file of the folder.
 #[derive(Clone, Debug)]
@@ -87,8 +90,8 @@ pub(super) struct World {
     events: VecDeque<ImageEvent>,
     pub(super) jobs: BTreeMap<OsString, Work>,
     errands: VecDeque<Errand>,
-    /// Whether a check of the required images runs.
-    pub(super) is_checking: bool,
+    /// A check of the required images, with those that were missing when it began.
+    pub(super) checking: Option<Vec<MissingStatus>>,
     /// How many checks have begun.
     pub(super) checks: u32,
     /// The images that are being unpacked.
@@ -142,7 +145,7 @@ impl World {
             events: VecDeque::new(),
             jobs: BTreeMap::new(),
             errands: VecDeque::new(),
-            is_checking: false,
+            checking: None,
             checks: 0,
             unpacking: None,
             unpacked: HashSet::new(),
@@ -275,11 +278,11 @@ impl World {
             }
             Action::Disconnect => self.events.clear(),
             Action::Check => {
-                assert!(!self.is_checking, "two checks at a time");
-                self.is_checking = true;
+                assert!(self.checking.is_none(), "two checks at a time");
+                self.checking = Some(self.missing());
                 self.checks += 1;
             }
-            Action::AbortCheck => self.is_checking = false,
+            Action::AbortCheck => self.checking = None,
             Action::Unpack(images) => {
                 assert!(self.unpacking.is_none(), "images are unpacked twice at a time");
                 let is_interrupted = false;
@@ -491,18 +494,29 @@ impl World {
         landed
     }
 
+    /// What is missing of the image that is required.
+    fn missing(&self) -> Vec<MissingStatus> {
+        let is_there = self.records.contains_key(REQUIRED);
+        let missing = MissingStatus {
+            reference: REQUIRED.to_owned(),
+            why: String::new(),
+            asked_by: Vec::new(),
+        };
+        if is_there { Vec::new() } else { vec![missing] }
+    }
+
     /// The check comes to its end.
     pub(super) fn end_check(&mut self) {
-        if !std::mem::take(&mut self.is_checking) {
+        let Some(missing) = self.checking.take() else {
             return;
-        }
+        };
         self.take(Event::Checked(match self.is_up {
             true => Checked::Found(RequiredStatus {
                 is_current: true,
                 checked_at: Some(self.at),
                 problem: None,
                 references: 1,
-                missing: Vec::new(),
+                missing,
             }),
             false => Checked::Failed("it is away".to_owned()),
         }));
@@ -650,7 +664,7 @@ impl World {
             for name in &names {
                 self.end_job(name);
             }
-            if self.is_checking || self.unpacking.is_some() {
+            if self.checking.is_some() || self.unpacking.is_some() {
                 self.end_check();
                 self.go_on_unpacking();
                 continue;
@@ -689,8 +703,8 @@ impl World {
     /// What the folder says is so in containerd, and all of it is unpacked; and the daemon knows whether what is required is there.
     pub(super) fn check(&self) {
         let required = self.state.required_status();
-        if !required.is_some_and(|required| required.is_current) {
-            self.fail("the required images are in doubt");
+        if !required.is_some_and(|required| required.is_current && required.missing == self.missing()) {
+            self.fail("the daemon does not know which required images are missing");
         }
         for (name, (target, _)) in self.state.ledger.desired_images() {
             if !self.unpacked.contains(target) {

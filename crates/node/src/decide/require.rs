@@ -207,3 +207,273 @@ fn sentence(found: &RequiredStatus) -> String {
         more => format!("{text} and {more} more (`airgapd status` names them)"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use containerd::{ImageChange, ImageEvent};
+    use jiff::Timestamp;
+
+    use super::super::Event;
+    use super::super::claims::{after, drop_in, image, said, world};
+    use super::super::line::Level;
+    use super::super::model::{World, digest};
+    use super::*;
+    use crate::images::folder::{Settle, Why};
+    use crate::settings::{Reloaded, Settings};
+    use crate::status::MissingStatus;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn found(missing: usize) -> RequiredStatus {
+        let image = |number| MissingStatus {
+            reference: format!("a:{number}"),
+            why: String::new(),
+            asked_by: Vec::new(),
+        };
+        RequiredStatus {
+            is_current: true,
+            checked_at: Some(Timestamp::UNIX_EPOCH),
+            problem: None,
+            references: 9,
+            missing: (0..missing).map(image).collect(),
+        }
+    }
+
+    /// A world that has just begun a check.
+    fn checking() -> World {
+        let mut world = world();
+        world.go_on();
+        assert!(world.checking.is_some());
+        world
+    }
+
+    fn end(world: &mut World, checked: Checked) {
+        assert!(world.checking.take().is_some(), "no check runs");
+        world.take(Event::Checked(checked));
+    }
+
+    /// A record changes that is none of ours.
+    fn change(world: &mut World) {
+        world.take(Event::Changed(ImageEvent {
+            name: "registry.test/other:1".to_owned(),
+            kind: ImageChange::Created,
+        }));
+    }
+
+    /// How long until the next check.
+    fn wait(world: &mut World) -> Option<Duration> {
+        let now = world.turn().now;
+        let due = world.state.require_due(now)?;
+        Some(due.saturating_duration_since(now))
+    }
+
+    fn lines(turn: &Turn) -> Vec<(Level, Option<Outcome>, &str)> {
+        let lines = turn.actions.iter().filter_map(|action| match action {
+            Action::Say(line) => Some((line.level, line.outcome, line.text.as_str())),
+            _ => None,
+        });
+        lines.collect()
+    }
+
+    #[test]
+    fn a_check_follows_each_change_and_no_other_time() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(0)));
+        world.pass(SECOND);
+        world.go_on();
+        assert_eq!((wait(&mut world), world.checks), (None, 1));
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(Duration::ZERO));
+        world.go_on();
+        assert_eq!(world.checks, 2);
+        // Of what happens meanwhile the check may know nothing.
+        change(&mut world);
+        assert_eq!(wait(&mut world), None, "one at a time");
+        end(&mut world, Checked::Found(found(0)));
+        assert_eq!(wait(&mut world), Some(BURST));
+    }
+
+    #[test]
+    fn a_check_that_takes_long_is_followed_by_a_pause_ten_times_as_long_unless_a_client_asks() {
+        let mut world = checking();
+        world.pass(3 * SECOND);
+        end(&mut world, Checked::Found(found(0)));
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(30 * SECOND));
+        world.pass(10 * SECOND);
+        assert_eq!(wait(&mut world), Some(20 * SECOND));
+        world.take(Event::CheckWanted);
+        assert_eq!(wait(&mut world), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn while_an_import_runs_a_check_begins_every_ten_seconds() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(0)));
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.go_on();
+        world.pass(2 * SECOND);
+        world.go_on();
+        assert!(!world.state.lanes.is_empty());
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(8 * SECOND));
+        world.pass(8 * SECOND);
+        world.go_on();
+        end(&mut world, Checked::Found(found(0)));
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(PACE));
+        // The import ends, and its records are there.
+        for _ in 0..3 {
+            world.end_job(OsStr::new("a.tar"));
+        }
+        assert!(world.state.lanes.is_empty());
+        assert_eq!(wait(&mut world), Some(BURST));
+    }
+
+    #[test]
+    fn nothing_is_checked_without_containerd_or_where_nothing_is_required() {
+        let mut away = world();
+        away.is_up = false;
+        away.go_on();
+        assert_eq!((wait(&mut away), away.checks), (None, 0));
+        assert!(
+            away.state
+                .required_status()
+                .is_some_and(|found| !found.is_current)
+        );
+        let mut world = world();
+        world.state.settings = Settings::default().into();
+        world.go_on();
+        assert_eq!((wait(&mut world), world.checks), (None, 0));
+        assert_eq!(world.state.required_status(), None);
+    }
+
+    #[test]
+    fn a_check_that_fails_keeps_the_last_result_and_is_made_again_after_ten_seconds() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(2)));
+        world.take(Event::CheckWanted);
+        world.go_on();
+        let failed = Checked::Failed("it is away".to_owned());
+        world.checking = None;
+        let turn = after(&mut world, Event::Checked(failed));
+        assert!(lines(&turn).iter().all(|(level, ..)| *level == Level::Debug));
+        assert_eq!(wait(&mut world), Some(PACE));
+        let status = world.state.required_status().unwrap();
+        assert_eq!((status.missing.len(), status.is_current), (2, false));
+        assert_eq!(world.state.required.shortage(), ", 2 required images missing");
+    }
+
+    #[test]
+    fn a_check_that_panics_has_no_answer_and_its_text_is_said_once() {
+        let mut world = checking();
+        for _ in 0..3 {
+            end(&mut world, Checked::Panicked("a panic: no way".to_owned()));
+            let status = world.state.required_status().unwrap();
+            assert_eq!(status.problem.as_deref(), Some("a panic: no way"));
+            assert!(status.is_current && status.checked_at.is_some() && status.summary().is_none());
+            world.take(Event::CheckWanted);
+            world.go_on();
+        }
+        assert_eq!(said(&world, "is not known: a panic: no way"), 1);
+    }
+
+    #[test]
+    fn each_result_is_said_once_until_it_changes() {
+        let mut world = checking();
+        let missing = |names: &[&str]| {
+            let mut found = found(names.len());
+            for (image, name) in found.missing.iter_mut().zip(names) {
+                (*name).clone_into(&mut image.reference);
+            }
+            Checked::Found(found)
+        };
+        let (many, others) = (["a", "b", "c", "d", "e", "f"], ["a", "b", "c", "d", "e", "g"]);
+        let table: [(&[&str], usize); 8] = [
+            (&["a"], 1),
+            (&["a"], 0),
+            (&["b"], 1),
+            (&many, 1),
+            // The line names five of them.
+            (&others, 1),
+            (&others, 0),
+            (&[], 1),
+            (&[], 0),
+        ];
+        for (names, wanted) in table {
+            world.checking = None;
+            let turn = after(&mut world, Event::Checked(missing(names)));
+            let told = lines(&turn);
+            assert_eq!(told.len(), wanted, "{names:?}: {told:?}");
+            for (level, outcome, _) in told {
+                let is_missing = !names.is_empty();
+                let (warn, info) = ((Level::Warn, Some(Outcome::Missing)), (Level::Info, None));
+                assert_eq!((level, outcome), if is_missing { warn } else { info });
+            }
+            world.take(Event::CheckWanted);
+            world.go_on();
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_while_a_bundle_is_on_its_way_unless_that_has_stalled() {
+        let mut world = checking();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.go_on();
+        assert!(world.state.roster.is_settling(OsStr::new("a.tar")));
+        end(&mut world, Checked::Found(found(1)));
+        world.go_on();
+        assert_eq!(said(&world, "required images"), 0);
+        let now = world.turn().now;
+        let (until, why) = (now + 60 * SECOND, Why::Empty);
+        let stalled = Settle::Stalled { until, why };
+        world.state.roster.settle(OsStr::new("a.tar"), stalled);
+        world.go_on();
+        assert_eq!(said(&world, "1 of 9 required images are missing: a:0"), 1);
+    }
+
+    #[test]
+    fn other_settings_drop_the_check_and_its_result_and_the_same_result_is_not_said_again() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(1)));
+        world.take(Event::CheckWanted);
+        world.go_on();
+        let reloaded = Reloaded {
+            settings: (*world.state.settings).clone(),
+            applied: vec!["require"],
+            postponed: Vec::new(),
+        };
+        let turn = after(&mut world, Event::Reloaded(Box::new(reloaded), None));
+        let is_aborted = |action: &&Action| matches!(action, Action::AbortCheck);
+        assert_eq!(turn.actions.iter().filter(is_aborted).count(), 1);
+        world.checking = None;
+        let status = world.state.required_status().unwrap();
+        assert_eq!((status.missing.len(), status.checked_at), (0, None));
+        world.go_on();
+        end(&mut world, Checked::Found(found(1)));
+        assert_eq!(said(&world, "required images are missing"), 1);
+    }
+
+    #[test]
+    fn a_line_names_a_few_and_counts_the_others() {
+        let table = [
+            (0, "all 9 required images are there"),
+            (1, "1 of 9 required images are missing: a:0"),
+            (
+                7,
+                "7 of 9 required images are missing: a:0, a:1, a:2, a:3, a:4 and 2 more (`airgapd status` names them)",
+            ),
+        ];
+        for (missing, wanted) in table {
+            assert_eq!(sentence(&found(missing)), wanted);
+        }
+        let unknown = RequiredStatus {
+            problem: Some("x.yaml cannot be read".to_owned()),
+            ..found(0)
+        };
+        assert!(sentence(&unknown).ends_with("not known: x.yaml cannot be read"));
+        assert_eq!(unknown.summary(), None);
+    }
+}

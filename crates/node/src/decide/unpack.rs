@@ -220,3 +220,250 @@ fn wanted(ledger: &Ledger, priority: &[Pattern], bad: &HashMap<Digest, UnpackFai
     let images = images.into_iter().map(|(_, _, image)| image);
     images.filter(|image| seen.insert(image.target.clone())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use import::labels;
+
+    use super::super::Event;
+    use super::super::claims::{after, drop_in, image, run, said, shortage, world};
+    use super::super::line::Level;
+    use super::super::model::{World, digest};
+    use super::super::room::Room;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A world with an image that has just begun to be unpacked.
+    fn unpacking() -> World {
+        let mut world = world();
+        import(&mut world, "a.tar", 0, 1);
+        // A comparison follows each import.
+        world.pass(SECOND);
+        world.go_on();
+        assert!(world.unpacking.is_some());
+        world
+    }
+
+    /// Imports a bundle of one image.
+    fn import(world: &mut World, name: &str, number: u64, target: u64) {
+        drop_in(world, name, &image(number), digest(target));
+        run(world);
+        for _ in 0..3 {
+            world.end_job(OsStr::new(name));
+        }
+    }
+
+    fn end(world: &mut World, end: End) {
+        world.unpacking.take().expect("images are being unpacked");
+        world.take(Event::Unpacking(Progress::Ended(end)));
+    }
+
+    fn failed(number: u64, is_content: bool) -> Event {
+        Event::Unpacking(Progress::Failed {
+            name: image(number),
+            target: digest(number + 1),
+            reason: "a bad layer".to_owned(),
+            is_content,
+        })
+    }
+
+    /// How long until images are unpacked.
+    fn wait(world: &mut World) -> Option<Duration> {
+        let now = world.turn().now;
+        let due = world.state.unpack_due(now)?;
+        Some(due.saturating_duration_since(now))
+    }
+
+    fn targets(world: &World) -> Option<Vec<Digest>> {
+        let images = world.unpacking.as_ref()?.images.iter();
+        Some(images.map(|image| image.target.clone()).collect())
+    }
+
+    fn status(world: &World) -> UnpackStatus {
+        world.state.unpack_status().expect("images are unpacked ahead")
+    }
+
+    #[test]
+    fn images_are_unpacked_after_their_import_and_again_only_when_something_has_happened() {
+        let mut world = unpacking();
+        assert_eq!(targets(&world), Some(vec![digest(1)]));
+        world.take(Event::Unpacking(Progress::Found(1)));
+        assert_eq!((status(&world).running, status(&world).pending), (true, 1));
+        assert_eq!(said(&world, "unpacking 1 images ahead"), 1);
+        world.go_on_unpacking();
+        assert_eq!((status(&world).running, status(&world).pending), (true, 0));
+        world.go_on_unpacking();
+        world.pass(SECOND);
+        world.go_on();
+        assert_eq!((wait(&mut world), status(&world).running), (None, false));
+        // A comparison finds what others have removed.
+        let now = world.turn().now;
+        world.state.compare_soon(now);
+        world.go_on();
+        assert!(world.unpacking.is_some());
+    }
+
+    #[test]
+    fn after_a_failure_images_are_unpacked_later_each_time_and_that_is_said_once_for_each_reason() {
+        let mut world = unpacking();
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            end(&mut world, End::Failed("a panic: no way".to_owned()));
+            let wait = wait(&mut world).unwrap();
+            waits.push(wait);
+            world.pass(wait - Duration::from_millis(1));
+            world.go_on();
+            assert!(world.unpacking.is_none());
+            world.pass(Duration::from_millis(1));
+            world.go_on();
+        }
+        for (failures, wait) in (0..).zip(&waits) {
+            let whole = AGAIN.whole(failures);
+            assert!(*wait <= whole && *wait >= whole * 3 / 4, "{waits:?}");
+        }
+        assert!(waits[9] > 400 * SECOND, "{waits:?}");
+        assert_eq!(said(&world, "images are not unpacked"), 1);
+        assert_eq!(status(&world).problem.as_deref(), Some("a panic: no way"));
+        end(&mut world, End::Failed("the disk is full".to_owned()));
+        assert_eq!(said(&world, "images are not unpacked"), 2);
+        // Once it went well, the next failure is the first one again.
+        world.pass(600 * SECOND);
+        world.go_on();
+        end(&mut world, End::Done);
+        assert_eq!(status(&world).problem, None);
+        world.state.unpack.doubt();
+        world.go_on();
+        end(&mut world, End::Failed("the disk is full".to_owned()));
+        assert_eq!(said(&world, "images are not unpacked"), 3);
+        assert!(wait(&mut world).unwrap() <= AGAIN.first);
+    }
+
+    #[test]
+    fn an_import_that_begins_interrupts_unpacking_which_goes_on_after_it() {
+        let mut world = unpacking();
+        drop_in(&mut world, "b.tar", &image(7), digest(7));
+        run(&mut world);
+        assert!(world.unpacking.as_ref().is_some_and(|work| work.is_interrupted));
+        end(&mut world, End::Stopped);
+        world.pass(3600 * SECOND);
+        world.go_on();
+        assert_eq!(
+            (wait(&mut world), said(&world, "images are not unpacked")),
+            (None, 0)
+        );
+        for _ in 0..3 {
+            world.end_job(OsStr::new("b.tar"));
+        }
+        assert_eq!(wait(&mut world), Some(Duration::ZERO));
+        world.go_on();
+        assert_eq!(targets(&world), Some(vec![digest(1), digest(7)]));
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_unpacked_is_said_and_not_tried_again_while_a_bundle_has_it() {
+        let mut world = unpacking();
+        world.take(Event::Unpacking(Progress::Found(1)));
+        let turn = after(&mut world, failed(0, true));
+        let [Action::Say(line)] = &turn.actions[..] else {
+            panic!("{turn:?}")
+        };
+        assert_eq!(
+            (line.level, line.outcome),
+            (Level::Error, Some(Outcome::NotUnpacked))
+        );
+        assert_eq!(line.digest.as_deref(), Some(digest(1).as_ref()));
+        assert_eq!((status(&world).pending, status(&world).failed.len()), (0, 1));
+        end(&mut world, End::Done);
+        world.state.unpack.doubt();
+        world.go_on();
+        assert!(world.unpacking.is_none());
+        // A new bundle has another image by that name.
+        import(&mut world, "a.tar", 0, 9);
+        world.go_on();
+        assert_eq!(targets(&world), Some(vec![digest(9)]));
+        assert!(status(&world).failed.is_empty());
+    }
+
+    #[test]
+    fn an_image_that_is_not_to_blame_is_tried_again() {
+        let mut world = unpacking();
+        world.take(Event::Unpacking(Progress::Found(1)));
+        let turn = after(&mut world, failed(0, false));
+        assert!(turn.actions.is_empty(), "the end says more: {turn:?}");
+        assert_eq!((status(&world).pending, status(&world).failed.len()), (1, 0));
+        end(&mut world, End::Failed("the disk is full".to_owned()));
+        world.pass(AGAIN.first);
+        world.go_on();
+        assert_eq!(targets(&world), Some(vec![digest(1)]));
+    }
+
+    #[test]
+    fn nothing_is_unpacked_below_the_minimum_while_the_daemon_stops_or_where_that_is_not_wanted() {
+        for obstacle in ["below", "draining", "none", "away"] {
+            let mut world = unpacking();
+            end(&mut world, End::Stopped);
+            assert_eq!(wait(&mut world), Some(Duration::ZERO));
+            match obstacle {
+                "below" => {
+                    let below = shortage(1);
+                    let (disk, stamp) = (None, None);
+                    let mut turn = world.turn();
+                    world.state.on_room(Room { below, disk, stamp }, &mut turn);
+                }
+                "draining" => world.state.is_draining = true,
+                "none" => {
+                    let settings = crate::settings::Settings {
+                        unpack: Unpack::None,
+                        ..(*world.state.settings).clone()
+                    };
+                    world.state.settings = settings.into();
+                    assert_eq!(world.state.unpack_status(), None);
+                }
+                _ => {
+                    world.is_up = false;
+                    world.take(Event::Ended);
+                }
+            }
+            assert_eq!(wait(&mut world), None, "{obstacle}");
+            world.go_on();
+            assert!(world.unpacking.is_none(), "{obstacle}");
+        }
+    }
+
+    #[test]
+    fn images_of_the_first_pattern_come_first_then_those_that_arrived_first_and_each_target_once() {
+        let mut world = world();
+        let images = [
+            ("z.tar", 4, 4),
+            ("b.tar", 2, 2),
+            ("c.tar", 3, 4),
+            ("a.tar", 1, 1),
+            ("d.tar", 5, 5),
+        ];
+        for (file, name, target) in images {
+            drop_in(&mut world, file, &image(name), digest(target));
+            world.settle();
+        }
+        let priority = |patterns: &[&str]| -> Vec<u64> {
+            let patterns: Vec<Pattern> = patterns.iter().map(|text| text.parse().unwrap()).collect();
+            let bad = HashMap::from([(
+                digest(5),
+                UnpackFailureStatus {
+                    name: image(5),
+                    digest: digest(5).to_string(),
+                    reason: String::new(),
+                },
+            )]);
+            let images = wanted(&world.state.ledger, &patterns, &bad);
+            let number = |image: &Ahead| (1..9).find(|number| digest(*number) == image.target);
+            images.iter().filter_map(number).collect()
+        };
+        assert_eq!(priority(&[]), [4, 2, 1]);
+        assert_eq!(priority(&["*app:1", "*app:2"]), [1, 2, 4]);
+        assert_eq!(priority(&["*app:2"]), [2, 4, 1]);
+        assert!(world.records[&image(1)].labels.contains_key(labels::PINNED));
+    }
+}
