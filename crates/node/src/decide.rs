@@ -56,7 +56,7 @@ use self::listing::Seen;
 use self::record::Came;
 use self::require::Checked;
 use self::room::Room;
-use self::unpack::Progress;
+use self::unpack::UnpackProgress;
 use self::withdraw::Withdrawing;
 use crate::images::folder::{Ending, Observation, Refused};
 use crate::progress::Mark;
@@ -102,7 +102,7 @@ pub(crate) enum Event {
     /// The check of the required images has ended.
     Checked(Checked),
     /// Unpacking ahead has come further.
-    Unpacking(Progress),
+    Unpacking(UnpackProgress),
     /// The configuration was read again. With a connection: what now decides over imports.
     Reloaded(Box<Reloaded>, Option<String>),
 }

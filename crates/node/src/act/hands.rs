@@ -26,7 +26,7 @@ use crate::decide::desired;
 use crate::decide::listing::{Seen, Trusted};
 use crate::decide::require::Checked;
 use crate::decide::room::{Room, Stamp};
-use crate::decide::unpack::{End, Progress};
+use crate::decide::unpack::{UnpackEnd, UnpackProgress};
 use crate::decide::{Event, Look, Opening, Start, Step, View};
 use crate::images::folder::{self, Depth, Ending, Folder, FolderTrust, Listing, Observation, Refused};
 use crate::images::trusted_digests;
@@ -294,8 +294,8 @@ impl Hands {
     /// Begins to unpack images. Without a connection it has ended already.
     pub(super) fn unpack(&mut self, settings: &Arc<Settings>, images: Vec<Ahead>) -> Option<Event> {
         let Some(live) = &self.containerd else {
-            let end = End::Failed(UNCONNECTED.to_owned());
-            return Some(Event::Unpacking(Progress::Ended(end)));
+            let end = UnpackEnd::Failed(UNCONNECTED.to_owned());
+            return Some(Event::Unpacking(UnpackProgress::Ended(end)));
         };
         self.unpacking
             .begin(images, Arc::clone(settings), live.runtime.clone());

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::decide::unpack::{End, Progress};
+use crate::decide::unpack::{UnpackEnd, UnpackProgress};
 use crate::runtime::{self, Containerd};
 use crate::settings::Settings;
 use crate::state::crash;
@@ -18,7 +18,7 @@ pub(super) struct Unpacking(Option<Task>);
 
 struct Task {
     work: AbortOnDropHandle<Result<(), UnpackError>>,
-    progress: mpsc::UnboundedReceiver<Progress>,
+    progress: mpsc::UnboundedReceiver<UnpackProgress>,
     stop: CancellationToken,
 }
 
@@ -45,7 +45,7 @@ impl Unpacking {
     }
 
     /// Waits until it has come further; for ever while nothing is unpacked. Safe to cancel.
-    pub(super) async fn next(&mut self) -> Progress {
+    pub(super) async fn next(&mut self) -> UnpackProgress {
         let Some(task) = &mut self.0 else {
             return std::future::pending().await;
         };
@@ -55,35 +55,35 @@ impl Unpacking {
         }
         let ended = (&mut task.work).await;
         self.0 = None;
-        Progress::Ended(match ended {
-            Ok(Ok(())) => End::Done,
-            Ok(Err(UnpackError::Stopped)) => End::Stopped,
-            Ok(Err(error)) => End::Failed(basics::chain(&error)),
+        UnpackProgress::Ended(match ended {
+            Ok(Ok(())) => UnpackEnd::Done,
+            Ok(Err(UnpackError::Stopped)) => UnpackEnd::Stopped,
+            Ok(Err(error)) => UnpackEnd::Failed(basics::chain(&error)),
             Err(error) => match error.try_into_panic() {
-                Ok(panic) => End::Failed(crash::panic_text(&*panic)),
-                Err(_) => End::Stopped,
+                Ok(panic) => UnpackEnd::Failed(crash::panic_text(&*panic)),
+                Err(_) => UnpackEnd::Stopped,
             },
         })
     }
 }
 
 /// Sends the progress to the loop.
-struct Observer(mpsc::UnboundedSender<Progress>);
+struct Observer(mpsc::UnboundedSender<UnpackProgress>);
 
 impl AheadObserver for Observer {
     fn found(&self, images: usize) {
-        let _ = self.0.send(Progress::Found(images));
+        let _ = self.0.send(UnpackProgress::Found(images));
     }
 
     fn image(&self, image: &Ahead, ended: &Result<Unpacked, UnpackError>) {
         let (name, target) = (image.name.clone(), image.target.clone());
         let _ = self.0.send(match ended {
-            Ok(Unpacked { layers, .. }) => Progress::Unpacked {
+            Ok(Unpacked { layers, .. }) => UnpackProgress::Unpacked {
                 name,
                 target,
                 layers: *layers,
             },
-            Err(error) => Progress::Failed {
+            Err(error) => UnpackProgress::Failed {
                 name,
                 target,
                 reason: basics::chain(error),
@@ -111,8 +111,8 @@ mod tests {
             progress,
             stop: CancellationToken::new(),
         }));
-        assert!(matches!(unpacking.next().await, Progress::Found(3)));
-        let Progress::Ended(End::Failed(why)) = unpacking.next().await else {
+        assert!(matches!(unpacking.next().await, UnpackProgress::Found(3)));
+        let UnpackProgress::Ended(UnpackEnd::Failed(why)) = unpacking.next().await else {
             panic!("another end")
         };
         assert_eq!(why, "a panic: no way");

@@ -26,7 +26,7 @@ use super::compare::Facts;
 use super::listing::Seen;
 use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
 use super::require::Checked;
-use super::unpack::{End, Progress};
+use super::unpack::{UnpackEnd, UnpackProgress};
 use super::{Action, Errand, Event, Failed, Look, Opening, Step, Turn, Unreached, View};
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Writer};
 use crate::settings::{Coexistence, Settings};
@@ -533,17 +533,21 @@ impl World {
         } = &mut work;
         images.retain(|image| !self.unpacked.contains(&image.target));
         let end = match images.pop() {
-            _ if !self.is_up => End::Failed("it is away".to_owned()),
-            None => End::Done,
-            Some(_) if *is_interrupted => End::Stopped,
+            _ if !self.is_up => UnpackEnd::Failed("it is away".to_owned()),
+            None => UnpackEnd::Done,
+            Some(_) if *is_interrupted => UnpackEnd::Stopped,
             Some(Ahead { name, target, .. }) => {
                 self.unpacking = Some(work);
                 self.unpacked.insert(target.clone());
                 let layers = 1;
-                return self.take(Event::Unpacking(Progress::Unpacked { name, target, layers }));
+                return self.take(Event::Unpacking(UnpackProgress::Unpacked {
+                    name,
+                    target,
+                    layers,
+                }));
             }
         };
-        self.take(Event::Unpacking(Progress::Ended(end)));
+        self.take(Event::Unpacking(UnpackProgress::Ended(end)));
     }
 
     fn changed(&mut self, name: &str, kind: ImageChange) {

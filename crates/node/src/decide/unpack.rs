@@ -28,7 +28,7 @@ const AGAIN: Backoff = Backoff {
 
 /// How far unpacking has come.
 #[derive(Debug)]
-pub(crate) enum Progress {
+pub(crate) enum UnpackProgress {
     /// So many images are not unpacked yet. Comes first.
     Found(usize),
     /// An image is unpacked.
@@ -47,12 +47,12 @@ pub(crate) enum Progress {
         is_content: bool,
     },
     /// Unpacking is over.
-    Ended(End),
+    Ended(UnpackEnd),
 }
 
 /// How unpacking ended.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum UnpackEnd {
     /// Nothing is left to do.
     Done,
     /// It was interrupted.
@@ -134,21 +134,21 @@ impl State {
     }
 
     /// Takes over how far unpacking has come.
-    pub(super) fn on_unpacking(&mut self, progress: Progress, turn: &mut Turn) {
+    pub(super) fn on_unpacking(&mut self, progress: UnpackProgress, turn: &mut Turn) {
         let unpack = &mut self.unpack;
         match progress {
-            Progress::Found(images) => {
+            UnpackProgress::Found(images) => {
                 unpack.pending = images;
                 if images > 0 {
                     turn.say(Line::info(format!("unpacking {images} images ahead")));
                 }
             }
-            Progress::Unpacked { name, target, layers } => {
+            UnpackProgress::Unpacked { name, target, layers } => {
                 unpack.pending = unpack.pending.saturating_sub(1);
                 let line = Line::info(format!("image unpacked: {layers} layers")).outcome(Outcome::Unpacked);
                 turn.say(line.image(&name).digest(&target));
             }
-            Progress::Failed {
+            UnpackProgress::Failed {
                 name,
                 target,
                 reason,
@@ -163,23 +163,23 @@ impl State {
                 unpack.bad.insert(target, failure);
             }
             // The end says more.
-            Progress::Failed {
+            UnpackProgress::Failed {
                 is_content: false, ..
             } => {}
-            Progress::Ended(end) => self.on_unpack_end(end, turn),
+            UnpackProgress::Ended(end) => self.on_unpack_end(end, turn),
         }
     }
 
-    fn on_unpack_end(&mut self, end: End, turn: &mut Turn) {
+    fn on_unpack_end(&mut self, end: UnpackEnd, turn: &mut Turn) {
         let unpack = &mut self.unpack;
         unpack.is_running = false;
         match end {
-            End::Done => {
+            UnpackEnd::Done => {
                 unpack.failures = 0;
                 unpack.said = None;
             }
-            End::Stopped => unpack.is_current = false,
-            End::Failed(why) => unpack.put_off(why, turn),
+            UnpackEnd::Stopped => unpack.is_current = false,
+            UnpackEnd::Failed(why) => unpack.put_off(why, turn),
         }
     }
 
@@ -256,13 +256,13 @@ mod tests {
         }
     }
 
-    fn end(world: &mut World, end: End) {
+    fn end(world: &mut World, end: UnpackEnd) {
         world.unpacking.take().expect("images are being unpacked");
-        world.take(Event::Unpacking(Progress::Ended(end)));
+        world.take(Event::Unpacking(UnpackProgress::Ended(end)));
     }
 
     fn failed(number: u64, is_content: bool) -> Event {
-        Event::Unpacking(Progress::Failed {
+        Event::Unpacking(UnpackProgress::Failed {
             name: image(number),
             target: digest(number + 1),
             reason: "a bad layer".to_owned(),
@@ -290,7 +290,7 @@ mod tests {
     fn images_are_unpacked_after_their_import_and_again_only_when_something_has_happened() {
         let mut world = unpacking();
         assert_eq!(targets(&world), Some(vec![digest(1)]));
-        world.take(Event::Unpacking(Progress::Found(1)));
+        world.take(Event::Unpacking(UnpackProgress::Found(1)));
         assert_eq!((status(&world).running, status(&world).pending), (true, 1));
         assert_eq!(said(&world, "unpacking 1 images ahead"), 1);
         world.go_on_unpacking();
@@ -311,7 +311,7 @@ mod tests {
         let mut world = unpacking();
         let mut waits = Vec::new();
         for _ in 0..10 {
-            end(&mut world, End::Failed("a panic: no way".to_owned()));
+            end(&mut world, UnpackEnd::Failed("a panic: no way".to_owned()));
             let wait = wait(&mut world).unwrap();
             waits.push(wait);
             world.pass(wait - Duration::from_millis(1));
@@ -327,16 +327,16 @@ mod tests {
         assert!(waits[9] > 400 * SECOND, "{waits:?}");
         assert_eq!(said(&world, "images are not unpacked"), 1);
         assert_eq!(status(&world).problem.as_deref(), Some("a panic: no way"));
-        end(&mut world, End::Failed("the disk is full".to_owned()));
+        end(&mut world, UnpackEnd::Failed("the disk is full".to_owned()));
         assert_eq!(said(&world, "images are not unpacked"), 2);
         // Once it went well, the next failure is the first one again.
         world.pass(600 * SECOND);
         world.go_on();
-        end(&mut world, End::Done);
+        end(&mut world, UnpackEnd::Done);
         assert_eq!(status(&world).problem, None);
         world.state.unpack.doubt();
         world.go_on();
-        end(&mut world, End::Failed("the disk is full".to_owned()));
+        end(&mut world, UnpackEnd::Failed("the disk is full".to_owned()));
         assert_eq!(said(&world, "images are not unpacked"), 3);
         assert!(wait(&mut world).unwrap() <= AGAIN.first);
     }
@@ -347,7 +347,7 @@ mod tests {
         drop_in(&mut world, "b.tar", &image(7), digest(7));
         run(&mut world);
         assert!(world.unpacking.as_ref().is_some_and(|work| work.is_interrupted));
-        end(&mut world, End::Stopped);
+        end(&mut world, UnpackEnd::Stopped);
         world.pass(3600 * SECOND);
         world.go_on();
         assert_eq!(
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn an_image_that_cannot_be_unpacked_is_said_and_not_tried_again_while_a_bundle_has_it() {
         let mut world = unpacking();
-        world.take(Event::Unpacking(Progress::Found(1)));
+        world.take(Event::Unpacking(UnpackProgress::Found(1)));
         let turn = after(&mut world, failed(0, true));
         let [Action::Say(line)] = &turn.actions[..] else {
             panic!("{turn:?}")
@@ -376,7 +376,7 @@ mod tests {
         );
         assert_eq!(line.digest.as_deref(), Some(digest(1).as_ref()));
         assert_eq!((status(&world).pending, status(&world).failed.len()), (0, 1));
-        end(&mut world, End::Done);
+        end(&mut world, UnpackEnd::Done);
         world.state.unpack.doubt();
         world.go_on();
         assert!(world.unpacking.is_none());
@@ -390,11 +390,11 @@ mod tests {
     #[test]
     fn an_image_that_is_not_to_blame_is_tried_again() {
         let mut world = unpacking();
-        world.take(Event::Unpacking(Progress::Found(1)));
+        world.take(Event::Unpacking(UnpackProgress::Found(1)));
         let turn = after(&mut world, failed(0, false));
         assert!(turn.actions.is_empty(), "the end says more: {turn:?}");
         assert_eq!((status(&world).pending, status(&world).failed.len()), (1, 0));
-        end(&mut world, End::Failed("the disk is full".to_owned()));
+        end(&mut world, UnpackEnd::Failed("the disk is full".to_owned()));
         world.pass(AGAIN.first);
         world.go_on();
         assert_eq!(targets(&world), Some(vec![digest(1)]));
@@ -404,7 +404,7 @@ mod tests {
     fn nothing_is_unpacked_below_the_minimum_while_the_daemon_stops_or_where_that_is_not_wanted() {
         for obstacle in ["below", "draining", "none", "away"] {
             let mut world = unpacking();
-            end(&mut world, End::Stopped);
+            end(&mut world, UnpackEnd::Stopped);
             assert_eq!(wait(&mut world), Some(Duration::ZERO));
             match obstacle {
                 "below" => {

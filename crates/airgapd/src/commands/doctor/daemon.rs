@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use node::control::{self, Told, Unanswered, Want};
+use node::control::{self, StatusReply, Unanswered, Want};
 use node::settings::Settings;
 use node::status::Standing;
 
@@ -12,7 +12,7 @@ use super::{Finding, note, ok, problem};
 
 pub(super) async fn of_daemon(settings: &Settings) -> Finding {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {
-        Ok(Told { status, .. }) => {
+        Ok(StatusReply { status, .. }) => {
             let failed = status.bundles.iter();
             let failed = failed
                 .filter(|bundle| bundle.state.standing() == Standing::Failed)
