@@ -89,6 +89,45 @@ fn the_bundle_that_arrives_later_has_the_name_and_the_earlier_one_gets_it_back()
 }
 
 #[test]
+fn a_name_goes_back_to_the_earlier_bundle_whenever_the_daemon_dies_meanwhile() {
+    for (is_removed, moment) in [true, false]
+        .into_iter()
+        .flat_map(|gone| (0..12).map(move |at| (gone, at)))
+    {
+        let mut world = world();
+        drop_in(&mut world, "early.tar", &image(0), digest(1));
+        world.settle();
+        drop_in(&mut world, "late.tar", &image(0), digest(2));
+        world.settle();
+        match is_removed {
+            true => drop(world.folder.remove(OsStr::new("late.tar"))),
+            false => drop_in(&mut world, "late.tar", &image(1), digest(2)),
+        }
+        world.state.relist = true;
+        for step in 0..moment {
+            world.go_on();
+            match step % 3 {
+                0 => world.pass(Duration::from_secs(2)),
+                1 => world.end_job(OsStr::new("late.tar")),
+                _ => world.end_job(OsStr::new("early.tar")),
+            }
+        }
+        world
+            .history
+            .push(format!("restart at {moment}, removed: {is_removed}"));
+        world.restart();
+        world.settle();
+        world.check();
+        assert!(
+            world.records[&image(0)]
+                .labels
+                .values()
+                .all(|file| file != "late.tar")
+        );
+    }
+}
+
+#[test]
 fn a_later_bundle_whose_import_is_cut_short_keeps_the_names_that_it_could_not_get() {
     let mut world = world();
     drop_in(&mut world, "early.tar", &image(0), digest(1));

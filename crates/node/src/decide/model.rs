@@ -90,6 +90,8 @@ pub(super) struct World {
     events: VecDeque<ImageEvent>,
     pub(super) jobs: BTreeMap<OsString, Work>,
     errands: VecDeque<Errand>,
+    /// The ledger as it was last written down.
+    saved: Ledger,
     /// A check of the required images, with those that were missing when it began.
     pub(super) checking: Option<Vec<MissingStatus>>,
     /// How many checks have begun.
@@ -145,6 +147,7 @@ impl World {
             events: VecDeque::new(),
             jobs: BTreeMap::new(),
             errands: VecDeque::new(),
+            saved: Ledger::default(),
             checking: None,
             checks: 0,
             unpacking: None,
@@ -166,6 +169,17 @@ impl World {
     pub(super) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.at += time;
+    }
+
+    /// The daemon dies, and another one begins with what was written down.
+    pub(super) fn restart(&mut self) {
+        let (settings, images) = ((*self.state.settings).clone(), self.state.images_dir.clone());
+        let (ledger, boot) = (self.saved.clone(), self.state.boot.clone());
+        self.state = State::new(settings, images, None, ledger, boot, self.now);
+        self.events.clear();
+        self.jobs.clear();
+        self.checking = None;
+        self.unpacking = None;
     }
 
     /// One round of the loop. Gives when the next one is due.
@@ -297,12 +311,9 @@ impl World {
             }
             Action::Say(line) => self.history.push(format!("  {}: {:?}", line.text, line.bundle)),
             Action::Pull(_) => panic!("there are no lists"),
-            Action::Save
-            | Action::Watch(_)
-            | Action::Count(_)
-            | Action::Report(..)
-            | Action::CheckFiles
-            | Action::Adopt => {}
+            Action::Save => self.saved = self.state.ledger.clone(),
+            Action::Watch(_) | Action::Count(_) | Action::Report(..) | Action::CheckFiles | Action::Adopt => {
+            }
         }
         Vec::new()
     }

@@ -59,6 +59,11 @@ impl RoomState {
     pub(crate) fn is_below(&self) -> bool {
         self.is_below
     }
+
+    /// Whether a bundle waits for space.
+    pub(super) fn keeps_waiting(&self, name: &OsStr) -> bool {
+        self.is_below || self.waiting.contains_key(name)
+    }
 }
 
 impl State {
