@@ -582,7 +582,7 @@ impl World {
         let name: OsString = format!("{}.tar", self.dice(5)).into();
         let image = format!("registry.test/app:{}", self.dice(4));
         let target = digest(self.dice(6) + 1);
-        match self.dice(18) {
+        match self.dice(19) {
             0..=3 => {
                 let more = self.dice(3);
                 let images = (0..=more).map(|_| {
@@ -636,6 +636,10 @@ impl World {
             10 => self.pass(Duration::from_secs(400)),
             11 => self.end_check(),
             12 => self.go_on_unpacking(),
+            13 => {
+                self.history.push("the daemon dies, and begins again".to_owned());
+                self.restart();
+            }
             _ => self.end_some_job(),
         }
         self.deliver();
