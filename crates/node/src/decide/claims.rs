@@ -14,6 +14,7 @@ use super::lanes::Lane;
 use super::model::{Content, File, Work, World, digest};
 use super::record::{Bad, Came, Stop};
 use super::room::Room;
+use super::withdraw::label_of;
 use super::{Action, Errand, Event, Turn};
 use crate::settings::{Reloaded, Settings};
 use crate::state::ledger::ErrorClass;
@@ -124,6 +125,51 @@ fn a_name_goes_back_to_the_earlier_bundle_whenever_the_daemon_dies_meanwhile() {
                 .values()
                 .all(|file| file != "late.tar")
         );
+    }
+}
+
+#[test]
+fn a_label_that_shows_whose_a_record_was_stays_until_the_earlier_bundle_has_it_unless_that_waits_for_space() {
+    for (obstacle, stays) in [("a failure", true), ("space", false), ("the minimum", false)] {
+        let mut world = world();
+        drop_in(&mut world, "early.tar", &image(0), digest(1));
+        world.settle();
+        drop_in(&mut world, "late.tar", &image(0), digest(2));
+        world.settle();
+        let early = OsStr::new("early.tar");
+        if obstacle == "the minimum" {
+            let room = Room {
+                below: shortage(1),
+                disk: None,
+                stamp: None,
+            };
+            let mut turn = world.turn();
+            world.state.on_room(room, &mut turn);
+        }
+        world.folder.remove(OsStr::new("late.tar"));
+        world.state.relist = true;
+        world.go_on();
+        let label = label_of(OsStr::new("late.tar"));
+        let has_label = |world: &World| world.records[&image(0)].labels.contains_key(&label);
+        if obstacle != "the minimum" {
+            world.end_job(early);
+            assert!(matches!(world.jobs.remove(early), Some(Work::Importing(..))));
+            let (class, retry) = (ErrorClass::Transient, true);
+            let stop = Stop {
+                text: "it failed".to_owned(),
+                class,
+                retry,
+                shortage: shortage(100).filter(|_| obstacle == "space"),
+                unreachable: None,
+            };
+            assert!(has_label(&world));
+            world.take(Event::Job(early.to_owned(), Box::new(Came::Untried(stop))));
+            let now = world.turn().now;
+            world.state.compare_soon(now);
+            world.go_on();
+        }
+        assert!(world.state.lanes.is_empty(), "{obstacle}");
+        assert_eq!(has_label(&world), stays, "{obstacle}");
     }
 }
 
