@@ -49,6 +49,27 @@ fn a_bundle_copied_a_moment_ago_is_waited_for(target: &Target) {
     daemon.finish(target);
 }
 
+/// A comparison of tens of thousands of records takes seconds.
+fn status_is_answered_while_a_comparison_waits_for_containerd(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    node.configure_also("resync: 1s");
+    let daemon = node.start();
+    put(&node, "one.tar", ONE);
+    node.airgapd(["wait"]).exits(0);
+    let before = fake.calls("Images.List");
+    fake.inject(Fault::Stall {
+        rpc: "Images.List",
+        after: 0,
+    });
+    daemon.wait_until("a comparison", || fake.calls("Images.List") > before);
+    let document = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    assert_eq!(document["daemon"]["pid"], daemon.pid());
+    assert_eq!(document["containerd"]["reachable"], true);
+    fake.clear_faults();
+    daemon.finish(target);
+}
+
 fn status_shows_bundles_and_images_with_the_daemon_and_without(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -530,6 +551,7 @@ on_each_containerd!(
     status_shows_bundles_and_images_with_the_daemon_and_without,
 );
 on_the_fake!(
+    status_is_answered_while_a_comparison_waits_for_containerd,
     failed_late_and_absent_are_told_apart,
     status_goes_on_when_it_is_asked_to,
     metrics_say_what_a_fleet_asks,

@@ -26,8 +26,8 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use self::answer::Asked;
-use self::hands::Hands;
+use self::answer::{Asked, View};
+use self::hands::{Hands, Live};
 use crate::control::Question;
 use crate::decide::line::shown;
 use crate::decide::{Action, Errand, Event, Step, Turn};
@@ -189,12 +189,15 @@ impl Daemon {
     async fn round(&mut self) -> Instant {
         let mut step = Step::Ask;
         let due = loop {
-            let view = self.hands.view(step, &self.state.settings);
+            let readings = self.hands.readings(step, &self.state.settings);
             let mut turn = turn();
-            let next = self.state.step(step, view, &mut turn);
+            let next = self.state.step(step, readings, &mut turn);
             self.carry_out(turn);
             while let Some(errand) = self.errands.pop_front() {
-                let event = self.hands.run(errand, &self.state).await;
+                let (event, live) = self.attend(errand).await;
+                if live.is_some() {
+                    self.hands.containerd = live;
+                }
                 self.take(event);
             }
             match next {
@@ -211,6 +214,24 @@ impl Daemon {
             self.asked.metrics_due(),
         ];
         dues.into_iter().flatten().fold(now + IDLE, Instant::min)
+    }
+
+    /// Runs an errand, and answers those meanwhile who ask how everything stands: a comparison of thousands of images takes
+    /// seconds, and changes nothing until it has ended.
+    async fn attend(&mut self, errand: Errand) -> (Event, Option<Live>) {
+        let Daemon {
+            state, hands, asked, ..
+        } = self;
+        let view = View { state, hands };
+        let ran = hands.run(errand, state);
+        tokio::pin!(ran);
+        loop {
+            tokio::select! {
+                biased;
+                ran = &mut ran => return ran,
+                question = asked.next_reading() => asked.reply(question, &view),
+            }
+        }
     }
 
     /// Has the folder listed at once.

@@ -233,7 +233,7 @@ pub(crate) enum Step {
 
 /// How things are at a step, as far as no event tells.
 #[derive(Debug, Default)]
-pub(crate) struct View {
+pub(crate) struct Readings {
     /// containerd's disk, where it can be seen; for [`Step::Ask`].
     pub(crate) room: Option<Room>,
     /// How far the work of each job has come; for [`Step::Work`].
@@ -317,17 +317,17 @@ impl State {
     pub(crate) fn step(
         &mut self,
         step: Step,
-        view: View,
+        readings: Readings,
         turn: &mut Turn,
     ) -> ControlFlow<Option<Instant>, Step> {
         match step {
             Step::Ask => {
-                self.ask(view.room, turn);
+                self.ask(readings.room, turn);
                 // The disk and the records of a new connection are looked at before a file is taken on.
                 let is_connecting = matches!(self.connection, Connection::Trying);
                 ControlFlow::Continue(if is_connecting { Step::Ask } else { Step::Work })
             }
-            Step::Work => ControlFlow::Break(self.work(view.marks, turn)),
+            Step::Work => ControlFlow::Break(self.work(readings.marks, turn)),
         }
     }
 

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,10 +27,10 @@ use crate::decide::listing::{Seen, Trusted};
 use crate::decide::require::Checked;
 use crate::decide::room::{Room, Stamp};
 use crate::decide::unpack::{UnpackEnd, UnpackProgress};
-use crate::decide::{Event, Look, Opening, Start, Step, View};
+use crate::decide::{Event, Look, Opening, Readings, Start, Step};
 use crate::images::folder::{self, Depth, Ending, Folder, FolderTrust, Listing, Observation, Refused};
-use crate::images::trusted_digests;
 use crate::images::watch::Watch;
+use crate::images::{mounts, trusted_digests};
 use crate::metrics::Metrics;
 use crate::place::Place;
 use crate::runtime::{self, Containerd};
@@ -176,22 +176,26 @@ impl Hands {
             is_created,
             trust,
             unclear: self.unclear(&listing, &state.ledger),
+            missing_mount: self.missing_mount(&listing, &state.ledger),
             trusted: trusted(state),
             listing,
         })
     }
 
+    /// A mount for the folder that this node promises and that is not there, where the listing lacks files of the ledger.
+    fn missing_mount(&self, listing: &Listing, ledger: &Ledger) -> Option<PathBuf> {
+        lacking(listing, ledger).next()?;
+        mounts::missing(&self.place.images_dir, Path::new("/"))
+    }
+
     /// The files of the ledger that the listing lacks and that cannot be looked at.
     fn unclear(&self, listing: &Listing, ledger: &Ledger) -> BTreeSet<OsString> {
-        let listed: HashSet<&OsString> = listing.entries.iter().map(|entry| &entry.name).collect();
-        let entries = ledger.entries().into_iter().map(|entry| &entry.file);
-        let lacking = entries.filter(|file| !listed.contains(file));
         let is_unclear = |file: &&OsString| {
             let looked = self.place.images_dir.join(file).symlink_metadata();
             let is_absent = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
             looked.is_err_and(|error| !is_absent(error.kind()))
         };
-        lacking.filter(is_unclear).cloned().collect()
+        lacking(listing, ledger).filter(is_unclear).cloned().collect()
     }
 
     /// Looks at files, one after the other, as long as there is time: a turn takes the longer the more files there are, so that
@@ -303,15 +307,15 @@ impl Hands {
     }
 
     /// How things are, as far as this step needs it.
-    pub(super) fn view(&self, step: Step, settings: &Settings) -> View {
+    pub(super) fn readings(&self, step: Step, settings: &Settings) -> Readings {
         match step {
-            Step::Ask => View {
+            Step::Ask => Readings {
                 room: self.room(settings),
-                ..View::default()
+                ..Readings::default()
             },
-            Step::Work => View {
+            Step::Work => Readings {
                 marks: self.work.marks().collect(),
-                ..View::default()
+                ..Readings::default()
             },
         }
     }
@@ -336,6 +340,13 @@ impl Hands {
             .and_then(|live| live.runtime.store.as_ref());
         store.is_some_and(|store| any_without_file(store, &desired::digests(ledger)))
     }
+}
+
+/// The files of the ledger that the listing lacks.
+fn lacking<'l>(listing: &Listing, ledger: &'l Ledger) -> impl Iterator<Item = &'l OsString> {
+    let listed: HashSet<OsString> = listing.entries.iter().map(|entry| entry.name.clone()).collect();
+    let entries = ledger.entries().into_iter().map(|entry| &entry.file);
+    entries.filter(move |file| !listed.contains(*file))
 }
 
 /// The operator's trusted digests, where there is such a folder. The bundles are held against them only when they have changed.

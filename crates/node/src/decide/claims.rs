@@ -116,7 +116,7 @@ fn a_name_goes_back_to_the_earlier_bundle_whenever_the_daemon_dies_meanwhile() {
         world
             .history
             .push(format!("restart at {moment}, removed: {is_removed}"));
-        world.restart();
+        world.restart("boot");
         world.settle();
         world.check();
         assert!(
@@ -283,10 +283,10 @@ fn the_job_of_a_file_that_was_replaced_is_dropped_once_and_the_new_file_is_impor
     assert_eq!(world.starts[OsStr::new("a.tar")], 2);
 }
 
-#[test]
-fn most_bundles_that_go_at_once_are_a_fault_of_the_folder_and_unpin_nothing() {
+/// A world with so many bundles in place.
+fn world_with(bundles: u64) -> World {
     let mut world = world();
-    for number in 0..4 {
+    for number in 0..bundles {
         drop_in(
             &mut world,
             &format!("{number}.tar"),
@@ -295,30 +295,103 @@ fn most_bundles_that_go_at_once_are_a_fault_of_the_folder_and_unpin_nothing() {
         );
     }
     world.settle();
-    world.folder.clear();
-    world.settle();
-    assert_eq!(said(&world, "4 of 4 bundles are missing"), 1);
-    let is_pinned = |name: &String| world.records[name].labels.contains_key(import::labels::PINNED);
-    assert!((0..4).map(image).all(|name| is_pinned(&name)));
-    // One of them is a wish.
-    let mut world = self::world();
-    for number in 0..4 {
-        drop_in(
-            &mut world,
-            &format!("{number}.tar"),
-            &image(number),
-            digest(number + 1),
-        );
+    world
+}
+
+fn pinned(world: &World) -> usize {
+    let records = world.records.values();
+    records
+        .filter(|record| record.labels.contains_key(import::labels::PINNED))
+        .count()
+}
+
+#[test]
+fn bundles_are_taken_for_lost_where_the_folder_looks_like_a_lost_mount_and_for_removed_elsewhere() {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Sign {
+        None,
+        /// Another device and inode.
+        OtherFolder,
+        /// The same inode on another device.
+        OtherDevice,
+        Unmounted,
     }
+    // Bundles, those of them that go, and what became of the folder; whether that is a fault while the daemon runs, after a
+    // restart, and after a boot of the machine.
+    let table = [
+        (1, 1, Sign::None, [false; 3]),
+        (65, 60, Sign::None, [false; 3]),
+        (65, 65, Sign::None, [false; 3]),
+        (1, 1, Sign::OtherFolder, [true; 3]),
+        (65, 60, Sign::OtherFolder, [true; 3]),
+        (5, 1, Sign::OtherFolder, [true; 3]),
+        (5, 0, Sign::OtherFolder, [false; 3]),
+        (5, 5, Sign::OtherDevice, [true, true, false]),
+        (1, 1, Sign::Unmounted, [true; 3]),
+        (65, 65, Sign::Unmounted, [true; 3]),
+        (5, 0, Sign::Unmounted, [false; 3]),
+    ];
+    for (bundles, gone, sign, faults) in table {
+        for (way, is_fault) in ["running", "stopped", "booted"].into_iter().zip(faults) {
+            let mut world = world_with(bundles);
+            for number in 0..gone {
+                world.folder.remove(OsStr::new(&format!("{number}.tar")));
+            }
+            match sign {
+                Sign::None => {}
+                Sign::OtherFolder => world.place = (2, 2),
+                Sign::OtherDevice => world.place = (2, 1),
+                Sign::Unmounted => world.missing_mount = Some("/".into()),
+            }
+            match way {
+                "running" => {}
+                "stopped" => world.restart("boot"),
+                _ => world.restart("another boot"),
+            }
+            world.state.relist = true;
+            world.settle();
+            let claim = format!("{gone} of {bundles}, {way}: {:?}", world.state.folder.vanished);
+            assert_eq!(world.state.folder.vanished.is_some(), is_fault, "{claim}");
+            let left = if is_fault { bundles } else { bundles - gone };
+            assert_eq!(pinned(&world), usize::try_from(left).unwrap(), "{claim}");
+        }
+    }
+}
+
+#[test]
+fn lost_bundles_are_pinned_until_each_of_them_is_back_as_it_was_or_with_the_same_catalog() {
+    let mut world = world_with(3);
+    let before = std::mem::take(&mut world.folder);
+    world.place = (2, 2);
+    world.state.relist = true;
     world.settle();
+    assert_eq!(said(&world, "3 of 3 bundles are not in it"), 1);
+    // Something new is no sign that they are back.
+    drop_in(&mut world, "new.tar", &image(9), digest(10));
+    world.settle();
+    assert_eq!((pinned(&world), world.state.folder.vanished.is_some()), (4, true));
+    // One is back as it was, one was restored from elsewhere, and one is another bundle by the same name.
+    world
+        .folder
+        .insert("0.tar".into(), before[OsStr::new("0.tar")].clone());
+    drop_in(&mut world, "1.tar", &image(1), digest(2));
+    drop_in(&mut world, "2.tar", &image(8), digest(9));
+    world.settle();
+    let vanished = world.state.folder.vanished.as_ref();
+    assert_eq!(vanished.map(|vanished| vanished.missing), Some(1));
+    drop_in(&mut world, "2.tar", &image(2), digest(3));
+    world.settle();
+    assert!(world.state.folder.vanished.is_none());
+    assert_eq!(said(&world, "accounted for"), 1);
+    // From now on the folder is this one, and a bundle that goes is a wish.
     world.folder.remove(OsStr::new("0.tar"));
+    world.state.relist = true;
     world.settle();
     assert!(
         !world.records[&image(0)]
             .labels
             .contains_key(import::labels::PINNED)
     );
-    world.check();
 }
 
 #[test]

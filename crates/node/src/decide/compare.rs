@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use containerd::{ImageChange, ImageEvent};
 use import::{Survey, bundle_id, lease};
 
-use super::desired::{self, Moved, Standing};
+use super::desired::{self, ByName, Moved, Standing};
 use super::line::Line;
 use super::{Action, Errand, Failed, Turn, Unreached};
 use crate::outcome::Outcome;
@@ -251,7 +251,7 @@ impl State {
         });
     }
 
-    fn is_new_boot(&self) -> bool {
+    pub(super) fn is_new_boot(&self) -> bool {
         is_new_boot(self.ledger.context.boot.as_deref(), self.boot.as_deref())
     }
 
@@ -272,7 +272,7 @@ impl State {
     }
 
     fn compare(&mut self, survey: &Survey, turn: &mut Turn) {
-        let desired = self.ledger.desired_images();
+        let by_name = ByName::of(&self.ledger);
         let mut findings: Vec<(OsString, Standing, Vec<Moved>)> = Vec::new();
         for name in self
             .roster
@@ -280,7 +280,7 @@ impl State {
         {
             if let Some(entry) = self.ledger.get(&name) {
                 let exclude = &self.settings.exclude;
-                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey, exclude);
+                let (standing, moved) = desired::standing(entry, &self.ledger, &by_name, survey, exclude);
                 findings.push((name, standing, moved));
             }
         }

@@ -27,7 +27,7 @@ use super::listing::Seen;
 use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
 use super::require::Checked;
 use super::unpack::{UnpackEnd, UnpackProgress};
-use super::{Action, Errand, Event, Failed, Look, Opening, Step, Turn, Unreached, View};
+use super::{Action, Errand, Event, Failed, Look, Opening, Readings, Step, Turn, Unreached};
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Writer};
 use crate::settings::{Coexistence, Settings};
 use crate::state::State;
@@ -80,6 +80,9 @@ pub(super) struct World {
     at: Timestamp,
     dice: Turn,
     pub(super) folder: BTreeMap<OsString, File>,
+    /// Device and inode of the folder.
+    pub(super) place: (u64, u64),
+    pub(super) missing_mount: Option<PathBuf>,
     inodes: u64,
     pub(super) is_up: bool,
     /// Whether imports are cut short now and then.
@@ -111,6 +114,15 @@ pub(super) fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().expect("a digest")
 }
 
+/// The digest of the catalog of a bundle with these images.
+fn catalog(images: &[(String, Digest)]) -> Digest {
+    let names: Vec<_> = images
+        .iter()
+        .map(|(name, target)| format!("{name}={target}"))
+        .collect();
+    basics::digest::sha256(names.join(",").as_bytes())
+}
+
 /// The layer of a target's image.
 fn layer(target: &Digest) -> Digest {
     let last = target.digest();
@@ -139,6 +151,8 @@ impl World {
             at: Timestamp::UNIX_EPOCH,
             dice: Turn::new(now, Timestamp::UNIX_EPOCH, seed),
             folder: BTreeMap::new(),
+            place: (1, 1),
+            missing_mount: None,
             inodes: 0,
             is_up: seed.is_multiple_of(2),
             is_shaky: false,
@@ -171,13 +185,14 @@ impl World {
         self.at += time;
     }
 
-    /// The daemon dies, and another one begins with what was written down.
-    pub(super) fn restart(&mut self) {
-        let (settings, images) = ((*self.state.settings).clone(), self.state.images_dir.clone());
-        let (ledger, boot) = (self.saved.clone(), self.state.boot.clone());
+    /// The daemon dies, and another one begins with what was written down, in this boot of the machine.
+    pub(super) fn restart(&mut self, boot: &str) {
+        let (settings, images) = (Settings::clone(&self.state.settings), PathBuf::from("/images"));
+        let (ledger, boot) = (self.saved.clone(), Some(boot.to_owned()));
         self.state = State::new(settings, images, None, ledger, boot, self.now);
         self.events.clear();
         self.jobs.clear();
+        self.errands.clear();
         self.checking = None;
         self.unpacking = None;
     }
@@ -187,7 +202,7 @@ impl World {
         let mut step = Step::Ask;
         loop {
             let mut turn = self.turn();
-            let next = self.state.step(step, View::default(), &mut turn);
+            let next = self.state.step(step, Readings::default(), &mut turn);
             self.carry_out(turn);
             while let Some(errand) = self.errands.pop_front() {
                 let event = self.run(errand);
@@ -329,10 +344,11 @@ impl World {
                 entries: self.folder.iter().map(listed).collect(),
                 ..Listing::default()
             },
-            place: (1, 1),
+            place: self.place,
             is_created: false,
             trust: FolderTrust::Trusted,
             unclear: BTreeSet::new(),
+            missing_mount: self.missing_mount.clone(),
             trusted: None,
         })))
     }
@@ -462,7 +478,7 @@ impl World {
         let identity = self.state.roster.identity(name);
         Landed {
             identity: identity.unwrap_or_else(|| self.identity()),
-            catalog: digest(99),
+            catalog: catalog(images),
             outcome: Outcome::Imported,
             has_landed: true,
             closures: images
@@ -572,7 +588,7 @@ impl World {
             device: 1,
             inode: self.inodes,
             size: 10 << 10,
-            mtime_ns: 0,
+            mtime_ns: self.inodes.cast_signed(),
             ctime_ns: 0,
         }
     }
@@ -638,7 +654,7 @@ impl World {
             12 => self.go_on_unpacking(),
             13 => {
                 self.history.push("the daemon dies, and begins again".to_owned());
-                self.restart();
+                self.restart("boot");
             }
             _ => self.end_some_job(),
         }
@@ -701,7 +717,11 @@ impl World {
                 _ => {}
             }
         }
-        self.fail("it does not come to rest");
+        let due = self
+            .state
+            .next_due(self.now)
+            .map(|due| due.saturating_duration_since(self.now));
+        self.fail(&format!("it does not come to rest: {due:?}"));
     }
 
     fn is_all_done(&self) -> bool {
