@@ -20,7 +20,9 @@ use crate::decide::lanes::Lanes;
 use crate::decide::line::Rows;
 use crate::decide::link::Link;
 use crate::decide::listing::FolderState;
+use crate::decide::require::RequiredState;
 use crate::decide::room::RoomState;
+use crate::decide::unpack::UnpackState;
 use crate::place::Distribution;
 use crate::settings::Settings;
 use crate::state::ledger::Ledger;
@@ -51,6 +53,10 @@ pub(crate) struct State {
     pub(crate) following: Following,
     /// Containerd's disk.
     pub(crate) room: RoomState,
+    /// The images that the configuration requires.
+    pub(crate) required: RequiredState,
+    /// Images that are unpacked ahead.
+    pub(crate) unpack: UnpackState,
     /// Records that others moved, and where to, as far as it was said.
     pub(crate) moved: HashSet<(String, String)>,
     /// The same by bundle, as of the last comparison.
@@ -96,6 +102,8 @@ impl State {
             healing: Healing::default(),
             following: Following::new(home),
             room: RoomState::new(now),
+            required: RequiredState::default(),
+            unpack: UnpackState::default(),
             moved: HashSet::new(),
             elsewhere: HashMap::new(),
             reworded: HashSet::new(),

@@ -123,6 +123,7 @@ pub struct Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
+            Some(name) if self.health == Health::Working => write!(f, "{name} is {}", self.text),
             Some(name) => write!(f, "{name}: {}", self.text),
             None => f.write_str(&self.text),
         }
@@ -317,7 +318,7 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
     match bundle.state {
         State::Done | State::Skipped | State::Gone => {}
         State::Settling | State::Queued | State::Importing | State::Following | State::Checking => {
-            reasons.push(new(Health::Working, format!("it is {}", bundle.state.as_str())));
+            reasons.push(new(Health::Working, bundle.state.as_str().to_owned()));
         }
         State::Stalled => reasons.push(
             waits("the end of an upload", "its upload has come to a halt")
@@ -416,6 +417,10 @@ fn of_required(required: &RequiredStatus) -> Vec<Reason> {
     let Some(summary) = required.summary() else {
         return Vec::new();
     };
+    if !required.is_current && !required.missing.is_empty() {
+        let text = "the required images are looked for once more";
+        return vec![Reason::new(Health::Working, Subject::Required, text)];
+    }
     let mut missing = required.missing.iter().map(|image| image.reference.as_str());
     let Some(first) = missing.next() else {
         return Vec::new();

@@ -402,7 +402,7 @@ fn images_text(text: &mut Page, images: Option<&[ImageStatus]>, counted: ImageCo
         .filter(|digest| !broken.contains(digest));
     let in_place = whole.collect::<HashSet<_>>().len();
     let counted = ImageCount { in_place, ..counted };
-    output::line!(text, "images: {counted}");
+    output::line!(text, "{counted}");
     for (image, problem) in problems {
         output::paragraph(
             text,

@@ -9,7 +9,7 @@ use tracing::info;
 use super::{Call, Exit, Refusal};
 use crate::cli::{OutputFormat, WaitArgs};
 use crate::output::{self, Page};
-use node::control::{self, Told, Unanswered, Want};
+use node::control::{self, StatusReply, Unanswered, Want};
 use node::settings::Settings;
 use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, State, Status};
 use node::verdict::{Health, Reason, Subject, Verdict};
@@ -134,7 +134,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
                 tokio::time::timeout(left, ask).await.ok()
             }
         };
-        let news = answer.is_some_and(|answer| waiting.hear(args, answer));
+        let news = answer.is_some_and(|answer| waiting.take_in(args, answer));
         let is_late = started.elapsed() >= args.timeout;
         if let Some(outcome) = waiting.outcome.or(is_late.then_some(Outcome::TimedOut)) {
             return waiting.end(outcome, started.elapsed());
@@ -181,13 +181,13 @@ impl Waiting {
     }
 
     /// Takes in what the daemon says; whether it is news.
-    fn hear(&mut self, args: &WaitArgs, answer: Result<Told, Unanswered>) -> bool {
+    fn take_in(&mut self, args: &WaitArgs, answer: Result<StatusReply, Unanswered>) -> bool {
         let (before, said) = (self.tag.take(), self.error.take());
         (self.outcome, self.error) = match answer {
-            Ok(told) => {
+            Ok(reply) => {
                 self.want = Want::Listed;
-                self.tag = told.tag;
-                self.judge(args, told.status)
+                self.tag = reply.tag;
+                self.judge(args, reply.status)
             }
             // It may be about to answer again: a restart takes a moment.
             Err(error @ Unanswered::NoAnswer { .. }) => (None, Some(error.to_string())),
@@ -294,10 +294,9 @@ fn judge(
 
 /// What goes on, for a caller that waits.
 fn pending(reason: &Reason) -> String {
-    match (&reason.waits_for, &reason.name) {
-        (Some(what), _) => format!("waiting for {what}: {reason}"),
-        (None, Some(name)) => format!("{name}: {}", reason.text),
-        (None, None) => reason.text.clone(),
+    match &reason.waits_for {
+        Some(what) => format!("waiting for {what}: {reason}"),
+        None => reason.to_string(),
     }
 }
 

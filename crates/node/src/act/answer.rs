@@ -11,9 +11,8 @@ use tracing::warn;
 
 use super::Daemon;
 use super::hands::Hands;
-use super::require::Requiring;
-use super::unpack::Unpacking;
 use crate::control::{self, Answer, Question, Want};
+use crate::decide::Event;
 use crate::metrics;
 use crate::settings::Settings;
 use crate::state::State;
@@ -171,22 +170,12 @@ impl Daemon {
             }
         }
         if question.want == Want::Checked {
-            self.require_soon();
+            self.take(Event::CheckWanted);
         }
         let Daemon {
-            state,
-            hands,
-            asked,
-            requiring,
-            unpacking,
-            ..
+            state, hands, asked, ..
         } = self;
-        let view = View {
-            state,
-            hands,
-            requiring,
-            unpacking,
-        };
+        let view = View { state, hands };
         asked.reply(question, &view);
     }
 
@@ -227,8 +216,6 @@ impl Daemon {
         let view = View {
             state: &self.state,
             hands: &self.hands,
-            requiring: &self.requiring,
-            unpacking: &self.unpacking,
         };
         view.status(self.asked.started_at)
     }
@@ -238,8 +225,6 @@ impl Daemon {
 pub(super) struct View<'d> {
     pub(super) state: &'d State,
     pub(super) hands: &'d Hands,
-    pub(super) requiring: &'d Requiring,
-    pub(super) unpacking: &'d Unpacking,
 }
 
 impl View<'_> {
@@ -281,10 +266,8 @@ impl View<'_> {
             configuration_problem: self.state.configuration_problem.clone(),
             disk: self.state.room.status(self.state.settings.min_free),
             image_count: status::count_images(&self.state.ledger, &bundles),
-            required: self
-                .requiring
-                .status(&self.state.settings, self.hands.containerd.is_some()),
-            unpack: self.unpacking.status(self.state.settings.unpack),
+            required: self.state.required_status(),
+            unpack: self.state.unpack_status(),
             bundles,
             ignored: status::ignored(&self.state.roster),
             ..Status::default()

@@ -197,7 +197,7 @@ impl State {
         let Connection::Up(up) = &mut self.connection else {
             return;
         };
-        turn.act(Action::DoubtRequired);
+        self.required.doubt();
         let is_deleted = event.kind == ImageChange::ContentDeleted;
         if !is_deleted && let Some(job) = self.lanes.writer_of(&event.name) {
             // Most likely by the job; a change by another program is compared when the job is done.
@@ -243,8 +243,8 @@ impl State {
         }
         up.compare = now + resync;
         up.begun = Some(now);
-        turn.act(Action::DoubtRequired);
-        turn.act(Action::DoubtUnpacked);
+        self.required.doubt();
+        self.unpack.doubt();
         turn.send(Errand::Survey {
             labels: self.labels_in_doubt(turn.at),
             is_new_boot: self.is_new_boot(),

@@ -127,7 +127,7 @@ impl State {
     pub(super) fn on_job(&mut self, name: &OsStr, came: Came, turn: &mut Turn) {
         if matches!(came, Came::Imported(_) | Came::Untried(_) | Came::Pulled { .. }) {
             // The events of containerd about it may come later than a question about what is required.
-            turn.act(Action::DoubtRequired);
+            self.required.doubt();
         }
         match came {
             Came::NotNow => {
@@ -256,7 +256,7 @@ impl State {
 
     /// The end of an import, whatever it came to.
     fn end_import(&mut self, job: &Job, turn: &mut Turn) {
-        turn.act(Action::DoubtUnpacked);
+        self.unpack.doubt();
         if job.disturbed || self.reworded.contains(&job.name) {
             self.compare_within(BURST, turn.now);
         }

@@ -49,8 +49,8 @@ impl State {
             let uuid = self.ledger.context.containerd.clone();
             self.check_context(uuid, fingerprint, turn);
         }
-        turn.act(Action::ForgetRequired);
-        turn.act(Action::DoubtUnpacked);
+        self.forget_required(turn);
+        self.unpack.doubt();
         self.look_anew(turn);
     }
 

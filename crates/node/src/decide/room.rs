@@ -74,6 +74,11 @@ impl RoomState {
             problem: self.below.as_ref().map(ToString::to_string),
         })
     }
+
+    /// Whether a bundle waits for space.
+    pub(super) fn keeps_waiting(&self, name: &OsStr) -> bool {
+        self.is_below() || self.waiting.contains_key(name)
+    }
 }
 
 impl State {

@@ -182,7 +182,7 @@ impl State {
         let vouch =
             |file: &str, record: &ImageRecord| words.get(file).map_or(Vouch::Unknown, |word| word.on(record));
         let plan = withdrawals(&records, vouch, self.settings.on_removal);
-        let (plan, withheld) = self.withhold(plan);
+        let (plan, withheld) = self.withhold(plan, &survey);
         let withdrawing = Withdrawing {
             plan,
             withheld,
@@ -219,19 +219,55 @@ impl State {
         self.sweep_leases(turn);
     }
 
-    /// Takes out of a plan the records that a job is about to vouch for: the comparison at the end of the job does what is
-    /// left to do. Gives the bundles whose labels stay until then, by file name.
-    fn withhold(&mut self, mut plan: Vec<Withdrawal>) -> (Vec<Withdrawal>, BTreeSet<String>) {
+    /// Takes out of a plan the records that a job is about to vouch for, and those that are owed to a bundle: the comparison
+    /// after the import does what is left to do. Gives the bundles whose labels stay until then, by file name.
+    fn withhold(
+        &mut self,
+        mut plan: Vec<Withdrawal>,
+        survey: &Survey,
+    ) -> (Vec<Withdrawal>, BTreeSet<String>) {
+        let owed = self.owed(&plan, survey);
         let mut withheld = BTreeSet::new();
         plan.retain(|withdrawal| {
-            let Some(job) = self.lanes.writer_of(&withdrawal.name) else {
-                return true;
-            };
-            job.disturbed = true;
-            withheld.extend(withdrawal.bundles.iter().cloned());
-            false
+            let job = self.lanes.writer_of(&withdrawal.name);
+            let stays = job.is_some() || owed.contains(&withdrawal.name);
+            if let Some(job) = job {
+                job.disturbed = true;
+            }
+            if stays {
+                withheld.extend(withdrawal.bundles.iter().cloned());
+            }
+            !stays
         });
         (plan, withheld)
+    }
+
+    /// The records of a plan that an earlier bundle is about to get back. Until then the label of the later bundle shows that no
+    /// other program moved the record, and a daemon that begins meanwhile has nothing else to know that by.
+    fn owed(&self, plan: &[Withdrawal], survey: &Survey) -> BTreeSet<String> {
+        if plan.is_empty() {
+            return BTreeSet::new();
+        }
+        let desired = self.ledger.desired_images();
+        let is_owed = |name: &&String| {
+            let record = survey.records.get(*name);
+            let wanted = desired.get(name.as_str()).zip(record);
+            wanted.is_some_and(|((target, owner), record)| {
+                record.target.digest() != *target && self.is_about_to_be_imported(&owner.file)
+            })
+        };
+        let names = plan.iter().map(|withdrawal| &withdrawal.name);
+        names.filter(is_owed).cloned().collect()
+    }
+
+    /// Whether nothing but time keeps a bundle from being imported. The space that one waits for may be that of a pinned image.
+    fn is_about_to_be_imported(&self, file: &OsStr) -> bool {
+        let phase = self.roster.phase(file);
+        let is_queued = matches!(
+            phase,
+            Some(Phase::Ready | Phase::Running | Phase::Failed { retry: Some(_) })
+        );
+        is_queued && !self.room.keeps_waiting(file)
     }
 
     /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for now.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use node::control::{self, Told, Unanswered, Want};
+use node::control::{self, StatusReply, Unanswered, Want};
 use node::settings::Settings;
 use node::status::Status;
 use node::verdict::Subject;
@@ -14,7 +14,7 @@ use super::{Finding, note, ok, problem};
 /// What the daemon says of the node: each reason of its verdict.
 pub(super) async fn of_daemon(settings: &Settings) -> Vec<Finding> {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {
-        Ok(Told { status, .. }) => of_status(&status),
+        Ok(StatusReply { status, .. }) => of_status(&status),
         Err(Unanswered::NoDaemon(_)) => vec![problem(
             "daemon",
             "it is not running",
