@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use import::space::{Demand, Disk, Forecast, MinFree, Shortage};
@@ -10,13 +11,15 @@ use jiff::Timestamp;
 use oci_spec::image::Digest;
 
 use super::lanes::Lane;
+use super::listing::Seen;
 use super::model::{Content, File, Work, World, digest};
 use super::record::{Bad, Came, Stop};
 use super::room::Room;
-use super::{Action, Errand, Event, Turn};
-use crate::settings::{Reloaded, Settings};
-use crate::state::ledger::ErrorClass;
-use crate::state::roster::Phase;
+use super::{Action, Errand, Event, Look, Opening, Start, Turn};
+use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Reason, Writer};
+use crate::settings::{Checksums, Reloaded, Settings};
+use crate::state::ledger::{self, ErrorClass, ImageEntry};
+use crate::state::roster::{Phase, Version};
 
 /// A world without another importer, and with a containerd.
 fn world() -> World {
@@ -410,4 +413,331 @@ fn a_move_that_no_decision_makes_stops_a_test() {
     drop_in(&mut world, "a.tar", &image(0), digest(1));
     world.settle();
     world.state.roster.begin(OsStr::new("a.tar"));
+}
+
+/// The numbers that Vigna's reference implementation of SplitMix64 gives for the seed 1234567.
+#[test]
+fn chance_is_splitmix64() {
+    let mut turn = Turn::new(std::time::Instant::now(), Timestamp::UNIX_EPOCH, 1_234_567);
+    let numbers: Vec<u64> = (0..5).map(|_| turn.chance()).collect();
+    assert_eq!(
+        numbers,
+        [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+            4_593_380_528_125_082_431,
+            16_408_922_859_458_223_821,
+        ]
+    );
+}
+
+fn entry(world: &mut World, name: &str, class: Class) -> Listed {
+    Listed {
+        name: name.into(),
+        class,
+        identity: world.identity(),
+    }
+}
+
+/// The folder with these entries, in good order.
+fn seen(entries: Vec<Listed>) -> Seen {
+    Seen {
+        listing: Listing {
+            entries,
+            ..Listing::default()
+        },
+        place: (1, 1),
+        is_created: false,
+        trust: FolderTrust::Trusted,
+        unclear: BTreeSet::new(),
+        trusted: None,
+    }
+}
+
+fn list(world: &mut World, seen: Seen) -> Turn {
+    after(world, Event::Listed(Ok(Box::new(seen))))
+}
+
+fn version(world: &World, name: &str) -> Version {
+    world
+        .state
+        .roster
+        .version(OsStr::new(name))
+        .expect("it is listed")
+}
+
+fn settings(world: &mut World) -> &mut Settings {
+    Arc::make_mut(&mut world.state.settings)
+}
+
+/// Queues a file, which nothing starts by itself.
+fn queue(world: &mut World, name: &str) {
+    world.state.is_draining = true;
+    run(world);
+    world.state.is_draining = false;
+    assert_eq!(phase(world, name), Some(Phase::Ready));
+}
+
+/// The job that begins when the file was opened.
+fn opened(world: &mut World, name: &str, ending: Option<Ending>) -> Option<Start> {
+    let version = version(world, name);
+    let turn = after(world, Event::Opened(name.into(), version, Opening::Open(ending)));
+    turn.actions.into_iter().find_map(|action| match action {
+        Action::Start(start) => Some(start),
+        _ => None,
+    })
+}
+
+fn landed_on(world: &World, name: &str) -> ledger::LastTry {
+    world
+        .state
+        .ledger
+        .get(OsStr::new(name))
+        .expect("it is known")
+        .outcome
+}
+
+fn acts(turn: &Turn, is: impl Fn(&Action) -> bool) -> bool {
+    turn.actions.iter().any(is)
+}
+
+fn says(turn: &Turn, part: &str) -> bool {
+    acts(
+        turn,
+        |action| matches!(action, Action::Say(line) if line.text.contains(part)),
+    )
+}
+
+#[test]
+fn a_bundle_is_held_against_its_checksum_unless_that_was_done_or_is_not_wanted() {
+    use Checksums::{IfPresent, Off, Require};
+    let table = [
+        (Off, false, false, true),
+        (IfPresent, true, false, false),
+        (IfPresent, true, true, true),
+        (IfPresent, false, true, true),
+        (Require, true, false, false),
+        (Require, true, true, true),
+        (Require, false, true, false),
+    ];
+    for (mode, has_sidecar, was_imported, is_checked) in table {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        if has_sidecar {
+            drop_in(&mut world, "a.tar.sha256", &image(9), digest(9));
+        }
+        if was_imported {
+            world.settle();
+            world.records.clear();
+            let now = world.turn().now;
+            world.state.compare_soon(now);
+        }
+        queue(&mut world, "a.tar");
+        settings(&mut world).checksums = mode;
+        let start = opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+        assert_eq!(
+            start.is_checked, is_checked,
+            "{mode:?}, sidecar: {has_sidecar}, imported: {was_imported}"
+        );
+    }
+}
+
+#[test]
+fn the_log_names_a_file_that_is_begun_with_once_and_only_if_it_may_be_a_bundle() {
+    let told = |ending, is_heavy: bool| {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        queue(&mut world, "a.tar");
+        let identity = version(&world, "a.tar").identity;
+        if is_heavy {
+            let lanes = &mut world.state.lanes;
+            lanes.note_heavy(OsStr::new("a.tar"), &identity, |_| true);
+        }
+        opened(&mut world, "a.tar", Some(ending))
+            .expect("a job begins")
+            .is_told
+    };
+    assert!(told(Ending::Marker, false));
+    assert!(!told(Ending::Foreign, false), "it will be refused");
+    assert!(!told(Ending::Marker, true), "it was begun with before");
+}
+
+#[test]
+fn a_file_that_is_no_archive_is_judged_as_soon_as_nothing_writes_it() {
+    let table = [
+        ("notes.md", false, Ending::Beginning, Some(Reason::Companion)),
+        ("images.txt", false, Ending::Beginning, Some(Reason::List)),
+        ("images.txt", true, Ending::Beginning, None),
+        ("images.txt", true, Ending::Foreign, None),
+    ];
+    for (name, pull_lists, ending, reason) in table {
+        let mut world = world();
+        settings(&mut world).pull_lists = pull_lists;
+        let listed = entry(&mut world, name, Class::Candidate);
+        list(&mut world, seen(vec![listed]));
+        let observation = Observation {
+            size: 100,
+            writer: Writer::None,
+            ending,
+            changed: world.turn().now,
+        };
+        world.pass(Duration::from_secs(5));
+        let version = version(&world, name);
+        after(
+            &mut world,
+            Event::Looked(name.into(), version, Look::Seen(observation)),
+        );
+        let wanted = reason.map_or(Phase::Ready, Phase::Ignored);
+        assert_eq!(
+            phase(&world, name),
+            Some(wanted),
+            "{name}, {pull_lists}, {ending:?}"
+        );
+    }
+    // It may become an archive yet.
+    let mut world = world();
+    let listed = entry(&mut world, "a.tar", Class::Candidate);
+    list(&mut world, seen(vec![listed]));
+    let observation = Observation {
+        size: 100,
+        writer: Writer::None,
+        ending: Ending::Beginning,
+        changed: world.turn().now,
+    };
+    world.pass(Duration::from_secs(5));
+    let version = version(&world, "a.tar");
+    after(
+        &mut world,
+        Event::Looked("a.tar".into(), version, Look::Seen(observation)),
+    );
+    assert!(world.state.roster.is_settling(OsStr::new("a.tar")));
+}
+
+#[test]
+fn a_layout_that_is_not_whole_waits_and_is_refused_when_nothing_comes_for_a_while() {
+    let mut world = world();
+    run(&mut world);
+    let listed = entry(&mut world, "app", Class::Layout);
+    list(&mut world, seen(vec![listed]));
+    let name = OsStr::new("app");
+    let version = version(&world, "app");
+    world.pass(Duration::from_secs(5));
+    let look = || Event::Looked("app".into(), version.clone(), Look::Layout);
+    after(&mut world, look());
+    let cut = || {
+        let bad = Bad {
+            text: "a blob is missing".to_owned(),
+            class: ErrorClass::Bundle,
+            may_go_on: true,
+            is_beyond_limits: false,
+        };
+        Event::Job("app".into(), Box::new(Came::Bad(bad)))
+    };
+    let start = opened(&mut world, "app", None).expect("a job begins");
+    assert!(!start.is_told, "it is said when the folder is whole");
+    after(&mut world, cut());
+    assert!(world.state.roster.is_settling(name));
+    assert!(world.state.lanes.is_empty());
+    world.pass(Duration::from_secs(3600));
+    after(&mut world, look());
+    opened(&mut world, "app", None).expect("a job begins");
+    let turn = after(&mut world, cut());
+    assert!(says(&turn, "not imported: a blob is missing"));
+    assert_eq!(phase(&world, "app"), Some(Phase::Failed { retry: None }));
+}
+
+#[test]
+fn a_file_that_changed_while_it_was_looked_at_is_listed_and_looked_at_again() {
+    let mut world = world();
+    let listed = entry(&mut world, "a.tar", Class::Candidate);
+    list(&mut world, seen(vec![listed]));
+    world.state.relist = false;
+    let version = version(&world, "a.tar");
+    let now = world.turn().now;
+    after(&mut world, Event::Looked("a.tar".into(), version, Look::Replaced));
+    assert!(world.state.relist);
+    let look = now + Duration::from_millis(500);
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Settling { look }));
+}
+
+/// A job that reads `images.txt`.
+fn reading_a_list() -> World {
+    let mut world = world();
+    settings(&mut world).pull_lists = true;
+    drop_in(&mut world, "images.txt", &image(0), digest(1));
+    queue(&mut world, "images.txt");
+    opened(&mut world, "images.txt", Some(Ending::Foreign)).expect("a job begins");
+    world
+}
+
+#[test]
+fn a_list_is_pulled_if_it_is_trusted_and_still_the_file_that_was_read() {
+    let came = |distrust: Option<&str>| {
+        let distrust = distrust.map(str::to_owned);
+        let catalog = digest(7);
+        Event::Job("images.txt".into(), Box::new(Came::List { catalog, distrust }))
+    };
+    let pulls = |turn: &Turn| acts(turn, |action| matches!(action, Action::Pull(_)));
+    let mut world = reading_a_list();
+    assert!(pulls(&after(&mut world, came(None))));
+    let mut world = reading_a_list();
+    let turn = after(&mut world, came(Some("nobody trusts it")));
+    assert!(!pulls(&turn) && says(&turn, "nobody trusts it"));
+    assert_eq!(phase(&world, "images.txt"), Some(Phase::Failed { retry: None }));
+    let mut world = reading_a_list();
+    world.state.is_draining = true;
+    assert!(!pulls(&after(&mut world, came(None))), "the daemon stops");
+    assert!(world.state.lanes.is_empty());
+    let mut world = reading_a_list();
+    let listed = entry(&mut world, "images.txt", Class::Candidate);
+    list(&mut world, seen(vec![listed]));
+    assert!(!pulls(&after(&mut world, came(None))), "it was replaced");
+    assert!(world.state.lanes.is_empty());
+}
+
+#[test]
+fn a_list_of_which_an_image_could_not_be_pulled_is_tried_again() {
+    use import::Outcome::{Failed, Imported, Partial};
+    for (pulled, problems, outcome) in [
+        (1, 0, Imported),
+        (0, 0, Imported),
+        (1, 1, Partial),
+        (0, 1, Failed),
+    ] {
+        let mut world = reading_a_list();
+        let catalog = digest(7);
+        let read = Came::List {
+            catalog,
+            distrust: None,
+        };
+        after(&mut world, Event::Job("images.txt".into(), Box::new(read)));
+        let images = (0..pulled).map(|number| ImageEntry {
+            name: image(number),
+            target: digest(number + 1),
+        });
+        let came = Came::Pulled {
+            images: images.collect(),
+            problems: vec!["it is not there".to_owned(); problems],
+        };
+        let turn = after(&mut world, Event::Job("images.txt".into(), Box::new(came)));
+        assert!(acts(&turn, |action| matches!(action, Action::Save)));
+        let case = format!("{pulled} pulled, {problems} not");
+        assert_eq!(
+            landed_on(&world, "images.txt"),
+            ledger::LastTry::Ended(outcome),
+            "{case}"
+        );
+        let is_retried = matches!(
+            phase(&world, "images.txt"),
+            Some(Phase::Failed { retry: Some(_) })
+        );
+        assert_eq!(is_retried, problems > 0, "{case}");
+        let kept = world.state.ledger.get(OsStr::new("images.txt")).unwrap();
+        assert_eq!(
+            kept.imported.as_ref().unwrap().images.len() as u64,
+            pulled,
+            "{case}"
+        );
+    }
 }
