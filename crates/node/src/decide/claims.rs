@@ -6,18 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use import::Survey;
 use import::space::{Demand, Disk, Forecast, MinFree, Shortage};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 
+use super::follow::Following;
 use super::lanes::Lane;
 use super::listing::Seen;
 use super::model::{Content, File, Work, World, digest};
-use super::record::{Bad, Came, Stop};
+use super::record::{Bad, Came, Found, Stop};
 use super::room::Room;
-use super::{Action, Errand, Event, Look, Opening, Start, Turn};
+use super::{Action, Errand, Event, Failed, Look, Opening, Start, Turn, Unreached};
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Reason, Writer};
-use crate::settings::{Checksums, Reloaded, Settings};
+use crate::place::Distribution;
+use crate::settings::{Checksums, Coexistence, Reloaded, Settings};
 use crate::state::ledger::{self, ErrorClass, ImageEntry};
 use crate::state::roster::{Phase, Version};
 
@@ -740,4 +743,431 @@ fn a_list_of_which_an_image_could_not_be_pulled_is_tried_again() {
             "{case}"
         );
     }
+}
+
+fn found(broken: Option<&str>, unfinished: Option<&str>, distrust: Option<&str>) -> Came {
+    Came::Found(Box::new(Found {
+        records: [(image(0), digest(1))].into(),
+        broken: broken.map(str::to_owned),
+        unfinished: unfinished.map(str::to_owned),
+        may_go_on: false,
+        distrust: distrust.map(str::to_owned),
+    }))
+}
+
+#[test]
+fn a_bundle_is_imported_if_it_is_finished_and_trusted_and_still_the_file_that_was_read() {
+    let table = [
+        (found(None, None, None), None),
+        (found(Some("a blob is missing"), None, None), None),
+        (
+            found(None, Some("it is cut off"), None),
+            Some(("it is cut off", ErrorClass::Bundle)),
+        ),
+        (
+            found(None, None, Some("nobody trusts it")),
+            Some(("nobody trusts it", ErrorClass::Refused)),
+        ),
+        (
+            found(None, Some("it is cut off"), Some("nobody trusts it")),
+            Some(("it is cut off", ErrorClass::Bundle)),
+        ),
+    ];
+    let imports = |turn: &Turn| acts(turn, |action| matches!(action, Action::Import(..)));
+    for (came, refusal) in table {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        queue(&mut world, "a.tar");
+        opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+        let case = format!("{came:?}");
+        let turn = after(&mut world, Event::Job("a.tar".into(), Box::new(came)));
+        assert_eq!(imports(&turn), refusal.is_none(), "{case}");
+        let entry = world.state.ledger.get(OsStr::new("a.tar")).unwrap();
+        let error = entry
+            .last_error
+            .as_ref()
+            .map(|error| (error.text.as_str(), error.class));
+        assert_eq!(error, refusal, "{case}");
+    }
+    for is_draining in [true, false] {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        queue(&mut world, "a.tar");
+        opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+        match is_draining {
+            true => world.state.is_draining = true,
+            false => {
+                let listed = entry(&mut world, "a.tar", Class::Candidate);
+                list(&mut world, seen(vec![listed]));
+            }
+        }
+        let turn = after(
+            &mut world,
+            Event::Job("a.tar".into(), Box::new(found(None, None, None))),
+        );
+        assert!(!imports(&turn), "the daemon stops: {is_draining}");
+        assert!(world.state.lanes.is_empty());
+    }
+}
+
+#[test]
+fn a_layout_is_imported_when_it_is_whole_or_when_nothing_more_comes() {
+    let came = |broken, waited| {
+        let mut world = world();
+        run(&mut world);
+        let listed = entry(&mut world, "app", Class::Layout);
+        list(&mut world, seen(vec![listed]));
+        let version = version(&world, "app");
+        world.pass(Duration::from_secs(5));
+        after(&mut world, Event::Looked("app".into(), version, Look::Layout));
+        opened(&mut world, "app", None).expect("a job begins");
+        world.pass(waited);
+        let turn = after(
+            &mut world,
+            Event::Job("app".into(), Box::new(found(broken, None, None))),
+        );
+        (
+            says(&turn, "importing"),
+            world.state.roster.is_settling(OsStr::new("app")),
+        )
+    };
+    let (soon, late) = (Duration::ZERO, Duration::from_secs(3600));
+    assert_eq!(came(None, soon), (true, false));
+    assert_eq!(came(Some("a blob is missing"), soon), (false, true));
+    assert_eq!(came(Some("a blob is missing"), late), (true, false));
+}
+
+#[test]
+fn plain_new_archives_alone_are_left_to_another_importer_first() {
+    #[derive(Debug)]
+    struct Case {
+        setting: Coexistence,
+        name: &'static str,
+        size: u64,
+        ending: Option<Ending>,
+        was_imported: bool,
+    }
+    let case = || Case {
+        setting: Coexistence::Auto,
+        name: "a.tar",
+        size: 10 << 10,
+        ending: Some(Ending::Marker),
+        was_imported: false,
+    };
+    let ending = |ending| Case { ending, ..case() };
+    let table = [
+        (case(), true),
+        (ending(Some(Ending::NoMarker)), true),
+        (ending(Some(Ending::Beginning)), true),
+        (ending(Some(Ending::Compressed)), false),
+        (ending(Some(Ending::Foreign)), false),
+        (ending(None), false),
+        (
+            Case {
+                setting: Coexistence::Follow,
+                ..case()
+            },
+            true,
+        ),
+        (
+            Case {
+                setting: Coexistence::Exclusive,
+                ..case()
+            },
+            false,
+        ),
+        (
+            Case {
+                was_imported: true,
+                ..case()
+            },
+            false,
+        ),
+        (
+            Case {
+                name: "images.txt",
+                size: 100,
+                ending: Some(Ending::Beginning),
+                ..case()
+            },
+            false,
+        ),
+    ];
+    for (case, is_left) in table {
+        let mut world = world();
+        let content = Content::Bundle(vec![(image(0), digest(1))]);
+        let mut identity = world.identity();
+        identity.size = case.size;
+        world.folder.insert(case.name.into(), File { identity, content });
+        settings(&mut world).pull_lists = true;
+        if case.was_imported {
+            world.settle();
+            world.records.clear();
+            let now = world.turn().now;
+            world.state.compare_soon(now);
+        }
+        queue(&mut world, case.name);
+        settings(&mut world).coexistence = case.setting;
+        let start = opened(&mut world, case.name, case.ending);
+        assert_eq!(start.is_none(), is_left, "{case:?}");
+        assert_eq!(
+            phase(&world, case.name) == Some(Phase::Following),
+            is_left,
+            "{case:?}"
+        );
+    }
+}
+
+#[test]
+fn a_layout_is_not_left_to_another_importer() {
+    let mut world = world();
+    run(&mut world);
+    settings(&mut world).coexistence = Coexistence::Auto;
+    let listed = entry(&mut world, "app", Class::Layout);
+    list(&mut world, seen(vec![listed]));
+    let version = version(&world, "app");
+    world.pass(Duration::from_secs(5));
+    after(&mut world, Event::Looked("app".into(), version, Look::Layout));
+    assert!(opened(&mut world, "app", Some(Ending::Marker)).is_some());
+}
+
+/// A file that is left to k0s, which has not come yet.
+fn following() -> World {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    queue(&mut world, "a.tar");
+    settings(&mut world).coexistence = Coexistence::Auto;
+    world.state.following = Following::new(Some(Distribution::K0s));
+    assert!(opened(&mut world, "a.tar", Some(Ending::Marker)).is_none());
+    world
+}
+
+#[test]
+fn the_importer_that_is_followed_is_named_once_and_its_turn_ends() {
+    let mut world = following();
+    let sighted = |took| Event::Sighted(Box::default(), took);
+    let next = |world: &World| world.state.following.next_look();
+    let now = world.turn().now;
+    let turn = after(&mut world, sighted(Duration::ZERO));
+    assert!(says(&turn, "k0s imports this folder"));
+    assert_eq!(next(&world), Some(now + Duration::from_millis(500)));
+    let turn = after(&mut world, sighted(Duration::from_secs(1)));
+    assert!(!says(&turn, "k0s imports this folder"), "it was said");
+    assert_eq!(
+        next(&world),
+        Some(now + Duration::from_secs(4)),
+        "looks take a part of the time"
+    );
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Following));
+    world.pass(Duration::from_secs(16));
+    let turn = after(&mut world, sighted(Duration::ZERO));
+    assert!(says(&turn, "not waiting for another importer: it does not come"));
+    assert_eq!((next(&world), phase(&world, "a.tar")), (None, Some(Phase::Ready)));
+    assert!(
+        opened(&mut world, "a.tar", Some(Ending::Marker)).is_some(),
+        "its turn is over"
+    );
+}
+
+#[test]
+fn other_importers_are_looked_for_while_a_file_waits_for_them_and_there_is_a_connection() {
+    let looks = |world: &mut World| {
+        let mut turn = world.turn();
+        world.state.follow_if_due(&mut turn);
+        matches!(turn.errands[..], [Errand::Sight])
+    };
+    let mut world = following();
+    assert!(looks(&mut world));
+    assert!(!looks(&mut world), "the next look is due later");
+    world.pass(Duration::from_millis(500));
+    assert!(looks(&mut world));
+    world.pass(Duration::from_millis(500));
+    list(&mut world, seen(Vec::new()));
+    assert!(!looks(&mut world), "the file is gone");
+    assert_eq!(world.state.following.next_look(), None);
+    let mut world = following();
+    world.take(Event::Ended);
+    assert!(!looks(&mut world));
+}
+
+#[test]
+fn containerd_is_elsewhere_only_if_no_job_says_otherwise() {
+    for (is_elsewhere, has_job, is_misplaced) in
+        [(true, false, true), (true, true, false), (false, false, false)]
+    {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        queue(&mut world, "a.tar");
+        if has_job {
+            opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+        }
+        let unreached = Unreached {
+            text: "no containerd".to_owned(),
+            chain: "no such file".to_owned(),
+            is_elsewhere,
+        };
+        let turn = after(&mut world, Event::Unreached(unreached));
+        assert!(says(&turn, "no containerd; waiting for it (no such file)"));
+        assert_eq!(world.state.is_misplaced, is_misplaced, "{is_elsewhere} {has_job}");
+    }
+}
+
+#[test]
+fn an_answer_that_is_too_large_costs_no_connection_and_any_other_failure_does() {
+    for is_too_large in [true, false] {
+        let mut world = world();
+        run(&mut world);
+        let failed = Failed {
+            text: "it failed".to_owned(),
+            is_too_large,
+        };
+        let turn = after(&mut world, Event::Lost(failed));
+        assert!(says(&turn, "it failed"));
+        assert_eq!(world.state.connection.is_up(), is_too_large);
+        let disconnects = acts(&turn, |action| matches!(action, Action::Disconnect));
+        assert_eq!(disconnects, !is_too_large);
+    }
+}
+
+/// The errands of one step.
+fn errands(world: &mut World) -> Vec<Errand> {
+    let mut turn = world.turn();
+    world.state.step(None, &mut turn);
+    turn.errands
+}
+
+#[test]
+fn everything_is_compared_each_resync_and_not_sooner() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    let resync = world.state.settings.resync;
+    let now = world.turn().now;
+    world.state.compare_soon(now);
+    run(&mut world);
+    // Two seconds have passed since.
+    world.pass(resync - Duration::from_secs(3));
+    assert!(errands(&mut world).is_empty());
+    world.pass(Duration::from_secs(1));
+    assert!(matches!(
+        errands(&mut world)[..],
+        [Errand::Survey {
+            is_new_boot: false,
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn after_a_restart_of_the_machine_each_blob_is_looked_at_and_that_is_said_once() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    world.state.boot = Some("another boot".to_owned());
+    for is_new in [true, false] {
+        let now = world.turn().now;
+        world.state.compare_soon(now);
+        let sent = errands(&mut world);
+        let [Errand::Survey { is_new_boot, labels }] = &sent[..] else {
+            panic!("{sent:?}")
+        };
+        assert_eq!(*is_new_boot, is_new);
+        let survey = Survey {
+            records: world.records.clone(),
+            ..Survey::default()
+        };
+        let turn = after(&mut world, Event::Surveyed(Box::new(survey), labels.clone()));
+        let text = "the machine was started anew: 0 blobs of imported bundles are there, 0 are lost";
+        assert_eq!(says(&turn, text), is_new);
+        world.take(Event::Swept);
+    }
+}
+
+#[test]
+fn after_a_comparison_that_took_long_changes_wait_four_times_as_long() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    let now = world.turn().now;
+    world.state.compare_soon(now);
+    assert_eq!(errands(&mut world).len(), 1);
+    world.pass(Duration::from_secs(10));
+    world.take(Event::Swept);
+    let changed = containerd::ImageEvent {
+        name: image(0),
+        kind: containerd::ImageChange::Updated,
+    };
+    let now = world.turn().now;
+    let turn = after(&mut world, Event::Changed(changed));
+    assert!(says(&turn, "a managed record changed"));
+    assert_eq!(world.state.connection.due(), Some(now + Duration::from_secs(40)));
+}
+
+#[test]
+fn changes_of_what_bundles_brought_ask_for_a_comparison_and_no_others_do() {
+    use containerd::ImageChange::{ContentDeleted, Deleted, Updated};
+    let table = [
+        (image(0), Updated, true),
+        (image(0), Deleted, true),
+        (image(1), Updated, false),
+        (digest(1).to_string(), ContentDeleted, true),
+        (digest(2).to_string(), ContentDeleted, false),
+        (image(0), ContentDeleted, false),
+    ];
+    for (name, kind, compares) in table {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.settle();
+        let case = format!("{name} {kind:?}");
+        let now = world.turn().now;
+        after(&mut world, Event::Changed(containerd::ImageEvent { name, kind }));
+        let soon = now + Duration::from_millis(200);
+        assert_eq!(world.state.connection.due() == Some(soon), compares, "{case}");
+    }
+}
+
+#[test]
+fn leases_are_given_back_once_but_for_those_of_files_that_are_not_done() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    drop_in(&mut world, "b.tar", &image(1), digest(2));
+    queue(&mut world, "b.tar");
+    let swept = |world: &mut World| {
+        let mut turn = world.turn();
+        world.state.sweep_leases(&mut turn);
+        turn.errands.pop()
+    };
+    assert!(swept(&mut world).is_none(), "at the first comparison");
+    let now = world.turn().now;
+    world.state.sweep_soon(now);
+    assert_eq!(
+        world.state.connection.due(),
+        Some(now + Duration::from_millis(200))
+    );
+    let Some(Errand::Sweep(kept)) = swept(&mut world) else {
+        panic!("nothing is swept")
+    };
+    assert_eq!(
+        kept,
+        [format!("{}{}", import::lease::PREFIX, import::bundle_id("b.tar"))]
+    );
+    assert!(swept(&mut world).is_none());
+}
+
+#[test]
+fn a_bundle_that_is_restored_once_more_waits_a_minute_from_now() {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    world.settle();
+    let now = world.turn().now;
+    for _ in 0..5 {
+        world.state.healing.wait(OsStr::new("a.tar"), now);
+    }
+    world.records.clear();
+    world.state.compare_soon(now);
+    while world.step() {}
+    let retry = Some(now + Duration::from_secs(60));
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry }));
+    assert_eq!(said(&world, "is restored in 60s"), 1);
 }
