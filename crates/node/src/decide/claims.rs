@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use import::Survey;
+use import::labels::OUR_PIN;
 use import::result::ImageOutcome;
 use import::space::{Demand, Disk, Forecast, MinFree, Shortage};
 use jiff::Timestamp;
-use oci_spec::image::Digest;
+use oci_spec::image::{Descriptor, Digest, MediaType};
 
 use super::follow::Following;
 use super::lanes::Lane;
@@ -18,6 +19,7 @@ use super::listing::{Seen, Trusted};
 use super::model::{Content, File, Work, World, digest};
 use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
 use super::room::Room;
+use super::withdraw::Withdrawing;
 use super::{Action, Errand, Event, Failed, Look, Opening, Start, Turn, Unreached};
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Reason, Writer};
 use crate::images::sidecar;
@@ -1690,4 +1692,425 @@ fn a_file_whose_job_gave_way_waits_for_the_job_it_gave_way_to_or_a_while() {
     let mut world = importing();
     after(&mut world, Event::Job("a.tar".into(), Box::new(Came::Dropped)));
     assert_eq!(phase(&world, "a.tar"), Some(Phase::Ready), "it did not give way");
+}
+
+fn has_store(world: &mut World) {
+    if let super::compare::Connection::Up(up) = &mut world.state.connection {
+        up.has_store = true;
+    }
+}
+
+fn in_room(world: &mut World, room: Room) -> Turn {
+    let mut turn = world.turn();
+    world.state.on_room(room, &mut turn);
+    turn
+}
+
+#[test]
+fn too_little_space_is_said_once_and_so_is_that_there_is_enough_again() {
+    let mut world = world();
+    run(&mut world);
+    let room = |free| Room {
+        below: shortage(free),
+        disk: None,
+        stamp: None,
+    };
+    for (free, is_below, text) in [
+        (900, false, None),
+        (100, true, Some("nothing is imported or healed: ")),
+        (50, true, None),
+        (
+            900,
+            false,
+            Some("there is enough space on containerd's disk again"),
+        ),
+        (900, false, None),
+    ] {
+        let turn = in_room(&mut world, room(free));
+        assert_eq!(world.state.room.is_below(), is_below, "{free}");
+        assert_eq!(says(&turn, text.unwrap_or_default()), text.is_some(), "{free}");
+    }
+}
+
+#[test]
+fn the_store_is_looked_at_every_four_seconds_where_it_can_be_seen() {
+    let stamp = |number| Room {
+        below: None,
+        disk: None,
+        stamp: Some((1, number, 0, 0)),
+    };
+    let checks = |world: &mut World, number| {
+        let turn = in_room(world, stamp(number));
+        acts(&turn, |action| matches!(action, Action::CheckFiles))
+    };
+    let mut world = world();
+    run(&mut world);
+    assert_eq!(world.state.room_due(), None);
+    assert!(!checks(&mut world, 1), "it cannot be seen");
+    has_store(&mut world);
+    let now = world.turn().now;
+    world.state.forget_room(now);
+    assert_eq!(world.state.room_due(), Some(now));
+    assert!(checks(&mut world, 1));
+    let next = now + Duration::from_secs(4);
+    assert_eq!(world.state.room_due(), Some(next));
+    assert!(!checks(&mut world, 2), "it is not due");
+    world.pass(Duration::from_secs(4));
+    assert!(checks(&mut world, 2));
+    world.pass(Duration::from_secs(4));
+    assert!(!checks(&mut world, 2), "nothing has changed");
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    run(&mut world);
+    world.pass(Duration::from_secs(4));
+    assert!(!checks(&mut world, 3), "our own import changes it");
+}
+
+/// A world in which `a.tar` waits for room.
+fn too_full() -> World {
+    let mut world = importing();
+    has_store(&mut world);
+    let stop = Stop {
+        text: "no space".to_owned(),
+        class: ErrorClass::Space,
+        retry: true,
+        shortage: shortage(100),
+        unreachable: None,
+    };
+    after(
+        &mut world,
+        Event::Job("a.tar".into(), Box::new(Came::Untried(stop))),
+    );
+    world
+}
+
+#[test]
+fn a_bundle_that_does_not_fit_waits_for_room_or_an_hour_or_another_containerd() {
+    let mut world = too_full();
+    let retry = Some(world.turn().now + Duration::from_secs(3600));
+    let waiting = Some(Phase::Failed { retry });
+    assert_eq!(phase(&world, "a.tar"), waiting);
+    let room = |free, below| Room {
+        below,
+        disk: Some(disk(free)),
+        stamp: None,
+    };
+    for (free, below, wanted) in [
+        (200, None, waiting),
+        (900, shortage(1), waiting),
+        (900, None, Some(Phase::Ready)),
+    ] {
+        world.pass(Duration::from_secs(4));
+        in_room(&mut world, room(free, below));
+        assert_eq!(phase(&world, "a.tar"), wanted, "{free}");
+    }
+    let mut world = too_full();
+    let now = world.turn().now;
+    world.state.forget_room(now);
+    assert_eq!(phase(&world, "a.tar"), Some(Phase::Ready));
+    // By another reason than room it is not ready.
+    let mut world = too_full();
+    world.state.roster.fail(OsStr::new("a.tar"), now, None);
+    let failed = Some(Phase::Failed { retry: None });
+    world.pass(Duration::from_secs(4));
+    in_room(&mut world, room(900, None));
+    assert_eq!(phase(&world, "a.tar"), failed);
+    world.state.forget_room(now);
+    assert_eq!(phase(&world, "a.tar"), failed);
+}
+
+fn reload(world: &mut World, applied: Vec<&'static str>, postponed: Vec<&'static str>) -> Turn {
+    let reloaded = Reloaded {
+        settings: (*world.state.settings).clone(),
+        applied,
+        postponed,
+    };
+    after(world, Event::Reloaded(Box::new(reloaded), None))
+}
+
+#[test]
+fn new_settings_are_adopted_if_they_differ_and_hold_for_files_that_were_ignored() {
+    let mut world = with_bundles(1);
+    let ignored = entry(&mut world, "images.txt", Class::Candidate);
+    let mut entries = listed(&world, |_| true);
+    entries.push(ignored);
+    list(&mut world, seen(entries));
+    world.state.roster.ignore(OsStr::new("images.txt"), Reason::List);
+    let adopts = |turn: &Turn| acts(turn, |action| matches!(action, Action::Adopt));
+    let turn = reload(&mut world, vec![], vec![]);
+    assert!(says(&turn, "nothing has changed") && !adopts(&turn));
+    let turn = reload(&mut world, vec![], vec!["namespace"]);
+    assert!(says(&turn, "restart airgapd for the new namespace") && !adopts(&turn));
+    assert!(!says(&turn, "the configuration was read again"));
+    assert_eq!(phase(&world, "images.txt"), Some(Phase::Ignored(Reason::List)));
+    world.state.relist = false;
+    let now = world.turn().now;
+    let turn = reload(&mut world, vec!["pullLists", "resync"], vec![]);
+    assert!(says(
+        &turn,
+        "the configuration was read again: pullLists, resync changed"
+    ));
+    assert!(adopts(&turn) && world.state.relist);
+    assert!(!says(&turn, "restart airgapd"));
+    assert_eq!(phase(&world, "images.txt"), Some(Phase::Settling { look: now }));
+    assert_eq!(world.state.connection.due(), Some(now));
+    assert_eq!(world.state.labels_in_doubt(Timestamp::UNIX_EPOCH), [OUR_PIN]);
+}
+
+/// The labels whose records a comparison looks up.
+fn looked_up(world: &mut World) -> Vec<String> {
+    let at = world.turn().at;
+    world.state.labels_in_doubt(at)
+}
+
+fn label(name: &str) -> String {
+    super::withdraw::label_of(OsStr::new(name))
+}
+
+#[test]
+fn labels_are_in_doubt_when_their_bundle_is_gone_for_good_or_was_imported_with_other_images() {
+    let mut world = with_bundles(4);
+    assert!(looked_up(&mut world).is_empty());
+    settings(&mut world).unpin_grace = Duration::from_secs(100);
+    let entries = listed(&world, |name| name != "0.tar");
+    list(&mut world, seen(entries));
+    assert!(is_gone(&world, "0.tar"));
+    assert!(looked_up(&mut world).is_empty(), "its pins last a while");
+    world.pass(Duration::from_secs(99));
+    assert!(looked_up(&mut world).is_empty());
+    world.pass(Duration::from_secs(1));
+    assert_eq!(looked_up(&mut world), [label("0.tar")]);
+    world.state.reworded.insert("1.tar".into());
+    let mut wanted = [label("0.tar"), label("1.tar")];
+    wanted.sort();
+    let mut found = looked_up(&mut world);
+    found.sort();
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn labels_of_bundles_that_vanished_are_in_doubt_since_they_may_be_released_by_hand() {
+    let mut world = with_bundles(4);
+    let entries = listed(&world, |name| name == "0.tar");
+    list(&mut world, seen(entries));
+    let mut wanted = [label("1.tar"), label("2.tar"), label("3.tar")];
+    wanted.sort();
+    let mut found = looked_up(&mut world);
+    found.sort();
+    assert_eq!(found, wanted);
+}
+
+/// What a comparison finds, as it is now.
+fn survey(world: &World) -> Survey {
+    Survey {
+        records: world.records.clone(),
+        census: Some(import::survey::Census::default()),
+        ..Survey::default()
+    }
+}
+
+/// The plan of what is taken back after a survey.
+fn withdrawals(world: &mut World) -> Option<Box<Withdrawing>> {
+    let survey = survey(world);
+    let mut turn = world.turn();
+    world.state.withdraw(survey, Vec::new(), &mut turn);
+    turn.errands.into_iter().find_map(|errand| match errand {
+        Errand::Withdraw(withdrawing) => Some(withdrawing),
+        _ => None,
+    })
+}
+
+/// Two bundles, of which `0.tar` is gone: its record loses its labels.
+fn with_one_gone() -> World {
+    let mut world = with_bundles(2);
+    let entries = listed(&world, |name| name != "0.tar");
+    list(&mut world, seen(entries));
+    assert!(is_gone(&world, "0.tar"));
+    world
+}
+
+#[test]
+fn labels_of_a_bundle_that_is_gone_go_when_its_grace_is_over() {
+    let mut world = with_one_gone();
+    settings(&mut world).unpin_grace = Duration::from_secs(100);
+    assert!(withdrawals(&mut world).is_none());
+    world.pass(Duration::from_secs(100));
+    let plan = withdrawals(&mut world).expect("it is over").plan;
+    let names: Vec<_> = plan.iter().map(|withdrawal| withdrawal.name.as_str()).collect();
+    assert_eq!(names, [image(0)]);
+}
+
+#[test]
+fn the_loop_wakes_when_a_grace_is_over() {
+    let mut world = with_one_gone();
+    settings(&mut world).unpin_grace = Duration::from_secs(100);
+    world.pass(Duration::from_secs(40));
+    let now = world.turn().now;
+    world.state.compare_soon(now);
+    assert_eq!(errands(&mut world).len(), 1);
+    withdrawals(&mut world);
+    world.take(Event::Swept);
+    assert_eq!(world.state.connection.due(), Some(now + Duration::from_secs(60)));
+}
+
+#[test]
+fn a_record_that_a_job_is_about_to_write_keeps_its_labels_until_the_job_has_ended() {
+    let mut world = with_bundles(2);
+    drop_in(&mut world, "late.tar", &image(0), digest(7));
+    run(&mut world);
+    let late = OsStr::new("late.tar");
+    let records = [(image(0), digest(7))].into();
+    world.state.lanes.get_mut(late).expect("it is read").records = records;
+    let entries = listed(&world, |name| name != "0.tar");
+    list(&mut world, seen(entries));
+    assert!(withdrawals(&mut world).is_none());
+    let job = world.state.lanes.get(late).expect("it goes on");
+    assert!(job.disturbed, "a comparison follows its end");
+}
+
+#[test]
+fn records_that_changed_while_labels_were_taken_back_are_judged_again() {
+    for (untouched, is_again) in [(vec![image(0)], true), (vec![], false)] {
+        let mut world = with_bundles(2);
+        replace(&mut world, &image(7), 1);
+        world.state.reworded.insert("0.tar".into());
+        let now = world.turn().now;
+        world.state.compare_soon(now);
+        assert_eq!(errands(&mut world).len(), 1);
+        let withdrawing = withdrawals(&mut world).expect("labels go");
+        after(&mut world, Event::Withdrawn(withdrawing, untouched));
+        let soon = Some(now + Duration::from_millis(200));
+        assert_eq!(world.state.connection.due() == soon, is_again);
+        let is_in_doubt = world.state.reworded.contains(OsStr::new("0.tar"));
+        assert_eq!(is_in_doubt, is_again);
+    }
+}
+
+#[test]
+fn a_bundle_that_is_gone_is_forgotten_when_no_record_is_known_to_name_it() {
+    for (names_it, all_were_listed, is_forgotten) in
+        [(true, true, false), (false, true, true), (false, false, false)]
+    {
+        let mut world = with_one_gone();
+        let mut withdrawing = withdrawals(&mut world).expect("labels go");
+        if !names_it {
+            world.records.get_mut(&image(0)).unwrap().labels.clear();
+        }
+        withdrawing.survey = survey(&world);
+        if !all_were_listed {
+            withdrawing.survey.census = None;
+        }
+        after(&mut world, Event::Withdrawn(withdrawing, Vec::new()));
+        let entry = world.state.ledger.get(OsStr::new("0.tar"));
+        assert_eq!(entry.is_none(), is_forgotten, "{names_it} {all_were_listed}");
+        assert!(world.state.ledger.get(OsStr::new("1.tar")).is_some());
+    }
+}
+
+#[test]
+fn a_bundle_vouches_for_a_record_as_long_as_nothing_certain_says_otherwise() {
+    type Change = fn(&mut World);
+    let table: [(&str, Change, bool); 9] = [
+        ("as it is", |_| {}, false),
+        (
+            "the bundle has another image now",
+            |world| replace(world, &image(7), 1),
+            true,
+        ),
+        (
+            "the operator excludes the name",
+            |world| {
+                replace(world, &image(7), 1);
+                settings(world).exclude = vec!["registry.test/app:0".parse().unwrap()];
+            },
+            false,
+        ),
+        (
+            "the last try failed",
+            |world| {
+                replace(world, &image(7), 1);
+                let error = ledger::LastError {
+                    text: "it is broken".to_owned(),
+                    class: ErrorClass::Bundle,
+                    at: Timestamp::UNIX_EPOCH,
+                };
+                let identity = version(world, "0.tar").identity;
+                let failed = import::Outcome::Partial;
+                world
+                    .state
+                    .ledger
+                    .record_failure(OsStr::new("0.tar"), identity, failed, error);
+            },
+            false,
+        ),
+        (
+            "the file is being imported",
+            |world| {
+                replace(world, &image(7), 1);
+                world.state.roster.queue(OsStr::new("0.tar"));
+            },
+            false,
+        ),
+        (
+            "the file was replaced",
+            |world| {
+                replace(world, &image(7), 1);
+                let listed = entry(world, "0.tar", Class::Candidate);
+                list(world, seen(vec![listed]));
+                world.state.roster.finish(OsStr::new("0.tar"));
+            },
+            false,
+        ),
+        (
+            "another program moved the record",
+            |world| retarget(world, &image(0), 5),
+            false,
+        ),
+        (
+            "a later bundle has the name",
+            |world| {
+                drop_in(world, "late.tar", &image(0), digest(5));
+                world.settle();
+                relabel(world);
+            },
+            true,
+        ),
+        (
+            "the ledger does not know the bundle",
+            |world| drop(world.state.ledger.forget(OsStr::new("0.tar"))),
+            false,
+        ),
+    ];
+    for (case, change, goes) in table {
+        let mut world = with_bundles(1);
+        change(&mut world);
+        let plan = withdrawals(&mut world).map(|withdrawing| withdrawing.plan);
+        let goes_now = plan.is_some_and(|plan| plan.iter().any(|withdrawal| withdrawal.name == image(0)));
+        assert_eq!(goes_now, goes, "{case}");
+    }
+}
+
+/// Writes into the ledger that `0.tar` was imported with this image alone.
+fn replace(world: &mut World, name: &str, target: u64) {
+    let entry = world.state.ledger.get(OsStr::new("0.tar")).unwrap();
+    let mut imported = entry.imported.clone().unwrap();
+    imported.images = vec![ImageEntry {
+        name: name.to_owned(),
+        target: digest(target),
+    }];
+    let outcome = import::Outcome::Imported;
+    world
+        .state
+        .ledger
+        .record_import(OsStr::new("0.tar"), outcome, imported, []);
+}
+
+fn retarget(world: &mut World, name: &str, target: u64) {
+    let record = world.records.get_mut(name).unwrap();
+    record.target = Descriptor::new(MediaType::ImageManifest, 1, digest(target));
+}
+
+/// Puts the label of `0.tar` back, as if it had not been taken yet.
+fn relabel(world: &mut World) {
+    let record = world.records.get_mut(&image(0)).unwrap();
+    record.labels.insert(label("0.tar"), "0.tar".to_owned());
 }
