@@ -205,3 +205,112 @@ fn a_file_whose_job_gave_way_waits_for_the_job_it_gave_way_to_or_a_while() {
     after(&mut world, Event::Job("a.tar".into(), Box::new(Came::Dropped)));
     assert_eq!(phase(&world, "a.tar"), Some(Phase::Ready), "it did not give way");
 }
+
+#[test]
+fn what_landed_of_a_file_that_was_replaced_is_written_down_and_the_new_file_comes_next() {
+    let mut world = importing();
+    let landed = landed(&world, import::Outcome::Imported);
+    let before = version(&world, "a.tar").identity;
+    let listed = entry(&mut world, "a.tar", Class::Candidate);
+    list(&mut world, seen(vec![listed]));
+    world.state.relist = false;
+    after(
+        &mut world,
+        Event::Job("a.tar".into(), Box::new(Came::Imported(Box::new(landed)))),
+    );
+    let imported = world
+        .state
+        .ledger
+        .get(OsStr::new("a.tar"))
+        .unwrap()
+        .imported
+        .as_ref();
+    assert_eq!(imported.expect("it landed").identity, before);
+    assert!(world.state.relist && world.state.roster.is_settling(OsStr::new("a.tar")));
+}
+
+#[test]
+fn names_that_a_bundle_has_no_more_go_back_to_the_bundle_before_it_at_once() {
+    for (late_images, early) in [
+        (vec![(image(1), digest(2))], Phase::Ready),
+        (vec![(image(0), digest(3))], Phase::Done),
+    ] {
+        let mut world = world();
+        drop_in(&mut world, "early.tar", &image(0), digest(1));
+        world.settle();
+        drop_in(&mut world, "a.tar", &image(0), digest(2));
+        world.settle();
+        let content = Content::Bundle(late_images.clone());
+        let identity = world.identity();
+        world.folder.insert("a.tar".into(), File { identity, content });
+        world.state.relist = true;
+        queue(&mut world, "a.tar");
+        opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+        let read = Found {
+            records: late_images.iter().cloned().collect(),
+            broken: None,
+            unfinished: None,
+            may_go_on: false,
+            distrust: None,
+        };
+        after(
+            &mut world,
+            Event::Job("a.tar".into(), Box::new(Came::Found(Box::new(read)))),
+        );
+        let images = late_images.iter().map(|(name, target)| LandedImage {
+            name: name.clone(),
+            target: target.clone(),
+            outcome: ImageOutcome::Created,
+            reason: None,
+        });
+        let landed = Landed {
+            images: images.collect(),
+            ..landed(&world, import::Outcome::Imported)
+        };
+        after(
+            &mut world,
+            Event::Job("a.tar".into(), Box::new(Came::Imported(Box::new(landed)))),
+        );
+        assert_eq!(phase(&world, "early.tar"), Some(early), "{late_images:?}");
+    }
+}
+
+#[test]
+fn after_an_import_everything_is_compared_if_others_wrote_its_records_or_its_images_are_new() {
+    for (is_disturbed, was_imported, compares) in
+        [(false, true, false), (true, true, true), (false, false, true)]
+    {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.settle();
+        if !was_imported {
+            world.state.ledger.forget(OsStr::new("a.tar"));
+        }
+        world.state.roster.queue(OsStr::new("a.tar"));
+        opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+        after(
+            &mut world,
+            Event::Job("a.tar".into(), Box::new(found(None, None, None))),
+        );
+        let job = world
+            .state
+            .lanes
+            .get_mut(OsStr::new("a.tar"))
+            .expect("it is imported");
+        job.disturbed = is_disturbed;
+        let landed = landed(&world, import::Outcome::Imported);
+        let now = world.turn().now;
+        let turn = after(
+            &mut world,
+            Event::Job("a.tar".into(), Box::new(Came::Imported(Box::new(landed)))),
+        );
+        let soon = Some(now + Duration::from_millis(200));
+        assert_eq!(
+            world.state.connection.due() == soon,
+            compares,
+            "{is_disturbed} {was_imported}"
+        );
+        assert!(acts(&turn, |action| matches!(action, Action::Save)));
+        assert!(acts(&turn, |action| matches!(action, Action::DoubtUnpacked)));
+    }
+}
