@@ -191,16 +191,10 @@ pub fn tell_of_expiry(name: &str, changes: &LabelChanges) {
 /// own: only our mark on it goes.
 #[must_use]
 pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChanges {
-    let mut changes: LabelChanges = BTreeMap::new();
-    let mut left = 0;
-    for (key, value) in labels.iter().filter(|(key, _)| is_source(key)) {
-        if gone(key, value) {
-            changes.insert(key.clone(), None);
-        } else {
-            left += 1;
-        }
-    }
-    if left == 0 && labels.contains_key(OUR_PIN) {
+    let sources = labels.iter().filter(|(key, _)| is_source(key));
+    let (gone, left): (Vec<_>, Vec<_>) = sources.partition(|(key, value)| gone(key, value));
+    let mut changes: LabelChanges = gone.into_iter().map(|(key, _)| (key.clone(), None)).collect();
+    if left.is_empty() && labels.contains_key(OUR_PIN) {
         changes.insert(OUR_PIN.to_owned(), None);
         if !is_pinned_by_others(labels) {
             changes.insert(PINNED.to_owned(), None);
