@@ -8,6 +8,7 @@ use super::sources::MOST_SOURCES;
 use super::*;
 use crate::labels::{CRI_MANAGED, Source};
 use crate::select::{ChildKind, Closure};
+use crate::unpack::Unpacker;
 
 fn digest(fill: char) -> Digest {
     format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
@@ -555,5 +556,51 @@ fn an_image_is_done_when_no_blob_and_no_record_of_it_has_to_be_written() {
         let plan = plan(&[&image], &there, &intent());
         assert_eq!(plan.is_done(), is_done, "{plan}");
         assert_eq!(plan.images[0].is_done(), is_done);
+    }
+}
+
+#[test]
+fn an_image_is_unpacked_if_that_is_wanted_and_was_not_done_by_the_same_snapshotter() {
+    let image = image("r.test/a:1");
+    let snapshotter = containerd::Snapshotter {
+        name: "overlayfs".to_owned(),
+        root: None,
+    };
+    let unpacker = Unpacker::new(snapshotter, platforms::Matcher::all());
+    let wanted = Intent {
+        unpack: Some((unpacker, UnpackWhen::AfterRecords)),
+        ..intent()
+    };
+    let left = Intent {
+        leave: BTreeMap::from([("r.test/a:1".to_owned(), "another bundle has it".to_owned())]),
+        ..wanted.clone()
+    };
+    let chain = digest('f').to_string();
+    let unpacked_by = |snapshotter: &str, has_snapshot: bool| {
+        let mut blobs = whole();
+        let key = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
+        blobs[1].labels.insert(key, chain.clone());
+        let snapshots = has_snapshot.then(|| chain.clone());
+        Survey {
+            snapshots: snapshots.into_iter().collect(),
+            ..survey(Vec::new(), blobs)
+        }
+    };
+    let table = [
+        ("nothing is there", Survey::default(), &wanted, true),
+        ("it was done", unpacked_by("overlayfs", true), &wanted, false),
+        (
+            "the snapshot is gone",
+            unpacked_by("overlayfs", false),
+            &wanted,
+            true,
+        ),
+        ("another one did it", unpacked_by("native", true), &wanted, true),
+        ("nobody wants it", Survey::default(), &intent(), false),
+        ("its names are left to others", Survey::default(), &left, false),
+    ];
+    for (case, there, intent, unpacks) in table {
+        let plan = plan(&[&image], &there, intent);
+        assert_eq!(plan.images[0].unpack, unpacks, "{case}");
     }
 }
