@@ -191,16 +191,10 @@ pub fn tell_of_expiry(name: &str, changes: &LabelChanges) {
 /// own: only our mark on it goes.
 #[must_use]
 pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChanges {
-    let mut changes: LabelChanges = BTreeMap::new();
-    let mut left = 0;
-    for (key, value) in labels.iter().filter(|(key, _)| is_source(key)) {
-        if gone(key, value) {
-            changes.insert(key.clone(), None);
-        } else {
-            left += 1;
-        }
-    }
-    if left == 0 && labels.contains_key(OUR_PIN) && (!changes.is_empty() || !is_vouched_for(labels)) {
+    let sources = labels.iter().filter(|(key, _)| is_source(key));
+    let (gone, left): (Vec<_>, Vec<_>) = sources.partition(|(key, value)| gone(key, value));
+    let mut changes: LabelChanges = gone.into_iter().map(|(key, _)| (key.clone(), None)).collect();
+    if left.is_empty() && labels.contains_key(OUR_PIN) {
         changes.insert(OUR_PIN.to_owned(), None);
         if !is_pinned_by_others(labels) {
             changes.insert(PINNED.to_owned(), None);
@@ -307,6 +301,50 @@ mod tests {
             missing_sources(&distribution_sources(["a.io/y"]), &full),
             Labels::new()
         );
+    }
+
+    #[test]
+    fn a_label_is_filled_to_the_last_byte_that_containerd_takes() {
+        let key = format!("{DISTRIBUTION_SOURCE}a.io");
+        for (room, wanted) in [(4, "y,yz"), (3, "y"), (1, "y")] {
+            // One path fills the label but for the room, and `y` and `yz` come after its comma.
+            let first = "x".repeat(LONGEST - key.len() - 1 - room);
+            let names = [format!("a.io/{first}"), "a.io/y".into(), "a.io/yz".into()];
+            let made = distribution_sources(names.iter().map(String::as_str));
+            assert_eq!(made, labels(&[(&key, &format!("{first},{wanted}"))]), "{room}");
+            let there = labels(&[(&key, &first)]);
+            let added = missing_sources(&distribution_sources(["a.io/y", "a.io/yz"]), &there);
+            assert_eq!(added, made, "{room}");
+        }
+    }
+
+    #[test]
+    fn a_lease_says_whose_it_is() {
+        let marks = [Source::Bundle("a.tar".into()), Source::Hand("a.tar".into())].map(|of| of.lease_mark());
+        assert_eq!(marks, ["bundle a.tar", "import a.tar"]);
+    }
+
+    #[test]
+    fn a_record_is_ours_by_a_source_or_by_our_pin_and_vouched_for_by_a_source_alone() {
+        let bundle = Source::Bundle("a.tar".into()).label();
+        for (key, is_vouched, is_ours) in [
+            (bundle.0.as_str(), true, true),
+            (IMPORTED, true, true),
+            (OUR_PIN, false, true),
+            (PINNED, false, false),
+            (K0S_SOURCES, false, false),
+        ] {
+            let there = labels(&[("other", "x"), (key, "x")]);
+            let found = (is_vouched_for(&there), is_any_of_ours(&there));
+            assert_eq!(found, (is_vouched, is_ours), "{key}");
+        }
+    }
+
+    #[test]
+    fn our_pin_goes_from_a_record_that_no_source_of_ours_is_on() {
+        let there = labels(&[(PINNED, "pinned"), (OUR_PIN, "true"), ("other", "x")]);
+        let wanted = [(PINNED.to_owned(), None), (OUR_PIN.to_owned(), None)];
+        assert_eq!(disown(&there, |_, _| false), LabelChanges::from(wanted));
     }
 
     #[test]

@@ -371,6 +371,68 @@ mod tests {
     }
 
     #[test]
+    fn the_prefix_of_an_alias_ends_where_a_part_of_the_name_ends() {
+        let table = [
+            ("r.test/a/", Some("m.test/x:1")),
+            ("r.test/a", Some("m.test//x:1")),
+            ("r.test/a/x", Some("m.test/:1")),
+            ("r.test/a/x:1", Some("m.test/")),
+            ("r.test/a/x:", None),
+            ("r.test/", Some("m.test/a/x:1")),
+            ("r.test", Some("m.test//a/x:1")),
+            ("r.tes", None),
+            ("other.test", None),
+        ];
+        let reference: Reference = "r.test/a/x:1".parse().unwrap();
+        for (from, text) in table {
+            let alias = Alias {
+                from: from.into(),
+                to: "m.test/".into(),
+            };
+            let wanted = text.map(str::parse::<Reference>);
+            assert_eq!(alias.apply(&reference), wanted, "{from}");
+        }
+    }
+
+    #[test]
+    fn an_alias_that_makes_no_name_is_told_and_spares_the_image() {
+        let naming = Naming {
+            aliases: vec![Alias {
+                from: "r.test".into(),
+                to: "Not A Host".into(),
+            }],
+            digest_references: DigestReferences::None,
+            ..Naming::default()
+        };
+        let names = naming.names_of(&[RawName::RepoTag("r.test/a:1".into())], &target());
+        assert_eq!(names.references, ["r.test/a:1".parse().unwrap()]);
+        let [refused] = &names.refused[..] else {
+            panic!("{names:?}")
+        };
+        assert!(refused.starts_with("alias r.test=Not A Host: "), "{refused}");
+    }
+
+    #[test]
+    fn each_repository_counts_once_for_the_manifests_below_an_index() {
+        let base: Vec<Reference> = ["r.test/a:1", "r.test/a:2", "r.test/b:1"]
+            .map(|name| name.parse().unwrap())
+            .into();
+        for (digest_references, wanted) in [
+            (DigestReferences::None, 0),
+            (DigestReferences::Target, 0),
+            (DigestReferences::All, 2),
+        ] {
+            let naming = Naming {
+                digest_references,
+                ..Naming::default()
+            };
+            assert_eq!(naming.repositories(&base), wanted, "{digest_references:?}");
+            let references = naming.manifest_references(&base, &target());
+            assert_eq!(references.len(), wanted, "{digest_references:?}");
+        }
+    }
+
+    #[test]
     fn an_unnamed_image_takes_the_name_the_operator_gives() {
         let naming = Naming {
             names: BTreeMap::from([(TARGET.to_owned(), "r.test/given:1".parse().unwrap())]),

@@ -440,10 +440,14 @@ fn status_line(status: &Status) -> String {
         .filter(|bundle| bundle.state == status::State::Importing);
     let importing = match importing.count() {
         0 => String::new(),
-        count => format!(", {count} bundles importing"),
+        count => format!(", {count} importing"),
     };
     let (verdict, images) = (status.verdict.headline(), status.image_count);
-    format!("{verdict}; {images}{importing}{containerd}")
+    let bundles = match status.bundles.len() {
+        1 => "1 bundle".to_owned(),
+        count => format!("{count} bundles"),
+    };
+    format!("{verdict}; {images}, {bundles}{importing}{containerd}")
 }
 
 /// What the daemon is told from outside, as it comes.

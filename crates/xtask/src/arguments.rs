@@ -79,6 +79,12 @@ pub enum Task {
         #[command(flatten)]
         extent: Extent,
     },
+    /// Change the pure decisions, one place at a time, and tell which changes no test notices.
+    Mutants {
+        /// Which part of all changes: `0/12` is the first of twelve, and takes some 20 minutes.
+        #[arg(long, default_value = "0/12")]
+        shard: String,
+    },
     /// Run a real kubelet on containerd 1.7 and 2.3, and show what it does with images that the daemon brings (root).
     Kubernetes(kubernetes::Arguments),
     /// Look after a thousand bundles of the same images, and print time and memory.

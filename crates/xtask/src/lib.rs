@@ -11,6 +11,7 @@ pub mod bare;
 pub mod checks;
 pub mod endurance;
 pub mod kubernetes;
+pub mod mutants;
 pub mod reference;
 pub mod suite;
 pub mod workshop;

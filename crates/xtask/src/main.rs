@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 use lab::parts;
-use xtask::{Arguments, Task, bare, checks, endurance, kubernetes, reference, suite, workshop};
+use xtask::{Arguments, Task, bare, checks, endurance, kubernetes, mutants, reference, suite, workshop};
 
 fn main() -> ExitCode {
     match perform(Arguments::parse().task) {
@@ -44,6 +44,7 @@ fn perform(task: Task) -> Result<()> {
             seconds,
             &extent,
         ),
+        Task::Mutants { shard } => mutants::run(&shard),
         Task::Kubernetes(arguments) => kubernetes::run(&arguments),
         Task::Many => endurance::run(
             "endurance::many::a_thousand_bundles_of_the_same_images_are_looked_after",

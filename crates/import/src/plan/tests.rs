@@ -8,6 +8,7 @@ use super::sources::MOST_SOURCES;
 use super::*;
 use crate::labels::{CRI_MANAGED, Source};
 use crate::select::{ChildKind, Closure};
+use crate::unpack::Unpacker;
 
 fn digest(fill: char) -> Digest {
     format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
@@ -400,5 +401,206 @@ fn the_plan_prints_every_step() {
         "create  r.test/a:1",
     ] {
         assert!(text.contains(wanted), "{wanted} in {text}");
+    }
+}
+
+#[test]
+fn a_plan_has_a_line_for_each_kind_of_step() {
+    let there = |name: &str, labels| record(name, 'b', labels);
+    let relabelled = record("r.test/label:1", 'a', Labels::new());
+    let records = [
+        record("r.test/keep:1", 'a', ours()),
+        relabelled,
+        there("r.test/move:1", ours()),
+        there("r.test/theirs:1", Labels::new()),
+    ];
+    let mut image = image("r.test/new:1");
+    let target = Arc::clone(&image.records[0].target);
+    let named = |name: &str| NamedTarget {
+        name: name.into(),
+        target: Arc::clone(&target),
+    };
+    let others = ["keep", "label", "move", "theirs", "left"];
+    image
+        .records
+        .extend(others.iter().map(|name| named(&format!("r.test/{name}:1"))));
+    let intent = Intent {
+        on_conflict: OnConflict::Keep,
+        leave: BTreeMap::from([("r.test/left:1".to_owned(), "another bundle has it".to_owned())]),
+        ..intent()
+    };
+    let mut plan = plan(&[&image], &survey(records.into(), whole()), &intent);
+    plan.images[0].unpack = true;
+    plan.images[0].blobs[1].action = BlobAction::Send;
+    let mut again = plan.images[0].clone();
+    again.records.clear();
+    again.unpack = false;
+    plan.images.push(again);
+    let [one, c, a, b] = ['1', 'c', 'a', 'b'].map(digest);
+    let (lacks, mut lines) = (plan.images[0].blobs[0].lacking, Vec::new());
+    assert!(lacks > 0, "it is also in other repositories");
+    lines.push("r.test/new:1 (linux/amd64)".to_owned());
+    lines.push(format!("  present {one} 100 bytes, {lacks} labels"));
+    lines.push(format!("  send    {c} 10 bytes, {lacks} labels"));
+    lines.push(format!("  present {a} 7 bytes, {lacks} labels"));
+    lines.push("  unpack  its layers".to_owned());
+    lines.push(format!("  create  r.test/new:1 -> {a}"));
+    lines.push(format!("  keep    r.test/keep:1 -> {a}"));
+    let source = intent.source.label().0;
+    lines.push(format!(
+        "  label   r.test/label:1: +{source} +io.airgapd.pinned +io.cri-containerd.pinned"
+    ));
+    lines.push(format!("  move    r.test/move:1 from {b} -> {a}"));
+    lines.push(format!(
+        "  leave   r.test/theirs:1: it belongs to somebody else, {b}"
+    ));
+    lines.push("  leave   r.test/left:1: another bundle has it".to_owned());
+    lines.push("(no record) (linux/amd64)".to_owned());
+    lines.push(format!("  present {one} 100 bytes, {lacks} labels"));
+    lines.push(format!("  shared  {c} 10 bytes, {lacks} labels"));
+    lines.push(format!("  present {a} 7 bytes, {lacks} labels"));
+    assert_eq!(plan.to_string().lines().collect::<Vec<_>>(), lines);
+    let none = &mut plan.images[0].blobs[0];
+    none.lacking = 0;
+    assert!(plan.to_string().contains(&format!("present {one} 100 bytes\n")));
+    let moved = RecordStep {
+        name: "r.test/a:1".into(),
+        target,
+        action: RecordAction::Relabel(LabelChanges::from([("x".to_owned(), None)])),
+    };
+    assert_eq!(moved.to_string(), "label   r.test/a:1: -x");
+}
+
+#[test]
+fn gc_labels_are_numbered_by_kind_as_containerd_numbers_them() {
+    use ChildKind::{Config, Layer, Manifest, Other};
+    let kinds = [Manifest, Layer, Config, Other].into_iter().cycle();
+    let children: Vec<Child> = kinds
+        .zip('1'..='8')
+        .map(|(kind, fill)| child(kind, fill))
+        .collect();
+    let wanted = [
+        ("m.0", '1'),
+        ("l.0", '2'),
+        ("config", '3'),
+        ("0", '4'),
+        ("m.1", '5'),
+        ("l.1", '6'),
+        ("config1", '7'),
+        ("1", '8'),
+    ];
+    let wanted = wanted.map(|(key, fill)| {
+        let key = format!("containerd.io/gc.ref.content.{key}");
+        (key, digest(fill).to_string())
+    });
+    assert_eq!(missing_gc_labels(&children, &Labels::new()), Labels::from(wanted));
+}
+
+#[test]
+fn a_target_is_the_same_by_digest_type_and_size() {
+    let same = descriptor('a');
+    let image = image("r.test/a:1");
+    let other_type = Descriptor::new(MediaType::ImageIndex, 7, digest('a'));
+    let other_size = Descriptor::new(MediaType::ImageManifest, 8, digest('a'));
+    for (target, is_moved) in [
+        (same, false),
+        (descriptor('b'), true),
+        (other_type, true),
+        (other_size, true),
+    ] {
+        let there = ImageRecord {
+            target: target.clone(),
+            ..record("r.test/a:1", 'a', ours())
+        };
+        let action = plan_record(&image.records[0], Some(&there), &intent()).action;
+        let is_retarget = matches!(action, RecordAction::Retarget { .. });
+        assert_eq!(is_retarget, is_moved, "{target:?}: {action:?}");
+        assert_eq!(action.writes(), is_moved);
+    }
+}
+
+#[test]
+fn a_blob_is_said_to_be_from_as_many_repositories_as_there_is_room_for() {
+    for (count, wanted) in [
+        (1, 1),
+        (MOST_SOURCES, MOST_SOURCES),
+        (MOST_SOURCES + 4, MOST_SOURCES),
+    ] {
+        let images: Vec<Taken> = (0..count).map(|n| image(&format!("r.test/{n:02}:1"))).collect();
+        let images: Vec<&Taken> = images.iter().collect();
+        let plan = plan(&images, &Survey::default(), &intent());
+        let paths = &plan.images[0].blobs[0].sources[SOURCE];
+        assert_eq!(paths.split(',').count(), wanted, "of {count}");
+        assert!(paths.starts_with("00"), "{paths}");
+    }
+}
+
+#[test]
+fn records_that_are_made_are_counted_once() {
+    let images = ["r.test/a:1", "r.test/a:1", "r.test/b:1", "r.test/there:1"].map(image);
+    let images: Vec<&Taken> = images.iter().collect();
+    let there = survey(vec![record("r.test/there:1", 'b', ours())], Vec::new());
+    assert_eq!(plan(&images, &there, &intent()).new_records(), 2);
+}
+
+#[test]
+fn an_image_is_done_when_no_blob_and_no_record_of_it_has_to_be_written() {
+    let image = image("r.test/a:1");
+    let there = |labels, blobs| survey(vec![record("r.test/a:1", 'a', labels)], blobs);
+    for (there, is_done) in [
+        (there(ours(), whole()), true),
+        (there(Labels::new(), whole()), false),
+        (there(ours(), whole()[1..].to_vec()), false),
+        (survey(Vec::new(), whole()), false),
+    ] {
+        let plan = plan(&[&image], &there, &intent());
+        assert_eq!(plan.is_done(), is_done, "{plan}");
+        assert_eq!(plan.images[0].is_done(), is_done);
+    }
+}
+
+#[test]
+fn an_image_is_unpacked_if_that_is_wanted_and_was_not_done_by_the_same_snapshotter() {
+    let image = image("r.test/a:1");
+    let snapshotter = containerd::Snapshotter {
+        name: "overlayfs".to_owned(),
+        root: None,
+    };
+    let unpacker = Unpacker::new(snapshotter, platforms::Matcher::all());
+    let wanted = Intent {
+        unpack: Some((unpacker, UnpackWhen::AfterRecords)),
+        ..intent()
+    };
+    let left = Intent {
+        leave: BTreeMap::from([("r.test/a:1".to_owned(), "another bundle has it".to_owned())]),
+        ..wanted.clone()
+    };
+    let chain = digest('f').to_string();
+    let unpacked_by = |snapshotter: &str, has_snapshot: bool| {
+        let mut blobs = whole();
+        let key = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
+        blobs[1].labels.insert(key, chain.clone());
+        let snapshots = has_snapshot.then(|| chain.clone());
+        Survey {
+            snapshots: snapshots.into_iter().collect(),
+            ..survey(Vec::new(), blobs)
+        }
+    };
+    let table = [
+        ("nothing is there", Survey::default(), &wanted, true),
+        ("it was done", unpacked_by("overlayfs", true), &wanted, false),
+        (
+            "the snapshot is gone",
+            unpacked_by("overlayfs", false),
+            &wanted,
+            true,
+        ),
+        ("another one did it", unpacked_by("native", true), &wanted, true),
+        ("nobody wants it", Survey::default(), &intent(), false),
+        ("its names are left to others", Survey::default(), &left, false),
+    ];
+    for (case, there, intent, unpacks) in table {
+        let plan = plan(&[&image], &there, intent);
+        assert_eq!(plan.images[0].unpack, unpacks, "{case}");
     }
 }

@@ -1,24 +1,43 @@
 //! What the decisions promise, one claim each, played on the model of [`super::model`].
 
+mod admit;
+mod compare;
+mod follow;
+mod listing;
+mod record;
+mod reload;
+mod room;
+mod withdraw;
+
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd::ImageChange;
+use import::Survey;
+use import::labels::OUR_PIN;
+use import::result::ImageOutcome;
 use import::space::{Demand, Disk, Forecast, MinFree, Shortage};
 use jiff::Timestamp;
-use oci_spec::image::Digest;
+use oci_spec::image::{Descriptor, Digest, MediaType};
 
+use super::follow::Following;
 use super::lanes::Lane;
+use super::listing::{Seen, Trusted};
 use super::model::{Content, File, Work, World, digest};
-use super::record::{Bad, Came, Stop};
+use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
 use super::room::Room;
+use super::withdraw::Withdrawing;
 use super::withdraw::label_of;
-use super::{Action, Errand, Event, Turn};
-use crate::settings::{Reloaded, Settings};
-use crate::state::ledger::ErrorClass;
-use crate::state::roster::Phase;
+use super::{Action, Errand, Event, Failed, Look, Opening, Readings, Start, Step, Turn, Unreached};
+use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Reason, Writer};
+use crate::images::sidecar;
+use crate::place::Distribution;
+use crate::settings::{Checksums, Coexistence, Reloaded, Settings};
+use crate::state::ledger::{self, ErrorClass, ImageEntry};
+use crate::state::roster::{Phase, Version};
 
 /// A world without another importer, and with a containerd.
 pub(super) fn world() -> World {
@@ -646,4 +665,168 @@ fn a_move_that_no_decision_makes_stops_a_test() {
     drop_in(&mut world, "a.tar", &image(0), digest(1));
     world.settle();
     world.state.roster.begin(OsStr::new("a.tar"));
+}
+
+/// The numbers that Vigna's reference implementation of SplitMix64 gives for the seed 1234567.
+#[test]
+fn chance_is_splitmix64() {
+    let mut turn = Turn::new(std::time::Instant::now(), Timestamp::UNIX_EPOCH, 1_234_567);
+    let numbers: Vec<u64> = (0..5).map(|_| turn.chance()).collect();
+    assert_eq!(
+        numbers,
+        [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+            4_593_380_528_125_082_431,
+            16_408_922_859_458_223_821,
+        ]
+    );
+}
+
+fn entry(world: &mut World, name: &str, class: Class) -> Listed {
+    Listed {
+        name: name.into(),
+        class,
+        identity: world.identity(),
+    }
+}
+
+/// The folder with these entries, in good order.
+fn seen(entries: Vec<Listed>) -> Seen {
+    Seen {
+        listing: Listing {
+            entries,
+            ..Listing::default()
+        },
+        place: (1, 1),
+        is_created: false,
+        trust: FolderTrust::Trusted,
+        missing_mount: None,
+        unclear: BTreeSet::new(),
+        trusted: None,
+    }
+}
+
+fn list(world: &mut World, seen: Seen) -> Turn {
+    after(world, Event::Listed(Ok(Box::new(seen))))
+}
+
+fn version(world: &World, name: &str) -> Version {
+    world
+        .state
+        .roster
+        .version(OsStr::new(name))
+        .expect("it is listed")
+}
+
+fn settings(world: &mut World) -> &mut Settings {
+    Arc::make_mut(&mut world.state.settings)
+}
+
+/// Queues a file, which nothing starts by itself.
+fn queue(world: &mut World, name: &str) {
+    world.state.is_draining = true;
+    run(world);
+    world.state.is_draining = false;
+    assert_eq!(phase(world, name), Some(Phase::Ready));
+}
+
+/// The job that begins when the file was opened.
+fn opened(world: &mut World, name: &str, ending: Option<Ending>) -> Option<Start> {
+    let version = version(world, name);
+    let turn = after(world, Event::Opened(name.into(), version, Opening::Open(ending)));
+    turn.actions.into_iter().find_map(|action| match action {
+        Action::Start(start) => Some(start),
+        _ => None,
+    })
+}
+
+fn landed_on(world: &World, name: &str) -> ledger::LastTry {
+    world
+        .state
+        .ledger
+        .get(OsStr::new(name))
+        .expect("it is known")
+        .outcome
+}
+
+fn acts(turn: &Turn, is: impl Fn(&Action) -> bool) -> bool {
+    turn.actions.iter().any(is)
+}
+
+fn says(turn: &Turn, part: &str) -> bool {
+    acts(
+        turn,
+        |action| matches!(action, Action::Say(line) if line.text.contains(part)),
+    )
+}
+
+fn found(broken: Option<&str>, unfinished: Option<&str>, distrust: Option<&str>) -> Came {
+    Came::Found(Box::new(Found {
+        records: [(image(0), digest(1))].into(),
+        broken: broken.map(str::to_owned),
+        unfinished: unfinished.map(str::to_owned),
+        may_go_on: false,
+        distrust: distrust.map(str::to_owned),
+    }))
+}
+
+/// The errands of one step.
+fn errands(world: &mut World) -> Vec<Errand> {
+    let mut turn = world.turn();
+    let _ = world.state.step(Step::Ask, Readings::default(), &mut turn);
+    turn.errands
+}
+
+/// A world whose ledger has these bundles, one image each, and nothing else to do.
+fn with_bundles(count: u64) -> World {
+    let mut world = world();
+    for number in 0..count {
+        drop_in(
+            &mut world,
+            &format!("{number}.tar"),
+            &image(number),
+            digest(number + 1),
+        );
+    }
+    world.settle();
+    world
+}
+
+/// The files of the folder that a listing finds, as they were.
+fn listed(world: &World, is_found: impl Fn(&str) -> bool) -> Vec<Listed> {
+    let files = world.folder.iter();
+    let found = files.filter(|(name, _)| is_found(name.to_str().unwrap()));
+    let listed = found.map(|(name, file)| Listed {
+        name: name.clone(),
+        class: Class::Candidate,
+        identity: file.identity.clone(),
+    });
+    listed.collect()
+}
+
+fn is_gone(world: &World, name: &str) -> bool {
+    let entry = world.state.ledger.get(OsStr::new(name));
+    entry.is_some_and(|entry| entry.gone.is_some())
+}
+
+/// A job that reads `a.tar`.
+fn reading() -> World {
+    let mut world = world();
+    drop_in(&mut world, "a.tar", &image(0), digest(1));
+    queue(&mut world, "a.tar");
+    opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+    world
+}
+
+/// A job that imports `a.tar`.
+fn importing() -> World {
+    let mut world = reading();
+    let turn = after(
+        &mut world,
+        Event::Job("a.tar".into(), Box::new(found(None, None, None))),
+    );
+    assert!(acts(&turn, |action| matches!(action, Action::Import(..))));
+    world
 }

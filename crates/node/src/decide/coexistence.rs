@@ -292,7 +292,10 @@ fn missing(image: &ImagePlan) -> impl Iterator<Item = &BlobStep> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
+    use import::plan::RecordStep;
+    use import::result::{BlobCounts, ImageOutcome, ImageResult};
     use oci_spec::image::{Descriptor, Digest, MediaType};
 
     use super::*;
@@ -401,6 +404,102 @@ mod tests {
         let k3s = sight(&[record(K3S_PINNED, "pinned")], &[]);
         assert_eq!(evidence(&k3s), (false, false, false));
         assert!(k3s.evidence(Path::new("/x/agent/images"), None).k3s_label);
+    }
+
+    #[test]
+    fn an_import_under_way_has_died_when_it_did_not_get_on_for_longer_than_a_standstill() {
+        let now = Timestamp::UNIX_EPOCH;
+        let second = jiff::SignedDuration::from_secs;
+        let nanosecond = jiff::SignedDuration::from_nanos(1);
+        let standstill = jiff::SignedDuration::try_from(STANDSTILL).unwrap();
+        let table = [
+            (None, false),
+            (Some(now), false),
+            (Some(now - standstill), false),
+            (Some(now - standstill - nanosecond), true),
+            // The clock was set back.
+            (Some(now + second(3600)), false),
+        ];
+        for (updated_at, is_dead) in table {
+            let ingest = Ingest {
+                updated_at,
+                ..ingest("tar-blobs/sha256/aa", 1)
+            };
+            assert_eq!(is_stale(&ingest, now), is_dead, "{updated_at:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_was_repaired_whose_record_was_there_and_of_which_blobs_were_sent() {
+        let digest = |number: u64| -> Digest { format!("sha256:{number:064x}").parse().unwrap() };
+        let blob = |number, size, action| BlobStep {
+            digest: digest(number),
+            size,
+            action,
+            lacking: 0,
+            sources: Arc::default(),
+            children: Vec::new(),
+        };
+        let sent = |number| blob(number, 10 * number, BlobAction::Send);
+        let held = |number| blob(number, 1000, BlobAction::Hold);
+        let unchanged = || RecordAction::Unchanged;
+        let relabel = || RecordAction::Relabel(BTreeMap::new());
+        let create = || RecordAction::Create(BTreeMap::new());
+        let table = [
+            (
+                "unchanged",
+                unchanged(),
+                vec![sent(1), held(2), sent(3)],
+                ImageOutcome::Unchanged,
+            ),
+            ("labelled", relabel(), vec![sent(4)], ImageOutcome::Relabelled),
+            ("new", create(), vec![sent(5)], ImageOutcome::Created),
+            ("whole", unchanged(), vec![held(6)], ImageOutcome::Unchanged),
+            ("failed", unchanged(), vec![sent(7)], ImageOutcome::Failed),
+        ];
+        let target = Arc::new(Descriptor::new(MediaType::ImageManifest, 7, digest(0)));
+        let (mut plan, mut images) = (Plan::default(), Vec::new());
+        for (index, (name, action, blobs, outcome)) in table.into_iter().enumerate() {
+            let name = name.to_owned();
+            images.push(ImageResult {
+                name: name.clone(),
+                target: digest(0),
+                media_type: MediaType::ImageManifest,
+                platforms: Vec::new(),
+                outcome,
+                reason: None,
+                previous: None,
+            });
+            let target = Arc::clone(&target);
+            plan.images.push(ImagePlan {
+                index,
+                blobs,
+                records: vec![RecordStep { name, target, action }],
+                platforms: Vec::new(),
+                unpack: false,
+            });
+        }
+        let result = BundleResult {
+            path: "/i/a.tar".into(),
+            format: None,
+            compression: None,
+            outcome: import::Outcome::Partial,
+            error: None,
+            images,
+            blobs: BlobCounts::default(),
+            unpacked: None,
+            space: None,
+            duration_ms: 0,
+            warnings: Vec::new(),
+            cause: None,
+            retry: false,
+        };
+        let found = repaired(&plan, &result);
+        let found: Vec<_> = found
+            .iter()
+            .map(|of| (of.image.as_str(), of.blobs, of.bytes))
+            .collect();
+        assert_eq!(found, [("unchanged", 2, 40), ("labelled", 1, 40)]);
     }
 
     /// Looks once a second; gives after how many seconds it is our turn.

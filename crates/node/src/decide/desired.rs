@@ -262,13 +262,26 @@ fn repository(name: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
+    use containerd::BlobInfo;
+    use jiff::Timestamp;
+    use oci_spec::image::{Descriptor, MediaType};
+
     use super::*;
+    use crate::state::ledger::Imported;
 
     #[test]
     fn an_excluded_tag_takes_its_digest_along_unless_another_tag_wants_that() {
         let by_digest = format!("r.test/a@sha256:{}", "a".repeat(64));
         type Row<'a> = (&'a [&'a str], &'a str, &'a [&'a str]);
-        let table: [Row<'_>; 6] = [
+        let on_port = format!("r.test:5000/a@sha256:{}", "a".repeat(64));
+        let table: [Row<'_>; 7] = [
+            (
+                &["r.test:5000/a", &on_port],
+                "r.test:5000/a",
+                &["r.test:5000/a", &on_port],
+            ),
             (
                 &["r.test/a:1", &by_digest],
                 "r.test/a:1",
@@ -292,6 +305,179 @@ mod tests {
             let found = excluded(names.iter().copied(), &[pattern.parse().unwrap()]);
             let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
             assert_eq!(found, wanted, "{names:?} without {pattern}");
+        }
+    }
+
+    fn digest(fill: char) -> Digest {
+        format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap()
+    }
+
+    /// Writes down that a file brought one image, of a manifest and the layer `f`.
+    fn import(ledger: &mut Ledger, file: &str, name: &str, target: char) {
+        let imported = Imported {
+            identity: bundle::Identity {
+                device: 1,
+                inode: 2,
+                size: 3,
+                mtime_ns: 4,
+                ctime_ns: 5,
+            },
+            sidecar: None,
+            catalog: digest('c'),
+            images: vec![ImageEntry {
+                name: name.to_owned(),
+                target: digest(target),
+            }],
+            at: Timestamp::UNIX_EPOCH,
+            duration_ms: 0,
+            sent_bytes: 0,
+        };
+        let closure = (digest(target), vec![digest(target), digest('f')]);
+        ledger.record_import(OsStr::new(file), import::Outcome::Imported, imported, [closure]);
+    }
+
+    /// A record that `file` vouches for.
+    fn record(name: &str, target: char, file: &str) -> ImageRecord {
+        let mut record = ImageRecord {
+            name: name.to_owned(),
+            target: Descriptor::new(MediaType::ImageManifest, 7, digest(target)),
+            labels: BTreeMap::new(),
+        };
+        for (key, value) in labels::vouch(&record.labels, &Source::Bundle(file.to_owned())) {
+            record.labels.extend(value.map(|value| (key, value)));
+        }
+        record
+    }
+
+    fn survey(records: impl IntoIterator<Item = ImageRecord>, blobs: &[char]) -> Survey {
+        let blob = |fill: &char| BlobInfo {
+            digest: digest(*fill),
+            size: 1,
+            labels: BTreeMap::new(),
+        };
+        Survey {
+            records: records
+                .into_iter()
+                .map(|record| (record.name.clone(), record))
+                .collect(),
+            blobs: blobs.iter().map(|fill| (digest(*fill), blob(fill))).collect(),
+            ..Survey::default()
+        }
+    }
+
+    const NAME: &str = "r.test/a:1";
+
+    #[test]
+    fn names_and_blobs_are_those_of_all_bundles_also_of_such_that_are_gone() {
+        let mut ledger = Ledger::default();
+        import(&mut ledger, "a.tar", NAME, '1');
+        import(&mut ledger, "b.tar", "r.test/b:1", '2');
+        ledger.mark_gone(|file| file == "b.tar", Timestamp::UNIX_EPOCH);
+        assert_eq!(names(&ledger), HashSet::from([NAME, "r.test/b:1"]));
+        assert_eq!(digests(&ledger), HashSet::from(['1', '2', 'f'].map(digest)));
+    }
+
+    #[test]
+    fn a_bundle_is_in_place_when_its_records_labels_and_blobs_are() {
+        let whole = || survey([record(NAME, '1', "a.tar")], &['1', 'f']);
+        let missing = |what: &str| (Standing::Missing(what.to_owned()), None);
+        let unpinned = ImageRecord {
+            labels: BTreeMap::new(),
+            ..record(NAME, '1', "a.tar")
+        };
+        let table = [
+            (whole(), (Standing::InPlace, None)),
+            (survey([], &['1', 'f']), missing("the record r.test/a:1")),
+            (survey([unpinned], &['1', 'f']), missing("a label of r.test/a:1")),
+            (
+                survey([record(NAME, '1', "a.tar")], &['1']),
+                missing(&format!("blob {} of r.test/a:1", digest('f'))),
+            ),
+            (
+                survey([record(NAME, '9', "a.tar")], &['1', 'f']),
+                (Standing::InPlace, Some(digest('9'))),
+            ),
+            (
+                survey([record(NAME, '2', "gone.tar")], &['1', 'f']),
+                missing("the record r.test/a:1, which a bundle that is gone or has changed had taken over,"),
+            ),
+            (
+                survey([record(NAME, '9', "other.tar")], &['1', 'f']),
+                missing("the record r.test/a:1, which a bundle that is gone or has changed had taken over,"),
+            ),
+        ];
+        for (survey, (standing, moved_to)) in table {
+            let mut ledger = Ledger::default();
+            import(&mut ledger, "a.tar", NAME, '1');
+            import(&mut ledger, "gone.tar", NAME, '2');
+            import(&mut ledger, "other.tar", "r.test/other:1", '3');
+            ledger.mark_gone(|file| file != "gone.tar", Timestamp::UNIX_EPOCH);
+            let entry = ledger.get(OsStr::new("a.tar")).unwrap();
+            let by_name = ByName::of(&ledger);
+            let (found, moved) = super::standing(entry, &ledger, &by_name, &survey, &[]);
+            assert_eq!(found, standing, "{survey:?}");
+            let moved_to = moved_to.map(|to| Moved {
+                name: NAME.to_owned(),
+                from: digest('1'),
+                to,
+            });
+            assert_eq!(moved, Vec::from_iter(moved_to), "{survey:?}");
+        }
+        let mut ledger = Ledger::default();
+        import(&mut ledger, "a.tar", NAME, '1');
+        let entry = ledger.get(OsStr::new("a.tar")).unwrap();
+        let nothing = survey([], &[]);
+        let exclude = ["r.test/a:*".parse().unwrap()];
+        for (wanted, exclude, is_in_place) in [('1', &[][..], false), ('2', &[], true), ('1', &exclude, true)]
+        {
+            let target = digest(wanted);
+            let by_name = ByName {
+                desired: BTreeMap::from([(NAME, (&target, entry))]),
+                ..ByName::of(&ledger)
+            };
+            let (found, _) = super::standing(entry, &ledger, &by_name, &nothing, exclude);
+            assert_eq!(found == Standing::InPlace, is_in_place, "{wanted} {exclude:?}");
+        }
+    }
+
+    #[test]
+    fn the_status_shows_of_each_image_that_is_wanted_what_is_there() {
+        let (all, unpinned) = (&['1', 'f'][..], |target| ImageRecord {
+            labels: BTreeMap::new(),
+            ..record(NAME, target, "a.tar")
+        });
+        let table = [
+            (
+                vec![record(NAME, '1', "a.tar")],
+                all,
+                RecordStatus::InPlace,
+                &[][..],
+                true,
+            ),
+            (vec![unpinned('1')], all, RecordStatus::InPlace, &[], false),
+            (
+                vec![record(NAME, '2', "a.tar")],
+                all,
+                RecordStatus::Elsewhere,
+                &[],
+                true,
+            ),
+            (vec![], &['1'], RecordStatus::Missing, &['f'], false),
+        ];
+        let mut ledger = Ledger::default();
+        import(&mut ledger, "a.tar", NAME, '1');
+        for (records, blobs, status, missing, pinned) in table {
+            let wanted = ImageStatus {
+                name: NAME.to_owned(),
+                digest: digest('1').to_string(),
+                bundle: "a.tar".to_owned(),
+                record: status,
+                missing_blobs: missing.iter().map(|fill| digest(*fill).to_string()).collect(),
+                pinned,
+            };
+            let survey = survey(records, blobs);
+            assert_eq!(images(&ledger, &survey, &[]), [wanted]);
+            assert!(images(&ledger, &survey, &["r.test/a:*".parse().unwrap()]).is_empty());
         }
     }
 }

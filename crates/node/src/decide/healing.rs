@@ -102,6 +102,22 @@ mod tests {
     }
 
     #[test]
+    fn the_calm_time_begins_when_the_bundle_was_restored_and_not_when_it_was_found_to_lack_something() {
+        let second = Duration::from_secs(1);
+        for (pause, minutes) in [
+            (CALM + second, Some(2)),
+            (WAIT.first + CALM, Some(2)),
+            (WAIT.first + CALM + second, None),
+        ] {
+            let (mut healing, now) = (Healing::default(), Instant::now());
+            let waits = (0..6).filter_map(|_| healing.wait("a.tar".as_ref(), "a", now));
+            assert_eq!(waits.collect::<Vec<_>>(), [WAIT.first]);
+            let wait = healing.wait("a.tar".as_ref(), "a", now + pause);
+            assert_eq!(wait.map(|wait| wait.as_secs() / 60), minutes, "{pause:?}");
+        }
+    }
+
+    #[test]
     fn a_bundle_that_is_replaced_starts_anew() {
         let (mut healing, now) = (Healing::default(), Instant::now());
         let waits: Vec<_> = (0..6).map(|_| healing.wait("a.tar".as_ref(), "a", now)).collect();

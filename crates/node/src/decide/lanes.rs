@@ -420,6 +420,134 @@ mod tests {
     }
 
     #[test]
+    fn light_work_starts_in_either_lane_and_any_other_in_the_main_one() {
+        let load = Load {
+            name: "next.tar".as_ref(),
+            identity: &IDENTITY,
+            size: SMALL,
+            is_repair: false,
+            is_alone: false,
+        };
+        let large = Load {
+            size: SMALL + 1,
+            ..load
+        };
+        let repair = Load {
+            is_repair: true,
+            ..large
+        };
+        let alone = Load {
+            is_alone: true,
+            ..load
+        };
+        let (light, main) = (Some(Lane::Light), Some(Lane::Main));
+        let table = [
+            ("a small file", load, [light, main, light, None]),
+            ("a large file", large, [main, main, None, None]),
+            ("a repair", repair, [light, main, light, None]),
+            ("a file that has to be alone", alone, [light, None, None, None]),
+        ];
+        for (what, load, wanted) in table {
+            let running = [&[][..], &[Lane::Light], &[Lane::Main], &[Lane::Light, Lane::Main]];
+            for (running, wanted) in running.into_iter().zip(wanted) {
+                let mut scene = Scene::set();
+                for lane in running {
+                    scene.begin(&format!("{lane:?}.tar"), *lane);
+                }
+                assert_eq!(scene.lanes.lane_for(load), wanted, "{what} beside {running:?}");
+                scene.lanes.note_heavy(load.name, &IDENTITY, |_| true);
+                let has_main = running.contains(&Lane::Main) || load.is_alone && !running.is_empty();
+                let wanted = (!has_main).then_some(Lane::Main);
+                assert_eq!(
+                    scene.lanes.lane_for(load),
+                    wanted,
+                    "heavy: {what} beside {running:?}"
+                );
+            }
+        }
+        let mut scene = Scene::set();
+        scene.begin("next.tar", Lane::Main);
+        assert_eq!(scene.lanes.lane_for(load), None, "it has a lane");
+        scene.begin("other.tar", Lane::Light);
+        scene.lanes.give_way(load.name);
+        scene.lanes.end(load.name);
+        assert_eq!(scene.lanes.lane_for(load), None, "it waits for the other");
+        scene.lanes.end("other.tar".as_ref());
+        assert_eq!(scene.lanes.lane_for(load), light);
+    }
+
+    #[test]
+    fn a_file_is_heavy_until_it_changes_and_forgotten_when_it_is_gone() {
+        let mut lanes = Lanes::default();
+        let (one, other) = (OsStr::new("one.tar"), OsStr::new("other.tar"));
+        lanes.note_heavy(one, &IDENTITY, |_| true);
+        let changed = Identity {
+            size: 1,
+            ..IDENTITY.clone()
+        };
+        assert!(lanes.is_heavy(one, &IDENTITY) && !lanes.is_heavy(one, &changed));
+        lanes.note_heavy(other, &IDENTITY, |name| name == other);
+        assert!(lanes.is_heavy(other, &IDENTITY) && !lanes.is_heavy(one, &IDENTITY));
+    }
+
+    #[test]
+    fn the_loop_wakes_when_an_import_will_have_been_still_for_too_long() {
+        let mut scene = Scene::set();
+        let now = scene.now;
+        scene.begin("one.tar", Lane::Main);
+        assert_eq!(scene.lanes.idle_due(now), None, "it is read");
+        scene.import("one.tar");
+        scene.begin("two.tar", Lane::Light);
+        scene.wait("two.tar");
+        let idle = now + STILL;
+        assert_eq!(scene.lanes.idle_due(now), Some(idle));
+        assert_eq!(scene.lanes.idle_due(idle), None, "it is idle by then");
+        let moved = now + Duration::from_secs(60);
+        scene.lanes.note_progress([("one.tar".into(), (1, 0))], moved);
+        assert_eq!(scene.lanes.idle_due(now), Some(moved + STILL));
+        scene.lanes.give_way("one.tar".as_ref());
+        assert_eq!(scene.lanes.idle_due(now), None, "its work is being dropped");
+    }
+
+    #[test]
+    fn of_the_bundles_that_wait_the_first_to_arrive_goes_on_that_disagrees_with_no_import() {
+        let records = |pairs: &[(&str, char)]| -> BTreeMap<String, Digest> {
+            let digest = |fill: char| format!("sha256:{}", fill.to_string().repeat(64)).parse().unwrap();
+            pairs
+                .iter()
+                .map(|(name, target)| ((*name).to_owned(), digest(*target)))
+                .collect()
+        };
+        let mut scene = Scene::set();
+        for (name, pairs) in [
+            ("1.tar", &[("a", '2')][..]),
+            ("2.tar", &[("a", '1'), ("c", '3')]),
+            ("3.tar", &[("b", '1')]),
+        ] {
+            scene.begin(name, Lane::Main);
+            scene.lanes.wait(name.as_ref(), records(pairs));
+        }
+        scene.begin("importing.tar", Lane::Main);
+        let importing = OsStr::new("importing.tar");
+        scene.lanes.wait(importing, records(&[("a", '1')]));
+        scene.import("importing.tar");
+        let early = |name: &OsStr| u64::from(name.as_encoded_bytes()[0]);
+        let late = |name: &OsStr| u64::MAX - early(name);
+        assert_eq!(scene.lanes.unblocked(early), Some("2.tar".into()));
+        assert_eq!(scene.lanes.unblocked(late), Some("3.tar".into()));
+        assert_eq!(
+            scene.lanes.writer_of("a").map(|job| job.name.clone()),
+            Some("1.tar".into())
+        );
+        assert!(scene.lanes.writer_of("d").is_none());
+        scene.lanes.end(importing);
+        assert_eq!(scene.lanes.unblocked(early), Some("1.tar".into()));
+        scene.lanes.drop_waiting();
+        assert_eq!(scene.lanes.unblocked(early), None);
+        assert!(scene.lanes.is_empty());
+    }
+
+    #[test]
     fn a_file_that_has_to_be_alone_has_the_only_job_give_way_once_nothing_of_it_moves() {
         let mut scene = Scene::set();
         let now = scene.now;

@@ -282,6 +282,85 @@ mod tests {
         assert_eq!(counts.iter().sum::<u32>() + row.rest().unwrap_or(0) + 20, 3600);
     }
 
+    #[test]
+    fn a_line_keeps_what_it_is_about_and_is_for_debugging_only_when_it_is_not_told() {
+        let name = OsStr::new("a\n.tar");
+        let line = Line::warn("it failed").outcome(Outcome::Failed);
+        let line = line.bundle(name).image("r.test/a:1").file(name);
+        let wanted = Line {
+            level: Level::Warn,
+            outcome: Some(Outcome::Failed),
+            bundle: Some(r"a\n.tar".to_owned()),
+            file: Some(r"a\n.tar".to_owned()),
+            image: Some("r.test/a:1".to_owned()),
+            digest: None,
+            text: "it failed".to_owned(),
+        };
+        assert_eq!(line, wanted);
+        assert_eq!(line.clone().told(true), wanted);
+        let level = Level::Debug;
+        assert_eq!(line.told(false), Line { level, ..wanted });
+        let levels = [Line::debug, Line::info, Line::warn, Line::error].map(|of| of("x").level);
+        assert_eq!(levels, [Level::Debug, Level::Info, Level::Warn, Level::Error]);
+    }
+
+    #[test]
+    fn lines_that_were_held_back_are_counted_by_kind_when_they_pause_and_at_the_end() {
+        let now = Instant::now();
+        let mut rows = Rows::default();
+        let fill = |rows: &mut Rows, at: Instant| {
+            let kinds = [
+                &mut rows.begun,
+                &mut rows.delayed,
+                &mut rows.refused,
+                &mut rows.ignored,
+                &mut rows.gone,
+                &mut rows.connection,
+            ];
+            for (row, more) in kinds.into_iter().zip(1..) {
+                let told = (0..Row::MOST + more).filter(|_| row.admits(at)).count();
+                assert!(told <= Row::MOST as usize);
+            }
+        };
+        assert_eq!(rows.due(), None);
+        fill(&mut rows, now);
+        assert_eq!(rows.due(), Some(now + Row::PAUSE));
+        assert_eq!(rows.sum_up(now), [], "they may go on");
+        let summed = rows.sum_up(now + Row::PAUSE);
+        let wanted = [
+            (Level::Info, "1 more files were begun with"),
+            (Level::Info, "2 more files are not whole yet"),
+            (Level::Warn, "3 more files were not imported"),
+            (Level::Info, "4 more files were ignored"),
+            (Level::Info, "5 more bundles are gone"),
+            (Level::Warn, "containerd goes on coming and going: 6 more changes"),
+        ];
+        assert_eq!(summed.len(), wanted.len());
+        for (line, (level, text)) in summed.iter().zip(wanted) {
+            assert!(line.level == level && line.text.starts_with(text), "{line:?}");
+        }
+        assert_eq!((rows.due(), rows.end()), (None, Vec::new()));
+        let again = now + Row::PAUSE + Duration::from_secs(1);
+        fill(&mut rows, again);
+        assert_eq!(
+            rows.due(),
+            Some(now + Row::PAUSE + Row::QUIET),
+            "a count each minute"
+        );
+        assert_eq!(rows.end().len(), wanted.len());
+        assert_eq!(rows.due(), None);
+    }
+
+    #[test]
+    fn a_row_begins_anew_after_a_quiet_minute() {
+        let begin = Instant::now();
+        for (pause, is_told) in [(Row::QUIET - Duration::from_millis(1), false), (Row::QUIET, true)] {
+            let mut row = Row::default();
+            while row.admits(begin) {}
+            assert_eq!(row.admits(begin + pause), is_told, "after {pause:?}");
+        }
+    }
+
     proptest! {
         /// The bound that the log is promised to keep, and that nothing goes uncounted.
         #[test]

@@ -35,7 +35,7 @@ use crate::state::ledger::{ErrorClass, Ledger, label_name};
 use crate::state::roster::Phase;
 use crate::status::{MissingStatus, RequiredStatus};
 
-/// How many histories are tried.
+/// How many histories are tried, unless `AIRGAPD_TEST_ROUNDS` says otherwise.
 const HISTORIES: u64 = 2000;
 /// How many things happen in each.
 const STEPS: u64 = 60;
@@ -823,7 +823,9 @@ fn change(labels: &mut BTreeMap<String, String>, changes: &labels::LabelChanges)
 
 #[test]
 fn whatever_happens_in_any_order_the_state_converges_to_what_the_folder_says() {
-    for seed in 0..HISTORIES {
+    let rounds = std::env::var("AIRGAPD_TEST_ROUNDS").ok();
+    let histories = rounds.map_or(HISTORIES, |rounds| rounds.parse().expect("a number of rounds"));
+    for seed in 0..histories {
         let mut world = World::new(seed);
         world.history.push(format!("seed {seed}"));
         world.is_shaky = seed % 4 > 1;
