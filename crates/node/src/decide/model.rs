@@ -529,6 +529,9 @@ impl World {
         let Some(missing) = self.checking.take() else {
             return;
         };
+        if self.is_shaky && self.dice(4) == 0 {
+            return self.take(Event::Checked(Checked::Panicked("a panic: no way".to_owned())));
+        }
         self.take(Event::Checked(match self.is_up {
             true => Checked::Found(RequiredStatus {
                 is_current: true,
@@ -553,6 +556,7 @@ impl World {
         images.retain(|image| !self.unpacked.contains(&image.target));
         let end = match images.pop() {
             _ if !self.is_up => UnpackEnd::Failed("it is away".to_owned()),
+            _ if self.is_shaky && self.dice(4) == 0 => UnpackEnd::Failed("the disk is full".to_owned()),
             None => UnpackEnd::Done,
             Some(_) if *is_interrupted => UnpackEnd::Stopped,
             Some(Ahead { name, target, .. }) => {
