@@ -12,6 +12,8 @@ use crate::support::target::BUNDLE;
 use crate::support::wait_until;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
+const SLOW: &str = "registry.test/slow:1";
+
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
 
@@ -161,6 +163,23 @@ fn with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go(target
     });
     let log = daemon.finish(target);
     assert!(!log.contains("restor"), "nothing of it was missed: {log}");
+}
+
+fn a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    target.slow_commits(Duration::from_secs(5));
+    let place = node.images().join("a.tar");
+    bundles::write(&place, [image(SLOW)]);
+    daemon.wait_for_line("a.tar", "importing");
+    daemon.wait_until("something is held", || !target.leases().is_empty());
+    fs::remove_file(&place).expect("it can be removed");
+    daemon.wait_for_log("it was replaced or removed");
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("its lease is given back", || target.leases().is_empty());
+    assert!(target.record(SLOW).is_none());
+    let log = daemon.stop();
+    assert!(!log.contains("ERROR"), "{log}");
 }
 
 on_each_containerd! {
@@ -351,4 +370,5 @@ on_the_fake! {
     another_folder_in_its_place_unpins_nothing_until_the_operator_says_so,
     the_grace_keeps_the_pin_for_a_while,
     with_keep_the_pin_outlives_the_bundle,
+    a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind,
 }

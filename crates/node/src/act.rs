@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::answer::{Asked, View};
 use self::hands::{Hands, Live};
@@ -39,12 +39,13 @@ use crate::settings::{Reloaded, Settings};
 use crate::state::State;
 use crate::state::crash::{self, Marker};
 use crate::state::ledger::{self, LockError, Saved, Store};
-use crate::state::roster::Phase;
+use crate::status::{self, Status};
 use crate::systemd::Systemd;
+use crate::verdict::{Health, Verdict};
 use basics::backoff;
 
-/// How often systemd hears how it goes: its socket takes few messages at a time.
-const STATUS_PACE: Duration = Duration::from_secs(1);
+/// How often the node is judged: systemd's socket takes few messages at a time.
+const VERDICT_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long a turn may wait for containerd and still count as alive. Each call has a deadline of its own, and a turn makes a
@@ -114,8 +115,10 @@ struct Daemon {
     hands: Hands,
     /// Errands that were decided and are still to be run.
     errands: VecDeque<Errand>,
-    /// When systemd was told last how it goes.
-    status_said: Instant,
+    /// When the node was judged last.
+    judged: Instant,
+    /// What the log said last of how the node is.
+    told_health: Health,
     systemd: Rc<Systemd>,
     asked: Asked,
 }
@@ -148,7 +151,8 @@ impl Daemon {
             hands: Hands::new(node, &settings, watch, store, marker, Metrics::new()),
             state: State::new(settings, images_dir, home, ledger, boot, now),
             errands: VecDeque::new(),
-            status_said: now.checked_sub(STATUS_PACE).unwrap_or(now),
+            judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),
+            told_health: Health::Healthy,
             systemd: Rc::new(Systemd::from_environment()),
             asked,
         })
@@ -300,24 +304,38 @@ impl Daemon {
         Vec::new()
     }
 
-    /// Tells systemd that the loop goes round, and how it goes if that is news and it was not told something else a moment
-    /// ago. Gives when to do so again.
+    /// Tells systemd that the loop goes round, and the verdict on the node, in the log too where it has changed. Gives when to do
+    /// so again: a thousand bundles are a thousand turns of the loop, and to judge them takes its time.
     fn tell_systemd(&mut self) -> Instant {
-        let (now, status) = (Instant::now(), self.status());
+        let now = Instant::now();
         let alive_due = self.systemd.alive().unwrap_or(now + IDLE);
-        alive_due.min(self.tell_status(now, &status))
+        let due = self.judged + VERDICT_PACE;
+        if due > now {
+            return alive_due.min(due);
+        }
+        let status = self.snapshot();
+        self.judged = now;
+        let text = status_line(&status);
+        if self.systemd.is_news(&text) {
+            self.systemd.status(&text);
+        }
+        self.tell_verdict(&status.verdict);
+        alive_due
     }
 
-    fn tell_status(&mut self, now: Instant, status: &str) -> Instant {
-        let due = self.status_said + STATUS_PACE;
-        if !self.systemd.is_news(status) {
-            return now + IDLE;
+    /// Says in the log that the node is not as it was. Work that comes and goes is not told of.
+    fn tell_verdict(&mut self, verdict: &Verdict) {
+        let health = verdict.health;
+        if health == Health::Working || health == self.told_health {
+            return;
         }
-        if due <= now {
-            self.systemd.status(status);
-            self.status_said = now;
+        let text = format!("the node is {} (`airgapd status` says why)", verdict.in_short());
+        let outcome = Outcome::Verdict.as_str();
+        match health.is_well() {
+            true => info!(outcome, "the node is healthy"),
+            false => warn!(outcome, "{text}"),
         }
-        if due > now { due } else { now + STATUS_PACE }
+        self.told_health = health;
     }
 
     /// Waits for the next thing that wakes the loop. Safe to cancel.
@@ -368,10 +386,7 @@ impl Daemon {
                 let fingerprint = self.hands.fingerprint(&reloaded.settings);
                 self.take(Event::Reloaded(Box::new(reloaded), fingerprint));
             }
-            Err(mistakes) => error!(
-                outcome = Outcome::Misconfigured.as_str(),
-                "the configuration is not taken, and the one before stays: {mistakes}"
-            ),
+            Err(mistakes) => self.take(Event::Misread(mistakes)),
         }
         self.systemd.ready();
     }
@@ -411,34 +426,24 @@ impl Daemon {
     fn end_rows(&mut self) {
         self.state.rows.end().iter().for_each(journal::say);
     }
+}
 
-    fn status(&self) -> String {
-        let state = &self.state;
-        let count = |is: fn(Phase) -> bool| state.roster.count(is);
-        let containerd = match &self.hands.containerd {
-            Some(live) => format!("containerd {}", live.runtime.version.text),
-            None => format!("waiting for containerd on {}", self.hands.place.socket.display()),
-        };
-        let done = count(|phase| phase == Phase::Done);
-        let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
-        let running = match (state.lanes.all().count(), self.hands.pace.held_back()) {
-            (0, _) => String::new(),
-            (running, None) => format!("{running} importing, "),
-            (running, Some(why)) => format!("{running} importing ({why}), "),
-        };
-        let waiting = count(|phase| {
-            matches!(
-                phase,
-                Phase::Settling { .. } | Phase::Ready | Phase::Following | Phase::Known | Phase::Waiting
-            )
-        });
-        let trouble = state.folder.trouble.as_ref();
-        let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
-        let required = state.required.shortage();
-        format!(
-            "{done} bundles in place, {running}{waiting} waiting, {failed} failed{required}; {containerd}{trouble}"
-        )
-    }
+/// The verdict and the counts, for `systemctl status`.
+fn status_line(status: &Status) -> String {
+    let containerd = match &status.containerd.version {
+        Some(version) => format!("; containerd {version}"),
+        None => String::new(),
+    };
+    let importing = status
+        .bundles
+        .iter()
+        .filter(|bundle| bundle.state == status::State::Importing);
+    let importing = match importing.count() {
+        0 => String::new(),
+        count => format!(", {count} bundles importing"),
+    };
+    let (verdict, images) = (status.verdict.headline(), status.image_count);
+    format!("{verdict}; {images}{importing}{containerd}")
 }
 
 /// What the daemon is told from outside, as it comes.

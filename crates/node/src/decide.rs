@@ -105,6 +105,8 @@ pub(crate) enum Event {
     Unpacking(UnpackProgress),
     /// The configuration was read again. With a connection: what now decides over imports.
     Reloaded(Box<Reloaded>, Option<String>),
+    /// The configuration was read again and has these mistakes.
+    Misread(String),
 }
 
 /// What a look at a file shows.
@@ -305,6 +307,7 @@ impl State {
             Event::Swept => self.end_comparison(turn),
             Event::Sighted(sight, took) => self.on_sight(&sight, took, turn),
             Event::FilesLost => self.compare_soon(turn.now),
+            Event::Misread(mistakes) => self.on_misread(mistakes, turn),
             Event::CheckWanted => self.require_soon(),
             Event::Checked(checked) => self.on_checked(checked, turn),
             Event::Unpacking(progress) => self.on_unpacking(progress, turn),

@@ -69,6 +69,8 @@ pub(crate) struct State {
     pub(crate) rows: Rows,
     /// The boot id of this machine; `None` where the kernel does not tell.
     pub(crate) boot: Option<String>,
+    /// Why the configuration on disk is not the one that holds, where that is so.
+    pub(crate) configuration_problem: Option<String>,
     /// A stop has begun: nothing new is taken on.
     pub(crate) is_draining: bool,
     /// Folder or socket of this node are others than when the daemon began.
@@ -108,6 +110,7 @@ impl State {
             abandoned: HashSet::new(),
             rows: Rows::default(),
             boot,
+            configuration_problem: None,
             is_draining: false,
             is_misplaced: false,
         }

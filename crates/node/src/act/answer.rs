@@ -1,7 +1,6 @@
 //! What the daemon tells those who ask: on its control socket, and in the file of its metrics.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use crate::decide::Event;
 use crate::metrics;
 use crate::settings::Settings;
 use crate::state::State;
-use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, ProgressStatus, Status};
+use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
 
 /// How often the file of the metrics is written: as often as they are usually read.
 const METRICS_PACE: Duration = Duration::from_secs(15);
@@ -213,7 +212,7 @@ impl Daemon {
         file.said = problem;
     }
 
-    fn snapshot(&self) -> Status {
+    pub(super) fn snapshot(&self) -> Status {
         let view = View {
             state: &self.state,
             hands: &self.hands,
@@ -235,8 +234,12 @@ impl View<'_> {
             let progress = counters.so_far(order.started);
             (order.name.clone(), progress)
         });
-        let progress: BTreeMap<OsString, ProgressStatus> = progress.collect();
-        let mut bundles = status::bundles(&self.state.roster, &self.state.ledger, &progress, Instant::now());
+        let live = Live {
+            progress: progress.collect(),
+            put_off: self.state.healing.put_off(),
+            moved: self.state.elsewhere.clone(),
+        };
+        let mut bundles = status::bundles(&self.state.roster, &self.state.ledger, &live, Instant::now());
         let held_back = self.hands.pace.held_back();
         for bundle in bundles
             .iter_mut()
@@ -244,7 +247,8 @@ impl View<'_> {
         {
             bundle.waits_for.clone_from(&held_back);
         }
-        Status {
+        let folder = &self.state.folder;
+        let status = Status {
             daemon: Some(DaemonStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
@@ -253,13 +257,22 @@ impl View<'_> {
             containerd: self.containerd_status(),
             folder: FolderStatus {
                 path: self.state.images_dir.display().to_string(),
-                problem: self.state.folder.trouble.clone(),
+                problem: folder.trouble.clone(),
+                vanished: folder.vanished.as_ref().map(|vanished| VanishedStatus {
+                    bundles: vanished.missing,
+                    problem: vanished.to_string(),
+                }),
             },
+            configuration_problem: self.state.configuration_problem.clone(),
+            disk: self.state.room.status(self.state.settings.min_free),
+            image_count: status::count_images(&self.state.ledger, &bundles),
             required: self.state.required_status(),
             unpack: self.state.unpack_status(),
             bundles,
             ignored: status::ignored(&self.state.roster),
-        }
+            ..Status::default()
+        };
+        status.judged()
     }
 
     fn containerd_status(&self) -> ContainerdStatus {

@@ -311,7 +311,7 @@ impl State {
     /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
     /// and again.
     fn restore(&mut self, name: &OsStr, what: &str, turn: &mut Turn) {
-        match self.healing.wait(name, turn.now) {
+        match self.healing.wait(name, what, turn.now) {
             None => {
                 let line = Line::info(format!("{what} is missing in containerd: restoring it"));
                 turn.say(line.outcome(Outcome::Restored).bundle(name));

@@ -52,14 +52,6 @@ impl RequiredState {
     pub(super) fn doubt(&mut self) {
         self.is_current = false;
     }
-
-    /// How many images are missing, for the one line of systemd's status.
-    pub(crate) fn shortage(&self) -> String {
-        match self.last.as_ref().map(|last| last.missing.len()) {
-            None | Some(0) => String::new(),
-            Some(missing) => format!(", {missing} required images missing"),
-        }
-    }
 }
 
 impl State {
@@ -363,7 +355,6 @@ mod tests {
         assert_eq!(wait(&mut world), Some(PACE));
         let status = world.state.required_status().unwrap();
         assert_eq!((status.missing.len(), status.is_current), (2, false));
-        assert_eq!(world.state.required.shortage(), ", 2 required images missing");
     }
 
     #[test]

@@ -336,6 +336,7 @@ pub(super) mod tests {
             text: text.to_owned(),
             class: ErrorClass::Bundle,
             at: Timestamp::UNIX_EPOCH,
+            images: 0,
         }
     }
 
