@@ -1,10 +1,10 @@
 //! Carries out what [`crate::decide`] decides: one loop that owns the state.
 //!
-//! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same: begin
-//! whatever is due, take on a file, and wait for the next thing that happens. Each event goes to the state, and the actions that
-//! follow are carried out at once; errands, which wait for containerd, one after the other. Slow work (reading bundles and
-//! importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await loses nothing: what
-//! matters is in containerd under a lease, and in the ledger.
+//! A watch is a listing followed by changes, and a lost change is a new listing. So every round of the loop is the same, as
+//! `State::step` has it: ask containerd whatever is due, take on files, and wait for the next event. Each event goes to the
+//! state, and the actions that follow are carried out at once; errands, which wait for containerd, one after the other. Slow work
+//! (reading bundles and importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await
+//! loses nothing: what matters is in containerd under a lease, and in the ledger.
 
 mod answer;
 mod crashes;
