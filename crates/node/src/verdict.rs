@@ -325,8 +325,11 @@ fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
                 .remedy("finish the upload, or remove the file"),
         ),
         State::AwaitingChecksum => reasons.push(
-            waits("a checksum", "its checksum file is not there")
-                .remedy("put NAME.sha256 beside it, or set `checksums: verify`"),
+            waits(
+                "a checksum",
+                &format!("there is no {}.sha256 beside it", bundle.name),
+            )
+            .remedy("put that file beside it, or set `checksums: if-present`"),
         ),
         State::Retrying => reasons.push(of_retry(error, said())),
         State::Failed => {
