@@ -392,14 +392,15 @@ fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
     node.airgapd(["wait"]).exits(0);
     let (is, said) = verdict("daemon", 0).remove(0);
     assert!(
-        is == "ok" && said.starts_with("it runs; bundles: 1 "),
+        is == "ok" && said.starts_with("it runs; bundles: 1; the node is healthy"),
         "{is} {said}"
     );
     assert_eq!(verdict("containerd", 0)[0].0, "ok");
     assert_eq!(verdict("inotify", 0)[0].0, "ok");
     node.put_broken("bad.tar");
     node.airgapd(["wait"]).exits(1);
-    assert!(verdict("daemon", 1)[0].1.contains("1 of 2 bundles"));
+    let (is, said) = verdict("bundle", 1).remove(0);
+    assert!(is == "problem" && said.starts_with("bad.tar: "), "{is} {said}");
     fs::remove_file(node.images().join("bad.tar")).unwrap();
     node.airgapd(["wait"]).exits(0);
 

@@ -149,7 +149,7 @@ fn files_from_the_future_and_from_before_1970_are_imported_once_and_known_at_the
     daemon.finish(target);
     let daemon = node.start();
     daemon.wait_until("they are known", || {
-        daemon.notified().contains("3 bundles in place")
+        daemon.notified().contains("3 of 3 images in place")
     });
     let log = daemon.finish(target);
     assert!(!log.contains("importing"), "{log}");
