@@ -635,6 +635,22 @@ fn an_index_of_artifacts_alone_is_skipped_and_not_broken() {
     );
 }
 
+#[test]
+fn an_image_for_other_nodes_says_each_platform_once_and_names_no_attestation() {
+    let archive = listed([
+        image("linux/s390x"),
+        image("linux/arm64"),
+        image("linux/arm64"),
+        image("unknown/unknown"),
+        sbom("linux/ppc64le"),
+    ]);
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    let Verdict::Skip(Skip::Foreign { offered }) = &choice.verdict else {
+        panic!("{choice:?}")
+    };
+    assert_eq!(offered, &["linux/s390x", "linux/arm64"]);
+}
+
 /// dragonflyoss/nydus#1976
 #[test]
 fn features_count_by_the_newest_rules_and_not_before() {
