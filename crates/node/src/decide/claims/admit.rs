@@ -58,19 +58,21 @@ fn the_log_names_a_file_that_is_begun_with_once_and_only_if_it_may_be_a_bundle()
 
 #[test]
 fn a_file_that_is_no_archive_is_judged_as_soon_as_nothing_writes_it() {
+    let (beginning, foreign) = (Ending::Beginning, Ending::Foreign);
     let table = [
-        ("notes.md", false, Ending::Beginning, Some(Reason::Companion)),
-        ("images.txt", false, Ending::Beginning, Some(Reason::List)),
-        ("images.txt", true, Ending::Beginning, None),
-        ("images.txt", true, Ending::Foreign, None),
+        ("notes.md", 100, false, beginning, Some(Reason::Companion)),
+        ("data", 0, false, beginning, Some(Reason::Empty)),
+        ("images.txt", 100, false, beginning, Some(Reason::List)),
+        ("images.txt", 100, true, beginning, None),
+        ("images.txt", 100, true, foreign, None),
     ];
-    for (name, pull_lists, ending, reason) in table {
+    for (name, size, pull_lists, ending, reason) in table {
         let mut world = world();
         settings(&mut world).pull_lists = pull_lists;
         let listed = entry(&mut world, name, Class::Candidate);
         list(&mut world, seen(vec![listed]));
         let observation = Observation {
-            size: 100,
+            size,
             writer: Writer::None,
             ending,
             changed: world.turn().now,
