@@ -1,4 +1,4 @@
-//! Which containerd the program speaks to, and what it does while that is not there.
+//! Which containerd the program speaks to, and what it does before that is there.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -11,7 +11,7 @@ use fake_containerd::{Fake, FakeConfig};
 
 use crate::support::bundles::{self, image, text};
 use crate::support::node::{Daemon, program};
-use crate::support::{Node, Target, on_the_fake, wait_until};
+use crate::support::{Node, Target, on_the_fake};
 
 fn an_import_without_containerd_names_the_socket_and_ends_with_3(target: &Target) {
     let folder = tempfile::tempdir().unwrap();
@@ -206,71 +206,10 @@ fn on_the_node(node: &Path) -> Command {
     command
 }
 
-fn mistakes_in_the_configuration_are_all_said_at_once_and_end_with_2(target: &Target) {
-    let node = Node::on(target);
-    node.configure_also("resync: often\nonConflict: perhaps\nimageDir: /tmp");
-    for command in [vec!["run"], vec!["config", "--check"], vec!["import", "x.tar"]] {
-        let answer = node.airgapd(&command).exits(2);
-        for word in ["resync", "onConflict", "imageDir"] {
-            assert!(
-                answer.stderr.contains(word),
-                "{command:?} says {word}: {answer:?}"
-            );
-        }
-    }
-}
-
-fn the_configuration_says_where_each_value_comes_from(target: &Target) {
-    let node = Node::on(target);
-    let mut command = node.command(["config", "--namespace", "from-a-flag"]);
-    let output = command.env("AIRGAPD_RESYNC", "7m").output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{said}");
-    let line = |text: &str| {
-        said.lines()
-            .find(|line| line.contains(text))
-            .unwrap_or_else(|| panic!("{text}: {said}"))
-    };
-    assert!(line("from-a-flag").contains("# flag"), "{said}");
-    assert!(line("7m").contains("# environment"), "{said}");
-    assert!(line(&text(&node.images())).contains("# file"), "{said}");
-}
-
-fn a_folder_that_everybody_can_write_is_refused(target: &Target) {
-    use std::os::unix::fs::PermissionsExt;
-    let node = Node::on(target);
-    bundles::write(&node.images().join("bundle.tar"), [image("registry.test/a:1")]);
-    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o777)).unwrap();
-    let daemon = node.start();
-    daemon.wait_for_log("everybody can write");
-    assert!(target.names().is_empty());
-    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
-    wait_until("the image, once the folder is in order", || {
-        target.record("registry.test/a:1").is_some()
-    });
-    daemon.wait_until("the lease is given back", || target.leases().is_empty());
-    daemon.stop();
-}
-
-fn config_says_what_the_settings_come_to_on_this_node(target: &Target) {
-    let node = Node::on(target);
-    let said = node.airgapd(["config"]).exits(0).stdout;
-    for wanted in [
-        format!("# bundles from {}", node.images().display()),
-        format!("# images to the containerd on {}", target.socket().display()),
-    ] {
-        assert!(said.contains(&wanted), "{wanted}\n{said}");
-    }
-}
-
 on_the_fake!(
-    config_says_what_the_settings_come_to_on_this_node,
     an_import_without_containerd_names_the_socket_and_ends_with_3,
     a_daemon_waits_for_containerd_and_says_so_once,
     a_containerd_without_cri_is_refused_for_kubernetes,
     a_k0s_node_imports_into_k0s_containerd_however_late_it_comes,
     a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart,
-    mistakes_in_the_configuration_are_all_said_at_once_and_end_with_2,
-    the_configuration_says_where_each_value_comes_from,
-    a_folder_that_everybody_can_write_is_refused,
 );

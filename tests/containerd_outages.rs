@@ -2,7 +2,7 @@
 //! missing comes back, and nothing is sent that need not be.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,25 @@ use lab::{Generation, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::bundles::{self, image, native};
+use crate::support::bundles::{self, image, native, text};
+use crate::support::mount::Mount;
 use crate::support::target::MANAGED;
-use crate::support::{Node, Own, Target, on_its_own_containerd, on_the_fake, run_on_own, unique, wait_for};
+use crate::support::{
+    Node, Own, Target, on_its_own_containerd, on_the_fake, run_on_own, unique, wait_for, wait_until,
+};
+
+fn is_ext4(folder: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/mounts").expect("Linux has it");
+    mounts.contains(&format!(" {} ext4 ", text(folder)))
+}
+
+/// A containerd on a disk of its own.
+fn on_a_disk() -> Options {
+    Options {
+        disk: Some(160 << 20),
+        ..Options::default()
+    }
+}
 
 const BIG: &str = "registry.test/big:1";
 const SMALL: &str = "registry.test/small:1";
@@ -249,6 +265,80 @@ async fn cri_remove(socket: &Path, id: &str) {
     images.remove_image(request).await.expect("CRI removes it");
 }
 
+/// containerd never syncs the file that it keeps its identity in, and a power cut may leave it empty. 1.7 and later make a
+/// new one.
+fn a_containerd_that_has_lost_its_identity_is_worked_with(own: &mut Own) {
+    let node = Node::on(&own.target);
+    bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
+    let daemon = node.start();
+    daemon.wait_until("the image", || own.target.record(SMALL).is_some());
+    own.containerd.stop().expect("it can be stopped");
+    let root = fs::read_dir(own.containerd.root()).expect("a folder");
+    let files = root.map(|entry| entry.expect("an entry").path().join("uuid"));
+    let files: Vec<_> = files.filter(|file| file.exists()).collect();
+    assert!(!files.is_empty());
+    files
+        .iter()
+        .for_each(|file| drop(File::create(file).expect("it is there")));
+    own.containerd.restart().expect("it can be started");
+    bundles::write(&node.images().join("b.tar"), [image(BIG)]);
+    daemon.wait_until("the other image", || is_in_place(&own.target, BIG));
+    if own.containerd.generation() == Generation::V1_6 {
+        assert!(daemon.count("remove the file `uuid`") > 0, "{}", daemon.log());
+    }
+    daemon.finish(&own.target);
+}
+
+/// As the kernel leaves a disk that fails: everything can be read and nothing written, until the machine is seen to.
+fn while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on(own: &mut Own) {
+    let node = Node::on(&own.target);
+    bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
+    let daemon = node.start();
+    daemon.wait_until("the image", || own.target.record(SMALL).is_some());
+    let root = own.containerd.root();
+    if !is_ext4(&root) {
+        // Without loop devices it is in memory, and such a disk does not fail.
+        daemon.finish(&own.target);
+        return;
+    }
+    let disk = Mount::known(&root);
+    disk.change("remount,abort");
+    bundles::write(&node.images().join("b.tar"), [image(BIG)]);
+    daemon.wait_until("it is told", || {
+        let log = daemon.log().to_lowercase();
+        log.lines()
+            .any(|line| line.contains("b.tar") && line.contains("read-only file system"))
+    });
+    assert!(own.target.record(BIG).is_none());
+    assert!(is_in_place(&own.target, SMALL), "what is there can be read");
+    own.containerd.stop().expect("it can be stopped");
+    drop(disk);
+    let image = text(&root.with_file_name("disk.img"));
+    Mount::over(&root, &["-o", "loop", &image]).leave();
+    own.containerd.restart().expect("it can be started");
+    daemon.wait_until("the other image", || is_in_place(&own.target, BIG));
+    assert!(is_in_place(&own.target, SMALL));
+    daemon.finish(&own.target);
+}
+
+/// Statement 36: containerd dies and comes back, the import goes on.
+fn a_containerd_that_restarts_meanwhile_is_waited_for(target: &Target) {
+    let fake = target.as_fake().unwrap();
+    let node = Node::on(target);
+    let daemon = node.start();
+    node.drop_marker(target, &daemon);
+    fake.kill();
+    let name = "registry.test/later:1";
+    bundles::write(&node.images().join("later.tar"), [image(name)]);
+    daemon.wait_for_log("waiting");
+    fake.listen();
+    wait_until("the image", || fake.images(target.namespace()).contains_key(name));
+    daemon.wait_until("the lease is given back", || {
+        fake.leases(target.namespace()).is_empty()
+    });
+    daemon.stop();
+}
+
 on_its_own_containerd! {
     as_usual;
     a_containerd_killed_in_mid_blob_is_waited_for_and_the_blob_goes_on_from_there,
@@ -256,6 +346,7 @@ on_its_own_containerd! {
     an_empty_containerd_on_the_same_socket_gets_everything,
     what_is_removed_under_the_daemon_is_healed_soon_and_only_that_is_sent,
     a_store_that_is_wiped_under_the_daemon_is_filled_again,
+    a_containerd_that_has_lost_its_identity_is_worked_with,
 }
 
 /// The records, but for the label that CRI gives to each, at a time of its choosing.
@@ -349,4 +440,9 @@ fn what_no_event_told_of_is_found_at_the_next_comparison(target: &Target) {
 on_the_fake! {
     a_containerd_that_takes_its_time_is_waited_for,
     what_no_event_told_of_is_found_at_the_next_comparison,
+    a_containerd_that_restarts_meanwhile_is_waited_for,
+}
+on_its_own_containerd! {
+    on_a_disk;
+    while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on,
 }

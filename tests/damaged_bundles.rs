@@ -1,7 +1,11 @@
 //! Damaged bundles: no record for what is broken, everything else lands, and the message says which blob.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::Duration;
 
+use bundle::Compression;
 use bundle::fixtures::{Archive, BuiltManifest};
 use oci_spec::image::Digest;
 
@@ -207,10 +211,74 @@ fn the_daemon_names_what_is_broken_and_takes_the_rest(target: &Target) {
     daemon.finish(target);
 }
 
+/// What is done to a file in mid import says nothing of what comes of it.
+fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let plain = bundles::layout([image("registry.test/plain:1")]).build();
+    let packed = bundles::layout([image("registry.test/packed:1")]).build();
+    let folder = bundles::layout([image("registry.test/folder:1")]).build();
+    let blob = folder.name_of(&folder.images[0].manifests[0].layers[0]);
+    target.slow_commits(Duration::from_secs(5));
+    let make = |name: &str| {
+        let path = node.images().join(name);
+        match name {
+            "plain.tar" => plain.write_to(&path),
+            "packed.tar.gz" => {
+                fs::write(&path, packed.to_compressed(Compression::Gzip)).expect("it can be written");
+            }
+            _ => folder.extract_to(&path),
+        }
+    };
+    for (name, file) in [
+        ("plain.tar", "plain.tar".to_owned()),
+        ("packed.tar.gz", "packed.tar.gz".to_owned()),
+        ("folder", format!("folder/{blob}")),
+    ] {
+        for harm in [cut, overwrite, extend] {
+            let said = daemon.log().len();
+            make(name);
+            daemon.wait_until("the import runs", || {
+                let log = daemon.log();
+                let mut new = log[said..].lines();
+                new.any(|line| line.contains("importing") && line.contains(name))
+            });
+            harm(&node.images().join(&file));
+            make(name);
+        }
+    }
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    for name in ["plain", "packed", "folder"] {
+        let name = format!("registry.test/{name}:1");
+        daemon.wait_until(&name, || target.record(&name).is_some());
+    }
+    daemon.finish(target);
+}
+
+fn cut(path: &Path) {
+    let file = File::options().write(true).open(path).expect("it is there");
+    file.set_len(file.metadata().expect("it is there").len() / 2)
+        .expect("it can be cut");
+}
+
+fn overwrite(path: &Path) {
+    let file = File::options().write(true).open(path).expect("it is there");
+    let size = file.metadata().expect("it is there").len();
+    let zeros = vec![0; usize::try_from(size).expect("it is small")];
+    file.write_all_at(&zeros, 0).expect("it can be written");
+}
+
+fn extend(path: &Path) {
+    let file = File::options().write(true).open(path).expect("it is there");
+    let size = file.metadata().expect("it is there").len();
+    file.write_all_at(b"more", size).expect("it can be written");
+}
+
 on_each_containerd!(an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does);
 on_the_fake!(
     a_bundle_of_one_broken_image_ends_with_5,
     a_cut_bundle_gives_its_whole_images_and_no_other,
     a_bundle_cut_before_its_index_changes_nothing,
     the_daemon_names_what_is_broken_and_takes_the_rest,
+    a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again,
 );

@@ -1,6 +1,6 @@
 //! What does not fit is not begun, what fills the disk is taken back, and both go on when there is room.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -12,6 +12,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use crate::support::bundles::{self, image, native, text};
+use crate::support::mount::Mount;
 use crate::support::node::Daemon;
 use crate::support::{Node, Own, Target, on_its_own_containerd, on_the_fake, unique, wait_until};
 
@@ -48,7 +49,7 @@ fn fill(folder: &Path, left: u64) -> PathBuf {
     let size = free(folder)
         .checked_sub(left)
         .expect("there is more room than that");
-    let output = fs::File::create(&file).unwrap();
+    let output = File::create(&file).unwrap();
     rustix::fs::fallocate(&output, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
     output.sync_all().unwrap();
     file
@@ -191,11 +192,31 @@ fn below_min_free_nothing_is_imported_or_healed_until_there_is_more(own: &mut Ow
     daemon.finish(target);
 }
 
+/// Files of a disk are counted, too: it may be full of small ones.
+fn a_disk_without_room_for_another_file_is_a_full_disk(own: &mut Own) {
+    let target = &own.target;
+    let node = Node::on(target);
+    let daemon = node.start();
+    let folder = own.containerd.root().join("others");
+    fs::create_dir(&folder).expect("a folder");
+    let mut number = 0;
+    while File::create(folder.join(number.to_string())).is_ok() {
+        number += 1;
+    }
+    bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
+    daemon.wait_for_log("files");
+    assert!(target.record(SMALL).is_none());
+    fs::remove_dir_all(&folder).expect("it is ours");
+    daemon.wait_until("the image", || is_in_place(target, SMALL));
+    daemon.finish(target);
+}
+
 on_its_own_containerd! {
     on_a_small_disk;
     what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits,
     a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers,
     below_min_free_nothing_is_imported_or_healed_until_there_is_more,
+    a_disk_without_room_for_another_file_is_a_full_disk,
 }
 
 /// containerd passes the system's words on, and a quota has others than a disk.
@@ -260,11 +281,11 @@ fn a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else(target
         return;
     }
     let node = Node::on(target);
-    let disk = StateDisk::mount(&node.state());
+    let disk = Mount::over(&node.state(), &["-t", "tmpfs", "-o", "size=64k", "tmpfs"]);
     for (name, option) in [("full", None), ("read-only", Some("remount,ro"))] {
         let before = is_full(&node.state(), option.is_none());
         if let Some(option) = option {
-            disk.remount(option);
+            disk.change(option);
         }
         let daemon = node.start();
         let image_name = format!("registry.test/{name}:1");
@@ -274,7 +295,7 @@ fn a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else(target
         daemon.finish(target);
         drop(before);
         if option.is_some() {
-            disk.remount("remount,rw");
+            disk.change("remount,rw");
         }
     }
     let daemon = node.start();
@@ -300,36 +321,6 @@ impl Drop for Ballast {
         if let Some(file) = &self.0 {
             let _ = fs::remove_file(file);
         }
-    }
-}
-
-struct StateDisk(PathBuf);
-
-impl StateDisk {
-    fn mount(folder: &Path) -> StateDisk {
-        let mut mount = Command::new("mount");
-        let mount = mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder);
-        assert!(mount.status().expect("mount runs").success());
-        StateDisk(folder.to_owned())
-    }
-
-    fn remount(&self, option: &str) {
-        let mut mount = Command::new("mount");
-        assert!(
-            mount
-                .args(["-o", option])
-                .arg(&self.0)
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-}
-
-impl Drop for StateDisk {
-    fn drop(&mut self) {
-        let mut umount = Command::new("umount");
-        let _ = umount.arg("--lazy").arg(&self.0).status();
     }
 }
 

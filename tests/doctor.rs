@@ -9,11 +9,13 @@ use std::process::Command;
 
 use fake_containerd::{Fake, FakeConfig};
 use import::labels::K0S_SOURCES;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::bundles::{self, image, text};
 use crate::support::node::{Answer, program};
-use crate::support::{Node, Target, on_the_fake};
+use crate::support::{Node, Target, on_each_containerd, on_the_fake};
+
+const ONE: &str = "registry.test/one:1";
 
 /// What is found of one subject: the verdict, and then the text with the remedy.
 fn found(answer: &Answer, subject: &str) -> Vec<(String, String)> {
@@ -22,6 +24,23 @@ fn found(answer: &Answer, subject: &str) -> Vec<(String, String)> {
     let findings = document["findings"]
         .as_array()
         .unwrap_or_else(|| panic!("{document:#}"));
+    let keys = |value: &Value| {
+        Vec::from_iter(
+            value
+                .as_object()
+                .into_iter()
+                .flat_map(|object| object.keys().cloned()),
+        )
+    };
+    assert_eq!(keys(&document), ["findings", "healthy"]);
+    for finding in findings {
+        assert_eq!(keys(finding), ["remedy", "subject", "text", "verdict"]);
+        assert_eq!(
+            finding["remedy"].is_null(),
+            finding["verdict"] == "ok",
+            "{finding:#}"
+        );
+    }
     let of_subject = findings.iter().filter(|finding| finding["subject"] == subject);
     of_subject
         .map(|finding| {
@@ -360,6 +379,46 @@ fn who_is_not_root_is_told_so(target: &Target) {
     );
 }
 
+fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
+    let node = Node::on(target);
+    let verdict = |subject: &str, exit: i32| {
+        let answer = doctor(&node).exits(exit);
+        assert_eq!(answer.json()["healthy"], json!(exit == 0), "{answer:?}");
+        found(&answer, subject)
+    };
+    assert_eq!(verdict("daemon", 1)[0].0, "problem");
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    node.airgapd(["wait"]).exits(0);
+    let (is, said) = verdict("daemon", 0).remove(0);
+    assert!(
+        is == "ok" && said.starts_with("it runs; bundles: 1; the node is healthy"),
+        "{is} {said}"
+    );
+    assert_eq!(verdict("containerd", 0)[0].0, "ok");
+    assert_eq!(verdict("inotify", 0)[0].0, "ok");
+    node.put_broken("bad.tar");
+    node.airgapd(["wait"]).exits(1);
+    let (is, said) = verdict("bundle", 1).remove(0);
+    assert!(is == "problem" && said.starts_with("bad.tar: "), "{is} {said}");
+    fs::remove_file(node.images().join("bad.tar")).unwrap();
+    node.airgapd(["wait"]).exits(0);
+
+    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o777)).unwrap();
+    let (is, why) = verdict("folder", 1).remove(0);
+    assert!(
+        is == "problem" && why.contains("everybody can write it"),
+        "{is} {why}"
+    );
+    fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
+    let text = node.airgapd(["doctor"]).exits(0).stdout;
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    daemon.finish(target);
+
+    let nowhere = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());
+    assert_eq!(found(&doctor(&nowhere).exits(1), "containerd")[0].0, "problem");
+}
+
 on_the_fake!(
     what_is_wrong_with_the_folder_is_found,
     what_is_wrong_with_the_socket_is_found,
@@ -372,3 +431,6 @@ on_the_fake!(
     what_containerd_says_is_deprecated_is_told,
     who_is_not_root_is_told_so,
 );
+on_each_containerd! {
+    the_doctor_names_what_is_wrong_and_what_to_do,
+}

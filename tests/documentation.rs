@@ -1,7 +1,8 @@
-//! What packages ship beside the program is made by the program: completions and manual pages.
+//! What packages ship beside the program is made by the program: completions and manual pages. And what the documents say of
+//! tests and of the words of the program is so.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::support::node::program;
 
@@ -90,4 +91,32 @@ fn symptoms_are_quoted_in_the_words_of_the_program() {
         }
     }
     assert!(quoted > 10);
+}
+
+/// `docs/faults.md` names a test for each fault, as `path/of/file.rs::name`.
+#[test]
+fn the_tests_that_the_documentation_names_are_there() {
+    let workspace: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let document = include_str!("../docs/faults.md");
+    let rows = document
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| fault"));
+    let mut count = 0;
+    for row in rows {
+        let held_by = row
+            .trim_end_matches('|')
+            .rsplit('|')
+            .next()
+            .expect("a row has cells");
+        let tests: Vec<&str> = held_by.split('`').filter(|text| text.contains("::")).collect();
+        assert!(!tests.is_empty(), "nothing holds this: {row}");
+        for test in tests {
+            let (file, name) = test.split_once("::").expect("it was looked for");
+            let source =
+                fs::read_to_string(workspace.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(source.contains(&format!("fn {name}(")), "{file} has no {name}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "the table is read: {count}");
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use bundle::fixtures::{Image, Manifest, Node as Tree, digest_of};
+use bundle::fixtures::{Image, Manifest, Node as Tree};
 
 use crate::support::bundles::{
     self, PLATFORMS, all_records, image, multi_platform, native, needed, needed_here, records_of, text,
@@ -286,139 +286,6 @@ fn labels_of_others_survive(target: &Target) {
     );
 }
 
-/// Statement 18, and 20: nothing without a name gets a record, and nothing of it stays.
-fn images_without_a_usable_name_are_reported_and_leave_nothing(target: &Target) {
-    let node = Node::on(target);
-    let file = text(&node.path("unnamed.tar"));
-    let unnamed = Image::unnamed().platform(native()).layer("unnamed");
-    let tag_only = Image::unnamed()
-        .ref_name("latest")
-        .platform(native())
-        .layer("tag only");
-    let archive = bundles::write(file.as_ref(), [unnamed, tag_only]);
-    let answer = node.import([&file]).exits(1);
-    let root = archive.images[0].root.to_string();
-    assert!(
-        answer.said().contains(&root) && answer.said().contains("--name"),
-        "{answer:?}"
-    );
-    assert!(answer.said().contains("baseName"), "{answer:?}");
-    assert!(target.names().is_empty(), "{:?}", target.names());
-    target.collect_garbage();
-    assert!(target.digests().is_empty());
-
-    // The ways out.
-    node.configure_also("baseName: registry.test/based");
-    let named = format!("{root}=registry.test/named:1");
-    node.import(["--name", &named, &file]).exits(0);
-    assert_eq!(
-        *target.expect_record("registry.test/named:1").target.digest(),
-        archive.images[0].root
-    );
-    assert_eq!(
-        *target.expect_record("registry.test/based:latest").target.digest(),
-        archive.images[1].root
-    );
-}
-
-/// Statements 14 to 17 and 19, as a table of what the archive says and which records there are in the end.
-fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
-    let image = |tag: &str| Image::unnamed().platform(native()).layer(tag);
-    let root = |image: &Image| bundles::layout([image.clone()]).build().images[0].root.clone();
-    let elsewhere = digest_of(b"another image");
-    let pinned = image("16");
-    let digest = root(&pinned);
-    let table = [
-        (
-            "containerd's name beats the other",
-            image("14").containerd_name("a.test/a:1").ref_name("a.test/b:1"),
-            vec!["a.test/a:1"],
-        ),
-        (
-            "names are normalised",
-            image("15").ref_name("user/app"),
-            vec!["docker.io/user/app:latest"],
-        ),
-        (
-            "tag and digest give both names",
-            pinned.ref_name(&format!("x:1@{digest}")),
-            vec!["docker.io/library/x:1"],
-        ),
-        (
-            "another image's digest is refused",
-            image("17").ref_name(&format!("a.test/liar@{elsewhere}")),
-            vec![],
-        ),
-    ];
-    for (claim, image, tags) in table {
-        let target = target.elsewhere();
-        let node = Node::on(&target);
-        let file = text(&node.path("named.tar"));
-        let root = root(&image);
-        bundles::write(file.as_ref(), [image]);
-        node.import([&file]).exits(i32::from(tags.is_empty()));
-        let expected = tags.iter().flat_map(|tag| {
-            let repository = tag.rsplit_once(':').unwrap().0;
-            [(*tag).to_owned(), format!("{repository}@{root}")]
-        });
-        assert_eq!(target.names(), expected.collect(), "{claim}");
-    }
-}
-
-/// Statements 15 and 19, in the format in which they arise.
-/// `digestReferences: all` and `aliases:` together: every name under both prefixes.
-fn an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too(target: &Target) {
-    let node = Node::on(target);
-    node.configure_also("aliases: [registry.test/team=mirror.test/copy]\ndigestReferences: all");
-    let file = text(&node.path("bundle.tar"));
-    let name = "registry.test/team/app:1";
-    let archive = bundles::write(file.as_ref(), [multi_platform(name, &PLATFORMS)]);
-    node.import([&file]).exits(0);
-    let image = &archive.images[0];
-    let ours = image
-        .manifests
-        .iter()
-        .find(|manifest| {
-            manifest
-                .platform
-                .as_ref()
-                .is_some_and(|platform| platform.to_string() == native())
-        })
-        .unwrap();
-    let expected = ["registry.test/team", "mirror.test/copy"].map(|prefix| {
-        [
-            format!("{prefix}/app:1"),
-            format!("{prefix}/app@{}", image.root),
-            format!("{prefix}/app@{}", ours.digest),
-        ]
-    });
-    assert_eq!(target.names(), expected.into_iter().flatten().collect());
-    let by_platform = target.expect_record(&format!("mirror.test/copy/app@{}", ours.digest));
-    assert_eq!(*by_platform.target.digest(), ours.digest);
-    assert!(target.names().iter().all(|name| target.is_pinned(name)));
-    node.import([&file]).exits(0);
-    assert_eq!(target.names().len(), 6, "a second time adds nothing");
-}
-
-fn one_invalid_tag_of_a_docker_archive_spares_the_others(target: &Target) {
-    let node = Node::on(target);
-    let file = text(&node.path("docker.tar"));
-    let image = Image::unnamed()
-        .repo_tag("UPPER/Case:1")
-        .repo_tag("busybox")
-        .platform(native())
-        .layer("19");
-    let archive = bundles::docker([image]).write_to(file.as_ref());
-    let answer = node.import([&file]);
-    let digest = &archive.images[0].manifests[0].docker_digest;
-    let expected = [
-        "docker.io/library/busybox:latest".to_owned(),
-        format!("docker.io/library/busybox@{digest}"),
-    ];
-    assert_eq!(target.names(), expected.into(), "{answer:?}");
-    assert!(answer.said().contains("UPPER/Case:1"), "{answer:?}");
-}
-
 /// Several files, one answer: the causes weigh 2, then 3, then 1 if any image landed or they differ, else 5.
 fn the_exit_code_of_several_bundles_says_the_worst(target: &Target) {
     let node = Node::on(target);
@@ -454,30 +321,6 @@ fn the_exit_code_of_several_bundles_says_the_worst(target: &Target) {
         .exits(2);
 }
 
-/// A name that is somebody else's and means another image: what happens is configured, and said.
-fn a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured(target: &Target) {
-    for (wish, code, ours) in [("replace", 0, true), ("keep", 1, false), ("refuse", 1, false)] {
-        let target = target.elsewhere();
-        let node = Node::on(&target);
-        let name = "registry.test/taken:1";
-        let (theirs, file) = (node.path("theirs.tar"), node.path("ours.tar"));
-        bundles::write(&theirs, [image(name)]);
-        let archive = bundles::write(&file, [image(name)]);
-        node.configure_also(&format!("onConflict: {wish}\ndigestReferences: none"));
-        node.import([&theirs]).exits(0);
-        node.airgapd(["release", "--all"]).exits(0);
-
-        let answer = node.import([&file]).exits(code);
-        let found = target.expect_record(name);
-        assert_eq!(
-            *found.target.digest() == archive.images[0].root,
-            ours,
-            "{wish}: {answer:?}"
-        );
-        assert_eq!(found.labels.contains_key(BY_HAND), ours, "{wish}: {answer:?}");
-    }
-}
-
 /// What CRI needs to make the record of the new image (statement 47), on the record itself.
 fn a_record_that_moves_is_offered_to_cri_again(target: &Target) {
     let node = Node::on(target);
@@ -502,27 +345,6 @@ fn a_record_that_moves_is_offered_to_cri_again(target: &Target) {
     assert!(!target.labels(name).contains_key(MANAGED));
 }
 
-fn a_bundle_is_inspected_without_containerd(target: &Target) {
-    let node = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());
-    let file = text(&node.path("bundle.tar"));
-    let name = "registry.test/app:1";
-    let archive = bundles::write(file.as_ref(), [multi_platform(name, &PLATFORMS)]);
-    let answer = node
-        .airgapd(["inspect", "-o", "json", "--platform", "linux/arm64", &file])
-        .exits(0);
-    let document = answer.json();
-    assert!(
-        answer.stdout.contains(&archive.images[0].root.to_string()),
-        "{document:#}"
-    );
-    assert_eq!(document["complete"], true, "{document:#}");
-    let human = node.airgapd(["inspect", &file]).exits(0);
-    assert!(
-        human.stdout.contains(name) && human.stdout.contains("linux/arm/v7"),
-        "{human:?}"
-    );
-}
-
 /// What goes through at once is a tenth of a second's; the flag counts more than the file.
 fn no_more_is_sent_in_a_second_than_the_rate_limit(target: &Target) {
     let node = Node::on(target);
@@ -540,56 +362,12 @@ fn no_more_is_sent_in_a_second_than_the_rate_limit(target: &Target) {
     assert!(taken >= Duration::from_millis(1850), "{taken:?}");
 }
 
-/// What the daemon is not to import nobody imports, from wherever; what the others need is there all the same.
-fn what_is_excluded_is_not_imported_by_hand_either(target: &Target) {
-    let node = Node::on(target);
-    node.configure_also("exclude: [registry.test/two*]");
-    let (one, two) = ("registry.test/one:1", "registry.test/two:1");
-    for file in [node.path("elsewhere.tar"), node.images().join("inside.tar")] {
-        let archive = bundles::write(&file, [image(one), image(two)]);
-        let dry = node
-            .import(["--dry-run".as_ref(), file.as_os_str()])
-            .exits(0)
-            .bundle();
-        let report = node.import([&file]).exits(0).bundle();
-        for report in [&dry, &report] {
-            let images = report["images"].as_array().unwrap();
-            let skipped = images.iter().filter(|image| image["outcome"] == "skipped");
-            let reasons: Vec<_> = skipped.map(|image| (&image["name"], &image["reason"])).collect();
-            let by_digest = format!("registry.test/two@{}", archive.images[1].root);
-            let reason = serde_json::json!("`exclude` names it");
-            assert_eq!(
-                reasons,
-                [
-                    (&serde_json::json!(two), &reason),
-                    (&serde_json::json!(by_digest), &reason)
-                ],
-                "{report:#}"
-            );
-        }
-        assert!(target.is_pinned(one));
-        assert!(!target.names().iter().any(|name| name.contains("two")));
-        let layer = archive.images[1].manifests[0].layers[0].to_string();
-        assert!(!target.digests().contains(&layer), "its bytes are not sent");
-        let only = node.path("only.tar");
-        bundles::write(&only, [image(two)]);
-        let report = node.import([&only]).exits(1).bundle();
-        assert_eq!(report["outcome"], "skipped", "{report:#}");
-    }
-}
-
 on_each_containerd!(
     no_more_is_sent_in_a_second_than_the_rate_limit,
-    what_is_excluded_is_not_imported_by_hand_either,
-    an_image_is_known_by_its_aliases_and_by_its_platforms_digest_too,
-    names_become_the_records_that_kubelet_asks_for,
-    a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured,
-    one_invalid_tag_of_a_docker_archive_spares_the_others,
     the_same_bundle_again_moves_nothing,
     another_nodes_platform_is_taken_as_containerd_there_would,
     an_index_with_only_this_nodes_platform_in_the_archive_is_taken_as_the_index,
     labels_of_others_survive,
-    images_without_a_usable_name_are_reported_and_leave_nothing,
     an_import_beside_a_running_daemon_and_the_daemon_leave_each_other_alone,
 );
 on_the_fake!(
@@ -601,5 +379,4 @@ on_the_fake!(
     the_place_of_a_file_says_who_vouches_for_its_images,
     the_exit_code_of_several_bundles_says_the_worst,
     a_record_that_moves_is_offered_to_cri_again,
-    a_bundle_is_inspected_without_containerd,
 );

@@ -203,6 +203,27 @@ fn a_docker_archive_is_known_without_its_name(target: &Target) {
     assert_eq!(document["images"][0]["records"][0], "docker.io/library/busybox:1");
 }
 
+fn a_bundle_is_inspected_without_containerd(target: &Target) {
+    let node = Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace());
+    let file = text(&node.path("bundle.tar"));
+    let name = "registry.test/app:1";
+    let archive = bundles::write(file.as_ref(), [multi_platform(name, &PLATFORMS)]);
+    let answer = node
+        .airgapd(["inspect", "-o", "json", "--platform", "linux/arm64", &file])
+        .exits(0);
+    let document = answer.json();
+    assert!(
+        answer.stdout.contains(&archive.images[0].root.to_string()),
+        "{document:#}"
+    );
+    assert_eq!(document["complete"], true, "{document:#}");
+    let human = node.airgapd(["inspect", &file]).exits(0);
+    assert!(
+        human.stdout.contains(name) && human.stdout.contains("linux/arm/v7"),
+        "{human:?}"
+    );
+}
+
 on_the_fake!(
     every_byte_is_read_when_asked,
     an_image_with_a_blob_of_sha512_is_said_to_need_a_newer_containerd,
@@ -211,4 +232,5 @@ on_the_fake!(
     names_are_shown_as_they_would_be_imported,
     what_is_no_bundle_ends_with_5_and_the_reason,
     a_docker_archive_is_known_without_its_name,
+    a_bundle_is_inspected_without_containerd,
 );

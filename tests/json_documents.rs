@@ -369,7 +369,9 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         "size": std::fs::metadata(node.images().join("bundle.tar")).unwrap().len(),
         "outcome": "imported",
         "catalog": bundle::fixtures::digest_of(&archive.bytes_of("index.json")).to_string(),
-        "images": 2,
+        "images": 1,
+        "failed_images": 0,
+        "records": 2,
         "imported_at": known("imported_at"),
         "duration_ms": known("duration_ms"),
         "sent_bytes": known("sent_bytes"),
@@ -382,12 +384,19 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         json!({"name": name, "digest": archive.images[0].root.to_string(), "bundle": "bundle.tar", "record": "in-place",
             "missing_blobs": [], "pinned": true})
     };
+    let verdict = json!({"health": "failed", "reasons": [{"health": "failed", "subject": "required", "name": null,
+        "waits_for": null, "text": format!("1 of 2 required images are missing: {ABSENT}"),
+        "remedy": "`airgapd verify` names for each the bundle or name that is near"}]});
     let expected = json!({
+        "verdict": verdict,
+        "configuration_problem": null,
+        "disk": document["disk"],
+        "image_count": {"all": 1, "in_place": 1, "failed": 0},
         "daemon": {"version": env!("CARGO_PKG_VERSION"), "pid": document["daemon"]["pid"],
             "started_at": document["daemon"]["started_at"]},
         "containerd": {"socket": text(target.socket()), "namespace": target.namespace(), "reachable": true,
             "version": document["containerd"]["version"], "platform": "linux/amd64", "problem": null},
-        "folder": {"path": text(&node.images()), "problem": null},
+        "folder": {"path": text(&node.images()), "problem": null, "vanished": null},
         "required": {"current": true, "checked_at": document["required"]["checked_at"], "problem": null, "references": 2,
             "missing": [{"reference": ABSENT, "why": format!("there is no image of the name {ABSENT}"),
                 "asked_by": [format!("{list}: line 2")]}]},
@@ -395,7 +404,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         "bundles": [shown],
         "ignored": [],
         "images": [image(NAME), image(&format!("registry.test/app@{}", archive.images[0].root))],
-        "problems": ["1 of 2 required images are missing"],
+        "problems": [format!("1 of 2 required images are missing: {ABSENT}")],
     });
     assert_eq!(document, expected);
     let waited_ms = waited["waited_ms"].clone();
@@ -403,7 +412,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
     let required = &waited["required"];
     assert_eq!(required["missing"], document["required"]["missing"]);
     let error = format!("1 of 2 required images are missing: {ABSENT} (`airgapd verify` says what to do)");
-    let expected = json!({"outcome": "missing", "error": error, "bundles": [shown], "ignored": [],
+    let expected = json!({"outcome": "missing", "error": error, "verdict": {"health": "healthy", "reasons": []}, "bundles": [shown], "ignored": [],
         "required": required, "waited_ms": waited_ms});
     assert_eq!(waited, expected);
 }

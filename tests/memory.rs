@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use bundle::Compression;
 use bundle::fixtures::{Data, Image, Layer, Layout, digest_of};
+use fake_containerd::FakeConfig;
 use lab::Generation;
 use serde_json::json;
 
 use crate::support::bundles::{self, image, native};
 use crate::support::node::peak_memory;
 use crate::support::tools::{run, tool};
-use crate::support::{Node, Place, Target, run_on, unique, wait_for};
+use crate::support::{Node, Place, Target, on_the_fake, run_on, unique, wait_for};
 
 /// What a daemon may take, in bytes, whatever it imports.
 const MOST: u64 = 96 << 20;
@@ -269,4 +270,43 @@ fn the_worst_bundle_beside_the_worst_small_one_stays_within_the_units_memory() {
             memory_max() >> 20
         );
     });
+}
+
+/// The peak is the daemon's, over everything from reading the bundle to the record.
+fn two_gibibytes_are_imported_in_64_mebibytes(_: &Target) {
+    let target = Target::fake(FakeConfig {
+        discard_data_above: Some(1 << 20),
+        ..FakeConfig::default()
+    });
+    import_two_gibibytes(&target);
+}
+
+fn import_two_gibibytes(target: &Target) {
+    let node = Node::on(target);
+    let name = "registry.test/huge:1";
+    let huge = Image::new(name)
+        .platform(native())
+        .layer(unique())
+        .with_layer(Layer::zeros(2 << 30));
+    let archive = bundles::write(&node.images().join("huge.tar"), [huge]);
+    let daemon = node.start();
+    wait_for(Duration::from_secs(300), "the image", || {
+        target.record(name).is_some()
+    });
+    let peak = crate::support::node::peak_memory(daemon.pid()).unwrap();
+    assert!(peak < 64 << 20, "{peak} bytes resident at the peak");
+    let layer = archive.images[0].manifests[0].layers[1].to_string();
+    assert!(target.digests().contains(&layer));
+    daemon.finish(target);
+    target.assert_tidy();
+}
+
+/// Once for real; the others differ in nothing that memory depends on.
+#[test]
+fn two_gibibytes_are_imported_in_64_mebibytes_by_a_real_containerd() {
+    crate::support::run_on(Place::Real(Generation::V2_1), import_two_gibibytes);
+}
+
+on_the_fake! {
+    two_gibibytes_are_imported_in_64_mebibytes,
 }

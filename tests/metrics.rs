@@ -1,16 +1,37 @@
-//! Metrics, alerts and the dashboard, held against Prometheus' own tools.
+//! Metrics: what they say and where they are served; they, the alerts and the dashboard held against Prometheus' own tools.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use prometheus_parse::{Scrape, Value as Sample};
 use serde_json::{Value, json};
 
-use crate::support::bundles::{self, image};
+use crate::support::node::bundle;
 use crate::support::tools::promtool;
-use crate::support::{Node, Target, on_the_fake};
+use crate::support::{Node, Target, on_the_fake, wait_until};
+
+/// The sample of this name that has these labels.
+fn sample(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    let fits = |sample: &&prometheus_parse::Sample| {
+        sample.metric == name
+            && labels
+                .iter()
+                .all(|(key, value)| sample.labels.get(key) == Some(value))
+    };
+    scrape.samples.iter().find(fits).map(|sample| match sample.value {
+        Sample::Counter(value) | Sample::Gauge(value) | Sample::Untyped(value) => value,
+        Sample::Histogram(_) | Sample::Summary(_) => f64::NAN,
+    })
+}
+
+fn parsed(text: &str) -> Scrape {
+    let lines = text.lines().map(|line| Ok(line.to_owned()));
+    Scrape::parse(lines).expect("Prometheus can read it")
+}
 
 const ONE: &str = "registry.test/one:1";
 
@@ -32,11 +53,9 @@ fn every_metric(target: &Target) -> Vec<String> {
     fs::write(&list, ONE).unwrap();
     node.configure_also(&format!("require: {{images: [{}]}}", list.display()));
     let daemon = node.start();
-    bundles::write(&node.path("one.tar"), [image(ONE)]);
-    fs::rename(node.path("one.tar"), node.images().join("one.tar")).unwrap();
+    node.put("one.tar", ONE);
     node.airgapd(["wait", "--required"]).exits(0);
-    fs::write(node.path("bad.tar"), "no bundle\n".repeat(200)).unwrap();
-    fs::rename(node.path("bad.tar"), node.images().join("bad.tar")).unwrap();
+    node.put_broken("bad.tar");
     node.airgapd(["wait"]).exits(1);
     let (_, body) = node.ask("/metrics", &[]);
     daemon.finish(target);
@@ -159,7 +178,121 @@ fn every_metric_is_described() {
     assert_eq!(described, named);
 }
 
+fn metrics_say_what_a_fleet_asks(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    node.put_broken("bad.tar");
+    node.airgapd(["wait"]).exits(1);
+    let (head, body) = node.ask("/metrics", &[]);
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(head.contains("version=0.0.4"), "{head}");
+    let scrape = parsed(&body);
+    let catalog = node.airgapd(["status", "-o", "json"]).json();
+    let digest = bundle(&catalog, "one.tar")["catalog"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], f64);
+    let rows: [Row<'_>; 8] = [
+        ("airgapd_containerd_up", &[], 1.0),
+        ("airgapd_folder_up", &[], 1.0),
+        ("airgapd_bundles", &[("state", "done")], 1.0),
+        ("airgapd_bundles", &[("state", "failed")], 1.0),
+        ("airgapd_bundles", &[("state", "stalled")], 0.0),
+        (
+            "airgapd_bundle_info",
+            &[("bundle", "one.tar"), ("digest", &digest), ("state", "done")],
+            1.0,
+        ),
+        ("airgapd_imports_total", &[("outcome", "imported")], 1.0),
+        ("airgapd_imports_total", &[("outcome", "failed")], 1.0),
+    ];
+    for (name, labels, wanted) in rows {
+        assert_eq!(
+            sample(&scrape, name, labels),
+            Some(wanted),
+            "{name} {labels:?}\n{body}"
+        );
+    }
+    assert!(sample(&scrape, "airgapd_sent_bytes_total", &[]) > Some(0.0));
+    // Every metric says what it is, begins alike, and is named after its unit.
+    for sample in &scrape.samples {
+        let name = sample.metric.trim_end_matches("_sum").trim_end_matches("_count");
+        assert!(name.starts_with("airgapd_"), "{sample:?}");
+        assert!(body.contains(&format!("# TYPE {name} ")), "{sample:?}");
+        assert!(body.contains(&format!("# HELP {name} ")), "{sample:?}");
+        let is_counter = matches!(sample.value, Sample::Counter(_));
+        assert_eq!(is_counter, name.ends_with("_total"), "{sample:?}");
+    }
+
+    let file = node.path("run/airgapd.prom");
+    let read = || fs::read_to_string(&file).unwrap_or_default();
+    wait_until("the metrics in their file", || read().contains("one.tar"));
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o644);
+    assert!(!parsed(&read()).samples.is_empty());
+    daemon.finish(target);
+}
+
+fn metrics_are_served_on_loopback_and_nothing_else_is(target: &Target) {
+    let node = Node::on(target);
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    node.configure_also(&format!("metricsAddress: 127.0.0.1:{port}"));
+    let daemon = node.start();
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(get("/metrics").contains("airgapd_build_info"));
+    assert!(get("/v1/status").starts_with("HTTP/1.1 404"));
+    daemon.finish(target);
+
+    node.configure(
+        &fs::read_to_string(node.path("config.yaml"))
+            .unwrap()
+            .replace("127.0.0.1", "192.0.2.1"),
+    );
+    let answer = node.airgapd(["config"]).exits(2);
+    assert!(answer.stderr.contains("an address of this machine"), "{answer:?}");
+}
+
+fn what_was_imported_before_a_restart_counts_as_the_last_success(target: &Target) {
+    let node = Node::on(target);
+    let last = || {
+        let (_, body) = node.ask("/metrics", &[]);
+        sample(&parsed(&body), "airgapd_last_success_timestamp_seconds", &[]).expect("it is there")
+    };
+    let daemon = node.start();
+    assert!(last().abs() < 1.0, "nothing was ever imported");
+    node.put_broken("bad.tar");
+    node.airgapd(["wait"]).exits(1);
+    assert!(last().abs() < 1.0, "and that is no success");
+    node.put("one.tar", ONE);
+    node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
+    let before = last();
+    assert!(before > 0.0);
+    daemon.finish(target);
+    let daemon = node.start();
+    node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
+    assert!((last() - before).abs() <= 1.0, "{} {before}", last());
+    daemon.finish(target);
+}
+
 on_the_fake!(
     metrics_are_what_prometheus_conventions_ask_for,
     alerts_and_dashboard_ask_for_metrics_that_there_are,
+    metrics_say_what_a_fleet_asks,
+    metrics_are_served_on_loopback_and_nothing_else_is,
+    what_was_imported_before_a_restart_counts_as_the_last_success,
 );

@@ -1,11 +1,17 @@
 //! Files beside the bundles that are none: which are left alone, which count as bundles, and who is told what.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::support::bundles::{self, image, text};
+use crate::support::node::peak_memory;
 use crate::support::{Node, Target, on_the_fake};
+
+const A: &str = "registry.test/a:1";
+const B: &str = "registry.test/b:1";
 
 /// What lies beside bundles, as releases and people leave it.
 const STRAYS: [(&str, &str); 14] = [
@@ -70,7 +76,7 @@ fn texts_checksums_and_signatures_beside_bundles_are_left_alone_and_told_of(targ
     daemon.finish(target);
 
     // The same without a daemon.
-    let status = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    let status = node.airgapd(["status", "-o", "json"]).exits(1).json();
     assert_eq!(names(&status["ignored"]), wanted);
 }
 
@@ -132,8 +138,125 @@ fn what_is_in_no_list_and_what_is_called_as_a_bundle_is_an_upload(target: &Targe
     daemon.finish(target);
 }
 
+/// A folder into which somebody unpacked something else.
+fn twenty_thousand_junk_files_cost_little_and_hide_no_bundle(target: &Target) {
+    const FILES: usize = 20_000;
+    let node = Node::on(target);
+    for number in 0..FILES {
+        let (name, content) = match number % 4 {
+            0 => (format!("{number}.md"), "# text\n"),
+            1 => (format!("{number}.json"), "{}\n"),
+            2 => (format!(".{number}"), ""),
+            _ => (format!("{number}"), ""),
+        };
+        fs::write(node.images().join(name), content).expect("a file");
+    }
+    bundles::write(&node.images().join("zzz.tar"), [image(A)]);
+    let started = Instant::now();
+    let daemon = node.start();
+    daemon.wait_until("the image", || target.record(A).is_some());
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    let answer = node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    assert!(
+        answer
+            .stdout
+            .starts_with("1 bundle in place, 20000 files ignored"),
+        "{answer:?}"
+    );
+    let status = node.airgapd(["status", "-o", "json"]).json();
+    assert_eq!(
+        status["ignored"].as_array().map(Vec::len),
+        Some(FILES),
+        "all of them by name"
+    );
+    let shown = node.airgapd(["status"]).stdout;
+    assert!(shown.contains("ignored: 20000 files"), "{shown:.2000}");
+    assert!(
+        daemon.log().lines().count() < 120,
+        "{} lines",
+        daemon.log().lines().count()
+    );
+    // More events at once than the kernel's queue holds.
+    for number in 0..FILES {
+        fs::remove_file(node.images().join(match number % 4 {
+            0 => format!("{number}.md"),
+            1 => format!("{number}.json"),
+            2 => format!(".{number}"),
+            _ => format!("{number}"),
+        }))
+        .expect("it is there");
+    }
+    bundles::write(&node.images().join("b.tar"), [image(B)]);
+    daemon.wait_until("the other image", || target.record(B).is_some());
+    let peak = peak_memory(daemon.pid()).expect("it runs");
+    assert!(peak < 64 << 20, "{peak} bytes");
+    daemon.finish(target);
+}
+
+/// Each is refused with a reason of its own, none is opened in a way that blocks, and a bundle beside them lands.
+fn odd_things_in_the_folder_are_refused_each_with_its_reason(target: &Target) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let node = Node::on(target);
+    let path = |name: &str| node.images().join(name);
+    mknodat(CWD, path("fifo.tar"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket.tar")).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    let null = rustix::fs::makedev(1, 3);
+    let device = mknodat(
+        CWD,
+        path("device.tar"),
+        FileType::CharacterDevice,
+        Mode::RUSR,
+        null,
+    )
+    .is_ok();
+    symlink("/etc/shadow", path("shadow.tar")).unwrap();
+    symlink("nowhere", path("dangling.tar")).unwrap();
+    symlink("loop.tar", path("loop.tar")).unwrap();
+    symlink("fifo.tar", path("to-fifo.tar")).unwrap();
+    symlink("/dev/zero", path("to-zero.tar")).unwrap();
+    symlink("/proc/self/fd/0", path("magic.tar")).unwrap();
+    fs::create_dir(path("folder.tar")).unwrap();
+    fs::write(path("secret.tar"), "x".repeat(4096)).unwrap();
+    fs::set_permissions(path("secret.tar"), fs::Permissions::from_mode(0o000)).unwrap();
+    let daemon = node.start();
+    node.drop_marker(target, &daemon);
+
+    for (name, reason) in [
+        ("fifo.tar", "FIFO"),
+        ("socket.tar", "socket"),
+        ("shadow.tar", "not an image bundle"),
+        ("dangling.tar", "link to nothing"),
+        ("loop.tar", "leads back to itself"),
+        ("to-fifo.tar", "no regular file"),
+        ("to-zero.tar", "no regular file"),
+        ("magic.tar", "leads back to itself"),
+        ("folder.tar", "folder"),
+    ] {
+        daemon.wait_for_line(name, reason);
+    }
+    if device {
+        daemon.wait_for_line("device.tar", "device");
+    }
+    daemon.wait_for_line(
+        "secret.tar",
+        if is_root { "not an image bundle" } else { "denied" },
+    );
+    let shadow = fs::read_to_string("/etc/shadow").unwrap_or_default();
+    let log = daemon.finish(target);
+    for line in shadow.lines().filter(|line| line.len() > 20) {
+        assert!(
+            !log.contains(line),
+            "the content of /etc/shadow is nobody's business"
+        );
+    }
+}
+
 on_the_fake!(
     texts_checksums_and_signatures_beside_bundles_are_left_alone_and_told_of,
     bytes_of_an_archive_are_a_bundle_under_any_name,
     what_is_in_no_list_and_what_is_called_as_a_bundle_is_an_upload,
+    twenty_thousand_junk_files_cost_little_and_hide_no_bundle,
+    odd_things_in_the_folder_are_refused_each_with_its_reason,
 );

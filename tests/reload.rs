@@ -1,8 +1,9 @@
-//! SIGHUP, and what it is mostly for: images that an operator excludes.
+//! SIGHUP: excluded images and a rate limit change while the daemon works; other keys wait for a restart.
 
 use std::fs;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::support::bundles::{self, image};
 use crate::support::node::Daemon;
@@ -22,8 +23,7 @@ fn change(node: &Node, daemon: &Daemon, from: &str, to: &str) {
     let before = fs::read_to_string(node.path("config.yaml")).expect("there is a configuration");
     assert!(before.contains(from), "{before}");
     node.configure(&before.replace(from, to));
-    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw);
-    kill_process(pid.expect("it runs"), Signal::HUP).expect("it runs");
+    daemon.signal(Signal::HUP);
 }
 
 fn what_is_excluded_is_neither_imported_nor_restored_and_what_is_there_stays(target: &Target) {
@@ -48,6 +48,31 @@ fn what_is_excluded_is_neither_imported_nor_restored_and_what_is_there_stays(tar
     daemon.wait_until("it is quiet", || target.leases().is_empty());
     assert!(target.record(ONE).is_none(), "the other is not");
     daemon.finish(target);
+}
+
+fn a_storm_of_signals_in_mid_import_is_survived_and_hardly_told_of(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    target.slow_commits(Duration::from_secs(5));
+    bundles::write(&node.images().join("a.tar"), [image(ONE)]);
+    daemon.wait_until("something is held", || !target.leases().is_empty());
+    for _ in 0..1000 {
+        daemon.signal(Signal::HUP);
+        daemon.signal(Signal::PIPE);
+    }
+    daemon.wait_for_log("the configuration was read again");
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("the image", || target.record(ONE).is_some());
+    daemon.wait_until("its lease is given back", || target.leases().is_empty());
+    assert!(daemon.log().lines().count() < 100, "{}", daemon.log());
+
+    // Reloads that come with a stop neither undo nor hold it up.
+    let mut daemon = daemon;
+    for signal in [Signal::HUP, Signal::TERM, Signal::HUP, Signal::INT] {
+        daemon.signal(signal);
+    }
+    assert!(daemon.wait().success(), "{}", daemon.log());
+    node.start().finish(target);
 }
 
 on_each_containerd! {
@@ -137,4 +162,5 @@ on_the_fake! {
     a_configuration_with_mistakes_leaves_the_old_one_in_force,
     what_a_reload_cannot_change_is_named,
     a_removed_key_is_one_warning_and_no_mistake,
+    a_storm_of_signals_in_mid_import_is_survived_and_hardly_told_of,
 }

@@ -12,6 +12,8 @@ use crate::support::target::BUNDLE;
 use crate::support::wait_until;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
 
+const SLOW: &str = "registry.test/slow:1";
+
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
 
@@ -163,6 +165,23 @@ fn with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go(target
     assert!(!log.contains("restor"), "nothing of it was missed: {log}");
 }
 
+fn a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    target.slow_commits(Duration::from_secs(5));
+    let place = node.images().join("a.tar");
+    bundles::write(&place, [image(SLOW)]);
+    daemon.wait_for_line("a.tar", "importing");
+    daemon.wait_until("something is held", || !target.leases().is_empty());
+    fs::remove_file(&place).expect("it can be removed");
+    daemon.wait_for_log("it was replaced or removed");
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("its lease is given back", || target.leases().is_empty());
+    assert!(target.record(SLOW).is_none());
+    let log = daemon.stop();
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
 on_each_containerd! {
     with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go,
     a_name_returns_to_the_older_bundle_when_the_newer_one_leaves,
@@ -172,9 +191,9 @@ on_each_containerd! {
     a_bundle_replaced_by_a_broken_one_unpins_nothing,
 }
 
-fn a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_says_otherwise(target: &Target) {
+fn removing_most_bundles_or_the_last_is_a_wish_whether_the_daemon_runs_or_not(target: &Target) {
     let node = Node::on(target);
-    let names: Vec<String> = (0..4).map(|at| format!("registry.test/image{at}:1")).collect();
+    let names: Vec<String> = (0..5).map(|at| format!("registry.test/image{at}:1")).collect();
     for (at, name) in names.iter().enumerate() {
         bundles::write(&node.images().join(format!("{at}.tar")), [image(name)]);
     }
@@ -183,23 +202,19 @@ fn a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_say
         names.iter().all(|name| is_ours(target, name))
     });
     daemon.finish(target);
-    for at in 0..4 {
-        fs::rename(
-            node.images().join(format!("{at}.tar")),
-            node.path(&format!("{at}.tar")),
-        )
-        .unwrap();
-    }
+    let remove = |at: usize| fs::remove_file(node.images().join(format!("{at}.tar"))).unwrap();
+    (0..3).for_each(remove);
     let daemon = node.start();
-    daemon.wait_for_log("at once");
-    assert!(names.iter().all(|name| is_ours(target, name)));
-    fs::rename(node.path("0.tar"), node.images().join("0.tar")).unwrap();
-    fs::rename(node.path("1.tar"), node.images().join("1.tar")).unwrap();
-    daemon.wait_until("two that are left out are taken for removed", || {
-        is_let_go(target, &names[3])
+    daemon.wait_until("three of five", || {
+        names[..3].iter().all(|name| is_let_go(target, name))
     });
-    assert!(is_ours(target, &names[0]) && is_ours(target, &names[1]));
-    daemon.finish(target);
+    assert!(names[3..].iter().all(|name| is_ours(target, name)));
+    (3..5).for_each(remove);
+    daemon.wait_until("the last two", || {
+        names[3..].iter().all(|name| is_let_go(target, name))
+    });
+    let log = daemon.finish(target);
+    assert!(!log.contains("no pin goes"), "{log}");
 }
 
 pub(crate) fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {
@@ -351,8 +366,9 @@ on_the_fake! {
     containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_under_them,
     with_delete_cris_own_records_go_with_the_last_names,
     a_bundle_with_the_longest_name_there_is_is_imported,
-    a_folder_that_loses_most_of_its_bundles_at_once_is_a_fault_until_somebody_says_otherwise,
+    removing_most_bundles_or_the_last_is_a_wish_whether_the_daemon_runs_or_not,
     another_folder_in_its_place_unpins_nothing_until_the_operator_says_so,
     the_grace_keeps_the_pin_for_a_while,
     with_keep_the_pin_outlives_the_bundle,
+    a_bundle_that_is_removed_while_it_is_imported_leaves_nothing_behind,
 }

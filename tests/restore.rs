@@ -83,9 +83,27 @@ fn an_expiry_that_somebody_else_sets_is_told_and_goes_when_a_bundle_vouches(targ
     assert!(log.contains("would have expired"), "{log}");
 }
 
+/// Statement 52.
+fn an_image_that_somebody_removes_comes_back(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let name = "registry.test/wanted:1";
+    bundles::write(&node.images().join("wanted.tar"), [image(name)]);
+    daemon.wait_until("the image", || {
+        target.record(name).is_some() && target.leases().is_empty()
+    });
+    target.remove_record(name);
+    daemon.wait_until("it is back", || target.record(name).is_some());
+    assert!(target.is_pinned(name));
+    target.set_labels(name, &[(PINNED, None)]);
+    daemon.wait_until("so is its pin", || target.is_pinned(name));
+    daemon.finish(target);
+}
+
 on_each_containerd! {
     a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it,
     an_expiry_that_somebody_else_sets_is_told_and_goes_when_a_bundle_vouches,
+    an_image_that_somebody_removes_comes_back,
 }
 
 fn who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while(target: &Target) {

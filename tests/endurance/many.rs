@@ -29,7 +29,11 @@ fn a_thousand_bundles_of_the_same_images_are_looked_after() {
 }
 
 fn look_after(count: usize, target: &Target) {
-    let all_in_place = |daemon: &Daemon| daemon.notified().contains(&format!("{count} bundles in place"));
+    let all_in_place = |daemon: &Daemon| {
+        daemon
+            .notified()
+            .contains(&format!("healthy; 2 of 2 images in place, {count} bundles"))
+    };
     let node = Node::on(target);
     let names = ["registry.test/shared-a:1", "registry.test/shared-b:1"];
     bundles::write(&node.path("bundle.tar"), names.map(image));

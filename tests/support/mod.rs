@@ -2,6 +2,7 @@
 
 pub mod bundles;
 pub mod middleman;
+pub mod mount;
 pub mod node;
 pub mod registry;
 pub mod stage;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::target::Target;
-use super::wait_until;
+use super::{bundles, unique, wait_until};
 
 /// Folders and configuration of a node that exists for one scenario.
 pub struct Node {
@@ -84,6 +84,47 @@ impl Node {
         let place = self.images().join(name);
         fs::copy(bundle, &place).expect("the bundle can be copied");
         place
+    }
+
+    /// Puts a bundle of one image into the folder at once.
+    pub fn put(&self, file: &str, image_name: &str) {
+        bundles::write(&self.path(file), [bundles::image(image_name)]);
+        self.put_at_once(file);
+    }
+
+    /// Puts a file into the folder at once that is no bundle.
+    pub fn put_broken(&self, file: &str) {
+        fs::write(self.path(file), "no bundle\n".repeat(200)).expect("it can be written");
+        self.put_at_once(file);
+    }
+
+    fn put_at_once(&self, file: &str) {
+        fs::rename(self.path(file), self.images().join(file)).expect("it is one file system");
+    }
+
+    /// Drops a bundle and waits for its image, whose name this gives: by then the daemon has looked at everything that was
+    /// there before.
+    pub fn drop_marker(&self, target: &Target, daemon: &Daemon) -> String {
+        let (bundle, name) = bundles::marker(self.path(&format!("marker-{}.tar", unique())));
+        self.drop_in(&bundle);
+        daemon.wait_until("a bundle dropped later", || {
+            target.record(&name).is_some() && target.leases().is_empty()
+        });
+        name
+    }
+
+    /// Imports a bundle, which makes so many records, with a daemon that then ends. The ledger knows the bundle.
+    pub fn import_and_stop(&self, target: &Target, bundle: &Path, records: usize) {
+        let daemon = self.start();
+        let placed = self.drop_in(bundle);
+        let name = placed.file_name().expect("a file has a name").to_string_lossy();
+        daemon.wait_until("the images", || {
+            target.names().len() == records && target.leases().is_empty()
+        });
+        daemon.wait_until("the ledger", || {
+            fs::read_to_string(self.ledger()).is_ok_and(|text| text.contains(&*name))
+        });
+        daemon.stop();
     }
 
     /// Runs a command of the program to its end.
@@ -233,6 +274,14 @@ pub fn outcomes(bundle: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
+/// What a document of `status` or `wait` says about a bundle.
+#[track_caller]
+pub fn bundle<'a>(document: &'a Value, name: &str) -> &'a Value {
+    let bundles = document["bundles"].as_array().expect("a list");
+    let found = bundles.iter().find(|bundle| bundle["name"] == name);
+    found.unwrap_or_else(|| panic!("{name} is not in {document:#}"))
+}
+
 /// A running `airgapd run`. Killed when dropped, if it was not stopped before.
 pub struct Daemon {
     child: Child,
@@ -306,6 +355,20 @@ impl Daemon {
         self.wait_until(&format!("the daemon says {text:?}"), || self.log().contains(text));
     }
 
+    /// Waits for a line of the log that names a bundle and has a word.
+    pub fn wait_for_line(&self, bundle: &str, word: &str) {
+        self.wait_until(&format!("{word:?} about {bundle}"), || {
+            let log = self.log();
+            log.lines()
+                .any(|line| line.contains(bundle) && line.contains(word))
+        });
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
     /// Waits until it has given back what it holds in containerd, and stops it.
     pub fn finish(self, target: &Target) -> String {
         self.wait_until("leases and ingests are given back", || {
@@ -321,7 +384,7 @@ impl Daemon {
 
     /// Ends it with a signal, checks that it ends well, and gives all it has logged.
     pub fn stop_with(mut self, signal: Signal) -> String {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        self.signal(signal);
         let status = self.wait();
         assert!(
             status.success(),

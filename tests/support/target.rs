@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use containerd::{BlobSource, BlobSpec, Client, CriImage, ImageChange, ImageRecord, ImageUpdate, NewImage};
-use fake_containerd::{Fake, FakeConfig};
+use fake_containerd::{Fake, FakeConfig, Fault};
 use harness::{Place, Stage, unique, wait_until};
 use lab::{Containerd, Generation, Options};
 use oci_spec::image::{Descriptor, Digest};
@@ -92,6 +93,12 @@ impl Target {
     /// The stand-in, if it is one.
     pub fn as_fake(&self) -> Option<&Fake> {
         self.stage.as_fake()
+    }
+
+    /// From now on the stand-in takes so long to commit a blob.
+    pub fn slow_commits(&self, by: Duration) {
+        let fake = self.as_fake().expect("it is the stand-in");
+        fake.inject(Fault::SlowCommit { by });
     }
 
     /// Nothing that the stand-in minds has been done to it, and whoever wrote has given back leases and ingests.

@@ -41,7 +41,9 @@ impl Default for MinFree {
 }
 
 impl MinFree {
-    fn bytes_of(self, disk: &Disk) -> u64 {
+    /// The same in bytes on this disk.
+    #[must_use]
+    pub fn bytes_of(self, disk: &Disk) -> u64 {
         match self {
             MinFree::Bytes(bytes) => bytes,
             MinFree::Percent(percent) => share(disk.size, u64::from(percent)),

@@ -1,10 +1,10 @@
 //! Carries out what [`crate::decide`] decides: one loop that owns the state.
 //!
-//! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same: begin
-//! whatever is due, take on a file, and wait for the next thing that happens. Each event goes to the state, and the actions that
-//! follow are carried out at once; errands, which wait for containerd, one after the other. Slow work (reading bundles and
-//! importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await loses nothing: what
-//! matters is in containerd under a lease, and in the ledger.
+//! A watch is a listing followed by changes, and a lost change is a new listing. So every round of the loop is the same, as
+//! `State::step` has it: ask containerd whatever is due, take on files, and wait for the next event. Each event goes to the
+//! state, and the actions that follow are carried out at once; errands, which wait for containerd, one after the other. Slow work
+//! (reading bundles and importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await
+//! loses nothing: what matters is in containerd under a lease, and in the ledger.
 
 mod answer;
 mod crashes;
@@ -17,24 +17,20 @@ mod unpack;
 mod work;
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use containerd::ImageEvent;
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use self::answer::Asked;
-use self::hands::Hands;
-use self::require::Requiring;
-use self::unpack::Unpacking;
+use self::answer::{Asked, View};
+use self::hands::{Hands, Live};
 use crate::control::Question;
 use crate::decide::line::shown;
-use crate::decide::record::Came;
-use crate::decide::{Action, Errand, Event, Turn};
+use crate::decide::{Action, Errand, Event, Step, Turn};
 use crate::images::watch::Watch;
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
@@ -43,12 +39,13 @@ use crate::settings::{Reloaded, Settings};
 use crate::state::State;
 use crate::state::crash::{self, Marker};
 use crate::state::ledger::{self, LockError, Saved, Store};
-use crate::state::roster::Phase;
+use crate::status::{self, Status};
 use crate::systemd::Systemd;
+use crate::verdict::{Health, Verdict};
 use basics::backoff;
 
-/// How often systemd hears how it goes: its socket takes few messages at a time.
-const STATUS_PACE: Duration = Duration::from_secs(1);
+/// How often the node is judged: systemd's socket takes few messages at a time.
+const VERDICT_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long a turn may wait for containerd and still count as alive. Each call has a deadline of its own, and a turn makes a
@@ -118,12 +115,12 @@ struct Daemon {
     hands: Hands,
     /// Errands that were decided and are still to be run.
     errands: VecDeque<Errand>,
-    /// When systemd was told last how it goes.
-    status_said: Instant,
+    /// When the node was judged last.
+    judged: Instant,
+    /// The verdict that the log had last.
+    told: String,
     systemd: Rc<Systemd>,
     asked: Asked,
-    requiring: Requiring,
-    unpacking: Unpacking,
 }
 
 /// A turn that happens now.
@@ -154,11 +151,10 @@ impl Daemon {
             hands: Hands::new(node, &settings, watch, store, marker, Metrics::new()),
             state: State::new(settings, images_dir, home, ledger, boot, now),
             errands: VecDeque::new(),
-            status_said: now.checked_sub(STATUS_PACE).unwrap_or(now),
+            judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),
+            told: Health::Healthy.as_str().to_owned(),
             systemd: Rc::new(Systemd::from_environment()),
             asked,
-            requiring: Requiring::default(),
-            unpacking: Unpacking::default(),
         })
     }
 
@@ -182,75 +178,64 @@ impl Daemon {
         self.systemd.ready();
         while !self.state.is_draining && !self.state.is_misplaced {
             let systemd = Rc::clone(&self.systemd);
-            let heard = attended(&systemd, signals, self.consult()).await;
-            if !heard.is_empty() {
-                heard
-                    .into_iter()
-                    .for_each(|signal| self.on(Happened::Signal(signal)));
-                continue;
+            match attended(&systemd, signals, self.round()).await {
+                Ok(until) => {
+                    let wake = self.wake(signals, until).await;
+                    self.on(wake);
+                }
+                Err(signals) => signals.into_iter().for_each(|signal| self.on_signal(signal)),
             }
-            let until = self.go_on();
-            let happened = self.happens(signals, until).await;
-            self.on(happened);
         }
     }
 
-    /// The part of a turn that may wait for containerd.
-    async fn consult(&mut self) {
-        let was_connected = self.state.connection.is_up();
-        self.begin_due().await;
-        if self.state.connection.is_up() && !was_connected {
-            // Its disk and its records are looked at before a file is taken on.
-            self.begin_due().await;
-        }
+    /// One round: everything that is due, as [`State::step`] decides it, and word of how it goes to systemd and to clients. Gives
+    /// when the next round is due although nothing happens.
+    async fn round(&mut self) -> Instant {
+        let mut step = Step::Ask;
+        let due = loop {
+            let readings = self.hands.readings(step, &self.state.settings);
+            let mut turn = turn();
+            let next = self.state.step(step, readings, &mut turn);
+            self.carry_out(turn);
+            while let Some(errand) = self.errands.pop_front() {
+                let (event, live) = self.attend(errand).await;
+                if live.is_some() {
+                    self.hands.containerd = live;
+                }
+                self.take(event);
+            }
+            match next {
+                ControlFlow::Continue(next) => step = next,
+                ControlFlow::Break(due) => break due,
+            }
+        };
         self.write_metrics_if_due();
-        self.require_if_due();
-        self.unpack_if_due();
-    }
-
-    /// Begins whatever is due, and runs the errands that follow.
-    async fn begin_due(&mut self) {
-        let room = self.hands.room(&self.state.settings);
-        let mut turn = turn();
-        self.state.step(room, &mut turn);
-        self.carry_out(turn);
-        while let Some(errand) = self.errands.pop_front() {
-            let event = self.hands.run(errand, &self.state).await;
-            self.take(event);
-        }
-    }
-
-    /// The part of a turn that waits for nothing: takes on files, and tells how it goes. Gives when the next turn is due although
-    /// nothing happens.
-    fn go_on(&mut self) -> Instant {
-        let mut taking = turn();
-        let worked = self.state.take_on(&mut taking);
-        self.carry_out(taking);
         let now = Instant::now();
-        self.state.rows.sum_up(now).iter().for_each(journal::say);
-        if worked {
-            self.tell_systemd();
-            self.tell_news(now);
-            return now;
-        }
-        if self.state.lanes.is_empty() && std::mem::take(&mut self.state.unsaved) {
-            self.hands.save(&self.state.ledger);
-        }
-        let mut yielding = turn();
-        self.state.lanes.note_progress(self.hands.work.marks(), now);
-        let still_due = self.state.yield_lane(&mut yielding);
-        self.carry_out(yielding);
-        let due = [
-            still_due,
+        let dues = [
+            due,
             Some(self.tell_systemd()),
             self.tell_news(now),
-            self.state.next_due(now),
             self.asked.metrics_due(),
-            self.require_due(now),
-            self.unpack_due(now),
-            self.state.relist.then_some(now),
         ];
-        due.into_iter().flatten().fold(now + IDLE, Instant::min)
+        dues.into_iter().flatten().fold(now + IDLE, Instant::min)
+    }
+
+    /// Runs an errand, and answers those meanwhile who ask how everything stands: a comparison of thousands of images takes
+    /// seconds, and changes nothing until it has ended.
+    async fn attend(&mut self, errand: Errand) -> (Event, Option<Live>) {
+        let Daemon {
+            state, hands, asked, ..
+        } = self;
+        let view = View { state, hands };
+        let ran = hands.run(errand, state);
+        tokio::pin!(ran);
+        loop {
+            tokio::select! {
+                biased;
+                ran = &mut ran => return ran,
+                question = asked.next_reading() => asked.reply(question, &view),
+            }
+        }
     }
 
     /// Has the folder listed at once.
@@ -306,10 +291,12 @@ impl Daemon {
             Action::Count(name) => self.hands.count(&name),
             Action::Report(name, is_told) => self.hands.work.report(&name, is_told),
             Action::Disconnect => self.hands.disconnect(),
-            Action::DoubtRequired => self.requiring.doubt(),
-            Action::ForgetRequired => self.requiring.forget(),
-            Action::DoubtUnpacked => self.unpacking.doubt(),
-            Action::InterruptUnpacking => self.unpacking.interrupt(),
+            Action::Check => return self.hands.check(&state.settings).into_iter().collect(),
+            Action::AbortCheck => self.hands.check.abort(),
+            Action::Unpack(images) => {
+                return self.hands.unpack(&state.settings, images).into_iter().collect();
+            }
+            Action::InterruptUnpacking => self.hands.unpacking.interrupt(),
             Action::CheckFiles if self.hands.has_lost_files(&state.ledger) => return vec![Event::FilesLost],
             Action::CheckFiles => {}
             Action::Adopt => self.hands.adopt(&state.settings),
@@ -317,60 +304,76 @@ impl Daemon {
         Vec::new()
     }
 
-    /// Tells systemd that the loop goes round, and how it goes if that is news and it was not told something else a moment
-    /// ago. Gives when to do so again.
+    /// Tells systemd that the loop goes round, and the verdict on the node, in the log too where it has changed. Gives when to do
+    /// so again: a thousand bundles are a thousand turns of the loop, and to judge them takes its time.
     fn tell_systemd(&mut self) -> Instant {
-        let (now, status) = (Instant::now(), self.status());
+        let now = Instant::now();
         let alive_due = self.systemd.alive().unwrap_or(now + IDLE);
-        alive_due.min(self.tell_status(now, &status))
+        let due = self.judged + VERDICT_PACE;
+        if due > now {
+            return alive_due.min(due);
+        }
+        let status = self.snapshot();
+        self.judged = now;
+        let text = status_line(&status);
+        if self.systemd.is_news(&text) {
+            self.systemd.status(&text);
+        }
+        self.tell_verdict(&status.verdict);
+        alive_due
     }
 
-    fn tell_status(&mut self, now: Instant, status: &str) -> Instant {
-        let due = self.status_said + STATUS_PACE;
-        if !self.systemd.is_news(status) {
-            return now + IDLE;
+    /// Says in the log that the node is not as it was. Work that comes and goes is not told of.
+    fn tell_verdict(&mut self, verdict: &Verdict) {
+        let short = verdict.in_short();
+        if verdict.health == Health::Working || short == self.told {
+            return;
         }
-        if due <= now {
-            self.systemd.status(status);
-            self.status_said = now;
+        let outcome = Outcome::Verdict.as_str();
+        match verdict.health.is_well() {
+            true => info!(outcome, "the node is {short}"),
+            false => warn!(outcome, "the node is {short} (`airgapd status` says why)"),
         }
-        if due > now { due } else { now + STATUS_PACE }
+        self.told = short;
     }
 
-    /// Waits for the next thing that happens. Safe to cancel.
-    async fn happens(&mut self, signals: &mut Signals, until: Instant) -> Happened {
+    /// Waits for the next thing that wakes the loop. Safe to cancel.
+    async fn wake(&mut self, signals: &mut Signals, until: Instant) -> Wake {
         let Hands {
             work,
+            check,
+            unpacking,
             watch,
             containerd,
             ..
         } = &mut self.hands;
         tokio::select! {
             biased;
-            Some(signal) = signals.recv() => Happened::Signal(signal),
-            (name, came) = work.next() => Happened::Job(name, Box::new(came)),
-            () = watch.changed() => Happened::Hint,
-            checked = self.requiring.next() => Happened::Required(checked),
-            heard = self.unpacking.next() => Happened::Unpacking(heard),
+            Some(signal) = signals.recv() => Wake::Signal(signal),
+            (name, came) = work.next() => Wake::Event(Event::Job(name, Box::new(came))),
+            () = watch.changed() => Wake::Event(Event::Hinted),
+            checked = check.next() => Wake::Event(Event::Checked(checked)),
+            progress = unpacking.next() => Wake::Event(Event::Unpacking(progress)),
             // Before the changes: an import makes thousands of them, and a caller should not wait for the last.
-            question = self.asked.next() => Happened::Question(question),
-            change = hands::next_event(containerd) => Happened::Change(change),
-            () = sleep_until(until) => Happened::Nothing,
+            question = self.asked.next() => Wake::Question(question),
+            change = hands::next_event(containerd) => Wake::Event(change.map_or(Event::Ended, Event::Changed)),
+            () = sleep_until(until) => Wake::Timer,
         }
     }
 
-    fn on(&mut self, happened: Happened) {
-        match happened {
-            Happened::Nothing => {}
-            Happened::Hint => self.state.relist = true,
-            Happened::Change(Some(change)) => self.take(Event::Changed(change)),
-            Happened::Change(None) => self.take(Event::Ended),
-            Happened::Job(name, came) => self.take(Event::Job(name, came)),
-            Happened::Question(question) => self.answer(question),
-            Happened::Required(checked) => self.on_required(checked),
-            Happened::Unpacking(heard) => self.on_unpacking(heard),
-            Happened::Signal(Signal::Stop) => self.state.is_draining = true,
-            Happened::Signal(Signal::Reload(read)) => self.reload(*read),
+    fn on(&mut self, wake: Wake) {
+        match wake {
+            Wake::Timer => {}
+            Wake::Event(event) => self.take(event),
+            Wake::Question(question) => self.answer(question),
+            Wake::Signal(signal) => self.on_signal(signal),
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::Stop => self.state.is_draining = true,
+            Signal::Reload(read) => self.reload(*read),
         }
     }
 
@@ -382,10 +385,7 @@ impl Daemon {
                 let fingerprint = self.hands.fingerprint(&reloaded.settings);
                 self.take(Event::Reloaded(Box::new(reloaded), fingerprint));
             }
-            Err(mistakes) => error!(
-                outcome = Outcome::Misconfigured.as_str(),
-                "the configuration is not taken, and the one before stays: {mistakes}"
-            ),
+            Err(mistakes) => self.take(Event::Misread(mistakes)),
         }
         self.systemd.ready();
     }
@@ -401,15 +401,17 @@ impl Daemon {
             self.systemd.status(&text);
         }
         self.state.lanes.drop_waiting();
-        self.unpacking.interrupt();
+        self.hands.unpacking.interrupt();
         let deadline = Instant::now() + grace;
         while !self.state.lanes.is_empty() {
             let until = self.systemd.alive().map_or(deadline, |due| due.min(deadline));
-            match self.happens(signals, until).await {
-                happened @ (Happened::Job(..) | Happened::Question(_)) => self.on(happened),
-                Happened::Signal(Signal::Stop) => break,
-                _ if Instant::now() >= deadline => break,
-                _ => {}
+            match self.wake(signals, until).await {
+                Wake::Signal(Signal::Stop) => break,
+                Wake::Signal(Signal::Reload(_)) => {}
+                wake => self.on(wake),
+            }
+            if Instant::now() >= deadline {
+                break;
             }
         }
         for job in self.state.lanes.all() {
@@ -423,47 +425,57 @@ impl Daemon {
     fn end_rows(&mut self) {
         self.state.rows.end().iter().for_each(journal::say);
     }
+}
 
-    fn status(&self) -> String {
-        let state = &self.state;
-        let count = |is: fn(Phase) -> bool| state.roster.count(is);
-        let containerd = match &self.hands.containerd {
-            Some(live) => format!("containerd {}", live.runtime.version.text),
-            None => format!("waiting for containerd on {}", self.hands.place.socket.display()),
-        };
-        let done = count(|phase| phase == Phase::Done);
-        let failed = count(|phase| matches!(phase, Phase::Failed { .. }));
-        let running = match (state.lanes.all().count(), self.hands.pace.held_back()) {
-            (0, _) => String::new(),
-            (running, None) => format!("{running} importing, "),
-            (running, Some(why)) => format!("{running} importing ({why}), "),
-        };
-        let waiting = count(|phase| {
-            matches!(
-                phase,
-                Phase::Settling { .. } | Phase::Ready | Phase::Following | Phase::Known | Phase::Waiting
-            )
-        });
-        let trouble = state.folder.trouble.as_ref();
-        let trouble = trouble.map(|why| format!("; {why}")).unwrap_or_default();
-        let required = self.requiring.shortage();
-        format!(
-            "{done} bundles in place, {running}{waiting} waiting, {failed} failed{required}; {containerd}{trouble}"
-        )
-    }
+/// The verdict and the counts, for `systemctl status`.
+fn status_line(status: &Status) -> String {
+    let containerd = match &status.containerd.version {
+        Some(version) => format!("; containerd {version}"),
+        None => String::new(),
+    };
+    let importing = status
+        .bundles
+        .iter()
+        .filter(|bundle| bundle.state == status::State::Importing);
+    let importing: Vec<_> = importing.map(|bundle| bundle.waits_for.as_deref()).collect();
+    let importing = match importing.as_slice() {
+        [] => String::new(),
+        [Some(held_back), ..] => format!(", {} importing ({held_back})", importing.len()),
+        [None, ..] => format!(", {} importing", importing.len()),
+    };
+    let failed = status.bundles.iter();
+    let failed = failed.filter(|bundle| bundle.state == status::State::Failed);
+    let failed = match failed.count() {
+        0 => String::new(),
+        count => format!(", {count} failed"),
+    };
+    let (verdict, images) = (status.verdict.headline(), status.image_count);
+    let bundles = match status.bundles.len() {
+        1 => "1 bundle".to_owned(),
+        count => format!("{count} bundles"),
+    };
+    format!("{verdict}; {images}, {bundles}{importing}{failed}{containerd}")
 }
 
 /// What the daemon is told from outside, as it comes.
 type Signals = mpsc::UnboundedReceiver<Signal>;
 
-/// Sees a turn of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for as long as that can be
-/// true, and somebody who wants the daemon to stop need not wait for a containerd that does not answer.
+/// Sees a round of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for as long as that can be
+/// true, and a stop need not wait for a containerd that does not answer.
 ///
-/// Gives every signal that was heard, in order; a turn that a stop ended is dropped.
-async fn attended(systemd: &Systemd, signals: &mut Signals, turn: impl Future<Output = ()>) -> Vec<Signal> {
-    tokio::pin!(turn);
+/// Gives when the next round is due.
+///
+/// # Errors
+///
+/// Every signal that came meanwhile, in order. A stop ends the round, which is dropped.
+async fn attended(
+    systemd: &Systemd,
+    signals: &mut Signals,
+    round: impl Future<Output = Instant>,
+) -> Result<Instant, Vec<Signal>> {
+    tokio::pin!(round);
     let given_up = Instant::now() + LONGEST_TURN;
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     loop {
         let now = Instant::now();
         let alive_due = (now < given_up).then(|| systemd.alive()).flatten();
@@ -471,33 +483,27 @@ async fn attended(systemd: &Systemd, signals: &mut Signals, turn: impl Future<Ou
             biased;
             Some(signal) = signals.recv() => {
                 let is_stop = matches!(signal, Signal::Stop);
-                heard.push(signal);
+                received.push(signal);
                 if is_stop {
-                    return heard;
+                    return Err(received);
                 }
             }
-            () = &mut turn => return heard,
+            until = &mut round => match received.is_empty() {
+                true => return Ok(until),
+                false => return Err(received),
+            },
             () = sleep_until(alive_due.unwrap_or(given_up + IDLE)) => {}
         }
     }
 }
 
 /// Something that wakes the loop.
-enum Happened {
+enum Wake {
     /// It is time.
-    Nothing,
-    /// The folder may have changed.
-    Hint,
-    /// A record changed, or the connection is gone.
-    Change(Option<ImageEvent>),
+    Timer,
+    Event(Event),
     /// A client of the control socket asks.
     Question(Question),
-    /// A check of the required images has finished.
-    Required(require::Checked),
-    /// Images are unpacked.
-    Unpacking(unpack::Heard),
-    /// A job came back.
-    Job(OsString, Box<Came>),
     Signal(Signal),
 }
 

@@ -304,7 +304,7 @@ pub enum Unanswered {
 
 /// A status as the daemon gave it.
 #[derive(Debug)]
-pub struct Told {
+pub struct StatusReply {
     /// How the node stands.
     pub status: Status,
     /// Its tag, to wait for the next one.
@@ -317,7 +317,7 @@ pub struct Told {
 /// # Errors
 ///
 /// [`Unanswered`].
-pub async fn ask(runtime_dir: &Path, want: Want, known: Option<&str>) -> Result<Told, Unanswered> {
+pub async fn ask(runtime_dir: &Path, want: Want, known: Option<&str>) -> Result<StatusReply, Unanswered> {
     let socket = socket_in(runtime_dir);
     let stream = UnixStream::connect(&socket)
         .await
@@ -336,7 +336,7 @@ pub async fn ask(runtime_dir: &Path, want: Want, known: Option<&str>) -> Result<
     answer.map_err(|why| Unanswered::NoAnswer { socket, why })
 }
 
-async fn fetch(stream: UnixStream, want: Want, known: Option<&str>) -> Result<Told, String> {
+async fn fetch(stream: UnixStream, want: Want, known: Option<&str>) -> Result<StatusReply, String> {
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -369,7 +369,7 @@ async fn fetch(stream: UnixStream, want: Want, known: Option<&str>) -> Result<To
     match status {
         StatusCode::OK => {
             let status = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-            Ok(Told { status, tag })
+            Ok(StatusReply { status, tag })
         }
         _ => Err(String::from_utf8_lossy(&bytes).trim().to_owned()),
     }

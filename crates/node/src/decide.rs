@@ -14,6 +14,8 @@
 //! | `withdraw` | whose labels and pins go |
 //! | `follow` | which bundles are left to another importer first (`coexistence`) |
 //! | `room` | which bundles fit on containerd's disk by now |
+//! | `require` | when the daemon checks the required images, and what it says of them |
+//! | `unpack` | which images are unpacked ahead, and when |
 
 pub(crate) mod admit;
 #[cfg(test)]
@@ -31,26 +33,33 @@ pub(crate) mod listing;
 mod model;
 pub(crate) mod record;
 pub(crate) mod reload;
+pub(crate) mod require;
 pub(crate) mod room;
+pub(crate) mod unpack;
 pub(crate) mod withdraw;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use containerd::ImageEvent;
 use import::Survey;
+use import::unpack::Ahead;
 use jiff::Timestamp;
 
 use self::coexistence::Sight;
-use self::compare::Facts;
+use self::compare::{Connection, Facts};
 use self::lanes::Lane;
 use self::line::Line;
 use self::listing::Seen;
 use self::record::Came;
+use self::require::Checked;
 use self::room::Room;
+use self::unpack::UnpackProgress;
 use self::withdraw::Withdrawing;
 use crate::images::folder::{Ending, Observation, Refused};
+use crate::progress::Mark;
 use crate::settings::Reloaded;
 use crate::state::State;
 use crate::state::roster::Version;
@@ -58,6 +67,8 @@ use crate::state::roster::Version;
 /// Something that happened.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// The folder may have changed.
+    Hinted,
     /// The folder was listed, or cannot be: why, with the way out.
     Listed(Result<Box<Seen>, String>),
     /// A file was looked at that may be finished.
@@ -86,8 +97,16 @@ pub(crate) enum Event {
     Sighted(Box<Sight>, Duration),
     /// Files are missing in containerd's store, although it lists them.
     FilesLost,
+    /// A client wants the required images checked once more.
+    CheckWanted,
+    /// The check of the required images has ended.
+    Checked(Checked),
+    /// Unpacking ahead has come further.
+    Unpacking(UnpackProgress),
     /// The configuration was read again. With a connection: what now decides over imports.
     Reloaded(Box<Reloaded>, Option<String>),
+    /// The configuration was read again and has these mistakes.
+    Misread(String),
 }
 
 /// What a look at a file shows.
@@ -163,12 +182,12 @@ pub(crate) enum Action {
     Report(OsString, bool),
     /// Drop the connection.
     Disconnect,
-    /// The records may have changed: what is required has to be looked for again.
-    DoubtRequired,
-    /// Other things may be required now.
-    ForgetRequired,
-    /// There may be images to unpack ahead.
-    DoubtUnpacked,
+    /// Begin to check the required images: [`Event::Checked`].
+    Check,
+    /// Drop the check under way. It has no end.
+    AbortCheck,
+    /// Begin to unpack these images, in this order: [`Event::Unpacking`].
+    Unpack(Vec<Ahead>),
     /// Stop unpacking ahead after the layer under way.
     InterruptUnpacking,
     /// Find out whether files of the ledger's blobs are missing in containerd's store: [`Event::FilesLost`].
@@ -205,7 +224,25 @@ pub(crate) struct Start {
     pub(crate) is_told: bool,
 }
 
-/// One step: when it is, and what follows.
+/// A step of a round of the loop. The loop carries out all that follows from one before the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Ask containerd whatever is due.
+    Ask,
+    /// Take on files, and begin the work that goes on outside the loop.
+    Work,
+}
+
+/// How things are at a step, as far as no event tells.
+#[derive(Debug, Default)]
+pub(crate) struct Readings {
+    /// containerd's disk, where it can be seen; for [`Step::Ask`].
+    pub(crate) room: Option<Room>,
+    /// How far the work of each job has come; for [`Step::Work`].
+    pub(crate) marks: Vec<(OsString, Mark)>,
+}
+
+/// One decision: when it is made, and what follows.
 #[derive(Debug)]
 pub(crate) struct Turn {
     pub(crate) now: Instant,
@@ -255,6 +292,7 @@ impl State {
     /// Takes over what happened.
     pub(crate) fn on(&mut self, event: Event, turn: &mut Turn) {
         match event {
+            Event::Hinted => self.relist = true,
             Event::Listed(listed) => self.on_listed(listed, turn),
             Event::Looked(name, version, look) => self.on_look(&name, &version, look, turn),
             Event::Opened(name, version, opening) => self.on_opened(&name, version, opening, turn),
@@ -269,13 +307,34 @@ impl State {
             Event::Swept => self.end_comparison(turn),
             Event::Sighted(sight, took) => self.on_sight(&sight, took, turn),
             Event::FilesLost => self.compare_soon(turn.now),
+            Event::Misread(mistakes) => self.on_misread(mistakes, turn),
+            Event::CheckWanted => self.require_soon(),
+            Event::Checked(checked) => self.on_checked(checked, turn),
+            Event::Unpacking(progress) => self.on_unpacking(progress, turn),
             Event::Reloaded(reloaded, fingerprint) => self.on_reload(*reloaded, fingerprint, turn),
         }
     }
 
-    /// Begins whatever is due. `room` is containerd's disk as it is now. Gives whether a file was taken on, so that the next turn
-    /// comes at once.
-    pub(crate) fn step(&mut self, room: Option<Room>, turn: &mut Turn) {
+    /// Decides one step of a round, which begins with [`Step::Ask`]. Gives the next step, or ends the round with the time of the
+    /// next one: `None` where that has no time of its own and only an event brings it.
+    pub(crate) fn step(
+        &mut self,
+        step: Step,
+        readings: Readings,
+        turn: &mut Turn,
+    ) -> ControlFlow<Option<Instant>, Step> {
+        match step {
+            Step::Ask => {
+                self.ask(readings.room, turn);
+                // The disk and the records of a new connection are looked at before a file is taken on.
+                let is_connecting = matches!(self.connection, Connection::Trying);
+                ControlFlow::Continue(if is_connecting { Step::Ask } else { Step::Work })
+            }
+            Step::Work => ControlFlow::Break(self.work(readings.marks, turn)),
+        }
+    }
+
+    fn ask(&mut self, room: Option<Room>, turn: &mut Turn) {
         if std::mem::take(&mut self.relist) {
             turn.act(Action::List);
         }
@@ -287,8 +346,25 @@ impl State {
         self.follow_if_due(turn);
     }
 
+    fn work(&mut self, marks: Vec<(OsString, Mark)>, turn: &mut Turn) -> Option<Instant> {
+        self.require_if_due(turn);
+        self.unpack_if_due(turn);
+        for line in self.rows.sum_up(turn.now) {
+            turn.say(line);
+        }
+        if self.take_on(turn) {
+            return Some(turn.now);
+        }
+        if self.lanes.is_empty() && std::mem::take(&mut self.unsaved) {
+            turn.act(Action::Save);
+        }
+        self.lanes.note_progress(marks, turn.now);
+        let idle_due = self.yield_lane(turn);
+        idle_due.into_iter().chain(self.next_due(turn.now)).min()
+    }
+
     /// When something is due although nothing happens; `None` where there is nothing to wait for.
-    pub(crate) fn next_due(&self, now: Instant) -> Option<Instant> {
+    fn next_due(&self, now: Instant) -> Option<Instant> {
         let is_connected = self.connection.is_up();
         [
             self.roster.next_due(now, is_connected),
@@ -296,6 +372,9 @@ impl State {
             self.following.next_look().filter(|_| is_connected),
             self.room_due(),
             self.rows.due(),
+            self.require_due(now),
+            self.unpack_due(now),
+            self.relist.then_some(now),
         ]
         .into_iter()
         .flatten()

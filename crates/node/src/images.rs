@@ -4,6 +4,7 @@ pub mod folder;
 mod identity;
 mod ignored;
 mod listing;
+pub(crate) mod mounts;
 mod open;
 mod permissions;
 pub mod pull_list;

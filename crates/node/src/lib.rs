@@ -21,3 +21,4 @@ pub mod status;
 pub mod sys;
 pub mod systemd;
 mod uses;
+pub mod verdict;

@@ -301,25 +301,21 @@ fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: prome
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{ContainerdStatus, FolderStatus};
+    use crate::status::ContainerdStatus;
 
     #[test]
     fn a_name_that_lies_neither_breaks_a_line_nor_hides_in_one() {
         let status = Status {
-            daemon: None,
             containerd: ContainerdStatus {
                 version: Some("2.1\n\u{9b}1m".to_owned()),
                 platform: Some("linux/amd64".to_owned()),
                 ..ContainerdStatus::default()
             },
-            folder: FolderStatus::default(),
-            required: None,
-            unpack: None,
             bundles: vec![BundleStatus::named(
                 "new\nline \u{202e}rat.tar".as_ref(),
                 State::Done,
             )],
-            ignored: Vec::new(),
+            ..Status::default()
         };
         let text = Metrics::new().text(&status);
         assert!(text.chars().all(|c| c == '\n' || basics::is_visible(c)), "{text}");

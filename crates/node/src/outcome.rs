@@ -38,11 +38,13 @@ pub enum Outcome {
     Full,
     /// The configuration has mistakes.
     Misconfigured,
+    /// The node is not as it was: healthy, waiting, degraded or failed.
+    Verdict,
 }
 
 impl Outcome {
     /// Every one of them.
-    pub const ALL: [Outcome; 16] = [
+    pub const ALL: [Outcome; 17] = [
         Outcome::Imported,
         Outcome::Partial,
         Outcome::Failed,
@@ -59,6 +61,7 @@ impl Outcome {
         Outcome::Vanished,
         Outcome::Full,
         Outcome::Misconfigured,
+        Outcome::Verdict,
     ];
 
     /// The word in the log.
@@ -81,6 +84,7 @@ impl Outcome {
             Outcome::Vanished => "vanished",
             Outcome::Full => "full",
             Outcome::Misconfigured => "misconfigured",
+            Outcome::Verdict => "verdict",
         }
     }
 

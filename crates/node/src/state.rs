@@ -20,7 +20,9 @@ use crate::decide::lanes::Lanes;
 use crate::decide::line::Rows;
 use crate::decide::link::Link;
 use crate::decide::listing::FolderState;
+use crate::decide::require::RequiredState;
 use crate::decide::room::RoomState;
+use crate::decide::unpack::UnpackState;
 use crate::place::Distribution;
 use crate::settings::Settings;
 use crate::state::ledger::Ledger;
@@ -51,6 +53,10 @@ pub(crate) struct State {
     pub(crate) following: Following,
     /// Containerd's disk.
     pub(crate) room: RoomState,
+    /// The images that the configuration requires.
+    pub(crate) required: RequiredState,
+    /// Images that are unpacked ahead.
+    pub(crate) unpack: UnpackState,
     /// Records that others moved, and where to, as far as it was said.
     pub(crate) moved: HashSet<(String, String)>,
     /// The same by bundle, as of the last comparison.
@@ -63,6 +69,8 @@ pub(crate) struct State {
     pub(crate) rows: Rows,
     /// The boot id of this machine; `None` where the kernel does not tell.
     pub(crate) boot: Option<String>,
+    /// Why the configuration on disk is not the one that holds, where that is so.
+    pub(crate) configuration_problem: Option<String>,
     /// A stop has begun: nothing new is taken on.
     pub(crate) is_draining: bool,
     /// Folder or socket of this node are others than when the daemon began.
@@ -94,12 +102,15 @@ impl State {
             healing: Healing::default(),
             following: Following::new(home),
             room: RoomState::new(now),
+            required: RequiredState::default(),
+            unpack: UnpackState::default(),
             moved: HashSet::new(),
             elsewhere: HashMap::new(),
             reworded: HashSet::new(),
             abandoned: HashSet::new(),
             rows: Rows::default(),
             boot,
+            configuration_problem: None,
             is_draining: false,
             is_misplaced: false,
         }

@@ -3,20 +3,25 @@
 //! Pure: the work list and the ledger go in, a document comes out. The same two make it in the daemon and, from what
 //! is on disk, without one, so both answers have one form. It is described in docs/json.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::time::Instant;
 
 use basics::Foreign;
 use jiff::Timestamp;
+use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::state::ledger::{Entry, ErrorClass, LastTry, Ledger};
+use crate::state::ledger::{self, Entry, ErrorClass, Imported, LastTry, Ledger, Outcome};
 use crate::state::roster::{Phase, Roster};
+use crate::verdict::Verdict;
 
 /// How the node stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// Whether all is well, and what is not.
+    #[serde(default)]
+    pub verdict: Verdict,
     /// The daemon that answered; absent when it was not asked.
     pub daemon: Option<DaemonStatus>,
     /// The containerd that images go to.
@@ -29,6 +34,15 @@ pub struct Status {
     /// What is unpacked ahead; absent where nothing is, or no daemon was asked.
     #[serde(default)]
     pub unpack: Option<UnpackStatus>,
+    /// Why the configuration on disk is not the one that the daemon runs with; absent where it is.
+    #[serde(default)]
+    pub configuration_problem: Option<String>,
+    /// The disk of containerd's content store; absent where it cannot be seen, or no daemon was asked.
+    #[serde(default)]
+    pub disk: Option<DiskStatus>,
+    /// How many images the bundles bring.
+    #[serde(default)]
+    pub image_count: ImageCount,
     /// By file name.
     pub bundles: Vec<BundleStatus>,
     /// The ignored entries of the folder, by file name.
@@ -80,6 +94,60 @@ pub struct FolderStatus {
     pub path: String,
     /// Why nothing is imported from it.
     pub problem: Option<String>,
+    /// The bundles that went with their folder and keep their images pinned; absent where there are none.
+    #[serde(default)]
+    pub vanished: Option<VanishedStatus>,
+}
+
+/// Bundles that are missing in a folder that looks like a lost mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VanishedStatus {
+    /// How many there are.
+    pub bundles: usize,
+    /// The sign of a lost mount, in a sentence.
+    pub problem: String,
+}
+
+/// The disk of containerd's content store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its size, in bytes.
+    pub size_bytes: u64,
+    /// What is free for programs without privileges, in bytes.
+    pub free_bytes: u64,
+    /// What has to stay free, in bytes (`minFree`).
+    pub min_free_bytes: u64,
+    /// Why nothing is imported: less is free than has to be.
+    pub problem: Option<String>,
+}
+
+/// Images, each target counted once, however many names and records it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageCount {
+    /// Those that bundles bring, the failed ones included.
+    pub all: usize,
+    /// Those of bundles that are in place.
+    pub in_place: usize,
+    /// Those that failed with their bundle.
+    pub failed: usize,
+}
+
+impl std::fmt::Display for ImageCount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ImageCount {
+            all,
+            in_place,
+            failed,
+        } = self;
+        match all {
+            1 => write!(f, "{in_place} of 1 image in place")?,
+            _ => write!(f, "{in_place} of {all} images in place")?,
+        }
+        match failed {
+            0 => Ok(()),
+            failed => write!(f, ", {failed} failed"),
+        }
+    }
 }
 
 /// How unpacking ahead gets on.
@@ -96,7 +164,7 @@ pub struct UnpackStatus {
 }
 
 /// An image that cannot be unpacked: no container of it will start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackFailureStatus {
     /// The name of the image record.
     pub name: String,
@@ -123,7 +191,7 @@ pub struct RequiredStatus {
 }
 
 /// An image that is required and not there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingStatus {
     /// The reference, as its source writes it.
     pub reference: String,
@@ -134,6 +202,15 @@ pub struct MissingStatus {
 }
 
 impl Status {
+    /// The same with the verdict on it.
+    #[must_use]
+    pub fn judged(self) -> Status {
+        Status {
+            verdict: Verdict::of(&self),
+            ..self
+        }
+    }
+
     /// Names what somebody who waits wants to hear of: two statuses with the same tag differ in nothing but how far
     /// imports have come and when things are looked at.
     pub fn tag(&self) -> String {
@@ -144,6 +221,9 @@ impl Status {
         }
         if let Some(required) = &mut standing.required {
             required.checked_at = None;
+        }
+        if let Some(disk) = &mut standing.disk {
+            (disk.free_bytes, disk.size_bytes) = (0, 0);
         }
         let text = serde_json::to_vec(&standing).expect("a status is plain data");
         basics::digest::short(&text)
@@ -222,8 +302,17 @@ pub struct BundleStatus {
     pub outcome: Option<LastTry>,
     /// The digest of its `index.json` or `manifest.json`.
     pub catalog: Option<String>,
-    /// How many records it vouches for.
+    /// How many images of it are in place, each target counted once.
     pub images: usize,
+    /// How many of its images failed.
+    #[serde(default)]
+    pub failed_images: usize,
+    /// How many records it vouches for: each name, and the name by digest.
+    #[serde(default)]
+    pub records: usize,
+    /// Records of it that another program moved to another image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved: Vec<Foreign>,
     /// Time of the last import; absent before the first.
     pub imported_at: Option<Timestamp>,
     /// How long the last import took, in milliseconds.
@@ -258,8 +347,10 @@ pub enum State {
     Following,
     /// Imported before; held against containerd next.
     Checking,
-    /// In place, as far as this node can have it.
+    /// In place.
     Done,
+    /// It has nothing for this node: no image of its platforms.
+    Skipped,
     /// It failed and is tried again.
     Retrying,
     /// It failed, and only another file or a change on the node helps.
@@ -268,20 +359,9 @@ pub enum State {
     Gone,
 }
 
-/// What whoever waits for a bundle makes of its state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Neither in place nor failed yet.
-    Pending,
-    /// In place, as far as this node can have it.
-    Converged,
-    /// Failed, and time alone will not help.
-    Failed,
-}
-
 impl State {
     /// Every state, in the order of a bundle's life.
-    pub const ALL: [State; 11] = [
+    pub const ALL: [State; 12] = [
         State::Settling,
         State::Stalled,
         State::AwaitingChecksum,
@@ -290,26 +370,11 @@ impl State {
         State::Following,
         State::Checking,
         State::Done,
+        State::Skipped,
         State::Retrying,
         State::Failed,
         State::Gone,
     ];
-
-    /// What a command that waits for the bundle makes of the state.
-    pub fn standing(self) -> Standing {
-        match self {
-            State::Settling
-            | State::Stalled
-            | State::AwaitingChecksum
-            | State::Queued
-            | State::Importing
-            | State::Following
-            | State::Checking
-            | State::Retrying => Standing::Pending,
-            State::Done | State::Gone => Standing::Converged,
-            State::Failed => Standing::Failed,
-        }
-    }
 
     /// As in documents.
     pub fn as_str(self) -> &'static str {
@@ -322,6 +387,7 @@ impl State {
             State::Following => "following",
             State::Checking => "checking",
             State::Done => "done",
+            State::Skipped => "skipped",
             State::Retrying => "retrying",
             State::Failed => "failed",
             State::Gone => "gone",
@@ -388,15 +454,21 @@ pub struct ErrorStatus {
     pub attempts: u32,
 }
 
-/// Every bundle of the work list, and those that the ledger knows and the folder lacks. `progress` is that of the
-/// imports that run.
-pub fn bundles(
-    roster: &Roster,
-    ledger: &Ledger,
-    progress: &BTreeMap<OsString, ProgressStatus>,
-    now: Instant,
-) -> Vec<BundleStatus> {
+/// What only a daemon that runs knows of bundles, by file name.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Of the imports that run.
+    pub(crate) progress: BTreeMap<OsString, ProgressStatus>,
+    /// Why they are restored later.
+    pub(crate) put_off: BTreeMap<OsString, String>,
+    /// Records that other programs moved.
+    pub(crate) moved: HashMap<OsString, BTreeSet<String>>,
+}
+
+/// Every bundle of the work list, and those that the ledger knows and the folder lacks.
+pub fn bundles(roster: &Roster, ledger: &Ledger, live: &Live, now: Instant) -> Vec<BundleStatus> {
     let mut bundles = Vec::new();
+    let foreign = |names: &BTreeSet<String>| names.iter().cloned().map(Foreign::new).collect();
     for name in roster.names(|phase| !matches!(phase, Phase::Ignored(_))) {
         let (Some(phase), Some(version)) = (roster.phase(&name), roster.version(&name)) else {
             continue;
@@ -409,16 +481,18 @@ pub fn bundles(
             Phase::Failed { retry } => retry,
             _ => None,
         };
+        let put_off = |name: &OsString| live.put_off.get(name).filter(|_| retry.is_some()).cloned();
         let entry = ledger.get(&name);
         let current = entry.filter(|entry| entry.identity == version.identity);
         bundles.push(BundleStatus {
-            state: state(phase, why.is_some()),
+            state: state(phase, why.is_some(), current),
             size: match version.is_layout {
                 true => 0,
                 false => version.identity.size,
             },
-            progress: progress.get(&name).copied(),
-            waits_for: why.map(|why| why.to_string()),
+            progress: live.progress.get(&name).copied(),
+            waits_for: why.map(|why| why.to_string()).or_else(|| put_off(&name)),
+            moved: live.moved.get(&name).map(foreign).unwrap_or_default(),
             retry_in_ms: retry.map(|retry| basics::milliseconds(retry.saturating_duration_since(now))),
             error: current.and_then(error),
             ..of_entry(&name, entry, current.map(|entry| entry.outcome))
@@ -439,7 +513,8 @@ pub fn ignored(roster: &Roster) -> Vec<IgnoredStatus> {
     roster.ignored().into_iter().map(status).collect()
 }
 
-fn state(phase: Phase, is_stalled: bool) -> State {
+fn state(phase: Phase, is_stalled: bool, entry: Option<&Entry>) -> State {
+    let is_skipped = entry.is_some_and(|entry| entry.outcome == LastTry::Ended(Outcome::Skipped));
     match phase {
         Phase::Settling { .. } if is_stalled => State::Stalled,
         Phase::Settling { .. } => State::Settling,
@@ -448,6 +523,7 @@ fn state(phase: Phase, is_stalled: bool) -> State {
         Phase::Following => State::Following,
         Phase::Known => State::Checking,
         Phase::Waiting => State::AwaitingChecksum,
+        Phase::Done if is_skipped => State::Skipped,
         Phase::Done | Phase::Ignored(_) => State::Done,
         Phase::Failed { retry: Some(_) } => State::Retrying,
         Phase::Failed { retry: None } => State::Failed,
@@ -474,7 +550,12 @@ fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastT
         size: entry.map_or(0, |entry| entry.identity.size),
         outcome,
         catalog: imported.map(|imported| imported.catalog.to_string()),
-        images: imported.map_or(0, |imported| imported.images.len()),
+        images: imported.map_or(0, |imported| targets(imported).len()),
+        failed_images: entry
+            .and_then(|entry| entry.last_error.as_ref())
+            .map_or(0, |error| error.images),
+        records: imported.map_or(0, |imported| imported.images.len()),
+        moved: Vec::new(),
         imported_at: imported.map(|imported| imported.at),
         duration_ms: imported.map(|imported| imported.duration_ms),
         sent_bytes: imported.map(|imported| imported.sent_bytes),
@@ -482,6 +563,39 @@ fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastT
         waits_for: None,
         error: entry.and_then(error),
         retry_in_ms: None,
+    }
+}
+
+fn targets(imported: &Imported) -> HashSet<&Digest> {
+    imported.images.iter().map(|image| &image.target).collect()
+}
+
+/// How many images these bundles bring. Those of a bundle that is under way are not in place; those that a bundle brought
+/// before it failed are.
+pub fn count_images(ledger: &Ledger, bundles: &[BundleStatus]) -> ImageCount {
+    let by_label: HashMap<&str, &BundleStatus> =
+        bundles.iter().map(|bundle| (bundle.name.raw(), bundle)).collect();
+    let (mut all, mut in_place) = (HashSet::new(), HashSet::new());
+    for entry in ledger.entries().into_iter().filter(|entry| entry.is_vouching()) {
+        let targets = entry.imported.iter().flat_map(targets);
+        let state = by_label
+            .get(ledger::label_name(&entry.file).as_str())
+            .map(|bundle| bundle.state);
+        match state {
+            Some(State::Done | State::Failed | State::Gone) => in_place.extend(targets),
+            _ => all.extend(targets),
+        }
+    }
+    let failed = bundles
+        .iter()
+        .filter(|bundle| bundle.state == State::Failed)
+        .map(|bundle| bundle.failed_images)
+        .sum();
+    let all = all.union(&in_place).count() + failed;
+    ImageCount {
+        all,
+        in_place: in_place.len(),
+        failed,
     }
 }
 
@@ -517,13 +631,8 @@ mod tests {
             bundle.state = State::Importing;
             change(&mut bundle);
             Status {
-                daemon: None,
-                containerd: ContainerdStatus::default(),
-                folder: FolderStatus::default(),
-                required: None,
-                unpack: None,
                 bundles: vec![bundle],
-                ignored: Vec::new(),
+                ..Status::default()
             }
             .tag()
         };

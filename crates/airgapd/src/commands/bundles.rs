@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use self::source::Sources;
 pub(super) use self::source::blobs_of;
-use super::making::{self, Made, Target, Told};
+use super::making::{self, Made, Render, Target};
 use super::{Call, Exit, Refusal};
 use crate::cli::{BundleArgs, BundleVerb, Compress, DiffArgs, MergeArgs, SplitArgs};
 use crate::output::{self, Page};
@@ -174,7 +174,7 @@ struct MergeReport {
     duration_ms: u64,
 }
 
-impl Told for MergeReport {
+impl Render for MergeReport {
     fn text(&self) -> Page {
         let mut text = Page::new();
         self.bundle.write_text(&mut text);
@@ -191,7 +191,7 @@ struct SplitReport {
     duration_ms: u64,
 }
 
-impl Told for SplitReport {
+impl Render for SplitReport {
     fn text(&self) -> Page {
         let mut text = Page::new();
         for volume in &self.volumes {

@@ -89,7 +89,7 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
             findings.push(folder::of_watches(&node.images_dir));
             findings.push(folder::of_state(&settings.state_dir));
             findings.extend(containerd::of_containerd(&node, settings).await);
-            findings.push(daemon::of_daemon(settings).await);
+            findings.extend(daemon::of_daemon(settings).await);
             findings.extend(unit.as_ref().map(Unit::judge));
             findings.extend(unit.and_then(|unit| unit.hides(&node.images_dir)));
         }

@@ -24,7 +24,7 @@ use serde::Serialize;
 use self::choice::{Choice, LeftOut, Platforms};
 use self::feed::Feed;
 use self::stock::{Stock, Wish};
-use super::making::{self, Made, MadeOf, Target, Told};
+use super::making::{self, Made, MadeOf, Render, Target};
 use super::{Call, Exit, Refusal};
 use crate::cli::{Compress, ExportArgs};
 use crate::output::{self, Page};
@@ -393,7 +393,7 @@ impl ImageReport {
     }
 }
 
-impl Told for Report {
+impl Render for Report {
     fn text(&self) -> Page {
         let mut text = Page::new();
         for image in &self.images {

@@ -60,7 +60,7 @@ impl Target {
     }
 
     /// Says what was done, where the bundle leaves room for it.
-    pub(crate) fn tell(&self, format: OutputFormat, report: &impl Told) -> io::Result<()> {
+    pub(crate) fn tell(&self, format: OutputFormat, report: &impl Render) -> io::Result<()> {
         match (format, self) {
             (OutputFormat::Json, _) => output::json(report),
             (OutputFormat::Text, Target::File(_)) => output::text(&report.text()),
@@ -70,7 +70,7 @@ impl Target {
 }
 
 /// A report in both forms.
-pub(crate) trait Told: Serialize {
+pub(crate) trait Render: Serialize {
     /// For people.
     fn text(&self) -> output::Page;
 }

@@ -3,7 +3,7 @@
 //! The daemon says over its control socket what is under way, the ledger has the past, and containerd itself the images that
 //! are in place now. Any of the three may be away: then the rest is shown, and the answer names the part that is missing.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
@@ -21,12 +21,13 @@ use node::progress::{self, Doing};
 use node::required;
 use node::runtime::{self, Containerd};
 use node::settings::Settings;
-use node::state::ledger::{self, Entry, LastTry, Ledger, Outcome};
+use node::state::ledger::{self, Entry, ErrorClass, Ledger};
 use node::state::roster::{self, Phase, Roster, Version};
 use node::status::{
-    self, BundleStatus, ContainerdStatus, FolderStatus, IgnoredStatus, ImageStatus, RequiredStatus, Standing,
-    State, Status, UnpackFailureStatus, UnpackStatus,
+    self, BundleStatus, ContainerdStatus, FolderStatus, IgnoredStatus, ImageCount, ImageStatus, Live,
+    RequiredStatus, State, Status, UnpackStatus,
 };
+use node::verdict::Verdict;
 
 /// How often `--watch` looks.
 const PACE: Duration = Duration::from_secs(1);
@@ -38,12 +39,12 @@ struct Document {
     status: Status,
     /// The images that bundles vouch for; absent when containerd could not be asked.
     images: Option<Vec<ImageStatus>>,
-    /// Everything that is wrong: the reason of exit status 1 or 3.
+    /// Everything that is wrong, in a sentence each: the reason of exit status 1 or 3.
     problems: Vec<String>,
 }
 
-/// Shows how everything stands. Exit status 1 when a bundle or an image is not as it should be, 3 when that cannot be
-/// known.
+/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is healthy or working, 3 when
+/// containerd cannot be asked, 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
     let mut shown = String::new();
@@ -97,7 +98,7 @@ async fn look(settings: &Settings, node: &Place) -> Document {
                     Err(error) => problems.push(basics::chain(&error)),
                 }
             }
-            status
+            status.judged()
         }
     };
     let images = match &runtime {
@@ -108,14 +109,16 @@ async fn look(settings: &Settings, node: &Place) -> Document {
                 None
             }
         },
-        Err(error) => {
-            problems.push(error.clone());
-            None
-        }
+        Err(_) => None,
     };
-    problems.extend(problems_of(&status, images.as_deref()));
+    let verdict = match &images {
+        Some(images) => status.verdict.with_images(images),
+        None => status.verdict,
+    };
+    let wrong = verdict.reasons.iter().filter(|reason| !reason.health.is_well());
+    problems.extend(wrong.map(ToString::to_string));
     Document {
-        status,
+        status: Status { verdict, ..status },
         images,
         problems,
     }
@@ -145,8 +148,8 @@ fn without_daemon(
         }
         Err(error) => Some(format!("cannot list the images folder: {error}")),
     };
+    let bundles = status::bundles(&roster, ledger, &Live::default(), Instant::now());
     Status {
-        daemon: None,
         containerd: ContainerdStatus {
             socket: node.socket.display().to_string(),
             namespace: settings.namespace.clone(),
@@ -158,11 +161,12 @@ fn without_daemon(
         folder: FolderStatus {
             path: node.images_dir.display().to_string(),
             problem,
+            vanished: None,
         },
-        required: None,
-        unpack: None,
-        bundles: status::bundles(&roster, ledger, &BTreeMap::new(), Instant::now()),
+        image_count: status::count_images(ledger, &bundles),
+        bundles,
         ignored: status::ignored(&roster),
+        ..Status::default()
     }
 }
 
@@ -189,39 +193,12 @@ fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger
     }
 }
 
-fn problems_of(status: &Status, images: Option<&[ImageStatus]>) -> Vec<String> {
-    let folder = status.folder.problem.iter().cloned();
-    let failed = status
-        .bundles
-        .iter()
-        .filter(|bundle| bundle.state.standing() == Standing::Failed)
-        .map(|bundle| format!("{}: {}", bundle.name, reason(bundle).unwrap_or_default()));
-    let images = images.unwrap_or_default().iter();
-    let missing = images.filter_map(|image| Some(format!("{}: {}", image.name, image.problem()?)));
-    let required = status.required.iter().filter_map(|required| {
-        let is_short = !required.missing.is_empty();
-        required
-            .problem
-            .clone()
-            .or_else(|| required.summary().filter(|_| is_short))
-    });
-    let unpack = status.unpack.iter().flat_map(|unpack| {
-        let of = |image: &UnpackFailureStatus| format!("{} cannot be unpacked: {}", image.name, image.reason);
-        unpack.failed.iter().map(of)
-    });
-    folder
-        .chain(failed)
-        .chain(missing)
-        .chain(required)
-        .chain(unpack)
-        .collect()
-}
-
 fn exit(document: &Document) -> Exit {
-    match (&document.images, document.problems.as_slice()) {
-        (None, _) => Exit::Unreachable,
-        (Some(_), []) => Exit::Done,
-        (Some(_), _) => Exit::Failed,
+    let verdict = &document.status.verdict;
+    match (&document.images, verdict.is_without_containerd()) {
+        (None, _) | (_, true) => Exit::Unreachable,
+        _ if verdict.health.is_well() && document.problems.is_empty() => Exit::Done,
+        _ => Exit::Failed,
     }
 }
 
@@ -232,6 +209,7 @@ fn reason(bundle: &BundleStatus) -> Option<&str> {
 
 fn text(document: &Document) -> Page {
     let mut text = Page::new();
+    verdict_text(&mut text, &document.status.verdict);
     head(&mut text, &document.status);
     text.gap();
     if document.status.bundles.is_empty() {
@@ -251,7 +229,7 @@ fn text(document: &Document) -> Page {
         bundle_lines(&mut text, bundle, document.status.daemon.is_some());
     }
     ignored_text(&mut text, &document.status.ignored);
-    images_text(&mut text, document.images.as_deref());
+    images_text(&mut text, document.images.as_deref(), document.status.image_count);
     if let Some(unpack) = &document.status.unpack {
         unpack_text(&mut text, unpack);
     }
@@ -259,6 +237,24 @@ fn text(document: &Document) -> Page {
         required_text(&mut text, required);
     }
     text
+}
+
+/// How many reasons are named: a thousand files may be bad at once.
+const MOST_REASONS: usize = 5;
+
+fn verdict_text(text: &mut Page, verdict: &Verdict) {
+    output::paragraph(text, "verdict     ", &verdict.in_short());
+    let mut wrong = verdict.reasons.iter().filter(|reason| !reason.health.is_well());
+    for reason in wrong.by_ref().take(MOST_REASONS) {
+        output::paragraph(text, "            ", &reason.to_string());
+        if let Some(remedy) = &reason.remedy {
+            output::paragraph(text, "            do  ", remedy);
+        }
+    }
+    match wrong.count() {
+        0 => {}
+        more => output::line!(text, "            and {more} more"),
+    }
 }
 
 fn unpack_text(text: &mut Page, unpack: &UnpackStatus) {
@@ -329,9 +325,6 @@ fn head(text: &mut Page, status: &Status) {
     };
     output::paragraph(text, "containerd  ", &which);
     output::paragraph(text, "folder      ", &status.folder.path);
-    if let Some(problem) = &status.folder.problem {
-        output::paragraph(text, "            ", problem);
-    }
 }
 
 fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
@@ -339,8 +332,6 @@ fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
     let state = match bundle.state {
         State::Checking if !is_live => "imported",
         State::Settling if !is_live => "not imported",
-        // In place as far as this node can have it, which is not at all.
-        State::Done if bundle.outcome == Some(LastTry::Ended(Outcome::Skipped)) => "nothing for us",
         state => state.as_str(),
     };
     let dash = || "-".to_owned();
@@ -362,8 +353,14 @@ fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
     if let Some(reason) = reason(bundle) {
         output::paragraph(text, "    ", reason);
     }
-    if let Some(ms) = bundle.retry_in_ms {
-        output::paragraph(text, "    ", &format!("tried again in {} s", ms.div_ceil(1000)));
+    let is_for_room = bundle
+        .error
+        .as_ref()
+        .is_some_and(|error| error.class == ErrorClass::Space);
+    match bundle.retry_in_ms {
+        Some(_) if is_for_room => output::paragraph(text, "    ", "tried again as soon as there is room"),
+        Some(ms) => output::paragraph(text, "    ", &format!("tried again in {} s", ms.div_ceil(1000))),
+        None => {}
     }
 }
 
@@ -388,7 +385,7 @@ fn ignored_text(text: &mut Page, ignored: &[IgnoredStatus]) {
     }
 }
 
-fn images_text(text: &mut Page, images: Option<&[ImageStatus]>) {
+fn images_text(text: &mut Page, images: Option<&[ImageStatus]>, counted: ImageCount) {
     text.gap();
     let Some(images) = images else {
         output::line!(text, "images: unknown, since containerd could not be asked");
@@ -398,12 +395,14 @@ fn images_text(text: &mut Page, images: Option<&[ImageStatus]>) {
         .iter()
         .filter_map(|image| Some((image, image.problem()?)))
         .collect();
-    output::line!(
-        text,
-        "images: {} of {} in place",
-        images.len() - problems.len(),
-        images.len()
-    );
+    let broken: HashSet<&str> = problems.iter().map(|(image, _)| image.digest.as_str()).collect();
+    let whole = images
+        .iter()
+        .map(|image| image.digest.as_str())
+        .filter(|digest| !broken.contains(digest));
+    let in_place = whole.collect::<HashSet<_>>().len();
+    let counted = ImageCount { in_place, ..counted };
+    output::line!(text, "{counted}");
     for (image, problem) in problems {
         output::paragraph(
             text,

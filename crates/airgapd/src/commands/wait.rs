@@ -9,9 +9,10 @@ use tracing::info;
 use super::{Call, Exit, Refusal};
 use crate::cli::{OutputFormat, WaitArgs};
 use crate::output::{self, Page};
-use node::control::{self, Told, Unanswered, Want};
+use node::control::{self, StatusReply, Unanswered, Want};
 use node::settings::Settings;
-use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, Standing, State, Status};
+use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, State, Status};
+use node::verdict::{Health, Reason, Subject, Verdict};
 
 /// The pause after an answer that was news, and after one that was not.
 const SHORT_PAUSE: Duration = Duration::from_millis(50);
@@ -23,6 +24,8 @@ struct Document {
     outcome: Outcome,
     /// Why it is not `converged`, in one line.
     error: Option<String>,
+    /// On the bundles that were waited for, and what keeps them from being imported.
+    verdict: Verdict,
     /// The bundles that were waited for, as they were at the end.
     bundles: Vec<BundleStatus>,
     /// The ignored files of the folder, as it was at the end.
@@ -44,11 +47,16 @@ enum Outcome {
     NoDaemon,
 }
 
-/// Waits. Exit status 0, 1, 4, 6 or 7.
+/// Waits while the node is working or waits for something. Exit status 0 when it is healthy, 1 when it is degraded or failed, 4
+/// when a required image is missing, 7 without a daemon. When the time is over: 6 when it was still working, 3 when it waited for
+/// containerd, 1 when it waited for something else.
 pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
     let document = wait(args, &call.settings).await;
-    if let (OutputFormat::Text, Some(error)) = (call.format, &document.error) {
-        tracing::error!("{error}");
+    if call.format == OutputFormat::Text && document.error.is_some() {
+        document
+            .errors()
+            .iter()
+            .for_each(|error| tracing::error!("{error}"));
     }
     match call.format {
         OutputFormat::Json => output::json(&document)?,
@@ -57,11 +65,14 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
             let required = required.map_or_else(String::new, |summary| format!(", {summary}"));
             let mut page = Page::new();
             let ignored = ignored_text(document.ignored.len());
-            output::line!(
-                page,
-                "{} in place{ignored}{required}",
-                count(document.bundles.len())
-            );
+            let of =
+                |is: fn(State) -> bool| document.bundles.iter().filter(|bundle| is(bundle.state)).count();
+            let skipped = match of(|state| state == State::Skipped) {
+                0 => String::new(),
+                count => format!(", {} nothing for this node", has(count)),
+            };
+            let in_place = count(of(|state| state != State::Skipped));
+            output::line!(page, "{in_place} in place{skipped}{ignored}{required}");
             output::text(&page)?;
         }
         OutputFormat::Text => {}
@@ -70,9 +81,43 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
         Outcome::Converged => Exit::Done,
         Outcome::Failed => Exit::Failed,
         Outcome::Missing => Exit::Missing,
+        Outcome::TimedOut if document.verdict.is_without_containerd() => Exit::Unreachable,
+        Outcome::TimedOut if document.verdict.health == Health::Waiting => Exit::Failed,
         Outcome::TimedOut => Exit::TimedOut,
         Outcome::NoDaemon => Exit::NoDaemon,
     })
+}
+
+impl Document {
+    /// Why it did not converge, a line each; a thousand files may be bad at once.
+    fn errors(&self) -> Vec<String> {
+        let is_told = |reason: &&Reason| !reason.health.is_well();
+        let mut told = self.verdict.reasons.iter().filter(is_told);
+        let mut lines: Vec<String> = match self.outcome {
+            Outcome::Failed | Outcome::TimedOut => told.by_ref().take(MOST_TOLD).map(line).collect(),
+            _ => Vec::new(),
+        };
+        if lines.is_empty() {
+            return self.error.iter().cloned().collect();
+        }
+        if let more @ 1.. = told.count() {
+            lines.push(format!("and {more} more, see `airgapd status`"));
+        }
+        lines
+    }
+}
+
+/// How many reasons are told of.
+const MOST_TOLD: usize = 5;
+
+fn line(reason: &Reason) -> String {
+    let waits_for = reason.waits_for.as_ref();
+    let waits_for = waits_for
+        .map(|what| format!("waiting for {what}: "))
+        .unwrap_or_default();
+    let remedy = reason.remedy.as_ref();
+    let remedy = remedy.map(|remedy| format!("; {remedy}")).unwrap_or_default();
+    format!("{waits_for}{reason}{remedy}")
 }
 
 async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
@@ -89,7 +134,7 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
                 tokio::time::timeout(left, ask).await.ok()
             }
         };
-        let news = answer.is_some_and(|answer| waiting.hear(args, answer));
+        let news = answer.is_some_and(|answer| waiting.take_in(args, answer));
         let is_late = started.elapsed() >= args.timeout;
         if let Some(outcome) = waiting.outcome.or(is_late.then_some(Outcome::TimedOut)) {
             return waiting.end(outcome, started.elapsed());
@@ -111,6 +156,7 @@ struct Waiting {
     tag: Option<String>,
     outcome: Option<Outcome>,
     error: Option<String>,
+    verdict: Verdict,
     bundles: Vec<BundleStatus>,
     ignored: Vec<IgnoredStatus>,
     required: Option<RequiredStatus>,
@@ -127,6 +173,7 @@ impl Waiting {
             tag: None,
             outcome: None,
             error: None,
+            verdict: Verdict::default(),
             bundles: Vec::new(),
             ignored: Vec::new(),
             required: None,
@@ -134,13 +181,13 @@ impl Waiting {
     }
 
     /// Takes in what the daemon says; whether it is news.
-    fn hear(&mut self, args: &WaitArgs, answer: Result<Told, Unanswered>) -> bool {
+    fn take_in(&mut self, args: &WaitArgs, answer: Result<StatusReply, Unanswered>) -> bool {
         let (before, said) = (self.tag.take(), self.error.take());
         (self.outcome, self.error) = match answer {
-            Ok(told) => {
+            Ok(reply) => {
                 self.want = Want::Listed;
-                self.tag = told.tag;
-                self.judge(args, told.status)
+                self.tag = reply.tag;
+                self.judge(args, reply.status)
             }
             // It may be about to answer again: a restart takes a moment.
             Err(error @ Unanswered::NoAnswer { .. }) => (None, Some(error.to_string())),
@@ -155,8 +202,14 @@ impl Waiting {
     fn judge(&mut self, args: &WaitArgs, status: Status) -> (Option<Outcome>, Option<String>) {
         self.bundles = wanted(&status, &args.bundles).into_iter().cloned().collect();
         self.ignored.clone_from(&status.ignored);
+        self.verdict = verdict(&status, args);
         // Where something is required, that says whether an empty folder will do.
-        match judge(&status, &args.bundles, args.allow_empty || args.required) {
+        match judge(
+            &status,
+            &self.verdict,
+            &args.bundles,
+            args.allow_empty || args.required,
+        ) {
             (Some(Outcome::Converged), _) if args.required => {
                 let judged = judge_required(status.required.as_ref());
                 self.required = status.required;
@@ -170,6 +223,7 @@ impl Waiting {
         Document {
             outcome,
             error: self.error,
+            verdict: self.verdict,
             bundles: self.bundles,
             ignored: self.ignored,
             required: self.required,
@@ -185,46 +239,64 @@ fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
     there.filter(is_wanted).collect()
 }
 
-/// The meaning of the state for a caller that waits for these bundles, or for all: an outcome, or none yet, and why.
-fn judge(status: &Status, names: &[String], allow_empty: bool) -> (Option<Outcome>, Option<String>) {
-    let bundles = wanted(status, names);
-    let is_there = |name: &&String| bundles.iter().any(|bundle| bundle.name.raw() == name.as_str());
-    if let Some(problem) = &status.folder.problem {
-        return (None, Some(problem.clone()));
+/// On the bundles that are waited for; where none is named, on the node. What is required is judged by its own.
+fn verdict(status: &Status, args: &WaitArgs) -> Verdict {
+    if !args.bundles.is_empty() {
+        return Verdict::of_bundles(status, wanted(status, &args.bundles));
     }
-    if let Some(absent) = names.iter().find(|name| !is_there(name)) {
-        let mut ignored = status.ignored.iter();
-        let text = match ignored.find(|ignored| ignored.name.raw() == absent) {
-            Some(ignored) => format!("{} is ignored: {}", ignored.name, ignored.reason),
-            None => {
-                let folder = &status.folder.path;
-                format!("there is no bundle {} in {folder}", Foreign::new(absent))
+    let reasons = status.verdict.reasons.iter();
+    let is_asked = |reason: &&Reason| !args.required || reason.subject != Subject::Required;
+    Verdict::new(reasons.filter(is_asked).cloned().collect())
+}
+
+/// The meaning of the verdict for a caller that waits for these bundles, or for all: an outcome, or none yet, and why.
+fn judge(
+    status: &Status,
+    verdict: &Verdict,
+    names: &[String],
+    allow_empty: bool,
+) -> (Option<Outcome>, Option<String>) {
+    let bundles = wanted(status, names);
+    let find = |name: &str| bundles.iter().find(|bundle| bundle.name.raw() == name);
+    let folder = &status.folder.path;
+    for name in names.iter().filter(|_| status.folder.problem.is_none()) {
+        let text = match find(name) {
+            Some(bundle) if bundle.state == State::Skipped => {
+                format!(
+                    "{} has nothing for this node: `airgapd inspect` shows its platforms",
+                    bundle.name
+                )
             }
+            Some(_) => continue,
+            None => match status.ignored.iter().find(|ignored| ignored.name.raw() == name) {
+                Some(ignored) => format!("{} is ignored: {}", ignored.name, ignored.reason),
+                None => format!("there is no bundle {} in {folder}", Foreign::new(name)),
+            },
         };
         return (Some(Outcome::Failed), Some(text));
     }
+    let passing = verdict.reasons.iter().filter(|reason| reason.health.may_pass());
+    let passing: Vec<String> = passing.map(pending).collect();
+    if !passing.is_empty() {
+        return (None, Some(in_one_line(&passing)));
+    }
+    if !verdict.health.is_well() {
+        let wrong: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
+        return (Some(Outcome::Failed), Some(in_one_line(&wrong)));
+    }
     if bundles.is_empty() && !allow_empty {
         let ignored = ignored_text(status.ignored.len());
-        let text = format!(
-            "there is no bundle in {}{ignored}; --allow-empty takes that for an answer",
-            status.folder.path
-        );
+        let text = format!("there is no bundle in {folder}{ignored}; --allow-empty takes that for an answer");
         return (None, Some(text));
     }
-    let of = |standing: Standing| {
-        let bundles = bundles
-            .iter()
-            .filter(move |bundle| bundle.state.standing() == standing);
-        let said = bundles.map(|bundle| sentence(bundle));
-        said.collect::<Vec<_>>()
-    };
-    let (pending, failed) = (of(Standing::Pending), of(Standing::Failed));
-    if !pending.is_empty() {
-        return (None, Some(in_one_line(&pending)));
-    }
-    match failed.is_empty() {
-        true => (Some(Outcome::Converged), None),
-        false => (Some(Outcome::Failed), Some(in_one_line(&failed))),
+    (Some(Outcome::Converged), None)
+}
+
+/// What goes on, for a caller that waits.
+fn pending(reason: &Reason) -> String {
+    match &reason.waits_for {
+        Some(what) => format!("waiting for {what}: {reason}"),
+        None => reason.to_string(),
     }
 }
 
@@ -266,21 +338,19 @@ fn judge_required(required: Option<&RequiredStatus>) -> (Option<Outcome>, Option
     (Some(Outcome::Missing), Some(text))
 }
 
-fn sentence(bundle: &BundleStatus) -> String {
-    let error = bundle.error.as_ref().map(|error| error.text.as_str());
-    let (name, state) = (&bundle.name, bundle.state.as_str());
-    match bundle.waits_for.as_deref().or(error) {
-        Some(why) => format!("{name} is {state}: {why}"),
-        None => format!("{name} is {state}"),
-    }
-}
-
 /// How many files are ignored, as the end of a sentence.
 fn ignored_text(files: usize) -> String {
     match files {
         0 => String::new(),
         1 => ", 1 file ignored (`airgapd status` says why)".to_owned(),
         count => format!(", {count} files ignored (`airgapd status` says why)"),
+    }
+}
+
+fn has(bundles: usize) -> String {
+    match bundles {
+        1 => "1 bundle has".to_owned(),
+        count => format!("{count} bundles have"),
     }
 }
 
@@ -295,7 +365,7 @@ fn count(bundles: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use node::status::{ContainerdStatus, FolderStatus};
+    use node::status::{ContainerdStatus, DaemonStatus, FolderStatus};
 
     type Judged = (Option<Outcome>, Option<String>);
 
@@ -306,14 +376,20 @@ mod tests {
     fn judged_with(states: &[State], names: &[&str], problem: Option<&str>, allow_empty: bool) -> Judged {
         let bundles = states.iter().zip('a'..);
         let status = Status {
-            daemon: None,
-            containerd: ContainerdStatus::default(),
+            daemon: Some(DaemonStatus {
+                version: "1".to_owned(),
+                pid: 1,
+                started_at: jiff::Timestamp::UNIX_EPOCH,
+            }),
+            containerd: ContainerdStatus {
+                reachable: true,
+                ..ContainerdStatus::default()
+            },
             folder: FolderStatus {
                 path: "/images".to_owned(),
                 problem: problem.map(str::to_owned),
+                vanished: None,
             },
-            required: None,
-            unpack: None,
             bundles: bundles
                 .map(|(state, name)| BundleStatus::named(name.to_string().as_ref(), *state))
                 .collect(),
@@ -321,9 +397,15 @@ mod tests {
                 name: Foreign::new("README.md".to_owned()),
                 reason: "it is a text".to_owned(),
             }],
-        };
+            ..Status::default()
+        }
+        .judged();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        judge(&status, &names, allow_empty)
+        let verdict = match names.is_empty() {
+            true => status.verdict.clone(),
+            false => Verdict::of_bundles(&status, wanted(&status, &names)),
+        };
+        judge(&status, &verdict, &names, allow_empty)
     }
 
     #[test]
@@ -373,9 +455,9 @@ mod tests {
 
     #[test]
     fn waiting_ends_when_nothing_is_pending_and_a_failure_is_told() {
-        use State::{Done, Failed, Gone, Importing, Queued, Retrying, Stalled};
+        use State::{Done, Failed, Gone, Importing, Queued, Retrying, Skipped, Stalled};
         type Row<'a> = (&'a [State], &'a [&'a str], Option<&'a str>, Option<Outcome>);
-        let table: [Row<'_>; 13] = [
+        let table: [Row<'_>; 16] = [
             (&[], &[], None, None),
             (&[Gone], &[], None, None),
             (&[Done, Done], &[], None, Some(Outcome::Converged)),
@@ -389,6 +471,9 @@ mod tests {
             (&[Done, Importing], &["a", "c"], None, Some(Outcome::Failed)),
             (&[Gone], &["a"], None, Some(Outcome::Failed)),
             (&[Done], &[], Some("it is not mounted"), None),
+            (&[Done, Skipped], &[], None, Some(Outcome::Converged)),
+            (&[Done, Skipped], &["b"], None, Some(Outcome::Failed)),
+            (&[Skipped], &[], None, Some(Outcome::Converged)),
         ];
         for (states, names, problem, wanted) in table {
             let (outcome, _) = judged(states, names, problem);

@@ -52,6 +52,7 @@ const fn ids(outcome: Outcome) -> &'static [(About, &'static str)] {
         Outcome::Vanished => &[(About::Node, "1ca980092c484a7eb02e4b85523d74d5")],
         Outcome::Full => &[(About::Node, "bfa545555844475d9e07c8fd3b3791cc")],
         Outcome::Misconfigured => &[(About::Node, "aedd3481ff3140f8904e5e937d8c2012")],
+        Outcome::Verdict => &[(About::Node, "dfd971fec6bf4f089f4514f64cc3c38b")],
         Outcome::Repaired | Outcome::Unpacked | Outcome::Refused => &[],
     }
 }

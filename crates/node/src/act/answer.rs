@@ -1,7 +1,6 @@
 //! What the daemon tells those who ask: on its control socket, and in the file of its metrics.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,10 +10,13 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::Daemon;
+use super::hands::Hands;
 use crate::control::{self, Answer, Question, Want};
+use crate::decide::Event;
 use crate::metrics;
 use crate::settings::Settings;
-use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, ProgressStatus, State, Status};
+use crate::state::State;
+use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
 
 /// How often the file of the metrics is written: as often as they are usually read.
 const METRICS_PACE: Duration = Duration::from_secs(15);
@@ -30,6 +32,8 @@ pub(super) struct Asked {
     questions: Option<mpsc::Receiver<Question>>,
     /// The questions of those who wait for news.
     kept: Vec<Question>,
+    /// Questions that came during an errand and need more than a look at the state.
+    put_off: VecDeque<Question>,
     /// When it was last looked whether there are news.
     news_looked: Instant,
     started_at: Timestamp,
@@ -68,6 +72,7 @@ impl Asked {
         Asked {
             questions,
             kept: Vec::new(),
+            put_off: VecDeque::new(),
             news_looked: Instant::now(),
             started_at: Timestamp::now(),
             metrics: file.map(|path| MetricsFile {
@@ -80,6 +85,24 @@ impl Asked {
 
     /// The next question. Safe to cancel.
     pub(super) async fn next(&mut self) -> Question {
+        match self.put_off.pop_front() {
+            Some(question) => question,
+            None => self.receive().await,
+        }
+    }
+
+    /// The next question that is answered by a look at the state. The others wait for [`Asked::next`]. Safe to cancel.
+    pub(super) async fn next_reading(&mut self) -> Question {
+        loop {
+            let question = self.receive().await;
+            match question.want {
+                Want::Status | Want::Metrics => return question,
+                Want::Listed | Want::Checked => self.put_off.push_back(question),
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Question {
         let question = match &mut self.questions {
             Some(questions) => questions.recv().await,
             None => None,
@@ -112,6 +135,19 @@ impl Asked {
         known.map(|known| known.until).min()
     }
 
+    /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may be gone by now.
+    pub(super) fn reply(&mut self, question: Question, view: &View<'_>) {
+        let status = view.status(self.started_at);
+        if question.want == Want::Metrics {
+            let text = view.hands.metrics.text(&status);
+            let _ = question.answer.send(Answer::Metrics(text));
+        } else if self.waits_for_news(&question, &status) {
+            self.kept.push(question);
+        } else {
+            let _ = question.answer.send(Answer::Status(Box::new(status)));
+        }
+    }
+
     fn waits_for_news(&self, question: &Question, status: &Status) -> bool {
         let has_all = |known: &control::Known| known.tag == status.tag();
         self.kept.len() < MOST_KEPT && question.known.as_ref().is_some_and(has_all)
@@ -125,7 +161,7 @@ fn serve_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) {
 }
 
 impl Daemon {
-    /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may be gone by now.
+    /// Answers a question, after a look at the folder or at the required images where that is asked for.
     pub(super) fn answer(&mut self, question: Question) {
         match question.want {
             Want::Status | Want::Metrics => {}
@@ -134,18 +170,13 @@ impl Daemon {
             }
         }
         if question.want == Want::Checked {
-            self.require_soon();
+            self.take(Event::CheckWanted);
         }
-        let status = self.snapshot();
-        if question.want == Want::Metrics {
-            let _ = question
-                .answer
-                .send(Answer::Metrics(self.hands.metrics.text(&status)));
-        } else if self.asked.waits_for_news(&question, &status) {
-            self.asked.kept.push(question);
-        } else {
-            let _ = question.answer.send(Answer::Status(Box::new(status)));
-        }
+        let Daemon {
+            state, hands, asked, ..
+        } = self;
+        let view = View { state, hands };
+        asked.reply(question, &view);
     }
 
     /// Answers those who wait for news, where there are any or they have waited long enough. Gives when to look again.
@@ -181,37 +212,67 @@ impl Daemon {
         file.said = problem;
     }
 
+    pub(super) fn snapshot(&self) -> Status {
+        let view = View {
+            state: &self.state,
+            hands: &self.hands,
+        };
+        view.status(self.asked.started_at)
+    }
+}
+
+/// What a status is made of.
+pub(super) struct View<'d> {
+    pub(super) state: &'d State,
+    pub(super) hands: &'d Hands,
+}
+
+impl View<'_> {
     /// How everything stands at this moment.
-    fn snapshot(&self) -> Status {
+    fn status(&self, started_at: Timestamp) -> Status {
         let progress = self.hands.work.orders().map(|(order, counters)| {
             let progress = counters.so_far(order.started);
             (order.name.clone(), progress)
         });
-        let progress: BTreeMap<OsString, ProgressStatus> = progress.collect();
-        let mut bundles = status::bundles(&self.state.roster, &self.state.ledger, &progress, Instant::now());
+        let live = Live {
+            progress: progress.collect(),
+            put_off: self.state.healing.put_off(),
+            moved: self.state.elsewhere.clone(),
+        };
+        let mut bundles = status::bundles(&self.state.roster, &self.state.ledger, &live, Instant::now());
         let held_back = self.hands.pace.held_back();
         for bundle in bundles
             .iter_mut()
-            .filter(|bundle| bundle.state == State::Importing)
+            .filter(|bundle| bundle.state == status::State::Importing)
         {
             bundle.waits_for.clone_from(&held_back);
         }
-        Status {
+        let folder = &self.state.folder;
+        let status = Status {
             daemon: Some(DaemonStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
-                started_at: self.asked.started_at,
+                started_at,
             }),
             containerd: self.containerd_status(),
             folder: FolderStatus {
                 path: self.state.images_dir.display().to_string(),
-                problem: self.state.folder.problem(),
+                problem: folder.trouble.clone(),
+                vanished: folder.vanished.as_ref().map(|vanished| VanishedStatus {
+                    bundles: vanished.missing,
+                    problem: vanished.to_string(),
+                }),
             },
-            required: self.required_status(),
-            unpack: self.unpack_status(),
+            configuration_problem: self.state.configuration_problem.clone(),
+            disk: self.state.room.status(self.state.settings.min_free),
+            image_count: status::count_images(&self.state.ledger, &bundles),
+            required: self.state.required_status(),
+            unpack: self.state.unpack_status(),
             bundles,
             ignored: status::ignored(&self.state.roster),
-        }
+            ..Status::default()
+        };
+        status.judged()
     }
 
     fn containerd_status(&self) -> ContainerdStatus {

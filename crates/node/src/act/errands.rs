@@ -26,58 +26,26 @@ use crate::uses::Uses;
 const AT_ONCE: usize = 50;
 
 impl Hands {
-    /// Runs an errand. Safe to cancel: each call is whole by itself, and the next comparison finds out what is left to do.
-    pub(super) async fn run(&mut self, errand: Errand, state: &State) -> Event {
+    /// Runs an errand. Gives what came of it, and the connection where it made one. Safe to cancel: each call is whole by itself,
+    /// and the next comparison finds out what is left to do.
+    pub(super) async fn run(&self, errand: Errand, state: &State) -> (Event, Option<Live>) {
         if let Errand::Connect = errand {
             return self.connect(&state.settings).await;
         }
         let Some(live) = &self.containerd else {
-            return Event::Ended;
+            return (Event::Ended, None);
         };
-        let runtime = live.runtime.clone();
-        match self.run_connected(errand, state, &runtime).await {
+        let event = match run_connected(errand, state, &live.runtime).await {
             Ok(event) => event,
             Err(error) => Event::Lost(Failed {
                 is_too_large: matches!(error, containerd::Error::TooLarge { .. }),
                 text: basics::chain(&error),
             }),
-        }
+        };
+        (event, None)
     }
 
-    async fn run_connected(
-        &self,
-        errand: Errand,
-        state: &State,
-        runtime: &Containerd,
-    ) -> Result<Event, containerd::Error> {
-        let client = &runtime.client;
-        match errand {
-            Errand::Connect => Ok(Event::Ended),
-            Errand::Survey { labels, is_new_boot } => {
-                let mut survey = runtime::survey(runtime, &state.ledger, is_new_boot).await?;
-                for keys in labels.chunks(AT_ONCE) {
-                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                    survey = survey.with_labelled(client, &keys).await?;
-                }
-                Ok(Event::Surveyed(Box::new(survey), labels))
-            }
-            Errand::Withdraw(withdrawing) => {
-                let untouched = withdraw(client, &withdrawing).await?;
-                Ok(Event::Withdrawn(withdrawing, untouched))
-            }
-            Errand::Sweep(kept) => {
-                sweep(client, &kept).await?;
-                Ok(Event::Swept)
-            }
-            Errand::Sight => {
-                let began = Instant::now();
-                let sight = Sight::look(client, Timestamp::now()).await?;
-                Ok(Event::Sighted(Box::new(sight), began.elapsed()))
-            }
-        }
-    }
-
-    async fn connect(&mut self, settings: &Settings) -> Event {
+    async fn connect(&self, settings: &Settings) -> (Event, Option<Live>) {
         match self.reach(settings).await {
             Ok(live) => {
                 let Containerd {
@@ -94,17 +62,19 @@ impl Hands {
                     fingerprint: runtime::fingerprint(settings, &live.runtime),
                     has_store: store.is_some(),
                 };
-                self.containerd = Some(live);
-                Event::Connected(Box::new(facts))
+                (Event::Connected(Box::new(facts)), Some(live))
             }
-            Err(error) => Event::Unreached(Unreached {
-                text: match error.is_unreachable() {
-                    true => format!("no containerd on {}", self.place.socket.display()),
-                    false => basics::chain(&error),
-                },
-                chain: basics::chain(&error),
-                is_elsewhere: self.is_elsewhere(settings),
-            }),
+            Err(error) => {
+                let unreached = Unreached {
+                    text: match error.is_unreachable() {
+                        true => format!("no containerd on {}", self.place.socket.display()),
+                        false => basics::chain(&error),
+                    },
+                    chain: basics::chain(&error),
+                    is_elsewhere: self.is_elsewhere(settings),
+                };
+                (Event::Unreached(unreached), None)
+            }
         }
     }
 
@@ -124,6 +94,38 @@ impl Hands {
     fn is_elsewhere(&self, settings: &Settings) -> bool {
         let found = place::decide(&place::probe(Path::new("/")), settings);
         found.is_ok_and(|found| !found.is_same_place(&self.place))
+    }
+}
+
+async fn run_connected(
+    errand: Errand,
+    state: &State,
+    runtime: &Containerd,
+) -> Result<Event, containerd::Error> {
+    let client = &runtime.client;
+    match errand {
+        Errand::Connect => Ok(Event::Ended),
+        Errand::Survey { labels, is_new_boot } => {
+            let mut survey = runtime::survey(runtime, &state.ledger, is_new_boot).await?;
+            for keys in labels.chunks(AT_ONCE) {
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                survey = survey.with_labelled(client, &keys).await?;
+            }
+            Ok(Event::Surveyed(Box::new(survey), labels))
+        }
+        Errand::Withdraw(withdrawing) => {
+            let untouched = withdraw(client, &withdrawing).await?;
+            Ok(Event::Withdrawn(withdrawing, untouched))
+        }
+        Errand::Sweep(kept) => {
+            sweep(client, &kept).await?;
+            Ok(Event::Swept)
+        }
+        Errand::Sight => {
+            let began = Instant::now();
+            let sight = Sight::look(client, Timestamp::now()).await?;
+            Ok(Event::Sighted(Box::new(sight), began.elapsed()))
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,19 +13,24 @@ use bundle::Identity;
 use containerd::{ImageEvent, ImageEvents};
 use import::space::Disk;
 use import::survey::any_without_file;
+use import::unpack::Ahead;
 use import::{Intent, Pace, Policy, Source};
 use jiff::Timestamp;
 use tracing::warn;
 
 use super::job::{self, Order};
+use super::require::Check;
+use super::unpack::Unpacking;
 use super::work::Work;
 use crate::decide::desired;
 use crate::decide::listing::{Seen, Trusted};
+use crate::decide::require::Checked;
 use crate::decide::room::{Room, Stamp};
-use crate::decide::{Event, Look, Opening, Start};
+use crate::decide::unpack::{UnpackEnd, UnpackProgress};
+use crate::decide::{Event, Look, Opening, Readings, Start, Step};
 use crate::images::folder::{self, Depth, Ending, Folder, FolderTrust, Listing, Observation, Refused};
-use crate::images::trusted_digests;
 use crate::images::watch::Watch;
+use crate::images::{mounts, trusted_digests};
 use crate::metrics::Metrics;
 use crate::place::Place;
 use crate::runtime::{self, Containerd};
@@ -38,6 +43,9 @@ use crate::state::roster::Version;
 /// How long files are looked at before the loop turns to something else.
 const LOOKS: Duration = Duration::from_millis(50);
 
+/// Why work outside the loop ends before it begins.
+const UNCONNECTED: &str = "there is no connection to containerd";
+
 /// Everything by which the loop touches the world.
 pub(super) struct Hands {
     /// What was found on the node when this began.
@@ -49,6 +57,9 @@ pub(super) struct Hands {
     pub(super) metrics: Metrics,
     /// The jobs.
     pub(super) work: Work,
+    /// The check of the required images.
+    pub(super) check: Check,
+    pub(super) unpacking: Unpacking,
     /// How fast jobs send, all of them together.
     pub(super) pace: Arc<Pace>,
     /// The connection, where there is one.
@@ -88,6 +99,8 @@ impl Hands {
             marker,
             metrics,
             work: Work::default(),
+            check: Check::default(),
+            unpacking: Unpacking::default(),
             pace: Arc::new(Pace::new(settings.rate_limit)),
             containerd: None,
             opened: None,
@@ -163,22 +176,26 @@ impl Hands {
             is_created,
             trust,
             unclear: self.unclear(&listing, &state.ledger),
+            missing_mount: self.missing_mount(&listing, &state.ledger),
             trusted: trusted(state),
             listing,
         })
     }
 
+    /// A mount for the folder that this node promises and that is not there, where the listing lacks files of the ledger.
+    fn missing_mount(&self, listing: &Listing, ledger: &Ledger) -> Option<PathBuf> {
+        lacking(listing, ledger).next()?;
+        mounts::missing(&self.place.images_dir, Path::new("/"))
+    }
+
     /// The files of the ledger that the listing lacks and that cannot be looked at.
     fn unclear(&self, listing: &Listing, ledger: &Ledger) -> BTreeSet<OsString> {
-        let listed: HashSet<&OsString> = listing.entries.iter().map(|entry| &entry.name).collect();
-        let entries = ledger.entries().into_iter().map(|entry| &entry.file);
-        let lacking = entries.filter(|file| !listed.contains(file));
         let is_unclear = |file: &&OsString| {
             let looked = self.place.images_dir.join(file).symlink_metadata();
             let is_absent = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
             looked.is_err_and(|error| !is_absent(error.kind()))
         };
-        lacking.filter(is_unclear).cloned().collect()
+        lacking(listing, ledger).filter(is_unclear).cloned().collect()
     }
 
     /// Looks at files, one after the other, as long as there is time: a turn takes the longer the more files there are, so that
@@ -269,8 +286,42 @@ impl Hands {
         }
     }
 
+    /// Begins to check the required images. Without a connection it has ended already.
+    pub(super) fn check(&mut self, settings: &Arc<Settings>) -> Option<Event> {
+        let Some(live) = &self.containerd else {
+            return Some(Event::Checked(Checked::Failed(UNCONNECTED.to_owned())));
+        };
+        self.check.begin(Arc::clone(settings), live.runtime.clone());
+        None
+    }
+
+    /// Begins to unpack images. Without a connection it has ended already.
+    pub(super) fn unpack(&mut self, settings: &Arc<Settings>, images: Vec<Ahead>) -> Option<Event> {
+        let Some(live) = &self.containerd else {
+            let end = UnpackEnd::Failed(UNCONNECTED.to_owned());
+            return Some(Event::Unpacking(UnpackProgress::Ended(end)));
+        };
+        self.unpacking
+            .begin(images, Arc::clone(settings), live.runtime.clone());
+        None
+    }
+
+    /// How things are, as far as this step needs it.
+    pub(super) fn readings(&self, step: Step, settings: &Settings) -> Readings {
+        match step {
+            Step::Ask => Readings {
+                room: self.room(settings),
+                ..Readings::default()
+            },
+            Step::Work => Readings {
+                marks: self.work.marks().collect(),
+                ..Readings::default()
+            },
+        }
+    }
+
     /// Looks at containerd's disk, where that can be seen.
-    pub(super) fn room(&self, settings: &Settings) -> Option<Room> {
+    fn room(&self, settings: &Settings) -> Option<Room> {
         let live = self.containerd.as_ref()?;
         let space = runtime::space(settings, &live.runtime);
         let store = space.store.as_ref();
@@ -289,6 +340,13 @@ impl Hands {
             .and_then(|live| live.runtime.store.as_ref());
         store.is_some_and(|store| any_without_file(store, &desired::digests(ledger)))
     }
+}
+
+/// The files of the ledger that the listing lacks.
+fn lacking<'l>(listing: &Listing, ledger: &'l Ledger) -> impl Iterator<Item = &'l OsString> {
+    let listed: HashSet<OsString> = listing.entries.iter().map(|entry| entry.name.clone()).collect();
+    let entries = ledger.entries().into_iter().map(|entry| &entry.file);
+    entries.filter(move |file| !listed.contains(*file))
 }
 
 /// The operator's trusted digests, where there is such a folder. The bundles are held against them only when they have changed.

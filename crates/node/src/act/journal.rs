@@ -34,15 +34,17 @@ pub(super) fn say(line: &Line) {
         bundle,
         file,
         image,
+        digest,
         text,
     } = line;
-    let (bundle, file, image) = (bundle.as_deref(), file.as_deref(), image.as_deref());
+    let (bundle, file) = (bundle.as_deref(), file.as_deref());
+    let (image, digest) = (image.as_deref(), digest.as_deref());
     let outcome = outcome.map(Said::as_str);
     match level {
-        Level::Debug => debug!(bundle, file, image, outcome, "{text}"),
-        Level::Info => info!(bundle, file, image, outcome, "{text}"),
-        Level::Warn => warn!(bundle, file, image, outcome, "{text}"),
-        Level::Error => error!(bundle, file, image, outcome, "{text}"),
+        Level::Debug => debug!(bundle, file, image, digest, outcome, "{text}"),
+        Level::Info => info!(bundle, file, image, digest, outcome, "{text}"),
+        Level::Warn => warn!(bundle, file, image, digest, outcome, "{text}"),
+        Level::Error => error!(bundle, file, image, digest, outcome, "{text}"),
     }
 }
 

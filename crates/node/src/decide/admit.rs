@@ -28,7 +28,7 @@ const MOVED: &str = "somebody else moved the record since the bundle was importe
 
 impl State {
     /// Takes on files that are due, if there are any: those to be looked at, or one to be imported. Gives whether there were.
-    pub(crate) fn take_on(&self, turn: &mut Turn) -> bool {
+    pub(super) fn take_on(&self, turn: &mut Turn) -> bool {
         let may_start = |name: &OsStr, version: &Version| self.may_start(name, version);
         // A suspect takes no other file along, and keeps none waiting that could be done.
         let is_sound =
@@ -78,7 +78,7 @@ impl State {
 
     /// Has a job that does nothing give its lane to a file that is due, if there are two such. Gives when to look again
     /// whether a job does nothing.
-    pub(crate) fn yield_lane(&mut self, turn: &mut Turn) -> Option<Instant> {
+    pub(super) fn yield_lane(&mut self, turn: &mut Turn) -> Option<Instant> {
         let now = turn.now;
         let next = self.lanes.idle_due(now);
         let idle = |name: &OsStr, version: &Version| self.lanes.idle_before(self.load(name, version), now);
@@ -236,7 +236,7 @@ impl State {
         let is_told = is_archive && !is_begun && self.rows.begun.admits(turn.now);
         self.roster.begin(name);
         self.lanes.start(name, version.clone(), lane, turn.now);
-        turn.act(Action::InterruptUnpacking);
+        self.interrupt_unpacking(turn);
         turn.act(Action::Start(Start {
             name: name.to_owned(),
             version,

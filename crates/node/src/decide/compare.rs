@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use containerd::{ImageChange, ImageEvent};
 use import::{Survey, bundle_id, lease};
 
-use super::desired::{self, Moved, Standing};
+use super::desired::{self, ByName, Moved, Standing};
 use super::line::Line;
 use super::{Action, Errand, Failed, Turn, Unreached};
 use crate::outcome::Outcome;
@@ -197,7 +197,7 @@ impl State {
         let Connection::Up(up) = &mut self.connection else {
             return;
         };
-        turn.act(Action::DoubtRequired);
+        self.required.doubt();
         let is_deleted = event.kind == ImageChange::ContentDeleted;
         if !is_deleted && let Some(job) = self.lanes.writer_of(&event.name) {
             // Most likely by the job; a change by another program is compared when the job is done.
@@ -243,15 +243,15 @@ impl State {
         }
         up.compare = now + resync;
         up.begun = Some(now);
-        turn.act(Action::DoubtRequired);
-        turn.act(Action::DoubtUnpacked);
+        self.required.doubt();
+        self.unpack.doubt();
         turn.send(Errand::Survey {
             labels: self.labels_in_doubt(turn.at),
             is_new_boot: self.is_new_boot(),
         });
     }
 
-    fn is_new_boot(&self) -> bool {
+    pub(super) fn is_new_boot(&self) -> bool {
         is_new_boot(self.ledger.context.boot.as_deref(), self.boot.as_deref())
     }
 
@@ -272,7 +272,7 @@ impl State {
     }
 
     fn compare(&mut self, survey: &Survey, turn: &mut Turn) {
-        let desired = self.ledger.desired_images();
+        let by_name = ByName::of(&self.ledger);
         let mut findings: Vec<(OsString, Standing, Vec<Moved>)> = Vec::new();
         for name in self
             .roster
@@ -280,7 +280,7 @@ impl State {
         {
             if let Some(entry) = self.ledger.get(&name) {
                 let exclude = &self.settings.exclude;
-                let (standing, moved) = desired::standing(entry, &self.ledger, &desired, survey, exclude);
+                let (standing, moved) = desired::standing(entry, &self.ledger, &by_name, survey, exclude);
                 findings.push((name, standing, moved));
             }
         }
@@ -311,7 +311,7 @@ impl State {
     /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
     /// and again.
     fn restore(&mut self, name: &OsStr, what: &str, turn: &mut Turn) {
-        match self.healing.wait(name, turn.now) {
+        match self.healing.wait(name, what, turn.now) {
             None => {
                 let line = Line::info(format!("{what} is missing in containerd: restoring it"));
                 turn.say(line.outcome(Outcome::Restored).bundle(name));

@@ -1,6 +1,6 @@
 //! Compares what the ledger says a bundle put into containerd with what is there: pure, and without opening a bundle.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use containerd::ImageRecord;
 use import::{Pattern, Source, Survey, labels};
@@ -24,6 +24,64 @@ pub(crate) struct Moved {
     pub(crate) name: String,
     pub(crate) from: Digest,
     pub(crate) to: Digest,
+}
+
+/// The images of the ledger by name. A comparison asks for each record, and each answer costs the same however many there are.
+pub(crate) struct ByName<'l> {
+    /// See [`Ledger::desired_images`].
+    desired: BTreeMap<&'l str, (&'l Digest, &'l Entry)>,
+    /// What each bundle put into containerd when it was imported last, by the name that labels have for its file.
+    imported: HashMap<String, (&'l Entry, HashMap<&'l str, &'l Digest>)>,
+    /// What the bundles wanted that are gone.
+    gone: HashSet<(&'l str, &'l Digest)>,
+}
+
+impl<'l> ByName<'l> {
+    pub(crate) fn of(ledger: &'l Ledger) -> ByName<'l> {
+        let (mut imported, mut gone) = (HashMap::new(), HashSet::new());
+        for entry in ledger.entries() {
+            let Some(last) = &entry.imported else {
+                continue;
+            };
+            let images = last
+                .images
+                .iter()
+                .map(|image| (image.name.as_str(), &image.target));
+            if entry.gone.is_some() {
+                gone.extend(images.clone());
+            }
+            imported.insert(ledger::label_name(&entry.file), (entry, images.collect()));
+        }
+        ByName {
+            desired: ledger.desired_images(),
+            imported,
+            gone,
+        }
+    }
+
+    /// The target of the last bundle that vouches for a name.
+    pub(crate) fn desired(&self, name: &str) -> Option<&'l Digest> {
+        self.desired.get(name).map(|(target, _)| *target)
+    }
+
+    /// What a bundle that was imported once had under a name. `file` is its name in labels.
+    pub(crate) fn image(&self, file: &str, name: &str) -> Option<&'l Digest> {
+        let (_, images) = self.imported.get(file)?;
+        images.get(name).copied()
+    }
+
+    /// Whether a record points where a bundle wanted it that wants it no more: no other program moved it. A bundle that is gone
+    /// is known by the ledger, a bundle that was imported as a whole without the image since by its label, which is still on the
+    /// record.
+    fn is_left_behind(&self, record: &ImageRecord) -> bool {
+        let name = record.name.as_str();
+        let labels = record.labels.iter();
+        let mut bundles = labels
+            .filter(|(key, _)| key.starts_with(labels::BUNDLE_PREFIX))
+            .filter_map(|(_, file)| self.imported.get(file));
+        self.gone.contains(&(name, record.target.digest()))
+            || bundles.any(|(entry, images)| entry.last_error.is_none() && !images.contains_key(name))
+    }
 }
 
 /// Every blob that the ledger's images need.
@@ -58,7 +116,7 @@ pub(crate) fn names(ledger: &Ledger) -> HashSet<&str> {
 pub(crate) fn standing(
     entry: &Entry,
     ledger: &Ledger,
-    desired: &BTreeMap<&str, (&Digest, &Entry)>,
+    by_name: &ByName<'_>,
     survey: &Survey,
     exclude: &[Pattern],
 ) -> (Standing, Vec<Moved>) {
@@ -70,12 +128,12 @@ pub(crate) fn standing(
         .collect();
     let excluded = excluded(images.iter().map(|image| image.name.as_str()), exclude);
     let is_ours = |image: &&&ImageEntry| {
-        let wanted = desired.get(image.name.as_str());
-        wanted.is_none_or(|(target, _)| **target == image.target) && !excluded.contains(image.name.as_str())
+        let wanted = by_name.desired(&image.name);
+        wanted.is_none_or(|target| *target == image.target) && !excluded.contains(image.name.as_str())
     };
     let (mut missing, mut moved) = (None, Vec::new());
     for image in images.iter().filter(is_ours) {
-        match finding(image, ledger, survey, &source) {
+        match finding(image, ledger, by_name, survey, &source) {
             Finding::InPlace => {}
             Finding::Moved(to) => moved.push(Moved {
                 name: image.name.clone(),
@@ -129,14 +187,20 @@ enum Finding {
     Moved(Digest),
 }
 
-fn finding(image: &ImageEntry, ledger: &Ledger, survey: &Survey, source: &Source) -> Finding {
+fn finding(
+    image: &ImageEntry,
+    ledger: &Ledger,
+    by_name: &ByName<'_>,
+    survey: &Survey,
+    source: &Source,
+) -> Finding {
     let ImageEntry { name, target } = image;
     let Some(record) = survey.records.get(name) else {
         return Finding::Missing(format!("the record {name}"));
     };
     let to = record.target.digest();
     if to != target {
-        return match is_left_behind(record, ledger) {
+        return match by_name.is_left_behind(record) {
             true => Finding::Missing(format!(
                 "the record {name}, which a bundle that is gone or has changed had taken over,"
             )),
@@ -194,29 +258,6 @@ fn repository(name: &str) -> &str {
         Some((repository, tag)) if !tag.contains('/') => repository,
         _ => name,
     }
-}
-
-/// Whether a record points where a bundle wanted it that wants it no more: no other program moved it. A bundle that is gone
-/// is known by the ledger, a bundle that was imported as a whole without the image since by its label, which is still on the
-/// record.
-fn is_left_behind(record: &ImageRecord, ledger: &Ledger) -> bool {
-    let (name, to) = (&record.name, record.target.digest());
-    let gone = ledger.entries().into_iter().filter(|entry| entry.gone.is_some());
-    let mut images = gone
-        .flat_map(|entry| &entry.imported)
-        .flat_map(|imported| &imported.images);
-    let labels = record
-        .labels
-        .iter()
-        .filter(|(key, _)| key.starts_with(labels::BUNDLE_PREFIX));
-    let whole = labels.filter_map(|(_, file)| {
-        ledger
-            .get_by_label(file)
-            .filter(|entry| entry.last_error.is_none())
-    });
-    let mut imported = whole.filter_map(|entry| entry.imported.as_ref());
-    images.any(|image| image.name == *name && image.target == *to)
-        || imported.any(|imported| imported.images.iter().all(|image| image.name != *name))
 }
 
 #[cfg(test)]
@@ -372,8 +413,8 @@ mod tests {
             import(&mut ledger, "other.tar", "r.test/other:1", '3');
             ledger.mark_gone(|file| file != "gone.tar", Timestamp::UNIX_EPOCH);
             let entry = ledger.get(OsStr::new("a.tar")).unwrap();
-            let desired = ledger.desired_images();
-            let (found, moved) = super::standing(entry, &ledger, &desired, &survey, &[]);
+            let by_name = ByName::of(&ledger);
+            let (found, moved) = super::standing(entry, &ledger, &by_name, &survey, &[]);
             assert_eq!(found, standing, "{survey:?}");
             let moved_to = moved_to.map(|to| Moved {
                 name: NAME.to_owned(),
@@ -390,8 +431,11 @@ mod tests {
         for (wanted, exclude, is_in_place) in [('1', &[][..], false), ('2', &[], true), ('1', &exclude, true)]
         {
             let target = digest(wanted);
-            let desired = BTreeMap::from([(NAME, (&target, entry))]);
-            let (found, _) = super::standing(entry, &ledger, &desired, &nothing, exclude);
+            let by_name = ByName {
+                desired: BTreeMap::from([(NAME, (&target, entry))]),
+                ..ByName::of(&ledger)
+            };
+            let (found, _) = super::standing(entry, &ledger, &by_name, &nothing, exclude);
             assert_eq!(found == Standing::InPlace, is_in_place, "{wanted} {exclude:?}");
         }
     }

@@ -28,15 +28,18 @@ struct Rounds {
     count: u32,
     /// When the last one was made, or is to be made.
     last: Instant,
+    /// What was missing, where the restoration was put off.
+    put_off: Option<String>,
 }
 
 impl Healing {
-    /// How long to wait before a bundle is restored (again); `None`: not at all.
-    pub(crate) fn wait(&mut self, bundle: &OsStr, now: Instant) -> Option<Duration> {
-        let rounds = self
-            .rounds
-            .entry(bundle.to_owned())
-            .or_insert(Rounds { count: 0, last: now });
+    /// How long to wait before a bundle is restored (again); `None`: not at all. `what` is missing of it.
+    pub(crate) fn wait(&mut self, bundle: &OsStr, what: &str, now: Instant) -> Option<Duration> {
+        let rounds = self.rounds.entry(bundle.to_owned()).or_insert(Rounds {
+            count: 0,
+            last: now,
+            put_off: None,
+        });
         if now.saturating_duration_since(rounds.last) > CALM {
             rounds.count = 0;
         }
@@ -44,7 +47,20 @@ impl Healing {
         let late = rounds.count.saturating_sub(AT_ONCE);
         let wait = (late > 0).then(|| WAIT.whole(late - 1));
         rounds.last = now + wait.unwrap_or_default();
+        rounds.put_off = wait.map(|_| what.to_owned());
         wait
+    }
+
+    /// Why bundles are restored later, by file name.
+    pub(crate) fn put_off(&self) -> BTreeMap<OsString, String> {
+        let why = |(bundle, rounds): (&OsString, &Rounds)| {
+            let what = rounds.put_off.as_ref()?;
+            let why = format!(
+                "{what} is missing in containerd once more: another program seems to remove it on purpose, so it is restored later"
+            );
+            Some((bundle.clone(), why))
+        };
+        self.rounds.iter().filter_map(why).collect()
     }
 
     /// Forgets a bundle that was replaced or is gone.
@@ -60,7 +76,9 @@ mod tests {
     #[test]
     fn the_first_rounds_are_made_at_once_and_later_ones_wait_longer_each_time() {
         let (mut healing, now) = (Healing::default(), Instant::now());
-        let waits: Vec<_> = (0..14).map(|_| healing.wait("a.tar".as_ref(), now)).collect();
+        let waits: Vec<_> = (0..14)
+            .map(|_| healing.wait("a.tar".as_ref(), "a", now))
+            .collect();
         assert_eq!(waits[..5], [None; 5]);
         let minutes: Vec<u64> = waits[5..]
             .iter()
@@ -72,11 +90,15 @@ mod tests {
     #[test]
     fn after_a_calm_time_and_for_another_bundle_it_starts_anew() {
         let (mut healing, now) = (Healing::default(), Instant::now());
-        let worn = |healing: &mut Healing| (0..6).filter_map(|_| healing.wait("a.tar".as_ref(), now)).count();
+        let worn = |healing: &mut Healing| {
+            (0..6)
+                .filter_map(|_| healing.wait("a.tar".as_ref(), "a", now))
+                .count()
+        };
         assert_eq!(worn(&mut healing), 1);
-        assert_eq!(healing.wait("b.tar".as_ref(), now), None);
+        assert_eq!(healing.wait("b.tar".as_ref(), "a", now), None);
         let later = now + CALM + WAIT.first + Duration::from_secs(1);
-        assert_eq!(healing.wait("a.tar".as_ref(), later), None);
+        assert_eq!(healing.wait("a.tar".as_ref(), "a", later), None);
     }
 
     #[test]
@@ -88,9 +110,9 @@ mod tests {
             (WAIT.first + CALM + second, None),
         ] {
             let (mut healing, now) = (Healing::default(), Instant::now());
-            let waits = (0..6).filter_map(|_| healing.wait("a.tar".as_ref(), now));
+            let waits = (0..6).filter_map(|_| healing.wait("a.tar".as_ref(), "a", now));
             assert_eq!(waits.collect::<Vec<_>>(), [WAIT.first]);
-            let wait = healing.wait("a.tar".as_ref(), now + pause);
+            let wait = healing.wait("a.tar".as_ref(), "a", now + pause);
             assert_eq!(wait.map(|wait| wait.as_secs() / 60), minutes, "{pause:?}");
         }
     }
@@ -98,9 +120,9 @@ mod tests {
     #[test]
     fn a_bundle_that_is_replaced_starts_anew() {
         let (mut healing, now) = (Healing::default(), Instant::now());
-        let waits: Vec<_> = (0..6).map(|_| healing.wait("a.tar".as_ref(), now)).collect();
+        let waits: Vec<_> = (0..6).map(|_| healing.wait("a.tar".as_ref(), "a", now)).collect();
         assert!(waits[5].is_some());
         healing.forget("a.tar".as_ref());
-        assert_eq!(healing.wait("a.tar".as_ref(), now), None);
+        assert_eq!(healing.wait("a.tar".as_ref(), "a", now), None);
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
 use basics::Foreign;
+use oci_spec::image::Digest;
 
 use crate::outcome::Outcome;
 
@@ -31,6 +32,7 @@ pub(crate) struct Line {
     /// A file that is no bundle.
     pub(crate) file: Option<String>,
     pub(crate) image: Option<String>,
+    pub(crate) digest: Option<String>,
     pub(crate) text: String,
 }
 
@@ -42,6 +44,7 @@ impl Line {
             bundle: None,
             file: None,
             image: None,
+            digest: None,
             text: text.into(),
         }
     }
@@ -75,6 +78,11 @@ impl Line {
     pub(crate) fn image(self, name: &str) -> Line {
         let image = Some(name.to_owned());
         Line { image, ..self }
+    }
+
+    pub(crate) fn digest(self, digest: &Digest) -> Line {
+        let digest = Some(digest.to_string());
+        Line { digest, ..self }
     }
 
     pub(crate) fn file(self, name: &OsStr) -> Line {
@@ -285,6 +293,7 @@ mod tests {
             bundle: Some(r"a\n.tar".to_owned()),
             file: Some(r"a\n.tar".to_owned()),
             image: Some("r.test/a:1".to_owned()),
+            digest: None,
             text: "it failed".to_owned(),
         };
         assert_eq!(line, wanted);

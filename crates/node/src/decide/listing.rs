@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
 
 use bundle::Identity;
+use oci_spec::image::Digest;
 
 use super::line::Line;
-use super::withdraw::is_mass_loss;
 use super::{Action, Turn};
 use crate::images::folder::{FolderTrust, Listing};
 use crate::outcome::Outcome;
@@ -27,6 +29,9 @@ pub(crate) struct Seen {
     pub(crate) trust: FolderTrust,
     /// Files of the ledger that the listing lacks and that cannot be looked at: these are not gone.
     pub(crate) unclear: BTreeSet<OsString>,
+    /// A mount that this node promises for the folder, and that is not there. Only looked for where files of the ledger are
+    /// missing.
+    pub(crate) missing_mount: Option<PathBuf>,
     /// The operator's folder of trusted digests, where there is one.
     pub(crate) trusted: Option<Trusted>,
 }
@@ -45,8 +50,10 @@ pub(crate) struct Trusted {
 pub(crate) struct FolderState {
     /// Why nothing can be imported from it at the moment, when that is so; said once for each reason.
     pub(crate) trouble: Option<String>,
-    /// Why bundles that are not in it are not taken for gone, when that is so.
-    pub(crate) vanished: Option<String>,
+    /// The bundles that are not taken for gone although they are not in it, when that is so.
+    pub(crate) vanished: Option<Vanished>,
+    /// See [`Seen::missing_mount`].
+    missing_mount: Option<PathBuf>,
     /// Device and inode; once it was there, another one in its place is not created by us.
     pub(crate) place: Option<(u64, u64)>,
     /// What was said about its permissions.
@@ -59,10 +66,25 @@ pub(crate) struct FolderState {
     is_listed: bool,
 }
 
-impl FolderState {
-    /// The problem with the folder, where there is one.
-    pub(crate) fn problem(&self) -> Option<String> {
-        self.trouble.clone().or_else(|| self.vanished.clone())
+/// Bundles that went with their folder: it looks like a mount that is lost, and not like a wish.
+#[derive(Debug)]
+pub(crate) struct Vanished {
+    /// The sign of that.
+    sign: String,
+    /// The bundles as they were, with the digests of their catalogs.
+    bundles: BTreeMap<OsString, (Identity, Digest)>,
+    /// How many are not back.
+    pub(crate) missing: usize,
+    /// How many there were.
+    known: usize,
+}
+
+impl fmt::Display for Vanished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Vanished {
+            sign, missing, known, ..
+        } = self;
+        write!(f, "{sign}, and {missing} of {known} bundles are not in it")
     }
 }
 
@@ -109,6 +131,7 @@ impl State {
         let Seen {
             listing,
             unclear,
+            missing_mount,
             trusted,
             ..
         } = seen;
@@ -125,6 +148,7 @@ impl State {
             turn.say(Line::info(format!("ignored: {reason}")).file(&name).told(is_told));
         }
         self.folder.unclear = unclear;
+        self.folder.missing_mount = missing_mount;
         self.folder.is_listed = true;
         self.recall_damage(turn);
         self.notice_gone(turn);
@@ -175,19 +199,19 @@ impl State {
             .filter(|entry| !self.is_there(&entry.file))
             .map(|entry| entry.file.clone())
             .collect();
-        // What was never imported has nothing to lose: a thousand bad files may go at once.
-        let vouches = |entry: &&&Entry| entry.imported.is_some();
-        let lost = known.iter().filter(vouches);
-        let lost = lost.filter(|entry| missing.contains(&entry.file)).count();
-        let fault = self.fault(lost, known.iter().filter(vouches).count());
-        if let Some(why) = &fault {
-            if self.folder.vanished.as_ref() != Some(why) {
+        if let Some(vanished) = self.vanished() {
+            let is_news = self
+                .folder
+                .vanished
+                .as_ref()
+                .is_none_or(|before| before.missing != vanished.missing);
+            if is_news {
                 let text = format!(
-                    "{why}; no pin goes until they are back, or `airgapd release --vanished` says that they are not coming back"
+                    "{vanished}; no pin goes until they are back, or `airgapd release --vanished` says that they are not coming back"
                 );
                 turn.say(Line::warn(text).outcome(Outcome::Vanished));
             }
-            self.folder.vanished = fault;
+            self.folder.vanished = Some(vanished);
             return;
         }
         if self.folder.vanished.take().is_some() {
@@ -210,21 +234,65 @@ impl State {
         }
     }
 
-    /// Why bundles that are missing are not taken for removed.
-    fn fault(&self, missing: usize, known: usize) -> Option<String> {
-        let before = self.ledger.context.folder;
-        let other_folder = before.is_some_and(|folder| Some(folder) != self.folder.place);
-        let folder = self.images_dir.display();
-        match missing {
-            0 => None,
-            _ if other_folder => Some(format!(
-                "{folder} is another folder than before, and {missing} of {known} bundles are not in it"
-            )),
-            _ if is_mass_loss(missing, known) => Some(format!(
-                "{missing} of {known} bundles are missing in {folder} at once"
-            )),
-            _ => None,
+    /// The bundles that are missing and not taken for removed. What was never imported has nothing to lose.
+    fn vanished(&self) -> Option<Vanished> {
+        let entries = self.ledger.entries().into_iter();
+        let known = entries.filter(|entry| entry.gone.is_none() && entry.imported.is_some());
+        let known: Vec<&Entry> = known.collect();
+        let before = self.folder.vanished.as_ref();
+        let is_back = |entry: &&&Entry| {
+            let lost = before.and_then(|before| before.bundles.get(&entry.file));
+            self.is_there(&entry.file) && lost.is_none_or(|lost| self.is_back(entry, lost))
+        };
+        let missing = known.len() - known.iter().filter(is_back).count();
+        if missing == 0 {
+            return None;
         }
+        let (sign, bundles) = match before {
+            Some(before) => (before.sign.clone(), before.bundles.clone()),
+            None => {
+                let bundle = |entry: &&Entry| {
+                    let imported = entry.imported.as_ref()?;
+                    let was = (imported.identity.clone(), imported.catalog.clone());
+                    Some((entry.file.clone(), was))
+                };
+                let missing = known.iter().filter(|entry| !self.is_there(&entry.file));
+                (self.sign_of_loss()?, missing.filter_map(bundle).collect())
+            }
+        };
+        Some(Vanished {
+            sign,
+            bundles,
+            missing,
+            known: known.len(),
+        })
+    }
+
+    /// Whether a file is the one that was lost: by its size and the time of its last change, or, after it was restored from
+    /// elsewhere, by its catalog.
+    fn is_back(&self, entry: &Entry, (identity, catalog): &(Identity, Digest)) -> bool {
+        let now = self.roster.identity(&entry.file);
+        let is_same = |now: &Identity| now.size == identity.size && now.mtime_ns == identity.mtime_ns;
+        let imported = entry.imported.as_ref();
+        now.as_ref().is_some_and(is_same)
+            || imported.is_some_and(|imported| {
+                Some(&imported.identity) == now.as_ref() && imported.catalog == *catalog
+            })
+    }
+
+    /// What about the folder looks like a mount that is lost. An operator may empty a folder, but that stays the same folder.
+    fn sign_of_loss(&self) -> Option<String> {
+        let folder = self.images_dir.display();
+        if let Some(mount) = &self.folder.missing_mount {
+            return Some(format!(
+                "{} is not mounted, which {folder} is on",
+                mount.display()
+            ));
+        }
+        let ((device, inode), now) = (self.ledger.context.folder?, self.folder.place?);
+        // The numbers of devices are given anew when the machine starts.
+        let is_other = inode != now.1 || device != now.0 && !self.is_new_boot();
+        is_other.then(|| format!("{folder} is another folder than before"))
     }
 
     /// Whether a file is in the folder, as far as can be told. A file that cannot be looked at is not gone.

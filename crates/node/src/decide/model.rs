@@ -1,38 +1,39 @@
-//! Thousands of random histories of a folder and a containerd, in milliseconds: whatever happens in any order, the state
-//! converges to what the folder says.
-//!
-//! The model carries out actions and errands as simply as can be. Jobs end when chance says so, connections break, files come,
-//! change and go, and other programs remove records and blobs. After some steps nothing more happens but time and the ends of
-//! jobs; then every promise is checked.
+//! A small model of a folder and a containerd, which carries out actions and errands as simply as can be. `histories` plays with it
+//! by chance, and [`super::claims`] on purpose.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod histories;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bundle::Identity;
 use containerd::{BlobInfo, ImageChange, ImageEvent, ImageRecord};
-use import::labels::{self, OUR_PIN, PINNED};
+use import::labels;
 use import::result::ImageOutcome;
 use import::survey::Census;
+use import::unpack::{Ahead, Unpack};
 use import::{Outcome, Source, Survey};
 use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest, MediaType};
+use verify::Sources;
 
 use super::compare::Facts;
 use super::listing::Seen;
 use super::record::{Bad, Came, Found, Landed, LandedImage, Stop};
-use super::{Action, Errand, Event, Failed, Look, Opening, Turn, Unreached};
+use super::require::Checked;
+use super::unpack::{UnpackEnd, UnpackProgress};
+use super::{Action, Errand, Event, Failed, Look, Opening, Readings, Step, Turn, Unreached};
 use crate::images::folder::{Class, Ending, FolderTrust, Listed, Listing, Observation, Writer};
 use crate::settings::{Coexistence, Settings};
 use crate::state::State;
 use crate::state::ledger::{ErrorClass, Ledger, label_name};
-use crate::state::roster::Phase;
+use crate::status::{MissingStatus, RequiredStatus};
 
-/// How many histories are tried, unless `AIRGAPD_TEST_ROUNDS` says otherwise.
-const HISTORIES: u64 = 2000;
-/// How many things happen in each.
-const STEPS: u64 = 60;
+/// The image that is required.
+const REQUIRED: &str = "registry.test/app:0";
 
 /// A file of the folder.
 #[derive(Clone, Debug)]
@@ -59,12 +60,21 @@ pub(super) enum Work {
     Aborted,
 }
 
+/// Images that are unpacked ahead.
+pub(super) struct Unpacking {
+    pub(super) images: Vec<Ahead>,
+    pub(super) is_interrupted: bool,
+}
+
 pub(super) struct World {
     pub(super) state: State,
     now: Instant,
     at: Timestamp,
     dice: Turn,
     pub(super) folder: BTreeMap<OsString, File>,
+    /// Device and inode of the folder.
+    pub(super) place: (u64, u64),
+    pub(super) missing_mount: Option<PathBuf>,
     inodes: u64,
     pub(super) is_up: bool,
     /// Whether imports are cut short now and then.
@@ -75,6 +85,16 @@ pub(super) struct World {
     events: VecDeque<ImageEvent>,
     pub(super) jobs: BTreeMap<OsString, Work>,
     errands: VecDeque<Errand>,
+    /// The ledger as it was last written down.
+    saved: Ledger,
+    /// A check of the required images, with those that were missing when it began.
+    pub(super) checking: Option<Vec<MissingStatus>>,
+    /// How many checks have begun.
+    pub(super) checks: u32,
+    /// The images that are being unpacked.
+    pub(super) unpacking: Option<Unpacking>,
+    /// The targets that were unpacked.
+    pub(super) unpacked: HashSet<Digest>,
     /// Names whose records another program moved: these are not ours to judge any more.
     moved: BTreeSet<String>,
     /// How often each file was started.
@@ -84,6 +104,15 @@ pub(super) struct World {
 
 pub(super) fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().expect("a digest")
+}
+
+/// The digest of the catalog of a bundle with these images.
+fn catalog(images: &[(String, Digest)]) -> Digest {
+    let names: Vec<_> = images
+        .iter()
+        .map(|(name, target)| format!("{name}={target}"))
+        .collect();
+    basics::digest::sha256(names.join(",").as_bytes())
 }
 
 /// The layer of a target's image.
@@ -100,6 +129,11 @@ impl World {
                 0 => Coexistence::Auto,
                 _ => Coexistence::Exclusive,
             },
+            require: Sources {
+                images: vec![PathBuf::from("/list.txt")],
+                ..Sources::default()
+            },
+            unpack: Unpack::Background,
             ..Settings::default()
         };
         let (images, boot) = (PathBuf::from("/images"), Some("boot".to_owned()));
@@ -109,6 +143,8 @@ impl World {
             at: Timestamp::UNIX_EPOCH,
             dice: Turn::new(now, Timestamp::UNIX_EPOCH, seed),
             folder: BTreeMap::new(),
+            place: (1, 1),
+            missing_mount: None,
             inodes: 0,
             is_up: seed.is_multiple_of(2),
             is_shaky: false,
@@ -117,6 +153,11 @@ impl World {
             events: VecDeque::new(),
             jobs: BTreeMap::new(),
             errands: VecDeque::new(),
+            saved: Ledger::default(),
+            checking: None,
+            checks: 0,
+            unpacking: None,
+            unpacked: HashSet::new(),
             moved: BTreeSet::new(),
             starts: HashMap::new(),
             history: Vec::new(),
@@ -136,24 +177,44 @@ impl World {
         self.at += time;
     }
 
-    /// One turn of the loop, as it is in `act`.
-    pub(super) fn step(&mut self) -> bool {
-        for _ in 0..2 {
+    /// The daemon dies, and another one begins with what was written down, in this boot of the machine.
+    pub(super) fn restart(&mut self, boot: &str) {
+        let (settings, images) = (Settings::clone(&self.state.settings), PathBuf::from("/images"));
+        let (ledger, boot) = (self.saved.clone(), Some(boot.to_owned()));
+        self.state = State::new(settings, images, None, ledger, boot, self.now);
+        self.events.clear();
+        self.jobs.clear();
+        self.errands.clear();
+        self.checking = None;
+        self.unpacking = None;
+    }
+
+    /// One round of the loop. Gives when the next one is due.
+    pub(super) fn round(&mut self) -> Option<Instant> {
+        let mut step = Step::Ask;
+        loop {
             let mut turn = self.turn();
-            self.state.step(None, &mut turn);
+            let next = self.state.step(step, Readings::default(), &mut turn);
             self.carry_out(turn);
             while let Some(errand) = self.errands.pop_front() {
                 let event = self.run(errand);
                 self.take(event);
             }
+            match next {
+                ControlFlow::Continue(next) => step = next,
+                ControlFlow::Break(due) => return due,
+            }
         }
-        let mut turn = self.turn();
-        let worked = self.state.take_on(&mut turn);
-        self.carry_out(turn);
-        let mut turn = self.turn();
-        self.state.yield_lane(&mut turn);
-        self.carry_out(turn);
-        worked || self.state.relist
+    }
+
+    /// Goes round until nothing more is due now. Gives when something is.
+    pub(super) fn go_on(&mut self) -> Option<Instant> {
+        loop {
+            let due = self.round();
+            if due.is_none_or(|due| due > self.now) {
+                return due;
+            }
+        }
     }
 
     pub(super) fn take(&mut self, event: Event) {
@@ -178,6 +239,11 @@ impl World {
         self.jobs.retain(|name, _| running.get(name).is_some());
         let lanes: BTreeSet<_> = self.state.lanes.all().map(|job| job.lane as u8).collect();
         assert_eq!(lanes.len(), self.state.lanes.all().count(), "one job a lane");
+        let goes_on = self.unpacking.as_ref().is_some_and(|work| !work.is_interrupted);
+        assert!(
+            !goes_on || lanes.is_empty(),
+            "images are unpacked beside an import"
+        );
     }
 
     fn perform(&mut self, action: Action) -> Vec<Event> {
@@ -232,18 +298,29 @@ impl World {
                 }
             }
             Action::Disconnect => self.events.clear(),
+            Action::Check => {
+                assert!(self.checking.is_none(), "two checks at a time");
+                self.checking = Some(self.missing());
+                self.checks += 1;
+            }
+            Action::AbortCheck => self.checking = None,
+            Action::Unpack(images) => {
+                assert!(self.unpacking.is_none(), "images are unpacked twice at a time");
+                let is_interrupted = false;
+                self.unpacking = Some(Unpacking {
+                    images,
+                    is_interrupted,
+                });
+            }
+            Action::InterruptUnpacking => {
+                let work = self.unpacking.as_mut();
+                work.expect("images are being unpacked").is_interrupted = true;
+            }
             Action::Say(line) => self.history.push(format!("  {}: {:?}", line.text, line.bundle)),
             Action::Pull(_) => panic!("there are no lists"),
-            Action::Save
-            | Action::Watch(_)
-            | Action::Count(_)
-            | Action::Report(..)
-            | Action::DoubtRequired
-            | Action::ForgetRequired
-            | Action::DoubtUnpacked
-            | Action::InterruptUnpacking
-            | Action::CheckFiles
-            | Action::Adopt => {}
+            Action::Save => self.saved = self.state.ledger.clone(),
+            Action::Watch(_) | Action::Count(_) | Action::Report(..) | Action::CheckFiles | Action::Adopt => {
+            }
         }
         Vec::new()
     }
@@ -259,10 +336,11 @@ impl World {
                 entries: self.folder.iter().map(listed).collect(),
                 ..Listing::default()
             },
-            place: (1, 1),
+            place: self.place,
             is_created: false,
             trust: FolderTrust::Trusted,
             unclear: BTreeSet::new(),
+            missing_mount: self.missing_mount.clone(),
             trusted: None,
         })))
     }
@@ -392,7 +470,7 @@ impl World {
         let identity = self.state.roster.identity(name);
         Landed {
             identity: identity.unwrap_or_else(|| self.identity()),
-            catalog: digest(99),
+            catalog: catalog(images),
             outcome: Outcome::Imported,
             has_landed: true,
             closures: images
@@ -435,6 +513,66 @@ impl World {
         landed
     }
 
+    /// What is missing of the image that is required.
+    fn missing(&self) -> Vec<MissingStatus> {
+        let is_there = self.records.contains_key(REQUIRED);
+        let missing = MissingStatus {
+            reference: REQUIRED.to_owned(),
+            why: String::new(),
+            asked_by: Vec::new(),
+        };
+        if is_there { Vec::new() } else { vec![missing] }
+    }
+
+    /// The check comes to its end.
+    pub(super) fn end_check(&mut self) {
+        let Some(missing) = self.checking.take() else {
+            return;
+        };
+        if self.is_shaky && self.dice(4) == 0 {
+            return self.take(Event::Checked(Checked::Panicked("a panic: no way".to_owned())));
+        }
+        self.take(Event::Checked(match self.is_up {
+            true => Checked::Found(RequiredStatus {
+                is_current: true,
+                checked_at: Some(self.at),
+                problem: None,
+                references: 1,
+                missing,
+            }),
+            false => Checked::Failed("it is away".to_owned()),
+        }));
+    }
+
+    /// Unpacks one image, or comes to the end.
+    pub(super) fn go_on_unpacking(&mut self) {
+        let Some(mut work) = self.unpacking.take() else {
+            return;
+        };
+        let Unpacking {
+            images,
+            is_interrupted,
+        } = &mut work;
+        images.retain(|image| !self.unpacked.contains(&image.target));
+        let end = match images.pop() {
+            _ if !self.is_up => UnpackEnd::Failed("it is away".to_owned()),
+            _ if self.is_shaky && self.dice(4) == 0 => UnpackEnd::Failed("the disk is full".to_owned()),
+            None => UnpackEnd::Done,
+            Some(_) if *is_interrupted => UnpackEnd::Stopped,
+            Some(Ahead { name, target, .. }) => {
+                self.unpacking = Some(work);
+                self.unpacked.insert(target.clone());
+                let layers = 1;
+                return self.take(Event::Unpacking(UnpackProgress::Unpacked {
+                    name,
+                    target,
+                    layers,
+                }));
+            }
+        };
+        self.take(Event::Unpacking(UnpackProgress::Ended(end)));
+    }
+
     fn changed(&mut self, name: &str, kind: ImageChange) {
         let name = name.to_owned();
         self.events.push_back(ImageEvent { name, kind });
@@ -446,202 +584,8 @@ impl World {
             device: 1,
             inode: self.inodes,
             size: 10 << 10,
-            mtime_ns: 0,
+            mtime_ns: self.inodes.cast_signed(),
             ctime_ns: 0,
-        }
-    }
-
-    /// Something happens by chance.
-    fn happen(&mut self) {
-        let name: OsString = format!("{}.tar", self.dice(5)).into();
-        let image = format!("registry.test/app:{}", self.dice(4));
-        let target = digest(self.dice(6) + 1);
-        match self.dice(16) {
-            0..=3 => {
-                let more = self.dice(3);
-                let images = (0..=more).map(|_| {
-                    let image = format!("registry.test/app:{}", self.dice(4));
-                    (image, digest(self.dice(6) + 1))
-                });
-                let images: BTreeMap<String, Digest> = images.collect();
-                let content = match self.dice(6) {
-                    0 => Content::Broken,
-                    _ => Content::Bundle(images.into_iter().collect()),
-                };
-                self.history.push(format!("{name:?} comes with {content:?}"));
-                let identity = self.identity();
-                self.folder.insert(name, File { identity, content });
-                self.state.relist = true;
-            }
-            // One at a time: many at once are a fault of the folder.
-            4 => {
-                self.history.push(format!("{name:?} goes"));
-                self.folder.remove(&name);
-                self.state.relist = true;
-            }
-            5 => {
-                self.history.push(format!("{image} is removed"));
-                if self.records.remove(&image).is_some() {
-                    self.changed(&image, ImageChange::Deleted);
-                }
-            }
-            6 => {
-                self.history.push(format!("{image} is moved to {target}"));
-                if let Some(record) = self.records.get_mut(&image) {
-                    record.target = Descriptor::new(MediaType::ImageManifest, 1, target);
-                    self.moved.insert(image.clone());
-                    self.changed(&image, ImageChange::Updated);
-                }
-            }
-            7 => {
-                self.history.push(format!("the blob {target} goes"));
-                if self.blobs.remove(&target.to_string()).is_some() {
-                    self.changed(target.as_ref(), ImageChange::ContentDeleted);
-                }
-            }
-            8 => {
-                self.is_up = !self.is_up;
-                self.history.push(format!("containerd is up: {}", self.is_up));
-                if !self.is_up {
-                    self.take(Event::Ended);
-                }
-            }
-            9 => self.pass(Duration::from_secs(7)),
-            10 => self.pass(Duration::from_secs(400)),
-            _ => self.end_some_job(),
-        }
-        self.deliver();
-    }
-
-    fn end_some_job(&mut self) {
-        let which = self.dice(2);
-        let names: Vec<OsString> = self.jobs.keys().cloned().collect();
-        if let Some(name) = names.get(usize::from(which == 1 && names.len() > 1)) {
-            let name = name.clone();
-            self.history
-                .push(format!("the job of {name:?} goes on: {:?}", self.jobs[&name]));
-            self.end_job(&name);
-        }
-    }
-
-    /// Events come some time after what they tell of.
-    fn deliver(&mut self) {
-        while self.dice(3) > 0
-            && let Some(event) = self.events.pop_front()
-        {
-            if self.state.connection.is_up() {
-                self.take(Event::Changed(event));
-            }
-        }
-    }
-
-    /// Nothing more happens: containerd is there, jobs end, time passes.
-    pub(super) fn settle(&mut self) {
-        self.is_up = true;
-        self.is_shaky = false;
-        self.state.relist = true;
-        for _ in 0..2000 {
-            while self.step() {}
-            while let Some(event) = self.events.pop_front() {
-                if self.state.connection.is_up() {
-                    self.take(Event::Changed(event));
-                }
-            }
-            let names: Vec<OsString> = self.jobs.keys().cloned().collect();
-            for name in &names {
-                self.end_job(name);
-            }
-            let is_quiet = self.jobs.is_empty() && self.state.lanes.is_empty() && !self.state.relist;
-            let due = self.state.next_due(self.now);
-            match due {
-                // The next comparison is due by itself only.
-                Some(due) if is_quiet && due > self.now + Duration::from_secs(500) && self.is_all_done() => {
-                    return;
-                }
-                Some(due) if is_quiet => {
-                    let wait = due.saturating_duration_since(self.now);
-                    self.pass(wait.max(Duration::from_millis(1)));
-                }
-                _ => {}
-            }
-        }
-        self.fail("it does not come to rest");
-    }
-
-    fn is_all_done(&self) -> bool {
-        let is_open = |phase| !matches!(phase, Phase::Done | Phase::Failed { retry: None });
-        self.state.roster.count(is_open) == 0
-    }
-
-    fn fail(&self, why: &str) -> ! {
-        let phases: Vec<_> = self
-            .folder
-            .keys()
-            .map(|name| (name, self.state.roster.phase(name)))
-            .collect();
-        panic!("{why}\n{}\n{phases:?}", self.history.join("\n"));
-    }
-
-    /// What the folder says is so in containerd.
-    pub(super) fn check(&self) {
-        let mut wanted: BTreeMap<String, (u64, Digest, &OsString)> = BTreeMap::new();
-        for (name, file) in &self.folder {
-            let Some(entry) = self.state.ledger.get(name) else {
-                self.fail(&format!("the ledger does not know {name:?}"))
-            };
-            let images = match &file.content {
-                Content::Bundle(images) => images.clone(),
-                // A bundle that was replaced by a broken one keeps its word for what it brought.
-                Content::Broken => {
-                    let imported = entry.imported.iter().flat_map(|imported| &imported.images);
-                    imported
-                        .map(|image| (image.name.clone(), image.target.clone()))
-                        .collect()
-                }
-            };
-            let is_failed = self.state.roster.phase(name) == Some(Phase::Failed { retry: None });
-            if matches!(file.content, Content::Broken) != is_failed {
-                self.fail(&format!(
-                    "{name:?} is broken, and not said to be, or the other way round"
-                ));
-            }
-            for (image, target) in images {
-                let before = wanted.get(&image).map_or(0, |(arrival, ..)| *arrival);
-                if entry.arrival > before {
-                    wanted.insert(image, (entry.arrival, target, name));
-                }
-            }
-        }
-        for (image, (_, target, bundle)) in &wanted {
-            if matches!(self.folder[*bundle].content, Content::Broken) {
-                // It is neither taken back nor restored.
-                continue;
-            }
-            let Some(record) = self.records.get(image) else {
-                self.fail(&format!("{image} is not there"))
-            };
-            if record.target.digest() != target && !self.moved.contains(image) {
-                self.fail(&format!("{image} is not what {bundle:?} says, which came last"));
-            }
-            let is_pinned = record.labels.contains_key(PINNED) && record.labels.contains_key(OUR_PIN);
-            if !is_pinned && !self.moved.contains(image) {
-                self.fail(&format!("{image} is not pinned"));
-            }
-            for blob in [target.clone(), layer(target)] {
-                if !self.blobs.contains_key(blob.as_ref()) && !self.moved.contains(image) {
-                    self.fail(&format!("{blob} of {image} is not there"));
-                }
-            }
-        }
-        let has_broken = self
-            .folder
-            .values()
-            .any(|file| matches!(file.content, Content::Broken));
-        for (name, record) in &self.records {
-            let is_kept = has_broken || self.moved.contains(name) || self.state.folder.vanished.is_some();
-            if !wanted.contains_key(name) && record.labels.contains_key(OUR_PIN) && !is_kept {
-                self.fail(&format!("{name} has a pin, and no bundle has it"));
-            }
         }
     }
 }
@@ -652,48 +596,5 @@ fn change(labels: &mut BTreeMap<String, String>, changes: &labels::LabelChanges)
             Some(value) => drop(labels.insert(key.clone(), value.clone())),
             None => drop(labels.remove(key)),
         }
-    }
-}
-
-#[test]
-fn whatever_happens_in_any_order_the_state_converges_to_what_the_folder_says() {
-    let rounds = std::env::var("AIRGAPD_TEST_ROUNDS").ok();
-    let histories = rounds.map_or(HISTORIES, |rounds| rounds.parse().expect("a number of rounds"));
-    for seed in 0..histories {
-        let mut world = World::new(seed);
-        world.history.push(format!("seed {seed}"));
-        world.is_shaky = seed % 4 > 1;
-        for _ in 0..STEPS {
-            world.happen();
-            while world.step() {}
-        }
-        world.settle();
-        world.check();
-    }
-}
-
-/// Without this the test above could hold for a daemon that starts every file again and again.
-#[test]
-fn a_bundle_that_nothing_happens_to_is_started_once() {
-    for seed in 0..20 {
-        let mut world = World::new(seed);
-        for number in 0..5 {
-            let images = vec![(format!("registry.test/app:{number}"), digest(number + 1))];
-            let identity = world.identity();
-            let content = Content::Bundle(images);
-            world
-                .folder
-                .insert(format!("{number}.tar").into(), File { identity, content });
-        }
-        world.settle();
-        world.check();
-        world.pass(Duration::from_secs(36_000));
-        world.settle();
-        assert_eq!(
-            world.starts.values().sum::<u32>(),
-            5,
-            "{}",
-            world.history.join("\n")
-        );
     }
 }

@@ -1,6 +1,6 @@
 //! What the end of a job changes: the line about it, the ledger, and whether and when the file is tried again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 
 use bundle::Identity;
@@ -127,7 +127,7 @@ impl State {
     pub(super) fn on_job(&mut self, name: &OsStr, came: Came, turn: &mut Turn) {
         if matches!(came, Came::Imported(_) | Came::Untried(_) | Came::Pulled { .. }) {
             // The events of containerd about it may come later than a question about what is required.
-            turn.act(Action::DoubtRequired);
+            self.required.doubt();
         }
         match came {
             Came::NotNow => {
@@ -204,7 +204,7 @@ impl State {
         let is_told = self.rows.refused.admits(turn.now);
         let line = Line::error(format!("not imported: {text}")).outcome(Said::Failed);
         turn.say(line.bundle(&job.name).told(is_told));
-        self.record_failure(job, ledger::Outcome::Failed, text, class, turn);
+        self.record_failure(job, ledger::Outcome::Failed, (text, 0), class, turn);
         let chance = retry.then(|| turn.chance());
         self.roster.fail(&job.name, turn.now, chance);
         if !retry && self.abandoned.remove(&job.name) {
@@ -216,7 +216,7 @@ impl State {
         &mut self,
         job: &Job,
         outcome: ledger::Outcome,
-        text: &str,
+        (text, images): (&str, usize),
         class: ErrorClass,
         turn: &Turn,
     ) {
@@ -224,6 +224,7 @@ impl State {
             text: text.to_owned(),
             class,
             at: turn.at,
+            images,
         };
         let identity = job.version.identity.clone();
         self.ledger.record_failure(&job.name, identity, outcome, error);
@@ -255,7 +256,7 @@ impl State {
 
     /// The end of an import, whatever it came to.
     fn end_import(&mut self, job: &Job, turn: &mut Turn) {
-        turn.act(Action::DoubtUnpacked);
+        self.unpack.doubt();
         if job.disturbed || self.reworded.contains(&job.name) {
             self.compare_within(BURST, turn.now);
         }
@@ -305,7 +306,10 @@ impl State {
             true => ErrorClass::Bundle,
             false => ErrorClass::Permanent,
         };
-        self.record_failure(job, landed.outcome, &text, class, turn);
+        let failed = landed.images.iter();
+        let failed = failed.filter(|image| image.outcome == ImageOutcome::Failed);
+        let targets: HashSet<&Digest> = failed.map(|image| &image.target).collect();
+        self.record_failure(job, landed.outcome, (&text, targets.len()), class, turn);
         self.roster.fail(&job.name, turn.now, None);
     }
 
@@ -406,7 +410,7 @@ impl State {
             _ if !self.is_current(&job) => self.start_over(name),
             None => self.roster.finish(name),
             Some(text) => {
-                self.record_failure(&job, outcome, text, ErrorClass::Transient, turn);
+                self.record_failure(&job, outcome, (text, 0), ErrorClass::Transient, turn);
                 let chance = turn.chance();
                 self.roster.fail(name, turn.now, Some(chance));
             }

@@ -5,11 +5,19 @@ use std::sync::Arc;
 use super::compare::Connection;
 use super::line::Line;
 use super::{Action, Turn};
+use crate::outcome::Outcome;
 use crate::settings::Reloaded;
 use crate::state::State;
 use crate::state::roster::Phase;
 
 impl State {
+    /// Keeps the settings: the configuration on disk has these mistakes.
+    pub(super) fn on_misread(&mut self, mistakes: String, turn: &mut Turn) {
+        let text = format!("the configuration is not taken, and the one before stays: {mistakes}");
+        turn.say(Line::error(text).outcome(Outcome::Misconfigured));
+        self.configuration_problem = Some(mistakes);
+    }
+
     /// Takes over new settings. `fingerprint` is what decides over imports with them; `None` without a connection.
     pub(super) fn on_reload(&mut self, reloaded: Reloaded, fingerprint: Option<String>, turn: &mut Turn) {
         let Reloaded {
@@ -17,6 +25,7 @@ impl State {
             applied,
             postponed,
         } = reloaded;
+        self.configuration_problem = None;
         match (applied.is_empty(), postponed.is_empty()) {
             (true, true) => turn.say(Line::info(
                 "the configuration was read again: nothing has changed",
@@ -40,8 +49,8 @@ impl State {
             let uuid = self.ledger.context.containerd.clone();
             self.check_context(uuid, fingerprint, turn);
         }
-        turn.act(Action::ForgetRequired);
-        turn.act(Action::DoubtUnpacked);
+        self.forget_required(turn);
+        self.unpack.doubt();
         self.look_anew(turn);
     }
 

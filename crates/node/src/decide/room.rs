@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-use import::space::{Disk, Shortage};
+use import::space::{Disk, MinFree, Shortage};
 
 use super::compare::Connection;
 use super::line::Line;
@@ -15,6 +15,7 @@ use super::{Action, Turn};
 use crate::outcome::Outcome;
 use crate::state::State;
 use crate::state::roster::Phase;
+use crate::status::DiskStatus;
 
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(4);
@@ -41,7 +42,9 @@ pub(crate) struct RoomState {
     next: Instant,
     /// Bundles that did not fit, with what they lacked.
     waiting: BTreeMap<OsString, Shortage>,
-    is_below: bool,
+    below: Option<Shortage>,
+    /// The disk as it was looked at last; `None` where it cannot be told.
+    disk: Option<Disk>,
     stamp: Option<Stamp>,
 }
 
@@ -50,14 +53,31 @@ impl RoomState {
         RoomState {
             next: now,
             waiting: BTreeMap::new(),
-            is_below: false,
+            below: None,
+            disk: None,
             stamp: None,
         }
     }
 
     /// Whether so little is free that nothing new is taken on.
     pub(crate) fn is_below(&self) -> bool {
-        self.is_below
+        self.below.is_some()
+    }
+
+    /// How the disk is, for those who ask.
+    pub(crate) fn status(&self, min_free: MinFree) -> Option<DiskStatus> {
+        let disk = self.disk?;
+        Some(DiskStatus {
+            size_bytes: disk.size,
+            free_bytes: disk.free,
+            min_free_bytes: min_free.bytes_of(&disk),
+            problem: self.below.as_ref().map(ToString::to_string),
+        })
+    }
+
+    /// Whether a bundle waits for space.
+    pub(super) fn keeps_waiting(&self, name: &OsStr) -> bool {
+        self.is_below() || self.waiting.contains_key(name)
     }
 }
 
@@ -77,7 +97,8 @@ impl State {
             return;
         }
         self.room.next = turn.now + LOOK;
-        if let Some(disk) = room.disk.filter(|_| !self.room.is_below) {
+        self.room.disk = room.disk;
+        if let Some(disk) = room.disk.filter(|_| !self.room.is_below()) {
             self.wake_what_fits(disk);
         }
         // Our own imports change the folder all the time; blobs that are lost meanwhile are noticed after them.
@@ -88,8 +109,9 @@ impl State {
     }
 
     fn take_over_minimum(&mut self, shortage: Option<Shortage>, turn: &mut Turn) {
-        let was_below = std::mem::replace(&mut self.room.is_below, shortage.is_some());
-        match shortage {
+        let was_below = self.room.is_below();
+        self.room.below = shortage;
+        match &self.room.below {
             Some(shortage) if !was_below => {
                 let line = Line::warn(format!("nothing is imported or healed: {shortage}"));
                 turn.say(line.outcome(Outcome::Full));
@@ -127,7 +149,7 @@ impl State {
                 self.roster.queue(&name);
             }
         }
-        self.room.stamp = None;
+        (self.room.stamp, self.room.disk) = (None, None);
         self.room.next = now;
     }
 }

@@ -4,17 +4,18 @@
 //! image. Whatever is not known (the bundle is being replaced, or broken, or the folder itself has vanished) leaves
 //! everything as it is: an image too many costs space, one too few costs a node.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 use containerd::ImageRecord;
-use import::Survey;
 use import::labels::{self, BUNDLE_PREFIX, CRI_MANAGED, LabelChanges, Labels, OUR_PIN, PINNED};
+use import::{Pattern, Survey};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 
 use super::compare::{BURST, Connection};
+use super::desired::ByName;
 use super::{Errand, Turn};
 use crate::settings::OnRemoval;
 use crate::state::State;
@@ -30,6 +31,42 @@ pub(crate) enum Vouch {
     No,
     /// Nobody can tell at the moment.
     Unknown,
+}
+
+/// A bundle's word for records.
+enum Word<'s> {
+    /// The same for each.
+    All(Vouch),
+    /// It goes by the images of its last import.
+    ByImage {
+        /// Its name in labels.
+        file: String,
+        by_name: &'s ByName<'s>,
+        exclude: &'s [Pattern],
+    },
+}
+
+impl Word<'_> {
+    fn on(&self, record: &ImageRecord) -> Vouch {
+        let (file, by_name, exclude) = match self {
+            Word::All(vouch) => return *vouch,
+            Word::ByImage {
+                file,
+                by_name,
+                exclude,
+            } => (file, by_name, exclude),
+        };
+        let (name, there) = (record.name.as_str(), record.target.digest());
+        match by_name.image(file, name) {
+            // What is there of an excluded name stays as it is.
+            None if exclude.iter().any(|pattern| pattern.matches(name)) => Vouch::Unknown,
+            None => Vouch::No,
+            Some(target) if target == there => Vouch::Yes,
+            // Another bundle of ours has the name by now; or another program moved it, which is told and left alone.
+            Some(_) if by_name.desired(name) == Some(there) => Vouch::No,
+            Some(_) => Vouch::Unknown,
+        }
+    }
 }
 
 /// A record that loses labels of ours.
@@ -119,12 +156,6 @@ pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Du
     }
 }
 
-/// Whether a listing that lacks `gone` of `known` bundles is rather a fault of the folder than somebody's wish: most of
-/// them at once. One or two are taken for a wish however few there are.
-pub(crate) fn is_mass_loss(gone: usize, known: usize) -> bool {
-    gone >= 3 && gone * 2 > known
-}
-
 /// Labels and pins that are taken back, and what they were judged by.
 #[derive(Debug)]
 pub(crate) struct Withdrawing {
@@ -146,9 +177,12 @@ impl State {
     /// those whose records were all looked up.
     pub(super) fn withdraw(&mut self, survey: Survey, labels: Vec<String>, turn: &mut Turn) {
         let records: Vec<&ImageRecord> = survey.records.values().collect();
-        let vouch = |file: &str, record: &ImageRecord| self.vouch(file, record, turn.at);
+        let by_name = ByName::of(&self.ledger);
+        let words = self.words(&by_name, turn.at);
+        let vouch =
+            |file: &str, record: &ImageRecord| words.get(file).map_or(Vouch::Unknown, |word| word.on(record));
         let plan = withdrawals(&records, vouch, self.settings.on_removal);
-        let (plan, withheld) = self.withhold(plan);
+        let (plan, withheld) = self.withhold(plan, &survey);
         let withdrawing = Withdrawing {
             plan,
             withheld,
@@ -170,6 +204,7 @@ impl State {
             labels,
         } = withdrawing;
         if !untouched.is_empty() {
+            let untouched: HashSet<&String> = untouched.iter().collect();
             let left = plan
                 .into_iter()
                 .filter(|withdrawal| untouched.contains(&withdrawal.name));
@@ -184,19 +219,55 @@ impl State {
         self.sweep_leases(turn);
     }
 
-    /// Takes out of a plan the records that a job is about to vouch for: the comparison at the end of the job does what is
-    /// left to do. Gives the bundles whose labels stay until then, by file name.
-    fn withhold(&mut self, mut plan: Vec<Withdrawal>) -> (Vec<Withdrawal>, BTreeSet<String>) {
+    /// Takes out of a plan the records that a job is about to vouch for, and those that are owed to a bundle: the comparison
+    /// after the import does what is left to do. Gives the bundles whose labels stay until then, by file name.
+    fn withhold(
+        &mut self,
+        mut plan: Vec<Withdrawal>,
+        survey: &Survey,
+    ) -> (Vec<Withdrawal>, BTreeSet<String>) {
+        let owed = self.owed(&plan, survey);
         let mut withheld = BTreeSet::new();
         plan.retain(|withdrawal| {
-            let Some(job) = self.lanes.writer_of(&withdrawal.name) else {
-                return true;
-            };
-            job.disturbed = true;
-            withheld.extend(withdrawal.bundles.iter().cloned());
-            false
+            let job = self.lanes.writer_of(&withdrawal.name);
+            let stays = job.is_some() || owed.contains(&withdrawal.name);
+            if let Some(job) = job {
+                job.disturbed = true;
+            }
+            if stays {
+                withheld.extend(withdrawal.bundles.iter().cloned());
+            }
+            !stays
         });
         (plan, withheld)
+    }
+
+    /// The records of a plan that an earlier bundle is about to get back. Until then the label of the later bundle shows that no
+    /// other program moved the record, and a daemon that begins meanwhile has nothing else to know that by.
+    fn owed(&self, plan: &[Withdrawal], survey: &Survey) -> BTreeSet<String> {
+        if plan.is_empty() {
+            return BTreeSet::new();
+        }
+        let desired = self.ledger.desired_images();
+        let is_owed = |name: &&String| {
+            let record = survey.records.get(*name);
+            let wanted = desired.get(name.as_str()).zip(record);
+            wanted.is_some_and(|((target, owner), record)| {
+                record.target.digest() != *target && self.is_about_to_be_imported(&owner.file)
+            })
+        };
+        let names = plan.iter().map(|withdrawal| &withdrawal.name);
+        names.filter(is_owed).cloned().collect()
+    }
+
+    /// Whether nothing but time keeps a bundle from being imported. The space that one waits for may be that of a pinned image.
+    fn is_about_to_be_imported(&self, file: &OsStr) -> bool {
+        let phase = self.roster.phase(file);
+        let is_queued = matches!(
+            phase,
+            Some(Phase::Ready | Phase::Running | Phase::Failed { retry: Some(_) })
+        );
+        is_queued && !self.room.keeps_waiting(file)
     }
 
     /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for now.
@@ -240,28 +311,22 @@ impl State {
         pin.into_iter().chain(labels).collect()
     }
 
-    /// What is known of a bundle's word for a record.
-    fn vouch(&self, file: &str, record: &ImageRecord, at: Timestamp) -> Vouch {
-        let Some(entry) = self.ledger.get_by_label(file) else {
-            return Vouch::Unknown;
-        };
-        if let Some(gone) = entry.gone {
-            let left = grace_left(gone, at, self.settings.unpin_grace);
-            return if left.is_zero() { Vouch::No } else { Vouch::Unknown };
-        }
-        let Some(imported) = self.imported_as_it_is(entry) else {
-            return Vouch::Unknown;
-        };
-        match imported.images.iter().find(|image| image.name == record.name) {
-            None if self.is_excluded(&record.name) => Vouch::Unknown,
-            None => Vouch::No,
-            Some(image) if image.target == *record.target.digest() => Vouch::Yes,
-            // Another bundle of ours has the name by now; or another program moved it, which is told and left alone.
-            Some(_) => match self.ledger.desired_images().get(record.name.as_str()) {
-                Some((target, _)) if *target == record.target.digest() => Vouch::No,
-                _ => Vouch::Unknown,
+    /// What is known of each bundle's word for records, by the name that labels have for its file.
+    fn words<'s>(&'s self, by_name: &'s ByName<'s>, at: Timestamp) -> HashMap<String, Word<'s>> {
+        let word = |entry: &'s Entry| match entry.gone {
+            Some(gone) if grace_left(gone, at, self.settings.unpin_grace).is_zero() => Word::All(Vouch::No),
+            Some(_) => Word::All(Vouch::Unknown),
+            None if self.imported_as_it_is(entry).is_none() => Word::All(Vouch::Unknown),
+            None => Word::ByImage {
+                file: label_name(&entry.file),
+                by_name,
+                exclude: &self.settings.exclude,
             },
-        }
+        };
+        let entries = self.ledger.entries().into_iter();
+        entries
+            .map(|entry| (label_name(&entry.file), word(entry)))
+            .collect()
     }
 
     /// The imported content of a bundle, if the file is still the same and all of it was imported.
@@ -273,11 +338,6 @@ impl State {
         })
     }
 
-    /// Whether an operator's pattern excludes a name: what is there of it stays as it is.
-    fn is_excluded(&self, name: &str) -> bool {
-        self.settings.exclude.iter().any(|pattern| pattern.matches(name))
-    }
-
     /// Forgets files that are not there when no record carries their label (any more), as far as that is known.
     fn forget_withdrawn(
         &mut self,
@@ -285,9 +345,15 @@ impl State {
         is_known: impl Fn(&str) -> bool,
         turn: &mut Turn,
     ) {
+        let carried: HashSet<&str> = records
+            .iter()
+            .flat_map(|record| record.labels.keys())
+            .map(String::as_str)
+            .filter(|key| key.starts_with(BUNDLE_PREFIX))
+            .collect();
         let labelled = |file: &OsStr| {
             let key = label_of(file);
-            !is_known(&key) || records.iter().any(|record| record.labels.contains_key(&key))
+            !is_known(&key) || carried.contains(key.as_str())
         };
         let entries = self
             .ledger
@@ -483,21 +549,5 @@ mod tests {
         let found = withdrawals(&[&record], gone, OnRemoval::Unpin);
         assert_eq!(found[0].bundles, BTreeSet::from(["a.tar".to_owned()]));
         assert!(found[0].unpins);
-    }
-
-    #[test]
-    fn most_bundles_at_once_are_a_fault_and_one_or_two_are_a_wish() {
-        let table = [
-            (0, 0, false),
-            (1, 1, false),
-            (2, 2, false),
-            (3, 3, true),
-            (3, 6, false),
-            (4, 6, true),
-            (999, 1000, true),
-        ];
-        for (gone, known, fault) in table {
-            assert_eq!(is_mass_loss(gone, known), fault, "{gone} of {known}");
-        }
     }
 }

@@ -85,6 +85,14 @@ pub(crate) struct LastError {
     pub(crate) text: String,
     pub(crate) class: ErrorClass,
     pub(crate) at: Timestamp,
+    /// How many images failed, each target counted once. Versions that do not know the key read the rest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) images: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// What has to happen before another try makes sense.
@@ -127,7 +135,7 @@ impl Entry {
     }
 
     /// Whether what it has imported is wanted.
-    pub(super) fn is_vouching(&self) -> bool {
+    pub(crate) fn is_vouching(&self) -> bool {
         !self.is_refused() && self.gone.is_none()
     }
 

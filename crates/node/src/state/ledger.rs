@@ -192,11 +192,6 @@ impl Ledger {
         self.bundles.insert(BundleId::of(file), entry);
     }
 
-    /// The entry of a file by its name as labels have it.
-    pub(crate) fn get_by_label(&self, file: &str) -> Option<&Entry> {
-        self.bundles.get(&BundleId::of(OsStr::new(file)))
-    }
-
     /// Writes down since when files are gone, and that those which are back are not.
     pub(crate) fn mark_gone(&mut self, is_there: impl Fn(&OsStr) -> bool, now: Timestamp) {
         for entry in self.bundles.values_mut() {
@@ -341,6 +336,7 @@ pub(super) mod tests {
             text: text.to_owned(),
             class: ErrorClass::Bundle,
             at: Timestamp::UNIX_EPOCH,
+            images: 0,
         }
     }
 

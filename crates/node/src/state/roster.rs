@@ -1,7 +1,10 @@
-//! The files in the images folder and how far each has come: the daemon's work list.
+//! The files in the images folder and how far each has come: the daemon's work list. `listing` takes over what the folder holds,
+//! and this module moves files on.
 //!
 //! Pure: listings, clock readings and results go in, the next thing to do comes out. Nothing here touches a file or
 //! containerd, and nothing but the daemon's one loop owns it.
+
+mod listing;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -9,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use bundle::Identity;
 
-use crate::images::folder::{self, Class, Ending, Listed, Reason, Settle, Why};
-use crate::images::pull_list;
-use crate::images::sidecar::sidecar_of;
+use crate::images::folder::{Reason, Settle, Why};
 use crate::state::ledger::Ledger;
 use basics::backoff::Backoff;
+
+pub(crate) use self::listing::split_off_sidecars;
+pub use self::listing::why_ignored;
 
 /// The waits after tries that may go better later.
 const RETRY: Backoff = Backoff {
@@ -28,7 +32,7 @@ pub struct Roster {
     /// Entries that are no bundles as their names and types show, with the reason.
     others: BTreeMap<OsString, Reason>,
     /// What was said about a name already, so that it is said once.
-    told: HashMap<OsString, HashSet<Told>>,
+    said: HashMap<OsString, HashSet<Remark>>,
 }
 
 /// A file as it was listed, with what stands for its checksum beside it.
@@ -118,92 +122,13 @@ impl Phase {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Told {
+enum Remark {
     Ignored(Reason),
     Waiting(Why),
     NoChecksum,
 }
 
 impl Roster {
-    /// Takes over a listing. `known` says whether the ledger has an import of this very file with this very checksum
-    /// file. Gives back the entries that are no bundles and were not told of before.
-    pub fn list(
-        &mut self,
-        listed: Vec<Listed>,
-        now: Instant,
-        known: impl Fn(&OsStr, &Version) -> bool,
-    ) -> Vec<(OsString, Reason)> {
-        let mut ignored = Vec::new();
-        let names: HashSet<&OsString> = listed.iter().map(|entry| &entry.name).collect();
-        self.told.retain(|name, _| names.contains(name));
-        let (listed, mut sidecars) = split_off_sidecars(listed);
-        let bundles: HashSet<&OsString> = listed
-            .iter()
-            .filter(|entry| is_bundle(entry))
-            .map(|entry| &entry.name)
-            .collect();
-        self.files.retain(|name, _| bundles.contains(name));
-        self.others.clear();
-        let mut seen = Vec::new();
-        for entry in listed {
-            let is_layout = match entry.class {
-                Class::Candidate => false,
-                Class::Layout => true,
-                Class::Ignored(reason) => {
-                    if self.told_first(&entry.name, Told::Ignored(reason)) {
-                        ignored.push((entry.name.clone(), reason));
-                    }
-                    self.others.insert(entry.name, reason);
-                    continue;
-                }
-            };
-            let version = Version {
-                sidecar: match is_layout {
-                    true => None,
-                    false => sidecars.remove(&sidecar_of(&entry.name)),
-                },
-                identity: entry.identity,
-                is_layout,
-            };
-            seen.push((entry.name, version));
-        }
-        for (name, version) in seen {
-            self.see(name, version, now, &known);
-        }
-        ignored
-    }
-
-    fn see(
-        &mut self,
-        name: OsString,
-        version: Version,
-        now: Instant,
-        known: impl Fn(&OsStr, &Version) -> bool,
-    ) {
-        let new = Phase::Settling { look: now };
-        let phase = match self.files.get(&name) {
-            Some(tracked) if tracked.version == version => return,
-            Some(_) => {
-                if let Some(told) = self.told.get_mut(&name) {
-                    told.retain(|what| matches!(what, Told::Ignored(_)));
-                }
-                new
-            }
-            None if known(&name, &version) => Phase::Known,
-            None => new,
-        };
-        let since = now;
-        self.files.insert(
-            name,
-            Tracked {
-                version,
-                since,
-                phase,
-                attempts: 0,
-            },
-        );
-    }
-
     /// The files that are due to be looked at, or, where `may_start` says so, imported. Those that wait longest go first.
     pub(crate) fn due(&self, now: Instant, may_start: impl Fn(&OsStr, &Version) -> bool) -> Vec<OsString> {
         let due = |(name, file): &(&OsString, &Tracked)| match file.due() {
@@ -330,12 +255,12 @@ impl Roster {
     /// Leaves a file alone. Whether that is to be said: the first time only.
     pub fn ignore(&mut self, name: &OsStr, reason: Reason) -> bool {
         self.go(name, Phase::Ignored(reason));
-        self.told_first(name, Told::Ignored(reason))
+        self.remark(name, Remark::Ignored(reason))
     }
 
     /// Notes that something is said of a name; whether that is the first time.
-    fn told_first(&mut self, name: &OsStr, what: Told) -> bool {
-        self.told.entry(name.to_owned()).or_default().insert(what)
+    fn remark(&mut self, name: &OsStr, what: Remark) -> bool {
+        self.said.entry(name.to_owned()).or_default().insert(what)
     }
 
     /// Everything that is left alone, with the reason, by name.
@@ -356,7 +281,7 @@ impl Roster {
     /// Lets a file wait for its checksum. Whether that is to be said: the first time only.
     pub(crate) fn await_checksum(&mut self, name: &OsStr) -> bool {
         self.go(name, Phase::Waiting);
-        self.told_first(name, Told::NoChecksum)
+        self.remark(name, Remark::NoChecksum)
     }
 
     /// Takes over whether a file is finished. What should be said about it, the first time only.
@@ -372,15 +297,15 @@ impl Roster {
             }
             Settle::Stalled { until, why } => {
                 self.look_at(name, until);
-                self.told_first(name, Told::Waiting(why)).then_some(why)
+                self.remark(name, Remark::Waiting(why)).then_some(why)
             }
         }
     }
 
     /// Why a file that does not get finished was reported.
     pub(crate) fn stalled(&self, name: &OsStr) -> Option<Why> {
-        self.told.get(name)?.iter().find_map(|what| match what {
-            Told::Waiting(why) => Some(*why),
+        self.said.get(name)?.iter().find_map(|what| match what {
+            Remark::Waiting(why) => Some(*why),
             _ => None,
         })
     }
@@ -404,44 +329,6 @@ impl Roster {
         for file in self.files.values_mut().filter(|file| file.phase == Phase::Done) {
             file.phase = Phase::Known;
         }
-    }
-}
-
-/// Takes the checksums of bundles that are there out of a listing, by name.
-pub(crate) fn split_off_sidecars(listed: Vec<Listed>) -> (Vec<Listed>, HashMap<OsString, Identity>) {
-    let is_file = |entry: &&Listed| entry.class == Class::Candidate;
-    let files = listed.iter().filter(is_file);
-    let sidecars: HashSet<OsString> = files.map(|entry| sidecar_of(&entry.name)).collect();
-    let (sidecars, others): (Vec<_>, Vec<_>) = listed
-        .into_iter()
-        .partition(|entry| entry.class == Class::Candidate && sidecars.contains(&entry.name));
-    let of = |entry: Listed| (entry.name, entry.identity);
-    (others, sidecars.into_iter().map(of).collect())
-}
-
-/// Why a file is left alone, where it is: by its content and its name (`folder::why_ignored`). Not where it stands in
-/// the place of a bundle that was imported; a list that is to be pulled is none of these either.
-pub fn why_ignored(
-    name: &OsStr,
-    ending: Ending,
-    size: u64,
-    pull_lists: bool,
-    ledger: &Ledger,
-) -> Option<Reason> {
-    let was_imported = ledger.get(name).is_some_and(|entry| entry.imported.is_some());
-    match folder::why_ignored(name, ending, size)? {
-        Reason::List if pull_lists && pull_list::is_list(name, ending, size) => None,
-        Reason::List if pull_lists => Some(Reason::Companion),
-        Reason::List => Some(Reason::List),
-        _ if was_imported => None,
-        reason => Some(reason),
-    }
-}
-
-fn is_bundle(entry: &Listed) -> bool {
-    match entry.class {
-        Class::Candidate | Class::Layout => true,
-        Class::Ignored(_) => false,
     }
 }
 
@@ -474,11 +361,12 @@ impl Tracked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::images::folder::{Class, Listed};
 
     /// Tried again, after the whole wait.
     const AGAIN: Option<u64> = Some(0);
 
-    fn identity(inode: u64) -> Identity {
+    pub(super) fn identity(inode: u64) -> Identity {
         Identity {
             device: 1,
             inode,
@@ -488,7 +376,7 @@ mod tests {
         }
     }
 
-    fn file(name: &str, inode: u64) -> Listed {
+    pub(super) fn file(name: &str, inode: u64) -> Listed {
         Listed {
             name: name.into(),
             class: Class::Candidate,
@@ -496,19 +384,19 @@ mod tests {
         }
     }
 
-    fn new_only(_: &OsStr, _: &Version) -> bool {
+    pub(super) fn new_only(_: &OsStr, _: &Version) -> bool {
         false
     }
 
-    fn always(_: &OsStr, _: &Version) -> bool {
+    pub(super) fn always(_: &OsStr, _: &Version) -> bool {
         true
     }
 
-    fn never(_: &OsStr, _: &Version) -> bool {
+    pub(super) fn never(_: &OsStr, _: &Version) -> bool {
         false
     }
 
-    fn first_due(
+    pub(super) fn first_due(
         roster: &Roster,
         now: Instant,
         may_start: impl Fn(&OsStr, &Version) -> bool,
@@ -568,37 +456,6 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_settles_anew_and_an_unchanged_one_stays_done() {
-        let now = Instant::now();
-        let mut roster = Roster::default();
-        roster.list(vec![file("a.tar", 1), file("b.tar", 2)], now, new_only);
-        roster.finish("a.tar".as_ref());
-        roster.finish("b.tar".as_ref());
-        let later = now + Duration::from_secs(1);
-        roster.list(vec![file("a.tar", 1), file("b.tar", 3)], later, new_only);
-        assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Done));
-        assert_eq!(
-            roster.phase("b.tar".as_ref()),
-            Some(Phase::Settling { look: later })
-        );
-        assert_eq!(roster.still_since("b.tar".as_ref()), Some(later));
-    }
-
-    #[test]
-    fn an_ignored_entry_is_told_once_until_it_goes() {
-        let now = Instant::now();
-        let mut roster = Roster::default();
-        let hidden = || Listed {
-            class: Class::Ignored(Reason::Hidden),
-            ..file(".x", 1)
-        };
-        assert_eq!(roster.list(vec![hidden()], now, new_only).len(), 1);
-        assert!(roster.list(vec![hidden()], now, new_only).is_empty());
-        roster.list(Vec::new(), now, new_only);
-        assert_eq!(roster.list(vec![hidden()], now, new_only).len(), 1);
-    }
-
-    #[test]
     fn a_stalled_upload_is_told_once_for_each_change_of_the_file() {
         let now = Instant::now();
         let mut roster = Roster::default();
@@ -611,88 +468,6 @@ mod tests {
         assert_eq!(roster.settle("a.tar".as_ref(), stalled), None);
         roster.list(vec![file("a.tar", 2)], now, new_only);
         assert_eq!(roster.settle("a.tar".as_ref(), stalled), Some(Why::Empty));
-    }
-
-    fn checksum(name: &str, inode: u64) -> Listed {
-        file(name, inode)
-    }
-
-    #[test]
-    fn a_checksum_that_comes_changes_or_goes_makes_its_bundle_settle_anew_and_no_other() {
-        let now = Instant::now();
-        let mut roster = Roster::default();
-        let (a, b) = (|| file("a.tar", 1), || file("b.tar", 2));
-        roster.list(vec![a(), b()], now, new_only);
-        for listed in [
-            vec![a(), checksum("a.tar.sha256", 7), b()],
-            vec![a(), checksum("a.tar.sha256", 8), b()],
-            vec![a(), b()],
-        ] {
-            roster.finish("a.tar".as_ref());
-            roster.finish("b.tar".as_ref());
-            let told = roster.list(listed.clone(), now, new_only);
-            assert!(told.is_empty(), "it is nothing to tell of");
-            assert_eq!(
-                roster.phase("a.tar".as_ref()),
-                Some(Phase::Settling { look: now })
-            );
-            assert_eq!(roster.phase("b.tar".as_ref()), Some(Phase::Done));
-            roster.finish("a.tar".as_ref());
-            roster.list(listed, now, new_only);
-            assert_eq!(roster.phase("a.tar".as_ref()), Some(Phase::Done));
-        }
-    }
-
-    #[test]
-    fn a_checksum_without_its_bundle_is_looked_at_and_is_one_again_when_that_comes() {
-        let now = Instant::now();
-        let mut roster = Roster::default();
-        let (name, alone) = ("a.tar.sha256", || vec![checksum("a.tar.sha256", 7)]);
-        assert!(roster.list(alone(), now, new_only).is_empty());
-        assert_eq!(first_due(&roster, now, never), Some(name.into()));
-        assert!(roster.ignore(name.as_ref(), Reason::Checksum));
-        assert_eq!(roster.ignored(), [(OsStr::new(name), Reason::Checksum)]);
-        roster.list(alone(), now, new_only);
-        assert_eq!(
-            (first_due(&roster, now, always), roster.ignored().len()),
-            (None, 1)
-        );
-        roster.list(vec![file("a.tar", 1), checksum(name, 7)], now, new_only);
-        assert!(roster.ignored().is_empty() && roster.phase(name.as_ref()).is_none());
-        assert_eq!(
-            roster.version("a.tar".as_ref()).unwrap().sidecar,
-            Some(identity(7))
-        );
-    }
-
-    #[test]
-    fn a_text_in_place_of_a_bundle_that_was_imported_is_not_left_alone() {
-        let mut ledger = Ledger::default();
-        let why = |ledger: &Ledger, name: &str, pull_lists| {
-            why_ignored(name.as_ref(), Ending::Foreign, 2000, pull_lists, ledger)
-        };
-        for (name, pull_lists, reason) in [
-            ("README.md", false, Some(Reason::Companion)),
-            ("images.txt", false, Some(Reason::List)),
-            ("images.txt", true, None),
-            ("sha256sum.txt", true, Some(Reason::Companion)),
-            ("images.TXT", true, Some(Reason::Companion)),
-            ("install.sh", false, None),
-        ] {
-            assert_eq!(why(&ledger, name, pull_lists), reason, "{name} {pull_lists}");
-        }
-        let imported = crate::state::ledger::Imported {
-            identity: identity(1),
-            sidecar: None,
-            catalog: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
-            images: Vec::new(),
-            at: jiff::Timestamp::UNIX_EPOCH,
-            duration_ms: 1,
-            sent_bytes: 1,
-        };
-        let outcome = crate::state::ledger::Outcome::Imported;
-        ledger.record_import("README.md".as_ref(), outcome, imported, []);
-        assert_eq!(why(&ledger, "README.md", false), None);
     }
 
     #[test]
@@ -709,7 +484,7 @@ mod tests {
             (first_due(&roster, now, always), roster.next_due(now, true)),
             (None, None)
         );
-        roster.list(vec![file("a.tar", 1), checksum("a.tar.sha256", 7)], now, new_only);
+        roster.list(vec![file("a.tar", 1), file("a.tar.sha256", 7)], now, new_only);
         assert_eq!(first_due(&roster, now, never), Some("a.tar".into()));
     }
 

@@ -64,6 +64,7 @@ impl Ledger {
                 ),
                 class: ErrorClass::Permanent,
                 at: crash.at,
+                images: 0,
             });
         }
         entry.attempts = entry.attempts.saturating_add(1);

@@ -10,7 +10,7 @@ use registry::Resolved;
 use serde::Serialize;
 
 use super::Job;
-use crate::commands::making::{self, Made, MadeOf, Told, compression};
+use crate::commands::making::{self, Made, MadeOf, Render, compression};
 use crate::output::{self, Page};
 
 /// The document of `airgapd bundle-artifacts -o json`.
@@ -83,7 +83,7 @@ impl Report {
     }
 }
 
-impl Told for Report {
+impl Render for Report {
     fn text(&self) -> Page {
         let mut text = Page::new();
         for image in &self.images {

@@ -4,38 +4,49 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use node::control::{self, Told, Unanswered, Want};
+use node::control::{self, StatusReply, Unanswered, Want};
 use node::settings::Settings;
-use node::status::Standing;
+use node::status::Status;
+use node::verdict::Subject;
 
 use super::{Finding, note, ok, problem};
 
-pub(super) async fn of_daemon(settings: &Settings) -> Finding {
+/// What the daemon says of the node: each reason of its verdict.
+pub(super) async fn of_daemon(settings: &Settings) -> Vec<Finding> {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {
-        Ok(Told { status, .. }) => {
-            let failed = status.bundles.iter();
-            let failed = failed
-                .filter(|bundle| bundle.state.standing() == Standing::Failed)
-                .count();
-            match failed {
-                0 => ok("daemon", format!("it runs; bundles: {}", status.bundles.len())),
-                count => problem(
-                    "daemon",
-                    format!(
-                        "{count} of {} bundles could not be imported",
-                        status.bundles.len()
-                    ),
-                    "airgapd status names each with its reason",
-                ),
-            }
-        }
-        Err(Unanswered::NoDaemon(_)) => problem(
+        Ok(StatusReply { status, .. }) => of_status(&status),
+        Err(Unanswered::NoDaemon(_)) => vec![problem(
             "daemon",
             "it is not running",
             "systemctl enable --now airgapd.service",
-        ),
-        Err(error) => problem("daemon", error.to_string(), "systemctl restart airgapd.service"),
+        )],
+        Err(error) => vec![problem(
+            "daemon",
+            error.to_string(),
+            "systemctl restart airgapd.service",
+        )],
     }
+}
+
+fn of_status(status: &Status) -> Vec<Finding> {
+    let bundles = status.bundles.len();
+    let text = format!(
+        "it runs; bundles: {bundles}; the node is {}",
+        status.verdict.in_short()
+    );
+    let mut findings = vec![ok("daemon", text)];
+    let wrong = status
+        .verdict
+        .reasons
+        .iter()
+        .filter(|reason| !reason.health.is_well());
+    // What the doctor finds out about containerd itself says more.
+    let wrong = wrong.filter(|reason| reason.subject != Subject::Containerd);
+    findings.extend(wrong.map(|reason| Finding {
+        remedy: reason.remedy.clone(),
+        ..problem(reason.subject.as_str(), reason.to_string(), "")
+    }));
+    findings
 }
 
 /// The unit as systemd knows it, property by property.

@@ -167,11 +167,11 @@ fn a_bundle_that_is_restored_once_more_waits_a_minute_from_now() {
     world.settle();
     let now = world.turn().now;
     for _ in 0..5 {
-        world.state.healing.wait(OsStr::new("a.tar"), now);
+        world.state.healing.wait(OsStr::new("a.tar"), "a record", now);
     }
     world.records.clear();
     world.state.compare_soon(now);
-    while world.step() {}
+    world.go_on();
     let retry = Some(now + Duration::from_secs(60));
     assert_eq!(phase(&world, "a.tar"), Some(Phase::Failed { retry }));
     assert_eq!(said(&world, "is restored in 60s"), 1);

@@ -311,6 +311,5 @@ fn after_an_import_everything_is_compared_if_others_wrote_its_records_or_its_ima
             "{is_disturbed} {was_imported}"
         );
         assert!(acts(&turn, |action| matches!(action, Action::Save)));
-        assert!(acts(&turn, |action| matches!(action, Action::DoubtUnpacked)));
     }
 }

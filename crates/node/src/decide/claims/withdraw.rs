@@ -178,6 +178,7 @@ fn a_bundle_vouches_for_a_record_as_long_as_nothing_certain_says_otherwise() {
                     text: "it is broken".to_owned(),
                     class: ErrorClass::Bundle,
                     at: Timestamp::UNIX_EPOCH,
+                    images: 0,
                 };
                 let identity = version(world, "0.tar").identity;
                 let failed = import::Outcome::Partial;

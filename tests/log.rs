@@ -1,4 +1,5 @@
-//! The log under a flood: how many lines come of very many bad files, and of a containerd that is no use for long.
+//! The log under a flood, and without a place to go: how many lines come of very many bad files, and of a containerd that is
+//! no use for long; and that the daemon works on where the log cannot be written.
 //!
 //! The journal drops lines of a service that writes too many (the unit allows 500 in 30 s), and those may be the ones that
 //! matter. What bounds them is pure and tested beside it (`decide::line`, `decide::link` of the crate node, an hour in simulated
@@ -6,12 +7,15 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::time::Duration;
 
 use fake_containerd::Fault;
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
 use crate::support::bundles::{self, image, marker};
+use crate::support::node::Daemon;
 use crate::support::{Node, Target, on_the_fake, wait_for, wait_until};
 
 /// A thousand files cannot be told of one by one.
@@ -140,8 +144,72 @@ fn of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted(targe
     assert!(log.contains("100 more of its images"), "{log}");
 }
 
+/// A full disk below the log, a reader that has gone, descriptors that were closed by whoever started it.
+fn whatever_becomes_of_its_output_the_daemon_imports_and_answers(target: &Target) {
+    for (number, outputs) in ["2>/dev/full", "2>&-", "0<&- 1>&- 2>&-", "2>&1 | head -c 1"]
+        .iter()
+        .enumerate()
+    {
+        let node = Node::on(target);
+        let name = format!("registry.test/output{number}:1");
+        bundles::write(&node.images().join("a.tar"), [image(&name)]);
+        let program = node.command(["run"]);
+        let mut command = Command::new("sh");
+        // The shell waits for all of a pipe, and its own end tells nothing.
+        command.args(["-c", &format!("\"$@\" {outputs}")]).arg("sh");
+        command.arg(program.get_program()).args(program.get_args());
+        for (name, _) in program.get_envs() {
+            command.env_remove(name);
+        }
+        let daemon = Daemon::start(command, &node.path("notify.sock"));
+        daemon.wait_until_ready();
+        daemon.wait_until("the image", || target.record(&name).is_some());
+        let status = node.airgapd(["status", "-o", "json"]).json();
+        let pid = status["daemon"]["pid"].as_i64().expect("it answers");
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("it runs"), Signal::TERM).expect("it runs");
+        let mut daemon = daemon;
+        daemon.wait();
+        daemon.wait_until("its lease is given back", || target.leases().is_empty());
+    }
+}
+
+fn a_thousand_odd_files_do_not_flood_the_log(target: &Target) {
+    let node = Node::on(target);
+    for number in 0..1000 {
+        fs::write(node.images().join(format!(".hidden-{number}.tar")), "").unwrap();
+    }
+    let daemon = node.start();
+    node.drop_marker(target, &daemon);
+    let log = daemon.finish(target);
+    let lines = log.lines().filter(|line| line.contains("ignored")).count();
+    assert!((1..50).contains(&lines), "{lines} lines:\n{log}");
+    assert!(log.contains("more"), "{log}");
+}
+
+/// Each of them is wrong in its own way; a thousand of them are one mistake, and a bundle beside them lands.
+fn a_thousand_files_that_are_no_bundles_do_not_flood_the_log(target: &Target) {
+    let node = Node::on(target);
+    for number in 0..1000 {
+        let path = node.images().join(format!("photo-{number}.jpg"));
+        match number % 2 {
+            0 => fs::write(path, "no bundle at all\n".repeat(100)).unwrap(),
+            _ => symlink("nowhere", path).unwrap(),
+        }
+    }
+    let daemon = node.start();
+    daemon.wait_for_log("more files were not imported");
+    node.drop_marker(target, &daemon);
+    let log = daemon.finish(target);
+    assert!(log.lines().count() < 100, "{log}");
+    assert!(log.contains("link to nothing"), "{log}");
+}
+
 on_the_fake!(
     of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted,
     a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines,
     a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_against,
+    whatever_becomes_of_its_output_the_daemon_imports_and_answers,
+    a_thousand_odd_files_do_not_flood_the_log,
+    a_thousand_files_that_are_no_bundles_do_not_flood_the_log,
 );

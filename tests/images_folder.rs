@@ -1,8 +1,9 @@
-//! Files placed in the folder of a running daemon.
+//! Files placed in the folder of a running daemon, which is writable or not.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use bundle::Compression;
 use import::bundle_id;
@@ -10,8 +11,14 @@ use import::bundle_id;
 use crate::support::bundles::{
     self, PLATFORMS, all_records, image, marker, multi_platform, needed_here, records_of,
 };
+use crate::support::mount::Mount;
 use crate::support::target::{BUNDLE, OUR_PIN, PINNED};
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, unique};
+
+const A: &str = "registry.test/a:1";
+const B: &str = "registry.test/b:1";
+const SLOW: &str = "registry.test/slow:1";
+const KNOWN: &str = "registry.test/known:1";
 
 const NAMES: [&str; 3] = [
     "registry.test/one:1",
@@ -324,23 +331,6 @@ fn a_bundle_replaced_by_a_broken_file_leaves_its_images_pinned(target: &Target) 
     daemon.finish(target);
 }
 
-/// Statement 52.
-fn an_image_that_somebody_removes_comes_back(target: &Target) {
-    let node = Node::on(target);
-    let daemon = node.start();
-    let name = "registry.test/wanted:1";
-    bundles::write(&node.images().join("wanted.tar"), [image(name)]);
-    daemon.wait_until("the image", || {
-        target.record(name).is_some() && target.leases().is_empty()
-    });
-    target.remove_record(name);
-    daemon.wait_until("it is back", || target.record(name).is_some());
-    assert!(target.is_pinned(name));
-    target.set_labels(name, &[(PINNED, None)]);
-    daemon.wait_until("so is its pin", || target.is_pinned(name));
-    daemon.finish(target);
-}
-
 /// A folder may serve several architectures: that nothing is for this node is no error.
 fn a_bundle_with_nothing_for_this_node_is_a_note_and_no_error(target: &Target) {
     let node = Node::on(target);
@@ -356,10 +346,47 @@ fn a_bundle_with_nothing_for_this_node_is_a_note_and_no_error(target: &Target) {
     assert!(!log.contains("ERROR"), "{log}");
 }
 
+fn bundles_on_a_read_only_disk_are_imported_and_let_go(target: &Target) {
+    if !lab::is_root() {
+        return;
+    }
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(A)]);
+    let elsewhere = node.path("elsewhere");
+    bundles::write(&node.path("a-layout.tar"), [image(B)]);
+    fs::rename(node.images(), &elsewhere).expect("it is one file system");
+    fs::create_dir(node.images()).expect("a folder");
+    let mount = Mount::bind_read_only(&elsewhere, &node.images());
+    let daemon = node.start();
+    daemon.wait_until("the image", || target.record(A).is_some());
+    // It comes on the other side of the mount, as a new squashfs would.
+    fs::copy(node.path("a-layout.tar"), elsewhere.join("b.tar")).expect("it can be copied");
+    daemon.wait_until("the other image", || target.record(B).is_some());
+    let log = daemon.finish(target);
+    assert!(!log.contains("ERROR"), "{log}");
+    drop(mount);
+}
+
+fn a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    target.slow_commits(Duration::from_secs(5));
+    let place = node.images().join("a.tar");
+    bundles::write(&place, [image(SLOW)]);
+    daemon.wait_for_line("a.tar", "importing");
+    let next = node.path("next.tar");
+    bundles::write(&next, [image(KNOWN)]);
+    fs::rename(&next, &place).expect("it can be replaced");
+    daemon.wait_for_log("it was replaced or removed");
+    target.as_fake().expect("it is the stand-in").clear_faults();
+    daemon.wait_until("the new one is imported", || target.record(KNOWN).is_some());
+    assert!(target.record(SLOW).is_none());
+    daemon.finish(target);
+}
+
 on_each_containerd!(
     a_bundle_becomes_pinned_records_and_nothing_but_what_the_node_runs,
     a_replaced_bundle_moves_its_names_to_the_new_images,
-    an_image_that_somebody_removes_comes_back,
 );
 on_the_fake!(
     a_file_moved_into_the_folder_is_imported,
@@ -373,4 +400,6 @@ on_the_fake!(
     a_file_that_is_no_bundle_is_reported_by_name_and_the_others_proceed,
     a_bundle_replaced_by_a_broken_file_leaves_its_images_pinned,
     a_bundle_with_nothing_for_this_node_is_a_note_and_no_error,
+    bundles_on_a_read_only_disk_are_imported_and_let_go,
+    a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end,
 );

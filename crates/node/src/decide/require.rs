@@ -1,0 +1,470 @@
+//! When the daemon checks whether the images are there that the configuration requires, and what it says of the result.
+//!
+//! A check runs outside the loop, as jobs do. A change in containerd, a comparison and a client's question make the last result
+//! doubtful. Then the daemon checks again: at once while no import runs, and every [`PACE`] while one does.
+
+use std::time::{Duration, Instant};
+
+use super::compare::BURST;
+use super::line::Line;
+use super::{Action, Turn};
+use crate::outcome::Outcome;
+use crate::state::State;
+use crate::state::roster::Phase;
+use crate::status::RequiredStatus;
+
+/// The time between two checks while imports run, each of which changes what there is.
+const PACE: Duration = Duration::from_secs(10);
+/// A check is followed by a pause of this many times its own length, so that checks take a small part of the time.
+const SHARE: u32 = 10;
+/// How many images a line of the log names; the others are counted.
+const MOST_NAMED: usize = 5;
+
+/// How a check ended.
+#[derive(Debug)]
+pub(crate) enum Checked {
+    /// It has a result.
+    Found(RequiredStatus),
+    /// It has none, for this reason: containerd failed.
+    Failed(String),
+    /// It panicked, with this text.
+    Panicked(String),
+}
+
+/// The required images as far as the daemon knows of them, and what it said.
+#[derive(Debug, Default)]
+pub(crate) struct RequiredState {
+    /// When the check under way began.
+    begun: Option<Instant>,
+    /// Whether nothing has happened since the last check began that could change its result.
+    is_current: bool,
+    last: Option<RequiredStatus>,
+    /// No check begins before.
+    earliest: Option<Instant>,
+    /// When the last check began that has ended.
+    checked: Option<Instant>,
+    /// The last line about the result, and the images that were missing then.
+    said: Option<(String, Vec<String>)>,
+}
+
+impl RequiredState {
+    /// Something happened that may change the result.
+    pub(super) fn doubt(&mut self) {
+        self.is_current = false;
+    }
+}
+
+impl State {
+    /// Has the daemon check in the next step, whatever the last result was.
+    pub(super) fn require_soon(&mut self) {
+        self.required.doubt();
+        self.required.earliest = None;
+    }
+
+    /// Forgets the last result: the configuration may require other images now.
+    pub(super) fn forget_required(&mut self, turn: &mut Turn) {
+        let before = std::mem::take(&mut self.required);
+        if before.begun.is_some() {
+            turn.act(Action::AbortCheck);
+        }
+        self.required.said = before.said;
+    }
+
+    /// When the next check is due; `None` where none is.
+    pub(super) fn require_due(&self, now: Instant) -> Option<Instant> {
+        let required = &self.required;
+        let is_wanted = !self.settings.require.is_empty() && self.connection.is_up();
+        if !is_wanted || required.is_current || required.begun.is_some() {
+            return None;
+        }
+        let paced = required.checked.filter(|_| !self.lanes.is_empty());
+        let paced = paced.map_or(now, |checked| checked + PACE);
+        Some(required.earliest.unwrap_or(now).max(paced))
+    }
+
+    /// Begins a check if that is due, and says what has changed.
+    pub(super) fn require_if_due(&mut self, turn: &mut Turn) {
+        if self.require_due(turn.now).is_some_and(|due| due <= turn.now) {
+            self.required.begun = Some(turn.now);
+            // Whatever happens from now on makes the result doubtful again.
+            self.required.is_current = true;
+            turn.act(Action::Check);
+        }
+        self.say_required(turn);
+    }
+
+    /// Takes over the result of a check.
+    pub(super) fn on_checked(&mut self, checked: Checked, turn: &mut Turn) {
+        let required = &mut self.required;
+        let Some(begun) = required.begun.take() else {
+            return;
+        };
+        let took = turn.now.saturating_duration_since(begun);
+        required.checked = Some(begun);
+        required.earliest = Some(turn.now + BURST.max(took * SHARE));
+        match checked {
+            Checked::Found(found) => required.last = Some(found),
+            Checked::Panicked(text) => {
+                required.last = Some(RequiredStatus {
+                    checked_at: Some(turn.at),
+                    problem: Some(text),
+                    ..RequiredStatus::default()
+                });
+            }
+            // Other decisions find out, and say, whether containerd is there at all.
+            Checked::Failed(why) => {
+                turn.say(Line::debug(format!(
+                    "it could not be looked whether the required images are there: {why}"
+                )));
+                required.is_current = false;
+                required.earliest = Some(turn.now + PACE);
+            }
+        }
+        self.say_required(turn);
+    }
+
+    /// The daemon's answer to a client; `None` where the configuration requires nothing.
+    pub(crate) fn required_status(&self) -> Option<RequiredStatus> {
+        if self.settings.require.is_empty() {
+            return None;
+        }
+        Some(RequiredStatus {
+            is_current: self.current_result().is_some(),
+            ..self.required.last.clone().unwrap_or_default()
+        })
+    }
+
+    /// The last result, as long as nothing makes it doubtful.
+    fn current_result(&self) -> Option<&RequiredStatus> {
+        let RequiredState {
+            begun,
+            is_current,
+            last,
+            ..
+        } = &self.required;
+        let is_certain = *is_current && begun.is_none() && self.connection.is_up();
+        last.as_ref()
+            .filter(|_| is_certain && !self.settings.require.is_empty())
+    }
+
+    /// Says what is missing, once for each change. Not while bundles are on their way: they may bring it.
+    fn say_required(&mut self, turn: &mut Turn) {
+        let Some(found) = self.current_result() else {
+            return;
+        };
+        if !self.lanes.is_empty() {
+            return;
+        }
+        let on_their_way = self.roster.names(is_on_its_way);
+        if on_their_way
+            .iter()
+            .any(|name| self.roster.stalled(name).is_none())
+        {
+            return;
+        }
+        let text = sentence(found);
+        let missing = found.missing.iter().map(|image| image.reference.clone());
+        let said = Some((text.clone(), missing.collect()));
+        if self.required.said == said {
+            return;
+        }
+        turn.say(match (&found.problem, found.missing.is_empty()) {
+            (Some(_), _) => Line::warn(text),
+            (None, true) => Line::info(text),
+            (None, false) => Line::warn(text).outcome(Outcome::Missing),
+        });
+        self.required.said = said;
+    }
+}
+
+fn is_on_its_way(phase: Phase) -> bool {
+    match phase {
+        Phase::Settling { .. } | Phase::Ready | Phase::Running | Phase::Following | Phase::Known => true,
+        Phase::Waiting | Phase::Done | Phase::Ignored(_) | Phase::Failed { .. } => false,
+    }
+}
+
+fn sentence(found: &RequiredStatus) -> String {
+    if let Some(problem) = &found.problem {
+        return format!("whether the required images are there is not known: {problem}");
+    }
+    let mut text = found.summary().unwrap_or_default();
+    let mut names = found.missing.iter().map(|image| image.reference.as_str());
+    let named: Vec<_> = names.by_ref().take(MOST_NAMED).collect();
+    if !named.is_empty() {
+        text = format!("{text}: {}", named.join(", "));
+    }
+    match names.count() {
+        0 => text,
+        more => format!("{text} and {more} more (`airgapd status` names them)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use containerd::{ImageChange, ImageEvent};
+    use jiff::Timestamp;
+
+    use super::super::Event;
+    use super::super::claims::{after, drop_in, image, said, world};
+    use super::super::line::Level;
+    use super::super::model::{World, digest};
+    use super::*;
+    use crate::images::folder::{Settle, Why};
+    use crate::settings::{Reloaded, Settings};
+    use crate::status::MissingStatus;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn found(missing: usize) -> RequiredStatus {
+        let image = |number| MissingStatus {
+            reference: format!("a:{number}"),
+            why: String::new(),
+            asked_by: Vec::new(),
+        };
+        RequiredStatus {
+            is_current: true,
+            checked_at: Some(Timestamp::UNIX_EPOCH),
+            problem: None,
+            references: 9,
+            missing: (0..missing).map(image).collect(),
+        }
+    }
+
+    /// A world that has just begun a check.
+    fn checking() -> World {
+        let mut world = world();
+        world.go_on();
+        assert!(world.checking.is_some());
+        world
+    }
+
+    fn end(world: &mut World, checked: Checked) {
+        assert!(world.checking.take().is_some(), "no check runs");
+        world.take(Event::Checked(checked));
+    }
+
+    /// A record changes that is none of ours.
+    fn change(world: &mut World) {
+        world.take(Event::Changed(ImageEvent {
+            name: "registry.test/other:1".to_owned(),
+            kind: ImageChange::Created,
+        }));
+    }
+
+    /// How long until the next check.
+    fn wait(world: &mut World) -> Option<Duration> {
+        let now = world.turn().now;
+        let due = world.state.require_due(now)?;
+        Some(due.saturating_duration_since(now))
+    }
+
+    fn lines(turn: &Turn) -> Vec<(Level, Option<Outcome>, &str)> {
+        let lines = turn.actions.iter().filter_map(|action| match action {
+            Action::Say(line) => Some((line.level, line.outcome, line.text.as_str())),
+            _ => None,
+        });
+        lines.collect()
+    }
+
+    #[test]
+    fn a_check_follows_each_change_and_no_other_time() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(0)));
+        world.pass(SECOND);
+        world.go_on();
+        assert_eq!((wait(&mut world), world.checks), (None, 1));
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(Duration::ZERO));
+        world.go_on();
+        assert_eq!(world.checks, 2);
+        // Of what happens meanwhile the check may know nothing.
+        change(&mut world);
+        assert_eq!(wait(&mut world), None, "one at a time");
+        end(&mut world, Checked::Found(found(0)));
+        assert_eq!(wait(&mut world), Some(BURST));
+    }
+
+    #[test]
+    fn a_check_that_takes_long_is_followed_by_a_pause_ten_times_as_long_unless_a_client_asks() {
+        let mut world = checking();
+        world.pass(3 * SECOND);
+        end(&mut world, Checked::Found(found(0)));
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(30 * SECOND));
+        world.pass(10 * SECOND);
+        assert_eq!(wait(&mut world), Some(20 * SECOND));
+        world.take(Event::CheckWanted);
+        assert_eq!(wait(&mut world), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn while_an_import_runs_a_check_begins_every_ten_seconds() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(0)));
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.go_on();
+        world.pass(2 * SECOND);
+        world.go_on();
+        assert!(!world.state.lanes.is_empty());
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(8 * SECOND));
+        world.pass(8 * SECOND);
+        world.go_on();
+        end(&mut world, Checked::Found(found(0)));
+        change(&mut world);
+        assert_eq!(wait(&mut world), Some(PACE));
+        // The import ends, and its records are there.
+        for _ in 0..3 {
+            world.end_job(OsStr::new("a.tar"));
+        }
+        assert!(world.state.lanes.is_empty());
+        assert_eq!(wait(&mut world), Some(BURST));
+    }
+
+    #[test]
+    fn nothing_is_checked_without_containerd_or_where_nothing_is_required() {
+        let mut away = world();
+        away.is_up = false;
+        away.go_on();
+        assert_eq!((wait(&mut away), away.checks), (None, 0));
+        assert!(
+            away.state
+                .required_status()
+                .is_some_and(|found| !found.is_current)
+        );
+        let mut world = world();
+        world.state.settings = Settings::default().into();
+        world.go_on();
+        assert_eq!((wait(&mut world), world.checks), (None, 0));
+        assert_eq!(world.state.required_status(), None);
+    }
+
+    #[test]
+    fn a_check_that_fails_keeps_the_last_result_and_is_made_again_after_ten_seconds() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(2)));
+        world.take(Event::CheckWanted);
+        world.go_on();
+        let failed = Checked::Failed("it is away".to_owned());
+        world.checking = None;
+        let turn = after(&mut world, Event::Checked(failed));
+        assert!(lines(&turn).iter().all(|(level, ..)| *level == Level::Debug));
+        assert_eq!(wait(&mut world), Some(PACE));
+        let status = world.state.required_status().unwrap();
+        assert_eq!((status.missing.len(), status.is_current), (2, false));
+    }
+
+    #[test]
+    fn a_check_that_panics_has_no_answer_and_its_text_is_said_once() {
+        let mut world = checking();
+        for _ in 0..3 {
+            end(&mut world, Checked::Panicked("a panic: no way".to_owned()));
+            let status = world.state.required_status().unwrap();
+            assert_eq!(status.problem.as_deref(), Some("a panic: no way"));
+            assert!(status.is_current && status.checked_at.is_some() && status.summary().is_none());
+            world.take(Event::CheckWanted);
+            world.go_on();
+        }
+        assert_eq!(said(&world, "is not known: a panic: no way"), 1);
+    }
+
+    #[test]
+    fn each_result_is_said_once_until_it_changes() {
+        let mut world = checking();
+        let missing = |names: &[&str]| {
+            let mut found = found(names.len());
+            for (image, name) in found.missing.iter_mut().zip(names) {
+                (*name).clone_into(&mut image.reference);
+            }
+            Checked::Found(found)
+        };
+        let (many, others) = (["a", "b", "c", "d", "e", "f"], ["a", "b", "c", "d", "e", "g"]);
+        let table: [(&[&str], usize); 8] = [
+            (&["a"], 1),
+            (&["a"], 0),
+            (&["b"], 1),
+            (&many, 1),
+            // The line names five of them.
+            (&others, 1),
+            (&others, 0),
+            (&[], 1),
+            (&[], 0),
+        ];
+        for (names, wanted) in table {
+            world.checking = None;
+            let turn = after(&mut world, Event::Checked(missing(names)));
+            let told = lines(&turn);
+            assert_eq!(told.len(), wanted, "{names:?}: {told:?}");
+            for (level, outcome, _) in told {
+                let is_missing = !names.is_empty();
+                let (warn, info) = ((Level::Warn, Some(Outcome::Missing)), (Level::Info, None));
+                assert_eq!((level, outcome), if is_missing { warn } else { info });
+            }
+            world.take(Event::CheckWanted);
+            world.go_on();
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_while_a_bundle_is_on_its_way_unless_that_has_stalled() {
+        let mut world = checking();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.go_on();
+        assert!(world.state.roster.is_settling(OsStr::new("a.tar")));
+        end(&mut world, Checked::Found(found(1)));
+        world.go_on();
+        assert_eq!(said(&world, "required images"), 0);
+        let now = world.turn().now;
+        let (until, why) = (now + 60 * SECOND, Why::Empty);
+        let stalled = Settle::Stalled { until, why };
+        world.state.roster.settle(OsStr::new("a.tar"), stalled);
+        world.go_on();
+        assert_eq!(said(&world, "1 of 9 required images are missing: a:0"), 1);
+    }
+
+    #[test]
+    fn other_settings_drop_the_check_and_its_result_and_the_same_result_is_not_said_again() {
+        let mut world = checking();
+        end(&mut world, Checked::Found(found(1)));
+        world.take(Event::CheckWanted);
+        world.go_on();
+        let reloaded = Reloaded {
+            settings: (*world.state.settings).clone(),
+            applied: vec!["require"],
+            postponed: Vec::new(),
+        };
+        let turn = after(&mut world, Event::Reloaded(Box::new(reloaded), None));
+        let is_aborted = |action: &&Action| matches!(action, Action::AbortCheck);
+        assert_eq!(turn.actions.iter().filter(is_aborted).count(), 1);
+        world.checking = None;
+        let status = world.state.required_status().unwrap();
+        assert_eq!((status.missing.len(), status.checked_at), (0, None));
+        world.go_on();
+        end(&mut world, Checked::Found(found(1)));
+        assert_eq!(said(&world, "required images are missing"), 1);
+    }
+
+    #[test]
+    fn a_line_names_a_few_and_counts_the_others() {
+        let table = [
+            (0, "all 9 required images are there"),
+            (1, "1 of 9 required images are missing: a:0"),
+            (
+                7,
+                "7 of 9 required images are missing: a:0, a:1, a:2, a:3, a:4 and 2 more (`airgapd status` names them)",
+            ),
+        ];
+        for (missing, wanted) in table {
+            assert_eq!(sentence(&found(missing)), wanted);
+        }
+        let unknown = RequiredStatus {
+            problem: Some("x.yaml cannot be read".to_owned()),
+            ..found(0)
+        };
+        assert!(sentence(&unknown).ends_with("not known: x.yaml cannot be read"));
+        assert_eq!(unknown.summary(), None);
+    }
+}

@@ -1,0 +1,177 @@
+//! The mounts that a node promises: in fstab(5), and in mount units that are started with it (systemd.mount(5)).
+//!
+//! A folder on a mount that is not there looks empty, and nobody emptied it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// The folders of units that an operator or a generator made.
+const UNITS: [&str; 3] = [
+    "etc/systemd/system",
+    "run/systemd/system",
+    "run/systemd/generator",
+];
+
+/// The innermost mount that the node below `root` promises for `folder` and that is not there. `None` where each is there, and
+/// where that cannot be told.
+pub(crate) fn missing(folder: &Path, root: &Path) -> Option<PathBuf> {
+    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    let mounted = fs::read(root.join("proc/self/mountinfo")).ok()?;
+    let mounted = mount_points(&mounted);
+    let fstab = fs::read(root.join("etc/fstab")).unwrap_or_default();
+    let mut promised = of_fstab(&fstab);
+    promised.extend(UNITS.iter().flat_map(|units| of_units(&root.join(units))));
+    let missing = promised.into_iter().filter(|promised| {
+        promised != Path::new("/") && folder.starts_with(promised) && !mounted.contains(promised)
+    });
+    missing.max_by_key(|mount| mount.as_os_str().len())
+}
+
+/// The fifth field of each line of mountinfo, see proc_pid_mountinfo(5).
+fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    points.map(path).collect()
+}
+
+/// The mount points of an fstab, but for those that are not mounted when the machine starts.
+fn of_fstab(fstab: &[u8]) -> Vec<PathBuf> {
+    let mut points = Vec::new();
+    for line in fstab.split(|byte| *byte == b'\n') {
+        let mut fields = line
+            .split(u8::is_ascii_whitespace)
+            .filter(|field| !field.is_empty());
+        let (Some(what), Some(point), _, options) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let is_left_out = |option: &[u8]| option == b"noauto";
+        let mut options = options.unwrap_or_default().split(|byte| *byte == b',');
+        if !what.starts_with(b"#") && point.starts_with(b"/") && !options.any(is_left_out) {
+            points.push(path(point));
+        }
+    }
+    points
+}
+
+/// Where the mount units go that other units in this folder want or require.
+fn of_units(units: &Path) -> Vec<PathBuf> {
+    let names = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let ends = |path: &Path, ending: &str| path.extension().is_some_and(|extension| extension == ending);
+    let wanting = names(units)
+        .into_iter()
+        .filter(|path| ends(path, "wants") || ends(path, "requires"));
+    let mounts = wanting
+        .flat_map(|folder| names(&folder))
+        .filter(|path| ends(path, "mount"));
+    mounts
+        .filter_map(|link| where_of(&fs::read(link).ok()?))
+        .collect()
+}
+
+/// The path after `Where=` in a mount unit. A specifier (`%`) is not resolved, and systemd wants none here.
+fn where_of(unit: &[u8]) -> Option<PathBuf> {
+    let mut lines = unit.split(|byte| *byte == b'\n');
+    let value = lines.find_map(|line| line.trim_ascii().strip_prefix(b"Where="))?;
+    Some(PathBuf::from(OsString::from_vec(value.trim_ascii().to_vec())))
+}
+
+/// A path with its escapes (`\040` for a space) resolved, as fstab and mountinfo have them. A slash at the end does not count.
+fn path(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *first == b'\\');
+        let byte = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[3..] } else { after };
+    }
+    let path = PathBuf::from(OsString::from_vec(bytes));
+    path.components().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A root with such files.
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    const ROOT: &str = "22 1 254:1 / / rw - ext4 /dev/vda1 rw\n";
+
+    #[test]
+    fn a_promised_mount_is_missed_where_it_holds_the_folder_and_is_not_there() {
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
+        let mounted = format!("{ROOT}23 22 254:2 / /srv/my\\040disk rw - ext4 /dev/vdb rw\n");
+        let fstab =
+            "# a comment\n/dev/vdb /srv/my\\040disk/ ext4 defaults,nofail 0 2\nUUID=1 none swap sw 0 0\n";
+        let unit = "[Mount]\nWhat=nas:/images\nWhere=/srv/my disk/images\n";
+        let wanted = "etc/systemd/system/multi-user.target.wants/srv-images.mount";
+        let table: [Row<'_>; 8] = [
+            ("nothing is promised", &[("proc/self/mountinfo", ROOT)], None),
+            (
+                "fstab promises it",
+                &[("proc/self/mountinfo", ROOT), ("etc/fstab", fstab)],
+                Some("/srv/my disk"),
+            ),
+            (
+                "it is there",
+                &[("proc/self/mountinfo", &mounted), ("etc/fstab", fstab)],
+                None,
+            ),
+            (
+                "it is mounted by hand",
+                &[
+                    ("proc/self/mountinfo", ROOT),
+                    ("etc/fstab", "/dev/vdb /srv ext4 noauto 0 0\n"),
+                ],
+                None,
+            ),
+            (
+                "it is for another folder",
+                &[
+                    ("proc/self/mountinfo", ROOT),
+                    ("etc/fstab", "/dev/vdb /srv/my ext4 rw 0 0\n"),
+                ],
+                None,
+            ),
+            (
+                "a unit promises another one on it",
+                &[
+                    ("proc/self/mountinfo", &mounted),
+                    ("etc/fstab", fstab),
+                    (wanted, unit),
+                ],
+                Some("/srv/my disk/images"),
+            ),
+            (
+                "a unit that nothing starts",
+                &[
+                    ("proc/self/mountinfo", &mounted),
+                    ("etc/systemd/system/srv-images.mount", unit),
+                ],
+                None,
+            ),
+            ("mounts cannot be told", &[("etc/fstab", fstab)], None),
+        ];
+        for (claim, files, wanted) in table {
+            let root = root(files);
+            let found = missing(Path::new("/srv/my disk/images"), root.path());
+            assert_eq!(found.as_deref(), wanted.map(Path::new), "{claim}");
+        }
+    }
+}

@@ -1,0 +1,682 @@
+//! One verdict on the node: whether all is well, and each thing that is not, with its remedy. Pure.
+//!
+//! `status`, `wait`, `doctor`, the metrics, the status line of systemd and the journal show this verdict, so that none of them
+//! calls healthy what another one calls failed. The table of its states and of exit statuses is in docs/operating.md.
+
+use std::fmt;
+
+use basics::Foreign;
+use serde::{Deserialize, Serialize};
+
+use crate::state::ledger::ErrorClass;
+use crate::status::{
+    BundleStatus, ErrorStatus, ImageStatus, RecordStatus, RequiredStatus, State, Status, UnpackStatus,
+};
+
+/// How the node is, the worst last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Everything that the bundles bring is in place.
+    #[default]
+    Healthy,
+    /// Something is under way, and nothing is wrong.
+    Working,
+    /// Something goes on by itself once a thing outside the daemon has happened, such as containerd coming back.
+    Waiting,
+    /// The images are there, and something that the daemon promises about them does not hold.
+    Degraded,
+    /// An image, a bundle or the daemon itself is not there, and time alone does not help.
+    Failed,
+}
+
+impl Health {
+    /// Every one, the worst last.
+    pub const ALL: [Health; 5] = [
+        Health::Healthy,
+        Health::Working,
+        Health::Waiting,
+        Health::Degraded,
+        Health::Failed,
+    ];
+
+    /// As in documents, metrics and lines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Health::Healthy => "healthy",
+            Health::Working => "working",
+            Health::Waiting => "waiting",
+            Health::Degraded => "degraded",
+            Health::Failed => "failed",
+        }
+    }
+
+    /// Whether nobody has to do anything: the node is as it should be, or on its way there.
+    pub fn is_well(self) -> bool {
+        self <= Health::Working
+    }
+
+    /// Whether the node goes on by itself, perhaps after something else has happened: a caller that waits may go on waiting.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Health::Working | Health::Waiting)
+    }
+}
+
+/// What a reason is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// The daemon itself.
+    Daemon,
+    /// The connection to containerd.
+    Containerd,
+    /// The images folder.
+    Folder,
+    /// The configuration.
+    Configuration,
+    /// The disk of containerd's content store.
+    Disk,
+    /// A file of the folder.
+    Bundle,
+    /// An image.
+    Image,
+    /// The images that the configuration requires.
+    Required,
+    /// Images that are unpacked ahead.
+    Unpack,
+}
+
+impl Subject {
+    /// As in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Subject::Daemon => "daemon",
+            Subject::Containerd => "containerd",
+            Subject::Folder => "folder",
+            Subject::Configuration => "configuration",
+            Subject::Disk => "disk",
+            Subject::Bundle => "bundle",
+            Subject::Image => "image",
+            Subject::Required => "required",
+            Subject::Unpack => "unpack",
+        }
+    }
+}
+
+/// One thing that keeps the node from being healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// How bad it is.
+    pub health: Health,
+    /// What it is about.
+    pub subject: Subject,
+    /// Which bundle or image, where it is about one.
+    pub name: Option<Foreign>,
+    /// What the node waits for, in a few words; of [`Health::Waiting`] alone.
+    pub waits_for: Option<String>,
+    /// What is so.
+    pub text: String,
+    /// What to do about it; absent where there is nothing to do, and where the text says it.
+    pub remedy: Option<String>,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) if self.health == Health::Working => write!(f, "{name} is {}", self.text),
+            Some(name) => write!(f, "{name}: {}", self.text),
+            None => f.write_str(&self.text),
+        }
+    }
+}
+
+impl Reason {
+    fn new(health: Health, subject: Subject, text: impl Into<String>) -> Reason {
+        Reason {
+            health,
+            subject,
+            name: None,
+            waits_for: None,
+            text: text.into(),
+            remedy: None,
+        }
+    }
+
+    fn waiting(subject: Subject, waits_for: impl Into<String>, text: impl Into<String>) -> Reason {
+        Reason {
+            waits_for: Some(waits_for.into()),
+            ..Reason::new(Health::Waiting, subject, text)
+        }
+    }
+
+    fn named(self, name: Foreign) -> Reason {
+        Reason {
+            name: Some(name),
+            ..self
+        }
+    }
+
+    fn remedy(self, remedy: impl Into<String>) -> Reason {
+        Reason {
+            remedy: Some(remedy.into()),
+            ..self
+        }
+    }
+}
+
+/// How the node is, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// That of the worst reason.
+    pub health: Health,
+    /// The worst first; none where the node is healthy.
+    pub reasons: Vec<Reason>,
+}
+
+impl Verdict {
+    /// The verdict that follows from these reasons.
+    pub fn new(mut reasons: Vec<Reason>) -> Verdict {
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.health));
+        Verdict {
+            health: reasons.first().map(|reason| reason.health).unwrap_or_default(),
+            reasons,
+        }
+    }
+
+    /// On a node as a whole.
+    pub fn of(status: &Status) -> Verdict {
+        let mut reasons = of_node(status);
+        reasons.extend(status.bundles.iter().flat_map(of_bundle));
+        reasons.extend(status.required.iter().flat_map(of_required));
+        reasons.extend(status.unpack.iter().flat_map(of_unpack));
+        Verdict::new(reasons)
+    }
+
+    /// On these bundles alone, and on the node as far as it keeps them from being imported.
+    pub fn of_bundles<'s>(status: &Status, bundles: impl IntoIterator<Item = &'s BundleStatus>) -> Verdict {
+        let mut reasons: Vec<Reason> = bundles.into_iter().flat_map(of_bundle).collect();
+        if reasons.iter().any(|reason| reason.health.may_pass()) {
+            let node = of_node(status).into_iter();
+            reasons.extend(node.filter(|reason| reason.health != Health::Degraded));
+        }
+        Verdict::new(reasons)
+    }
+
+    /// The same, after a look at the images in containerd itself.
+    pub fn with_images(self, images: &[ImageStatus]) -> Verdict {
+        let mut reasons = self.reasons;
+        reasons.extend(images.iter().filter_map(of_image));
+        Verdict::new(reasons)
+    }
+
+    /// Whether the node waits for containerd, so that it is not known which images are there.
+    pub fn is_without_containerd(&self) -> bool {
+        let mut reasons = self.reasons.iter();
+        reasons.any(|reason| reason.subject == Subject::Containerd)
+    }
+
+    /// Whether something goes on by itself.
+    pub fn may_pass(&self) -> bool {
+        self.reasons.iter().any(|reason| reason.health.may_pass())
+    }
+
+    /// The state alone: `waiting for containerd`.
+    pub fn in_short(&self) -> String {
+        let waits_for = self.reasons.first().and_then(|first| first.waits_for.as_ref());
+        match waits_for {
+            Some(what) => format!("{} for {what}", self.health.as_str()),
+            None => self.health.as_str().to_owned(),
+        }
+    }
+
+    /// The verdict in a line: `waiting for containerd`, `failed: bad.tar: ... (and 2 more)`.
+    pub fn headline(&self) -> String {
+        let text = self.in_short();
+        let Some(first) = self.reasons.first() else {
+            return text;
+        };
+        let text = format!("{text}: {first}");
+        match self
+            .reasons
+            .iter()
+            .filter(|reason| reason.health == self.health)
+            .count()
+        {
+            0 | 1 => text,
+            count => format!("{text} (and {} more)", count - 1),
+        }
+    }
+}
+
+fn of_node(status: &Status) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if status.daemon.is_none() {
+        let text = "the daemon is not running: nothing is imported and nothing restored";
+        let reason = Reason::new(Health::Failed, Subject::Daemon, text);
+        reasons.push(reason.remedy("systemctl enable --now airgapd.service"));
+    }
+    let containerd = &status.containerd;
+    if !containerd.reachable {
+        let unknown = || format!("no connection to containerd on {}", containerd.socket);
+        let text = containerd.problem.clone().unwrap_or_else(unknown);
+        let reason = Reason::waiting(Subject::Containerd, "containerd", text);
+        reasons
+            .push(reason.remedy("start containerd, or set `address:`; `airgapd doctor` looks at the socket"));
+    }
+    let folder = &status.folder;
+    if let Some(problem) = &folder.problem {
+        let text = format!("{}: {problem}", folder.path);
+        let reason = Reason::waiting(Subject::Folder, "the images folder", text);
+        reasons.push(reason.remedy(format!(
+            "`install -d -m 0755 {}` makes it, where it is not there; that is noticed",
+            folder.path
+        )));
+    }
+    if let Some(vanished) = &folder.vanished {
+        let text = format!("{}; their images keep their pins", vanished.problem);
+        let reason = Reason::new(Health::Degraded, Subject::Folder, text);
+        reasons.push(reason.remedy(
+            "mount the disk or bring the bundles back; `airgapd release --vanished` says that they are not coming back",
+        ));
+    }
+    if let Some(problem) = &status.configuration_problem {
+        let text = format!("the configuration on disk is not the one that runs: {problem}");
+        let reason = Reason::new(Health::Degraded, Subject::Configuration, text);
+        reasons
+            .push(reason.remedy(
+                "`airgapd config --check` names the mistakes; then systemctl reload airgapd.service",
+            ));
+    }
+    if let Some(below) = status.disk.as_ref().and_then(|disk| disk.problem.as_ref()) {
+        let reason = Reason::waiting(
+            Subject::Disk,
+            ROOM,
+            format!("nothing is imported or restored: {below}"),
+        );
+        reasons.push(reason.remedy("free space on that disk, or lower `minFree`; it is noticed"));
+    }
+    reasons
+}
+
+const ROOM: &str = "room on containerd's disk";
+
+/// What a bundle has to say; nothing where it is in place, or has nothing for this node.
+fn of_bundle(bundle: &BundleStatus) -> Vec<Reason> {
+    let new = |health, text: String| Reason::new(health, Subject::Bundle, text);
+    let error = bundle.error.as_ref();
+    let said = || {
+        bundle
+            .waits_for
+            .clone()
+            .or_else(|| error.map(|error| error.text.clone()))
+    };
+    let waits = |what: &str, text: &str| {
+        let text = said().unwrap_or_else(|| text.to_owned());
+        Reason::waiting(Subject::Bundle, what, text)
+    };
+    let mut reasons = Vec::new();
+    match bundle.state {
+        State::Done | State::Skipped | State::Gone => {}
+        State::Settling | State::Queued | State::Importing | State::Following | State::Checking => {
+            reasons.push(new(Health::Working, bundle.state.as_str().to_owned()));
+        }
+        State::Stalled => reasons.push(
+            waits("the end of an upload", "its upload has come to a halt")
+                .remedy("finish the upload, or remove the file"),
+        ),
+        State::AwaitingChecksum => reasons.push(
+            waits(
+                "a checksum",
+                &format!("there is no {}.sha256 beside it", bundle.name),
+            )
+            .remedy("put that file beside it, or set `checksums: if-present`"),
+        ),
+        State::Retrying => reasons.push(of_retry(error, said())),
+        State::Failed => {
+            let text = said().unwrap_or_else(|| "it failed".to_owned());
+            let remedy = error.map(|error| remedy(error.class));
+            reasons.push(Reason {
+                remedy: remedy.map(str::to_owned),
+                ..new(Health::Failed, text)
+            });
+        }
+    }
+    for name in &bundle.moved {
+        let text = format!("another program moved the record {name} to another image: it is left alone");
+        let reason = new(Health::Degraded, text);
+        reasons.push(reason.remedy("remove the record, and the daemon makes it again; or remove the bundle"));
+    }
+    let named = reasons
+        .into_iter()
+        .map(|reason| reason.named(bundle.name.clone()));
+    named.collect()
+}
+
+/// A bundle that is tried again.
+fn of_retry(error: Option<&ErrorStatus>, said: Option<String>) -> Reason {
+    match (error.map(|error| error.class), said) {
+        (Some(class @ ErrorClass::Space), said) => {
+            let text = said.unwrap_or_else(|| "there is no room for it".to_owned());
+            Reason::waiting(Subject::Bundle, ROOM, text).remedy(remedy(class))
+        }
+        (Some(class), said) => {
+            let text = said.unwrap_or_else(|| "its last try failed".to_owned());
+            Reason::waiting(Subject::Bundle, "another try", text).remedy(remedy(class))
+        }
+        // Nothing failed: its images are removed again and again.
+        (None, Some(text)) => {
+            let reason = Reason::new(Health::Degraded, Subject::Bundle, text);
+            reason.remedy("find the program that removes them, or remove the bundle")
+        }
+        (None, None) => Reason::waiting(Subject::Bundle, "another try", "it is tried again"),
+    }
+}
+
+/// What to do about a file that failed this way.
+fn remedy(class: ErrorClass) -> &'static str {
+    match class {
+        ErrorClass::Transient => "wait; `airgapd doctor` looks for what is in the way",
+        ErrorClass::Space => "free space on that disk: the daemon goes on as soon as there is room",
+        ErrorClass::Disk => "look at the disk: `dmesg` and smartctl name what is wrong with it",
+        ErrorClass::Bundle => {
+            "copy the bundle again and compare its sha256sum; `airgapd inspect --verify FILE` checks every blob"
+        }
+        ErrorClass::Permanent => {
+            "change what the message names; the daemon looks again when the file or the configuration changes"
+        }
+        ErrorClass::Refused => {
+            "bring the bundle that this node is to take, or change the rule that the message names"
+        }
+        ErrorClass::Crash => {
+            "`airgapd import FILE` tries it by hand; replace it, or update airgapd, and report it"
+        }
+    }
+}
+
+fn of_image(image: &ImageStatus) -> Option<Reason> {
+    let problem = image.problem()?;
+    let reason = Reason::new(
+        Health::Degraded,
+        Subject::Image,
+        format!("{problem} ({})", Foreign::new(&*image.bundle)),
+    );
+    let remedy = match image.record {
+        RecordStatus::Elsewhere => "remove the record, and the daemon makes it again; or remove the bundle",
+        RecordStatus::Missing | RecordStatus::InPlace => {
+            "the daemon restores it; `airgapd wait` waits for that"
+        }
+    };
+    Some(reason.named(Foreign::new(image.name.clone())).remedy(remedy))
+}
+
+fn of_required(required: &RequiredStatus) -> Vec<Reason> {
+    if let Some(problem) = &required.problem {
+        let text = format!("whether the required images are there is not known: {problem}");
+        return vec![
+            Reason::new(Health::Failed, Subject::Required, text)
+                .remedy("mend the source that `require` names"),
+        ];
+    }
+    let Some(summary) = required.summary() else {
+        return Vec::new();
+    };
+    if !required.is_current && !required.missing.is_empty() {
+        let text = "the required images are looked for once more";
+        return vec![Reason::new(Health::Working, Subject::Required, text)];
+    }
+    let mut missing = required.missing.iter().map(|image| image.reference.as_str());
+    let Some(first) = missing.next() else {
+        return Vec::new();
+    };
+    let more = match missing.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let text = format!("{summary}: {}{more}", Foreign::new(first));
+    vec![
+        Reason::new(Health::Failed, Subject::Required, text)
+            .remedy("`airgapd verify` names for each the bundle or name that is near"),
+    ]
+}
+
+fn of_unpack(unpack: &UnpackStatus) -> Vec<Reason> {
+    let failed = unpack.failed.iter().map(|image| {
+        let text = format!(
+            "it cannot be unpacked, so no container of it starts: {}",
+            image.reason
+        );
+        let reason =
+            Reason::new(Health::Failed, Subject::Unpack, text).named(Foreign::new(image.name.clone()));
+        reason.remedy("bring a bundle with a sound image")
+    });
+    let problem = unpack.problem.iter().map(|problem| {
+        Reason::waiting(
+            Subject::Unpack,
+            "another try",
+            format!("images are not unpacked: {problem}"),
+        )
+    });
+    failed.chain(problem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{
+        ContainerdStatus, DaemonStatus, DiskStatus, FolderStatus, MissingStatus, VanishedStatus,
+    };
+
+    fn well() -> Status {
+        Status {
+            daemon: Some(DaemonStatus {
+                version: "1".to_owned(),
+                pid: 1,
+                started_at: jiff::Timestamp::UNIX_EPOCH,
+            }),
+            containerd: ContainerdStatus {
+                reachable: true,
+                ..ContainerdStatus::default()
+            },
+            ..Status::default()
+        }
+    }
+
+    fn bundle(state: State, class: Option<ErrorClass>) -> BundleStatus {
+        BundleStatus {
+            error: class.map(|class| ErrorStatus {
+                text: "it broke".to_owned(),
+                class,
+                at: jiff::Timestamp::UNIX_EPOCH,
+                attempts: 1,
+            }),
+            ..BundleStatus::named("a.tar".as_ref(), state)
+        }
+    }
+
+    fn of(bundles: impl IntoIterator<Item = BundleStatus>) -> Verdict {
+        let status = Status {
+            bundles: bundles.into_iter().collect(),
+            ..well()
+        };
+        Verdict::of(&status)
+    }
+
+    #[test]
+    fn each_state_of_a_bundle_has_its_verdict() {
+        use ErrorClass::{Bundle, Crash, Disk, Permanent, Refused, Space, Transient};
+        let table = [
+            (State::Settling, None, "working"),
+            (State::Stalled, None, "waiting for the end of an upload"),
+            (State::AwaitingChecksum, None, "waiting for a checksum"),
+            (State::Queued, None, "working"),
+            (State::Importing, None, "working"),
+            (State::Following, None, "working"),
+            (State::Checking, None, "working"),
+            (State::Done, None, "healthy"),
+            (State::Skipped, None, "healthy"),
+            (
+                State::Retrying,
+                Some(Space),
+                "waiting for room on containerd's disk",
+            ),
+            (State::Retrying, Some(Transient), "waiting for another try"),
+            (State::Retrying, Some(Disk), "waiting for another try"),
+            (State::Failed, Some(Bundle), "failed"),
+            (State::Failed, Some(Permanent), "failed"),
+            (State::Failed, Some(Refused), "failed"),
+            (State::Failed, Some(Crash), "failed"),
+            (State::Gone, None, "healthy"),
+        ];
+        for (state, class, wanted) in table {
+            let verdict = of([bundle(state, class)]);
+            assert_eq!(verdict.in_short(), wanted, "{state:?} {class:?}");
+            // Where somebody has to do something, it is said.
+            for reason in verdict.reasons.iter().filter(|reason| !reason.health.is_well()) {
+                assert!(reason.remedy.is_some(), "{reason:?}");
+            }
+        }
+        assert!(
+            State::ALL
+                .iter()
+                .all(|state| table.iter().any(|(of, ..)| of == state))
+        );
+    }
+
+    #[test]
+    fn a_bundle_that_is_restored_again_and_again_and_a_record_that_was_moved_degrade_the_node() {
+        let removed = BundleStatus {
+            waits_for: Some("the record a is missing once more".to_owned()),
+            ..bundle(State::Retrying, None)
+        };
+        let moved = BundleStatus {
+            moved: vec![Foreign::new("r.test/a:1".to_owned())],
+            ..bundle(State::Done, None)
+        };
+        for of_bundle in [removed, moved] {
+            assert_eq!(of([of_bundle]).in_short(), "degraded");
+        }
+    }
+
+    #[test]
+    fn the_worst_reason_decides_and_the_others_are_counted() {
+        let failed = bundle(State::Failed, Some(ErrorClass::Bundle));
+        let verdict = of([bundle(State::Importing, None), failed.clone(), failed]);
+        assert_eq!(verdict.headline(), "failed: a.tar: it broke (and 1 more)");
+        assert!(verdict.may_pass(), "one is still under way");
+        assert!(!of([bundle(State::Done, None)]).may_pass());
+        assert_eq!(of([]).headline(), "healthy");
+    }
+
+    #[test]
+    fn each_trouble_of_the_node_has_its_verdict() {
+        type Row = (fn(&mut Status), &'static str);
+        let table: [Row; 9] = [
+            (|_| {}, "healthy"),
+            (|status| status.daemon = None, "failed"),
+            (
+                |status| status.containerd.reachable = false,
+                "waiting for containerd",
+            ),
+            (
+                |status| status.folder.problem = Some("it is gone".to_owned()),
+                "waiting for the images folder",
+            ),
+            (
+                |status| {
+                    status.folder = FolderStatus {
+                        vanished: Some(VanishedStatus {
+                            bundles: 1,
+                            problem: "it is another one".to_owned(),
+                        }),
+                        ..FolderStatus::default()
+                    };
+                },
+                "degraded",
+            ),
+            (
+                |status| status.configuration_problem = Some("line 3".to_owned()),
+                "degraded",
+            ),
+            (
+                |status| {
+                    status.disk = Some(DiskStatus {
+                        problem: Some("1 B free".to_owned()),
+                        ..DiskStatus::default()
+                    });
+                },
+                "waiting for room on containerd's disk",
+            ),
+            (
+                |status| {
+                    status.required = Some(RequiredStatus {
+                        is_current: true,
+                        checked_at: Some(jiff::Timestamp::UNIX_EPOCH),
+                        missing: vec![MissingStatus::default()],
+                        ..RequiredStatus::default()
+                    });
+                },
+                "failed",
+            ),
+            (
+                |status| {
+                    status.unpack = Some(UnpackStatus {
+                        failed: vec![crate::status::UnpackFailureStatus::default()],
+                        ..UnpackStatus::default()
+                    });
+                },
+                "failed",
+            ),
+        ];
+        for (change, wanted) in table {
+            let mut status = well();
+            change(&mut status);
+            let verdict = Verdict::of(&status);
+            assert_eq!(verdict.in_short(), wanted, "{status:?}");
+            assert_eq!(verdict.is_without_containerd(), !status.containerd.reachable);
+            assert!(
+                verdict.reasons.iter().all(|reason| reason.remedy.is_some()),
+                "{verdict:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn bundles_that_were_asked_for_are_judged_with_what_keeps_them_from_being_imported() {
+        let mut status = Status {
+            bundles: vec![
+                bundle(State::Done, None),
+                bundle(State::Failed, Some(ErrorClass::Bundle)),
+            ],
+            configuration_problem: Some("line 3".to_owned()),
+            ..well()
+        };
+        assert_eq!(
+            Verdict::of_bundles(&status, &status.bundles[..1]).in_short(),
+            "healthy"
+        );
+        status.bundles[0].state = State::Queued;
+        assert_eq!(
+            Verdict::of_bundles(&status, &status.bundles[..1]).in_short(),
+            "working"
+        );
+        status.containerd.reachable = false;
+        let verdict = Verdict::of_bundles(&status, &status.bundles[..1]);
+        assert_eq!(verdict.in_short(), "waiting for containerd");
+    }
+
+    #[test]
+    fn an_image_that_is_not_in_place_degrades_the_node() {
+        let image = |record| ImageStatus {
+            name: "r.test/a:1".to_owned(),
+            digest: String::new(),
+            bundle: "a.tar".to_owned(),
+            record,
+            missing_blobs: Vec::new(),
+            pinned: true,
+        };
+        let verdict = |record| of([]).with_images(&[image(record)]).in_short();
+        assert_eq!(verdict(RecordStatus::InPlace), "healthy");
+        assert_eq!(verdict(RecordStatus::Missing), "degraded");
+        assert_eq!(verdict(RecordStatus::Elsewhere), "degraded");
+    }
+}

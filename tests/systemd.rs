@@ -1,0 +1,71 @@
+//! What systemd hears of the daemon: that it is ready, alive and stopping, whatever containerd does.
+
+use std::time::{Duration, Instant};
+
+use fake_containerd::Fault;
+use rustix::process::Signal;
+
+use crate::support::bundles::{self, image, text};
+use crate::support::node::Daemon;
+use crate::support::{Node, Target, on_the_fake};
+
+const KNOWN: &str = "registry.test/known:1";
+
+/// The loop itself says that it goes round (`WATCHDOG_USEC`), whatever it waits for, and a stop need not wait for that.
+fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a_stop_is_quick(
+    target: &Target,
+) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    let node = Node::on(target);
+    bundles::write(&node.images().join("a.tar"), [image(KNOWN)]);
+    let daemon = node.start();
+    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
+    daemon.finish(target);
+    fake.inject(Fault::Delay {
+        rpc: "Images.List",
+        by: Duration::from_secs(20),
+    });
+    let mut command = node.command(["run"]);
+    command.env("WATCHDOG_USEC", "400000").env_remove("WATCHDOG_PID");
+    let asked = fake.calls("Images.List");
+    let mut daemon = Daemon::start(command, &node.path("notify.sock"));
+    daemon.wait_until("the comparison waits", || fake.calls("Images.List") > asked);
+    let alive = |daemon: &Daemon| daemon.notified().matches("WATCHDOG=1").count();
+    let (before, since) = (alive(&daemon), Instant::now());
+    daemon.wait_until("it says several times that it is alive", || {
+        alive(&daemon) >= before + 5
+    });
+    assert!(
+        since.elapsed() >= Duration::from_millis(600),
+        "that was too often"
+    );
+    assert_eq!(
+        fake.calls("Images.List"),
+        asked + 1,
+        "it still waits for the first"
+    );
+
+    let told = Instant::now();
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait().success());
+    assert!(told.elapsed() < Duration::from_secs(10), "the stop waited, too");
+    let notified = daemon.notified();
+    assert!(notified.contains("EXTEND_TIMEOUT_USEC=30000000"), "{notified}");
+    fake.clear_faults();
+}
+
+/// Nothing waits for containerd that systemd waits for.
+fn the_daemon_is_ready_before_containerd_is_there(target: &Target) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("late.sock");
+    let node = Node::at(&socket, target.namespace());
+    let daemon = node.start();
+    assert!(!socket.exists());
+    daemon.wait_for_log(&text(&socket));
+    daemon.stop();
+}
+
+on_the_fake! {
+    while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a_stop_is_quick,
+    the_daemon_is_ready_before_containerd_is_there,
+}
