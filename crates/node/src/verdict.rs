@@ -188,8 +188,15 @@ impl Verdict {
         let mut reasons = of_node(status);
         reasons.extend(status.bundles.iter().flat_map(of_bundle));
         let is_working = reasons.iter().any(|reason| reason.health == Health::Working);
-        let required = status.required.iter();
-        reasons.extend(required.filter_map(|required| of_required(required, is_working)));
+        let imported = status
+            .bundles
+            .iter()
+            .filter_map(|bundle| bundle.imported_at)
+            .max();
+        reasons.extend(status.required.iter().filter_map(|required| {
+            let is_outdated = !required.is_current && imported > required.checked_at;
+            of_required(required, is_working || is_outdated)
+        }));
         reasons.extend(status.unpack.iter().flat_map(of_unpack));
         Verdict::new(reasons)
     }
@@ -419,8 +426,8 @@ fn of_image(image: &ImageStatus, is_restored: bool) -> Option<Reason> {
     Some(reason.named(Foreign::new(image.name.clone())).remedy(remedy))
 }
 
-/// `is_working`: bundles are under way that may bring what is missing.
-fn of_required(required: &RequiredStatus, is_working: bool) -> Option<Reason> {
+/// `may_come`: bundles may bring what is missing, or have brought it since.
+fn of_required(required: &RequiredStatus, may_come: bool) -> Option<Reason> {
     if let Some(problem) = &required.problem {
         let text = format!("whether the required images are there is not known: {problem}");
         let reason = Reason::new(Health::Failed, Subject::Required, text);
@@ -438,7 +445,7 @@ fn of_required(required: &RequiredStatus, is_working: bool) -> Option<Reason> {
     };
     let mut missing = required.missing.iter().map(|image| image.reference.as_str());
     let first = missing.next()?;
-    if is_working || !required.is_current {
+    if may_come {
         return Some(looking());
     }
     let more = match missing.count() {
