@@ -170,7 +170,7 @@ pub struct UnpackStatus {
 }
 
 /// An image that cannot be unpacked: no container of it will start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackFailureStatus {
     /// The name of the image record.
     pub name: String,
@@ -197,7 +197,7 @@ pub struct RequiredStatus {
 }
 
 /// An image that is required and not there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingStatus {
     /// The reference, as its source writes it.
     pub reference: String,

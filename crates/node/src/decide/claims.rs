@@ -1,4 +1,5 @@
-//! What the decisions promise, one claim each, played on the model of [`super::model`].
+//! What the decisions promise, one claim each, played on the model of [`super::model`]. The file is long because it is a list: no
+//! claim needs another one.
 
 mod admit;
 mod compare;
