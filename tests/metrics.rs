@@ -330,6 +330,7 @@ fn the_verdict_is_in_the_file_within_seconds(target: &Target) {
     });
     wait_for(soon, "a healthy node again", is_healthy);
     daemon.finish(target);
+    assert!(!file.exists(), "a stopped daemon calls no node healthy");
 }
 
 fn a_bundle_that_was_restored_is_counted_and_one_that_was_imported_is_not(target: &Target) {

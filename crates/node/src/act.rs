@@ -168,6 +168,7 @@ impl Daemon {
         }
         self.drain(signals).await;
         self.hands.save(&self.state.ledger);
+        self.asked.end();
         info!("stopped");
         Ended::Stopped
     }

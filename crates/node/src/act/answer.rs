@@ -156,6 +156,13 @@ impl Asked {
         }
     }
 
+    /// Removes the file of the metrics: it would go on calling the node healthy after the daemon's end.
+    pub(super) fn end(&self) {
+        if let Some(file) = &self.metrics {
+            let _ = std::fs::remove_file(&file.path);
+        }
+    }
+
     /// Tries once more to serve the metrics on their address, where that is due.
     fn serve_metrics_if_due(&mut self, now: Instant) {
         let is_due = |unserved: &mut Unserved| unserved.due <= now;
