@@ -118,7 +118,7 @@ struct Daemon {
     /// When the node was judged last.
     judged: Instant,
     /// The verdict that the log had last, and whether it was about containerd.
-    told: (Health, bool),
+    told: Option<(Health, bool)>,
     systemd: Rc<Systemd>,
     asked: Asked,
 }
@@ -152,7 +152,7 @@ impl Daemon {
             state: State::new(settings, images_dir, home, ledger, boot, now),
             errands: VecDeque::new(),
             judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),
-            told: (Health::Healthy, false),
+            told: None,
             systemd: Rc::new(Systemd::from_environment()),
             asked,
         })
@@ -329,7 +329,7 @@ impl Daemon {
     /// Says in the log that the node is not as it was. Work that comes and goes is not told of.
     fn tell_verdict(&mut self, verdict: &Verdict) {
         let short = verdict.in_short();
-        let said = (verdict.health, verdict.is_without_containerd());
+        let said = Some((verdict.health, verdict.is_without_containerd()));
         if verdict.health == Health::Working || said == self.told {
             return;
         }

@@ -65,15 +65,16 @@ mount -o remount,size=600m /var/lib/containerd
 airgapd wait --timeout 60s
 agree healthy 0
 rm $images/wide.tar.zst
+eventually in_journal 'the bundle is gone'
 
 # The disk of the bundles is not mounted.
-mv $images $images.aside
+mv $images /var/lib/bundles.aside
 mkdir $images
 agree degraded 1
 grep 'airgapd release --vanished' /root/said
 in_containerd $hello
 rmdir $images
-mv $images.aside $images
+mv /var/lib/bundles.aside $images
 agree healthy 0
 
 # A mistake in the configuration is not taken.

@@ -109,7 +109,13 @@ async fn look(settings: &Settings, node: &Place) -> Document {
                 None
             }
         },
-        Err(_) => None,
+        Err(error) => {
+            // Where the daemon has no connection either, the verdict says why.
+            if status.containerd.reachable {
+                problems.push(error.clone());
+            }
+            None
+        }
     };
     let verdict = match &images {
         Some(images) => status.verdict.with_images(images),
