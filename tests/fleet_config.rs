@@ -399,14 +399,16 @@ fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
     let (code, inside) = pod.exec(&["/usr/bin/airgapd", "status"].map(str::to_owned));
     assert_eq!(code, 0, "{inside}");
 
+    let of_metrics = on_host(&node, "/run/airgapd/airgapd.prom");
+    assert!(of_metrics.is_file());
+
     let grace = pod_spec(&daemon_set().1)
         .0
         .termination_grace_period_seconds
         .unwrap();
     assert_eq!(pod.stop(grace), 0, "{}", pod.log());
-    for kept in ["/var/lib/airgapd/state.json", "/run/airgapd/airgapd.prom"] {
-        assert!(on_host(&node, kept).is_file(), "{kept}");
-    }
+    assert!(on_host(&node, "/var/lib/airgapd/state.json").is_file());
+    assert!(!of_metrics.exists(), "they would go on calling the node healthy");
 }
 
 /// Brings the images of the pod without airgapd, as k0s's importer or somebody with `ctr` does.

@@ -390,6 +390,8 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
     let expected = json!({
         "verdict": verdict,
         "configuration_problem": null,
+        "metrics_file_problem": null,
+        "metrics_address_problem": null,
         "disk": document["disk"],
         "image_count": {"all": 1, "in_place": 1, "failed": 0},
         "daemon": {"version": env!("CARGO_PKG_VERSION"), "pid": document["daemon"]["pid"],

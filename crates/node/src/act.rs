@@ -168,6 +168,7 @@ impl Daemon {
         }
         self.drain(signals).await;
         self.hands.save(&self.state.ledger);
+        self.asked.end();
         info!("stopped");
         Ended::Stopped
     }
@@ -289,6 +290,7 @@ impl Daemon {
             Action::Pull(name) => self.hands.work.pull(&name),
             Action::Abort(name) => self.hands.work.abort(&name),
             Action::Count(name) => self.hands.count(&name),
+            Action::CountRestored => self.hands.metrics.count_restored(),
             Action::Report(name, is_told) => self.hands.work.report(&name, is_told),
             Action::Disconnect => self.hands.disconnect(),
             Action::Check => return self.hands.check(&state.settings).into_iter().collect(),
@@ -320,6 +322,7 @@ impl Daemon {
             self.systemd.status(&text);
         }
         self.tell_verdict(&status.verdict);
+        self.asked.note_health(status.verdict.health, now);
         alive_due
     }
 

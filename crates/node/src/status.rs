@@ -37,6 +37,12 @@ pub struct Status {
     /// Why the configuration on disk is not the one that the daemon runs with; absent where it is.
     #[serde(default)]
     pub configuration_problem: Option<String>,
+    /// Why there are no metrics in their file; absent where there are.
+    #[serde(default)]
+    pub metrics_file_problem: Option<String>,
+    /// Why there are no metrics on their address; absent where there are, and where none is configured.
+    #[serde(default)]
+    pub metrics_address_problem: Option<String>,
     /// The disk of containerd's content store; absent where it cannot be seen, or no daemon was asked.
     #[serde(default)]
     pub disk: Option<DiskStatus>,
