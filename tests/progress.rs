@@ -138,7 +138,7 @@ fn a_log_is_told_now_and_then_and_with_q_nothing(target: &Target) {
     std::thread::scope(|scope| {
         let quiet = scope.spawn(|| import("quiet", &["-q"]));
         let told = import("told", &[]);
-        assert_eq!(told.stderr.matches("0 of 1 images").count(), 1, "{told:?}");
+        assert_eq!(told.stderr.matches("0 of 1 image").count(), 1, "{told:?}");
         let quiet = quiet.join().expect("it ends");
         assert_eq!(quiet.stderr, "", "{quiet:?}");
     });
