@@ -134,7 +134,7 @@ impl Page {
                     shown.push_str(colour.sgr());
                     shown.extend(part(begin, length));
                     shown.push_str("\u{1b}[0m");
-                    shown.extend(part(begin + length, usize::MAX));
+                    shown.extend(part(begin.saturating_add(length), usize::MAX));
                 }
                 None => shown.push_str(text),
             }
@@ -247,7 +247,7 @@ impl Screen {
 
     /// Shows text in place of all that is there. It is written over and not cleared, so that nothing flickers.
     pub(crate) fn show(&self, page: &Page) -> io::Result<()> {
-        let text = page.shown(has_colours(&io::stdout()), "\u{1b}[K\r\n");
+        let text = page.shown(has_colours(&io::stdout()), "\u{1b}[K\n");
         raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
     }
 }
@@ -363,6 +363,8 @@ mod tests {
             page.shown(true, "|"),
             "f\u{f6}\u{f6}  \u{1b}[32mdone\u{1b}[0m  \\u{1b}[1m|"
         );
+        page.paint(0, 5, usize::MAX, Colour::Green);
+        assert!(page.shown(true, "|").ends_with("\\u{1b}[1m\u{1b}[0m|"));
         assert_eq!(page.to_string(), "f\u{f6}\u{f6}  done  \\u{1b}[1m\n");
     }
 

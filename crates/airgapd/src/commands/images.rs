@@ -50,6 +50,9 @@ struct Image {
     problems: Vec<String>,
     /// Its records by name.
     records: Vec<Record>,
+    /// What is wrong with records of it that bundles vouch for, by name.
+    #[serde(skip)]
+    of_records: Vec<(String, String)>,
 }
 
 /// One record of an image.
@@ -172,13 +175,21 @@ impl Image {
         let is_known = wanted.record == RecordStatus::InPlace && !self.problems.is_empty();
         if !is_known {
             self.names.insert(wanted.name.clone());
-            self.problems
-                .push(format!("{}: {problem}", Foreign::new(&*wanted.name)));
+            self.of_records.push((wanted.name.clone(), problem));
         }
     }
 
     fn finished(mut self, digest: String) -> Image {
         self.digest = digest;
+        // A record by digest fares as the name that it was made for, mostly.
+        let all = &self.of_records;
+        let is_said = |told: &(String, String)| {
+            let mut named = all.iter().filter(|(name, _)| !is_by_digest(name));
+            is_by_digest(&told.0) && named.any(|(_, problem)| *problem == told.1)
+        };
+        let told = all.iter().filter(|told| !is_said(told));
+        let told = told.map(|(name, problem)| format!("{}: {problem}", Foreign::new(&**name)));
+        self.problems.extend(told);
         if self.names.iter().any(|name| !is_by_digest(name)) {
             self.names.retain(|name| !is_by_digest(name));
         }
@@ -300,7 +311,7 @@ mod tests {
             assert_eq!(images.len(), count, "{pattern:?}");
             for image in images {
                 assert_eq!(Vec::from_iter(&image.names), ["r.test/a:1"]);
-                assert_eq!(image.problems[0], "r.test/a:1: its record is missing");
+                assert_eq!(image.problems, ["r.test/a:1: its record is missing"]);
             }
         }
     }

@@ -328,11 +328,12 @@ fn text(document: &Document, view: &View) -> Page {
     let told = verdict_text(&mut top, &status.verdict);
     head(&mut top, status, view);
     top.gap();
+    let mut titles = Page::new();
     if status.bundles.is_empty() {
-        output::line!(top, "no bundles");
+        output::line!(titles, "no bundles");
     } else {
-        let titles = view.row("STATE", "IMAGES", "SIZE", "TOOK", "IMPORTED");
-        output::line!(top, "{titles}BUNDLE");
+        let row = view.row("STATE", "IMAGES", "SIZE", "TOOK", "IMPORTED");
+        output::line!(titles, "{row}BUNDLE");
     }
     let mut bundles: Vec<&BundleStatus> = status.bundles.iter().collect();
     bundles.sort_by_key(|bundle| urgency(bundle.state));
@@ -350,7 +351,7 @@ fn text(document: &Document, view: &View) -> Page {
     if let Some(required) = &status.required {
         required_text(&mut bottom, required);
     }
-    arranged(top, &rows, bottom, view.lines)
+    arranged(top, &titles, &rows, bottom, view.lines)
 }
 
 /// What needs somebody comes first, then what is under way, and what is in place last.
@@ -367,19 +368,21 @@ fn urgency(state: State) -> u8 {
     }
 }
 
-/// One page of the three parts. Where there are only so many lines, the top has half of them at most and the bottom a quarter, as
+/// One page of all parts. Where there are only so many lines, the top has half of them at most and the bottom a quarter, as
 /// many bundles are shown as fit whole, and the others are counted.
-fn arranged(mut top: Page, rows: &[Row], mut bottom: Page, lines: Option<usize>) -> Page {
+fn arranged(mut top: Page, titles: &Page, rows: &[Row], mut bottom: Page, lines: Option<usize>) -> Page {
     let Some(lines) = lines else {
+        top.add(titles);
         rows.iter().for_each(|row| top.add(&row.lines));
         top.add(&bottom);
         return top;
     };
     let all: usize = rows.iter().map(|row| row.lines.lines()).sum();
-    if top.lines() + all + bottom.lines() > lines {
+    if top.lines() + titles.lines() + all + bottom.lines() > lines {
         top.cut(lines / 2);
         bottom.cut(lines / 4);
     }
+    top.add(titles);
     let room = lines.saturating_sub(top.lines() + bottom.lines());
     let (mut used, mut shown) = (0, 0);
     for (at, row) in rows.iter().enumerate() {
@@ -693,10 +696,11 @@ mod tests {
                 vec![failed(), row(Queued, 1)],
                 &["top", "top", "and 2 more", "end"],
             ),
-            (Some(1), vec![done(), done()], &["and 2 done"]),
+            (Some(2), vec![done(), done()], &["top", "top"]),
         ];
         for (height, rows, expected) in table {
-            let page = arranged(lines(2, "top"), &rows, lines(1, "end"), height).to_string();
+            let page =
+                arranged(lines(1, "top"), &lines(1, "top"), &rows, lines(1, "end"), height).to_string();
             assert_eq!(page.lines().collect::<Vec<_>>(), expected, "{height:?}");
         }
     }
