@@ -464,7 +464,7 @@ fn a_plan_has_a_line_for_each_kind_of_step() {
     assert_eq!(plan.to_string().lines().collect::<Vec<_>>(), lines);
     let none = &mut plan.images[0].blobs[0];
     none.lacking = 0;
-    assert!(plan.to_string().contains(&format!("present {one} 100 bytes\n")));
+    assert!(plan.to_string().contains(&format!("present {one} 100 B\n")));
     let moved = RecordStep {
         name: "r.test/a:1".into(),
         target,
