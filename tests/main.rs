@@ -66,6 +66,7 @@ mod trusted_digests;
 mod two_daemons;
 mod unpack;
 mod uploads;
+mod verdict;
 mod verify;
 mod wait;
 mod watch;

@@ -1,10 +1,10 @@
 //! Carries out what [`crate::decide`] decides: one loop that owns the state.
 //!
-//! A watch is a listing followed by changes, and a lost change is a new listing. So every turn of the loop is the same: begin
-//! whatever is due, take on a file, and wait for the next thing that happens. Each event goes to the state, and the actions that
-//! follow are carried out at once; errands, which wait for containerd, one after the other. Slow work (reading bundles and
-//! importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await loses nothing: what
-//! matters is in containerd under a lease, and in the ledger.
+//! A watch is a listing followed by changes, and a lost change is a new listing. So every round of the loop is the same, as
+//! `State::step` has it: ask containerd whatever is due, take on files, and wait for the next event. Each event goes to the
+//! state, and the actions that follow are carried out at once; errands, which wait for containerd, one after the other. Slow work
+//! (reading bundles and importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await
+//! loses nothing: what matters is in containerd under a lease, and in the ledger.
 
 mod answer;
 mod crashes;
@@ -117,8 +117,8 @@ struct Daemon {
     errands: VecDeque<Errand>,
     /// When the node was judged last.
     judged: Instant,
-    /// What the log said last of how the node is.
-    told_health: Health,
+    /// The verdict that the log had last, and whether it was about containerd.
+    told: (Health, bool),
     systemd: Rc<Systemd>,
     asked: Asked,
 }
@@ -152,7 +152,7 @@ impl Daemon {
             state: State::new(settings, images_dir, home, ledger, boot, now),
             errands: VecDeque::new(),
             judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),
-            told_health: Health::Healthy,
+            told: (Health::Healthy, false),
             systemd: Rc::new(Systemd::from_environment()),
             asked,
         })
@@ -325,17 +325,17 @@ impl Daemon {
 
     /// Says in the log that the node is not as it was. Work that comes and goes is not told of.
     fn tell_verdict(&mut self, verdict: &Verdict) {
-        let health = verdict.health;
-        if health == Health::Working || health == self.told_health {
+        let short = verdict.in_short();
+        let said = (verdict.health, verdict.is_without_containerd());
+        if verdict.health == Health::Working || said == self.told {
             return;
         }
-        let text = format!("the node is {} (`airgapd status` says why)", verdict.in_short());
         let outcome = Outcome::Verdict.as_str();
-        match health.is_well() {
-            true => info!(outcome, "the node is healthy"),
-            false => warn!(outcome, "{text}"),
+        match verdict.health.is_well() {
+            true => info!(outcome, "the node is {short}"),
+            false => warn!(outcome, "the node is {short} (`airgapd status` says why)"),
         }
-        self.told_health = health;
+        self.told = said;
     }
 
     /// Waits for the next thing that wakes the loop. Safe to cancel.
@@ -438,13 +438,21 @@ fn status_line(status: &Status) -> String {
         .bundles
         .iter()
         .filter(|bundle| bundle.state == status::State::Importing);
-    let importing = match importing.count() {
+    let importing: Vec<_> = importing.map(|bundle| bundle.waits_for.as_deref()).collect();
+    let importing = match importing.as_slice() {
+        [] => String::new(),
+        [Some(held_back), ..] => format!(", {} importing ({held_back})", importing.len()),
+        [None, ..] => format!(", {} importing", importing.len()),
+    };
+    let failed = status.bundles.iter();
+    let failed = failed.filter(|bundle| bundle.state == status::State::Failed);
+    let failed = match failed.count() {
         0 => String::new(),
-        count => format!(", {count} importing"),
+        count => format!(", {count} failed"),
     };
     let (verdict, images) = (status.verdict.headline(), status.image_count);
     let bundles = basics::counted(status.bundles.len(), "bundle");
-    format!("{verdict}; {images}, {bundles}{importing}{containerd}")
+    format!("{verdict}; {images}, {bundles}{importing}{failed}{containerd}")
 }
 
 /// What the daemon is told from outside, as it comes.

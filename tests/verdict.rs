@@ -1,0 +1,319 @@
+//! One verdict: `status`, `doctor`, `wait`, systemd's status line and the log say the same in each state of the node.
+
+use std::fs;
+use std::time::Duration;
+
+use fake_containerd::Fault;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::bundles::{self, image};
+use crate::support::node::Daemon;
+use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for};
+
+const ONE: &str = "registry.test/one:1";
+/// A verdict changes within so long of its cause.
+const SOON: Duration = Duration::from_secs(5);
+
+/// The verdict of a state, and how the commands end in it.
+struct Said {
+    health: &'static str,
+    /// In a few words, for people.
+    short: &'static str,
+    /// What the first reason is about, and a part of its text; none where the node is healthy.
+    because: Option<(&'static str, &'static str)>,
+    status: i32,
+    /// Of a `wait` that waits for a second.
+    wait: i32,
+}
+
+const HEALTHY: Said = Said {
+    health: "healthy",
+    short: "healthy",
+    because: None,
+    status: 0,
+    wait: 0,
+};
+
+/// Something is wrong, and `wait` ends with it.
+const fn wrong(health: &'static str, subject: &'static str, text: &'static str) -> Said {
+    Said {
+        health,
+        short: health,
+        because: Some((subject, text)),
+        status: 1,
+        wait: 1,
+    }
+}
+
+/// Something is waited for.
+const fn waiting(short: &'static str, subject: &'static str, text: &'static str) -> Said {
+    Said {
+        health: "waiting",
+        short,
+        because: Some((subject, text)),
+        status: 1,
+        wait: 1,
+    }
+}
+
+/// Holds every output against the verdict.
+#[track_caller]
+fn all_say(node: &Node, daemon: &Daemon, said: &Said) {
+    let mut document = Value::Null;
+    wait_for(SOON, said.short, || {
+        document = node.airgapd(["status", "-o", "json"]).json();
+        let is_because = said.because.is_none_or(|(subject, text)| {
+            let first = &document["verdict"]["reasons"][0];
+            first["subject"] == subject && first["text"].as_str().is_some_and(|is| is.contains(text))
+        });
+        document["verdict"]["health"] == said.health && is_because
+    });
+    let is_well = said.status == 0;
+    assert_eq!(document["problems"] == json!([]), is_well, "{document:#}");
+    let text = node.airgapd(["status"]).exits(said.status).stdout;
+    assert!(
+        text.starts_with(&format!("verdict     {}\n", said.short)),
+        "{text}"
+    );
+
+    let doctor = node
+        .airgapd(["doctor", "-o", "json"])
+        .exits(i32::from(!is_well))
+        .json();
+    assert_eq!(doctor["healthy"], is_well, "{doctor:#}");
+    let answer = node
+        .airgapd(["wait", "--timeout", "1s", "-o", "json"])
+        .exits(said.wait);
+    assert_eq!(answer.json()["verdict"]["health"], said.health, "{answer:?}");
+    if let Some((_, part)) = said.because.filter(|_| !is_well) {
+        assert!(text.contains(part), "{text}");
+        let talk = node.airgapd(["wait", "--timeout", "1s"]).said();
+        assert!(talk.contains(part), "{talk}");
+    }
+
+    let is_told = || {
+        daemon
+            .notified()
+            .lines()
+            .rfind(|line| line.starts_with("STATUS="))
+            .map(str::to_owned)
+    };
+    let wanted = format!("STATUS={}", said.short);
+    wait_for(SOON, &wanted, || {
+        is_told().is_some_and(|line| line.starts_with(&wanted))
+    });
+    let line = match is_well {
+        true => "the node is healthy".to_owned(),
+        false => format!("the node is {} (`airgapd status` says why)", said.short),
+    };
+    if said.health != "working" {
+        daemon.wait_for_log(&line);
+    }
+}
+
+fn every_output_shows_the_verdict_on_bundles(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    node.airgapd(["wait"]).exits(0);
+    let document = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    assert_eq!(document["verdict"], json!({"health": "healthy", "reasons": []}));
+
+    node.put_broken("bad.tar");
+    all_say(&node, &daemon, &wrong("failed", "bundle", "not an image bundle"));
+    // A bundle that was asked for by name is judged by itself.
+    node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
+    fs::remove_file(node.images().join("bad.tar")).unwrap();
+    all_say(&node, &daemon, &HEALTHY);
+
+    bundles::write(
+        &node.path("foreign.tar"),
+        [bundles::multi_platform(
+            "registry.test/foreign:1",
+            &["linux/s390x"],
+        )],
+    );
+    fs::rename(node.path("foreign.tar"), node.images().join("foreign.tar")).unwrap();
+    let answer = node.airgapd(["wait", "--timeout", "20s"]).exits(0);
+    assert_eq!(
+        answer.stdout,
+        "1 bundle in place, 1 bundle has nothing for this node\n"
+    );
+    let answer = node.airgapd(["wait", "--bundle", "foreign.tar"]).exits(1);
+    assert!(answer.stderr.contains("has nothing for this node"), "{answer:?}");
+    all_say(&node, &daemon, &HEALTHY);
+
+    // Another program moves a record.
+    let record = target.record(ONE).expect("it is in place");
+    bundles::write(&node.path("other.tar"), [image("registry.test/other:1")]);
+    node.import([&node.path("other.tar")]).exits(0);
+    let other = target.record("registry.test/other:1").expect("it is in place");
+    target.remove_record(ONE);
+    target.put_record(ONE, &other.target, &[]);
+    let moved = wrong("degraded", "bundle", "another program moved the record");
+    wait_for(Duration::from_secs(20), "the comparison", || {
+        let document = node.airgapd(["status", "-o", "json"]).json();
+        document["verdict"]["reasons"][0]["subject"] == "bundle"
+            || target.record(ONE).as_ref() == Some(&record)
+    });
+    if target.record(ONE).as_ref() != Some(&record) {
+        all_say(&node, &daemon, &moved);
+    }
+    daemon.finish(target);
+}
+
+/// A part of it is in place and looked after; what is missing of it is told of for as long as the file is there.
+fn a_bundle_of_which_a_part_failed_is_failed_after_a_restart_too(target: &Target) {
+    let node = Node::on(target);
+    let mut archive = bundles::layout([image("registry.test/bad:1"), image(ONE)]).build();
+    let layer = archive.images[0].manifests[0].layers[0].clone();
+    archive.corrupt(&layer).write_to(&node.path("half.tar"));
+    node.drop_in(&node.path("half.tar"));
+    for _ in 0..2 {
+        let daemon = node.start();
+        all_say(&node, &daemon, &wrong("failed", "bundle", "registry.test/bad:1"));
+        let document = node.airgapd(["status", "-o", "json"]).exits(1).json();
+        assert_eq!(
+            document["image_count"],
+            json!({"all": 2, "in_place": 1, "failed": 1})
+        );
+        assert!(target.record(ONE).is_some());
+        daemon.finish(target);
+    }
+}
+
+/// The bundle that brings a required image is under way: that is no failure.
+fn required_images_are_looked_for_while_a_bundle_is_under_way(target: &Target) {
+    let fake = target.as_fake().expect("this is for the stand-in");
+    let node = Node::on(target);
+    let list = node.path("required.txt");
+    fs::write(&list, format!("{ONE}\n")).unwrap();
+    node.configure_also(&format!("require:\n  images: [{}]", list.display()));
+    fake.inject(Fault::SlowCommit {
+        by: Duration::from_secs(6),
+    });
+    node.put("one.tar", ONE);
+    let daemon = node.start();
+    daemon.wait_until("the import is under way", || fake.calls("Content.Write") > 0);
+    let working = Said {
+        health: "working",
+        short: "working",
+        because: Some(("bundle", "")),
+        status: 0,
+        wait: 6,
+    };
+    all_say(&node, &daemon, &working);
+    fake.clear_faults();
+    node.airgapd(["wait", "--required"]).exits(0);
+    assert!(!daemon.log().contains("the node is failed"), "{}", daemon.log());
+    fs::remove_file(node.images().join("one.tar")).unwrap();
+    target.remove_record(ONE);
+    all_say(
+        &node,
+        &daemon,
+        &wrong("failed", "required", "1 of 1 required images are missing"),
+    );
+    daemon.finish(target);
+}
+
+fn every_output_shows_the_verdict_on_the_folder(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    node.airgapd(["wait"]).exits(0);
+    fs::rename(node.images(), node.path("aside")).unwrap();
+    let gone = waiting(
+        "waiting for the images folder",
+        "folder",
+        "cannot open the images folder",
+    );
+    all_say(&node, &daemon, &gone);
+    fs::create_dir(node.images()).unwrap();
+    node.put("two.tar", "registry.test/two:1");
+    let lost = wrong("degraded", "folder", "another folder than before, and 1 of");
+    all_say(&node, &daemon, &lost);
+    // What is there is counted.
+    node.airgapd(["wait", "--bundle", "two.tar"]).exits(0);
+    assert!(
+        node.airgapd(["wait"])
+            .exits(1)
+            .stderr
+            .contains("airgapd release --vanished")
+    );
+    node.airgapd(["release", "--vanished"]).exits(0);
+    all_say(&node, &daemon, &HEALTHY);
+    daemon.finish(target);
+}
+
+fn every_output_shows_the_verdict_on_what_is_under_way(target: &Target) {
+    let fake = target.as_fake().expect("this is for the stand-in");
+    let node = Node::on(target);
+    node.configure_also("checksums: require");
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    let checksum = waiting("waiting for a checksum", "bundle", "there is no one.tar.sha256");
+    all_say(&node, &daemon, &checksum);
+
+    fake.inject(Fault::SlowCommit {
+        by: Duration::from_secs(8),
+    });
+    let digest = bundle::fixtures::digest_of(&fs::read(node.images().join("one.tar")).unwrap()).to_string();
+    let hex = digest.trim_start_matches("sha256:");
+    fs::write(node.images().join("one.tar.sha256"), format!("{hex}  one.tar\n")).unwrap();
+    all_say(
+        &node,
+        &daemon,
+        &Said {
+            health: "working",
+            short: "working",
+            because: Some(("bundle", "")),
+            status: 0,
+            wait: 6,
+        },
+    );
+    fake.clear_faults();
+    node.airgapd(["wait"]).exits(0);
+
+    fake.kill();
+    let away = Said {
+        status: 3,
+        wait: 3,
+        ..waiting("waiting for containerd", "containerd", "")
+    };
+    all_say(&node, &daemon, &away);
+    fake.listen();
+    node.airgapd(["wait"]).exits(0);
+    all_say(&node, &daemon, &HEALTHY);
+
+    // A configuration that is refused does not hold, and the one before does.
+    let text = fs::read_to_string(node.path("config.yaml")).unwrap();
+    node.configure(&format!("{text}\nnonsense: 1\n"));
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log("the configuration is not taken");
+    node.configure(&text);
+    let refused = wrong(
+        "degraded",
+        "configuration",
+        "the configuration on disk is not the one that runs",
+    );
+    all_say(&node, &daemon, &refused);
+    daemon.signal(Signal::HUP);
+    all_say(&node, &daemon, &HEALTHY);
+    daemon.finish(target);
+
+    let answer = node.airgapd(["status"]).exits(1);
+    assert!(answer.stdout.starts_with("verdict     failed\n"), "{answer:?}");
+    node.airgapd(["doctor"]).exits(1);
+    node.airgapd(["wait"]).exits(7);
+}
+
+on_each_containerd! {
+    every_output_shows_the_verdict_on_bundles,
+    every_output_shows_the_verdict_on_the_folder,
+    a_bundle_of_which_a_part_failed_is_failed_after_a_restart_too,
+}
+on_the_fake! {
+    every_output_shows_the_verdict_on_what_is_under_way,
+    required_images_are_looked_for_while_a_bundle_is_under_way,
+}
