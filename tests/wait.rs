@@ -158,7 +158,7 @@ fn a_containerd_that_stops_is_what_is_waited_for(own: &mut Own) {
     node.airgapd(["wait"]).exits(0);
     own.containerd.stop().unwrap();
     let status = || node.airgapd(["status", "-o", "json"]).json();
-    daemon.wait_until("it is noticed", || status()["containerd"]["reachable"] == false);
+    daemon.wait_until("it is noticed", || status()["verdict"]["health"] == "waiting");
     let answer = node.airgapd(["wait", "--timeout", "0s"]).exits(3);
     assert!(answer.stderr.contains("waiting for containerd: "), "{answer:?}");
     own.containerd.restart().unwrap();

@@ -92,6 +92,8 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
         Outcome::Failed => Exit::Failed,
         Outcome::Missing => Exit::Missing,
         Outcome::TimedOut if document.verdict.is_without_containerd() => Exit::Unreachable,
+        // What does not come is late, whatever else is wrong on the node.
+        Outcome::TimedOut if document.absent.is_some() => Exit::TimedOut,
         Outcome::TimedOut if !document.verdict.health.is_well() => Exit::Failed,
         Outcome::TimedOut => Exit::TimedOut,
         Outcome::NoDaemon => Exit::NoDaemon,
