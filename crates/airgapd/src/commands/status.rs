@@ -641,10 +641,30 @@ pub(super) fn minute(at: jiff::Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use node::status::ErrorStatus;
+
     use super::*;
 
     fn lines(count: usize, word: &str) -> Page {
         Page::of_lines(&format!("{word}\n").repeat(count))
+    }
+
+    #[test]
+    fn an_error_is_not_repeated_below_a_try_that_runs() {
+        let error = ErrorStatus {
+            text: "no room".to_owned(),
+            class: ErrorClass::Space,
+            at: jiff::Timestamp::UNIX_EPOCH,
+            attempts: 1,
+        };
+        for state in State::ALL {
+            let bundle = BundleStatus {
+                error: Some(error.clone()),
+                ..BundleStatus::named("a.tar".as_ref(), state)
+            };
+            let is_over = matches!(state, State::Retrying | State::Failed | State::Gone);
+            assert_eq!(reason(&bundle), is_over.then_some("no room"), "{state:?}");
+        }
     }
 
     #[test]
