@@ -451,6 +451,7 @@ impl World {
                     name: image.clone(),
                     target: Descriptor::new(MediaType::ImageManifest, 1, target.clone()),
                     labels: BTreeMap::new(),
+                    created_at: None,
                 });
                 record.target = Descriptor::new(MediaType::ImageManifest, 1, target.clone());
                 let changes = labels::vouch(&record.labels, &source);
