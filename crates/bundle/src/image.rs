@@ -20,7 +20,7 @@ mod read;
 mod reader;
 pub(crate) mod reliance;
 
-pub use catalog::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
+pub use catalog::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use graph::{Store, resolve};
 pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};
 

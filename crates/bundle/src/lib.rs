@@ -36,6 +36,6 @@ pub use archive::{Compression, Ending, Identity, Truncation, sniff};
 pub use bundle::{Blob, Bundle};
 pub use error::{Error, Fault, Warning};
 pub use image::{BlobRef, Inventory, InventoryImage, Reliance, Store, resolve};
-pub use image::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
+pub use image::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use limits::Limits;
 pub use stream::{BlobStream, StreamedBlob};
