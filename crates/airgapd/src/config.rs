@@ -267,7 +267,7 @@ mod tests {
             ("\"2m\"".into(), Origin::Environment)
         );
         assert_eq!(value_of(&config, "grace"), ("\"1s\"".into(), Origin::File));
-        assert_eq!(value_of(&config, "cri"), ("true".into(), Origin::Default));
+        assert_eq!(value_of(&config, "cri"), ("null".into(), Origin::Default));
         assert_eq!(config.file, Some(path));
     }
 
@@ -293,7 +293,7 @@ mod tests {
         assert!(matches!(&settings.platforms, PlatformChoice::These(platforms) if platforms.len() == 2));
         assert_eq!(
             (settings.aliases.len(), settings.names.len(), settings.cri),
-            (2, 1, false)
+            (2, 1, Some(false))
         );
         assert_eq!(
             (settings.limits.json_document, settings.log.level),

@@ -35,7 +35,7 @@ pub mod write;
 pub use archive::{Compression, Ending, Identity, Truncation, sniff};
 pub use bundle::{Blob, Bundle};
 pub use error::{Error, Fault, Warning};
-pub use image::{BlobRef, Inventory, InventoryImage, Reliance, Store, resolve};
+pub use image::{BlobRef, Inventory, InventoryImage, Reliance, Store, is_index, resolve};
 pub use image::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use limits::Limits;
 pub use stream::{BlobStream, StreamedBlob};

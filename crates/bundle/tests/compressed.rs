@@ -303,7 +303,10 @@ fn a_decompression_bomb_is_refused_before_it_goes_off() {
     assert!(bytes.len() < 64 << 10);
     let fault = open(&bytes).unwrap_err().fault;
     assert!(matches!(fault, Fault::Limit { limit: 1_100, .. }), "{fault}");
-    assert!(fault.to_string().ends_with("(`limits.expansion` is 1100)"), "{fault}");
+    assert!(
+        fault.to_string().ends_with("(`limits.expansion` is 1100)"),
+        "{fault}"
+    );
     let limits = Limits {
         expansion: 100_000,
         ..Limits::default()

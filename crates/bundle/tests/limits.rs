@@ -26,7 +26,10 @@ fn the_names_of_one_image_are_bounded_however_its_entries_share_them() {
         match refused(&make(257)) {
             fault @ Fault::Limit { limit: 256, .. } => {
                 let text = fault.to_string();
-                assert!(text.starts_with("more than 256 names of one image: sha256:"), "{text}");
+                assert!(
+                    text.starts_with("more than 256 names of one image: sha256:"),
+                    "{text}"
+                );
                 assert!(text.ends_with(" has 257 (`limits.names` is 256)"), "{text}");
             }
             fault => panic!("{fault}"),
@@ -68,7 +71,10 @@ fn the_limits_on_a_single_image_name_their_keys_too() {
                 json_document: size - 1,
                 ..Limits::default()
             },
-            format!("has {size} bytes, more than {0} (`limits.jsonDocument` is {0})", size - 1),
+            format!(
+                "has {size} bytes, more than {0} (`limits.jsonDocument` is {0})",
+                size - 1
+            ),
         ),
     ];
     for (limits, expected) in rows {

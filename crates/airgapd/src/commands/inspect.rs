@@ -317,7 +317,12 @@ fn inspect_node(node: &Node, choice: &Choice, taken: &HashSet<&Digest>, found: &
             found.push(leaf(node, state, "not a container image", Vec::new()));
         }
         Content::Absent => found.push(leaf(node, "absent".to_owned(), "not in the bundle", Vec::new())),
-        Content::Broken(why) => found.push(leaf(node, "broken".to_owned(), "not whole", vec![why.clone()])),
+        Content::Broken(why) => found.push(leaf(
+            node,
+            "broken".to_owned(),
+            "not whole",
+            vec![why.to_string()],
+        )),
     }
 }
 

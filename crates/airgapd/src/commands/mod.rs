@@ -92,18 +92,26 @@ impl Call {
     ///
     /// # Errors
     ///
-    /// How to end, and why in one line, with the socket and what speaks for it.
+    /// How to end, and why in one line, with the socket and what speaks for it where it was found by looking around.
     async fn connect(&self, node: &Place) -> Result<Containerd, Refusal> {
         let connected = runtime::connect(&node.socket, &self.settings).await;
-        connected.map_err(|error| {
-            let (socket, because) = (node.socket.display(), node.because.join(", "));
+        let runtime = connected.map_err(|error| {
             let exit = match error.is_unreachable() {
                 true => Exit::Unreachable,
                 false => Exit::Failed,
             };
-            let text = format!("{} (tried {socket}: {because})", ::basics::chain(&error));
-            Refusal::new(exit, text)
-        })
+            // The message has the socket; where it was found by looking around, the traces that led there follow.
+            let found = match self.settings.address.is_none() && !node.because.is_empty() {
+                true => format!(" (that of {}: {})", node.distribution, node.because.join(", ")),
+                false => String::new(),
+            };
+            Refusal::new(exit, format!("{}{found}", ::basics::chain(&error)))
+        })?;
+        runtime
+            .warning
+            .iter()
+            .for_each(|warning| tracing::warn!("{warning}"));
+        Ok(runtime)
     }
 
     /// Answers in the form that was asked for.

@@ -61,7 +61,8 @@ impl Account {
         self.held = self.held.saturating_add(bytes);
         let limit = limits.memory();
         if self.held > limit {
-            let what = "bytes of memory for what the documents of all images say, 1 KiB for each descriptor".to_owned();
+            let what = "bytes of memory for what the documents of all images say, 1 KiB for each descriptor"
+                .to_owned();
             let set = Some(crate::limits::set("descriptors", limits.descriptors));
             return Err(Fault::Limit { what, limit, set });
         }

@@ -412,7 +412,9 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
         Found::Unusable(reason) => return Ok(Some(Err(format!("blob {digest} is {reason}")))),
     };
     let document = reader.document(&place, &digest)?;
-    let reliance = document.map_err(|flaw| flaw.to_string()).and_then(|bytes| reliance::parse(&bytes));
+    let reliance = document
+        .map_err(|flaw| flaw.to_string())
+        .and_then(|bytes| reliance::parse(&bytes));
     if let Ok(reliance) = &reliance {
         // The catalog as it is where the base is stands beside this one, see `Catalog::completed_by`.
         reader.hold_again()?;

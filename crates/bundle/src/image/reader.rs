@@ -145,7 +145,9 @@ impl<'a> Reader<'a> {
             None => match self.archive.find(&blob_name(digest)) {
                 Found::File(place) => place,
                 Found::Nothing => return Located::Absent,
-                Found::Unusable(reason) => return Located::Broken(format!("blob {digest} is {reason}").into()),
+                Found::Unusable(reason) => {
+                    return Located::Broken(format!("blob {digest} is {reason}").into());
+                }
             },
         };
         if place.size() != descriptor.size() {

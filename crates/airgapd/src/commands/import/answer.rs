@@ -35,8 +35,18 @@ pub(super) fn text(report: &BundleResult, dry_run: bool) -> Page {
     for warning in &report.warnings {
         line!(text, "  warning: {warning}");
     }
-    for image in &report.images {
+    let is_the_error = |image: &&ImageResult| {
+        let error = report.error.as_ref();
+        image.outcome == ImageOutcome::Failed
+            && error.is_some_and(|error| image.reason.as_ref() == Some(error) || image.in_words() == *error)
+    };
+    for image in report.told().filter(|image| !is_the_error(image)) {
         line!(text, "  {}", image_line(image));
+    }
+    match report.told().filter(is_the_error).count() {
+        0 => {}
+        1 => line!(text, "  FAILED     1 image, for that reason"),
+        count => line!(text, "  FAILED     {count} images, for that reason"),
     }
     let blobs = &report.blobs;
     let verb = if dry_run { "to send" } else { "sent" };
@@ -101,7 +111,7 @@ fn image_line(image: &ImageResult) -> String {
         ImageOutcome::Failed => "FAILED",
     };
     match &image.reason {
-        Some(reason) => format!("{outcome:<9}  {}: {reason}", image.name),
+        Some(_) => format!("{outcome:<9}  {}", image.in_words()),
         None if image.platforms.is_empty() => format!("{outcome:<9}  {}", image.name),
         None => format!("{outcome:<9}  {} ({})", image.name, image.platforms.join(", ")),
     }
