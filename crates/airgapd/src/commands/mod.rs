@@ -82,10 +82,41 @@ fn mistakes(needs: &::verify::Needs) -> Refusal {
     Refusal::of_many(Exit::Usage, lines.map(str::to_owned).collect())
 }
 
+/// Whether a socket is there that this user may not use, by trying it. Root may use all.
+fn is_denied(socket: &Path) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    let tried = || std::os::unix::net::UnixStream::connect(socket);
+    !is_root && tried().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// The sentence for a command that asks on a socket of root's.
+fn only_root(socket: &Path, command: &str) -> String {
+    let socket = socket.display();
+    format!("this is not root, and only root may use {socket}: sudo airgapd {command}")
+}
+
 impl Call {
     /// This node: which containerd its images go to, by the evidence on it.
     fn node(&self) -> Result<Place, place::Ambiguous> {
         place::decide(&place::probe(Path::new("/")), &self.settings)
+    }
+
+    /// The daemon's socket.
+    fn control_socket(&self) -> PathBuf {
+        node::control::socket_in(&self.settings.runtime_dir)
+    }
+
+    /// Refuses to go on with a command that asks on these sockets, where another user than root must not use them: what it
+    /// would find out otherwise is wrong.
+    ///
+    /// # Errors
+    ///
+    /// How to end, and the command for root.
+    fn allowed(&self, command: &str, exit: Exit, sockets: &[&Path]) -> Result<(), Refusal> {
+        match sockets.iter().find(|socket| is_denied(socket)) {
+            None => Ok(()),
+            Some(socket) => Err(Refusal::new(exit, only_root(socket, command))),
+        }
     }
 
     /// Connects to this node's containerd.

@@ -47,6 +47,11 @@ struct Document {
 /// containerd cannot be asked, 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
+    call.allowed(
+        "status",
+        Exit::Unreachable,
+        &[&call.control_socket(), &node.socket],
+    )?;
     let mut shown = String::new();
     loop {
         let document = look(&call.settings, &node).await;

@@ -74,6 +74,7 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
     let mut images_dir = None;
     let place = if args.bundles.is_empty() {
         let node = call.node()?;
+        call.allowed("verify", Exit::Unreachable, &[&node.socket])?;
         images_dir = Some(node.images_dir.clone());
         Where::Containerd(Box::new(call.connect(&node).await?))
     } else {
