@@ -436,6 +436,8 @@ fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
         "{is} {why}"
     );
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The daemon has to notice it, too.
+    node.airgapd(["wait"]).exits(0);
     let text = node.airgapd(["doctor"]).exits(0).stdout;
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     daemon.finish(target);

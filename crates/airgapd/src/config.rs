@@ -156,6 +156,17 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
+impl Mistakes {
+    /// All of them for a log, which has one line for an event.
+    pub(crate) fn in_one_line(&self) -> String {
+        let told = self.0.iter().map(ToString::to_string);
+        let told: Vec<String> = told
+            .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        told.join("; ")
+    }
+}
+
 /// Settings together with where each comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
