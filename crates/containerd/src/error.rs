@@ -457,7 +457,8 @@ impl Failure {
 
     /// Why a layer cannot be unpacked, without the folder that containerd tried it in.
     pub(crate) fn reason_of_unpacking(&self) -> &str {
-        let message = self.message();
+        let words = self.code().and_then(meaning).map_or("", |(_, words)| words);
+        let message = plain(self.message(), words);
         let in_folder = message.strip_prefix("mount callback failed on ");
         in_folder
             .and_then(|rest| rest.split_once(": "))
