@@ -221,7 +221,7 @@ impl RootFs {
                 problems if problems.is_empty() => Ok(Some(RootFs::of_manifest(manifest))),
                 problems => Err(in_words(&problems)),
             },
-            Content::Broken(reason) => Err(reason.clone()),
+            Content::Broken(flaw) => Err(flaw.to_string()),
             Content::Absent | Content::Index(_) | Content::Other => {
                 let digest = node.descriptor.digest();
                 Err(format!("the manifest {digest} is not in {CONTAINERD}"))

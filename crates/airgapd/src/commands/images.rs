@@ -78,7 +78,7 @@ pub(super) async fn run(args: &ImagesArgs, call: &Call) -> Result<Exit, Refusal>
         runtime.store.as_deref(),
         &policy.wanted,
         &settings.limits,
-        runtime::snapshots(settings),
+        runtime::snapshots(&runtime),
         pattern,
     );
     let inventory = inventory.await.map_err(unreachable)?;

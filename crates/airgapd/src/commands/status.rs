@@ -50,6 +50,11 @@ struct Document {
 /// containerd cannot be asked, 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
+    call.allowed(
+        "status",
+        Exit::Unreachable,
+        &[&call.control_socket(), &node.socket],
+    )?;
     if !args.watch {
         let document = look(&call.settings, &node).await;
         call.answer(&document, || text(&document, &View::of(call)))?;

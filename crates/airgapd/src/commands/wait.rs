@@ -209,6 +209,9 @@ impl Waiting {
             }
             // It may be about to answer again: a restart takes a moment.
             Err(error @ Unanswered::NoAnswer { .. }) => (None, Some(error.to_string())),
+            Err(Unanswered::Denied(socket)) => {
+                (Some(Outcome::NoDaemon), Some(super::only_root(&socket, "wait")))
+            }
             Err(error) => (Some(Outcome::NoDaemon), Some(error.to_string())),
         };
         if self.outcome.is_none() && self.error != said {

@@ -463,6 +463,7 @@ mod tests {
         for (index, (name, action, blobs, outcome)) in table.into_iter().enumerate() {
             let name = name.to_owned();
             images.push(ImageResult {
+                image: 0,
                 name: name.clone(),
                 target: digest(0),
                 media_type: MediaType::ImageManifest,

@@ -365,7 +365,7 @@ impl World {
             })),
             Errand::Connect => Event::Unreached(Unreached {
                 text: "no containerd".to_owned(),
-                chain: "no containerd".to_owned(),
+                cause: None,
                 is_elsewhere: false,
             }),
             _ if !self.is_up => lost(),

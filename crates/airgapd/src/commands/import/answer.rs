@@ -35,8 +35,18 @@ pub(super) fn text(report: &BundleResult, dry_run: bool) -> Page {
     for warning in &report.warnings {
         line!(text, "  warning: {warning}");
     }
-    for image in images(&report.images) {
-        line!(text, "  {}", image.line(report.error.as_deref()));
+    let is_the_error = |image: &&ImageResult| {
+        let error = report.error.as_ref();
+        image.outcome == ImageOutcome::Failed
+            && error.is_some_and(|error| image.reason.as_ref() == Some(error) || image.in_words() == *error)
+    };
+    for image in images(report.images.iter().filter(|image| !is_the_error(image))) {
+        line!(text, "  {}", image.line());
+    }
+    match images(report.images.iter().filter(is_the_error)).len() {
+        0 => {}
+        1 => line!(text, "  FAILED     1 image, for that reason"),
+        count => line!(text, "  FAILED     {count} images, for that reason"),
     }
     let blobs = &report.blobs;
     let verb = if dry_run { "to send" } else { "sent" };
@@ -99,7 +109,7 @@ struct Line<'a> {
 }
 
 /// The records as images: those of one target that fared alike are one line. A name by digest is not shown beside others.
-fn images(results: &[ImageResult]) -> Vec<Line<'_>> {
+fn images<'r>(results: impl Iterator<Item = &'r ImageResult>) -> Vec<Line<'r>> {
     let mut lines: Vec<Line<'_>> = Vec::new();
     for result in results {
         let fared_alike = |line: &&mut Line<'_>| {
@@ -123,8 +133,7 @@ fn images(results: &[ImageResult]) -> Vec<Line<'_>> {
 }
 
 impl Line<'_> {
-    /// The line; `said` is what was said of the bundle as a whole, and is not repeated.
-    fn line(&self, said: Option<&str>) -> String {
+    fn line(&self) -> String {
         let outcome = match self.image.outcome {
             ImageOutcome::Created => "created",
             ImageOutcome::Retargeted => "moved",
@@ -134,12 +143,10 @@ impl Line<'_> {
             ImageOutcome::Failed => "FAILED",
         };
         let names = self.names.join(", ");
-        match self
-            .image
-            .reason
-            .as_deref()
-            .filter(|reason| said != Some(*reason))
-        {
+        match &self.image.reason {
+            Some(reason) if self.names.iter().any(|name| reason.contains(name)) => {
+                format!("{outcome:<9}  {reason}")
+            }
             Some(reason) => format!("{outcome:<9}  {names}: {reason}"),
             None if self.image.platforms.is_empty() => format!("{outcome:<9}  {names}"),
             None => format!("{outcome:<9}  {names} ({})", self.image.platforms.join(", ")),
@@ -154,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_an_image_that_fared_alike_are_one_line_and_an_error_is_said_once() {
+    fn names_of_an_image_that_fared_alike_are_one_line_and_a_reason_names_it_once() {
         let result = |name: &str, fill: &str, outcome, reason: Option<&str>| ImageResult {
             name: name.to_owned(),
             target: format!("sha256:{}", fill.repeat(64)).parse().unwrap(),
@@ -171,17 +178,19 @@ mod tests {
             result("r.test/a:3", "a", Created, None),
             result("r.test/a@sha256:aa", "a", Created, None),
             result("r.test/b@sha256:bb", "b", Failed, Some("no room")),
-            result("r.test/c:1", "c", Failed, Some("it is broken")),
+            result(
+                "r.test/c:1",
+                "c",
+                Failed,
+                Some("layer 1 of 1 of r.test/c:1 is damaged"),
+            ),
         ];
-        let lines: Vec<_> = images(&results)
-            .iter()
-            .map(|line| line.line(Some("no room")))
-            .collect();
+        let lines: Vec<_> = images(results.iter()).iter().map(Line::line).collect();
         let expected = [
             "created    r.test/a:1, r.test/a:3",
             "unchanged  r.test/a:2",
-            "FAILED     r.test/b@sha256:bb",
-            "FAILED     r.test/c:1: it is broken",
+            "FAILED     r.test/b@sha256:bb: no room",
+            "FAILED     layer 1 of 1 of r.test/c:1 is damaged",
         ];
         assert_eq!(lines, expected);
     }

@@ -36,6 +36,13 @@ pub(super) struct Damage {
     pub(super) image: String,
 }
 
+impl Damage {
+    /// What is wrong with the bytes, in the words of an import.
+    pub(super) fn why(&self) -> String {
+        format!("its bytes hash to {}, not {}", self.found, self.digest)
+    }
+}
+
 impl Verification {
     pub(super) fn is_good(&self) -> bool {
         self.damaged.is_empty() && self.error.is_none()
