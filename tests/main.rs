@@ -52,6 +52,7 @@ mod registries;
 mod release;
 mod reload;
 mod removal;
+mod report;
 mod require;
 mod restart;
 mod restore;

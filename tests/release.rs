@@ -133,6 +133,7 @@ fn removal(node: &Node, word: &str) -> Answer {
     let output = Command::new("sh")
         .arg(workspace().join("packaging/debian/prerm"))
         .arg(word)
+        .env_clear()
         .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
         .output()
         .unwrap();

@@ -65,6 +65,8 @@ pub(crate) enum Task {
     Bundle(BundleArgs),
     /// Show how bundles and images stand, with the daemon or without
     Status(StatusArgs),
+    /// Say for an audit which images this node has of which files, since when, and who owns the files
+    Report,
     /// Wait until every bundle of the images folder, or one, is in place
     Wait(WaitArgs),
     /// Say what on this node keeps bundles from being imported, and what to do about it
@@ -188,6 +190,7 @@ impl Task {
             | Task::Inventory
             | Task::Bundle(_)
             | Task::Doctor
+            | Task::Report
             | Task::Status(_)
             | Task::Wait(_) => Vec::new(),
         };

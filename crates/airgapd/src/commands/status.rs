@@ -34,11 +34,11 @@ const PACE: Duration = Duration::from_secs(1);
 
 /// The document of `airgapd status -o json`.
 #[derive(Debug, Serialize)]
-struct Document {
+pub(super) struct Document {
     #[serde(flatten)]
-    status: Status,
+    pub(super) status: Status,
     /// The images that bundles vouch for; absent when containerd could not be asked.
-    images: Option<Vec<ImageStatus>>,
+    pub(super) images: Option<Vec<ImageStatus>>,
     /// Everything that is wrong, in a sentence each: the reason of exit status 1 or 3.
     problems: Vec<String>,
 }
@@ -77,7 +77,8 @@ pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal>
     }
 }
 
-async fn look(settings: &Settings, node: &Place) -> Document {
+/// How everything stands, by the daemon, the ledger and containerd, as far as each can be had.
+pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
     let (answer, runtime) = tokio::join!(
         control::ask(&settings.runtime_dir, Want::Status, None),
         runtime::connect(&node.socket, settings)
@@ -413,6 +414,6 @@ fn images_text(text: &mut Page, images: Option<&[ImageStatus]>, counted: ImageCo
 }
 
 /// A time without its seconds, in UTC as the journal of a node has it.
-fn minute(at: jiff::Timestamp) -> String {
+pub(super) fn minute(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%MZ").to_string()
 }
