@@ -66,6 +66,11 @@ pub(crate) enum Task {
     /// Show how bundles and images stand, with the daemon or without
     Status(StatusArgs),
     /// Say for an audit which images this node has of which files, since when, and who owns the files
+    #[command(after_help = "\
+The owner is that of the file now, for the ledger remembers none. Beside it stands whether content, owner and mode have changed \
+since the last import. The first import is the earliest of this content under this file name that the ledger knows.
+
+Exit status: 0 done, 1 there is no ledger to be read, 3 containerd cannot be reached.")]
     Report,
     /// Wait until every bundle of the images folder, or one, is in place
     Wait(WaitArgs),
