@@ -152,7 +152,7 @@ fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
     }
     fs::create_dir_all(home("bin")).unwrap();
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_airgapd"), home("bin/airgapd")).unwrap();
-    let drop_ins = workspace().join("systemd/airgapd.service.d");
+    let drop_ins = workspace().join("systemd/drop-ins");
     let doc = "/usr/share/doc/airgapd/drop-ins";
     stage
         .types(&format!(

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::support::bundles::{self, image};
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
@@ -78,7 +80,72 @@ fn a_daemon_with_the_state_of_another_brings_its_own_containerd_up_to_it(target:
     daemon.finish(target);
 }
 
+/// The ledger as 0.1.0 wrote it, of a node whose files and containerd are as they are now.
+fn as_of_0_1_0(node: &Node, selection: Option<&str>) {
+    let mut ledger: Value = serde_json::from_slice(&fs::read(node.ledger()).unwrap()).unwrap();
+    ledger["context"]["program"] = "0.1.0".into();
+    if let Some(selection) = selection {
+        ledger["context"]["selection"] = selection.into();
+    }
+    for (_, entry) in ledger["bundles"].as_object_mut().unwrap() {
+        let entry = entry.as_object_mut().unwrap();
+        const KEYS: [&str; 8] = [
+            "file",
+            "arrival",
+            "identity",
+            "outcome",
+            "attempts",
+            "last_error",
+            "imported",
+            "gone",
+        ];
+        entry.retain(|key, _| KEYS.contains(&key.as_str()));
+    }
+    fs::write(node.ledger(), ledger.to_string()).unwrap();
+}
+
+/// Whether the new version has other defaults (another selection) or not. Where it has, it reads every bundle again.
+fn an_upgrade_of_a_converged_node_writes_nothing_into_containerd_and_wait_is_satisfied(target: &Target) {
+    for selection in [None, Some("0123456789abcdef")] {
+        let target = target.elsewhere();
+        let node = Node::on(&target);
+        let shared = image(A);
+        for file in ["a.tar", "b.tar"] {
+            let own = image(&format!("registry.test/{file}:1"));
+            bundles::write(&node.images().join(file), [own, shared.clone()]);
+        }
+        let daemon = node.start();
+        node.airgapd(["wait"]).exits(0);
+        daemon.finish(&target);
+        as_of_0_1_0(&node, selection);
+        let (records, changes) = (target.records(), target.watch());
+        if let Some(fake) = target.as_fake() {
+            fake.reset_log();
+        }
+
+        let daemon = node.start();
+        if selection.is_some() {
+            daemon.wait_for_log("every bundle is looked at again");
+        }
+        let waited = node.airgapd(["wait", "-o", "json"]).exits(0).json();
+        assert_eq!(waited["verdict"]["health"], "healthy", "{waited:#}");
+        node.airgapd(["status"]).exits(0);
+        let log = daemon.finish(&target);
+        let again = log
+            .lines()
+            .filter(|line| line.contains("outcome=unchanged"))
+            .count();
+        assert_eq!(again, if selection.is_some() { 2 } else { 0 }, "{log}");
+        if let Some(fake) = target.as_fake() {
+            assert_eq!(fake.mutations(), [], "{log}");
+        }
+        assert_eq!(changes.so_far(), [], "{log}");
+        assert_eq!(target.records(), records, "{log}");
+    }
+}
+
 on_each_containerd! {
+    an_upgrade_of_a_converged_node_writes_nothing_into_containerd_and_wait_is_satisfied,
     a_lost_ledger_changes_no_record_and_is_written_anew,
 }
 on_the_fake! {

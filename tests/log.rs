@@ -1,7 +1,7 @@
 //! The log under a flood, and without a place to go: how many lines come of very many bad files, and of a containerd that is
 //! no use for long; and that the daemon works on where the log cannot be written.
 //!
-//! The journal drops lines of a service that writes too many (the unit allows 500 in 30 s), and those may be the ones that
+//! The journal drops lines of a service that writes too many (the unit allows 10,000 in 30 s), and those may be the ones that
 //! matter. What bounds them is pure and tested beside it (`decide::line`, `decide::link` of the crate node, an hour in simulated
 //! time); here it is seen to be in force.
 
@@ -101,6 +101,36 @@ fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &
     ] {
         assert!(log.contains(told), "{told}:\n{log}");
     }
+}
+
+/// journald drops what a service writes beyond the unit's burst. What a thousand bundles come to follows from fewer: each of them
+/// has the same lines.
+fn the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_units_burst(target: &Target) {
+    const SOME: usize = 50;
+    let node = Node::on(target);
+    for number in 0..SOME {
+        let name = |image| format!("registry.test/flood-{number}/{image}:1");
+        let images = (0..3).map(|image| bundles::image(&name(image)));
+        bundles::write(&node.images().join(format!("{number}.tar")), images);
+    }
+    let daemon = node.start();
+    node.airgapd(["wait", "--timeout", "120s"]).exits(0);
+    let log = daemon.finish(target);
+    let of_bundles = log.lines().filter(|line| line.contains(".tar")).count();
+    assert!(
+        of_bundles >= SOME * 4,
+        "a line for each image and one for the bundle: {log}"
+    );
+    let unit = fs::read_to_string(lab::workspace().join("systemd/airgapd.service")).expect("a unit");
+    let burst = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("LogRateLimitBurst="));
+    let burst: usize = burst.expect("it has a burst").parse().expect("a number");
+    let flood = of_bundles * 1000 / SOME;
+    assert!(
+        flood <= burst,
+        "{flood} lines of a thousand bundles, {burst} are written"
+    );
 }
 
 /// It answers, and then fails at the first thing that matters: a damaged database, for instance.
@@ -208,6 +238,7 @@ fn a_thousand_files_that_are_no_bundles_do_not_flood_the_log(target: &Target) {
 on_the_fake!(
     of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted,
     a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines,
+    the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_units_burst,
     a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_against,
     whatever_becomes_of_its_output_the_daemon_imports_and_answers,
     a_thousand_odd_files_do_not_flood_the_log,

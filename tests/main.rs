@@ -53,6 +53,7 @@ mod registries;
 mod release;
 mod reload;
 mod removal;
+mod report;
 mod require;
 mod restart;
 mod restore;

@@ -1,6 +1,15 @@
 //! `airgapd release`: takes back what is ours and nothing else.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use fake_containerd::Fault;
+use lab::workspace;
+
 use crate::support::bundles::{self, image, text};
+use crate::support::node::Answer;
 use crate::support::target::{BUNDLE, BY_HAND, OUR_PIN, PINNED};
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
@@ -113,11 +122,76 @@ fn a_release_touches_no_record_of_others(target: &Target) {
     );
 }
 
+/// Runs the script that both packages run before the program goes, with this node's program on the PATH.
+fn removal(node: &Node, word: &str) -> Answer {
+    let bin = node.path("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let (program, config) = (env!("CARGO_BIN_EXE_airgapd"), node.path("config.yaml"));
+    let script = format!("#!/bin/sh\nexec {program} \"$@\" --config {}\n", config.display());
+    fs::write(bin.join("airgapd"), script).unwrap();
+    fs::set_permissions(bin.join("airgapd"), fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new("sh")
+        .arg(workspace().join("packaging/debian/prerm"))
+        .arg(word)
+        .env_clear()
+        .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .output()
+        .unwrap();
+    Answer::from(output)
+}
+
+/// A removal takes the program away that could take pins back.
+fn a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_nor_waits_long(
+    target: &Target,
+) {
+    let fake = target.as_fake().expect("it is the stand-in");
+    let node = node_with_both(target);
+    let before = target.records();
+    let ours = target
+        .names()
+        .into_iter()
+        .filter(|name| has_ours(target, name))
+        .count();
+    assert!(ours > 1, "{before:?}");
+
+    let removed = removal(&node, "remove").exits(0);
+    let counted = format!("keep airgapd's labels and pins: {ours}.");
+    assert!(removed.stderr.contains(&counted), "{removed:?}");
+    assert!(removed.stderr.contains("airgapd release --all"), "{removed:?}");
+    assert_eq!(target.records(), before, "the script only counts");
+    for word in ["upgrade", "1"] {
+        assert_eq!(removal(&node, word).exits(0).said().trim(), "", "{word}");
+    }
+
+    // A containerd that does not answer holds nothing up.
+    fake.inject(Fault::Delay {
+        rpc: "Images.List",
+        by: Duration::from_secs(60),
+    });
+    let since = Instant::now();
+    let removed = removal(&node, "remove").exits(0);
+    assert!(removed.stderr.contains("could not be counted"), "{removed:?}");
+    assert!(removed.stderr.contains("airgapd release --all"), "{removed:?}");
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    fake.clear_faults();
+
+    node.airgapd(["release", "--all"]).exits(0);
+    assert_eq!(
+        removal(&node, "remove").exits(0).said().trim(),
+        "",
+        "nothing stays"
+    );
+    fs::remove_file(node.path("config.yaml")).unwrap();
+    let removed = removal(&node, "remove").exits(0);
+    assert!(removed.stderr.contains("could not be counted"), "{removed:?}");
+}
+
 on_each_containerd!(
     everything_of_ours_is_taken_back_and_the_records_stay,
     a_pin_that_was_there_before_ours_stays
 );
 on_the_fake!(
     a_name_or_a_bundle_takes_back_just_that,
+    a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_nor_waits_long,
     a_release_touches_no_record_of_others
 );

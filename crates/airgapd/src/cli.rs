@@ -67,6 +67,13 @@ pub(crate) enum Task {
     Status(StatusArgs),
     /// List the images that containerd has, with who pinned them and the bundles that vouch for them
     Images(ImagesArgs),
+    /// Say for an audit which images this node has of which files, since when, and who owns the files
+    #[command(after_help = "\
+The owner is that of the file now, for the ledger remembers none. Beside it stands whether content, owner and mode have changed \
+since the last import. The first import is the earliest of this content under this file name that the ledger knows.
+
+Exit status: 0 done, 1 there is no ledger to be read, 3 containerd cannot be reached.")]
+    Report,
     /// Wait until every bundle of the images folder, or one, is in place
     Wait(WaitArgs),
     /// Say what on this node keeps bundles from being imported, and what to do about it
@@ -190,6 +197,7 @@ impl Task {
             | Task::Inventory
             | Task::Bundle(_)
             | Task::Doctor
+            | Task::Report
             | Task::Status(_)
             | Task::Images(_)
             | Task::Wait(_) => Vec::new(),

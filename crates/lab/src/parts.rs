@@ -470,14 +470,15 @@ fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
     else {
         bail!("the packages have no {program}");
     };
-    // debootstrap is a script that finds its parts by an absolute path, and calls wget.
+    // debootstrap is a script that finds its parts by an absolute path, and calls wget; rpm reads its macros by one.
     let script = format!(
         "#!/bin/sh\n\
          here=$(dirname \"$(readlink -f \"$0\")\")\n\
          for folder in \"$here\"/usr/lib/*-linux-* \"$here\"/usr/lib/*-linux-*/systemd \"$here\"/lib/*-linux-* \"$here\"/usr/lib; do\n\
          \tLD_LIBRARY_PATH=\"${{LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}}$folder\"\n\
          done\n\
-         export LD_LIBRARY_PATH PATH=\"$PATH:$here/usr/bin\" DEBOOTSTRAP_DIR=\"$here/usr/share/debootstrap\"\n\
+         export LD_LIBRARY_PATH PATH=\"$PATH:$here/usr/bin\" DEBOOTSTRAP_DIR=\"$here/usr/share/debootstrap\" \\\n\
+         \tRPM_CONFIGDIR=\"$here/usr/lib/rpm\"\n\
          exec \"$here/{place}/{program}\" \"$@\"\n"
     );
     let path = folder.join(program);

@@ -91,7 +91,7 @@ impl System {
 }
 
 fn drop_ins() -> Vec<PathBuf> {
-    let folder = workspace().join("systemd/airgapd.service.d");
+    let folder = workspace().join("systemd/drop-ins");
     let mut paths: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

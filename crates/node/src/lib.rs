@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod outcome;
 pub mod place;
 pub mod progress;
+pub mod report;
 pub mod required;
 pub mod runtime;
 pub mod settings;

@@ -392,7 +392,7 @@ impl Release<'_> {
             fs::create_dir_all(to.parent().expect("it lies below the root"))?;
             fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
         }
-        for folder in ["docs", "config/fleet", "systemd/airgapd.service.d"] {
+        for folder in ["docs", "config/fleet", "systemd/drop-ins"] {
             let from = workspace().join(folder);
             if from.is_dir() {
                 run(Command::new("cp").arg("-r").arg(from).arg(root.join(folder)))?;

@@ -206,7 +206,40 @@ airgapd wait --bundle airgapd-image.tar --timeout 60s
 image=$(ctr -n k8s.io images ls -q | grep '/airgapd:')
 test "$(run_from "$image" /usr/bin/airgapd --version)" = "$(airgapd --version)"
 
-# 13. And away with it.
+# 13. The package is replaced while a bundle is on its way: nothing is lost, and nothing has to be asked for.
+sed -i -e 's/^rateLimit: null/rateLimit: 10MiB/' -e 's/^grace: 20s/grace: 1s/' /etc/airgapd/config.yaml
+systemctl restart airgapd
+ctr -n k8s.io images rm registry.example/demo/wide:1.0 > /dev/null
+ctr -n k8s.io images ls -q | grep '^registry.example/demo/wide@' | xargs ctr -n k8s.io images rm --sync > /dev/null
+cp /root/wide.tar.zst $images/upgrade.tar.zst
+is_importing() { airgapd status -o json | grep -q '"state": "importing"'; }
+eventually is_importing
+before=$(property MainPID)
+apt-get install -y --reinstall /root/airgapd.deb
+test "$(property MainPID)" != "$before"
+in_journal 'goes on at the next start'
+airgapd wait --bundle upgrade.tar.zst --timeout 120s
+in_containerd registry.example/demo/wide:1.0
+rm $images/upgrade.tar.zst
+cp /root/config.yaml /etc/airgapd/config.yaml
+systemctl restart airgapd
+airgapd wait --timeout 60s
+
+# 14. A removal says how many records stay ours. It neither fails nor waits for a containerd that does not answer.
+removed=$(apt-get remove -y airgapd 2>&1)
+has "$removed" "labels and pins: [1-9][0-9]*\."
+has "$removed" 'airgapd release --all'
+apt-get install -y /root/airgapd.deb
+kill -STOP "$(systemctl show -P MainPID containerd)"
+seconds=$(date +%s)
+removed=$(apt-get remove -y airgapd 2>&1)
+kill -CONT "$(systemctl show -P MainPID containerd)"
+has "$removed" 'could not be counted'
+test $(($(date +%s) - seconds)) -lt 60
+apt-get install -y /root/airgapd.deb
+airgapd wait --timeout 60s
+
+# 15. And away with it.
 systemctl disable --now airgapd
 airgapd release --all
 ctr -n k8s.io images ls > /root/records

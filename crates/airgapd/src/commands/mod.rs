@@ -13,6 +13,7 @@ mod inventory;
 mod list_images;
 mod making;
 mod release;
+mod report;
 mod run;
 mod status;
 mod verify;
@@ -67,6 +68,7 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
         Task::Bundle(args) => bundles::run(args, &call).await,
         Task::Status(args) => status::run(&args, &call).await,
         Task::Images(args) => images::run(&args, &call).await,
+        Task::Report => report::run(&call).await,
         Task::Wait(args) => wait::run(&args, &call).await,
         Task::Doctor => doctor::run(&call).await,
         Task::Release(args) => release::run(&args, &call).await,

@@ -37,11 +37,11 @@ const PACE: Duration = Duration::from_secs(1);
 
 /// The document of `airgapd status -o json`.
 #[derive(Debug, Serialize)]
-struct Document {
+pub(super) struct Document {
     #[serde(flatten)]
-    status: Status,
+    pub(super) status: Status,
     /// The images that bundles vouch for; absent when containerd could not be asked.
-    images: Option<Vec<ImageStatus>>,
+    pub(super) images: Option<Vec<ImageStatus>>,
     /// Everything that is wrong, in a sentence each: the reason of exit status 1 or 3.
     problems: Vec<String>,
 }
@@ -138,7 +138,8 @@ async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Re
     Ok(last)
 }
 
-async fn look(settings: &Settings, node: &Place) -> Document {
+/// How everything stands, by the daemon, the ledger and containerd, as far as each can be had.
+pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
     let (answer, runtime) = tokio::join!(
         control::ask(&settings.runtime_dir, Want::Status, None),
         runtime::connect(&node.socket, settings)

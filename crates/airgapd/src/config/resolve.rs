@@ -77,7 +77,8 @@ fn not_a_key(key: &str) -> String {
     match (group, alike) {
         (Some(group), _) => group,
         (None, Some(known)) => format!("there is no such key; did you mean `{}`?", known.name),
-        (None, None) => "there is no such key".to_owned(),
+        // A newer version may have it: after a rollback the file is still that version's.
+        (None, None) => format!("airgapd {} has no such key", env!("CARGO_PKG_VERSION")),
     }
 }
 
@@ -285,7 +286,11 @@ mod tests {
             "c.yaml:1: data_dir: there is no such key; did you mean `dataDir`?",
             "c.yaml:2: resync: expects a duration such as 10m or 20s, got \"soon\"",
             "c.yaml:6: limits.images: expects a number above 0, got -1",
-            "c.yaml:7: limits.imagez: there is no such key",
+            concat!(
+                "c.yaml:7: limits.imagez: airgapd ",
+                env!("CARGO_PKG_VERSION"),
+                " has no such key"
+            ),
             "c.yaml:8: log: holds keys of its own, such as `level`",
             "c.yaml:9: unpack: expects one of none, background, before-record, got \"soon\"",
             "c.yaml:10: onRemoval: expects one of unpin, keep, delete, got \"forget\"",

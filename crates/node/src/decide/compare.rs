@@ -174,7 +174,8 @@ impl State {
         if !is_changed {
             return;
         }
-        let text = "the node's platform or the configuration changed: every bundle is looked at again";
+        let text =
+            "the node's platform, the configuration or its defaults changed: every bundle is looked at again";
         turn.say(Line::info(text));
         let is_settled = |phase| {
             matches!(

@@ -60,6 +60,10 @@ pub struct Entry {
     /// bundle that was replaced by a broken file unpins nothing.
     #[serde(default)]
     pub(crate) imported: Option<Imported>,
+    /// When the same catalog was first imported, where that was before `imported.at`. Versions that do not know the key read
+    /// the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) first: Option<Timestamp>,
     /// Since when the file is gone. What it vouched for is withdrawn, and then the entry goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) gone: Option<Timestamp>,
@@ -166,6 +170,13 @@ impl Entry {
         let error = self.last_error.as_ref()?;
         let is_bad = error.class == ErrorClass::Bundle && self.identity == *identity;
         is_bad.then_some(error.text.as_str())
+    }
+
+    /// Time of the earliest import of its present catalog that is known.
+    pub(crate) fn first_imported(&self) -> Option<Timestamp> {
+        self.imported
+            .as_ref()
+            .map(|imported| self.first.unwrap_or(imported.at))
     }
 
     /// Whether what it has imported is wanted.

@@ -106,6 +106,7 @@ impl Ledger {
                 .filter(|entry| entry.is_refused())
                 .and_then(|entry| entry.last_error.clone()),
             imported: before.and_then(|entry| entry.imported.clone()),
+            first: before.and_then(|entry| entry.first),
             gone: None,
             // Another file by the name of a suspect is a suspect, too.
             crashes: before
@@ -146,6 +147,10 @@ impl Ledger {
             needed.dedup();
             self.closures.insert(target.to_string(), needed);
         }
+        let same = self.get(file).filter(|before| {
+            let before = before.imported.as_ref();
+            before.is_some_and(|before| before.catalog == imported.catalog)
+        });
         let entry = Entry {
             file: file.to_owned(),
             arrival,
@@ -153,6 +158,7 @@ impl Ledger {
             outcome: LastTry::Ended(outcome),
             attempts: 0,
             last_error: None,
+            first: same.and_then(Entry::first_imported),
             imported: Some(imported),
             gone: None,
             crashes: None,
@@ -186,6 +192,7 @@ impl Ledger {
             attempts: attempts.saturating_add(1),
             last_error: Some(error),
             imported: before.and_then(|entry| entry.imported.clone()),
+            first: before.and_then(|entry| entry.first),
             gone: None,
             crashes: crashes.filter(|_| may_pass),
         };
@@ -423,6 +430,29 @@ pub(super) mod tests {
             failure("another file"),
         );
         assert_eq!(ledger.get(name("a.tar")).unwrap().attempts, 1);
+    }
+
+    #[test]
+    fn the_first_import_of_a_catalog_is_remembered_until_the_file_has_another() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let import = |ledger: &mut Ledger, fill: char, second: i64| {
+            let imported = Imported {
+                catalog: digest(fill),
+                at: at(second),
+                ..imported(1, &[])
+            };
+            ledger.record_import(name("a.tar"), Outcome::Imported, imported, []);
+            ledger.get(name("a.tar")).unwrap().first_imported()
+        };
+        let mut ledger = Ledger::default();
+        assert_eq!(import(&mut ledger, 'c', 10), Some(at(10)));
+        assert_eq!(import(&mut ledger, 'c', 20), Some(at(10)));
+        ledger.record_failure(name("a.tar"), identity(1), Outcome::Failed, failure("bad"));
+        ledger.arrive(name("a.tar"), &identity(2));
+        assert_eq!(import(&mut ledger, 'c', 30), Some(at(10)));
+        assert_eq!(import(&mut ledger, 'd', 40), Some(at(40)));
+        ledger.forget(name("a.tar"));
+        assert_eq!(import(&mut ledger, 'd', 50), Some(at(50)));
     }
 
     #[test]

@@ -163,6 +163,7 @@ mod tests {
     #[test]
     fn names_of_an_image_that_fared_alike_are_one_line_and_a_reason_names_it_once() {
         let result = |name: &str, fill: &str, outcome, reason: Option<&str>| ImageResult {
+            image: 0,
             name: name.to_owned(),
             target: format!("sha256:{}", fill.repeat(64)).parse().unwrap(),
             media_type: MediaType::ImageManifest,
