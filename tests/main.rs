@@ -55,6 +55,7 @@ mod removal;
 mod require;
 mod restart;
 mod restore;
+mod runbook;
 mod status;
 mod stop;
 mod sub_folders;
