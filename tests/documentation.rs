@@ -1,5 +1,5 @@
-//! What packages ship beside the program is made by the program: completions and manual pages. And what the documents say of
-//! tests and of the words of the program is so.
+//! The program makes the completions and manual pages that packages ship beside it. And the documents name tests that are there,
+//! and quote the program in its own words.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ fn source(file: &Path) -> (String, String) {
     }
 }
 
-/// What the shipped crates are made of, without their tests.
+/// The source of the shipped crates, without their tests.
 fn shipped() -> String {
     const NOT_SHIPPED: [&str; 5] = ["fake-containerd", "harness", "lab", "workshop", "xtask"];
     let crates = workspace().join("crates");
@@ -139,7 +139,7 @@ fn symptoms() -> Vec<Symptom> {
     .collect()
 }
 
-/// What is quoted as a symptom is what the program says, and a test of the row looks for it.
+/// The program says each symptom in the words of the runbook, and a test of the row looks for them.
 #[test]
 fn symptoms_are_quoted_in_the_words_of_the_program_and_a_test_brings_each_about() {
     let shipped = shipped();

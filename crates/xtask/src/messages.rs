@@ -17,7 +17,7 @@ const HEAD: &str = "# Messages\n\n\
     The journal has the level as `PRIORITY` (3 for an error, 4 for a warning) and the outcome as `AIRGAPD_OUTCOME`. \
     A daemon that cannot start says why as errors of its own, and ends with 1 or 2.\n";
 
-/// What the daemon's process runs. Commands tell of their troubles on the screen of those who type them.
+/// The source of the daemon. Commands tell of their troubles on the screen of those who type them.
 const OF_THE_DAEMON: [&str; 7] = [
     "crates/airgapd/src/config.rs",
     "crates/airgapd/src/log.rs",
@@ -212,7 +212,7 @@ fn shipped(source: &str) -> String {
     lines.fold(String::new(), |text, line| text + line + "\n")
 }
 
-/// What the calls of a file say.
+/// The messages of a file.
 fn said(path: &Path, source: &str) -> Result<Vec<Message>> {
     let mut messages = Vec::new();
     for (call, level) in CALLS {
@@ -328,7 +328,7 @@ fn kebab(variant: &str) -> String {
     word
 }
 
-/// What is between the bracket at the beginning and its counterpart. Strings and characters are no brackets.
+/// The text between the bracket at the beginning and its counterpart. Strings and characters are no brackets.
 fn balanced(text: &str) -> Option<&str> {
     let (mut depth, mut rest) = (0_usize, text);
     loop {
