@@ -163,6 +163,60 @@ fn every_output_shows_the_verdict_on_bundles(target: &Target) {
     daemon.finish(target);
 }
 
+/// A part of it is in place and looked after; what is missing of it is told of for as long as the file is there.
+fn a_bundle_of_which_a_part_failed_is_failed_after_a_restart_too(target: &Target) {
+    let node = Node::on(target);
+    let mut archive = bundles::layout([image("registry.test/bad:1"), image(ONE)]).build();
+    let layer = archive.images[0].manifests[0].layers[0].clone();
+    archive.corrupt(&layer).write_to(&node.path("half.tar"));
+    node.drop_in(&node.path("half.tar"));
+    for _ in 0..2 {
+        let daemon = node.start();
+        all_say(&node, &daemon, &wrong("failed", "bundle", "registry.test/bad:1"));
+        let document = node.airgapd(["status", "-o", "json"]).exits(1).json();
+        assert_eq!(
+            document["image_count"],
+            json!({"all": 2, "in_place": 1, "failed": 1})
+        );
+        assert!(target.record(ONE).is_some());
+        daemon.finish(target);
+    }
+}
+
+/// The bundle that brings a required image is under way: that is no failure.
+fn required_images_are_looked_for_while_a_bundle_is_under_way(target: &Target) {
+    let fake = target.as_fake().expect("this is for the stand-in");
+    let node = Node::on(target);
+    let list = node.path("required.txt");
+    fs::write(&list, format!("{ONE}\n")).unwrap();
+    node.configure_also(&format!("require:\n  images: [{}]", list.display()));
+    fake.inject(Fault::SlowCommit {
+        by: Duration::from_secs(6),
+    });
+    node.put("one.tar", ONE);
+    let daemon = node.start();
+    daemon.wait_until("the import is under way", || fake.calls("Content.Write") > 0);
+    let working = Said {
+        health: "working",
+        short: "working",
+        because: Some(("bundle", "")),
+        status: 0,
+        wait: 6,
+    };
+    all_say(&node, &daemon, &working);
+    fake.clear_faults();
+    node.airgapd(["wait", "--required"]).exits(0);
+    assert!(!daemon.log().contains("the node is failed"), "{}", daemon.log());
+    fs::remove_file(node.images().join("one.tar")).unwrap();
+    target.remove_record(ONE);
+    all_say(
+        &node,
+        &daemon,
+        &wrong("failed", "required", "1 of 1 required images are missing"),
+    );
+    daemon.finish(target);
+}
+
 fn every_output_shows_the_verdict_on_the_folder(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -257,7 +311,9 @@ fn every_output_shows_the_verdict_on_what_is_under_way(target: &Target) {
 on_each_containerd! {
     every_output_shows_the_verdict_on_bundles,
     every_output_shows_the_verdict_on_the_folder,
+    a_bundle_of_which_a_part_failed_is_failed_after_a_restart_too,
 }
 on_the_fake! {
     every_output_shows_the_verdict_on_what_is_under_way,
+    required_images_are_looked_for_while_a_bundle_is_under_way,
 }

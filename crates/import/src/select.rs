@@ -257,7 +257,106 @@ pub fn takes_sha512(version: &Version) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::image::MediaType;
+
     use super::*;
+
+    fn digest(algorithm: &str, length: usize) -> Digest {
+        format!("{algorithm}:{}", "a".repeat(length)).parse().unwrap()
+    }
+
+    fn choice(verdict: Verdict) -> Choice {
+        Choice {
+            label: "r.test/a:1".to_owned(),
+            target: Descriptor::new(MediaType::ImageManifest, 7, digest("sha256", 64)),
+            verdict,
+            notes: Vec::new(),
+        }
+    }
+
+    fn taken(blobs: &[&Digest]) -> Choice {
+        let blob = |digest: &&Digest| Member {
+            digest: (*digest).clone(),
+            size: 1,
+            children: Vec::new(),
+        };
+        let closure = Closure {
+            blobs: blobs.iter().map(blob).collect(),
+            platforms: Vec::new(),
+        };
+        let records = Vec::new();
+        choice(Verdict::Take(Taken { records, closure }))
+    }
+
+    #[test]
+    fn images_with_a_blob_that_is_named_by_its_sha512_are_refused_and_no_others() {
+        let (short, long) = (digest("sha256", 64), digest("sha512", 128));
+        let selection = |choices| Selection {
+            choices,
+            asked_records: 0,
+        };
+        let whole = || taken(&[&short, &short]);
+        let skipped = || choice(Verdict::Skip(Skip::Unnamed));
+        assert!(!selection(vec![whole(), skipped()]).needs_sha512());
+        let mut selection = selection(vec![whole(), skipped(), taken(&[&short, &long])]);
+        assert!(selection.needs_sha512());
+        selection.refuse_sha512("1.7.24");
+        assert!(!selection.needs_sha512());
+        let verdicts = selection.choices.iter().map(|choice| &choice.verdict);
+        let [Verdict::Take(_), Verdict::Skip(_), Verdict::Broken(problems)] =
+            verdicts.collect::<Vec<_>>()[..]
+        else {
+            panic!("{selection:?}")
+        };
+        assert_eq!(problems[0].blob.as_ref(), Some(&long));
+        let words = in_words(problems);
+        assert!(words.contains("and this 1.7.24 does not"), "{words}");
+    }
+
+    #[test]
+    fn an_image_that_is_skipped_says_why() {
+        let foreign = |offered: &[&str]| Skip::Foreign {
+            offered: offered.iter().map(ToString::to_string).collect(),
+        };
+        for (skip, text) in [
+            (foreign(&[]), "nothing in it is for this node"),
+            (
+                foreign(&["linux/arm64", "linux/s390x"]),
+                "not for this node: it has linux/arm64, linux/s390x (--platform takes others)",
+            ),
+            (
+                Skip::Unnamed,
+                "it has no usable name: give it one with --name DIGEST=REFERENCE",
+            ),
+            (
+                Skip::Artifact("a chart".to_owned()),
+                "not a container image but a chart",
+            ),
+            (
+                Skip::Outranked,
+                "another image of the bundle has the same name and suits this node better",
+            ),
+        ] {
+            assert_eq!(skip.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn layers_are_told_by_their_media_types_as_containerd_tells_them() {
+        for (media_type, expected) in [
+            ("application/vnd.oci.image.layer.v1.tar+gzip", true),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar", true),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", true),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar", true),
+            ("application/vnd.erofs.layer.v1", true),
+            ("application/vnd.erofs.layer.v2", false),
+            ("application/vnd.oci.image.config.v1+json", false),
+            ("application/vnd.in-toto+json", false),
+        ] {
+            let descriptor = Descriptor::new(media_type.into(), 7, digest("sha256", 64));
+            assert_eq!(is_layer(&descriptor), expected, "{media_type}");
+        }
+    }
 
     #[test]
     fn blobs_may_be_named_by_their_sha512_from_2_3_on_and_where_there_is_no_number() {

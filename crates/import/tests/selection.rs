@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use airgapd_import::names::DigestReferences;
-use airgapd_import::select::{Choice, NamedTarget, Skip, Taken, in_words};
+use airgapd_import::select::{ChildKind, Choice, NamedTarget, Skip, Taken, hidden_image, in_words};
 use airgapd_import::{Naming, Policy, Verdict, select};
 use bundle::fixtures::{Archive, Image, Layout, Manifest, Node};
 use bundle::{Bundle, Content, Limits, RawName};
@@ -473,6 +473,32 @@ fn children_come_before_parents_and_each_blob_once() {
 }
 
 #[test]
+fn the_children_of_a_manifest_are_of_the_kinds_that_containerd_labels_them_by() {
+    use ChildKind::{Config, Layer, Manifest as Image, Other};
+    let docker = image("linux/s390x").config_media_type("application/vnd.docker.container.image.v1+json");
+    let archive = listed([image("linux/amd64"), docker, sbom("linux/arm64")]);
+    let rules = Rules::ALL.to_vec();
+    let policy = Policy {
+        wanted: Wanted::All { rules },
+        ..node("linux/amd64")
+    };
+    let choice = only_choice(&archive, &policy);
+    let parents = taken(&choice).closure.blobs.iter().map(|blob| &blob.children);
+    let kinds = parents.map(|children| children.iter().map(|child| child.kind).collect::<Vec<_>>());
+    let kinds: Vec<_> = kinds.filter(|kinds| !kinds.is_empty()).collect();
+    let index = vec![Image, Image, Image];
+    assert_eq!(
+        kinds,
+        [
+            vec![Layer, Config],
+            vec![Layer, Config],
+            vec![Layer, Other],
+            index
+        ]
+    );
+}
+
+#[test]
 fn every_manifest_taken_gets_its_digest_name_where_all_are_asked_for() {
     let archive = index_of(&["linux/amd64", "linux/s390x"]);
     let mut policy = node("linux/amd64");
@@ -544,6 +570,14 @@ fn an_artifact_with_a_platform_that_stands_before_the_image_makes_it_broken_and_
                 "{problem}"
             );
         }
+        let hidden = |archive: &Archive, platform: &str| {
+            let bundle = open(archive);
+            let root = &bundle.catalog().images[0].root;
+            hidden_image(root, &node(platform).wanted).cloned()
+        };
+        assert_eq!(hidden(&archive, "linux/amd64"), Some(meant.digest.clone()));
+        assert_eq!(hidden(&archive, "linux/s390x"), None);
+        assert_eq!(hidden(&listed([image("linux/amd64")]), "linux/amd64"), None);
         archive.remove_blob(&used.layers[0]);
         let problem = problems(&only_choice(&archive, &node("linux/amd64")));
         assert!(problem.contains(used.layers[0].as_ref()), "{problem}");
@@ -599,6 +633,22 @@ fn an_index_of_artifacts_alone_is_skipped_and_not_broken() {
         matches!(choice.verdict, Verdict::Skip(Skip::Foreign { .. })),
         "{choice:?}"
     );
+}
+
+#[test]
+fn an_image_for_other_nodes_says_each_platform_once_and_names_no_attestation() {
+    let archive = listed([
+        image("linux/s390x"),
+        image("linux/arm64"),
+        image("linux/arm64"),
+        image("unknown/unknown"),
+        sbom("linux/ppc64le"),
+    ]);
+    let choice = only_choice(&archive, &node("linux/amd64"));
+    let Verdict::Skip(Skip::Foreign { offered }) = &choice.verdict else {
+        panic!("{choice:?}")
+    };
+    assert_eq!(offered, &["linux/s390x", "linux/arm64"]);
 }
 
 /// dragonflyoss/nydus#1976

@@ -117,8 +117,8 @@ struct Daemon {
     errands: VecDeque<Errand>,
     /// When the node was judged last.
     judged: Instant,
-    /// The verdict that the log had last.
-    told: String,
+    /// The verdict that the log had last, and whether it was about containerd.
+    told: (Health, bool),
     systemd: Rc<Systemd>,
     asked: Asked,
 }
@@ -152,7 +152,7 @@ impl Daemon {
             state: State::new(settings, images_dir, home, ledger, boot, now),
             errands: VecDeque::new(),
             judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),
-            told: Health::Healthy.as_str().to_owned(),
+            told: (Health::Healthy, false),
             systemd: Rc::new(Systemd::from_environment()),
             asked,
         })
@@ -326,7 +326,8 @@ impl Daemon {
     /// Says in the log that the node is not as it was. Work that comes and goes is not told of.
     fn tell_verdict(&mut self, verdict: &Verdict) {
         let short = verdict.in_short();
-        if verdict.health == Health::Working || short == self.told {
+        let said = (verdict.health, verdict.is_without_containerd());
+        if verdict.health == Health::Working || said == self.told {
             return;
         }
         let outcome = Outcome::Verdict.as_str();
@@ -334,7 +335,7 @@ impl Daemon {
             true => info!(outcome, "the node is {short}"),
             false => warn!(outcome, "the node is {short} (`airgapd status` says why)"),
         }
-        self.told = short;
+        self.told = said;
     }
 
     /// Waits for the next thing that wakes the loop. Safe to cancel.

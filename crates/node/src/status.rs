@@ -215,6 +215,7 @@ impl Status {
     /// imports have come and when things are looked at.
     pub fn tag(&self) -> String {
         let mut standing = self.clone();
+        standing.verdict = Verdict::default();
         for bundle in &mut standing.bundles {
             bundle.progress = None;
             bundle.retry_in_ms = None;
@@ -481,9 +482,11 @@ pub fn bundles(roster: &Roster, ledger: &Ledger, live: &Live, now: Instant) -> V
             Phase::Failed { retry } => retry,
             _ => None,
         };
-        let put_off = |name: &OsString| live.put_off.get(name).filter(|_| retry.is_some()).cloned();
         let entry = ledger.get(&name);
         let current = entry.filter(|entry| entry.identity == version.identity);
+        let has_failed = current.is_some_and(|entry| entry.last_error.is_some());
+        let is_put_off = retry.is_some() && !has_failed;
+        let put_off = |name: &OsString| live.put_off.get(name).filter(|_| is_put_off).cloned();
         bundles.push(BundleStatus {
             state: state(phase, why.is_some(), current),
             size: match version.is_layout {
@@ -524,6 +527,8 @@ fn state(phase: Phase, is_stalled: bool, entry: Option<&Entry>) -> State {
         Phase::Known => State::Checking,
         Phase::Waiting => State::AwaitingChecksum,
         Phase::Done if is_skipped => State::Skipped,
+        // The part of it that landed is looked after like anything else.
+        Phase::Done if entry.is_some_and(Entry::is_incomplete) => State::Failed,
         Phase::Done | Phase::Ignored(_) => State::Done,
         Phase::Failed { retry: Some(_) } => State::Retrying,
         Phase::Failed { retry: None } => State::Failed,

@@ -187,7 +187,16 @@ impl Verdict {
     pub fn of(status: &Status) -> Verdict {
         let mut reasons = of_node(status);
         reasons.extend(status.bundles.iter().flat_map(of_bundle));
-        reasons.extend(status.required.iter().flat_map(of_required));
+        let is_working = reasons.iter().any(|reason| reason.health == Health::Working);
+        let imported = status
+            .bundles
+            .iter()
+            .filter_map(|bundle| bundle.imported_at)
+            .max();
+        reasons.extend(status.required.iter().filter_map(|required| {
+            let is_outdated = !required.is_current && imported > required.checked_at;
+            of_required(required, is_working || is_outdated)
+        }));
         reasons.extend(status.unpack.iter().flat_map(of_unpack));
         Verdict::new(reasons)
     }
@@ -195,24 +204,29 @@ impl Verdict {
     /// On these bundles alone, and on the node as far as it keeps them from being imported.
     pub fn of_bundles<'s>(status: &Status, bundles: impl IntoIterator<Item = &'s BundleStatus>) -> Verdict {
         let mut reasons: Vec<Reason> = bundles.into_iter().flat_map(of_bundle).collect();
-        if reasons.iter().any(|reason| reason.health.may_pass()) {
+        let is_under_way = reasons.iter().any(|reason| reason.health.may_pass());
+        if is_under_way || status.folder.problem.is_some() {
             let node = of_node(status).into_iter();
             reasons.extend(node.filter(|reason| reason.health != Health::Degraded));
         }
         Verdict::new(reasons)
     }
 
-    /// The same, after a look at the images in containerd itself.
+    /// The same, after a look at the images in containerd itself. While bundles are under way, their images move.
     pub fn with_images(self, images: &[ImageStatus]) -> Verdict {
         let mut reasons = self.reasons;
-        reasons.extend(images.iter().filter_map(of_image));
+        let is_of = |subject| reasons.iter().any(|reason: &Reason| reason.subject == subject);
+        let is_restored = !is_of(Subject::Daemon) && !is_of(Subject::Folder);
+        if reasons.iter().all(|reason| reason.health != Health::Working) {
+            reasons.extend(images.iter().filter_map(|image| of_image(image, is_restored)));
+        }
         Verdict::new(reasons)
     }
 
     /// Whether the node waits for containerd, so that it is not known which images are there.
     pub fn is_without_containerd(&self) -> bool {
         let mut reasons = self.reasons.iter();
-        reasons.any(|reason| reason.subject == Subject::Containerd)
+        reasons.any(|reason| reason.subject == Subject::Containerd && reason.health == Health::Waiting)
     }
 
     /// Whether something goes on by itself.
@@ -257,11 +271,14 @@ fn of_node(status: &Status) -> Vec<Reason> {
     }
     let containerd = &status.containerd;
     if !containerd.reachable {
-        let unknown = || format!("no connection to containerd on {}", containerd.socket);
-        let text = containerd.problem.clone().unwrap_or_else(unknown);
-        let reason = Reason::waiting(Subject::Containerd, "containerd", text);
-        reasons
-            .push(reason.remedy("start containerd, or set `address:`; `airgapd doctor` looks at the socket"));
+        let remedy = "start containerd, or set `address:`; `airgapd doctor` looks at the socket";
+        reasons.push(match &containerd.problem {
+            Some(problem) => Reason::waiting(Subject::Containerd, "containerd", problem).remedy(remedy),
+            None => {
+                let text = format!("connecting to containerd on {}", containerd.socket);
+                Reason::new(Health::Working, Subject::Containerd, text)
+            }
+        });
     }
     let folder = &status.folder;
     if let Some(problem) = &folder.problem {
@@ -368,7 +385,8 @@ fn of_retry(error: Option<&ErrorStatus>, said: Option<String>) -> Reason {
             let reason = Reason::new(Health::Degraded, Subject::Bundle, text);
             reason.remedy("find the program that removes them, or remove the bundle")
         }
-        (None, None) => Reason::waiting(Subject::Bundle, "another try", "it is tried again"),
+        // It gave its lane to another.
+        (None, None) => Reason::new(Health::Working, Subject::Bundle, "waiting for its turn"),
     }
 }
 
@@ -393,7 +411,7 @@ fn remedy(class: ErrorClass) -> &'static str {
     }
 }
 
-fn of_image(image: &ImageStatus) -> Option<Reason> {
+fn of_image(image: &ImageStatus, is_restored: bool) -> Option<Reason> {
     let problem = image.problem()?;
     let reason = Reason::new(
         Health::Degraded,
@@ -402,41 +420,41 @@ fn of_image(image: &ImageStatus) -> Option<Reason> {
     );
     let remedy = match image.record {
         RecordStatus::Elsewhere => "remove the record, and the daemon makes it again; or remove the bundle",
-        RecordStatus::Missing | RecordStatus::InPlace => {
-            "the daemon restores it; `airgapd wait` waits for that"
-        }
+        _ if is_restored => "the daemon restores it; `airgapd wait` waits for that",
+        RecordStatus::Missing | RecordStatus::InPlace => "`airgapd import` of its bundle restores it",
     };
     Some(reason.named(Foreign::new(image.name.clone())).remedy(remedy))
 }
 
-fn of_required(required: &RequiredStatus) -> Vec<Reason> {
+/// `may_come`: bundles may bring what is missing, or have brought it since.
+fn of_required(required: &RequiredStatus, may_come: bool) -> Option<Reason> {
     if let Some(problem) = &required.problem {
         let text = format!("whether the required images are there is not known: {problem}");
-        return vec![
-            Reason::new(Health::Failed, Subject::Required, text)
-                .remedy("mend the source that `require` names"),
-        ];
+        let reason = Reason::new(Health::Failed, Subject::Required, text);
+        return Some(reason.remedy("mend the source that `require` names"));
     }
+    let looking = || {
+        Reason::new(
+            Health::Working,
+            Subject::Required,
+            "the required images are looked for",
+        )
+    };
     let Some(summary) = required.summary() else {
-        return Vec::new();
+        return Some(looking());
     };
-    if !required.is_current && !required.missing.is_empty() {
-        let text = "the required images are looked for once more";
-        return vec![Reason::new(Health::Working, Subject::Required, text)];
-    }
     let mut missing = required.missing.iter().map(|image| image.reference.as_str());
-    let Some(first) = missing.next() else {
-        return Vec::new();
-    };
+    let first = missing.next()?;
+    if may_come {
+        return Some(looking());
+    }
     let more = match missing.count() {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
     let text = format!("{summary}: {}{more}", Foreign::new(first));
-    vec![
-        Reason::new(Health::Failed, Subject::Required, text)
-            .remedy("`airgapd verify` names for each the bundle or name that is near"),
-    ]
+    let reason = Reason::new(Health::Failed, Subject::Required, text);
+    Some(reason.remedy("`airgapd verify` names for each the bundle or name that is near"))
 }
 
 fn of_unpack(unpack: &UnpackStatus) -> Vec<Reason> {
@@ -570,12 +588,20 @@ mod tests {
     #[test]
     fn each_trouble_of_the_node_has_its_verdict() {
         type Row = (fn(&mut Status), &'static str);
-        let table: [Row; 9] = [
+        let table: [Row; 11] = [
             (|_| {}, "healthy"),
             (|status| status.daemon = None, "failed"),
+            (|status| status.containerd.reachable = false, "working"),
             (
-                |status| status.containerd.reachable = false,
+                |status| {
+                    status.containerd.reachable = false;
+                    status.containerd.problem = Some("no containerd".to_owned());
+                },
                 "waiting for containerd",
+            ),
+            (
+                |status| status.required = Some(RequiredStatus::default()),
+                "working",
             ),
             (
                 |status| status.folder.problem = Some("it is gone".to_owned()),
@@ -632,11 +658,10 @@ mod tests {
             change(&mut status);
             let verdict = Verdict::of(&status);
             assert_eq!(verdict.in_short(), wanted, "{status:?}");
-            assert_eq!(verdict.is_without_containerd(), !status.containerd.reachable);
-            assert!(
-                verdict.reasons.iter().all(|reason| reason.remedy.is_some()),
-                "{verdict:?}"
-            );
+            let is_without = status.containerd.problem.is_some();
+            assert_eq!(verdict.is_without_containerd(), is_without);
+            let is_told = |reason: &Reason| reason.health.is_well() || reason.remedy.is_some();
+            assert!(verdict.reasons.iter().all(is_told), "{verdict:?}");
         }
     }
 
@@ -659,6 +684,7 @@ mod tests {
             Verdict::of_bundles(&status, &status.bundles[..1]).in_short(),
             "working"
         );
+        status.containerd.problem = Some("no containerd".to_owned());
         status.containerd.reachable = false;
         let verdict = Verdict::of_bundles(&status, &status.bundles[..1]);
         assert_eq!(verdict.in_short(), "waiting for containerd");

@@ -86,7 +86,7 @@ fn parse(text: &str) -> Result<Platform, Problem> {
 fn parse_single(text: &str) -> Result<Platform, Problem> {
     let platform = parse_os(text)?;
     if is_known_os(&platform.os) {
-        return Ok(on_this_machine(platform));
+        return Ok(on_machine(platform, host()));
     }
     let platform =
         with_architecture(Platform::new(RUNNING_OS, "", ""), text).map_err(|_| Problem::Unknown)?;
@@ -96,12 +96,13 @@ fn parse_single(text: &str) -> Result<Platform, Problem> {
     }
 }
 
-fn on_this_machine(platform: Platform) -> Platform {
+/// The system of a platform on the machine of another one.
+fn on_machine(platform: Platform, machine: Platform) -> Platform {
     let Platform {
         architecture,
         variant,
         ..
-    } = host();
+    } = machine;
     // v7 is what arm without a variant means.
     let variant = variant.filter(|variant| architecture == "arm" && variant != "v7");
     Platform {
@@ -253,4 +254,29 @@ fn is_known_architecture(architecture: &str) -> bool {
         "wasm",
     ];
     KNOWN.contains(&architecture)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_system_has_the_variant_of_the_machine_only_where_no_other_is_meant_without_one() {
+        for (machine, wanted) in [
+            (("arm", "v6"), Some("v6")),
+            (("arm", "v8"), Some("v8")),
+            (("arm", "v7"), None),
+            (("arm", ""), None),
+            (("arm64", "v9"), None),
+            (("amd64", ""), None),
+        ] {
+            let (architecture, variant) = machine;
+            let machine = Platform::new("linux", architecture, variant);
+            let platform = on_machine(Platform::new("freebsd", "", ""), machine);
+            assert_eq!(
+                platform,
+                Platform::new("freebsd", architecture, wanted.unwrap_or_default())
+            );
+        }
+    }
 }

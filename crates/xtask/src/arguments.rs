@@ -81,7 +81,7 @@ pub enum Task {
     },
     /// Change the pure decisions, one place at a time, and tell which changes no test notices.
     Mutants {
-        /// Which part of all changes: `0/12` is the first of twelve, and takes some 20 minutes.
+        /// Which part of all changes: `0/12` is the first of twelve, and takes half an hour on two cores.
         #[arg(long, default_value = "0/12")]
         shard: String,
     },

@@ -89,7 +89,12 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
             findings.push(folder::of_watches(&node.images_dir));
             findings.push(folder::of_state(&settings.state_dir));
             findings.extend(containerd::of_containerd(&node, settings).await);
-            findings.extend(daemon::of_daemon(settings).await);
+            let is_of_containerd = |finding: &Finding| finding.subject == "containerd";
+            let is_problem = |finding: &Finding| finding.verdict == Verdict::Problem;
+            let is_without = findings
+                .iter()
+                .any(|finding| is_of_containerd(finding) && is_problem(finding));
+            findings.extend(daemon::of_daemon(settings, is_without).await);
             findings.extend(unit.as_ref().map(Unit::judge));
             findings.extend(unit.and_then(|unit| unit.hides(&node.images_dir)));
         }

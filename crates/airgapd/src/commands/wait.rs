@@ -12,7 +12,7 @@ use crate::output::{self, Page};
 use node::control::{self, StatusReply, Unanswered, Want};
 use node::settings::Settings;
 use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, State, Status};
-use node::verdict::{Health, Reason, Subject, Verdict};
+use node::verdict::{Reason, Subject, Verdict};
 
 /// The pause after an answer that was news, and after one that was not.
 const SHORT_PAUSE: Duration = Duration::from_millis(50);
@@ -82,7 +82,7 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
         Outcome::Failed => Exit::Failed,
         Outcome::Missing => Exit::Missing,
         Outcome::TimedOut if document.verdict.is_without_containerd() => Exit::Unreachable,
-        Outcome::TimedOut if document.verdict.health == Health::Waiting => Exit::Failed,
+        Outcome::TimedOut if !document.verdict.health.is_well() => Exit::Failed,
         Outcome::TimedOut => Exit::TimedOut,
         Outcome::NoDaemon => Exit::NoDaemon,
     })

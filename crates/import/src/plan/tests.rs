@@ -389,22 +389,6 @@ fn images_of_earlier_patterns_go_first_by_any_of_their_names() {
 }
 
 #[test]
-fn the_plan_prints_every_step() {
-    let image = image("r.test/a:1");
-    let text = plan(&[&image], &survey(Vec::new(), vec![blob('1', &[])]), &intent()).to_string();
-    let one = digest('1');
-    for wanted in [
-        "r.test/a:1 (linux/amd64)",
-        &format!("present {one}"),
-        "send    ",
-        "3 labels",
-        "create  r.test/a:1",
-    ] {
-        assert!(text.contains(wanted), "{wanted} in {text}");
-    }
-}
-
-#[test]
 fn a_plan_has_a_line_for_each_kind_of_step() {
     let there = |name: &str, labels| record(name, 'b', labels);
     let relabelled = record("r.test/label:1", 'a', Labels::new());

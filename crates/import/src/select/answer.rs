@@ -264,3 +264,51 @@ pub(crate) fn chosen_for<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n No
 fn config_suits(node: &Node, matcher: &Matcher) -> bool {
     stated_platform(node).is_none_or(|p| matcher.accepts_loosely(&p.os, &p.architecture))
 }
+
+#[cfg(test)]
+mod tests {
+    use bundle::fixtures::{Archive, Image, Layout, Manifest, Node as Entry};
+    use bundle::{Bundle, Limits};
+
+    use super::*;
+
+    #[test]
+    fn a_container_is_made_of_an_image_for_the_node_and_of_nothing_else() {
+        let image = |platform: &str| Manifest::new(platform).layer(platform.as_bytes().to_vec());
+        let artifact = |platform: &str| image(platform).config_media_type("application/spdx+json");
+        let archive = |root: Entry| Layout::new().image(Image::new("r.test/a:1").root(root)).build();
+        let index = |manifests: Vec<Manifest>| {
+            archive(Entry::Index(manifests.into_iter().map(Entry::from).collect()))
+        };
+        let node = Matcher::only(&"linux/arm64".parse().unwrap(), Rules::Rc3);
+        let chosen = |archive: &Archive| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("b.tar");
+            archive.write_to(&path);
+            let bundle = Bundle::open(&path, &Limits::default()).unwrap();
+            let root = &bundle.catalog().images[0].root;
+            chosen_for(root, &node).map(|node| node.descriptor.digest().clone())
+        };
+        let both = index(vec![image("linux/amd64"), image("linux/arm64")]);
+        assert_eq!(chosen(&both).as_ref(), Some(&both.images[0].manifests[1].digest));
+        let mut cut = both.clone();
+        cut.remove_blob(&both.images[0].manifests[1].digest);
+        assert!(chosen(&cut).is_some(), "it is chosen, and not there");
+        let single = archive(image("linux/arm64").into());
+        assert_eq!(
+            chosen(&single).as_ref(),
+            Some(&single.images[0].manifests[0].digest)
+        );
+        for (case, archive) in [
+            ("another platform", index(vec![image("linux/amd64")])),
+            ("another platform, alone", archive(image("linux/amd64").into())),
+            (
+                "an artifact before it",
+                index(vec![artifact("linux/arm64"), image("linux/arm64")]),
+            ),
+            ("an artifact alone", archive(artifact("linux/arm64").into())),
+        ] {
+            assert_eq!(chosen(&archive), None, "{case}");
+        }
+    }
+}

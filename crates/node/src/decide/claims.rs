@@ -347,8 +347,8 @@ fn bundles_are_taken_for_lost_where_the_folder_looks_like_a_lost_mount_and_for_r
         (5, 1, Sign::OtherFolder, [true; 3]),
         (5, 0, Sign::OtherFolder, [false; 3]),
         (5, 5, Sign::OtherDevice, [true, true, false]),
-        (1, 1, Sign::Unmounted, [true; 3]),
-        (65, 65, Sign::Unmounted, [true; 3]),
+        (1, 1, Sign::Unmounted, [false, true, true]),
+        (65, 65, Sign::Unmounted, [false, true, true]),
         (5, 0, Sign::Unmounted, [false; 3]),
     ];
     for (bundles, gone, sign, faults) in table {

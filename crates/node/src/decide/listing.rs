@@ -45,6 +45,9 @@ pub(crate) struct Trusted {
     pub(crate) distrusted: BTreeSet<OsString>,
 }
 
+/// Device and inode of no folder.
+const NO_FOLDER: (u64, u64) = (0, 0);
+
 /// What is known of the folder itself.
 #[derive(Debug, Default)]
 pub(crate) struct FolderState {
@@ -64,6 +67,8 @@ pub(crate) struct FolderState {
     unclear: BTreeSet<OsString>,
     /// It was listed since the start.
     is_listed: bool,
+    /// It was listed before as the same folder, since the start.
+    is_watched: bool,
 }
 
 /// Bundles that went with their folder: it looks like a mount that is lost, and not like a wish.
@@ -113,6 +118,7 @@ impl State {
             let folder = self.images_dir.display();
             turn.say(Line::info(format!("created the images folder {folder}")));
         }
+        self.folder.is_watched = self.folder.is_listed && self.folder.place == Some(seen.place);
         self.folder.place = Some(seen.place);
         match &seen.trust {
             FolderTrust::Trusted => {}
@@ -212,6 +218,9 @@ impl State {
                 turn.say(Line::warn(text).outcome(Outcome::Vanished));
             }
             self.folder.vanished = Some(vanished);
+            // After a restart it is another folder still, whatever is mounted by then.
+            self.ledger.context.folder = Some(NO_FOLDER);
+            turn.act(Action::Save);
             return;
         }
         if self.folder.vanished.take().is_some() {
@@ -249,7 +258,10 @@ impl State {
             return None;
         }
         let (sign, bundles) = match before {
-            Some(before) => (before.sign.clone(), before.bundles.clone()),
+            Some(before) => {
+                let sign = self.sign_of_loss().unwrap_or_else(|| before.sign.clone());
+                (sign, before.bundles.clone())
+            }
             None => {
                 let bundle = |entry: &&Entry| {
                     let imported = entry.imported.as_ref()?;
@@ -283,16 +295,18 @@ impl State {
     /// What about the folder looks like a mount that is lost. An operator may empty a folder, but that stays the same folder.
     fn sign_of_loss(&self) -> Option<String> {
         let folder = self.images_dir.display();
-        if let Some(mount) = &self.folder.missing_mount {
-            return Some(format!(
+        let (before, now) = (self.ledger.context.folder, self.folder.place?);
+        // The numbers of devices are given anew when the machine starts.
+        let is_other =
+            before.is_some_and(|(device, inode)| inode != now.1 || device != now.0 && !self.is_new_boot());
+        match &self.folder.missing_mount {
+            // Files that went from this very folder before the daemon's eyes were removed.
+            Some(mount) if is_other || !self.folder.is_watched => Some(format!(
                 "{} is not mounted, which {folder} is on",
                 mount.display()
-            ));
+            )),
+            _ => is_other.then(|| format!("{folder} is another folder than before")),
         }
-        let ((device, inode), now) = (self.ledger.context.folder?, self.folder.place?);
-        // The numbers of devices are given anew when the machine starts.
-        let is_other = inode != now.1 || device != now.0 && !self.is_new_boot();
-        is_other.then(|| format!("{folder} is another folder than before"))
     }
 
     /// Whether a file is in the folder, as far as can be told. A file that cannot be looked at is not gone.

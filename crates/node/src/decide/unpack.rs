@@ -120,6 +120,7 @@ impl State {
         self.unpack.is_current = true;
         if images.is_empty() {
             self.unpack.pending = 0;
+            (self.unpack.failures, self.unpack.said) = (0, None);
             return;
         }
         self.unpack.is_running = true;

@@ -2,6 +2,7 @@
 //!
 //! A folder on a mount that is not there looks empty, and nobody emptied it.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -29,11 +30,41 @@ pub(crate) fn missing(folder: &Path, root: &Path) -> Option<PathBuf> {
     missing.max_by_key(|mount| mount.as_os_str().len())
 }
 
-/// The fifth field of each line of mountinfo, see proc_pid_mountinfo(5).
+/// A line of mountinfo.
+struct Mount {
+    parent: Vec<u8>,
+    device: Vec<u8>,
+    /// What of the file system is mounted.
+    root: PathBuf,
+    point: PathBuf,
+}
+
+/// The mount points of mountinfo, see proc_pid_mountinfo(5), but for those of a folder over itself: systemd makes such mounts for
+/// the folders that a unit may write (`ReadWritePaths=`), whether their disk is there or not.
 fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
-    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    points.map(path).collect()
+    let mounts: HashMap<Vec<u8>, Mount> = lines.filter_map(mount).collect();
+    let is_over_itself = |mount: &Mount| {
+        mounts.get(&mount.parent).is_some_and(|parent| {
+            let below = mount.point.strip_prefix(&parent.point);
+            parent.device == mount.device && below.is_ok_and(|below| parent.root.join(below) == mount.root)
+        })
+    };
+    let real = mounts.values().filter(|mount| !is_over_itself(mount));
+    real.map(|mount| mount.point.clone()).collect()
+}
+
+/// The first five fields of a line: the id of the mount and that of its parent, the device, the root and the mount point.
+fn mount(line: &[u8]) -> Option<(Vec<u8>, Mount)> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let id = fields.next()?.to_owned();
+    let mount = Mount {
+        parent: fields.next()?.to_owned(),
+        device: fields.next()?.to_owned(),
+        root: path(fields.next()?),
+        point: path(fields.next()?),
+    };
+    Some((id, mount))
 }
 
 /// The mount points of an fstab, but for those that are not mounted when the machine starts.
@@ -117,11 +148,14 @@ mod tests {
     fn a_promised_mount_is_missed_where_it_holds_the_folder_and_is_not_there() {
         type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
         let mounted = format!("{ROOT}23 22 254:2 / /srv/my\\040disk rw - ext4 /dev/vdb rw\n");
+        let itself = "/srv/my\\040disk";
+        let over_itself = format!("{ROOT}23 22 254:1 {itself} {itself} rw - ext4 /dev/vda1 rw\n");
+        let bound = format!("{ROOT}23 22 254:1 /data {itself} rw - ext4 /dev/vda1 rw\n");
         let fstab =
             "# a comment\n/dev/vdb /srv/my\\040disk/ ext4 defaults,nofail 0 2\nUUID=1 none swap sw 0 0\n";
         let unit = "[Mount]\nWhat=nas:/images\nWhere=/srv/my disk/images\n";
         let wanted = "etc/systemd/system/multi-user.target.wants/srv-images.mount";
-        let table: [Row<'_>; 8] = [
+        let table: [Row<'_>; 10] = [
             ("nothing is promised", &[("proc/self/mountinfo", ROOT)], None),
             (
                 "fstab promises it",
@@ -167,6 +201,16 @@ mod tests {
                 None,
             ),
             ("mounts cannot be told", &[("etc/fstab", fstab)], None),
+            (
+                "a unit may write there, and nothing is mounted",
+                &[("proc/self/mountinfo", &over_itself), ("etc/fstab", fstab)],
+                Some("/srv/my disk"),
+            ),
+            (
+                "another folder of the same disk is mounted",
+                &[("proc/self/mountinfo", &bound), ("etc/fstab", fstab)],
+                None,
+            ),
         ];
         for (claim, files, wanted) in table {
             let root = root(files);

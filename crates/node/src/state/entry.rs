@@ -127,6 +127,16 @@ impl ErrorClass {
 }
 
 impl Entry {
+    /// Whether the last try brought a part of the images, and time alone does not bring the others.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        let is_partial = self.outcome == LastTry::Ended(Outcome::Partial);
+        is_partial
+            && self
+                .last_error
+                .as_ref()
+                .is_some_and(|error| !error.class.may_pass())
+    }
+
     /// What was found wrong with this very file, where only another file could help.
     pub(crate) fn damage(&self, identity: &Identity) -> Option<&str> {
         let error = self.last_error.as_ref()?;

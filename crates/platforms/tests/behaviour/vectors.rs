@@ -312,6 +312,21 @@ fn rules_follow_the_containerd_version() {
 }
 
 #[test]
+fn the_words_for_rules_name_containerds_that_have_them() {
+    for rules in Rules::ALL {
+        let words = rules.versions().split(' ');
+        let named: Vec<Rules> = words
+            .filter_map(|word| word.split_once('.'))
+            .map(|(major, minor)| Rules::of_containerd(major.parse().unwrap(), minor.parse().unwrap()))
+            .collect();
+        assert!(
+            !named.is_empty() && named.iter().all(|named| *named == rules),
+            "{rules:?}: {named:?}"
+        );
+    }
+}
+
+#[test]
 fn an_empty_platform_never_matches_but_an_absent_one_is_accepted() {
     for rules in ALL_RULES {
         let matcher = only("amd64", rules);

@@ -11,10 +11,11 @@ use node::verdict::Subject;
 
 use super::{Finding, note, ok, problem};
 
-/// What the daemon says of the node: each reason of its verdict.
-pub(super) async fn of_daemon(settings: &Settings) -> Vec<Finding> {
+/// What the daemon says of the node: each reason of its verdict. `is_without_containerd`: the doctor found out by itself that
+/// containerd cannot be used, and said more of it.
+pub(super) async fn of_daemon(settings: &Settings, is_without_containerd: bool) -> Vec<Finding> {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {
-        Ok(StatusReply { status, .. }) => of_status(&status),
+        Ok(StatusReply { status, .. }) => of_status(&status, is_without_containerd),
         Err(Unanswered::NoDaemon(_)) => vec![problem(
             "daemon",
             "it is not running",
@@ -28,7 +29,7 @@ pub(super) async fn of_daemon(settings: &Settings) -> Vec<Finding> {
     }
 }
 
-fn of_status(status: &Status) -> Vec<Finding> {
+fn of_status(status: &Status, is_without_containerd: bool) -> Vec<Finding> {
     let bundles = status.bundles.len();
     let text = format!(
         "it runs; bundles: {bundles}; the node is {}",
@@ -40,8 +41,7 @@ fn of_status(status: &Status) -> Vec<Finding> {
         .reasons
         .iter()
         .filter(|reason| !reason.health.is_well());
-    // What the doctor finds out about containerd itself says more.
-    let wrong = wrong.filter(|reason| reason.subject != Subject::Containerd);
+    let wrong = wrong.filter(|reason| !is_without_containerd || reason.subject != Subject::Containerd);
     findings.extend(wrong.map(|reason| Finding {
         remedy: reason.remedy.clone(),
         ..problem(reason.subject.as_str(), reason.to_string(), "")

@@ -58,19 +58,21 @@ fn the_log_names_a_file_that_is_begun_with_once_and_only_if_it_may_be_a_bundle()
 
 #[test]
 fn a_file_that_is_no_archive_is_judged_as_soon_as_nothing_writes_it() {
+    let (beginning, foreign) = (Ending::Beginning, Ending::Foreign);
     let table = [
-        ("notes.md", false, Ending::Beginning, Some(Reason::Companion)),
-        ("images.txt", false, Ending::Beginning, Some(Reason::List)),
-        ("images.txt", true, Ending::Beginning, None),
-        ("images.txt", true, Ending::Foreign, None),
+        ("notes.md", 100, false, beginning, Some(Reason::Companion)),
+        ("data", 0, false, beginning, Some(Reason::Empty)),
+        ("images.txt", 100, false, beginning, Some(Reason::List)),
+        ("images.txt", 100, true, beginning, None),
+        ("images.txt", 100, true, foreign, None),
     ];
-    for (name, pull_lists, ending, reason) in table {
+    for (name, size, pull_lists, ending, reason) in table {
         let mut world = world();
         settings(&mut world).pull_lists = pull_lists;
         let listed = entry(&mut world, name, Class::Candidate);
         list(&mut world, seen(vec![listed]));
         let observation = Observation {
-            size: 100,
+            size,
             writer: Writer::None,
             ending,
             changed: world.turn().now,
@@ -315,4 +317,66 @@ fn a_layout_is_imported_when_it_is_whole_or_when_nothing_more_comes() {
     assert_eq!(came(None, soon), (true, false));
     assert_eq!(came(Some("a blob is missing"), soon), (false, true));
     assert_eq!(came(Some("a blob is missing"), late), (true, false));
+}
+
+#[test]
+fn an_import_is_told_which_names_it_leaves_and_why() {
+    type Change = fn(&mut World);
+    let table: [(Change, bool, Option<&str>); 6] = [
+        (|_| {}, true, None),
+        (
+            |world| settings(world).exclude = vec!["registry.test/app:*".parse().unwrap()],
+            true,
+            Some("`exclude` names it"),
+        ),
+        (
+            |world| {
+                drop_in(world, "late.tar", &image(0), digest(2));
+                world.settle();
+            },
+            true,
+            Some("a bundle that arrived later has this name"),
+        ),
+        (
+            |world| {
+                drop_in(world, "late.tar", &image(0), digest(1));
+                world.settle();
+            },
+            true,
+            None,
+        ),
+        (
+            moved_by_another,
+            true,
+            Some("somebody else moved the record since the bundle was imported"),
+        ),
+        (moved_by_another, false, None),
+    ];
+    for (at, (change, is_known, why)) in table.into_iter().enumerate() {
+        let mut world = world();
+        drop_in(&mut world, "a.tar", &image(0), digest(1));
+        world.settle();
+        change(&mut world);
+        if !is_known {
+            drop_in(&mut world, "a.tar", &image(0), digest(1));
+        }
+        world.state.is_draining = true;
+        run(&mut world);
+        world.state.is_draining = false;
+        world.state.roster.queue(OsStr::new("a.tar"));
+        opened(&mut world, "a.tar", Some(Ending::Marker)).expect("a job begins");
+        let came = Box::new(found(None, None, None));
+        let turn = after(&mut world, Event::Job("a.tar".into(), came));
+        let left = turn.actions.iter().find_map(|action| match action {
+            Action::Import(_, left) => Some(left.clone()),
+            _ => None,
+        });
+        let wanted = why.map(|why| (image(0), why.to_owned()));
+        assert_eq!(left, Some(wanted.into_iter().collect()), "{at}");
+    }
+}
+
+fn moved_by_another(world: &mut World) {
+    let moved = [image(0)].into();
+    world.state.elsewhere.insert("a.tar".into(), moved);
 }

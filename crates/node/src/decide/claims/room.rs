@@ -125,3 +125,31 @@ fn a_bundle_that_does_not_fit_waits_for_room_or_an_hour_or_another_containerd() 
     world.state.forget_room(now);
     assert_eq!(phase(&world, "a.tar"), failed);
 }
+
+#[test]
+fn a_bundle_that_fits_by_now_or_failed_for_another_reason_waits_for_room_no_more() {
+    let room = |free| Room {
+        below: None,
+        disk: Some(disk(free)),
+        stamp: None,
+    };
+    let name = OsStr::new("a.tar");
+    for (free, retry) in [(900, Some(0)), (900, None), (200, None), (200, Some(0))] {
+        let mut world = too_full();
+        let now = world.turn().now;
+        world.state.roster.fail(name, now, retry);
+        let waits = free < 900 && retry.is_some();
+        world.pass(Duration::from_secs(4));
+        in_room(&mut world, room(free));
+        world.state.roster.queue(name);
+        world.state.roster.begin(name);
+        world.state.roster.fail(name, now, Some(0));
+        world.pass(Duration::from_secs(4));
+        in_room(&mut world, room(900));
+        assert_eq!(
+            phase(&world, "a.tar") == Some(Phase::Ready),
+            waits,
+            "{free} {retry:?}"
+        );
+    }
+}

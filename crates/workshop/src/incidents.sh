@@ -1,0 +1,109 @@
+# Eight incidents on a node that systemd runs: each is brought about, every output says the same of it, and it is mended. This is
+# part of packaged.sh: airgapd and containerd run, and demo.tar is in place.
+
+# Holds every output against a verdict: the verdict with what is waited for, and the exit status of `airgapd status`.
+agree() {
+    short=$1 code=$2
+    says() { airgapd status > /root/said; is=$?; test $is = "$code" && grep -q "^verdict     $short\$" /root/said; }
+    eventually says
+    cat /root/said
+    doctor=1
+    if test "$code" = 0; then doctor=0; fi
+    is=0
+    airgapd doctor > /root/doctor || is=$?
+    test $is = $doctor
+    on_the_unit() { property StatusText | grep -q "^$short"; }
+    eventually on_the_unit
+    in_the_metrics() { grep -q "^airgapd_verdict{state=\"${short%% *}\"} 1\$" /run/airgapd/airgapd.prom; }
+    eventually in_the_metrics
+    in_journal "the node is $short"
+}
+# Ends with this exit status.
+ends_with() {
+    code=$1 is=0
+    shift
+    "$@" || is=$?
+    test $is = "$code"
+}
+agree healthy 0
+
+# An image that a pod needs is in no bundle.
+printf 'registry.example/demo/missing:1\n' > /etc/airgapd/required.txt
+cp /etc/airgapd/config.yaml /root/config.yaml
+sed -i 's|^  images: \[\]|  images: [/etc/airgapd/required.txt]|' /etc/airgapd/config.yaml
+systemctl restart airgapd
+agree failed 1
+grep 'registry.example/demo/missing:1' /root/said
+ends_with 1 airgapd wait --timeout 5s
+ends_with 4 airgapd verify --images /etc/airgapd/required.txt
+cp /root/config.yaml /etc/airgapd/config.yaml
+systemctl restart airgapd
+agree healthy 0
+
+# A bundle is damaged.
+head -c 20000 /root/demo.tar > $images/cut.tar
+agree 'waiting for the end of an upload' 1
+rm $images/cut.tar
+agree healthy 0
+
+# containerd dies, and another one with an empty root takes its place: the images come back.
+systemctl stop containerd
+agree 'waiting for containerd' 3
+ends_with 3 airgapd wait --timeout 2s
+mount -t tmpfs -o size=60m tmpfs /var/lib/containerd
+systemctl start containerd
+airgapd wait --timeout 60s
+in_containerd $hello
+agree healthy 0
+
+# The disk is full.
+cp /root/wide.tar.zst $images
+agree "waiting for room on containerd's disk" 1
+ends_with 1 airgapd wait --timeout 2s
+grep 'as soon as there is room' /root/said
+mount -o remount,size=600m /var/lib/containerd
+airgapd wait --timeout 60s
+agree healthy 0
+rm $images/wide.tar.zst
+
+# The disk of the bundles is not mounted.
+mv $images $images.aside
+mkdir $images
+agree degraded 1
+grep 'airgapd release --vanished' /root/said
+in_containerd $hello
+rmdir $images
+mv $images.aside $images
+agree healthy 0
+
+# A mistake in the configuration is not taken.
+echo 'resync: soon' >> /etc/airgapd/config.yaml
+systemctl reload airgapd
+eventually in_journal 'the configuration is not taken'
+cp /root/config.yaml /etc/airgapd/config.yaml
+agree degraded 1
+systemctl reload airgapd
+agree healthy 0
+
+# Another program removes an image again and again.
+for _ in 1 2 3 4 5; do
+    ctr -n k8s.io images rm $hello
+    eventually in_containerd $hello
+    airgapd wait --timeout 20s
+done
+ctr -n k8s.io images rm $hello
+agree degraded 1
+grep 'seems to remove it on purpose' /root/said
+systemctl restart airgapd
+airgapd wait --timeout 20s
+agree healthy 0
+
+# The daemon does not run.
+systemctl stop airgapd
+ends_with 1 airgapd status
+airgapd status > /root/said || true
+grep '^verdict     failed' /root/said
+ends_with 1 airgapd doctor
+ends_with 7 airgapd wait --timeout 2s
+systemctl start airgapd
+agree healthy 0
