@@ -415,13 +415,20 @@ fn has_words(pattern: &str) -> bool {
     words.any(|word| word.len() > 2)
 }
 
-/// The last value in the last literal; without a literal the first word, which is a variable or a function.
+/// The last value in the last literal, which may stand behind the literal; without a literal the first word, which is a variable or
+/// a function.
 fn name_in(text: &str) -> String {
-    let literals = literals(text);
-    let value = literals.last().map_or(text, |literal| {
-        literal.rsplit_once('{').map_or("", |(_, value)| value)
-    });
-    first_word(value)
+    let Some(literal) = literals(text).pop() else {
+        return first_word(text);
+    };
+    let inside = first_word(literal.rsplit_once('{').map_or("", |(_, value)| value));
+    let mut words = text.rsplit(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    let mut behind = || words.find(|word| !word.is_empty()).unwrap_or_default();
+    if inside.is_empty() {
+        behind().to_owned()
+    } else {
+        inside
+    }
 }
 
 fn first_word(text: &str) -> String {
@@ -527,8 +534,18 @@ mod tests {
 
     #[test]
     fn a_call_whose_text_is_nowhere_is_an_error_that_says_what_to_do() {
-        let error = said(Path::new("x.rs"), "fn a(text: &str) { warn!(\"{text}\") }").unwrap_err();
-        assert!(format!("{error:#}").contains("ELSEWHERE"), "{error:#}");
+        for call in [
+            r#"warn!("{text}")"#,
+            r#"warn!("{}", it.text)"#,
+            "Line::warn(text)",
+        ] {
+            let error = said(Path::new("x.rs"), &format!("fn a(text: &str) {{ {call} }}")).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(
+                error.contains(r#"the text of "text""#) && error.contains("ELSEWHERE"),
+                "{error}"
+            );
+        }
     }
 
     #[test]
