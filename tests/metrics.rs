@@ -1,18 +1,22 @@
 //! Metrics: what they say and where they are served; they, the alerts and the dashboard held against Prometheus' own tools.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use prometheus_parse::{Scrape, Value as Sample};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::node::bundle;
+use crate::support::prometheus::{Prometheus, free_port, get};
 use crate::support::tools::promtool;
-use crate::support::{Node, Target, on_the_fake, wait_until};
+use crate::support::{Node, Target, bundles, on_a_real_containerd, on_the_fake, wait_for, wait_until};
 
 /// The sample of this name that has these labels.
 fn sample(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
@@ -104,13 +108,25 @@ fn alerts_come_when_they_should_and_not_otherwise() {
     assert_well(&test.unwrap());
     let tested = fs::read_to_string(tests).unwrap();
     let rules = fs::read_to_string(rules).unwrap();
+    let (_, tests) = tested.split_once("tests:\n").unwrap();
+    let healthy = tests.split("\n\n").next().unwrap();
+    assert!(healthy.contains("a node on which all is well"), "{healthy}");
     let alerts = rules
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- alert: "));
     for alert in alerts {
         let is_raised = tested.contains(&format!("alertname: {alert}\n        exp_alerts"));
         assert!(is_raised, "no test has {alert} raised");
+        let is_silent = healthy.contains(&format!("alertname: {alert}}}"));
+        assert!(is_silent, "no test has {alert} silent on a healthy node");
     }
+    // A rule is not silent for want of what it asks for: the healthy node has each series.
+    let expressions = rules
+        .split("- alert: ")
+        .map(|rule| rule.split("for:").next().unwrap());
+    let asked = metrics_in(&expressions.collect::<String>());
+    let had = metrics_in(healthy);
+    assert!(asked.is_subset(&had), "{asked:?} {had:?}");
 }
 
 /// The expressions of a dashboard, with its variables filled in.
@@ -169,8 +185,12 @@ fn every_metric_is_described() {
     let read = |path: &str| fs::read_to_string(in_workspace(path)).unwrap();
     let text = read("docs/metrics.md");
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
-    let described: BTreeSet<_> = rows.filter_map(|row| row.split('`').next()).collect();
+    let described: BTreeSet<_> = rows
+        .filter_map(|row| row.split('`').next())
+        .filter(|name| name.starts_with("airgapd_"))
+        .collect();
     let source = read("crates/node/src/metrics.rs");
+    let (source, _) = source.split_once("#[cfg(test)]").unwrap();
     let named: BTreeSet<_> = source
         .split('"')
         .filter(|text| text.starts_with("airgapd_"))
@@ -194,7 +214,7 @@ fn metrics_say_what_a_fleet_asks(target: &Target) {
         .unwrap()
         .to_owned();
     type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], f64);
-    let rows: [Row<'_>; 8] = [
+    let rows: [Row<'_>; 19] = [
         ("airgapd_containerd_up", &[], 1.0),
         ("airgapd_folder_up", &[], 1.0),
         ("airgapd_bundles", &[("state", "done")], 1.0),
@@ -202,9 +222,24 @@ fn metrics_say_what_a_fleet_asks(target: &Target) {
         ("airgapd_bundles", &[("state", "stalled")], 0.0),
         (
             "airgapd_bundle_info",
-            &[("bundle", "one.tar"), ("digest", &digest), ("state", "done")],
+            &[("bundle", "one.tar"), ("digest", &digest)],
             1.0,
         ),
+        (
+            "airgapd_bundle_not_in_place",
+            &[("bundle", "bad.tar"), ("state", "failed")],
+            1.0,
+        ),
+        ("airgapd_bundles_not_shown", &[], 0.0),
+        ("airgapd_bundles_failed", &[("class", "bundle")], 1.0),
+        ("airgapd_bundles_failed", &[("class", "space")], 0.0),
+        ("airgapd_verdict", &[("state", "failed")], 1.0),
+        ("airgapd_verdict", &[("state", "healthy")], 0.0),
+        ("airgapd_images", &[("state", "in-place")], 1.0),
+        ("airgapd_images", &[("state", "failed")], 0.0),
+        ("airgapd_vanished_bundles", &[], 0.0),
+        ("airgapd_config_last_reload_successful", &[], 1.0),
+        ("airgapd_restored_bundles_total", &[], 0.0),
         ("airgapd_imports_total", &[("outcome", "imported")], 1.0),
         ("airgapd_imports_total", &[("outcome", "failed")], 1.0),
     ];
@@ -236,26 +271,12 @@ fn metrics_say_what_a_fleet_asks(target: &Target) {
 
 fn metrics_are_served_on_loopback_and_nothing_else_is(target: &Target) {
     let node = Node::on(target);
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = free_port();
     node.configure_also(&format!("metricsAddress: 127.0.0.1:{port}"));
     let daemon = node.start();
-    let get = |path: &str| {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
+    let get = |path: &str| get(port, path).expect("it listens");
     assert!(get("/metrics").contains("airgapd_build_info"));
-    assert!(get("/v1/status").starts_with("HTTP/1.1 404"));
+    assert!(get("/v1/status").split(' ').nth(1) == Some("404"));
     daemon.finish(target);
 
     node.configure(
@@ -289,10 +310,252 @@ fn what_was_imported_before_a_restart_counts_as_the_last_success(target: &Target
     daemon.finish(target);
 }
 
+fn the_verdict_is_in_the_file_within_seconds(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let file = node.path("run/airgapd.prom");
+    let has =
+        |line: &str| fs::read_to_string(&file).is_ok_and(|text| text.lines().any(|other| other == line));
+    let soon = Duration::from_secs(5);
+    let is_healthy = || has("airgapd_verdict{state=\"healthy\"} 1");
+    wait_for(soon, "a healthy node", is_healthy);
+    node.put_broken("bad.tar");
+    node.airgapd(["wait"]).exits(1);
+    wait_for(soon, "a node that failed", || {
+        has("airgapd_verdict{state=\"failed\"} 1")
+    });
+    fs::remove_file(node.images().join("bad.tar")).unwrap();
+    wait_until("it is forgotten", || {
+        node.ask("/metrics", &[]).1.contains("state=\"healthy\"} 1")
+    });
+    wait_for(soon, "a healthy node again", is_healthy);
+    daemon.finish(target);
+    assert!(!file.exists(), "a stopped daemon calls no node healthy");
+}
+
+fn a_bundle_that_was_restored_is_counted_and_one_that_was_imported_is_not(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let restored = || {
+        let (_, body) = node.ask("/metrics", &[]);
+        sample(&parsed(&body), "airgapd_restored_bundles_total", &[]).expect("it is there")
+    };
+    node.put("one.tar", ONE);
+    node.airgapd(["wait"]).exits(0);
+    assert!(restored().abs() < 0.1, "nothing was missing");
+    for times in [1.0, 2.0] {
+        wait_until("it is quiet", || target.leases().is_empty());
+        target.remove_record(ONE);
+        daemon.wait_until("it is restored", || restored() >= times);
+        assert!(target.record(ONE).is_some() && restored() <= times);
+    }
+    daemon.finish(target);
+}
+
+fn a_configuration_that_a_reload_refused_is_a_metric(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    let taken = || {
+        let (_, body) = node.ask("/metrics", &[]);
+        sample(&parsed(&body), "airgapd_config_last_reload_successful", &[])
+    };
+    assert_eq!(taken(), Some(1.0));
+    let before = fs::read_to_string(node.path("config.yaml")).unwrap();
+    node.configure_also("nonsense: 1");
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("it is refused", || taken() == Some(0.0));
+    node.configure(&before);
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("it is taken", || taken() == Some(1.0));
+    daemon.finish(target);
+}
+
+fn metrics_that_do_not_arrive_degrade_the_node_until_they_do(target: &Target) {
+    let node = Node::on(target);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let folder = node.path("none");
+    node.configure_also(&format!(
+        "metricsFile: {}/airgapd.prom\nmetricsAddress: 127.0.0.1:{port}",
+        folder.display()
+    ));
+    let daemon = node.start();
+    let status = || node.airgapd(["status", "-o", "json"]).json();
+    daemon.wait_until("the file is tried", || {
+        status()["metrics_file_problem"].is_string()
+    });
+    let status = node.airgapd(["status", "-o", "json"]).exits(1).json();
+    assert_eq!(status["verdict"]["health"], "degraded", "{status:#}");
+    let reasons = status["verdict"]["reasons"].as_array().unwrap();
+    let told: Vec<_> = reasons
+        .iter()
+        .map(|reason| reason["text"].as_str().unwrap())
+        .collect();
+    assert!(
+        reasons.iter().all(|reason| reason["subject"] == "metrics"),
+        "{status:#}"
+    );
+    let [of_file, of_address] = &*told else {
+        panic!("{status:#}")
+    };
+    assert!(of_file.contains("none/airgapd.prom: No such file"), "{of_file}");
+    assert!(
+        of_address.contains(&format!("127.0.0.1:{port}: Address already in use")),
+        "{of_address}"
+    );
+    // Nothing keeps images from being imported: the bundle is in place, and the node is not as it should be.
+    node.put("one.tar", ONE);
+    node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
+    node.airgapd(["wait"]).exits(1);
+    let doctor = node.airgapd(["doctor"]).exits(1);
+    for words in ["ReadWritePaths=", "metrics.conf"] {
+        assert!(doctor.stdout.contains(words), "{doctor:?}");
+    }
+    assert_eq!(daemon.count("no metrics in"), 1, "{}", daemon.log());
+    assert_eq!(daemon.count("no metrics on"), 1, "{}", daemon.log());
+
+    drop(taken);
+    fs::create_dir(&folder).unwrap();
+    daemon.wait_until("all is well", || node.airgapd(["status"]).status.success());
+    assert!(get(port, "/metrics").unwrap().contains("airgapd_verdict"));
+    assert!(folder.join("airgapd.prom").exists());
+    daemon.finish(target);
+}
+
+/// One node that is well, one with a bundle that failed, and one without a containerd.
+fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Target) {
+    let second = target.elsewhere();
+    let nodes = [
+        Node::on(target),
+        Node::on(&second),
+        Node::at("/nonexistent/containerd.sock".as_ref(), target.namespace()),
+    ];
+    let ports = [(); 3].map(|()| free_port());
+    let daemons: Vec<_> = std::iter::zip(&nodes, ports)
+        .map(|(node, port)| {
+            node.configure_also(&format!("metricsAddress: 127.0.0.1:{port}"));
+            node.start()
+        })
+        .collect();
+    let rules = in_workspace("config/prometheus-rules.yaml");
+    let Some(prometheus) = Prometheus::start(&ports, &rules) else {
+        return;
+    };
+    // Rates are of what has changed since it looks.
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("one.tar");
+    bundles::write(&bundle, [bundles::image(ONE)]);
+    for node in &nodes {
+        node.drop_in(&bundle);
+    }
+    nodes[1].put_broken("bad.tar");
+    nodes[0].airgapd(["wait"]).exits(0);
+    nodes[1].airgapd(["wait"]).exits(1);
+
+    let text = fs::read_to_string(in_workspace("config/grafana-dashboard.json")).unwrap();
+    let expressions = expressions(&serde_json::from_str(&text).unwrap());
+    assert!(expressions.len() >= 25, "{expressions:?}");
+    for query in &expressions {
+        wait_until(&format!("an answer to {query}"), || {
+            !prometheus.query(query).is_empty()
+        });
+    }
+    let one = |query: &str| match &*prometheus.query(query) {
+        [(_, value)] => Some(*value),
+        _ => None,
+    };
+    let of_panel = |title: &str| {
+        let dashboard: Value = serde_json::from_str(&text).unwrap();
+        let panels = dashboard["panels"].as_array().unwrap();
+        let panel = panels.iter().find(|panel| panel["title"] == title);
+        let panel = panel.unwrap_or_else(|| panic!("no panel {title}"));
+        let query = panel["targets"][0]["expr"].as_str().unwrap();
+        query.replace("$instance", ".*")
+    };
+    let numbers = [
+        ("Nodes with airgapd", 3.0),
+        ("Nodes that are not well", 2.0),
+        ("Nodes without containerd", 1.0),
+        ("Images in place", 2.0),
+        ("Nodes with a full disk", 0.0),
+        ("Bundles not named", 0.0),
+    ];
+    for (title, number) in numbers {
+        let query = of_panel(title);
+        wait_until(&format!("{title}: {number}"), || one(&query) == Some(number));
+    }
+    let instance = |at: usize| format!("127.0.0.1:{}", ports[at]);
+    let rows = |title: &str, labels: &[&str]| -> BTreeMap<Vec<String>, f64> {
+        let results = prometheus.query(&of_panel(title));
+        let key = |metric: &Value| {
+            let label = |name: &&str| metric[*name].as_str().unwrap_or_default().to_owned();
+            labels.iter().map(label).collect()
+        };
+        results
+            .into_iter()
+            .map(|(metric, value)| (key(&metric), value))
+            .collect()
+    };
+    let row = |texts: &[&str], value: f64| (texts.iter().map(|text| (*text).to_owned()).collect(), value);
+    let [well, failed, waiting] = [0, 1, 2].map(instance);
+    assert_eq!(
+        rows("Verdict on each node", &["instance", "state"]),
+        BTreeMap::from([
+            row(&[&well, "healthy"], 1.0),
+            row(&[&failed, "failed"], 1.0),
+            row(&[&waiting, "waiting"], 1.0)
+        ])
+    );
+    assert_eq!(
+        rows("Bundles, and on how many nodes each is in place", &["bundle"]),
+        BTreeMap::from([row(&["one.tar"], 2.0)])
+    );
+    assert_eq!(
+        rows("Bundles that are not in place", &["instance", "bundle", "state"]),
+        BTreeMap::from([
+            row(&[&failed, "bad.tar", "failed"], 1.0),
+            row(&[&waiting, "one.tar", "queued"], 1.0)
+        ])
+    );
+    let contents = rows("Contents, and how many nodes have each", &["content"]);
+    let mut nodes_with: Vec<_> = contents.into_values().collect();
+    nodes_with.sort_by(f64::total_cmp);
+    assert_eq!(nodes_with, [1.0, 2.0], "two have the same, and one has nothing");
+
+    // It evaluates the rules, too, and an alert begins where the node failed.
+    wait_until("the alert of the node that failed", || {
+        let data = prometheus.data("/api/v1/alerts");
+        let mut alerts = data["alerts"].as_array().unwrap().iter();
+        alerts.any(|alert| {
+            let labels = &alert["labels"];
+            labels["alertname"] == "AirgapdFailed" && labels["instance"] == failed.as_str()
+        })
+    });
+    let groups = prometheus.data("/api/v1/rules")["groups"].clone();
+    let rules = groups[0]["rules"].as_array().unwrap();
+    assert!(
+        !rules.is_empty() && rules.iter().all(|rule| rule["health"] == "ok"),
+        "{groups:#}"
+    );
+    let [first, other, nowhere] = <[_; 3]>::try_from(daemons).unwrap_or_else(|_| panic!("three"));
+    first.finish(target);
+    other.finish(&second);
+    nowhere.stop();
+}
+
+// The disk of a stand-in is not to be seen.
+on_a_real_containerd!(
+    alerts_and_dashboard_ask_for_metrics_that_there_are,
+    every_query_of_the_dashboard_is_answered_with_data_of_three_nodes,
+);
+
 on_the_fake!(
     metrics_are_what_prometheus_conventions_ask_for,
-    alerts_and_dashboard_ask_for_metrics_that_there_are,
     metrics_say_what_a_fleet_asks,
     metrics_are_served_on_loopback_and_nothing_else_is,
+    the_verdict_is_in_the_file_within_seconds,
+    a_bundle_that_was_restored_is_counted_and_one_that_was_imported_is_not,
+    a_configuration_that_a_reload_refused_is_a_metric,
+    metrics_that_do_not_arrive_degrade_the_node_until_they_do,
     what_was_imported_before_a_restart_counts_as_the_last_success,
 );

@@ -1,4 +1,4 @@
-//! One verdict: `status`, `doctor`, `wait`, systemd's status line and the log say the same in each state of the node.
+//! One verdict: `status`, `doctor`, `wait`, the metrics, systemd's status line and the log say the same in each state of the node.
 
 use std::fs;
 use std::time::Duration;
@@ -92,6 +92,12 @@ fn all_say(node: &Node, daemon: &Daemon, said: &Said) {
         assert!(talk.contains(part), "{talk}");
     }
 
+    let metric = format!("\nairgapd_verdict{{state=\"{}\"}} 1\n", said.health);
+    assert!(node.ask("/metrics", &[]).1.contains(&metric), "{metric}");
+    wait_for(SOON, &format!("in the file: {metric}"), || {
+        fs::read_to_string(node.path("run/airgapd.prom")).is_ok_and(|text| text.contains(&metric))
+    });
+
     let is_told = || {
         daemon
             .notified()
@@ -142,6 +148,14 @@ fn every_output_shows_the_verdict_on_bundles(target: &Target) {
     );
     let answer = node.airgapd(["wait", "--bundle", "foreign.tar"]).exits(1);
     assert!(answer.stderr.contains("has nothing for this node"), "{answer:?}");
+    let (_, metrics) = node.ask("/metrics", &[]);
+    for line in [
+        "airgapd_bundles{state=\"done\"} 1",
+        "airgapd_bundles{state=\"skipped\"} 1",
+        "airgapd_bundle_not_in_place{bundle=\"foreign.tar\",state=\"skipped\"} 1",
+    ] {
+        assert!(metrics.lines().any(|is| is == line), "{line}\n{metrics}");
+    }
     all_say(&node, &daemon, &HEALTHY);
 
     // Another program moves a record.

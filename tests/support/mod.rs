@@ -4,9 +4,11 @@ pub mod bundles;
 pub mod middleman;
 pub mod mount;
 pub mod node;
+pub mod prometheus;
 pub mod registry;
 pub mod stage;
 pub mod target;
+pub mod terminal;
 pub mod tools;
 
 pub use harness::{Place, unique, wait_for, wait_until};
@@ -40,6 +42,18 @@ macro_rules! on_the_fake {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
             crate::support::on_the_stand_in!($scenario);
+        }
+    )+};
+}
+
+/// Makes a test of a scenario that the stand-in cannot play, and that is the same on every generation of containerd.
+macro_rules! on_a_real_containerd {
+    ($($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            #[test]
+            fn containerd_2_1() {
+                crate::support::run_on(lab::Generation::V2_1, super::$scenario);
+            }
         }
     )+};
 }
@@ -93,8 +107,8 @@ macro_rules! on_each_generation {
 }
 
 pub(crate) use {
-    on_each_containerd, on_each_generation, on_each_real_containerd, on_its_own_containerd, on_the_fake,
-    on_the_stand_in,
+    on_a_real_containerd, on_each_containerd, on_each_generation, on_each_real_containerd,
+    on_its_own_containerd, on_the_fake, on_the_stand_in,
 };
 
 lab::serves_a_containerd!();

@@ -13,6 +13,11 @@ pub fn promtool() -> Option<PathBuf> {
     lab::left_out::unless_had("promtool", lab::parts::promtool())
 }
 
+/// The same for Prometheus itself.
+pub fn prometheus() -> Option<PathBuf> {
+    lab::left_out::unless_had("prometheus", lab::parts::prometheus())
+}
+
 /// Runs a command, which must go well.
 pub fn run(command: &mut Command) {
     let output = command

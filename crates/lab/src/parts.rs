@@ -291,24 +291,35 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Prometheus' own checker of metrics, rules and their tests (some 20 MB): the one on the `PATH`, or a private one.
+/// Prometheus' own checker of metrics, rules and their tests: the one on the `PATH`, or a private one.
 ///
 /// # Errors
 ///
 /// When there is none and none can be fetched.
 pub fn promtool() -> Result<PathBuf> {
-    if let Some(promtool) = on_path("promtool") {
-        return Ok(promtool);
+    of_prometheus("promtool")
+}
+
+/// Prometheus itself: the one on the `PATH`, or a private one (some 180 MB with its checker).
+///
+/// # Errors
+///
+/// When there is none and none can be fetched.
+pub fn prometheus() -> Result<PathBuf> {
+    of_prometheus("prometheus")
+}
+
+fn of_prometheus(program: &str) -> Result<PathBuf> {
+    if let Some(program) = on_path(program) {
+        return Ok(program);
     }
-    let folder = provide("promtool", |folder| {
-        note("fetching promtool from Debian");
+    let folder = provide("prometheus", |folder| {
+        note("fetching Prometheus from Debian");
         // Without the scripts and fonts of Prometheus' pages, which the package depends on.
-        Archive::open(OLDEST_SUITE)?.unpack("prometheus", folder)?;
-        // Only the checker is wanted of the hundred megabytes.
-        Ok(fs::remove_file(folder.join("usr/bin/prometheus"))?)
+        Archive::open(OLDEST_SUITE)?.unpack("prometheus", folder)
     })
-    .context("cannot provide promtool")?;
-    Ok(folder.join("usr/bin/promtool"))
+    .context("cannot provide Prometheus")?;
+    Ok(folder.join("usr/bin").join(program))
 }
 
 /// systemd's judge of units: the machine's own, or a private one.

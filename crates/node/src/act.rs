@@ -118,7 +118,7 @@ struct Daemon {
     /// When the node was judged last.
     judged: Instant,
     /// The verdict that the log had last, and whether it was about containerd.
-    told: (Health, bool),
+    told: Option<(Health, bool)>,
     systemd: Rc<Systemd>,
     asked: Asked,
 }
@@ -152,7 +152,7 @@ impl Daemon {
             state: State::new(settings, images_dir, home, ledger, boot, now),
             errands: VecDeque::new(),
             judged: now.checked_sub(VERDICT_PACE).unwrap_or(now),
-            told: (Health::Healthy, false),
+            told: None,
             systemd: Rc::new(Systemd::from_environment()),
             asked,
         })
@@ -168,6 +168,7 @@ impl Daemon {
         }
         self.drain(signals).await;
         self.hands.save(&self.state.ledger);
+        self.asked.end();
         info!("stopped");
         Ended::Stopped
     }
@@ -289,6 +290,7 @@ impl Daemon {
             Action::Pull(name) => self.hands.work.pull(&name),
             Action::Abort(name) => self.hands.work.abort(&name),
             Action::Count(name) => self.hands.count(&name),
+            Action::CountRestored => self.hands.metrics.count_restored(),
             Action::Report(name, is_told) => self.hands.work.report(&name, is_told),
             Action::Disconnect => self.hands.disconnect(),
             Action::Check => return self.hands.check(&state.settings).into_iter().collect(),
@@ -320,13 +322,14 @@ impl Daemon {
             self.systemd.status(&text);
         }
         self.tell_verdict(&status.verdict);
+        self.asked.note_health(status.verdict.health, now);
         alive_due
     }
 
     /// Says in the log that the node is not as it was. Work that comes and goes is not told of.
     fn tell_verdict(&mut self, verdict: &Verdict) {
         let short = verdict.in_short();
-        let said = (verdict.health, verdict.is_without_containerd());
+        let said = Some((verdict.health, verdict.is_without_containerd()));
         if verdict.health == Health::Working || said == self.told {
             return;
         }
@@ -451,10 +454,7 @@ fn status_line(status: &Status) -> String {
         count => format!(", {count} failed"),
     };
     let (verdict, images) = (status.verdict.headline(), status.image_count);
-    let bundles = match status.bundles.len() {
-        1 => "1 bundle".to_owned(),
-        count => format!("{count} bundles"),
-    };
+    let bundles = basics::counted(status.bundles.len(), "bundle");
     format!("{verdict}; {images}, {bundles}{importing}{failed}{containerd}")
 }
 

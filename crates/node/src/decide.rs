@@ -178,6 +178,8 @@ pub(crate) enum Action {
     Abort(OsString),
     /// Count a finished job in the metrics, by its report.
     Count(OsString),
+    /// Count a bundle in the metrics that was restored.
+    CountRestored,
     /// Write the report of an import into the log, by name where that is so.
     Report(OsString, bool),
     /// Drop the connection.

@@ -1,10 +1,12 @@
 //! Metrics, as Prometheus reads them (text format 0.0.4): what happened since the start is counted here, how things
 //! stand is taken from a [`Status`] when somebody asks.
 //!
-//! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for counters. Bundles are
-//! labelled by file name and by the digest of their catalog, so that a fleet can be asked on how many nodes a bundle is.
+//! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for counters. The number of series is
+//! bounded whatever the number of bundles: two series name bundles, each [`MOST_NAMED`] at most.
 
-use std::io;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,12 +14,16 @@ use basics::Foreign;
 use import::BundleResult;
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::state::ledger::{ErrorClass, LastTry, Outcome};
-use crate::status::{BundleStatus, RequiredStatus, State, Status, UnpackStatus};
+use crate::status::{BundleStatus, DiskStatus, ImageCount, RequiredStatus, State, Status, UnpackStatus};
+use crate::verdict::Health;
+
+/// How many bundles that are not in place are named, and how many that are: with a thousand bundles a node has fewer than 200
+/// series.
+const MOST_NAMED: usize = 50;
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
 const DURATIONS: [f64; 8] = [0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3600.0];
@@ -30,6 +36,7 @@ pub(crate) struct Metrics {
     sent: IntCounter,
     present: IntCounter,
     seconds: Histogram,
+    restored: IntCounter,
     last_success: IntGauge,
 }
 
@@ -47,6 +54,10 @@ impl Metrics {
         );
         let options = HistogramOpts::new("airgapd_import_duration_seconds", "How long imports took");
         let seconds = Histogram::with_opts(options.buckets(DURATIONS.to_vec()));
+        let restored = IntCounter::new(
+            "airgapd_restored_bundles_total",
+            "Bundles of which something was missing in containerd and that were brought back into place",
+        );
         let last_success = IntGauge::new(
             "airgapd_last_success_timestamp_seconds",
             "When an import last ended with everything in place",
@@ -56,6 +67,7 @@ impl Metrics {
             sent: registered(&registry, sent),
             present: registered(&registry, present),
             seconds: registered(&registry, seconds),
+            restored: registered(&registry, restored),
             last_success: registered(&registry, last_success),
             registry,
         }
@@ -71,6 +83,11 @@ impl Metrics {
         if report.landed() {
             self.last_success.set(now);
         }
+    }
+
+    /// Counts a bundle that was restored.
+    pub(crate) fn count_restored(&self) {
+        self.restored.inc();
     }
 
     /// Everything, as text.
@@ -100,21 +117,24 @@ fn last_success(status: &Status) -> i64 {
     times.max().unwrap_or(0)
 }
 
-/// Replaces a file that node_exporter reads: it sees the old text or the new one.
+/// Replaces a file that node_exporter reads: it sees the old text or the new one. The new one has a fixed name until then, and
+/// is made anew each time: others may write in that folder, and the daemon follows no link of theirs.
 ///
 /// # Errors
 ///
 /// Those of the file system.
 pub(crate) fn write(file: &Path, text: &str) -> io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".airgapd-metrics-");
-    let mut new = builder.tempfile_in(folder)?;
-    io::Write::write_all(&mut new, text.as_bytes())?;
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    new.as_file().set_permissions(readable)?;
-    new.persist(file).map_err(|error| error.error)?;
-    Ok(())
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let new = file.with_file_name(format!(".{name}.new"));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut open = fs::OpenOptions::new();
+    let mut written = open.write(true).create_new(true).open(&new)?;
+    written.write_all(text.as_bytes())?;
+    written.set_permissions(fs::Permissions::from_mode(0o644))?;
+    fs::rename(&new, file)
 }
 
 /// How things stand, as gauges.
@@ -127,14 +147,14 @@ fn standing(status: &Status) -> Registry {
         &["version"],
     );
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    let up = gauges(
+    add_verdict(&registry, status);
+    let containerd = &status.containerd;
+    set(
         &registry,
         "airgapd_containerd_up",
         "Whether containerd can be reached",
-        &[],
+        u64::from(containerd.reachable),
     );
-    let containerd = &status.containerd;
-    up.with_label_values::<&str>(&[]).set(containerd.reachable.into());
     if let (Some(version), Some(platform)) = (&containerd.version, &containerd.platform) {
         gauges(
             &registry,
@@ -145,83 +165,149 @@ fn standing(status: &Status) -> Registry {
         .with_label_values(&[version, platform].map(|text| Foreign::new(text).to_string()))
         .set(1);
     }
-    let folder = gauges(
+    set(
         &registry,
         "airgapd_folder_up",
         "Whether bundles can be imported from the images folder",
-        &[],
+        u64::from(status.folder.problem.is_none()),
     );
-    folder
-        .with_label_values::<&str>(&[])
-        .set(status.folder.problem.is_none().into());
+    let vanished = status.folder.vanished.as_ref();
+    set(
+        &registry,
+        "airgapd_vanished_bundles",
+        "Bundles that went with their folder and keep their images pinned",
+        vanished.map_or(0, |vanished| count(vanished.bundles)),
+    );
+    set(
+        &registry,
+        "airgapd_config_last_reload_successful",
+        "Whether the configuration on disk was taken when it was last read",
+        u64::from(status.configuration_problem.is_none()),
+    );
+    if let Some(disk) = &status.disk {
+        add_disk(&registry, disk);
+    }
     if let Some(required) = &status.required {
         add_required(&registry, required);
     }
     if let Some(unpack) = &status.unpack {
         add_unpack(&registry, unpack);
     }
-    add_bundles(&registry, status);
-    let ignored = gauges(
+    add_images(&registry, status.image_count);
+    add_bundles(&registry, &status.bundles);
+    add_names(&registry, &status.bundles);
+    set(
         &registry,
         "airgapd_ignored_files",
         "Entries of the images folder that are left alone, since they are no bundles",
-        &[],
+        count(status.ignored.len()),
     );
-    let count = i64::try_from(status.ignored.len()).unwrap_or(i64::MAX);
-    ignored.with_label_values::<&str>(&[]).set(count);
     registry
 }
 
-fn add_unpack(registry: &Registry, unpack: &UnpackStatus) {
+fn add_verdict(registry: &Registry, status: &Status) {
+    let verdict = gauges(
+        registry,
+        "airgapd_verdict",
+        "The verdict on the node: 1 for the state that it is in, 0 for the others",
+        &["state"],
+    );
+    for health in Health::ALL {
+        verdict
+            .with_label_values(&[health.as_str()])
+            .set((health == status.verdict.health).into());
+    }
+}
+
+fn add_disk(registry: &Registry, disk: &DiskStatus) {
     let rows = [
         (
-            "airgapd_unpack_pending_images",
-            "Images that are still to be unpacked ahead",
-            unpack.pending,
+            "airgapd_disk_size_bytes",
+            "Size of the disk of containerd's content store",
+            disk.size_bytes,
         ),
         (
-            "airgapd_unpack_failed_images",
-            "Images that cannot be unpacked, so that no container of them starts",
-            unpack.failed.len(),
+            "airgapd_disk_free_bytes",
+            "What is free on it for programs without privileges",
+            disk.free_bytes,
+        ),
+        (
+            "airgapd_disk_min_free_bytes",
+            "What has to stay free on it",
+            disk.min_free_bytes,
+        ),
+        (
+            "airgapd_disk_below_minimum",
+            "Whether less is free on it than has to be, so that nothing is imported",
+            u64::from(disk.problem.is_some()),
         ),
     ];
     for (name, help, value) in rows {
-        let value = i64::try_from(value).unwrap_or(i64::MAX);
-        gauges(registry, name, help, &[])
-            .with_label_values::<&str>(&[])
-            .set(value);
+        set(registry, name, help, value);
     }
+}
+
+fn add_unpack(registry: &Registry, unpack: &UnpackStatus) {
+    set(
+        registry,
+        "airgapd_unpack_pending_images",
+        "Images that are still to be unpacked ahead",
+        count(unpack.pending),
+    );
+    set(
+        registry,
+        "airgapd_unpack_failed_images",
+        "Images that cannot be unpacked, so that no container of them starts",
+        count(unpack.failed.len()),
+    );
 }
 
 /// What is not known is left out, apart from that.
 fn add_required(registry: &Registry, required: &RequiredStatus) {
     let is_known = required.checked_at.is_some() && required.problem.is_none();
-    let set = |name: &str, help: &str, value: usize| {
-        let value = i64::try_from(value).unwrap_or(i64::MAX);
-        gauges(registry, name, help, &[])
-            .with_label_values::<&str>(&[])
-            .set(value);
-    };
     set(
+        registry,
         "airgapd_required_up",
         "Whether it is known if the images are there that the configuration requires",
-        usize::from(is_known),
+        u64::from(is_known),
     );
     if is_known {
         set(
+            registry,
             "airgapd_required_images",
             "Images that the configuration requires",
-            required.references,
+            count(required.references),
         );
         set(
+            registry,
             "airgapd_required_missing_images",
             "Images that the configuration requires and that are not there, or not whole",
-            required.missing.len(),
+            count(required.missing.len()),
         );
     }
 }
 
-fn add_bundles(registry: &Registry, status: &Status) {
+fn add_images(registry: &Registry, images: ImageCount) {
+    let ImageCount {
+        all,
+        in_place,
+        failed,
+    } = images;
+    let by_state = gauges(
+        registry,
+        "airgapd_images",
+        "Images that the bundles bring, each target counted once",
+        &["state"],
+    );
+    let pending = all.saturating_sub(in_place + failed);
+    for (state, value) in [("in-place", in_place), ("failed", failed), ("pending", pending)] {
+        by_state
+            .with_label_values(&[state])
+            .set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+}
+
+fn add_bundles(registry: &Registry, bundles: &[BundleStatus]) {
     let by_state = gauges(
         registry,
         "airgapd_bundles",
@@ -229,61 +315,115 @@ fn add_bundles(registry: &Registry, status: &Status) {
         &["state"],
     );
     for state in State::ALL {
-        let count = status
-            .bundles
-            .iter()
-            .filter(|bundle| bundle.state == state)
-            .count();
+        let count = bundles.iter().filter(|bundle| bundle.state == state).count();
         by_state
             .with_label_values(&[state.as_str()])
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
-    let is_set_aside = |bundle: &&BundleStatus| {
-        let class = bundle.error.as_ref().map(|error| error.class);
-        class == Some(ErrorClass::Crash)
+    let of_class = |class: ErrorClass| {
+        let is_of = |bundle: &&BundleStatus| {
+            let failed = matches!(bundle.state, State::Failed | State::Retrying);
+            failed && bundle.error.as_ref().is_some_and(|error| error.class == class)
+        };
+        bundles.iter().filter(is_of).count()
     };
-    let count = status.bundles.iter().filter(is_set_aside).count();
-    gauges(
+    let by_class = gauges(
+        registry,
+        "airgapd_bundles_failed",
+        "Bundles whose last try failed, by what has to happen before another try makes sense",
+        &["class"],
+    );
+    for class in ErrorClass::ALL {
+        by_class
+            .with_label_values(&[class.as_str()])
+            .set(i64::try_from(of_class(class)).unwrap_or(i64::MAX));
+    }
+    set(
         registry,
         "airgapd_set_aside_bundles",
         "Bundles that are left alone, since the daemon crashed over each of them several times",
-        &[],
-    )
-    .with_label_values::<&str>(&[])
-    .set(i64::try_from(count).unwrap_or(i64::MAX));
+        count(of_class(ErrorClass::Crash)),
+    );
+}
+
+/// The names of bundles: of those that are not in place the worst, of those that are the newest.
+fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
+    let (mut done, mut others): (Vec<_>, Vec<_>) =
+        bundles.iter().partition(|bundle| bundle.state == State::Done);
+    set(
+        registry,
+        "airgapd_bundles_in_place_hash",
+        "A number that follows from the names and digests of all bundles in place: nodes with the same have the same bundles",
+        hash(&done),
+    );
+    done.sort_by_key(|bundle| std::cmp::Reverse(bundle.imported_at));
+    others.sort_by_key(|bundle| rank(bundle.state));
+    let named = done.len().min(MOST_NAMED) + others.len().min(MOST_NAMED);
     let info = gauges(
         registry,
         "airgapd_bundle_info",
-        "A bundle, the digest of its catalog as last imported, and how far it has come",
-        &["bundle", "digest", "state"],
+        "A bundle in place, and the digest of its catalog; the newest alone where there are many",
+        &["bundle", "digest"],
     );
-    let images = gauges(
-        registry,
-        "airgapd_bundle_images",
-        "Image records that a bundle vouches for",
-        &["bundle"],
-    );
-    let imported = GaugeVec::new(
-        Opts::new(
-            "airgapd_bundle_imported_timestamp_seconds",
-            "When a bundle was last imported",
-        ),
-        &["bundle"],
-    );
-    let imported = registered(registry, imported);
-    for bundle in &status.bundles {
-        let name = &bundle.name.to_string();
+    for bundle in done.into_iter().take(MOST_NAMED) {
         let digest = bundle.catalog.as_deref().unwrap_or_default();
-        info.with_label_values(&[name, digest, bundle.state.as_str()])
+        info.with_label_values(&[&*bundle.name.to_string(), digest])
             .set(1);
-        images
-            .with_label_values(&[name])
-            .set(i64::try_from(bundle.images).unwrap_or(i64::MAX));
-        if let Some(at) = bundle.imported_at {
-            let seconds = Duration::from_millis(u64::try_from(at.as_millisecond()).unwrap_or(0));
-            imported.with_label_values(&[name]).set(seconds.as_secs_f64());
+    }
+    let not_in_place = gauges(
+        registry,
+        "airgapd_bundle_not_in_place",
+        "A bundle that is not in place, and how far it has come; the worst alone where there are many",
+        &["bundle", "state"],
+    );
+    for bundle in others.into_iter().take(MOST_NAMED) {
+        not_in_place
+            .with_label_values(&[&*bundle.name.to_string(), bundle.state.as_str()])
+            .set(1);
+    }
+    set(
+        registry,
+        "airgapd_bundles_not_shown",
+        "Bundles that no series names, since there are too many",
+        count(bundles.len() - named),
+    );
+}
+
+/// How soon a bundle that is not in place is left out where there are many: the worst stay.
+fn rank(state: State) -> u8 {
+    match state {
+        State::Failed => 0,
+        State::Retrying => 1,
+        State::Stalled | State::AwaitingChecksum => 2,
+        State::Settling | State::Queued | State::Importing | State::Following | State::Checking => 3,
+        State::Skipped | State::Gone => 4,
+        State::Done => 5,
+    }
+}
+
+/// 48 bits over the names and digests of these bundles, in the order of their names: a sample is a 64-bit float, which holds
+/// such a number exactly.
+fn hash(bundles: &[&BundleStatus]) -> u64 {
+    let mut text = Vec::new();
+    for bundle in bundles {
+        for part in [bundle.name.raw(), bundle.catalog.as_deref().unwrap_or_default()] {
+            text.extend_from_slice(part.as_bytes());
+            text.push(0);
         }
     }
+    let digits = &basics::digest::short(&text)[..12];
+    u64::from_str_radix(digits, 16).expect("it is hexadecimal")
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// A gauge without labels.
+fn set(registry: &Registry, name: &str, help: &str, value: u64) {
+    gauges(registry, name, help, &[])
+        .with_label_values::<&str>(&[])
+        .set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
@@ -300,8 +440,228 @@ fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: prome
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use basics::digest;
+    use jiff::Timestamp;
+
     use super::*;
-    use crate::status::ContainerdStatus;
+    use crate::status::{ContainerdStatus, ErrorStatus, UnpackStatus, VanishedStatus};
+    use crate::verdict::Verdict;
+
+    /// The lines of a family that are samples.
+    fn samples<'t>(text: &'t str, name: &str) -> Vec<&'t str> {
+        let is_of = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+        text.lines().filter(is_of).collect()
+    }
+
+    /// A thousand bundles, in this state each.
+    fn thousand(state: impl Fn(usize) -> State) -> Status {
+        let bundle = |number: usize| {
+            let mut bundle = BundleStatus::named(format!("{number:04}.tar").as_ref(), state(number));
+            bundle.catalog = Some(digest::sha256(&number.to_be_bytes()).to_string());
+            let at = i64::try_from(number).expect("it is small");
+            bundle.imported_at = Some(Timestamp::from_second(at).expect("it is a time"));
+            bundle.error = (bundle.state == State::Failed).then(|| ErrorStatus {
+                text: "it is bad".to_owned(),
+                class: ErrorClass::ALL[number % ErrorClass::ALL.len()],
+                at: Timestamp::UNIX_EPOCH,
+                attempts: 1,
+            });
+            bundle
+        };
+        let status = Status {
+            containerd: ContainerdStatus {
+                reachable: true,
+                version: Some("2.1.9".to_owned()),
+                platform: Some("linux/amd64".to_owned()),
+                ..ContainerdStatus::default()
+            },
+            folder: crate::status::FolderStatus {
+                vanished: Some(VanishedStatus {
+                    bundles: 1,
+                    problem: "it is gone".to_owned(),
+                }),
+                ..Default::default()
+            },
+            required: Some(RequiredStatus {
+                checked_at: Some(Timestamp::UNIX_EPOCH),
+                ..RequiredStatus::default()
+            }),
+            unpack: Some(UnpackStatus::default()),
+            disk: Some(DiskStatus::default()),
+            bundles: (0..1000).map(bundle).collect(),
+            ..Status::default()
+        };
+        status.judged()
+    }
+
+    /// Metrics in which each import that there can be has been counted.
+    fn of_a_long_life() -> Metrics {
+        let metrics = Metrics::new();
+        for outcome in ["imported", "unchanged", "partial", "skipped", "failed"] {
+            metrics.imports.with_label_values(&[outcome]).inc();
+        }
+        metrics.seconds.observe(1.0);
+        metrics
+    }
+
+    #[test]
+    fn a_node_has_no_more_than_200_series_with_a_thousand_bundles() {
+        let half = |number| match number % 2 {
+            0 => State::Done,
+            _ => State::Failed,
+        };
+        let table = [
+            ("all in place", thousand(|_| State::Done), 50, 0, 950),
+            ("all failed", thousand(|_| State::Failed), 0, 50, 950),
+            ("half of them", thousand(half), 50, 50, 900),
+        ];
+        for (case, status, in_place, not_in_place, not_shown) in table {
+            let text = of_a_long_life().text(&status);
+            let series = text.lines().filter(|line| !line.starts_with('#')).count();
+            assert!(series <= 200, "{case}: {series} series");
+            assert!(series >= 100, "{case}: {series} series are not all there can be");
+            assert_eq!(samples(&text, "airgapd_bundle_info").len(), in_place, "{case}");
+            let named = samples(&text, "airgapd_bundle_not_in_place");
+            assert_eq!(named.len(), not_in_place, "{case}");
+            let wanted = format!("airgapd_bundles_not_shown {not_shown}");
+            assert_eq!(samples(&text, "airgapd_bundles_not_shown"), [wanted], "{case}");
+        }
+    }
+
+    #[test]
+    fn the_newest_of_those_in_place_and_the_worst_of_the_others_are_named() {
+        let status = thousand(|number| match number {
+            0..500 => State::Done,
+            500..510 => State::Failed,
+            510..520 => State::Retrying,
+            520..530 => State::Stalled,
+            530..700 => State::Queued,
+            _ => State::Skipped,
+        });
+        let text = Metrics::new().text(&status);
+        for (family, bundle, is_named) in [
+            ("airgapd_bundle_info", "0499.tar", true),
+            ("airgapd_bundle_info", "0450.tar", true),
+            ("airgapd_bundle_info", "0449.tar", false),
+            ("airgapd_bundle_not_in_place", "0509.tar", true),
+            ("airgapd_bundle_not_in_place", "0519.tar", true),
+            ("airgapd_bundle_not_in_place", "0529.tar", true),
+            ("airgapd_bundle_not_in_place", "0549.tar", true),
+            ("airgapd_bundle_not_in_place", "0550.tar", false),
+            ("airgapd_bundle_not_in_place", "0999.tar", false),
+        ] {
+            let found = samples(&text, family).iter().any(|line| line.contains(bundle));
+            assert_eq!(found, is_named, "{family} {bundle}");
+        }
+    }
+
+    #[test]
+    fn nodes_with_the_same_bundles_in_place_have_the_same_hash_and_others_have_not() {
+        let hash = |status: &Status| {
+            samples(&Metrics::new().text(status), "airgapd_bundles_in_place_hash")[0].to_owned()
+        };
+        let all = thousand(|_| State::Done);
+        let mut later = all.clone();
+        for bundle in &mut later.bundles {
+            bundle.imported_at = None;
+        }
+        assert_eq!(
+            hash(&later),
+            hash(&all),
+            "when they were imported does not matter"
+        );
+        let mut other_content = all.clone();
+        other_content.bundles[7].catalog = Some(digest::sha256(b"other").to_string());
+        let mut other_name = all.clone();
+        other_name.bundles[7].name = Foreign::new("other.tar".to_owned());
+        let one_less = thousand(|number| match number {
+            7 => State::Failed,
+            _ => State::Done,
+        });
+        let none = Status::default();
+        let different: BTreeSet<_> = [&all, &other_content, &other_name, &one_less, &none]
+            .map(hash)
+            .into();
+        assert_eq!(different.len(), 5, "{different:?}");
+        let number = hash(&all).split(' ').next_back().expect("a value").to_owned();
+        assert!(
+            number.parse::<u64>().is_ok_and(|number| number < 1 << 48),
+            "{number}"
+        );
+    }
+
+    #[test]
+    fn a_failure_is_counted_under_its_class_and_an_old_error_of_a_bundle_in_place_is_not() {
+        let mut status = thousand(|number| match number {
+            0..7 => State::Failed,
+            _ => State::Done,
+        });
+        status.bundles[8].error = status.bundles[0].error.clone();
+        let text = Metrics::new().text(&status);
+        for class in ErrorClass::ALL {
+            let wanted = format!("airgapd_bundles_failed{{class=\"{}\"}} 1", class.as_str());
+            assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
+            assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
+        }
+        assert_eq!(
+            samples(&text, "airgapd_set_aside_bundles"),
+            ["airgapd_set_aside_bundles 1"]
+        );
+    }
+
+    #[test]
+    fn exactly_one_state_is_the_verdict() {
+        for health in Health::ALL {
+            let status = Status {
+                verdict: Verdict {
+                    health,
+                    ..Verdict::default()
+                },
+                ..Status::default()
+            };
+            let text = Metrics::new().text(&status);
+            let lines = samples(&text, "airgapd_verdict");
+            let on: Vec<_> = lines.iter().filter(|line| line.ends_with(" 1")).collect();
+            let wanted = format!("airgapd_verdict{{state=\"{}\"}} 1", health.as_str());
+            assert_eq!((lines.len(), on), (5, vec![&&*wanted]));
+        }
+    }
+
+    #[test]
+    fn images_are_counted_once_in_one_of_three_states() {
+        let status = Status {
+            image_count: ImageCount {
+                all: 11,
+                in_place: 7,
+                failed: 1,
+            },
+            ..Status::default()
+        };
+        let text = Metrics::new().text(&status);
+        for (state, count) in [("in-place", 7), ("failed", 1), ("pending", 3)] {
+            let wanted = format!("airgapd_images{{state=\"{state}\"}} {count}");
+            assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_replaced_follows_no_link_and_fails_in_the_same_words_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, new) = (folder.path().join("a.prom"), folder.path().join(".a.prom.new"));
+        let other = folder.path().join("other");
+        fs::write(&other, "theirs").unwrap();
+        std::os::unix::fs::symlink(&other, &new).unwrap();
+        write(&file, "one\n").unwrap();
+        write(&file, "two\n").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "two\n");
+        assert_eq!(fs::read_to_string(&other).unwrap(), "theirs");
+        assert!(!new.exists());
+        let nowhere = folder.path().join("none/a.prom");
+        let failed = || write(&nowhere, "").unwrap_err().to_string();
+        assert_eq!(failed(), failed());
+    }
 
     #[test]
     fn a_name_that_lies_neither_breaks_a_line_nor_hides_in_one() {

@@ -84,6 +84,8 @@ pub enum Subject {
     Required,
     /// Images that are unpacked ahead.
     Unpack,
+    /// The metrics of the daemon.
+    Metrics,
 }
 
 impl Subject {
@@ -99,6 +101,7 @@ impl Subject {
             Subject::Image => "image",
             Subject::Required => "required",
             Subject::Unpack => "unpack",
+            Subject::Metrics => "metrics",
         }
     }
 }
@@ -312,7 +315,24 @@ fn of_node(status: &Status) -> Vec<Reason> {
         );
         reasons.push(reason.remedy("free space on that disk, or lower `minFree`; it is noticed"));
     }
+    reasons.extend(of_metrics(status));
     reasons
+}
+
+/// Metrics that do not arrive: alerts would take the node for silent, or go by an old file.
+fn of_metrics(status: &Status) -> Vec<Reason> {
+    let new = |problem: &String| Reason::new(Health::Degraded, Subject::Metrics, problem);
+    let file = status.metrics_file_problem.iter().map(|problem| {
+        new(problem).remedy(
+            "make the folder, and let the daemon write there: `systemctl edit airgapd.service`, [Service], ReadWritePaths=FOLDER",
+        )
+    });
+    let address = status.metrics_address_problem.iter().map(|problem| {
+        new(problem).remedy(
+            "install the drop-in metrics.conf (docs/metrics.md), which gives the service the network; or free the port",
+        )
+    });
+    file.chain(address).collect()
 }
 
 const ROOM: &str = "room on containerd's disk";
@@ -704,5 +724,33 @@ mod tests {
         assert_eq!(verdict(RecordStatus::InPlace), "healthy");
         assert_eq!(verdict(RecordStatus::Missing), "degraded");
         assert_eq!(verdict(RecordStatus::Elsewhere), "degraded");
+    }
+
+    #[test]
+    fn metrics_that_do_not_arrive_degrade_the_node_and_name_the_remedy() {
+        let file = Status {
+            metrics_file_problem: Some("no metrics in /var/x.prom: Read-only file system".to_owned()),
+            ..well()
+        };
+        let address = Status {
+            metrics_address_problem: Some("no metrics on 127.0.0.1:9799: Address in use".to_owned()),
+            ..well()
+        };
+        for (status, text, remedy) in [
+            (file, "/var/x.prom", "ReadWritePaths="),
+            (address, "9799", "metrics.conf"),
+        ] {
+            let verdict = Verdict::of(&status);
+            let [reason] = &*verdict.reasons else {
+                panic!("{verdict:?}")
+            };
+            assert_eq!(
+                (verdict.health, reason.subject),
+                (Health::Degraded, Subject::Metrics)
+            );
+            assert!(reason.text.contains(text), "{reason:?}");
+            let told = reason.remedy.as_ref();
+            assert!(told.is_some_and(|told| told.contains(remedy)), "{reason:?}");
+        }
     }
 }

@@ -45,8 +45,14 @@ type Elsewhere = (
     Option<&'static str>,
     &'static [(&'static str, &'static str)],
 );
-const ELSEWHERE: [Elsewhere; 11] = [
+const ELSEWHERE: [Elsewhere; 12] = [
     ("node/src/act.rs", "notice", None, &[NOTICES]),
+    (
+        "node/src/act/answer.rs",
+        "problem",
+        None,
+        &[("node/src/act/answer.rs", "problem: format!")],
+    ),
     ("node/src/act/hands.rs", "notice", None, &[NOTICES]),
     ("node/src/act/journal.rs", "text", None, &[]),
     (

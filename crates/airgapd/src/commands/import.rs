@@ -52,7 +52,8 @@ pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal>
     let mut results = Vec::new();
     for file in &args.files {
         let (result, plan) = import.one(file).await;
-        if call.format == OutputFormat::Text {
+        // With `-q` only what failed.
+        if call.format == OutputFormat::Text && (!call.is_quiet || failure(&result).is_some()) {
             output::text(&answer::text(&result, args.dry_run))?;
             if args.dry_run {
                 output::text(&Page::of_lines(&plan))?;

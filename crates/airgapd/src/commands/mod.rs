@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 pub(crate) mod documentation;
 mod export;
+mod images;
 mod import;
 mod inspect;
 mod inventory;
@@ -36,6 +37,9 @@ struct Call {
     format: OutputFormat,
     /// Where a bundle or an inventory goes.
     file: Option<PathBuf>,
+    /// Whether text says more, or nothing but errors.
+    is_verbose: bool,
+    is_quiet: bool,
 }
 
 /// Carries out a task.
@@ -48,6 +52,8 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
         settings: config.settings.clone(),
         format: common.form(),
         file: common.file().map(Path::to_owned),
+        is_verbose: common.verbose > 0,
+        is_quiet: common.quiet,
     };
     match task {
         Task::Run(_) => run::run(call.settings, Box::new(move || configure(&common, &task))).await,
@@ -60,6 +66,7 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
         Task::Inventory => inventory::run(&call).await,
         Task::Bundle(args) => bundles::run(args, &call).await,
         Task::Status(args) => status::run(&args, &call).await,
+        Task::Images(args) => images::run(&args, &call).await,
         Task::Wait(args) => wait::run(&args, &call).await,
         Task::Doctor => doctor::run(&call).await,
         Task::Release(args) => release::run(&args, &call).await,

@@ -373,7 +373,11 @@ fn text(document: &Document) -> Page {
 fn write_pulls(out: &mut Page, pulls: &[Pull]) {
     let (of_k0s, others): (Vec<_>, Vec<_>) = pulls.iter().partition(|pull| pull.source.kind == Kind::K0s);
     if let [first, ..] = of_k0s[..] {
-        paragraph(out, "PULLS    ", &format!("{} images of k0s", of_k0s.len()));
+        paragraph(
+            out,
+            "PULLS    ",
+            &format!("{} of k0s", basics::counted(of_k0s.len(), "image")),
+        );
         paragraph(out, "  remedy ", first.remedy);
     }
     for pull in others {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Daemon;
 use super::hands::Hands;
@@ -17,6 +17,7 @@ use crate::metrics;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
+use crate::verdict::Health;
 
 /// How often the file of the metrics is written: as often as they are usually read.
 const METRICS_PACE: Duration = Duration::from_secs(15);
@@ -39,33 +40,58 @@ pub(super) struct Asked {
     started_at: Timestamp,
     /// None where nobody asked for it.
     metrics: Option<MetricsFile>,
+    /// The address of the metrics while they cannot be served there.
+    unserved: Option<Unserved>,
 }
 
 /// The file that node_exporter reads.
 struct MetricsFile {
     path: PathBuf,
     due: Instant,
-    /// What was said about it.
-    said: Option<String>,
+    /// Why it could not be written the last time.
+    problem: Option<String>,
+    /// The verdict that it has.
+    health: Option<Health>,
+}
+
+/// An address on which the daemon is to serve its metrics and cannot.
+struct Unserved {
+    address: SocketAddr,
+    questions: mpsc::Sender<Question>,
+    due: Instant,
+    problem: String,
+}
+
+impl Unserved {
+    /// Serves the metrics. Gives what is to be tried again where that cannot be done.
+    fn serve(address: SocketAddr, questions: mpsc::Sender<Question>) -> Option<Unserved> {
+        let error = control::listen_for_metrics(address, questions.clone()).err()?;
+        Some(Unserved {
+            address,
+            questions,
+            due: Instant::now() + METRICS_PACE,
+            problem: format!("no metrics on {address}: {error}"),
+        })
+    }
 }
 
 impl Asked {
     /// Opens the control socket. That it cannot be had is no reason not to import.
     pub(super) fn start(settings: &Settings) -> Asked {
         let folder = &settings.runtime_dir;
-        let questions = match control::listen(folder) {
+        let (questions, unserved) = match control::listen(folder) {
             Ok((sender, questions)) => {
-                settings
-                    .metrics_address
-                    .iter()
-                    .for_each(|address| serve_metrics(*address, sender.clone()));
-                Some(questions)
+                let serve = |address| Unserved::serve(address, sender);
+                (Some(questions), settings.metrics_address.and_then(serve))
             }
             Err(error) => {
                 warn!("no control socket in {}: {error}", folder.display());
-                None
+                (None, None)
             }
         };
+        if let Some(unserved) = &unserved {
+            warn!("{}", unserved.problem);
+        }
         // Where there is no runtime folder, nobody asked for the file.
         let by_default = || questions.is_some().then(|| folder.join("airgapd.prom"));
         let file = settings.metrics_file.clone().or_else(by_default);
@@ -78,8 +104,10 @@ impl Asked {
             metrics: file.map(|path| MetricsFile {
                 path,
                 due: Instant::now(),
-                said: None,
+                problem: None,
+                health: None,
             }),
+            unserved,
         }
     }
 
@@ -113,8 +141,40 @@ impl Asked {
         }
     }
 
+    /// When the file of the metrics is written next, or their address tried again.
     pub(super) fn metrics_due(&self) -> Option<Instant> {
-        self.metrics.as_ref().map(|file| file.due)
+        let file = self.metrics.as_ref().map(|file| file.due);
+        let address = self.unserved.as_ref().map(|unserved| unserved.due);
+        file.into_iter().chain(address).min()
+    }
+
+    /// Has the file of the metrics written at once where it has another verdict than this.
+    pub(super) fn note_health(&mut self, health: Health, now: Instant) {
+        let is_other = |file: &&mut MetricsFile| file.health.is_some_and(|written| written != health);
+        if let Some(file) = self.metrics.as_mut().filter(is_other) {
+            file.due = now;
+        }
+    }
+
+    /// Removes the file of the metrics: it would go on calling the node healthy after the daemon's end.
+    pub(super) fn end(&self) {
+        if let Some(file) = &self.metrics {
+            let _ = std::fs::remove_file(&file.path);
+        }
+    }
+
+    /// Tries once more to serve the metrics on their address, where that is due.
+    fn serve_metrics_if_due(&mut self, now: Instant) {
+        let is_due = |unserved: &mut Unserved| unserved.due <= now;
+        if let Some(unserved) = self.unserved.take_if(is_due) {
+            let Unserved {
+                address, questions, ..
+            } = unserved;
+            self.unserved = Unserved::serve(address, questions);
+            if self.unserved.is_none() {
+                info!("metrics are served on {address}");
+            }
+        }
     }
 
     /// Answers those to whom this status is news, or who have waited long enough.
@@ -137,7 +197,7 @@ impl Asked {
 
     /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may be gone by now.
     pub(super) fn reply(&mut self, question: Question, view: &View<'_>) {
-        let status = view.status(self.started_at);
+        let status = view.status(self);
         if question.want == Want::Metrics {
             let text = view.hands.metrics.text(&status);
             let _ = question.answer.send(Answer::Metrics(text));
@@ -151,12 +211,6 @@ impl Asked {
     fn waits_for_news(&self, question: &Question, status: &Status) -> bool {
         let has_all = |known: &control::Known| known.tag == status.tag();
         self.kept.len() < MOST_KEPT && question.known.as_ref().is_some_and(has_all)
-    }
-}
-
-fn serve_metrics(address: SocketAddr, questions: mpsc::Sender<Question>) {
-    if let Err(error) = control::listen_for_metrics(address, questions) {
-        warn!("no metrics on {address}: {error}");
     }
 }
 
@@ -196,20 +250,24 @@ impl Daemon {
 
     pub(super) fn write_metrics_if_due(&mut self) {
         let now = Instant::now();
-        if self.asked.metrics_due().is_none_or(|due| due > now) {
+        self.asked.serve_metrics_if_due(now);
+        let due = self.asked.metrics.as_ref().map(|file| file.due);
+        if due.is_none_or(|due| due > now) {
             return;
         }
-        let text = self.hands.metrics.text(&self.snapshot());
+        let status = self.snapshot();
+        let text = self.hands.metrics.text(&status);
         let Some(file) = &mut self.asked.metrics else {
             return;
         };
         file.due = now + METRICS_PACE;
         let problem = metrics::write(&file.path, &text).err();
-        let problem = problem.map(|error| error.to_string());
-        if let Some(problem) = problem.as_ref().filter(|_| file.said != problem) {
-            warn!("no metrics in {}: {problem}", file.path.display());
+        let problem = problem.map(|error| format!("no metrics in {}: {error}", file.path.display()));
+        if let Some(problem) = problem.as_ref().filter(|_| file.problem != problem) {
+            warn!("{problem}");
         }
-        file.said = problem;
+        file.health = problem.is_none().then_some(status.verdict.health);
+        file.problem = problem;
     }
 
     pub(super) fn snapshot(&self) -> Status {
@@ -217,7 +275,7 @@ impl Daemon {
             state: &self.state,
             hands: &self.hands,
         };
-        view.status(self.asked.started_at)
+        view.status(&self.asked)
     }
 }
 
@@ -229,7 +287,7 @@ pub(super) struct View<'d> {
 
 impl View<'_> {
     /// How everything stands at this moment.
-    fn status(&self, started_at: Timestamp) -> Status {
+    fn status(&self, asked: &Asked) -> Status {
         let progress = self.hands.work.orders().map(|(order, counters)| {
             let progress = counters.so_far(order.started);
             (order.name.clone(), progress)
@@ -252,7 +310,7 @@ impl View<'_> {
             daemon: Some(DaemonStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
-                started_at,
+                started_at: asked.started_at,
             }),
             containerd: self.containerd_status(),
             folder: FolderStatus {
@@ -264,6 +322,8 @@ impl View<'_> {
                 }),
             },
             configuration_problem: self.state.configuration_problem.clone(),
+            metrics_file_problem: asked.metrics.as_ref().and_then(|file| file.problem.clone()),
+            metrics_address_problem: asked.unserved.as_ref().map(|unserved| unserved.problem.clone()),
             disk: self.state.room.status(self.state.settings.min_free),
             image_count: status::count_images(&self.state.ledger, &bundles),
             required: self.state.required_status(),

@@ -308,6 +308,7 @@ mod tests {
             name: "r.test/a:1".into(),
             target: Descriptor::new(MediaType::ImageManifest, 7, digest),
             labels: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+            created_at: None,
         }
     }
 

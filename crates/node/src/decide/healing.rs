@@ -30,6 +30,8 @@ struct Rounds {
     last: Instant,
     /// What was missing, where the restoration was put off.
     put_off: Option<String>,
+    /// Whether something of it is missing still, as far as is known.
+    is_pending: bool,
 }
 
 impl Healing {
@@ -39,6 +41,7 @@ impl Healing {
             count: 0,
             last: now,
             put_off: None,
+            is_pending: true,
         });
         if now.saturating_duration_since(rounds.last) > CALM {
             rounds.count = 0;
@@ -48,7 +51,14 @@ impl Healing {
         let wait = (late > 0).then(|| WAIT.whole(late - 1));
         rounds.last = now + wait.unwrap_or_default();
         rounds.put_off = wait.map(|_| what.to_owned());
+        rounds.is_pending = true;
         wait
+    }
+
+    /// Takes down that a bundle is in place. Gives whether something of it was missing before.
+    pub(crate) fn end(&mut self, bundle: &OsStr) -> bool {
+        let rounds = self.rounds.get_mut(bundle);
+        rounds.is_some_and(|rounds| std::mem::take(&mut rounds.is_pending))
     }
 
     /// Why bundles are restored later, by file name.
@@ -115,6 +125,21 @@ mod tests {
             let wait = healing.wait("a.tar".as_ref(), "a", now + pause);
             assert_eq!(wait.map(|wait| wait.as_secs() / 60), minutes, "{pause:?}");
         }
+    }
+
+    #[test]
+    fn what_was_missing_is_restored_once() {
+        let (mut healing, now, a) = (Healing::default(), Instant::now(), "a.tar".as_ref());
+        assert!(!healing.end(a), "nothing was missing");
+        for _ in 0..2 {
+            healing.wait(a, "a", now);
+            healing.wait(a, "a", now);
+            assert!(healing.end(a));
+            assert!(!healing.end(a));
+        }
+        healing.wait(a, "a", now);
+        healing.forget(a);
+        assert!(!healing.end(a), "another file has the name");
     }
 
     #[test]

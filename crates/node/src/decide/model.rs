@@ -99,6 +99,8 @@ pub(super) struct World {
     moved: BTreeSet<String>,
     /// How often each file was started.
     pub(super) starts: HashMap<OsString, u32>,
+    /// How many restorations the metrics count.
+    pub(super) restored: u32,
     pub(super) history: Vec<String>,
 }
 
@@ -160,6 +162,7 @@ impl World {
             unpacked: HashSet::new(),
             moved: BTreeSet::new(),
             starts: HashMap::new(),
+            restored: 0,
             history: Vec::new(),
         }
     }
@@ -319,6 +322,7 @@ impl World {
             Action::Say(line) => self.history.push(format!("  {}: {:?}", line.text, line.bundle)),
             Action::Pull(_) => panic!("there are no lists"),
             Action::Save => self.saved = self.state.ledger.clone(),
+            Action::CountRestored => self.restored += 1,
             Action::Watch(_) | Action::Count(_) | Action::Report(..) | Action::CheckFiles | Action::Adopt => {
             }
         }
@@ -447,6 +451,7 @@ impl World {
                     name: image.clone(),
                     target: Descriptor::new(MediaType::ImageManifest, 1, target.clone()),
                     labels: BTreeMap::new(),
+                    created_at: None,
                 });
                 record.target = Descriptor::new(MediaType::ImageManifest, 1, target.clone());
                 let changes = labels::vouch(&record.labels, &source);

@@ -290,7 +290,13 @@ impl State {
             None if is_bad => self.on_incomplete(&job, &landed, turn),
             // A later bundle that had a name has lost it meanwhile.
             None if self.may_write_more(&job) => self.roster.queue(name),
-            None => self.roster.finish(name),
+            None => {
+                self.roster.finish(name);
+                // Another program may have put back what was missing.
+                if self.healing.end(name) && landed.outcome == Outcome::Imported {
+                    turn.act(Action::CountRestored);
+                }
+            }
         }
         self.end_import(&job, turn);
     }
@@ -408,7 +414,12 @@ impl State {
         self.ledger.record_import(name, outcome, imported, closures);
         match problems.first() {
             _ if !self.is_current(&job) => self.start_over(name),
-            None => self.roster.finish(name),
+            None => {
+                self.roster.finish(name);
+                if self.healing.end(name) {
+                    turn.act(Action::CountRestored);
+                }
+            }
             Some(text) => {
                 self.record_failure(&job, outcome, (text, 0), ErrorClass::Transient, turn);
                 let chance = turn.chance();

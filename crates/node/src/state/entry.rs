@@ -117,6 +117,30 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// Every one.
+    pub const ALL: [ErrorClass; 7] = [
+        ErrorClass::Transient,
+        ErrorClass::Space,
+        ErrorClass::Disk,
+        ErrorClass::Bundle,
+        ErrorClass::Permanent,
+        ErrorClass::Refused,
+        ErrorClass::Crash,
+    ];
+
+    /// As in documents and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorClass::Transient => "transient",
+            ErrorClass::Space => "space",
+            ErrorClass::Disk => "disk",
+            ErrorClass::Bundle => "bundle",
+            ErrorClass::Permanent => "permanent",
+            ErrorClass::Refused => "refused",
+            ErrorClass::Crash => "crash",
+        }
+    }
+
     /// Whether time may help without a change of the file or the rules.
     pub(super) fn may_pass(self) -> bool {
         match self {

@@ -43,10 +43,13 @@ impl Verification {
 
     /// One line of what was done.
     pub(super) fn summary(&self) -> String {
-        let size = crate::output::bytes(self.bytes);
+        let (blobs, size) = (
+            basics::counted(self.blobs, "blob"),
+            crate::output::bytes(self.bytes),
+        );
         match self.damaged.len() {
-            0 => format!("{} blobs read ({size}), all as their digests say", self.blobs),
-            damaged => format!("{} blobs read ({size}), {damaged} of them DAMAGED", self.blobs),
+            0 => format!("{blobs} read ({size}), all as their digests say"),
+            damaged => format!("{blobs} read ({size}), {damaged} of them DAMAGED"),
         }
     }
 }

@@ -1,0 +1,108 @@
+//! A Prometheus of a scenario's own: it asks the ports it is given each second, and answers queries.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{tools, wait_until};
+
+/// A port of this machine that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("it has one").port()
+}
+
+/// What is said on a port of this machine to a request.
+pub fn get(port: u16, target: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    // Of HTTP/1.0, so that the answer comes in one piece.
+    write!(
+        stream,
+        "GET {target} HTTP/1.0\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A Prometheus that runs. Killed when dropped.
+pub struct Prometheus {
+    child: Child,
+    port: u16,
+    /// Its configuration and data.
+    _folder: TempDir,
+}
+
+impl Prometheus {
+    /// One that asks these ports, in the job `airgapd`, and evaluates these rules. `None` where this machine has no Prometheus.
+    pub fn start(ports: &[u16], rules: &Path) -> Option<Prometheus> {
+        let program = tools::prometheus()?;
+        let folder = tempfile::tempdir().expect("a folder");
+        let targets: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        // JSON is YAML.
+        let configuration = json!({
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [rules],
+            "scrape_configs": [{"job_name": "airgapd", "static_configs": [{"targets": targets}]}],
+        });
+        let file = folder.path().join("prometheus.yml");
+        fs::write(&file, configuration.to_string()).expect("it can be written");
+        let port = free_port();
+        let child = Command::new(program)
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                folder.path().join("data").display()
+            ))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.path().join("log")).expect("a log"))
+            .spawn()
+            .expect("Prometheus starts");
+        let prometheus = Prometheus {
+            child,
+            port,
+            _folder: folder,
+        };
+        wait_until("Prometheus is ready", || {
+            get(port, "/-/ready").is_ok_and(|answer| answer.starts_with("HTTP/1.0 200"))
+        });
+        Some(prometheus)
+    }
+
+    /// The results of a query at this moment, each with its labels and value.
+    ///
+    /// # Panics
+    /// If Prometheus refuses the query.
+    pub fn query(&self, query: &str) -> Vec<(Value, f64)> {
+        let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let data = self.data(&format!("/api/v1/query?query={escaped}"));
+        let results = data["result"].as_array().expect("a vector").iter();
+        let value = |result: &Value| result["value"][1].as_str().and_then(|text| text.parse().ok());
+        results
+            .map(|result| (result["metric"].clone(), value(result).expect("a number")))
+            .collect()
+    }
+
+    /// What an address of its interface answers.
+    pub fn data(&self, target: &str) -> Value {
+        let answer = get(self.port, target).expect("Prometheus answers");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("head and body");
+        let document: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        assert_eq!(document["status"], "success", "{target}: {document}");
+        document["data"].clone()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
