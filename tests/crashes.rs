@@ -183,10 +183,12 @@ fn set_aside_in_metrics(node: &Node) -> String {
 /// Lets the daemon die of `heavy.tar` in this cell so many times, after which it is left alone, and gives the daemon that
 /// lives.
 fn until_set_aside(node: &Node, cell: &Cell, signal: i32, deaths: usize) -> Daemon {
-    for _ in 0..deaths {
+    for death in 0..deaths {
         let mut daemon = cell.start(node);
         let status = daemon.wait();
         assert_eq!(status.signal(), Some(signal), "{status}\n{}", daemon.log());
+        let is_told = daemon.log().contains("the daemon before this one died of");
+        assert!(is_told || death == 0, "{}", daemon.log());
         assert!(!daemon.log().contains("set aside:"), "{}", daemon.log());
     }
     let daemon = cell.start(node);

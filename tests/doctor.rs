@@ -142,7 +142,12 @@ fn what_is_wrong_with_the_socket_is_found(_: &Target) {
 fn a_namespace_and_platforms_that_kubelet_makes_nothing_of_are_found(target: &Target) {
     let node = Node::on(target);
     let answer = doctor(&node);
-    assert_found(&answer, "namespace", "note", &["in k8s.io only", "`namespace:`"]);
+    assert_found(
+        &answer,
+        "namespace",
+        "note",
+        &["kubelet sees those in k8s.io only", "`namespace:`"],
+    );
     assert_eq!(found(&answer, "platform"), []);
 
     node.configure_also("platforms: [linux/s390x, linux/amd64]");

@@ -1,5 +1,5 @@
-//! What packages ship beside the program is made by the program: completions and manual pages. And what the documents say of
-//! tests and of the words of the program is so.
+//! The program makes the completions and manual pages that packages ship beside it. And the documents name tests that are there,
+//! and quote the program in its own words.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,64 +59,193 @@ fn a_folder_for_the_pages_that_is_not_there_is_named() {
     assert!(said.contains("/nonexistent"), "{said}");
 }
 
-/// What is quoted as a symptom is what the program says.
-#[test]
-fn symptoms_are_quoted_in_the_words_of_the_program() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+/// Where the project lies.
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A file of the source with its lines joined where a text goes on: what is shipped of it, and its tests.
+fn source(file: &Path) -> (String, String) {
+    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut joined = String::new();
+    for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        match joined.strip_suffix("\\\n").map(str::len) {
+            Some(length) => {
+                joined.truncate(length);
+                joined.push_str(line.trim_start());
+            }
+            None => joined.push_str(line),
+        }
+        joined.push('\n');
+    }
+    let joined = joined.replace("\\\"", "\"");
+    match joined.split_once("\n#[cfg(test)]\nmod tests {") {
+        Some((shipped, tests)) => (shipped.to_owned(), tests.to_owned()),
+        None => (joined.clone(), joined),
+    }
+}
+
+/// The source of the shipped crates, without their tests.
+fn shipped() -> String {
+    const NOT_SHIPPED: [&str; 5] = ["fake-containerd", "harness", "lab", "workshop", "xtask"];
+    let crates = workspace().join("crates");
+    let mut folders: Vec<_> = fs::read_dir(crates)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.retain(|path| NOT_SHIPPED.iter().all(|name| !path.ends_with(name)));
+    let mut folders: Vec<_> = folders.iter().map(|path| path.join("src")).collect();
     let mut sources = String::new();
-    let mut folders = vec![root.join("crates")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             match path.extension().and_then(|extension| extension.to_str()) {
                 None if path.is_dir() => folders.push(path),
-                Some("rs") => sources.push_str(&fs::read_to_string(&path).unwrap()),
+                Some("rs") => sources.push_str(&source(&path).0),
                 _ => {}
             }
         }
     }
-    let text = fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
-    let mut quoted = 0;
-    for row in rows {
-        let symptom = row.split('`').next().unwrap();
-        for words in symptom
-            .split('…')
-            .map(|words| words.trim_matches([' ', '.', ',']))
-        {
-            quoted += 1;
-            // An outcome is put into the sentence.
-            let words = words.strip_prefix("bundle ").unwrap_or(words);
-            assert!(sources.contains(words), "nobody says {words:?}");
-        }
-    }
-    assert!(quoted > 10);
+    sources
 }
 
-/// `docs/faults.md` names a test for each fault, as `path/of/file.rs::name`.
+/// A row of the runbook: the words that the program prints, in their parts around what changes, and the tests.
+struct Symptom {
+    line: usize,
+    keys: Vec<Vec<String>>,
+    tests: Vec<String>,
+}
+
+/// The text in backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// The rows of docs/runbook.md that begin with words of the program.
+fn symptoms() -> Vec<Symptom> {
+    let text = include_str!("../docs/runbook.md");
+    let rows = text.lines().zip(1..).filter(|(line, _)| line.starts_with("| `"));
+    let part = |part: &str| part.trim_matches([' ', '.', ',', ':', ';']).to_owned();
+    let key = |key: &str| key.split('…').map(part).filter(|part| !part.is_empty()).collect();
+    rows.map(|(row, line)| {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").collect();
+        assert_eq!(cells.len(), 4, "docs/runbook.md:{line}: a row has four cells");
+        Symptom {
+            line,
+            keys: quoted(cells[0]).into_iter().map(key).collect(),
+            tests: quoted(cells[3]).into_iter().map(str::to_owned).collect(),
+        }
+    })
+    .collect()
+}
+
+/// The program says each symptom in the words of the runbook, and a test of the row looks for them.
 #[test]
-fn the_tests_that_the_documentation_names_are_there() {
-    let workspace: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let document = include_str!("../docs/faults.md");
-    let rows = document
-        .lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| fault"));
-    let mut count = 0;
-    for row in rows {
-        let held_by = row
-            .trim_end_matches('|')
-            .rsplit('|')
-            .next()
-            .expect("a row has cells");
-        let tests: Vec<&str> = held_by.split('`').filter(|text| text.contains("::")).collect();
-        assert!(!tests.is_empty(), "nothing holds this: {row}");
-        for test in tests {
-            let (file, name) = test.split_once("::").expect("it was looked for");
-            let source =
-                fs::read_to_string(workspace.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-            assert!(source.contains(&format!("fn {name}(")), "{file} has no {name}");
-            count += 1;
+fn symptoms_are_quoted_in_the_words_of_the_program_and_a_test_brings_each_about() {
+    let shipped = shipped();
+    let mut moved = Vec::new();
+    let symptoms = symptoms();
+    for Symptom { line, keys, tests } in &symptoms {
+        let parts = || keys.iter().flatten();
+        for part in parts().filter(|part| !shipped.contains(part.as_str())) {
+            moved.push(format!(
+                "docs/runbook.md:{line}: the program does not say {part:?} any more"
+            ));
+        }
+        let files = tests.iter().filter_map(|test| test.split_once("::"));
+        let tests: String = files.map(|(file, _)| source(&workspace().join(file)).1).collect();
+        // A test need not quote all: three words in a row tell a message from others.
+        let is_quoted = |part: &String| {
+            let words: Vec<_> = part.split(' ').collect();
+            let least = words.len().min(3);
+            words
+                .windows(least)
+                .map(|words| words.join(" "))
+                .any(|words| words.len() > 7 && tests.contains(&words))
+        };
+        if !parts().any(is_quoted) {
+            moved.push(format!(
+                "docs/runbook.md:{line}: no test of the row looks for {keys:?}"
+            ));
         }
     }
-    assert!(count > 40, "the table is read: {count}");
+    assert!(moved.is_empty(), "{moved:#?}");
+    assert!(symptoms.len() > 40, "the table is read: {}", symptoms.len());
+}
+
+/// Nothing is left unexplained: a warning or an error of the daemon has an id, by which `journalctl -x` explains it, or a row of the
+/// runbook.
+#[test]
+fn each_message_at_warning_and_above_has_a_message_id_or_a_row_of_the_runbook() {
+    let text = include_str!("../docs/messages.md");
+    let (messages, ids) = text
+        .split_once("\n## Message ids\n")
+        .expect("the page has two tables");
+    let explained: Vec<_> = ids
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| quoted(line)[0])
+        .collect();
+    let keys: Vec<_> = symptoms().into_iter().flat_map(|symptom| symptom.keys).collect();
+    let rows = messages.lines().filter(|line| line.starts_with("| `"));
+    let unexplained: Vec<_> = rows
+        .filter(|row| {
+            let (message, rest) = row
+                .rsplit_once(" | ")
+                .and_then(|(row, outcome)| Some((row.rsplit_once(" | ")?.0, outcome)))
+                .expect("three cells");
+            let has_id = quoted(rest)
+                .first()
+                .is_some_and(|outcome| explained.contains(outcome));
+            let has_row = || {
+                keys.iter()
+                    .any(|key| key.iter().all(|part| message.contains(part.as_str())))
+            };
+            !has_id && !has_row()
+        })
+        .collect();
+    assert!(
+        unexplained.is_empty(),
+        "docs/runbook.md has no row for {unexplained:#?}"
+    );
+}
+
+/// docs/faults.md and docs/runbook.md name a test in each row, as `path/of/file.rs::name`.
+#[test]
+fn the_tests_that_the_documentation_names_are_there() {
+    let mut count = 0;
+    for (document, text) in [
+        ("docs/faults.md", include_str!("../docs/faults.md")),
+        ("docs/runbook.md", include_str!("../docs/runbook.md")),
+    ] {
+        let is_head = |line: &str| {
+            ["| fault", "| it says", "| you see"]
+                .iter()
+                .any(|head| line.starts_with(head))
+        };
+        let rows = text
+            .lines()
+            .zip(1..)
+            .filter(|(line, _)| line.starts_with("| ") && !is_head(line));
+        for (row, line) in rows {
+            let held_by = row
+                .trim_end_matches('|')
+                .rsplit('|')
+                .next()
+                .expect("a row has cells");
+            let tests: Vec<&str> = held_by.split('`').filter(|text| text.contains("::")).collect();
+            assert!(!tests.is_empty(), "{document}:{line}: nothing holds this: {row}");
+            for test in tests {
+                let (file, name) = test.split_once("::").expect("it was looked for");
+                let source = fs::read_to_string(workspace().join(file))
+                    .unwrap_or_else(|error| panic!("{document}:{line}: {file}: {error}"));
+                assert!(
+                    source.contains(&format!("fn {name}(")),
+                    "{document}:{line}: {file} has no {name}"
+                );
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 100, "the tables are read: {count}");
 }

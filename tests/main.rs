@@ -57,6 +57,7 @@ mod report;
 mod require;
 mod restart;
 mod restore;
+mod runbook;
 mod status;
 mod stop;
 mod sub_folders;

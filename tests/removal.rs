@@ -260,6 +260,8 @@ fn with_keep_the_pin_outlives_the_bundle(target: &Target) {
     fs::remove_file(node.images().join("a.tar")).unwrap();
     wait_until("its word is withdrawn", || sources(target, ONE) == 0);
     assert!(target.is_pinned(ONE));
+    node.airgapd(["release", ONE]).exits(0);
+    assert!(!target.is_pinned(ONE));
     daemon.finish(target);
 }
 

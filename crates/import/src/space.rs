@@ -470,18 +470,18 @@ mod tests {
     fn kubelets_thresholds_are_warned_of_only_where_the_import_passes_them() {
         for (wanted, inodes, disk, words) in [
             (100 * MB, 10, disk(250 * MB, 90_000), vec![]),
-            (100 * MB + 1, 10, disk(250 * MB, 90_000), vec!["86 % full"]),
+            (100 * MB + 1, 10, disk(250 * MB, 90_000), vec!["86 % full: above"]),
             (
                 100 * MB,
                 10,
                 disk(900 * MB, 5009),
-                vec!["4999 of 100000 inodes free"],
+                vec!["4999 of 100000 inodes free: below"],
             ),
             (
                 100 * MB,
                 10,
                 disk(100 * MB, 10),
-                vec!["100 % full", "0 of 100000"],
+                vec!["100 % full: above", "0 of 100000"],
             ),
             (0, 0, disk(0, 0), vec![]),
         ] {

@@ -100,7 +100,7 @@ pub enum Task {
     },
     /// Place a bundle in every known way, and print the results as the table of docs/watching.md.
     Uploads,
-    /// Write docs/configuration.md, made of config/config.yaml.
+    /// Write docs/configuration.md, made of config/config.yaml, and docs/messages.md, made of the source.
     Reference,
     /// Type the examples of README.md and docs/ on a node, and write the screen's text where they show it.
     Recording,

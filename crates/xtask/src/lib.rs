@@ -11,6 +11,7 @@ pub mod bare;
 pub mod checks;
 pub mod endurance;
 pub mod kubernetes;
+mod messages;
 pub mod mutants;
 pub mod reference;
 pub mod suite;

@@ -1,4 +1,4 @@
-//! `docs/configuration.md`, made of `config/config.yaml`.
+//! `docs/configuration.md`, made of `config/config.yaml`, and `docs/messages.md`, made of the source.
 //!
 //! A test of the program holds that file to the program's own table of keys, so what is made of it cannot drift either.
 
@@ -9,18 +9,22 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use lab::workspace;
 
+use crate::messages;
+
 const HEAD: &str = "# Configuration\n\n\
     Every key with its default and its environment variable; made by `cargo xtask reference` of `config/config.yaml`, \
     which a test holds to the program.\n";
 
-/// Writes the page.
+/// Writes the pages.
 ///
 /// # Errors
 ///
-/// When a file cannot be read or written.
+/// When a file cannot be read or written, or a message of the source has no text that could be found.
 pub fn write() -> Result<()> {
-    let path = page();
-    fs::write(&path, made()?).with_context(|| format!("cannot write {}", path.display()))
+    for (path, text) in [(page(), made()?), (messages::page(), messages::made()?)] {
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn page() -> PathBuf {

@@ -145,7 +145,7 @@ mod tests {
             (
                 ["loaded", "failed", "enabled", "exit-code", "0"],
                 Verdict::Problem,
-                "exit-code",
+                "airgapd.service has failed (exit-code)",
             ),
             (
                 ["loaded", "active", "disabled", "success", "0"],
@@ -197,7 +197,8 @@ mod tests {
             assert_eq!(found.is_some(), by.is_some(), "{folder} {values:?}");
             if let (Some(found), Some(by)) = (found, by) {
                 assert!(
-                    found.text.contains(by) && found.verdict == Verdict::Problem,
+                    found.text.contains(&format!("{by} hides it from the daemon"))
+                        && found.verdict == Verdict::Problem,
                     "{found:?}"
                 );
             }
