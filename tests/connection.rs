@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fake_containerd::{Fake, FakeConfig};
 
 use crate::support::bundles::{self, image, text};
-use crate::support::node::{Daemon, program};
+use crate::support::node::{Answer, Daemon, program};
 use crate::support::{Node, Target, on_the_fake};
 
 fn an_import_without_containerd_names_the_socket_and_ends_with_3(target: &Target) {
@@ -19,7 +19,12 @@ fn an_import_without_containerd_names_the_socket_and_ends_with_3(target: &Target
     let node = Node::at(&socket, target.namespace());
     bundles::write(&node.path("bundle.tar"), [image("registry.test/a:1")]);
     let answer = node.import([&node.path("bundle.tar")]).exits(3);
-    assert!(answer.stderr.contains(&text(&socket)), "{answer:?}");
+    let told = format!(
+        "no connection to containerd on {}: No such file or directory (os error 2)",
+        socket.display()
+    );
+    assert!(answer.stderr.trim_end().ends_with(&told), "{answer:?}");
+    assert_eq!(answer.stderr.matches("connect").count(), 1, "{answer:?}");
     node.airgapd(["release", "--all"]).exits(3);
 
     // A socket file that refuses, as a containerd leaves it that was killed.
@@ -70,24 +75,79 @@ fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     assert_eq!(fake.check_done(), Vec::<String>::new());
 }
 
-/// In the namespace of Kubernetes a containerd without CRI, Docker's for instance, cannot be kubelet's.
-fn a_containerd_without_cri_is_refused_for_kubernetes(_: &Target) {
+/// In the namespace of Kubernetes a containerd without CRI, Docker's for instance, cannot be kubelet's. Where its address was
+/// given it is the operator's word, unless he insists on CRI.
+fn a_containerd_without_cri_is_taken_at_an_address_that_was_given(_: &Target) {
     let docker = Fake::start_blocking(FakeConfig {
         cri: false,
         ..FakeConfig::default()
     });
     let node = Node::at(docker.socket(), "k8s.io");
     bundles::write(&node.path("bundle.tar"), [image("registry.test/a:1")]);
-    let answer = node.import([&node.path("bundle.tar")]).exits(1);
-    assert!(
-        answer.stderr.contains("CRI") && answer.stderr.contains("cri: false"),
-        "{answer:?}"
-    );
+    let configured = fs::read_to_string(node.path("config.yaml")).unwrap();
+    let file = text(&node.path("bundle.tar"));
+    node.configure_also("cri: true");
+    let answer = node.import([&file]).exits(1);
+    assert!(answer.stderr.contains("`cri: false` takes it"), "{answer:?}");
+    assert_eq!(answer.stderr.matches("no CRI service").count(), 1, "{answer:?}");
+    assert!(!answer.stderr.contains("tried"), "{answer:?}");
     assert!(docker.images("k8s.io").is_empty() && docker.blobs("k8s.io").is_empty());
 
+    let unaddressed = configured.replace("address:", "#");
+    let socket = text(docker.socket());
+    let ways: [(&str, Vec<&str>, Option<&str>); 3] = [
+        (&configured, vec![], None),
+        (&unaddressed, vec!["--address", &socket], None),
+        (&unaddressed, vec![], Some(&socket)),
+    ];
+    for (configuration, flags, variable) in ways {
+        node.configure(configuration);
+        let mut command = node.command([&["import", &file], &*flags].concat());
+        command.envs(variable.map(|socket| ("AIRGAPD_ADDRESS", socket)));
+        let answer = Answer::from(command.output().unwrap()).exits(0);
+        let warned = answer.stderr.matches("kubelet does not see the images").count();
+        assert_eq!(warned, 1, "{flags:?} {variable:?} {answer:?}");
+        assert_eq!(docker.images("k8s.io").len(), 2);
+    }
+
+    node.configure(&configured);
+    let daemon = node.start();
+    daemon.wait_for_log("kubelet does not see the images");
+    node.airgapd(["wait", "--allow-empty"]).exits(0);
+    daemon.stop();
     node.configure_also("cri: false");
-    node.import([&node.path("bundle.tar")]).exits(0);
-    assert_eq!(docker.images("k8s.io").len(), 2);
+    let answer = node.import([&file]).exits(0);
+    assert_eq!(answer.stderr, "", "nobody is warned who has said so");
+}
+
+/// What was found by looking around may be Docker's, and is not taken for kubelet's.
+fn a_containerd_without_cri_that_nobody_named_is_refused(_: &Target) {
+    if !lab::is_root() {
+        return;
+    }
+    let node = tempfile::tempdir().unwrap();
+    let at = |path: &str| node.path().join(path);
+    for folder in ["bin", "run/containerd", "lib", "etc"] {
+        fs::create_dir_all(at(folder)).unwrap();
+    }
+    let docker = Fake::start_blocking(FakeConfig {
+        cri: false,
+        socket: Some(at("run/containerd/containerd.sock")),
+        ..FakeConfig::default()
+    });
+    let daemon = Daemon::start(on_the_node(node.path()), &at("run/notify"));
+    daemon.wait_until_ready();
+    daemon.wait_for_log("has no CRI service");
+    let log = daemon.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("has no CRI service"))
+        .unwrap();
+    assert_eq!(line.matches("has no CRI service").count(), 1, "{line}");
+    assert!(!line.contains("()"), "{line}");
+    assert!(line.contains("`address:` or `cri: false` takes it"), "{line}");
+    daemon.stop();
+    assert!(docker.images("k8s.io").is_empty());
 }
 
 /// Docker's containerd runs, k0s is installed and comes late: by evidence, and without any configuration, the images
@@ -209,7 +269,8 @@ fn on_the_node(node: &Path) -> Command {
 on_the_fake!(
     an_import_without_containerd_names_the_socket_and_ends_with_3,
     a_daemon_waits_for_containerd_and_says_so_once,
-    a_containerd_without_cri_is_refused_for_kubernetes,
+    a_containerd_without_cri_is_taken_at_an_address_that_was_given,
+    a_containerd_without_cri_that_nobody_named_is_refused,
     a_k0s_node_imports_into_k0s_containerd_however_late_it_comes,
     a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart,
 );

@@ -46,7 +46,7 @@ fn the_control_socket_is_roots_alone(target: &Target) {
     let nobody = as_another_user(&["wait"]);
     assert_eq!(nobody.status.code(), Some(7), "{nobody:?}");
     assert!(
-        String::from_utf8_lossy(&nobody.stderr).contains("is root's"),
+        String::from_utf8_lossy(&nobody.stderr).contains("sudo airgapd wait"),
         "{nobody:?}"
     );
     daemon.finish(target);

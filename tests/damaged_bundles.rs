@@ -69,6 +69,46 @@ fn an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does
     }
 }
 
+/// A layer whose bytes are others is told as such: once in text, once for its image in the document, and once in the log,
+/// with what to do. The same goes for documents.
+fn damaged_bytes_are_told_once_with_both_digests_and_what_to_do(target: &Target) {
+    for (part, part_of) in PARTS {
+        let target = target.elsewhere();
+        let node = Node::on(&target);
+        let file = text(&node.path("bundle.tar"));
+        let mut archive = bundles::layout([image(BAD).layer("upper"), image(GOOD)]).build();
+        let broken = part_of(&archive.images[0].manifests[0]).clone();
+        archive.corrupt(&broken);
+        let found = basics::digest::sha256(&archive.bytes_of(&archive.name_of(&broken)));
+        archive.write_to(file.as_ref());
+        let part = if part == "layer" { "layer 1 of 2" } else { part };
+        let told = format!(
+            "{part} of {BAD} is damaged in bundle.tar (its bytes hash to {found}, not {broken}): copy it again, compare \
+             sha256sum"
+        );
+
+        let answer = node.airgapd(["import", &file]).exits(1);
+        assert_eq!(answer.said().matches(&told).count(), 1, "{answer:?}");
+        assert_eq!(answer.said().matches(broken.digest()).count(), 1, "{answer:?}");
+        let document = node.import([&file]).exits(1).bundle();
+        let images = document["images"].as_array().expect("a list");
+        let failed = Vec::from_iter(images.iter().filter(|image| image["outcome"] == "failed"));
+        assert_eq!(failed.len(), 1, "{document:#}");
+        assert_eq!(failed[0]["reason"], *told, "{document:#}");
+
+        let daemon = node.start();
+        node.drop_in(file.as_ref());
+        daemon.wait_for_log(&told);
+        daemon.wait_until("the whole image", || target.leases().is_empty());
+        assert_eq!(daemon.count(&told), 1, "{}", daemon.log());
+        let status = node.airgapd(["status"]).exits(1);
+        let screen = status.stdout.split_whitespace().collect::<String>();
+        let sought = told.split_whitespace().collect::<String>();
+        assert!(screen.contains(&sought), "{status:?}");
+        daemon.finish(&target);
+    }
+}
+
 /// Statement 13, where nothing is left to land.
 fn a_bundle_of_one_broken_image_ends_with_5(target: &Target) {
     for (harm, damage) in HARMS {
@@ -274,7 +314,10 @@ fn extend(path: &Path) {
     file.write_all_at(b"more", size).expect("it can be written");
 }
 
-on_each_containerd!(an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does);
+on_each_containerd!(
+    an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does,
+    damaged_bytes_are_told_once_with_both_digests_and_what_to_do,
+);
 on_the_fake!(
     a_bundle_of_one_broken_image_ends_with_5,
     a_cut_bundle_gives_its_whole_images_and_no_other,

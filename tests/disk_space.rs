@@ -101,6 +101,15 @@ fn what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits(own: &mut Own)
     for part in ["no space for it", "50.", "wanted", "free", &text(&root)] {
         assert!(error.contains(part), "{part} in {error}");
     }
+    let images = answer.bundle()["images"].clone();
+    assert_eq!(
+        images.as_array().map(Vec::len),
+        Some(1),
+        "once for its image: {images:#}"
+    );
+    let said = node.airgapd(["import", &text(&file)]).exits(1).said();
+    assert_eq!(said.matches("no space for it").count(), 1, "{said}");
+    assert!(said.contains("FAILED     1 image, for that reason"), "{said}");
 
     let daemon = node.start();
     node.drop_in(&file);

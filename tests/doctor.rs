@@ -128,6 +128,9 @@ fn what_is_wrong_with_the_socket_is_found(_: &Target) {
         socket: Some(socket),
         ..FakeConfig::default()
     });
+    let words = ["no CRI service", "its address was given", "`cri: true`"];
+    assert_found(&doctor(&node), "containerd", "note", &words);
+    node.configure_also("cri: true");
     assert_found(
         &doctor(&node),
         "containerd",
@@ -362,21 +365,43 @@ fn who_is_not_root_is_told_so(target: &Target) {
     assert_eq!(found(&doctor(&node), "user"), []);
     let copy = node.program_for_all();
     let config = text(&node.path("config.yaml"));
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(&copy)
-        .args(["doctor", "-o", "json", "--config", &config]);
-    for (name, _) in program().get_envs() {
-        command.env_remove(name);
+    let as_nobody = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&copy)
+            .args(arguments)
+            .args(["--config", &config]);
+        for (name, _) in program().get_envs() {
+            command.env_remove(name);
+        }
+        Answer::from(command.output().unwrap())
+    };
+    mode(target.socket().parent().unwrap(), 0o755);
+    mode(target.socket(), 0o600);
+    let daemon = node.start();
+
+    let answer = as_nobody(&["doctor", "-o", "json"]).exits(1);
+    let words = ["this is not root", "sudo airgapd doctor"];
+    assert_found(&answer, "user", "problem", &words);
+    for subject in ["daemon", "containerd", "inotify", "state"] {
+        assert_eq!(found(&answer, subject), [], "{answer:?}");
     }
-    let output = command.output().unwrap();
-    assert_found(
-        &Answer::from(output),
-        "user",
-        "note",
-        &["this is not root", "run it as root"],
-    );
+    let (bundle, _) = bundles::marker(node.path("bundle.tar"));
+    let bundle = text(&bundle);
+    for (command, arguments, exit) in [
+        ("status", vec!["status"], 3),
+        ("wait", vec!["wait"], 7),
+        ("verify", vec!["verify", "--images", "/dev/null"], 3),
+        ("import", vec!["import", &bundle], 3),
+    ] {
+        let answer = as_nobody(&arguments).exits(exit);
+        assert!(answer.stdout.is_empty(), "{answer:?}");
+        assert_eq!(answer.stderr.lines().count(), 1, "{answer:?}");
+        let remedy = format!("sudo airgapd {command}");
+        assert!(answer.stderr.trim_end().ends_with(&remedy), "{answer:?}");
+    }
+    daemon.stop();
 }
 
 fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
@@ -411,6 +436,8 @@ fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
         "{is} {why}"
     );
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The daemon has to notice it, too.
+    node.airgapd(["wait"]).exits(0);
     let text = node.airgapd(["doctor"]).exits(0).stdout;
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     daemon.finish(target);

@@ -39,6 +39,23 @@ fn every_byte_is_read_when_asked(target: &Target) {
         human.stdout.contains("DAMAGED") && human.stdout.contains("NOT WHOLE"),
         "{human:?}"
     );
+
+    // An image that this node would take.
+    let mut archive = bundles::layout([image("registry.test/other:1")]).build();
+    let layer = archive.images[0].manifests[0].layers[0].clone();
+    archive.corrupt(&layer).write_to(file.as_ref());
+    let human = node.airgapd(["inspect", "--verify", &file]).exits(5).stdout;
+    assert!(
+        human.contains("verdict  broken: layer 1 of 1 is damaged:"),
+        "{human}"
+    );
+    assert!(!human.contains("take") && !human.contains(" whole,"), "{human}");
+    let document = node.airgapd(["inspect", "--verify", "-o", "json", &file]).json();
+    let platform = &document["images"][0]["platforms"][0];
+    assert_eq!(platform["state"], "broken", "{document:#}");
+    assert_eq!(platform["taken"], false, "{document:#}");
+    assert_eq!(platform["blobs"][1]["state"], "broken", "{document:#}");
+    assert_eq!(document["images"][0]["verdict"], "broken", "{document:#}");
     assert!(
         target.names().is_empty() && target.blobs().is_empty(),
         "it only looks"

@@ -379,7 +379,28 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         "waits_for": null,
         "error": null,
         "retry_in_ms": null,
+        "disk_use": null,
     });
+    let mut with_disk_use = shown.clone();
+    with_disk_use["disk_use"] = known("disk_use");
+    let in_containerd = |digest: String| size_of(&archive, digest);
+    let [ours, _] = &archive.images[0].manifests[..] else {
+        panic!("two platforms")
+    };
+    let needed = [
+        &archive.images[0].root,
+        &ours.digest,
+        &ours.config,
+        &ours.layers[0],
+    ];
+    let bytes: u64 = needed
+        .map(|digest| in_containerd(digest.to_string()))
+        .iter()
+        .sum();
+    assert_eq!(
+        with_disk_use["disk_use"],
+        json!({"store_bytes": bytes, "only_bytes": bytes, "freed_bytes": bytes})
+    );
     let image = |name: &str| {
         json!({"name": name, "digest": archive.images[0].root.to_string(), "bundle": "bundle.tar", "record": "in-place",
             "missing_blobs": [], "pinned": true})
@@ -403,7 +424,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
             "missing": [{"reference": ABSENT, "why": format!("there is no image of the name {ABSENT}"),
                 "asked_by": [format!("{list}: line 2")]}]},
         "unpack": null,
-        "bundles": [shown],
+        "bundles": [with_disk_use],
         "ignored": [],
         "images": [image(NAME), image(&format!("registry.test/app@{}", archive.images[0].root))],
         "problems": [format!("1 of 2 required images are missing: {ABSENT}")],

@@ -28,6 +28,7 @@ mod file_identity;
 mod fleet_config;
 mod foreign_records;
 mod foreign_text;
+mod images;
 mod images_folder;
 mod import;
 mod inspect;

@@ -86,7 +86,20 @@ fn a_configuration_with_mistakes_leaves_the_old_one_in_force(target: &Target) {
     change(&node, &daemon, "resync: 10m", "resync: soon\nexlude: []");
     daemon.wait_for_log("the one before stays");
     let log = daemon.log();
-    assert!(log.contains("resync") && log.contains("exlude"), "{log}");
+    let line = log
+        .lines()
+        .find(|line| line.contains("the one before stays"))
+        .expect("there is one");
+    assert!(
+        line.contains("resync") && line.contains("exlude"),
+        "all in one line: {line}"
+    );
+    assert!(!line.contains("\\n"), "{line}");
+    let (_, status) = node.ask("/v1/status", &[]);
+    let status: serde_json::Value = serde_json::from_str(&status).expect("a document");
+    let problem = status["configuration_problem"].as_str().expect("it stands there");
+    assert!(problem.contains("resync") && problem.contains("; "), "{problem}");
+    assert!(!problem.contains('\n'), "{problem}");
     daemon.wait_until("systemd hears that it is over", || {
         let told = daemon.notified();
         let last = told.rfind("READY=1");

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use fake_containerd::{Code, Fault};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::bundles;
+use crate::support::node::Daemon;
 use crate::support::node::bundle;
+use crate::support::terminal::OnTerminal;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_until};
 
 const ONE: &str = "registry.test/one:1";
@@ -162,8 +165,211 @@ fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
     daemon.finish(target);
 }
 
+/// A node of a bundle that is bad and many that are in place.
+fn node_of_many(target: &Target) -> (Node, Daemon) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    for at in 0..20 {
+        node.put(&format!("good-{at:02}.tar"), &format!("registry.test/good:{at}"));
+    }
+    node.put_broken("zz-bad.tar");
+    node.airgapd(["wait"]).exits(1);
+    (node, daemon)
+}
+
+/// On a terminal that shows colours, whatever ours does.
+fn on_terminal(mut command: Command, columns: u16, lines: u16, environment: &[(&str, &str)]) -> OnTerminal {
+    command
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
+        .envs(environment.iter().copied());
+    OnTerminal::start(command, columns, lines)
+}
+
+/// The text without colours.
+fn plain(text: &str) -> String {
+    let colour = regex::Regex::new("\u{1b}\\[[0-9]*m").expect("a pattern");
+    colour.replace_all(text, "").into_owned()
+}
+
+/// What was shown in place of one another, each as lines.
+fn screens(shown: &str) -> Vec<Vec<String>> {
+    let screens = shown.split("\u{1b}[H").skip(1);
+    let whole = screens.filter_map(|screen| screen.split_once("\u{1b}[J"));
+    let lines = |screen: &str| {
+        let lines = plain(screen);
+        lines
+            .lines()
+            .map(|line| line.trim_end_matches("\u{1b}[K").to_owned())
+            .collect()
+    };
+    whole.map(|(screen, _)| lines(screen)).collect()
+}
+
+const TAKE_SCREEN: &str = "\u{1b}[?1049h";
+const GIVE_SCREEN_BACK: &str = "\u{1b}[?1049l";
+
+fn watching_fills_the_screen_with_what_matters_and_gives_it_back(target: &Target) {
+    let (node, daemon) = node_of_many(target);
+    let watching = on_terminal(node.command(["status", "--watch"]), 80, 20, &[]);
+    let is_first = |line: &&String| line.ends_with(" zz-bad.tar") || line.ends_with(" good-00.tar");
+    watching.wait_until("a screen", |shown| !screens(shown).is_empty());
+    let screen = screens(&watching.shown()).remove(0);
+    assert!(screen.len() < 20, "{screen:#?}");
+    assert!(screen.iter().all(|line| line.chars().count() < 80), "{screen:#?}");
+    assert!(
+        screen
+            .iter()
+            .find(is_first)
+            .is_some_and(|line| line.starts_with("failed ")),
+        "{screen:#?}"
+    );
+    let counted = |screen: &[String]| -> Option<usize> {
+        let mut lines = screen.iter();
+        lines.find_map(|line| line.strip_prefix("and ")?.strip_suffix(" done")?.parse().ok())
+    };
+    let shown = screen.iter().filter(|line| line.contains(" good-")).count();
+    assert_eq!(counted(&screen).map(|left| left + shown), Some(20), "{screen:#?}");
+    assert!(
+        screen
+            .iter()
+            .any(|line| line.starts_with("20 of 20 images in place")),
+        "{screen:#?}"
+    );
+
+    watching.resize(80, 60);
+    watching.wait_until("a screen of the new size", |shown| {
+        screens(shown)
+            .last()
+            .is_some_and(|screen| screen.iter().any(|line| line.ends_with(" good-19.tar")))
+    });
+    watching.signal(Signal::INT);
+    let (code, shown) = watching.end();
+    assert_eq!(code, Some(1), "a bundle failed");
+    assert!(
+        shown.starts_with(TAKE_SCREEN) && shown.ends_with(GIVE_SCREEN_BACK),
+        "{shown:?}"
+    );
+    assert_eq!(shown.matches(TAKE_SCREEN).count(), 1);
+
+    // A terminal that cannot give back what was on it, and one that nobody watches.
+    let dumb = on_terminal(node.command(["status", "--watch"]), 80, 20, &[("TERM", "dumb")]);
+    dumb.wait_until("it is shown", |shown| shown.contains("zz-bad.tar"));
+    assert!(!dumb.shown().contains('\u{1b}'), "{:?}", dumb.shown());
+    drop(dumb);
+    daemon.finish(target);
+}
+
+fn a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted(target: &Target) {
+    let (node, daemon) = node_of_many(target);
+    let show = |columns, environment: &[(&str, &str)]| {
+        let (code, shown) = on_terminal(node.command(["status"]), columns, 24, environment).end();
+        assert_eq!(code, Some(1), "{shown}");
+        shown
+    };
+    let coloured = show(80, &[]);
+    assert!(coloured.contains("\u{1b}[31mfailed\u{1b}[0m "), "{coloured:?}");
+    assert!(coloured.contains("\u{1b}[32mdone\u{1b}[0m "), "{coloured:?}");
+    for columns in [40, 80, 160] {
+        let shown = plain(&show(columns, &[]));
+        let is_too_wide = |line: &&str| line.chars().count() >= usize::from(columns);
+        // The columns of the table alone need more than the narrowest one has.
+        let found = shown
+            .lines()
+            .skip_while(|line| !line.starts_with("STATE"))
+            .find(is_too_wide);
+        assert!(found.is_none() || columns == 40, "{columns}: {found:?}");
+        let found = shown
+            .lines()
+            .take_while(|line| !line.starts_with("STATE"))
+            .find(is_too_wide);
+        assert_eq!(found, None, "{columns}");
+    }
+    let longest = plain(&show(300, &[]))
+        .lines()
+        .map(|line| line.chars().count())
+        .max();
+    assert!(
+        longest > Some(100),
+        "the socket and the reasons are longer than that"
+    );
+    for variable in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let shown = show(80, &[variable]);
+        assert!(!shown.contains('\u{1b}'), "{variable:?}: {shown:?}");
+    }
+    let piped = node.airgapd(["status"]).exits(1).stdout;
+    assert!(!piped.contains('\u{1b}'), "{piped:?}");
+    let at = |text: &str| {
+        piped
+            .lines()
+            .position(|line| line.ends_with(text))
+            .expect("a row")
+    };
+    assert!(at(" zz-bad.tar") < at(" good-00.tar"), "{piped}");
+    daemon.finish(target);
+}
+
+/// The layer of `both` is in two bundles; `alone` is in one.
+fn the_disk_use_of_a_bundle_is_what_its_removal_frees(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    node.put("both.tar", ONE);
+    fs::copy(node.images().join("both.tar"), node.path("copy.tar")).unwrap();
+    fs::rename(node.path("copy.tar"), node.images().join("copy.tar")).unwrap();
+    node.put("alone.tar", TWO);
+    node.airgapd(["wait"]).exits(0);
+    let document = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    let used = |name: &str, key: &str| bundle(&document, name)["disk_use"][key].as_u64().expect("bytes");
+    for name in ["both.tar", "copy.tar", "alone.tar"] {
+        assert!(used(name, "store_bytes") > 0, "{document:#}");
+        let alone = match name {
+            "alone.tar" => used(name, "store_bytes"),
+            _ => 0,
+        };
+        assert_eq!(
+            (used(name, "only_bytes"), used(name, "freed_bytes")),
+            (alone, alone),
+            "{name}"
+        );
+    }
+    let text = node.airgapd(["status", "-v"]).exits(0).stdout;
+    let freed = format!(
+        "its removal frees {}",
+        basics_bytes(used("alone.tar", "freed_bytes"))
+    );
+    assert!(
+        text.contains(&freed) && text.contains("its removal frees 0 B"),
+        "{freed}: {text}"
+    );
+    assert!(
+        !node
+            .airgapd(["status"])
+            .exits(0)
+            .stdout
+            .contains("its removal frees")
+    );
+    // A pin of another program outlives the bundle.
+    target.set_labels(TWO, &[("io.cattle.k3s.pinned", Some("pinned"))]);
+    let document = node.airgapd(["status", "-o", "json"]).exits(0).json();
+    let disk_use = &bundle(&document, "alone.tar")["disk_use"];
+    assert_eq!(disk_use["freed_bytes"], 0, "{disk_use:#}");
+    assert!(disk_use["only_bytes"].as_u64() > Some(0), "{disk_use:#}");
+    daemon.finish(target);
+}
+
+/// As `airgapd` says it, for less than a megabyte.
+fn basics_bytes(count: u64) -> String {
+    match count {
+        ..1000 => format!("{count} B"),
+        _ => format!("{}.{} kB", count / 1000, count % 1000 / 100),
+    }
+}
+
 on_each_containerd!(status_shows_bundles_and_images_with_the_daemon_and_without,);
+on_each_containerd!(the_disk_use_of_a_bundle_is_what_its_removal_frees,);
 on_the_fake!(
+    watching_fills_the_screen_with_what_matters_and_gives_it_back,
+    a_terminal_is_as_wide_as_it_is_and_has_colours_where_they_are_wanted,
     status_is_answered_while_a_comparison_waits_for_containerd,
     status_goes_on_when_it_is_asked_to,
     watching_ends_with_whoever_reads_it,

@@ -8,6 +8,7 @@ pub mod prometheus;
 pub mod registry;
 pub mod stage;
 pub mod target;
+pub mod terminal;
 pub mod tools;
 
 pub use harness::{Place, unique, wait_for, wait_until};

@@ -65,6 +65,8 @@ pub(crate) enum Task {
     Bundle(BundleArgs),
     /// Show how bundles and images stand, with the daemon or without
     Status(StatusArgs),
+    /// List the images that containerd has, with who pinned them and the bundles that vouch for them
+    Images(ImagesArgs),
     /// Wait until every bundle of the images folder, or one, is in place
     Wait(WaitArgs),
     /// Say what on this node keeps bundles from being imported, and what to do about it
@@ -189,6 +191,7 @@ impl Task {
             | Task::Bundle(_)
             | Task::Doctor
             | Task::Status(_)
+            | Task::Images(_)
             | Task::Wait(_) => Vec::new(),
         };
         common
@@ -423,6 +426,19 @@ pub(crate) struct VerifyArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+One row for each image, with all its names; names by digest are shown where there is no other. An image that a bundle vouches for \
+and that is missing is listed, too. SIZE is that of the blobs that this node needs.
+
+Exit status: 0 all that is listed is whole, 1 an image that a bundle vouches for is not, 3 containerd cannot be reached, 4 no image \
+has a name that matches.")]
+pub(crate) struct ImagesArgs {
+    /// Only images with a name that matches as a whole: * stands for any characters, ? for one
+    #[arg(value_name = "PATTERN")]
+    pub(crate) pattern: Option<import::Pattern>,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
     /// Go on showing it, until interrupted
     #[arg(long)]
@@ -432,21 +448,26 @@ pub(crate) struct StatusArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The images folder is listed first, so a file counts that was copied a moment ago. Uploads that have come to a halt are \
-waited for like others.
+waited for like others. With --digest the names of files and images do not count: a rollout that brings new content under an old \
+name waits for that content, also where no bundle has it yet. With --bundle and --digest this bundle must have it.
 
-Exit status: 0 in place, 1 failed, 4 in place and something required is missing, 6 not in time, 7 no daemon answers.")]
+Exit status: 0 in place, 1 failed, 3 not in time because containerd is away, 4 in place and something required is missing, 6 not in \
+time, 7 no daemon answers.")]
 pub(crate) struct WaitArgs {
     /// Only for this bundle, by its file name in the images folder; may be given several times
     #[arg(long = "bundle", value_name = "NAME")]
     pub(crate) bundles: Vec<String>,
+    /// Only for this content: the digest of an image, or of a bundle as `airgapd inspect` has it; may be given several times
+    #[arg(long = "digest", value_name = "DIGEST", value_parser = basics::digest::parse)]
+    pub(crate) digests: Vec<oci_spec::image::Digest>,
     /// For every bundle of the folder, as without --bundle
-    #[arg(long, conflicts_with = "bundles")]
+    #[arg(long, conflicts_with_all = ["bundles", "digests"])]
     pub(crate) all: bool,
     /// Also for every image that the configuration requires (`require`)
     #[arg(long)]
     pub(crate) required: bool,
     /// Take a folder without any bundle for converged, instead of waiting for one
-    #[arg(long, conflicts_with = "bundles")]
+    #[arg(long, conflicts_with_all = ["bundles", "digests"])]
     pub(crate) allow_empty: bool,
     /// How long, such as 90s or 10m; 0s only looks once
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]

@@ -156,6 +156,17 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
+impl Mistakes {
+    /// All of them for a log, which has one line for an event.
+    pub(crate) fn in_one_line(&self) -> String {
+        let told = self.0.iter().map(ToString::to_string);
+        let told: Vec<String> = told
+            .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        told.join("; ")
+    }
+}
+
 /// Settings together with where each comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
@@ -267,7 +278,7 @@ mod tests {
             ("\"2m\"".into(), Origin::Environment)
         );
         assert_eq!(value_of(&config, "grace"), ("\"1s\"".into(), Origin::File));
-        assert_eq!(value_of(&config, "cri"), ("true".into(), Origin::Default));
+        assert_eq!(value_of(&config, "cri"), ("null".into(), Origin::Default));
         assert_eq!(config.file, Some(path));
     }
 
@@ -293,7 +304,7 @@ mod tests {
         assert!(matches!(&settings.platforms, PlatformChoice::These(platforms) if platforms.len() == 2));
         assert_eq!(
             (settings.aliases.len(), settings.names.len(), settings.cri),
-            (2, 1, false)
+            (2, 1, Some(false))
         );
         assert_eq!(
             (settings.limits.json_document, settings.log.level),

@@ -1,7 +1,8 @@
 //! Answers go to standard output, and only from here; talk goes to standard error through the log.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use basics::Foreign;
@@ -16,7 +17,42 @@ use serde_json::ser::{CompactFormatter, PrettyFormatter};
 /// Much of it are the words of an archive, so nothing that is put into a line ends it, moves a cursor or turns the
 /// direction of writing around: it is [`Foreign`], and printed escaped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Page(String);
+pub(crate) struct Page(Vec<Line>);
+
+/// One line of a page, escaped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Line {
+    text: String,
+    painted: Option<Painted>,
+}
+
+/// A part of a line that has a colour on terminals, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Painted {
+    begin: usize,
+    length: usize,
+    colour: Colour,
+}
+
+/// A colour of text, as ECMA-48, 8.3.117 (SGR) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Colour {
+    Red,
+    Green,
+    Yellow,
+    Cyan,
+}
+
+impl Colour {
+    fn sgr(self) -> &'static str {
+        match self {
+            Colour::Red => "\u{1b}[31m",
+            Colour::Green => "\u{1b}[32m",
+            Colour::Yellow => "\u{1b}[33m",
+            Colour::Cyan => "\u{1b}[36m",
+        }
+    }
+}
 
 /// Adds a line, given as to `format!`, to a [`Page`].
 macro_rules! line {
@@ -51,28 +87,82 @@ impl Page {
 
     /// Adds the lines of another one.
     pub(crate) fn add(&mut self, other: &Page) {
-        self.0.push_str(&other.0);
+        self.0.extend(other.0.iter().cloned());
+    }
+
+    /// How many lines it has.
+    pub(crate) fn lines(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Drops all lines but the first few.
+    pub(crate) fn cut(&mut self, lines: usize) {
+        self.0.truncate(lines);
+    }
+
+    /// Gives a part of the line at `line` a colour, where it is shown on a terminal that has colours: `length` characters from
+    /// `begin` on. A line that is not there, or is shorter, has no colour beyond its end.
+    pub(crate) fn paint(&mut self, line: usize, begin: usize, length: usize, colour: Colour) {
+        if let Some(line) = self.0.get_mut(line) {
+            line.painted = Some(Painted {
+                begin,
+                length,
+                colour,
+            });
+        }
     }
 
     fn push(&mut self, line: &str) {
-        self.0.push_str(&Foreign::new(line).to_string());
-        self.0.push('\n');
+        self.0.push(Line {
+            text: Foreign::new(line).to_string(),
+            painted: None,
+        });
+    }
+
+    /// With its colours, each line ended by `end`.
+    fn shown(&self, has_colours: bool, end: &str) -> String {
+        let mut shown = String::new();
+        for Line { text, painted } in &self.0 {
+            match painted.filter(|_| has_colours) {
+                Some(Painted {
+                    begin,
+                    length,
+                    colour,
+                }) => {
+                    let part = |from: usize, count: usize| text.chars().skip(from).take(count);
+                    shown.extend(part(0, begin));
+                    shown.push_str(colour.sgr());
+                    shown.extend(part(begin, length));
+                    shown.push_str("\u{1b}[0m");
+                    shown.extend(part(begin.saturating_add(length), usize::MAX));
+                }
+                None => shown.push_str(text),
+            }
+            shown.push_str(end);
+        }
+        shown
     }
 }
 
 impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.shown(false, "\n"))
     }
 }
 
 /// Prints text. A reader that went away (a closed pipe) is no error.
 pub(crate) fn text(page: &Page) -> io::Result<()> {
-    print(&page.0)
+    raw(page.shown(has_colours(&io::stdout()), "\n").as_bytes())
 }
 
-fn print(text: &str) -> io::Result<()> {
-    raw(text.as_bytes())
+/// Whether a stream shows colours and its user wants them: a terminal that is not dumb, without `NO_COLOR` (no-color.org).
+pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
+    let is_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !is_dumb() && !is_refused
+}
+
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
 /// Prints bytes as they are: scripts and pages that this program made of nothing foreign.
@@ -83,7 +173,7 @@ pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
 /// Says what is wrong before there is a log.
 pub(crate) fn complain(text: &str) -> io::Result<()> {
     let page = Page::of_lines(&format!("airgapd: {text}"));
-    forgive_closed_pipe(io::stderr().lock().write_all(page.0.as_bytes()))
+    forgive_closed_pipe(io::stderr().lock().write_all(page.to_string().as_bytes()))
 }
 
 /// Takes back the line that the cursor is on.
@@ -111,17 +201,61 @@ pub(crate) fn on_a_new_line() -> &'static str {
 /// How many characters fit into a line of the terminal on standard error; what is written into the last column may
 /// begin a new line.
 pub(crate) fn terminal_width() -> usize {
-    let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
-    match usize::from(columns) {
-        0 => 79,
-        columns => columns - 1,
+    size_of(io::stderr()).0
+}
+
+/// How many characters fit into a line of a terminal, and how many lines it has.
+fn size_of(stream: impl AsFd) -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(stream).ok();
+    let known = |cells: u16, unknown: usize| match usize::from(cells) {
+        0 => unknown,
+        cells => cells,
+    };
+    let columns = size.as_ref().map_or(80, |size| known(size.ws_col, 80));
+    (columns - 1, size.map_or(24, |size| known(size.ws_row, 24)))
+}
+
+/// How wide text for people is, in characters: as wide as the terminal on standard output, or [`WIDTH`] where there is none.
+pub(crate) fn width() -> usize {
+    match io::stdout().is_terminal() {
+        true => size_of(io::stdout()).0.max(NARROWEST),
+        false => WIDTH,
     }
 }
 
-/// Shows text in place of all that is on the terminal. It is written over and not cleared, so that nothing flickers.
-pub(crate) fn screen(page: &Page) -> io::Result<()> {
-    let text = page.0.replace('\n', "\u{1b}[K\n");
-    raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
+/// Text on a narrower terminal is as if it were so wide.
+const NARROWEST: usize = 30;
+
+/// The whole terminal on standard output, for one command: its alternate screen, which is given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Screen(());
+
+impl Screen {
+    /// Takes the screen; `None` where standard output is no terminal, or a dumb one. (xterm's private modes 1049 and 25: the
+    /// alternate screen, the cursor.)
+    pub(crate) fn take() -> Option<Screen> {
+        if !io::stdout().is_terminal() || is_dumb() {
+            return None;
+        }
+        raw(b"\x1b[?1049h\x1b[?25l").ok().map(|()| Screen(()))
+    }
+
+    /// How many lines fit. The last one stays free for the cursor.
+    pub(crate) fn lines(&self) -> usize {
+        size_of(io::stdout()).1.saturating_sub(1).max(1)
+    }
+
+    /// Shows text in place of all that is there. It is written over and not cleared, so that nothing flickers.
+    pub(crate) fn show(&self, page: &Page) -> io::Result<()> {
+        let text = page.shown(has_colours(&io::stdout()), "\u{1b}[K\n");
+        raw(format!("\u{1b}[H{text}\u{1b}[J").as_bytes())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = raw(b"\x1b[?25h\x1b[?1049l");
+    }
 }
 
 /// Whether standard output may still be read. The other end of a pipe may be gone, and a program that has nothing to write
@@ -136,7 +270,7 @@ pub(crate) fn is_read() -> bool {
 
 /// Prints a report on standard error, where the bundle itself goes to standard output.
 pub(crate) fn aside(page: &Page) -> io::Result<()> {
-    forgive_closed_pipe(io::stderr().lock().write_all(page.0.as_bytes()))
+    forgive_closed_pipe(io::stderr().lock().write_all(page.to_string().as_bytes()))
 }
 
 /// One JSON document, as it is printed.
@@ -165,14 +299,19 @@ fn forgive_closed_pipe(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// How wide text for people is, in characters.
+/// How wide text for people is where it is not shown on a terminal, in characters.
 pub(crate) const WIDTH: usize = 100;
 
 /// Adds text that begins with `label` and goes on below itself where it does not fit: between words where that is
 /// possible, and within them (digests, long names) where it is not.
 pub(crate) fn paragraph(page: &mut Page, label: &str, text: &str) {
+    paragraph_of(page, label, text, width());
+}
+
+/// The same for lines of so many characters.
+fn paragraph_of(page: &mut Page, label: &str, text: &str, width: usize) {
     let indent = label.chars().count();
-    let room = WIDTH.saturating_sub(indent).max(20);
+    let room = width.saturating_sub(indent).max(20);
     let text = Foreign::new(text).to_string();
     let mut line = String::new();
     let mut begin = label.to_owned();
@@ -215,6 +354,21 @@ mod tests {
     }
 
     #[test]
+    fn a_colour_is_around_its_part_of_the_line_and_nowhere_else() {
+        let mut page = Page::new();
+        line!(page, "{}", "f\u{f6}\u{f6}  done  \u{1b}[1m");
+        page.paint(0, 5, 4, Colour::Green);
+        page.paint(1, 0, 4, Colour::Red);
+        assert_eq!(
+            page.shown(true, "|"),
+            "f\u{f6}\u{f6}  \u{1b}[32mdone\u{1b}[0m  \\u{1b}[1m|"
+        );
+        page.paint(0, 5, usize::MAX, Colour::Green);
+        assert!(page.shown(true, "|").ends_with("\\u{1b}[1m\u{1b}[0m|"));
+        assert_eq!(page.to_string(), "f\u{f6}\u{f6}  done  \\u{1b}[1m\n");
+    }
+
+    #[test]
     fn json_escapes_what_is_not_to_be_seen_and_reads_back_the_same() {
         let name = "new\nline \u{202e}\u{9b}\u{7f}\u{2028}\u{e0001} gr\u{f6}\u{df}e \\ \"";
         for form in [true, false] {
@@ -248,7 +402,7 @@ mod tests {
         ] {
             for label in ["", "  digest   "] {
                 let mut out = Page::new();
-                paragraph(&mut out, label, text);
+                paragraph_of(&mut out, label, text, WIDTH);
                 let out = out.to_string();
                 assert!(out.lines().all(|line| line.chars().count() <= WIDTH), "{out}");
                 let kept = |text: &str| text.split_whitespace().collect::<String>();
@@ -256,7 +410,7 @@ mod tests {
             }
         }
         let mut out = Page::new();
-        paragraph(&mut out, "  a  ", &"word ".repeat(30));
+        paragraph_of(&mut out, "  a  ", &"word ".repeat(30), WIDTH);
         let out = out.to_string();
         assert!(out.lines().nth(1).unwrap().starts_with("     word"), "{out}");
     }

@@ -1,5 +1,6 @@
 //! Amounts: bytes in words, durations in milliseconds.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 /// `12 B`, `3.4 MB`: powers of 1000, as disks and networks count.
@@ -18,6 +19,13 @@ pub fn bytes(count: u64) -> String {
     format!("{}.{} {}", scaled / 1000, scaled % 1000 / 100, UNITS[unit])
 }
 
+/// `1 image`, `2 images`: a number of things whose plural takes an `s`.
+#[must_use]
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, thing: &str) -> String {
+    let plural = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {thing}{plural}")
+}
+
 /// Whole milliseconds of a duration; `u64::MAX` for one of more than 584 million years.
 #[must_use]
 pub fn milliseconds(duration: Duration) -> u64 {
@@ -27,6 +35,14 @@ pub fn milliseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        for (count, said) in [(0_u32, "0 images"), (1, "1 image"), (2, "2 images")] {
+            assert_eq!(counted(count, "image"), said);
+            assert_eq!(counted(u64::from(count), "image"), said);
+        }
+    }
 
     #[test]
     fn bytes_are_said_in_the_unit_that_leaves_few_digits() {

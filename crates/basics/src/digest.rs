@@ -78,7 +78,19 @@ pub fn of_sha256(hash: &[u8; 32]) -> Digest {
 /// Returns true if bytes have this digest, by its own algorithm.
 #[must_use]
 pub fn fits(bytes: &[u8], digest: &Digest) -> bool {
-    Hasher::of(digest).digest_of(bytes) == *digest
+    like(digest, bytes) == *digest
+}
+
+/// The digest of bytes by the algorithm of another digest.
+#[must_use]
+pub fn like(digest: &Digest, bytes: &[u8]) -> Digest {
+    Hasher::of(digest).digest_of(bytes)
+}
+
+/// The sentence for bytes that have another digest than they should. It is the same wherever they are met.
+#[must_use]
+pub fn mismatch(wanted: &Digest, found: &Digest) -> String {
+    format!("its bytes hash to {found}, not {wanted}")
 }
 
 /// The digest of everything that a source gives.

@@ -97,12 +97,14 @@ pub enum Fault {
         reason: String,
     },
     /// More than the reader's [`Limits`](crate::Limits) allow.
-    #[error("more than {limit} {what}")]
+    #[error("more than {limit} {what}{}", in_brackets(.set))]
     Limit {
         /// What there is too much of, with its unit and place.
         what: String,
         /// How much is allowed.
         limit: u64,
+        /// The key of the configuration that it follows from, with its value; none where no key moves it.
+        set: Option<String>,
     },
     /// `oci-layout` names a version of the layout that is not known; escaped.
     #[error("OCI layout version {0} is not supported, only 1.0.0")]
@@ -118,6 +120,10 @@ pub enum Fault {
     /// The file was written to while it was being read.
     #[error("changed while it was being read")]
     Changed,
+}
+
+fn in_brackets(set: &Option<String>) -> String {
+    set.as_ref().map(|set| format!(" ({set})")).unwrap_or_default()
 }
 
 fn of_entry(entry: Option<&str>) -> String {

@@ -20,9 +20,15 @@ mod read;
 mod reader;
 pub(crate) mod reliance;
 
-pub use catalog::{Catalog, Content, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
+pub use catalog::{Catalog, Content, Flaw, Format, Image, Kind, Manifest, Node, Part, PartState, RawName};
 pub use graph::{Store, resolve};
 pub use reliance::{BlobRef, Inventory, InventoryImage, Reliance};
+
+/// Whether a media type is that of an image index, by OCI's or Docker's name.
+#[must_use]
+pub fn is_index(media_type: &oci_spec::image::MediaType) -> bool {
+    documents::is_index(media_type.as_ref())
+}
 
 pub(crate) use layout::blob_name;
 pub(crate) use read::{Access, read, read_folder};

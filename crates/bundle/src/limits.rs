@@ -66,6 +66,20 @@ impl Limits {
     }
 }
 
+/// The key of the configuration behind a limit, with its value, in the words of messages.
+pub(crate) fn set(key: &str, value: impl std::fmt::Display) -> String {
+    format!("`limits.{key}` is {value}")
+}
+
+/// The same for a limit in bytes, as the configuration writes it.
+pub(crate) fn set_bytes(key: &str, bytes: u64) -> String {
+    match bytes {
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 20) => set(key, format_args!("{}MiB", bytes >> 20)),
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 10) => set(key, format_args!("{}KiB", bytes >> 10)),
+        _ => set(key, bytes),
+    }
+}
+
 /// Which part of descriptors and entries a bundle may have that is read beside another one. With the default that is
 /// room for 600 images.
 const SHARE_BESIDE: usize = 8;

@@ -67,6 +67,7 @@ impl BlobStream {
             return Err(Fault::Limit {
                 what: "passes over a compressed bundle for blobs that are the same bytes".to_owned(),
                 limit: u64::from(MOST_PASSES),
+                set: None,
             });
         }
         self.pass = Some(Pass::new(packed).map_err(read_error)?);

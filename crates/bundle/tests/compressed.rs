@@ -286,6 +286,10 @@ fn a_window_beyond_the_limit_is_refused_with_the_way_out() {
             "{error}"
         );
         assert!(error.to_string().contains("decompress it first"), "{error}");
+        assert!(
+            error.to_string().ends_with("(`limits.zstdWindow` is 1MiB)"),
+            "{error}"
+        );
     }
 }
 
@@ -299,6 +303,10 @@ fn a_decompression_bomb_is_refused_before_it_goes_off() {
     assert!(bytes.len() < 64 << 10);
     let fault = open(&bytes).unwrap_err().fault;
     assert!(matches!(fault, Fault::Limit { limit: 1_100, .. }), "{fault}");
+    assert!(
+        fault.to_string().ends_with("(`limits.expansion` is 1100)"),
+        "{fault}"
+    );
     let limits = Limits {
         expansion: 100_000,
         ..Limits::default()

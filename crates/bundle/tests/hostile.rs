@@ -338,7 +338,7 @@ fn the_names_of_a_docker_archive_count_as_the_entries_of_a_layout_do() {
         .unwrap_err()
         .fault;
     assert!(
-        matches!(&fault, Fault::Limit { what, .. } if what.contains("limits.descriptors")),
+        matches!(&fault, Fault::Limit { what, .. } if what.contains("descriptors")),
         "{fault}"
     );
 }

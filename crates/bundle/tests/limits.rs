@@ -24,9 +24,13 @@ fn the_names_of_one_image_are_bounded_however_its_entries_share_them() {
     for make in [&in_one as &dyn Fn(usize) -> Archive, &in_many] {
         good(&make(256));
         match refused(&make(257)) {
-            Fault::Limit { what, limit: 256 } => {
-                assert!(what.starts_with("names of one image: sha256:"), "{what}");
-                assert!(what.ends_with(" has 257 (limits.names)"), "{what}");
+            fault @ Fault::Limit { limit: 256, .. } => {
+                let text = fault.to_string();
+                assert!(
+                    text.starts_with("more than 256 names of one image: sha256:"),
+                    "{text}"
+                );
+                assert!(text.ends_with(" has 257 (`limits.names` is 256)"), "{text}");
             }
             fault => panic!("{fault}"),
         }
@@ -46,6 +50,44 @@ fn a_sound_bundle_of_5000_images_is_taken() {
     assert_eq!(good(&archive).catalog().images.len(), 5000);
 }
 
+/// A document that is too large, or an index that nests too deep, is the matter of its image alone.
+#[test]
+fn the_limits_on_a_single_image_name_their_keys_too() {
+    let image = Image::new("a:1").in_an_index().platform("linux/amd64");
+    let image = (0..8).fold(image, |image, layer| image.layer(format!("{layer}")));
+    let nested = Layout::new().image(image).build();
+    let manifest = nested.name_of(&nested.images[0].manifests[0].digest);
+    let size = nested.bytes_of(&manifest).len() as u64;
+    let rows = [
+        (
+            Limits {
+                index_depth: 0,
+                ..Limits::default()
+            },
+            "is nested deeper than 0 levels (`limits.indexDepth` is 0)".to_owned(),
+        ),
+        (
+            Limits {
+                json_document: size - 1,
+                ..Limits::default()
+            },
+            format!(
+                "has {size} bytes, more than {0} (`limits.jsonDocument` is {0})",
+                size - 1
+            ),
+        ),
+    ];
+    for (limits, expected) in rows {
+        let bundle = open_within(&nested.to_bytes(), &limits).expect("it is no matter of the whole bundle");
+        let root = &only_image(&bundle).root;
+        let reason = match &root.content {
+            airgapd_bundle::Content::Index(children) => broken(&children[0]),
+            _ => broken(root),
+        };
+        assert!(reason.contains(&expected), "{reason}");
+    }
+}
+
 #[test]
 fn limits_are_errors_of_their_own() {
     let image = |name: &str| Image::new(name).platform("linux/amd64").layer(name.as_bytes());
@@ -61,7 +103,7 @@ fn limits_are_errors_of_their_own() {
                 entries: 7,
                 ..generous.clone()
             },
-            "more than 7 entries",
+            "more than 7 entries (`limits.entries` is 7)",
         ),
         (
             &archive,
@@ -69,7 +111,7 @@ fn limits_are_errors_of_their_own() {
                 images: 1,
                 ..generous.clone()
             },
-            "more than 1 images in index.json: there are 2 (limits.images)",
+            "more than 1 images in index.json: there are 2 (`limits.images` is 1)",
         ),
         (
             &docker,
@@ -77,7 +119,7 @@ fn limits_are_errors_of_their_own() {
                 images: 1,
                 ..generous.clone()
             },
-            "more than 1 images in manifest.json: there are 2 (limits.images)",
+            "more than 1 images in manifest.json: there are 2 (`limits.images` is 1)",
         ),
         (
             &archive,
@@ -85,7 +127,7 @@ fn limits_are_errors_of_their_own() {
                 descriptors: 5,
                 ..generous.clone()
             },
-            "more than 5 descriptors",
+            "more than 5 descriptors in all images together (`limits.descriptors` is 5)",
         ),
         (
             &docker,
@@ -93,7 +135,7 @@ fn limits_are_errors_of_their_own() {
                 descriptors: 5,
                 ..generous.clone()
             },
-            "more than 5 descriptors",
+            "more than 5 descriptors in all images together (`limits.descriptors` is 5)",
         ),
         (
             &archive,
@@ -101,7 +143,7 @@ fn limits_are_errors_of_their_own() {
                 json_document: 200,
                 ..generous.clone()
             },
-            "more than 200 bytes in index.json",
+            "more than 200 bytes in index.json (`limits.jsonDocument` is 200)",
         ),
         (
             &docker,
@@ -109,7 +151,7 @@ fn limits_are_errors_of_their_own() {
                 json_document: 200,
                 ..generous.clone()
             },
-            "more than 200 bytes in manifest.json",
+            "more than 200 bytes in manifest.json (`limits.jsonDocument` is 200)",
         ),
         (
             &long_name,
@@ -117,7 +159,7 @@ fn limits_are_errors_of_their_own() {
                 extended_header: 200,
                 ..generous.clone()
             },
-            "more than 200 bytes in an extended header",
+            "(`limits.extendedHeader` is 200)",
         ),
     ];
     for (archive, limits, expected) in rows {

@@ -136,7 +136,7 @@ fn a_cut_names_its_place_and_the_blob() {
         panic!("a cut layer is not broken")
     };
     assert_eq!(
-        *reason,
+        **reason,
         format!("blob {layer} is cut off: 1000 of its 4608 bytes are in the archive")
     );
 

@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing answers on the socket, or the connection broke during the call.
-    #[error("cannot {attempt}: no connection to containerd on {}", socket.display())]
+    #[error("{}no connection to containerd on {}", trying(.attempt), socket.display())]
     #[non_exhaustive]
     Unreachable {
         /// The socket that was tried.
@@ -146,6 +146,16 @@ pub enum Error {
     },
 }
 
+/// What a connection is made for. To have connected is not worth a word beside that there is no connection.
+const CONNECT: &str = "connect";
+
+fn trying(attempt: &str) -> String {
+    match attempt {
+        CONNECT => String::new(),
+        _ => format!("cannot {attempt}: "),
+    }
+}
+
 /// What to do after an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
@@ -230,23 +240,49 @@ impl std::error::Error for Cause {
 
 impl From<tonic::transport::Error> for Cause {
     fn from(error: tonic::transport::Error) -> Cause {
+        Cause::of_transport(&error)
+    }
+}
+
+impl Cause {
+    /// Why a connection could not be made or broke, in the system's words: those of the layers above say nothing else.
+    fn of_transport(error: &(dyn std::error::Error + 'static)) -> Cause {
+        const LAYERS: [&str; 4] = [
+            "transport error",
+            "tcp connect error",
+            "error trying to connect",
+            "client error (Connect)",
+        ];
+        let mut next = Some(error);
+        while let Some(link) = next {
+            let text = link.to_string();
+            if !LAYERS.contains(&text.as_str()) {
+                let source = deeper(link);
+                return Cause { text, source };
+            }
+            next = link.source();
+        }
         Cause {
-            text: error.to_string(),
-            source: deeper(&error),
+            text: "it broke".to_owned(),
+            source: None,
         }
     }
 }
 
 impl From<Status> for Cause {
     fn from(status: Status) -> Cause {
-        let text = match status.message() {
-            "" => code_name(status.code()).to_owned(),
-            message => message.to_owned(),
-        };
-        Cause {
-            source: deeper(&status),
-            text,
+        if std::error::Error::source(&status).is_some() {
+            return Cause::of_transport(&status);
         }
+        tracing::debug!(code = ?status.code(), message = status.message(), "containerd's own words");
+        let (meaning, words) = meaning(status.code()).unzip();
+        let text = match (meaning, plain(status.message(), words.unwrap_or_default())) {
+            (Some(meaning), "") => meaning.to_owned(),
+            (Some(meaning), text) => format!("{meaning} ({text})"),
+            (None, "") => "it gives no reason".to_owned(),
+            (None, text) => text.to_owned(),
+        };
+        Cause { source: None, text }
     }
 }
 
@@ -401,9 +437,28 @@ impl Failure {
         by_code && !by_machine && !self.is_space() && !self.is_disk()
     }
 
+    /// Why containerd does not take the bytes of a blob at its commit, by its "unexpected commit digest X, expected Y" and
+    /// "unexpected commit size N, expected M".
+    pub(crate) fn reason_of_bytes(&self, digest: &Digest) -> String {
+        let found = |what: &str| {
+            let (_, rest) = self.message().split_once(what)?;
+            rest.split([',', ' ']).next().filter(|found| !found.is_empty())
+        };
+        let other = found("unexpected commit digest ").and_then(|other| basics::digest::parse(other).ok());
+        match (other, found("unexpected commit size ")) {
+            (Some(other), _) => basics::digest::mismatch(digest, &other),
+            (None, Some(size)) => format!("{digest} has {size} bytes in containerd, and should have others"),
+            (None, None) => format!(
+                "containerd does not take the bytes of {digest}: {}",
+                plain(self.message(), "failed precondition")
+            ),
+        }
+    }
+
     /// Why a layer cannot be unpacked, without the folder that containerd tried it in.
     pub(crate) fn reason_of_unpacking(&self) -> &str {
-        let message = self.message();
+        let words = self.code().and_then(meaning).map_or("", |(_, words)| words);
+        let message = plain(self.message(), words);
         let in_folder = message.strip_prefix("mount callback failed on ");
         in_folder
             .and_then(|rest| rest.split_once(": "))
@@ -530,20 +585,126 @@ fn is_permanent(code: Code) -> bool {
     }
 }
 
-fn code_name(code: Code) -> &'static str {
+/// What an answer means, where its code says more than its text, and the words by which containerd's libraries repeat the
+/// code at the end of the text. "It" is containerd.
+fn meaning(code: Code) -> Option<(&'static str, &'static str)> {
     match code {
-        Code::Unavailable => "unavailable",
-        Code::Unimplemented => "not implemented",
-        Code::PermissionDenied => "permission denied",
-        Code::Cancelled => "cancelled",
-        Code::DeadlineExceeded => "deadline exceeded",
-        _ => "no reason given",
+        Code::Unavailable => Some(("it is starting, stopping or busy", "unavailable")),
+        Code::Unimplemented => Some(("it does not know this request", "not implemented")),
+        Code::PermissionDenied => Some(("it does not allow that", "permission denied")),
+        Code::Unauthenticated => Some(("it does not allow that", "unauthenticated")),
+        Code::Cancelled => Some(("it broke off", "context canceled")),
+        Code::Aborted => Some(("something else got in between", "aborted")),
+        Code::DeadlineExceeded => Some(("it took too long", "context deadline exceeded")),
+        Code::FailedPrecondition => Some(("something has to be different before", "failed precondition")),
+        Code::ResourceExhausted => Some(("one of its own limits is reached", "resource exhausted")),
+        Code::NotFound => Some(("it does not have that", "not found")),
+        Code::AlreadyExists => Some(("it has that already", "already exists")),
+        Code::InvalidArgument => Some(("it does not take that", "invalid argument")),
+        Code::Ok | Code::Unknown | Code::OutOfRange | Code::Internal | Code::DataLoss => None,
+    }
+}
+
+/// A text of containerd without what gRPC in Go puts before it, and without the words for its code at the end.
+fn plain<'t>(text: &'t str, words: &str) -> &'t str {
+    let mut text = text.trim();
+    while let Some((_, rest)) = text
+        .strip_prefix("rpc error: code = ")
+        .and_then(|rest| rest.split_once(" desc = "))
+    {
+        text = rest;
+    }
+    if words.is_empty() {
+        return text;
+    }
+    loop {
+        match text.strip_suffix(words) {
+            Some("") => return "",
+            Some(before) if before.ends_with(": ") => text = &before[..before.len() - 2],
+            Some(_) | None => return text,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_is_told_in_words_and_not_in_codes() {
+        let said = |code, text: &str| {
+            let failure = Failure::from(Status::new(code, text));
+            let error = failure.into_error(Path::new("/x.sock"), None, "write blob a");
+            basics::chain(&error)
+        };
+        let rows = [
+            (
+                Code::FailedPrecondition,
+                "namespace is required: failed precondition",
+                "cannot write blob a: containerd refused: something has to be different before (namespace is required)",
+            ),
+            (
+                Code::ResourceExhausted,
+                "trying to send message larger than max (45 vs. 16): resource exhausted",
+                "cannot write blob a: that is larger than containerd's messages may be on /x.sock (max_send_message_size in \
+                 containerd's configuration allows more): one of its own limits is reached (trying to send message larger than \
+                 max (45 vs. 16))",
+            ),
+            (
+                Code::Unavailable,
+                "server is shutting down: unavailable",
+                "cannot write blob a: containerd failed: it is starting, stopping or busy (server is shutting down)",
+            ),
+            (
+                Code::DeadlineExceeded,
+                "writing: context deadline exceeded",
+                "cannot write blob a: containerd failed: it took too long (writing)",
+            ),
+            (
+                Code::Unknown,
+                "write /c/ingest/d/data: no space left on device",
+                "cannot write blob a: no space left for containerd: write /c/ingest/d/data: no space left on device",
+            ),
+            (
+                Code::Unknown,
+                "rpc error: code = NotFound desc = failed to pull: r.test/a:1: not found: not found",
+                "cannot write blob a: containerd failed: failed to pull: r.test/a:1: not found: not found",
+            ),
+            (
+                Code::Internal,
+                "",
+                "cannot write blob a: containerd failed: it gives no reason",
+            ),
+            (
+                Code::NotFound,
+                "content sha256:a: not found",
+                "cannot write blob a: containerd failed: it does not have that (content sha256:a)",
+            ),
+        ];
+        for (code, text, expected) in rows {
+            assert_eq!(said(code, text), expected, "{code:?} {text}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_containerd_does_not_take_are_told_with_both_digests() {
+        let (wanted, found) = (basics::digest::sha256(b"a"), basics::digest::sha256(b"b"));
+        let told = |text: String| Failure::from(Status::failed_precondition(text)).reason_of_bytes(&wanted);
+        assert_eq!(
+            told(format!(
+                "unexpected commit digest {found}, expected {wanted}: failed precondition"
+            )),
+            format!("its bytes hash to {found}, not {wanted}")
+        );
+        assert_eq!(
+            told("unexpected commit size 90, expected 10: failed precondition".to_owned()),
+            format!("{wanted} has 90 bytes in containerd, and should have others")
+        );
+        assert_eq!(
+            told("odd: failed precondition".to_owned()),
+            format!("containerd does not take the bytes of {wanted}: odd")
+        );
+    }
 
     #[test]
     fn a_refusal_tells_how_large_the_message_was() {

@@ -12,6 +12,7 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest};
 use prost::Message as _;
 use prost_types::FieldMask;
@@ -24,7 +25,7 @@ use tonic_prost::ProstCodec;
 use crate::connect::MAX_MESSAGE;
 use crate::error::{Error, Failure};
 use crate::parts::{self, Part};
-use crate::wire::{self, Labels, descriptor_from_wire, descriptor_to_wire, label_path};
+use crate::wire::{self, Labels, descriptor_from_wire, descriptor_to_wire, label_path, time_from_wire};
 use crate::{Client, LOOKUPS, within};
 
 /// A list of image records that is too long for one message.
@@ -62,6 +63,8 @@ pub struct ImageRecord {
     pub target: Descriptor,
     /// Its labels, everybody's.
     pub labels: Labels,
+    /// When it was made; changes to it do not move that. `None` where containerd does not tell.
+    pub created_at: Option<Timestamp>,
 }
 
 /// An image record to be made.
@@ -480,7 +483,11 @@ fn target_of(update: &ImageUpdate) -> Result<types::Descriptor, Error> {
 /// Records with a target of an unknown kind are none of ours, and left out.
 fn image_from_wire(image: Image) -> Option<ImageRecord> {
     let Image {
-        name, labels, target, ..
+        name,
+        labels,
+        target,
+        created_at,
+        ..
     } = image;
     let Some(target) = target.and_then(descriptor_from_wire) else {
         tracing::debug!(
@@ -493,6 +500,7 @@ fn image_from_wire(image: Image) -> Option<ImageRecord> {
         name,
         target,
         labels: wire::labels_from_wire(labels),
+        created_at: time_from_wire(created_at),
     })
 }
 

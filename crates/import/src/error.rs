@@ -41,7 +41,7 @@ pub enum Error {
     #[error(transparent)]
     NoSpace(Box<Shortage>),
     /// The namespace would have more records than it may (see [`Census::has_no_room`]). Nothing was written.
-    #[error("{}: that is more than {most} (limits.records)", counted_text(*.census, *.new, *.most))]
+    #[error("{}: that is too many (`limits.records` is {most})", counted_text(*.census, *.new, *.most))]
     TooManyRecords {
         /// The records of the namespace.
         census: Census,
@@ -52,8 +52,8 @@ pub enum Error {
     },
     /// The bundle by itself asks for more records than the namespace may have. Nothing was written.
     #[error(
-        "the bundle asks for {asked} image records, those of digests and aliases included: that is more than {most} \
-         (limits.records)"
+        "the bundle asks for {asked} image records, those of digests and aliases included: that is too many \
+         (`limits.records` is {most})"
     )]
     TooManyNames {
         /// The records that it asks for.

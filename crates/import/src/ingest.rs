@@ -84,6 +84,8 @@ pub struct IngestedImage {
 pub struct Failure {
     /// In one line, naming the blob or record.
     pub reason: String,
+    /// The blob whose bytes are not what they should be, where that is the failure. The reason does not name it.
+    pub damaged: Option<Digest>,
     /// Whether the bundle is to blame.
     pub is_content: bool,
 }
@@ -265,10 +267,12 @@ impl From<containerd::Error> for Fault {
             Recovery::Transient if matches!(error, containerd::Error::Gone { .. }) => Fault::LeaseLost,
             Recovery::Content => Fault::Image(Failure {
                 reason: chain(&error),
+                damaged: None,
                 is_content: true,
             }),
             Recovery::Permanent => Fault::Image(Failure {
                 reason: chain(&error),
+                damaged: None,
                 is_content: false,
             }),
             Recovery::Transient | Recovery::Space | Recovery::Disk => Fault::Stop(Error::Containerd(error)),
@@ -496,13 +500,18 @@ impl<'a> Run<'a> {
             }
             Err(error) => {
                 let is_of_source = matches!(error, containerd::Error::Source { .. });
-                let fault = Fault::from(error);
+                let damage = damage(&error);
+                let mut fault = Fault::from(error);
                 if is_of_source || matches!(fault, Fault::Image(_)) {
                     // Bytes that somebody is just changing say nothing about the bundle that comes of it.
                     check_bundle(self.job)?;
                     check_blob(self.job, &digest)?;
                 }
-                if let Fault::Image(failure) = &fault {
+                if let Fault::Image(failure) = &mut fault {
+                    if let Some(reason) = damage {
+                        failure.reason = reason;
+                        failure.damaged = Some(digest.clone());
+                    }
                     self.bad.insert(digest, failure.clone());
                 }
                 Err(fault)
@@ -532,6 +541,16 @@ impl<'a> Run<'a> {
             None => self.lease = Some(Lease::acquire(client, lease_id, &mark).await?),
         }
         Ok(self.lease.clone().expect("a lease was just acquired"))
+    }
+}
+
+/// What is wrong with the bytes of a blob, where the bundle is to blame for its failure.
+fn damage(error: &containerd::Error) -> Option<String> {
+    match error {
+        _ if error.recovery() != Recovery::Content => None,
+        containerd::Error::Content { reason, .. } => Some(reason.clone()),
+        containerd::Error::Source { digest, source, .. } => Some(format!("{digest}: {source}")),
+        _ => None,
     }
 }
 

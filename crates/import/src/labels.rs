@@ -155,6 +155,35 @@ pub fn is_pinned_by_others(labels: &Labels) -> bool {
         .any(|key| labels.contains_key(*key))
 }
 
+/// Who keeps the record from kubelet's image garbage collector: the importers by their marks, and `another` where the pin has
+/// none of them. Empty for a record without the pin, whatever marks it has.
+#[must_use]
+pub fn pinned_by(labels: &Labels) -> Vec<&'static str> {
+    const IMPORTERS: [(&str, &str); 4] = [
+        (OUR_PIN, "airgapd"),
+        (K0S_SOURCES, "k0s"),
+        (K3S_PINNED, "k3s"),
+        (RKE2_PINNED, "rke2"),
+    ];
+    if labels.get(PINNED).is_none_or(|value| value != PINNED_VALUE) {
+        return Vec::new();
+    }
+    let marks = IMPORTERS.iter().filter(|(mark, _)| labels.contains_key(*mark));
+    let names: Vec<&str> = marks.map(|(_, name)| *name).collect();
+    match names.is_empty() {
+        true => vec!["another"],
+        false => names,
+    }
+}
+
+/// Whether the record stays pinned when no bundle vouches for it any more: another importer wants it, somebody imported it by
+/// hand, or the pin is not ours.
+#[must_use]
+pub fn is_kept_by_others(labels: &Labels) -> bool {
+    let is_foreign_pin = labels.contains_key(PINNED) && !labels.contains_key(OUR_PIN);
+    is_foreign_pin || labels.contains_key(IMPORTED) || is_pinned_by_others(labels)
+}
+
 /// What has to change on a record with `labels` so that `source` vouches for it and it is pinned.
 ///
 /// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed. An expiry goes, whoever
@@ -225,6 +254,31 @@ mod tests {
         assert!(key.len() + value.len() < 4096);
         assert_eq!(bundle_id("a.tar"), bundle_id("a.tar"));
         assert_ne!(bundle_id("a.tar"), bundle_id("b.tar"));
+    }
+
+    #[test]
+    fn the_marks_beside_a_pin_say_whose_it_is() {
+        let pin = (PINNED, PINNED_VALUE);
+        type Row<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+        let table: [Row<'_>; 8] = [
+            (&[], &[]),
+            (&[(OUR_PIN, "true")], &[]),
+            (&[(PINNED, "no"), (OUR_PIN, "true")], &[]),
+            (&[pin], &["another"]),
+            (&[pin, (IMPORTED, "a.tar")], &["another"]),
+            (&[pin, (OUR_PIN, "true")], &["airgapd"]),
+            (
+                &[pin, (K0S_SOURCES, "{}"), (OUR_PIN, "true")],
+                &["airgapd", "k0s"],
+            ),
+            (
+                &[pin, (K3S_PINNED, "pinned"), (RKE2_PINNED, "pinned")],
+                &["k3s", "rke2"],
+            ),
+        ];
+        for (pairs, expected) in table {
+            assert_eq!(pinned_by(&labels(pairs)), expected, "{pairs:?}");
+        }
     }
 
     #[test]

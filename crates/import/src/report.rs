@@ -20,7 +20,7 @@ pub struct BundleReport {
     pub outcome: Outcome,
     /// What stopped it, in one line.
     pub error: Option<String>,
-    /// One entry for each record, and one for each image that has none.
+    /// One entry for each record, and one for each image that has none and is skipped or failed.
     pub images: Vec<ImageReport>,
     /// What was moved.
     pub blobs: BlobCounts,
@@ -56,13 +56,14 @@ pub struct ImageReport {
 
 impl From<BundleResult> for BundleReport {
     fn from(result: BundleResult) -> BundleReport {
+        let images = result.told().cloned().map(ImageReport::from).collect();
         BundleReport {
             path: result.path,
             format: result.format,
             compression: result.compression,
             outcome: result.outcome,
             error: result.error,
-            images: result.images.into_iter().map(ImageReport::from).collect(),
+            images,
             blobs: result.blobs,
             unpacked: result.unpacked,
             space: result.space,
@@ -146,7 +147,7 @@ mod tests {
         let taken: Vec<&Taken> = selection.taken().collect();
         let intent = Intent::new(Source::Hand("a.tar".to_owned()), OnConflict::Replace);
         let plan = plan(&taken, &Survey::default(), &intent);
-        image_results(&selection, &foreseen(&plan))
+        image_results(&selection, &foreseen(&plan), "a.tar")
     }
 
     #[test]

@@ -4,15 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use basics::chain;
+use basics::{Foreign, chain};
 use bundle::{Bundle, Catalog, Content, Node, PartState};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::ingest::{Ingested, IngestedImage, RecordOutcome};
+use crate::ingest::{Failure, Ingested, IngestedImage, RecordOutcome};
 use crate::plan::{RecordAction, RecordStep};
-use crate::select::{Choice, Selection, Taken, Verdict};
+use crate::select::{Choice, Damage, Problem, Selection, Taken, Verdict};
 use crate::space::Forecast;
 use crate::unpack::Unpacked;
 
@@ -109,6 +109,8 @@ pub struct UnpackFailure {
 /// What became of a record, or of an image without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageResult {
+    /// Which image of the bundle it is of, counted from nought in the order of the bundle.
+    pub image: usize,
     /// The record's name; what the archive calls the image when there is no record.
     pub name: String,
     /// The digest of its target.
@@ -141,6 +143,24 @@ pub enum ImageOutcome {
     Skipped,
     /// It could not be recorded; the reason says why.
     Failed,
+}
+
+impl ImageResult {
+    /// Its name and why, in one line; the name stands there once.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        named(&self.name, self.reason.as_deref().unwrap_or_default())
+    }
+}
+
+/// A reason with the image that it is of. A reason that names the image itself stays as it is.
+#[must_use]
+pub fn named(image: &str, reason: &str) -> String {
+    match reason {
+        "" => image.to_owned(),
+        _ if reason.contains(image) => reason.to_owned(),
+        _ => format!("{image}: {reason}"),
+    }
 }
 
 impl ImageOutcome {
@@ -255,6 +275,18 @@ impl BundleResult {
         self
     }
 
+    /// What there is to tell, in the order of the bundle: each record, but for the same failure of an image's records
+    /// only the first of them.
+    pub fn told(&self) -> impl Iterator<Item = &ImageResult> {
+        let mut last = None;
+        self.images.iter().filter(move |image| {
+            let failure = (image.outcome == ImageOutcome::Failed).then_some((image.image, &image.reason));
+            let is_new = failure.is_none() || failure != last;
+            last = failure;
+            is_new
+        })
+    }
+
     /// Whether at least one image is in place.
     #[must_use]
     pub fn landed(&self) -> bool {
@@ -264,7 +296,8 @@ impl BundleResult {
     /// The result of a plan that was carried out.
     #[must_use]
     pub fn of(bundle: &Bundle, selection: &Selection, ingested: &Ingested, took: Duration) -> BundleResult {
-        let images = image_results(selection, ingested);
+        let file = bundle.path().file_name().unwrap_or(bundle.path().as_os_str());
+        let images = image_results(selection, ingested, &Foreign::file_name(file).to_string());
         let stopped = ingested.stopped.as_ref();
         let failed = images.iter().any(|image| image.outcome == ImageOutcome::Failed);
         let mut report = BundleResult {
@@ -283,7 +316,8 @@ impl BundleResult {
             ..BundleResult::empty(bundle.path(), Outcome::Failed, took)
         };
         if report.error.is_none() && matches!(report.outcome, Outcome::Failed) {
-            report.error = report.images.iter().find_map(|image| image.reason.clone());
+            let reasoned = report.images.iter().find(|image| image.reason.is_some());
+            report.error = reasoned.map(ImageResult::in_words);
         }
         report
     }
@@ -356,12 +390,14 @@ fn outcome_of(images: &[ImageResult], sent: bool) -> Outcome {
     }
 }
 
-pub(crate) fn image_results(selection: &Selection, ingested: &Ingested) -> Vec<ImageResult> {
+/// What became of each record, and of each image without one. `file` is what the bundle is called, fit to print.
+pub(crate) fn image_results(selection: &Selection, ingested: &Ingested, file: &str) -> Vec<ImageResult> {
     let by_index: HashMap<usize, &IngestedImage> =
         ingested.images.iter().map(|image| (image.index, image)).collect();
     let mut taken_index = 0..;
     let mut results = Vec::new();
-    for choice in &selection.choices {
+    for (number, choice) in selection.choices.iter().enumerate() {
+        let before = results.len();
         match &choice.verdict {
             Verdict::Skip(skip) => {
                 results.push(without_record(choice, ImageOutcome::Skipped, &skip.to_string()));
@@ -371,13 +407,25 @@ pub(crate) fn image_results(selection: &Selection, ingested: &Ingested) -> Vec<I
                 results.push(without_record(choice, ImageOutcome::Failed, reason));
             }
             Verdict::Broken(problems) => {
-                results.push(without_record(choice, ImageOutcome::Failed, &in_short(problems)));
+                let told: Vec<String> = problems
+                    .iter()
+                    .map(|problem| told(problem, choice, file))
+                    .collect();
+                results.push(without_record(choice, ImageOutcome::Failed, &in_short(&told)));
             }
             Verdict::Take(taken) => {
                 let index = taken_index.next().expect("there are fewer images than numbers");
-                results.extend(taken_results(taken, by_index.get(&index).copied(), ingested));
+                results.extend(taken_results(
+                    taken,
+                    by_index.get(&index).copied(),
+                    ingested,
+                    file,
+                ));
             }
         }
+        results[before..]
+            .iter_mut()
+            .for_each(|result| result.image = number);
     }
     results
 }
@@ -408,7 +456,32 @@ fn without_record(choice: &Choice, outcome: ImageOutcome, reason: &str) -> Image
     )
 }
 
-fn taken_results(taken: &Taken, result: Option<&IngestedImage>, ingested: &Ingested) -> Vec<ImageResult> {
+/// A problem of an image that cannot run, with what to do about it.
+fn told(problem: &Problem, choice: &Choice, file: &str) -> String {
+    match &problem.damage {
+        Some(damage) => damage.told(&choice.label, file),
+        None => problem.to_string(),
+    }
+}
+
+/// Why nothing came of an image, in one line.
+fn reason_of(failure: &Failure, taken: &Taken, file: &str) -> String {
+    let Some(digest) = &failure.damaged else {
+        return failure.reason.clone();
+    };
+    let damage = Damage {
+        part: taken.closure.part(digest),
+        why: failure.reason.clone(),
+    };
+    damage.told(&taken.records[0].name, file)
+}
+
+fn taken_results(
+    taken: &Taken,
+    result: Option<&IngestedImage>,
+    ingested: &Ingested,
+    file: &str,
+) -> Vec<ImageResult> {
     let failed = |reason: &str| {
         let all = taken.records.iter();
         all.map(|r| {
@@ -427,7 +500,7 @@ fn taken_results(taken: &Taken, result: Option<&IngestedImage>, ingested: &Inges
             .iter()
             .map(|(step, outcome)| record_result(step, outcome, taken))
             .collect(),
-        Some(Err(failure)) => failed(&failure.reason),
+        Some(Err(failure)) => failed(&reason_of(failure, taken, file)),
         None => failed(
             &ingested
                 .stopped
@@ -477,6 +550,7 @@ fn entry(
     reason: Option<String>,
 ) -> ImageResult {
     ImageResult {
+        image: 0,
         name: name.to_owned(),
         target: target.digest().clone(),
         media_type: target.media_type().clone(),

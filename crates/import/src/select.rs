@@ -32,7 +32,7 @@ use self::judge::{Unfit, Walk};
 use self::naming::{named, settle_names};
 pub use self::node::platform_text;
 pub use self::plugins::images_for_plugins;
-pub use self::problem::{Problem, in_words, problems, problems_in};
+pub use self::problem::{Damage, Problem, in_words, problems, problems_in};
 use crate::names::Naming;
 
 /// What decides over a catalog: the node's platforms and the naming rules.
@@ -83,7 +83,11 @@ impl Selection {
                      upgrade containerd, or bundle the image with sha256 digests"
                 );
                 let blob = Some(digest.clone());
-                let problem = Problem { blob, what };
+                let problem = Problem {
+                    blob,
+                    what,
+                    damage: None,
+                };
                 choice.verdict = Verdict::Broken(vec![problem]);
             }
         }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Survey;
 use crate::content::{CONTAINERD, ContentStore};
 use crate::lease::{self, Lease};
-use crate::select::{chosen_for, in_words, is_layer, problems_in};
+use crate::select::{Closure, chosen_for, in_words, is_layer, problems_in};
 
 /// The label of a config that keeps the snapshots of its image, by snapshotter.
 const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.";
@@ -221,7 +221,7 @@ impl RootFs {
                 problems if problems.is_empty() => Ok(Some(RootFs::of_manifest(manifest))),
                 problems => Err(in_words(&problems)),
             },
-            Content::Broken(reason) => Err(reason.clone()),
+            Content::Broken(flaw) => Err(flaw.to_string()),
             Content::Absent | Content::Index(_) | Content::Other => {
                 let digest = node.descriptor.digest();
                 Err(format!("the manifest {digest} is not in {CONTAINERD}"))
@@ -270,22 +270,9 @@ fn count_unpacked(node: &mut Node, snapshots: &HashSet<String>) -> bool {
             any
         }
         Content::Manifest(manifest) => {
-            let rootfs = RootFs::of_manifest(manifest);
-            let file_systems = manifest
-                .layers
-                .iter()
-                .filter(|layer| is_layer(&layer.descriptor))
-                .count();
-            let is_unpacked = !rootfs.layers.is_empty()
-                && rootfs.layers.len() == file_systems
-                && rootfs.layers.len() == manifest.diff_ids.len()
-                && rootfs
-                    .layers
-                    .iter()
-                    .all(|layer| snapshots.contains(layer.chain.as_ref()));
             let absent = |layer: &&mut Part| layer.state == PartState::Absent && is_layer(&layer.descriptor);
             let mut any = false;
-            if is_unpacked {
+            if is_manifest_unpacked(manifest, snapshots) {
                 let manifest = Arc::make_mut(manifest);
                 for layer in manifest.layers.iter_mut().filter(absent) {
                     layer.state = PartState::Present;
@@ -293,6 +280,36 @@ fn count_unpacked(node: &mut Node, snapshots: &HashSet<String>) -> bool {
                 }
             }
             any
+        }
+        Content::Other | Content::Absent | Content::Broken(_) => false,
+    }
+}
+
+fn is_manifest_unpacked(manifest: &Manifest, snapshots: &HashSet<String>) -> bool {
+    let rootfs = RootFs::of_manifest(manifest);
+    let file_systems = manifest
+        .layers
+        .iter()
+        .filter(|layer| is_layer(&layer.descriptor))
+        .count();
+    !rootfs.layers.is_empty()
+        && rootfs.layers.len() == file_systems
+        && rootfs.layers.len() == manifest.diff_ids.len()
+        && rootfs
+            .layers
+            .iter()
+            .all(|layer| snapshots.contains(layer.chain.as_ref()))
+}
+
+/// Whether a manifest of an image, one of those in `taken`, is unpacked as a whole where these snapshots are committed: the
+/// first container of it need not wait for that.
+#[must_use]
+pub fn is_unpacked(image: &Node, taken: &Closure, snapshots: &HashSet<String>) -> bool {
+    let digest = image.descriptor.digest();
+    match &image.content {
+        Content::Index(children) => children.iter().any(|child| is_unpacked(child, taken, snapshots)),
+        Content::Manifest(manifest) => {
+            taken.blobs.iter().any(|blob| blob.digest == *digest) && is_manifest_unpacked(manifest, snapshots)
         }
         Content::Other | Content::Absent | Content::Broken(_) => false,
     }

@@ -454,10 +454,7 @@ fn status_line(status: &Status) -> String {
         count => format!(", {count} failed"),
     };
     let (verdict, images) = (status.verdict.headline(), status.image_count);
-    let bundles = match status.bundles.len() {
-        1 => "1 bundle".to_owned(),
-        count => format!("{count} bundles"),
-    };
+    let bundles = basics::counted(status.bundles.len(), "bundle");
     format!("{verdict}; {images}, {bundles}{importing}{failed}{containerd}")
 }
 

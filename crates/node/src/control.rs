@@ -90,8 +90,8 @@ pub(crate) enum Answer {
     Metrics(String),
 }
 
-/// Where the socket is.
-pub(crate) fn socket_in(runtime_dir: &Path) -> PathBuf {
+/// Where the socket is, in the daemon's runtime folder.
+pub fn socket_in(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("control.sock")
 }
 

@@ -139,8 +139,8 @@ pub(crate) enum Opening {
 pub(crate) struct Unreached {
     /// For the log, once for each reason.
     pub(crate) text: String,
-    /// The same with all causes.
-    pub(crate) chain: String,
+    /// What the system says to it, where it says more.
+    pub(crate) cause: Option<String>,
     /// Whether the folder or the socket of this node are others than when the daemon began.
     pub(crate) is_elsewhere: bool,
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use basics::bytes;
+use basics::{bytes, counted};
 use import::Observer;
 use import::ingest::IngestedImage;
 use tokio::task::JoinHandle;
@@ -178,7 +178,7 @@ async fn report(bundle: String, doing: Doing, counters: Arc<Counters>) {
 pub fn line(doing: Doing, progress: &ProgressStatus) -> String {
     let (amount, pace) = (amount(progress), pace(doing, progress));
     let images = match progress.images {
-        Some(images) => format!(", {} of {images} images", progress.images_done),
+        Some(images) => format!(", {} of {}", progress.images_done, counted(images, "image")),
         None => String::new(),
     };
     format!("{amount} {}, {pace}{images}", doing.done())
@@ -222,7 +222,8 @@ pub fn bar(doing: Doing, progress: &ProgressStatus, width: usize) -> String {
     let part = u128::from(progress.sent_bytes.min(total)) * 100 / u128::from(total);
     let mut text = format!("{part:>3} %  {}, {}", amount(progress), pace(doing, progress));
     if let Some(images) = progress.images {
-        text = format!("{text}, {}/{images} images", progress.images_done);
+        let plural = if images == 1 { "" } else { "s" };
+        text = format!("{text}, {}/{images} image{plural}", progress.images_done);
     }
     let room = width.saturating_sub(text.chars().count() + "[] ".len()).min(BAR);
     if room < SHORTEST_BAR {

@@ -34,7 +34,7 @@ pub async fn check(settings: &Settings, runtime: &Containerd) -> Result<Required
             runtime.store.as_deref(),
             &policy.wanted,
             &settings.limits,
-            runtime::snapshots(settings),
+            runtime::snapshots(runtime),
             &Sought::exactly(&all),
         )
         .await?;
@@ -50,7 +50,7 @@ async fn gather(settings: &Settings, runtime: &Containerd) -> Result<Needs, cont
     let platform = runtime::asked_platform(settings, Some(runtime));
     needs.add(sources, platform.as_ref()).await;
     if sources.sandbox_image.is_none()
-        && runtime::is_of_kubelet(settings)
+        && runtime.is_of_kubelet
         && let Some(image) = runtime.client.cri().sandbox_image().await?
     {
         needs.add_sandbox(image);

@@ -30,6 +30,10 @@ pub struct Containerd {
     pub(crate) uuid: Option<String>,
     /// Its content store, where that is on a file system that can be seen from here.
     pub store: Option<PathBuf>,
+    /// Whether it is the one that kubelet asks, by CRI.
+    pub is_of_kubelet: bool,
+    /// What the operator should know of it although it is used.
+    pub warning: Option<String>,
 }
 
 /// Why a socket is not used.
@@ -40,11 +44,14 @@ pub enum Unusable {
     Containerd(#[from] containerd::Error),
     /// It answers, and it is not what kubelet talks to.
     #[error(
-        "the containerd on {socket} has no CRI service, so it is not the one kubelet uses (`cri: false` takes it all the same)"
+        "the containerd on {socket} has no CRI service, so it is not the one kubelet uses (`{}` takes it all the same)",
+        if *.is_insisted_on { "cri: false" } else { "address:` or `cri: false" }
     )]
     NoCri {
         /// The path of the socket.
         socket: String,
+        /// Whether the operator insists on CRI (`cri: true`).
+        is_insisted_on: bool,
     },
 }
 
@@ -66,11 +73,11 @@ impl Unusable {
 pub async fn connect(socket: &Path, settings: &Settings) -> Result<Containerd, Unusable> {
     let client = Client::connect(socket, &settings.namespace).await?;
     let version = client.version().await?;
-    if is_of_kubelet(settings) && !client.has_cri().await? {
-        return Err(Unusable::NoCri {
-            socket: socket.display().to_string(),
-        });
-    }
+    let has_cri = wants_cri(settings) && client.has_cri().await?;
+    let warning = match wants_cri(settings) && !has_cri {
+        true => Some(without_cri(socket, settings)?),
+        false => None,
+    };
     let platform = client.node_platform().await?.unwrap_or_else(platforms::host);
     let uuid = identity(&client).await?;
     let store = visible_store(&client).await?;
@@ -80,7 +87,31 @@ pub async fn connect(socket: &Path, settings: &Settings) -> Result<Containerd, U
         platform,
         uuid,
         store,
+        is_of_kubelet: has_cri,
+        warning,
     })
+}
+
+/// Whether kubelet's containerd is looked for, which serves CRI.
+fn wants_cri(settings: &Settings) -> bool {
+    settings.cri != Some(false) && settings.namespace == KUBERNETES
+}
+
+/// Decides on a containerd without CRI: an address that was given is the operator's word, and one that was found by looking
+/// around may be Docker's. Gives the warning where it is used.
+fn without_cri(socket: &Path, settings: &Settings) -> Result<String, Unusable> {
+    let is_insisted_on = settings.cri == Some(true);
+    let socket = socket.display().to_string();
+    match settings.address.is_some() && !is_insisted_on {
+        true => Ok(format!(
+            "the containerd on {socket} has no CRI service: it is used because its address was given, and kubelet does not \
+             see the images if its own is another one"
+        )),
+        false => Err(Unusable::NoCri {
+            socket,
+            is_insisted_on,
+        }),
+    }
 }
 
 /// containerd keeps its identity in a file that it never syncs. After a power cut that may be empty, and then containerd 1.6
@@ -145,14 +176,9 @@ pub async fn glance(runtime: &Containerd, ledger: &Ledger) -> Result<Survey, con
     survey.checked(client, runtime.store.as_deref()).await
 }
 
-/// Whether the containerd is the one that kubelet asks, by CRI.
-pub fn is_of_kubelet(settings: &Settings) -> bool {
-    settings.cri && settings.namespace == KUBERNETES
-}
-
 /// The snapshots that decide whether the images of this node run.
-pub fn snapshots(settings: &Settings) -> Snapshots {
-    match is_of_kubelet(settings) {
+pub fn snapshots(runtime: &Containerd) -> Snapshots {
+    match runtime.is_of_kubelet {
         true => Snapshots::OfCri,
         false => Snapshots::Usual,
     }
@@ -172,7 +198,7 @@ pub fn asked_platform(settings: &Settings, runtime: Option<&Containerd>) -> Opti
 ///
 /// Those of any call; [`UnpackError::Unfit`] where there is no snapshotter that works.
 pub async fn unpacker(settings: &Settings, runtime: &Containerd) -> Result<Unpacker, UnpackError> {
-    let snapshotter = runtime.client.snapshotter(is_of_kubelet(settings)).await?;
+    let snapshotter = runtime.client.snapshotter(runtime.is_of_kubelet).await?;
     let none = || UnpackError::Unfit("containerd has no snapshotter that works".to_owned());
     let platform = asked_platform(settings, Some(runtime)).unwrap_or_else(platforms::host);
     let matcher = Matcher::only(&platform, runtime.version.rules());

@@ -39,8 +39,8 @@ pub struct Settings {
     pub address: Option<PathBuf>,
     /// The namespace of containerd that images go to.
     pub namespace: String,
-    /// Whether a CRI service must be on containerd's socket.
-    pub cri: bool,
+    /// Whether a CRI service must be on containerd's socket. `None`: it must where nobody has given the socket.
+    pub cri: Option<bool>,
     /// The platforms whose images are taken from bundles.
     pub platforms: PlatformChoice,
     /// How often everything is compared with containerd although nothing has happened.
@@ -106,7 +106,7 @@ impl Default for Settings {
             metrics_address: None,
             address: None,
             namespace: "k8s.io".to_owned(),
-            cri: true,
+            cri: None,
             platforms: PlatformChoice::Node,
             resync: Duration::from_secs(600),
             grace: Duration::from_secs(20),

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::time::Instant;
 
-use basics::Foreign;
+use basics::{Foreign, counted};
+use import::space::{Disk, MinFree, Shortage};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
@@ -127,6 +128,18 @@ pub struct DiskStatus {
     pub problem: Option<String>,
 }
 
+impl DiskStatus {
+    /// The disk as it is, and what is lacking of `min_free` there.
+    pub fn of(disk: Disk, min_free: MinFree, below: Option<&Shortage>) -> DiskStatus {
+        DiskStatus {
+            size_bytes: disk.size,
+            free_bytes: disk.free,
+            min_free_bytes: min_free.bytes_of(&disk),
+            problem: below.map(ToString::to_string),
+        }
+    }
+}
+
 /// Images, each target counted once, however many names and records it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCount {
@@ -145,10 +158,7 @@ impl std::fmt::Display for ImageCount {
             in_place,
             failed,
         } = self;
-        match all {
-            1 => write!(f, "{in_place} of 1 image in place")?,
-            _ => write!(f, "{in_place} of {all} images in place")?,
-        }
+        write!(f, "{in_place} of {} in place", counted(*all, "image"))?;
         match failed {
             0 => Ok(()),
             failed => write!(f, ", {failed} failed"),
@@ -245,6 +255,7 @@ impl RequiredStatus {
         }
         let (missing, all) = (self.missing.len(), self.references);
         Some(match missing {
+            0 if all == 1 => "the required image is there".to_owned(),
             0 => format!("all {all} required images are there"),
             missing => format!("{missing} of {all} required images are missing"),
         })
@@ -334,6 +345,23 @@ pub struct BundleStatus {
     pub error: Option<ErrorStatus>,
     /// When it is tried again, from now, in milliseconds.
     pub retry_in_ms: Option<u64>,
+    /// What it takes in containerd's content store; absent before the first import, and where only the daemon was asked.
+    #[serde(default)]
+    pub disk_use: Option<DiskUse>,
+}
+
+/// What the images of a bundle take in containerd's content store, in bytes. Each blob counts once, and unpacked layers
+/// (snapshots) do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// All blobs of its images that are there.
+    pub store_bytes: u64,
+    /// Those of them that no other bundle needs.
+    pub only_bytes: u64,
+    /// Those of them that no other record of the same images keeps either: a pin of another program, an import by hand. They
+    /// are free once the bundle is removed and kubelet has collected its images. Images of others that share a blob are
+    /// not known.
+    pub freed_bytes: u64,
 }
 
 /// How far a bundle has come.
@@ -574,6 +602,7 @@ fn of_entry(name: &std::ffi::OsStr, entry: Option<&Entry>, outcome: Option<LastT
         waits_for: None,
         error: entry.and_then(error),
         retry_in_ms: None,
+        disk_use: None,
     }
 }
 

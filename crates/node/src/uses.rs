@@ -86,6 +86,7 @@ mod tests {
             name: name.to_owned(),
             target: Descriptor::new(MediaType::ImageIndex, 7, digest),
             labels: BTreeMap::new(),
+            created_at: None,
         };
         (name.to_owned(), record)
     }

@@ -1,18 +1,23 @@
 //! Images by name, as a containerd or a bundle has them, each with what it lacks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use bundle::{Catalog, Content, Limits, Node};
 use containerd::{Client, ImageRecord};
 use import::content::{CONTAINERD, ContentStore};
-use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, PINNED, PINNED_VALUE};
+use import::labels::{BUNDLE_PREFIX, EXPIRES, IMPORTED, pinned_by};
 use import::select::{ChildKind, Problem, Skip, platform_text};
-use import::{Judgement, Policy, Verdict};
+use import::{Judgement, Pattern, Policy, Verdict};
+use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest};
 use platforms::Wanted;
 
 use super::Sought;
+
+/// Records of so many targets are asked for by their targets; of more, all records are listed instead.
+const MOST_TARGETS: usize = 100;
 
 /// One name and what is behind it.
 #[derive(Clone, Debug)]
@@ -39,6 +44,12 @@ pub struct Held {
     pub expires: Option<String>,
     /// The bundles that vouch for it.
     pub bundles: Vec<String>,
+    /// Who pinned it, see [`import::labels::pinned_by`]; empty for bundles.
+    pub pinned_by: Vec<&'static str>,
+    /// When containerd's record was made.
+    pub created_at: Option<Timestamp>,
+    /// Whether it is unpacked for this node; `None` where containerd does not tell, and for bundles.
+    pub unpacked: Option<bool>,
 }
 
 /// Everything that a containerd or several bundles have.
@@ -85,11 +96,62 @@ impl Inventory {
                 ContentStore::asking(client, store.map(Path::to_owned)),
             ),
         };
+        Inventory::of_records(client, store, records, wanted, limits, snapshots).await
+    }
+
+    /// The images behind every record of `pattern`, and behind each other record that points at one of these; behind all records
+    /// without one. Otherwise as [`Inventory::of_containerd`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Inventory::of_containerd`].
+    pub async fn of_pattern(
+        client: &Client,
+        store: Option<&Path>,
+        wanted: &Wanted,
+        limits: &Limits,
+        snapshots: Snapshots,
+        pattern: Option<&Pattern>,
+    ) -> Result<Inventory, containerd::Error> {
+        let records = match pattern {
+            None => client.images().await?,
+            Some(pattern) => {
+                let mut targets = HashSet::new();
+                let look = |record: ImageRecord| {
+                    if pattern.matches(&record.name) {
+                        targets.insert(record.target.digest().clone());
+                    }
+                    ControlFlow::Continue(())
+                };
+                client.each_image(look).await?;
+                match targets.len() {
+                    // containerd holds every record against each of them.
+                    ..=MOST_TARGETS => client.images_targeting(&Vec::from_iter(&targets)).await?,
+                    _ => {
+                        let mut records = client.images().await?;
+                        records.retain(|record| targets.contains(record.target.digest()));
+                        records
+                    }
+                }
+            }
+        };
+        let store = ContentStore::asking(client, store.map(Path::to_owned));
+        Inventory::of_records(client, store, records, wanted, limits, snapshots).await
+    }
+
+    async fn of_records(
+        client: &Client,
+        store: ContentStore,
+        records: Vec<ImageRecord>,
+        wanted: &Wanted,
+        limits: &Limits,
+        snapshots: Snapshots,
+    ) -> Result<Inventory, containerd::Error> {
         let snapshots = snapshots.committed(client).await;
         let (wanted, limits) = (wanted.clone(), limits.clone());
         // Each document is waited for, so this has a thread of its own.
         let read = tokio::task::spawn_blocking(move || {
-            Inventory::read(records, store, &wanted, &limits, &snapshots)
+            Inventory::read(records, store, &wanted, &limits, snapshots.as_ref())
         });
         read.await.expect("reading never panics")
     }
@@ -99,7 +161,7 @@ impl Inventory {
         mut store: ContentStore,
         wanted: &Wanted,
         limits: &Limits,
-        snapshots: &HashSet<String>,
+        snapshots: Option<&HashSet<String>>,
     ) -> Result<Inventory, containerd::Error> {
         let mut judged: HashMap<Digest, Examined> = HashMap::new();
         let mut inventory = Inventory::default();
@@ -111,6 +173,7 @@ impl Inventory {
                 hidden,
                 doubts,
                 below,
+                unpacked,
             } = judged
                 .entry(target.clone())
                 .or_insert_with(|| examine(&record.target, &mut store, wanted, limits, snapshots))
@@ -126,12 +189,10 @@ impl Inventory {
                 doubts,
                 below,
                 place: CONTAINERD.to_owned(),
-                pinned: Some(
-                    record
-                        .labels
-                        .get(PINNED)
-                        .is_some_and(|value| value == PINNED_VALUE),
-                ),
+                pinned: Some(!pinned_by(&record.labels).is_empty()),
+                pinned_by: pinned_by(&record.labels),
+                created_at: record.created_at,
+                unpacked,
                 expires: record.labels.get(EXPIRES).cloned(),
                 bundles: vouchers(&record),
                 name: record.name,
@@ -219,6 +280,9 @@ impl Inventory {
                 pinned: None,
                 expires: None,
                 bundles: Vec::new(),
+                pinned_by: Vec::new(),
+                created_at: None,
+                unpacked: None,
             });
         }
     }
@@ -306,22 +370,22 @@ pub enum Snapshots {
 }
 
 impl Snapshots {
-    /// The committed ones by name. None where containerd does not tell: then only the store counts.
-    async fn committed(self, client: &Client) -> HashSet<String> {
+    /// The committed ones by name. `None` where containerd does not tell: then only the store counts.
+    async fn committed(self, client: &Client) -> Option<HashSet<String>> {
         let cri = match self {
-            Snapshots::Ignored => return HashSet::new(),
+            Snapshots::Ignored => return None,
             Snapshots::OfCri => true,
             Snapshots::Usual => false,
         };
         let listed = async {
             match client.snapshotter(cri).await? {
-                Some(snapshotter) => client.snapshots(&snapshotter.name).await,
-                None => Ok(HashSet::new()),
+                Some(snapshotter) => client.snapshots(&snapshotter.name).await.map(Some),
+                None => Ok(None),
             }
         };
         listed.await.unwrap_or_else(|error| {
             tracing::debug!("snapshots do not count: {}", basics::chain(&error));
-            HashSet::new()
+            None
         })
     }
 }
@@ -334,6 +398,7 @@ struct Examined {
     hidden: Option<Digest>,
     doubts: Vec<String>,
     below: Vec<(Digest, String)>,
+    unpacked: Option<bool>,
 }
 
 fn examine(
@@ -341,7 +406,7 @@ fn examine(
     store: &mut ContentStore,
     wanted: &Wanted,
     limits: &Limits,
-    snapshots: &HashSet<String>,
+    snapshots: Option<&HashSet<String>>,
 ) -> Examined {
     let node = match bundle::resolve(target, store, limits) {
         Ok(node) => node,
@@ -352,6 +417,7 @@ fn examine(
                 hidden: None,
                 doubts: Vec::new(),
                 below: Vec::new(),
+                unpacked: None,
             };
         }
     };
@@ -360,6 +426,7 @@ fn examine(
     let mut state = import::judge(&node, wanted, CONTAINERD);
     let mut lacks_layers = false;
     if matches!(state, Judgement::Broken(_))
+        && let Some(snapshots) = snapshots
         && let Some(unpacked) = import::unpack::as_unpacked(&node, snapshots)
         && let whole @ Judgement::Whole(_) = import::judge(&unpacked, wanted, CONTAINERD)
     {
@@ -369,7 +436,14 @@ fn examine(
         Judgement::Whole(closure) if !lacks_layers => import::select::images_for_plugins(&node, closure),
         _ => Vec::new(),
     };
+    let unpacked = match (&state, snapshots) {
+        (Judgement::Whole(closure), Some(snapshots)) => {
+            Some(import::unpack::is_unpacked(&node, closure, snapshots))
+        }
+        _ => None,
+    };
     Examined {
+        unpacked,
         hidden: import::select::hidden_image(&node, wanted).cloned(),
         state,
         lacks_layers,

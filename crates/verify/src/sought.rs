@@ -225,6 +225,9 @@ mod tests {
             pinned: None,
             expires: None,
             bundles: Vec::new(),
+            pinned_by: Vec::new(),
+            created_at: None,
+            unpacked: None,
         });
         Inventory::of(held)
     }

@@ -20,6 +20,8 @@ use xtask::checks::{run, step};
 pub(crate) const SUITE: &str = "bookworm";
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,containerd,runc,util-linux,ca-certificates";
 const SCRIPT: &str = include_str!("packaged.sh");
+/// A part of it.
+const INCIDENTS: &str = include_str!("incidents.sh");
 
 /// Bytes of an image in a bundle that is compressed with the largest window there is: more than the window.
 const WIDE: usize = 160 << 20;
@@ -104,6 +106,7 @@ fn furnish(root: &Path, dist: &Dist) -> Result<()> {
     demo_bundle::write(&home.join("demo.tar"), &parts::busybox()?)?;
     write_wide_bundle(&home.join("wide.tar.zst"))?;
     fs::write(home.join("try.sh"), SCRIPT)?;
+    fs::write(home.join("incidents.sh"), INCIDENTS)?;
     let k0s = home.join("k0s");
     fs::write(&k0s, "#!/bin/sh\nexec sleep infinity\n")?;
     fs::set_permissions(&k0s, fs::Permissions::from_mode(0o755))?;

@@ -155,6 +155,9 @@ systemctl enable airgapd
 has "$(airgapd doctor)" 'ok *unit'
 has "$(AIRGAPD_IMAGES_DIR=/root/bundles airgapd doctor || true)" 'PROBLEM *unit .*/root/bundles: ProtectHome='
 
+# Eight incidents, each with the same word from every output.
+. /root/incidents.sh
+
 # 9. The watchdog: a daemon that hangs is begun anew, one that works or waits is not.
 printf '[Service]\nWatchdogSec=2s\nLimitCORE=0\n' > $own/watchdog.conf
 systemctl daemon-reload

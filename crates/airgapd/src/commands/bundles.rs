@@ -153,8 +153,11 @@ impl FileReport {
     }
 
     fn write_text(&self, text: &mut Page) {
-        let (count, bytes) = (self.images.len(), output::bytes(self.made.bytes));
-        output::line!(text, "{}: {count} images, {bytes}", self.made.path);
+        let (images, bytes) = (
+            basics::counted(self.images.len(), "image"),
+            output::bytes(self.made.bytes),
+        );
+        output::line!(text, "{}: {images}, {bytes}", self.made.path);
         if let Some(base) = &self.base {
             output::line!(text, "  a delta on {base}");
         }

@@ -12,7 +12,7 @@ use node::place::{self, Place};
 use serde::Serialize;
 
 use self::daemon::Unit;
-use super::{Call, Exit, Refusal};
+use super::{Call, Exit, Refusal, is_denied};
 use crate::output::{self, Page};
 
 /// A check and its result.
@@ -74,7 +74,6 @@ fn finding(
 pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
     let settings = &call.settings;
     let mut findings = Vec::new();
-    findings.extend(of_user());
     let unit = Unit::of_systemd();
     let evidence = place::probe(Path::new("/"));
     match place::decide(&evidence, settings) {
@@ -84,17 +83,27 @@ pub(super) async fn run(call: &Call) -> Result<Exit, Refusal> {
             "set `distribution:` in /etc/airgapd/config.yaml",
         )),
         Ok(node) => {
+            let is_root = rustix::process::geteuid().is_root();
+            let (containerd, daemon) = (is_denied(&node.socket), is_denied(&call.control_socket()));
+            findings.extend((!is_root).then(|| of_user(containerd || daemon)));
             findings.push(of_node(&node));
             findings.extend(folder::of_folder(&node, settings));
-            findings.push(folder::of_watches(&node.images_dir));
-            findings.push(folder::of_state(&settings.state_dir));
-            findings.extend(containerd::of_containerd(&node, settings).await);
-            let is_of_containerd = |finding: &Finding| finding.subject == "containerd";
-            let is_problem = |finding: &Finding| finding.verdict == Verdict::Problem;
-            let is_without = findings
-                .iter()
-                .any(|finding| is_of_containerd(finding) && is_problem(finding));
-            findings.extend(daemon::of_daemon(settings, is_without).await);
+            // The daemon's own watches and folder say nothing of those that another user may have.
+            if is_root {
+                findings.push(folder::of_watches(&node.images_dir));
+                findings.push(folder::of_state(&settings.state_dir));
+            }
+            if !containerd {
+                findings.extend(containerd::of_containerd(&node, settings).await);
+            }
+            if !daemon {
+                let is_of_containerd = |finding: &Finding| finding.subject == "containerd";
+                let is_problem = |finding: &Finding| finding.verdict == Verdict::Problem;
+                let mut found = findings.iter();
+                let is_without =
+                    containerd || found.any(|finding| is_of_containerd(finding) && is_problem(finding));
+                findings.extend(daemon::of_daemon(settings, is_without).await);
+            }
             findings.extend(unit.as_ref().map(Unit::judge));
             findings.extend(unit.and_then(|unit| unit.hides(&node.images_dir)));
         }
@@ -135,16 +144,21 @@ fn text(findings: &[Finding]) -> Page {
     text
 }
 
-/// A user other than root sees other things than the daemon does.
-fn of_user() -> Option<Finding> {
-    let is_root = rustix::process::geteuid().is_root();
-    (!is_root).then(|| {
-        note(
+/// A user other than root sees other things than the daemon does. Where sockets are root's alone, the answer is not the
+/// doctor's whole answer.
+fn of_user(is_denied: bool) -> Finding {
+    match is_denied {
+        true => problem(
             "user",
-            "this is not root: what only root may see looks as if it were not there",
-            "run it as root, as the daemon is",
-        )
-    })
+            "this is not root: containerd or the daemon cannot be asked, and what only root may see is left out",
+            "sudo airgapd doctor",
+        ),
+        false => note(
+            "user",
+            "this is not root: what only root may see is left out",
+            "sudo airgapd doctor",
+        ),
+    }
 }
 
 fn of_node(node: &Place) -> Finding {

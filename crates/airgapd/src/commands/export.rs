@@ -314,6 +314,7 @@ fn nothing(skipped: &[Skipped]) -> Vec<String> {
         .map(|image| format!("{}: {}", image.name, image.reason));
     let head = match skipped {
         [] => "there are no images in this namespace of containerd (--namespace names another)".to_owned(),
+        [_] => "the only image is not whole:".to_owned(),
         skipped => format!("none of {} images is whole:", skipped.len()),
     };
     std::iter::once(head).chain(reasons).collect()
@@ -412,12 +413,13 @@ impl Render for Report {
             output::line!(text, "    skipped  {}", image.name);
             output::paragraph(&mut text, "             ", &image.reason);
         }
-        let (images, bytes) = (self.images.len(), output::bytes(self.made.bytes));
         output::line!(
             text,
-            "{}: {images} images, {bytes} in {} blobs",
+            "{}: {}, {} in {}",
             self.made.path,
-            self.blobs.written
+            basics::counted(self.images.len(), "image"),
+            output::bytes(self.made.bytes),
+            basics::counted(self.blobs.written, "blob")
         );
         text
     }

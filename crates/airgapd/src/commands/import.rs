@@ -34,7 +34,12 @@ use node::settings::{Checksums, Settings};
 /// Imports every file, one after the other; one bad file spares the others.
 pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal> {
     let (settings, node) = (&call.settings, call.node()?);
-    let runtime = call.connect(&node).await.map_err(|refusal| {
+    let allowed = call.allowed("import", Exit::Unreachable, &[&node.socket]);
+    let connected = match allowed {
+        Ok(()) => call.connect(&node).await,
+        Err(refusal) => Err(refusal),
+    };
+    let runtime = connected.map_err(|refusal| {
         refusal.with_document(|error| Document {
             bundles: &[],
             error: Some(error),
@@ -52,7 +57,8 @@ pub(super) async fn run(args: &ImportArgs, call: &Call) -> Result<Exit, Refusal>
     let mut results = Vec::new();
     for file in &args.files {
         let (result, plan) = import.one(file).await;
-        if call.format == OutputFormat::Text {
+        // With `-q` only what failed.
+        if call.format == OutputFormat::Text && (!call.is_quiet || failure(&result).is_some()) {
             output::text(&answer::text(&result, args.dry_run))?;
             if args.dry_run {
                 output::text(&Page::of_lines(&plan))?;

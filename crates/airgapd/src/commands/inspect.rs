@@ -17,7 +17,7 @@ use import::{Policy, Selection, Verdict, select};
 use oci_spec::image::Digest;
 use serde::Serialize;
 
-use self::verify::Verification;
+use self::verify::{Damage, Verification};
 use super::{Call, Exit, Refusal};
 use crate::cli::InspectArgs;
 use crate::output::{Page, paragraph};
@@ -159,6 +159,9 @@ impl Inspection {
     /// Adds what reading every byte came to.
     fn with_verification(mut self, verified: Verification) -> Inspection {
         self.complete &= verified.is_good();
+        for damage in &verified.damaged {
+            self.images.iter_mut().for_each(|image| image.lose(damage));
+        }
         self.verified = Some(verified);
         self
     }
@@ -231,7 +234,7 @@ fn write_verification(out: &mut Page, verified: &Verification) {
         paragraph(
             out,
             "  DAMAGED  ",
-            &format!("{digest} of {image}: its bytes are {found}"),
+            &format!("{digest} of {image}: its bytes hash to {found}"),
         );
     }
     if let Some(error) = &verified.error {
@@ -317,7 +320,12 @@ fn inspect_node(node: &Node, choice: &Choice, taken: &HashSet<&Digest>, found: &
             found.push(leaf(node, state, "not a container image", Vec::new()));
         }
         Content::Absent => found.push(leaf(node, "absent".to_owned(), "not in the bundle", Vec::new())),
-        Content::Broken(why) => found.push(leaf(node, "broken".to_owned(), "not whole", vec![why.clone()])),
+        Content::Broken(why) => found.push(leaf(
+            node,
+            "broken".to_owned(),
+            "not whole",
+            vec![why.to_string()],
+        )),
     }
 }
 
@@ -400,6 +408,30 @@ fn leaf(node: &Node, state: String, reason: &'static str, problems: Vec<String>)
 }
 
 impl InspectedImage {
+    /// Takes in that a blob of it, maybe, is damaged: nothing that needs the blob is whole or imported.
+    fn lose(&mut self, damage: &Damage) {
+        let mut parts = Vec::new();
+        for platform in &mut self.platforms {
+            let Some(part) = platform.part(&damage.digest) else {
+                continue;
+            };
+            platform.state = "broken".to_owned();
+            platform
+                .problems
+                .push(format!("{part} is damaged: {}", damage.why()));
+            platform.reason = Some("not whole");
+            if std::mem::take(&mut platform.taken) {
+                parts.push(part);
+            }
+        }
+        let Some(part) = parts.pop().filter(|_| self.verdict == "take") else {
+            return;
+        };
+        self.verdict = "broken";
+        self.reason = Some(format!("{part} is damaged: {}", damage.why()));
+        self.records.clear();
+    }
+
     fn write_text(&self, out: &mut Page) {
         out.gap();
         paragraph(out, "", self.names.first().unwrap_or(&self.digest));
@@ -427,6 +459,21 @@ impl InspectedImage {
 }
 
 impl InspectedPlatform {
+    /// What a blob is in it, where it needs the blob. The state of the blob becomes that of a damaged one.
+    fn part(&mut self, digest: &str) -> Option<String> {
+        let layers = self.layers;
+        if self.digest == digest {
+            return Some("manifest".to_owned());
+        }
+        let at = self.blobs.iter().position(|blob| blob.digest == digest)?;
+        let damaged = self.blobs.iter_mut().filter(|blob| blob.digest == digest);
+        damaged.for_each(|blob| blob.state = "broken");
+        Some(match at {
+            0 => "config".to_owned(),
+            at => format!("layer {at} of {layers}"),
+        })
+    }
+
     fn write_text(&self, out: &mut Page) {
         let mark = if self.taken { '*' } else { ' ' };
         let size = crate::output::bytes(self.size);

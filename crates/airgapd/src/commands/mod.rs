@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 pub(crate) mod documentation;
 mod export;
+mod images;
 mod import;
 mod inspect;
 mod inventory;
@@ -36,6 +37,9 @@ struct Call {
     format: OutputFormat,
     /// Where a bundle or an inventory goes.
     file: Option<PathBuf>,
+    /// Whether text says more, or nothing but errors.
+    is_verbose: bool,
+    is_quiet: bool,
 }
 
 /// Carries out a task.
@@ -48,6 +52,8 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
         settings: config.settings.clone(),
         format: common.form(),
         file: common.file().map(Path::to_owned),
+        is_verbose: common.verbose > 0,
+        is_quiet: common.quiet,
     };
     match task {
         Task::Run(_) => run::run(call.settings, Box::new(move || configure(&common, &task))).await,
@@ -60,6 +66,7 @@ pub(crate) async fn run(task: Task, common: Common, config: Config) -> Result<Ex
         Task::Inventory => inventory::run(&call).await,
         Task::Bundle(args) => bundles::run(args, &call).await,
         Task::Status(args) => status::run(&args, &call).await,
+        Task::Images(args) => images::run(&args, &call).await,
         Task::Wait(args) => wait::run(&args, &call).await,
         Task::Doctor => doctor::run(&call).await,
         Task::Release(args) => release::run(&args, &call).await,
@@ -82,28 +89,67 @@ fn mistakes(needs: &::verify::Needs) -> Refusal {
     Refusal::of_many(Exit::Usage, lines.map(str::to_owned).collect())
 }
 
+/// Whether a socket is there that this user may not use, by trying it. Root may use all.
+fn is_denied(socket: &Path) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    let tried = || std::os::unix::net::UnixStream::connect(socket);
+    !is_root && tried().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// The sentence for a command that asks on a socket of root's.
+fn only_root(socket: &Path, command: &str) -> String {
+    let socket = socket.display();
+    format!("this is not root, and only root may use {socket}: sudo airgapd {command}")
+}
+
 impl Call {
     /// This node: which containerd its images go to, by the evidence on it.
     fn node(&self) -> Result<Place, place::Ambiguous> {
         place::decide(&place::probe(Path::new("/")), &self.settings)
     }
 
+    /// The daemon's socket.
+    fn control_socket(&self) -> PathBuf {
+        node::control::socket_in(&self.settings.runtime_dir)
+    }
+
+    /// Refuses to go on with a command that asks on these sockets, where another user than root must not use them: what it
+    /// would find out otherwise is wrong.
+    ///
+    /// # Errors
+    ///
+    /// How to end, and the command for root.
+    fn allowed(&self, command: &str, exit: Exit, sockets: &[&Path]) -> Result<(), Refusal> {
+        match sockets.iter().find(|socket| is_denied(socket)) {
+            None => Ok(()),
+            Some(socket) => Err(Refusal::new(exit, only_root(socket, command))),
+        }
+    }
+
     /// Connects to this node's containerd.
     ///
     /// # Errors
     ///
-    /// How to end, and why in one line, with the socket and what speaks for it.
+    /// How to end, and why in one line, with the socket and what speaks for it where it was found by looking around.
     async fn connect(&self, node: &Place) -> Result<Containerd, Refusal> {
         let connected = runtime::connect(&node.socket, &self.settings).await;
-        connected.map_err(|error| {
-            let (socket, because) = (node.socket.display(), node.because.join(", "));
+        let runtime = connected.map_err(|error| {
             let exit = match error.is_unreachable() {
                 true => Exit::Unreachable,
                 false => Exit::Failed,
             };
-            let text = format!("{} (tried {socket}: {because})", ::basics::chain(&error));
-            Refusal::new(exit, text)
-        })
+            // The message has the socket; where it was found by looking around, the traces that led there follow.
+            let found = match self.settings.address.is_none() && !node.because.is_empty() {
+                true => format!(" (that of {}: {})", node.distribution, node.because.join(", ")),
+                false => String::new(),
+            };
+            Refusal::new(exit, format!("{}{found}", ::basics::chain(&error)))
+        })?;
+        runtime
+            .warning
+            .iter()
+            .for_each(|warning| tracing::warn!("{warning}"));
+        Ok(runtime)
     }
 
     /// Answers in the form that was asked for.

@@ -108,7 +108,7 @@ fn signals(
 
 /// Reads the configuration again and holds it against the settings that hold, which it replaces unless it has mistakes.
 fn reload(settings: &mut Settings, configuration: &ReadConfiguration) -> Result<Reloaded, String> {
-    let config = configuration().map_err(|mistakes| mistakes.to_string())?;
+    let config = configuration().map_err(|mistakes| mistakes.in_one_line())?;
     config.tell_of_removed();
     let reloaded = config::reload(settings, config.settings);
     settings.clone_from(&reloaded.settings);

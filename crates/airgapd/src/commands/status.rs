@@ -8,11 +8,14 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
+use import::space::Disk;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Call, Exit, Refusal};
 use crate::cli::{OutputFormat, StatusArgs};
-use crate::output::{self, Page, bytes};
+use crate::output::{self, Colour, Page, Screen, bytes};
+use basics::counted;
 use node::control::{self, Unanswered, Want};
 use node::decide::desired;
 use node::images::folder::{Depth, Ending, Folder};
@@ -24,10 +27,10 @@ use node::settings::Settings;
 use node::state::ledger::{self, Entry, ErrorClass, Ledger};
 use node::state::roster::{self, Phase, Roster, Version};
 use node::status::{
-    self, BundleStatus, ContainerdStatus, FolderStatus, IgnoredStatus, ImageCount, ImageStatus, Live,
-    RequiredStatus, State, Status, UnpackStatus,
+    self, BundleStatus, ContainerdStatus, DiskStatus, DiskUse, FolderStatus, IgnoredStatus, ImageCount,
+    ImageStatus, Live, RequiredStatus, State, Status, UnpackStatus,
 };
-use node::verdict::Verdict;
+use node::verdict::{Health, Reason, Verdict};
 
 /// How often `--watch` looks.
 const PACE: Duration = Duration::from_secs(1);
@@ -47,22 +50,39 @@ struct Document {
 /// containerd cannot be asked, 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
+    call.allowed(
+        "status",
+        Exit::Unreachable,
+        &[&call.control_socket(), &node.socket],
+    )?;
+    if !args.watch {
+        let document = look(&call.settings, &node).await;
+        call.answer(&document, || text(&document, &View::of(call)))?;
+        return Ok(exit(&document));
+    }
+    let screen = match call.format {
+        OutputFormat::Text => Screen::take(),
+        OutputFormat::Json => None,
+    };
+    match screen {
+        Some(screen) => watch_on(&screen, &node, call).await,
+        None => watch_in_lines(&node, call).await,
+    }
+}
+
+/// Prints each change below the one before, until nobody reads it.
+async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut shown = String::new();
     loop {
-        let document = look(&call.settings, &node).await;
-        if !args.watch {
-            call.answer(&document, || text(&document))?;
-            return Ok(exit(&document));
-        }
+        let document = look(&call.settings, node).await;
+        let mut page = text(&document, &View::of(call));
         let now = match call.format {
-            OutputFormat::Text => text(&document).to_string(),
+            OutputFormat::Text => page.to_string(),
             OutputFormat::Json => serde_json::to_string(&document)?,
         };
         if now != shown {
             match call.format {
-                OutputFormat::Text if io::stdout().is_terminal() => output::screen(&text(&document))?,
                 OutputFormat::Text => {
-                    let mut page = text(&document);
                     page.gap();
                     output::text(&page)?;
                 }
@@ -75,6 +95,47 @@ pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal>
             return Ok(exit(&document));
         }
     }
+}
+
+/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the last look would.
+async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Refusal> {
+    let mut resized = signal(SignalKind::window_change())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut ended = signal(SignalKind::terminate())?;
+    let mut hung_up = signal(SignalKind::hangup())?;
+    let mut last = Exit::Done;
+    let show = async {
+        loop {
+            let document = look(&call.settings, node).await;
+            last = exit(&document);
+            let draw = || {
+                let view = View {
+                    lines: Some(screen.lines()),
+                    ..View::of(call)
+                };
+                screen.show(&text(&document, &view))
+            };
+            draw()?;
+            let pause = tokio::time::sleep(PACE);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    _ = resized.recv() => draw()?,
+                }
+            }
+            if !output::is_read() {
+                return Ok::<(), Refusal>(());
+            }
+        }
+    };
+    tokio::select! {
+        shown = show => shown?,
+        _ = interrupted.recv() => {}
+        _ = ended.recv() => {}
+        _ = hung_up.recv() => {}
+    }
+    Ok(last)
 }
 
 async fn look(settings: &Settings, node: &Place) -> Document {
@@ -101,9 +162,16 @@ async fn look(settings: &Settings, node: &Place) -> Document {
             status.judged()
         }
     };
+    let mut status = status;
     let images = match &runtime {
         Ok(runtime) => match runtime::glance(runtime, &ledger).await {
-            Ok(survey) => Some(desired::images(&ledger, &survey, &settings.exclude)),
+            Ok(survey) => {
+                let mut used = desired::disk_use(&ledger, &survey);
+                for bundle in &mut status.bundles {
+                    bundle.disk_use = used.remove(bundle.name.raw());
+                }
+                Some(desired::images(&ledger, &survey, &settings.exclude))
+            }
             Err(error) => {
                 problems.push(basics::chain(&error));
                 None
@@ -169,11 +237,23 @@ fn without_daemon(
             problem,
             vanished: None,
         },
+        disk: runtime.as_ref().ok().and_then(|runtime| disk(settings, runtime)),
         image_count: status::count_images(ledger, &bundles),
         bundles,
         ignored: status::ignored(&roster),
         ..Status::default()
     }
+}
+
+/// The disk of containerd's content store, where it can be seen.
+fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
+    let space = runtime::space(settings, runtime);
+    let disk = Disk::of(space.store.as_deref()?).ok()?;
+    Some(DiskStatus::of(
+        disk,
+        space.min_free,
+        space.below_minimum().as_ref(),
+    ))
 }
 
 /// Leaves the files alone that the daemon would.
@@ -208,50 +288,154 @@ fn exit(document: &Document) -> Exit {
     }
 }
 
+/// How text is shown.
+struct View {
+    /// How wide it is, in characters.
+    width: usize,
+    /// Whether long names are broken, too: text that is not for a terminal is for `grep`.
+    breaks_names: bool,
+    /// How many lines there are; without a number as many as it takes.
+    lines: Option<usize>,
+    /// Whether the use of the disk is shown.
+    is_verbose: bool,
+}
+
+impl View {
+    fn of(call: &Call) -> View {
+        View {
+            width: output::width(),
+            breaks_names: io::stdout().is_terminal(),
+            lines: None,
+            is_verbose: call.is_verbose,
+        }
+    }
+
+    /// The columns before the name of a bundle, which is last. A narrow terminal has no room for all of them.
+    fn row(&self, state: &str, images: &str, size: &str, took: &str, when: &str) -> String {
+        match self.width >= output::WIDTH - 1 {
+            true => format!("{state:<18} {images:>6} {size:>9} {took:>9}  {when:<17} "),
+            false => format!("{state:<17} {images:>6} {size:>9}  "),
+        }
+    }
+}
+
+/// The lines of one bundle.
+struct Row {
+    state: State,
+    lines: Page,
+}
+
+/// Why a bundle is not in place. A try that runs, or is about to, is not the one that failed.
 fn reason(bundle: &BundleStatus) -> Option<&str> {
-    let error = bundle.error.as_ref().map(|error| error.text.as_str());
+    let is_over = matches!(bundle.state, State::Retrying | State::Failed | State::Gone);
+    let error = bundle.error.as_ref().filter(|_| is_over);
+    let error = error.map(|error| error.text.as_str());
     bundle.waits_for.as_deref().or(error)
 }
 
-fn text(document: &Document) -> Page {
-    let mut text = Page::new();
-    verdict_text(&mut text, &document.status.verdict);
-    head(&mut text, &document.status);
-    text.gap();
-    if document.status.bundles.is_empty() {
-        output::line!(text, "no bundles");
+fn text(document: &Document, view: &View) -> Page {
+    let status = &document.status;
+    let mut top = Page::new();
+    let told = verdict_text(&mut top, &status.verdict);
+    head(&mut top, status, view);
+    top.gap();
+    let mut titles = Page::new();
+    if status.bundles.is_empty() {
+        output::line!(titles, "no bundles");
     } else {
-        output::line!(
-            text,
-            "{:<18} {:>6} {:>9} {:>9}  {:<17} BUNDLE",
-            "STATE",
-            "IMAGES",
-            "SIZE",
-            "TOOK",
-            "IMPORTED"
-        );
+        let row = view.row("STATE", "IMAGES", "SIZE", "TOOK", "IMPORTED");
+        output::line!(titles, "{row}BUNDLE");
     }
-    for bundle in &document.status.bundles {
-        bundle_lines(&mut text, bundle, document.status.daemon.is_some());
+    let mut bundles: Vec<&BundleStatus> = status.bundles.iter().collect();
+    bundles.sort_by_key(|bundle| urgency(bundle.state));
+    let row = |bundle: &&BundleStatus| Row {
+        state: bundle.state,
+        lines: bundle_lines(bundle, status.daemon.is_some(), &told, view),
+    };
+    let rows: Vec<Row> = bundles.iter().map(row).collect();
+    let mut bottom = Page::new();
+    ignored_text(&mut bottom, &status.ignored);
+    images_text(&mut bottom, document.images.as_deref(), status.image_count);
+    if let Some(unpack) = &status.unpack {
+        unpack_text(&mut bottom, unpack);
     }
-    ignored_text(&mut text, &document.status.ignored);
-    images_text(&mut text, document.images.as_deref(), document.status.image_count);
-    if let Some(unpack) = &document.status.unpack {
-        unpack_text(&mut text, unpack);
+    if let Some(required) = &status.required {
+        required_text(&mut bottom, required);
     }
-    if let Some(required) = &document.status.required {
-        required_text(&mut text, required);
+    arranged(top, &titles, &rows, bottom, view.lines)
+}
+
+/// What needs somebody comes first, then what is under way, and what is in place last.
+fn urgency(state: State) -> u8 {
+    match state {
+        State::Failed => 0,
+        State::Retrying => 1,
+        State::Stalled | State::AwaitingChecksum => 2,
+        State::Importing => 3,
+        State::Checking | State::Following | State::Queued | State::Settling => 4,
+        State::Gone => 5,
+        State::Skipped => 6,
+        State::Done => 7,
     }
-    text
+}
+
+/// One page of all parts. Where there are only so many lines, the top has half of them at most and the bottom a quarter, as
+/// many bundles are shown as fit whole, and the others are counted.
+fn arranged(mut top: Page, titles: &Page, rows: &[Row], mut bottom: Page, lines: Option<usize>) -> Page {
+    let Some(lines) = lines else {
+        top.add(titles);
+        rows.iter().for_each(|row| top.add(&row.lines));
+        top.add(&bottom);
+        return top;
+    };
+    let all: usize = rows.iter().map(|row| row.lines.lines()).sum();
+    if top.lines() + titles.lines() + all + bottom.lines() > lines {
+        top.cut(lines / 2);
+        bottom.cut(lines / 4);
+    }
+    top.add(titles);
+    let room = lines.saturating_sub(top.lines() + bottom.lines());
+    let (mut used, mut shown) = (0, 0);
+    for (at, row) in rows.iter().enumerate() {
+        // The line that counts the others.
+        let rest = usize::from(at + 1 < rows.len());
+        if used + row.lines.lines() + rest > room {
+            break;
+        }
+        top.add(&row.lines);
+        used += row.lines.lines();
+        shown += 1;
+    }
+    let left = &rows[shown..];
+    let done = left.iter().filter(|row| row.state == State::Done).count();
+    match (left.len() - done, done) {
+        _ if used >= room => {}
+        (0, 0) => {}
+        (0, done) => output::line!(top, "and {done} done"),
+        (more, 0) => output::line!(top, "and {more} more"),
+        (more, done) => output::line!(top, "and {more} more, and {done} done"),
+    }
+    top.add(&bottom);
+    top
 }
 
 /// How many reasons are named: a thousand files may be bad at once.
 const MOST_REASONS: usize = 5;
 
-fn verdict_text(text: &mut Page, verdict: &Verdict) {
+/// Shows the verdict; gives the reasons that are named.
+fn verdict_text<'v>(text: &mut Page, verdict: &'v Verdict) -> Vec<&'v Reason> {
     output::paragraph(text, "verdict     ", &verdict.in_short());
+    let colour = match verdict.health {
+        Health::Healthy => Colour::Green,
+        Health::Working => Colour::Cyan,
+        Health::Waiting | Health::Degraded => Colour::Yellow,
+        Health::Failed => Colour::Red,
+    };
+    text.paint(0, "verdict     ".len(), usize::MAX, colour);
     let mut wrong = verdict.reasons.iter().filter(|reason| !reason.health.is_well());
+    let mut told = Vec::new();
     for reason in wrong.by_ref().take(MOST_REASONS) {
+        told.push(reason);
         output::paragraph(text, "            ", &reason.to_string());
         if let Some(remedy) = &reason.remedy {
             output::paragraph(text, "            do  ", remedy);
@@ -261,6 +445,7 @@ fn verdict_text(text: &mut Page, verdict: &Verdict) {
         0 => {}
         more => output::line!(text, "            and {more} more"),
     }
+    told
 }
 
 fn unpack_text(text: &mut Page, unpack: &UnpackStatus) {
@@ -272,6 +457,8 @@ fn unpack_text(text: &mut Page, unpack: &UnpackStatus) {
     } = unpack;
     let mut summary = match (pending, running) {
         (0, _) => "everything is unpacked".to_owned(),
+        (1, true) => "1 image is being unpacked".to_owned(),
+        (1, false) => "1 image waits to be unpacked".to_owned(),
         (pending, true) => format!("{pending} images are being unpacked"),
         (pending, false) => format!("{pending} images wait to be unpacked"),
     };
@@ -307,7 +494,7 @@ fn required_text(text: &mut Page, required: &RequiredStatus) {
     }
 }
 
-fn head(text: &mut Page, status: &Status) {
+fn head(text: &mut Page, status: &Status, view: &View) {
     let daemon = match &status.daemon {
         Some(daemon) => format!(
             "airgapd {}, pid {}, since {}",
@@ -331,9 +518,19 @@ fn head(text: &mut Page, status: &Status) {
     };
     output::paragraph(text, "containerd  ", &which);
     output::paragraph(text, "folder      ", &status.folder.path);
+    if let Some(disk) = status.disk.as_ref().filter(|_| view.is_verbose) {
+        let free = format!(
+            "{} of {} free, {} have to stay free (minFree)",
+            bytes(disk.free_bytes),
+            bytes(disk.size_bytes),
+            bytes(disk.min_free_bytes)
+        );
+        output::paragraph(text, "disk        ", &free);
+    }
 }
 
-fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
+fn bundle_lines(bundle: &BundleStatus, is_live: bool, told: &[&Reason], view: &View) -> Page {
+    let mut text = Page::new();
     // Without a daemon nothing is under way: a bundle is as the ledger has it.
     let state = match bundle.state {
         State::Checking if !is_live => "imported",
@@ -345,29 +542,63 @@ fn bundle_lines(text: &mut Page, bundle: &BundleStatus, is_live: bool) {
         .duration_ms
         .map_or_else(dash, |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
     let when = bundle.imported_at.map_or_else(dash, minute);
-    output::line!(
-        text,
-        "{state:<18} {:>6} {:>9} {took:>9}  {when:<17} {}",
-        bundle.images,
-        bytes(bundle.size),
-        bundle.name
-    );
-    if let Some(progress) = &bundle.progress {
-        let line = progress::bar(Doing::Sending, progress, output::WIDTH - 4);
-        output::paragraph(text, "    ", &line);
+    let images = bundle.images.to_string();
+    let row = view.row(state, &images, &bytes(bundle.size), &took, &when);
+    match view.breaks_names {
+        true => output::paragraph(&mut text, &row, &bundle.name.to_string()),
+        false => output::line!(text, "{row}{}", bundle.name),
     }
-    if let Some(reason) = reason(bundle) {
-        output::paragraph(text, "    ", reason);
+    let colour = match bundle.state {
+        State::Failed => Some(Colour::Red),
+        State::Retrying | State::Stalled | State::AwaitingChecksum | State::Gone => Some(Colour::Yellow),
+        State::Importing => Some(Colour::Cyan),
+        State::Done => Some(Colour::Green),
+        State::Settling | State::Queued | State::Following | State::Checking | State::Skipped => None,
+    };
+    if let Some(colour) = colour {
+        text.paint(0, 0, state.len(), colour);
+    }
+    if let Some(progress) = &bundle.progress {
+        let line = progress::bar(Doing::Sending, progress, view.width - 4);
+        output::paragraph(&mut text, "    ", &line);
+    }
+    // The verdict stands above and is not repeated.
+    let is_told = |why: &str| {
+        let mut told = told.iter();
+        told.any(|reason| reason.name.as_ref() == Some(&bundle.name) && reason.text == why)
+    };
+    if let Some(reason) = reason(bundle).filter(|why| !is_told(why)) {
+        output::paragraph(&mut text, "    ", reason);
     }
     let is_for_room = bundle
         .error
         .as_ref()
         .is_some_and(|error| error.class == ErrorClass::Space);
     match bundle.retry_in_ms {
-        Some(_) if is_for_room => output::paragraph(text, "    ", "tried again as soon as there is room"),
-        Some(ms) => output::paragraph(text, "    ", &format!("tried again in {} s", ms.div_ceil(1000))),
+        Some(_) if is_for_room => {
+            output::paragraph(&mut text, "    ", "tried again as soon as there is room");
+        }
+        Some(ms) => {
+            let text_of = format!("tried again in {} s", ms.div_ceil(1000));
+            output::paragraph(&mut text, "    ", &text_of);
+        }
         None => {}
     }
+    if let Some(disk_use) = bundle.disk_use.filter(|_| view.is_verbose) {
+        let DiskUse {
+            store_bytes,
+            only_bytes,
+            freed_bytes,
+        } = disk_use;
+        let line = format!(
+            "in containerd {}, {} of it for this bundle alone; its removal frees {}",
+            bytes(store_bytes),
+            bytes(only_bytes),
+            bytes(freed_bytes)
+        );
+        output::paragraph(&mut text, "    ", &line);
+    }
+    text
 }
 
 /// How many of them are named: a folder that was filled by mistake has thousands.
@@ -378,11 +609,7 @@ fn ignored_text(text: &mut Page, ignored: &[IgnoredStatus]) {
         return;
     }
     text.gap();
-    let files = match ignored.len() {
-        1 => "1 file".to_owned(),
-        count => format!("{count} files"),
-    };
-    output::line!(text, "ignored: {files}");
+    output::line!(text, "ignored: {}", counted(ignored.len(), "file"));
     for ignored in ignored.iter().take(MOST_IGNORED) {
         output::paragraph(text, "  ", &format!("{}: {}", ignored.name, ignored.reason));
     }
@@ -419,6 +646,93 @@ fn images_text(text: &mut Page, images: Option<&[ImageStatus]>, counted: ImageCo
 }
 
 /// A time without its seconds, in UTC as the journal of a node has it.
-fn minute(at: jiff::Timestamp) -> String {
+pub(super) fn minute(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%MZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use node::status::ErrorStatus;
+
+    use super::*;
+
+    fn lines(count: usize, word: &str) -> Page {
+        Page::of_lines(&format!("{word}\n").repeat(count))
+    }
+
+    #[test]
+    fn an_error_is_not_repeated_below_a_try_that_runs() {
+        let error = ErrorStatus {
+            text: "no room".to_owned(),
+            class: ErrorClass::Space,
+            at: jiff::Timestamp::UNIX_EPOCH,
+            attempts: 1,
+        };
+        for state in State::ALL {
+            let bundle = BundleStatus {
+                error: Some(error.clone()),
+                ..BundleStatus::named("a.tar".as_ref(), state)
+            };
+            let is_over = matches!(state, State::Retrying | State::Failed | State::Gone);
+            assert_eq!(reason(&bundle), is_over.then_some("no room"), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_screen_shows_as_many_bundles_as_fit_and_counts_the_others() {
+        use State::{Done, Failed, Queued};
+        let row = |state: State, count| Row {
+            state,
+            lines: lines(count, state.as_str()),
+        };
+        let (failed, done) = (|| row(Failed, 2), || row(Done, 1));
+        type Case = (Option<usize>, Vec<Row>, &'static [&'static str]);
+        let table: Vec<Case> = vec![
+            (
+                None,
+                vec![failed(), done()],
+                &["top", "top", "failed", "failed", "done", "end"],
+            ),
+            (
+                Some(6),
+                vec![failed(), done()],
+                &["top", "top", "failed", "failed", "done", "end"],
+            ),
+            (
+                Some(5),
+                vec![failed(), done()],
+                &["top", "top", "and 1 more, and 1 done", "end"],
+            ),
+            (
+                Some(5),
+                vec![done(), done(), done()],
+                &["top", "top", "done", "and 2 done", "end"],
+            ),
+            (
+                Some(8),
+                vec![failed(), row(Queued, 1), done(), done(), done()],
+                &[
+                    "top",
+                    "top",
+                    "failed",
+                    "failed",
+                    "queued",
+                    "done",
+                    "and 2 done",
+                    "end",
+                ],
+            ),
+            (
+                Some(4),
+                vec![failed(), row(Queued, 1)],
+                &["top", "top", "and 2 more", "end"],
+            ),
+            (Some(2), vec![done(), done()], &["top", "top"]),
+        ];
+        for (height, rows, expected) in table {
+            let page =
+                arranged(lines(1, "top"), &lines(1, "top"), &rows, lines(1, "end"), height).to_string();
+            assert_eq!(page.lines().collect::<Vec<_>>(), expected, "{height:?}");
+        }
+    }
 }

@@ -74,6 +74,7 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
     let mut images_dir = None;
     let place = if args.bundles.is_empty() {
         let node = call.node()?;
+        call.allowed("verify", Exit::Unreachable, &[&node.socket])?;
         images_dir = Some(node.images_dir.clone());
         Where::Containerd(Box::new(call.connect(&node).await?))
     } else {
@@ -105,7 +106,7 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
             .await
             .map_err(|mistakes| Refusal::of_many(Exit::BadBundle, mistakes))?,
     };
-    let of_kubelet = runtime.filter(|_| runtime::is_of_kubelet(settings));
+    let of_kubelet = runtime.filter(|runtime| runtime.is_of_kubelet);
     let opinion = opinion(view.as_ref(), of_kubelet, &mut images).await;
     let opinion = opinion.map_err(unreachable)?;
     let pulls = if args.require_never {
@@ -155,7 +156,7 @@ async fn gather(
     let platform = runtime::asked_platform(settings, runtime);
     needs.add(&args.sources(), platform.as_ref()).await;
     if let (None, Some(runtime)) = (&args.sandbox_image, runtime)
-        && runtime::is_of_kubelet(settings)
+        && runtime.is_of_kubelet
     {
         match runtime.client.cri().sandbox_image().await? {
             Some(image) => needs.add_sandbox(image),
@@ -164,7 +165,7 @@ async fn gather(
             ),
         }
     }
-    if args.kubelet_root.is_some() && !runtime::is_of_kubelet(settings) {
+    if args.kubelet_root.is_some() && runtime.is_some_and(|runtime| !runtime.is_of_kubelet) {
         needs.notes.push(
             "kubelet's records are left out: they are of images in the namespace k8s.io, with CRI".to_owned(),
         );
@@ -194,7 +195,7 @@ async fn in_containerd(
         runtime.store.as_deref(),
         &policy.wanted,
         &settings.limits,
-        runtime::snapshots(settings),
+        runtime::snapshots(runtime),
         &Sought::with_near_misses(needs),
     )
     .await?;
@@ -213,7 +214,7 @@ async fn in_containerd(
         let (bundles, _) = open_all(&bundles_in(images_dir, settings), &settings.limits).await;
         answers = all(&shelf_of(&bundles, policy, &there.collect()));
     }
-    if runtime::is_of_kubelet(settings) {
+    if runtime.is_of_kubelet {
         ask_cri(runtime, &mut answers).await?;
     }
     Ok(answers)
@@ -373,7 +374,11 @@ fn text(document: &Document) -> Page {
 fn write_pulls(out: &mut Page, pulls: &[Pull]) {
     let (of_k0s, others): (Vec<_>, Vec<_>) = pulls.iter().partition(|pull| pull.source.kind == Kind::K0s);
     if let [first, ..] = of_k0s[..] {
-        paragraph(out, "PULLS    ", &format!("{} images of k0s", of_k0s.len()));
+        paragraph(
+            out,
+            "PULLS    ",
+            &format!("{} of k0s", basics::counted(of_k0s.len(), "image")),
+        );
         paragraph(out, "  remedy ", first.remedy);
     }
     for pull in others {

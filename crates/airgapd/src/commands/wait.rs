@@ -1,8 +1,11 @@
 //! `airgapd wait`: what an upgrade controller, a playbook or a k0sctl hook waits for.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use basics::Foreign;
+use basics::{Foreign, counted};
+use oci_spec::image::Digest;
 use serde::Serialize;
 use tracing::info;
 
@@ -11,6 +14,7 @@ use crate::cli::{OutputFormat, WaitArgs};
 use crate::output::{self, Page};
 use node::control::{self, StatusReply, Unanswered, Want};
 use node::settings::Settings;
+use node::state::ledger::{self, Ledger};
 use node::status::{BundleStatus, IgnoredStatus, RequiredStatus, State, Status};
 use node::verdict::{Reason, Subject, Verdict};
 
@@ -24,6 +28,9 @@ struct Document {
     outcome: Outcome,
     /// Why it is not `converged`, in one line.
     error: Option<String>,
+    /// What is to be said of a digest that no bundle had in place when the time was over; a part of `error`.
+    #[serde(skip)]
+    absent: Option<String>,
     /// On the bundles that were waited for, and what keeps them from being imported.
     verdict: Verdict,
     /// The bundles that were waited for, as they were at the end.
@@ -71,7 +78,10 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
                 0 => String::new(),
                 count => format!(", {} nothing for this node", has(count)),
             };
-            let in_place = count(of(|state| state != State::Skipped));
+            let in_place = match of(|state| state != State::Skipped) {
+                0 => "no bundle".to_owned(),
+                count => counted(count, "bundle"),
+            };
             output::line!(page, "{in_place} in place{skipped}{ignored}{required}");
             output::text(&page)?;
         }
@@ -82,6 +92,8 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
         Outcome::Failed => Exit::Failed,
         Outcome::Missing => Exit::Missing,
         Outcome::TimedOut if document.verdict.is_without_containerd() => Exit::Unreachable,
+        // What does not come is late, whatever else is wrong on the node.
+        Outcome::TimedOut if document.absent.is_some() => Exit::TimedOut,
         Outcome::TimedOut if !document.verdict.health.is_well() => Exit::Failed,
         Outcome::TimedOut => Exit::TimedOut,
         Outcome::NoDaemon => Exit::NoDaemon,
@@ -93,10 +105,10 @@ impl Document {
     fn errors(&self) -> Vec<String> {
         let is_told = |reason: &&Reason| !reason.health.is_well();
         let mut told = self.verdict.reasons.iter().filter(is_told);
-        let mut lines: Vec<String> = match self.outcome {
-            Outcome::Failed | Outcome::TimedOut => told.by_ref().take(MOST_TOLD).map(line).collect(),
-            _ => Vec::new(),
-        };
+        let mut lines: Vec<String> = self.absent.iter().cloned().collect();
+        if matches!(self.outcome, Outcome::Failed | Outcome::TimedOut) {
+            lines.extend(told.by_ref().take(MOST_TOLD).map(line));
+        }
         if lines.is_empty() {
             return self.error.iter().cloned().collect();
         }
@@ -122,7 +134,7 @@ fn line(reason: &Reason) -> String {
 
 async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
     let started = Instant::now();
-    let mut waiting = Waiting::new(args);
+    let mut waiting = Waiting::new(args, settings);
     loop {
         let asked = Instant::now();
         // The first time it is looked, however little time there is; later on, what is known is waited with.
@@ -150,12 +162,16 @@ async fn wait(args: &WaitArgs, settings: &Settings) -> Document {
 
 /// Everything that is known so far.
 struct Waiting {
+    /// Where the ledger is.
+    state_dir: PathBuf,
     /// Listed each time: on a file system without events the daemon itself only looks now and then.
     want: Want,
     /// Of the last status.
     tag: Option<String>,
     outcome: Option<Outcome>,
     error: Option<String>,
+    /// What is to be said of a digest that no bundle has in place.
+    absent: Option<String>,
     verdict: Verdict,
     bundles: Vec<BundleStatus>,
     ignored: Vec<IgnoredStatus>,
@@ -163,8 +179,9 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn new(args: &WaitArgs) -> Waiting {
+    fn new(args: &WaitArgs, settings: &Settings) -> Waiting {
         Waiting {
+            state_dir: settings.state_dir.clone(),
             // Once is enough: from then on the daemon knows by itself when to look again.
             want: match args.required {
                 true => Want::Checked,
@@ -173,6 +190,7 @@ impl Waiting {
             tag: None,
             outcome: None,
             error: None,
+            absent: None,
             verdict: Verdict::default(),
             bundles: Vec::new(),
             ignored: Vec::new(),
@@ -191,6 +209,9 @@ impl Waiting {
             }
             // It may be about to answer again: a restart takes a moment.
             Err(error @ Unanswered::NoAnswer { .. }) => (None, Some(error.to_string())),
+            Err(Unanswered::Denied(socket)) => {
+                (Some(Outcome::NoDaemon), Some(super::only_root(&socket, "wait")))
+            }
             Err(error) => (Some(Outcome::NoDaemon), Some(error.to_string())),
         };
         if self.outcome.is_none() && self.error != said {
@@ -200,16 +221,33 @@ impl Waiting {
     }
 
     fn judge(&mut self, args: &WaitArgs, status: Status) -> (Option<Outcome>, Option<String>) {
-        self.bundles = wanted(&status, &args.bundles).into_iter().cloned().collect();
         self.ignored.clone_from(&status.ignored);
-        self.verdict = verdict(&status, args);
+        let content = match args.digests.as_slice() {
+            [] => None,
+            digests => Some(Content::of(&status, &self.ledger(), &args.bundles, digests)),
+        };
+        let names: &[String] = content
+            .as_ref()
+            .map_or(&args.bundles, |content| &content.waited_for);
+        self.absent = content.as_ref().and_then(|content| content.absent.clone());
+        (self.bundles, self.verdict) = match &content {
+            // A bundle that failed in part has brought it all the same.
+            Some(Content { absent: None, .. }) if names.is_empty() => (Vec::new(), Verdict::default()),
+            Some(Content { absent: Some(_), .. }) if names.is_empty() => {
+                (Vec::new(), verdict(&status, args, names))
+            }
+            _ => {
+                let bundles = wanted(&status, names).into_iter().cloned().collect();
+                (bundles, verdict(&status, args, names))
+            }
+        };
         // Where something is required, that says whether an empty folder will do.
-        match judge(
-            &status,
-            &self.verdict,
-            &args.bundles,
-            args.allow_empty || args.required,
-        ) {
+        let allow_empty = args.allow_empty || args.required || content.is_some();
+        let judged = judge(&status, &self.verdict, names, allow_empty);
+        if let Some(absent) = &self.absent {
+            return not_there(absent, judged, !args.bundles.is_empty());
+        }
+        match judged {
             (Some(Outcome::Converged), _) if args.required => {
                 let judged = judge_required(status.required.as_ref());
                 self.required = status.required;
@@ -219,10 +257,16 @@ impl Waiting {
         }
     }
 
+    /// What each bundle brought: the daemon does not tell of each image.
+    fn ledger(&self) -> Ledger {
+        ledger::read(&self.state_dir).unwrap_or_default()
+    }
+
     fn end(self, outcome: Outcome, waited: Duration) -> Document {
         Document {
             outcome,
             error: self.error,
+            absent: self.absent.filter(|_| outcome == Outcome::TimedOut),
             verdict: self.verdict,
             bundles: self.bundles,
             ignored: self.ignored,
@@ -239,10 +283,62 @@ fn wanted<'a>(status: &'a Status, names: &[String]) -> Vec<&'a BundleStatus> {
     there.filter(is_wanted).collect()
 }
 
+/// What `--digest` comes to: which bundles are waited for, and what no bundle has in place.
+struct Content {
+    /// Bundles that are named, and those that have one of the digests and are whole.
+    waited_for: Vec<String>,
+    /// What is to be said of the first digest that no bundle has in place, as an image or as its content.
+    absent: Option<String>,
+}
+
+impl Content {
+    fn of(status: &Status, ledger: &Ledger, names: &[String], digests: &[Digest]) -> Content {
+        let mut waited_for: BTreeSet<String> = names.iter().cloned().collect();
+        let mut absent = None;
+        for digest in digests {
+            let brought = ledger.bundles_with(digest);
+            let has = |bundle: &&BundleStatus| match bundle.state {
+                State::Done => {
+                    bundle.catalog.as_deref() == Some(digest.as_ref()) || brought.contains(bundle.name.raw())
+                }
+                // Some of its images may be there; its content is not.
+                State::Failed => brought.contains(bundle.name.raw()),
+                _ => false,
+            };
+            let with: Vec<_> = wanted(status, names).into_iter().filter(has).collect();
+            if with.is_empty() {
+                absent.get_or_insert(match names {
+                    [] => format!("no bundle in {} has {digest} in place", status.folder.path),
+                    names => format!("{} has not {digest} in place", names.join(", ")),
+                });
+            }
+            let whole = with.iter().filter(|bundle| bundle.state == State::Done);
+            waited_for.extend(whole.map(|bundle| bundle.name.raw().to_owned()));
+        }
+        Content {
+            waited_for: waited_for.into_iter().collect(),
+            absent,
+        }
+    }
+}
+
+/// The same judgement where no bundle has a digest in place: it may still come, unless a bundle is named that failed.
+fn not_there(
+    absent: &str,
+    judged: (Option<Outcome>, Option<String>),
+    is_named: bool,
+) -> (Option<Outcome>, Option<String>) {
+    match judged {
+        (Some(Outcome::Failed), why) if is_named => (Some(Outcome::Failed), why),
+        (None, Some(why)) => (None, Some(format!("{absent}; {why}"))),
+        (Some(_) | None, _) => (None, Some(absent.to_owned())),
+    }
+}
+
 /// On the bundles that are waited for; where none is named, on the node. What is required is judged by its own.
-fn verdict(status: &Status, args: &WaitArgs) -> Verdict {
-    if !args.bundles.is_empty() {
-        return Verdict::of_bundles(status, wanted(status, &args.bundles));
+fn verdict(status: &Status, args: &WaitArgs, names: &[String]) -> Verdict {
+    if !names.is_empty() {
+        return Verdict::of_bundles(status, wanted(status, names));
     }
     let reasons = status.verdict.reasons.iter();
     let is_asked = |reason: &&Reason| !args.required || reason.subject != Subject::Required;
@@ -342,8 +438,7 @@ fn judge_required(required: Option<&RequiredStatus>) -> (Option<Outcome>, Option
 fn ignored_text(files: usize) -> String {
     match files {
         0 => String::new(),
-        1 => ", 1 file ignored (`airgapd status` says why)".to_owned(),
-        count => format!(", {count} files ignored (`airgapd status` says why)"),
+        count => format!(", {} ignored (`airgapd status` says why)", counted(count, "file")),
     }
 }
 
@@ -351,14 +446,6 @@ fn has(bundles: usize) -> String {
     match bundles {
         1 => "1 bundle has".to_owned(),
         count => format!("{count} bundles have"),
-    }
-}
-
-fn count(bundles: usize) -> String {
-    match bundles {
-        0 => "no bundle".to_owned(),
-        1 => "1 bundle".to_owned(),
-        count => format!("{count} bundles"),
     }
 }
 

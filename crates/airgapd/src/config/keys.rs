@@ -53,7 +53,7 @@ pub(super) const KEYS: &[Key] = &[
     key!("metricsAddress", Optional<Loopback>, metrics_address),
     key!("address", Optional<Socket>, address),
     key!("namespace", Namespace, namespace),
-    key!("cri", Truth, cri),
+    key!("cri", Optional<Truth>, cri),
     key!("platforms", Platforms, platforms),
     key!("resync", Interval, resync),
     key!("grace", Time, grace),

@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(settings.distribution, Some(Distribution::K3s));
         assert_eq!(settings.data_dir, Some("/data".into()));
         assert_eq!(settings.address, Some("/run/x.sock".into()));
-        assert!(!settings.cri);
+        assert_eq!(settings.cri, Some(false));
         assert!(matches!(&settings.platforms, PlatformChoice::These(platforms) if platforms.len() == 2));
         assert_eq!(
             (settings.resync, settings.grace),

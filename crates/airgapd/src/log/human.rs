@@ -19,10 +19,8 @@ pub(super) struct Terminal {
 impl Terminal {
     /// Colours are for terminals that are not dumb, and for users who do not say `NO_COLOR` (no-color.org).
     pub(super) fn of(stream: &impl IsTerminal) -> Option<Terminal> {
-        let says = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let is_dumb = says("TERM").is_none_or(|term| term == "dumb");
         stream.is_terminal().then(|| Terminal {
-            has_colours: !is_dumb && says("NO_COLOR").is_none(),
+            has_colours: output::has_colours(stream),
         })
     }
 }

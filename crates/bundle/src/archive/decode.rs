@@ -209,6 +209,8 @@ pub(crate) struct Decoder {
     /// Bytes made, and how many there may be.
     made: (u64, u64),
     expansion: u64,
+    /// How many entries a bundle may have, and so frames at most.
+    entries: u64,
     window_log: u32,
     trailing: Option<(u64, u64)>,
 }
@@ -236,6 +238,7 @@ impl Decoder {
             frames: (0, most_frames(length, limits)),
             made: (0, limits.expanded(length)),
             expansion: limits.expansion,
+            entries: limits.entries,
             window_log: limits.zstd_window_log,
             trailing: None,
         })
@@ -278,6 +281,7 @@ impl Decoder {
                     self.compression
                 ),
                 limit: self.expansion,
+                set: Some(crate::limits::set("expansion", self.expansion)),
             });
         }
         Ok(())
@@ -304,6 +308,7 @@ impl Decoder {
             return Err(Fault::Limit {
                 what: format!("{} frames in a file of this size", self.compression),
                 limit: self.frames.1,
+                set: Some(crate::limits::set("entries", self.entries)),
             });
         }
         if self.compression == Compression::Lz4 && skippable {
@@ -398,11 +403,12 @@ impl Decoder {
             },
             Failure::Window => Fault::Limit {
                 what: format!(
-                    "bytes of window are wanted to decompress {}; raise the limit, decompress it first, or compress \
+                    "bytes of window are wanted to decompress {}: raise the limit, decompress it first, or compress \
                      it again with a smaller window (zstd without --long and --ultra, xz with a lower preset)",
                     self.compression
                 ),
                 limit: window(self.window_log),
+                set: Some(crate::limits::set_bytes("zstdWindow", window(self.window_log))),
             },
         }
     }

@@ -257,7 +257,8 @@ impl Kept {
         let limit = self.room(&packed.limits);
         if bytes > limit {
             let what = "bytes of documents in a compressed bundle; decompress it first".to_owned();
-            return Err(Fault::Limit { what, limit });
+            let set = Some(crate::limits::set("descriptors", packed.limits.descriptors));
+            return Err(Fault::Limit { what, limit, set });
         }
         self.room_taken = 0;
         let mut pass = Pass::new(packed).map_err(read_error)?;

@@ -380,6 +380,7 @@ fn check_offset(entry: &Entry) -> Result<(), Fault> {
         return Err(Fault::Limit {
             what: "bytes before an entry".to_owned(),
             limit: LARGEST_OFFSET,
+            set: None,
         });
     }
     Ok(())

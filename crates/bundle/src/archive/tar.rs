@@ -189,6 +189,7 @@ impl<'a, I: Input> Walk<'a, I> {
             return Err(Fault::Limit {
                 what: "entries".to_owned(),
                 limit: self.limits.entries,
+                set: Some(crate::limits::set("entries", self.limits.entries)),
             });
         }
         Ok(())
@@ -205,6 +206,7 @@ impl<'a, I: Input> Walk<'a, I> {
             return Err(Fault::Limit {
                 what: format!("bytes in an extended header{place}"),
                 limit,
+                set: Some(crate::limits::set_bytes("extendedHeader", limit)),
             });
         }
         let padded = usize::try_from(size.next_multiple_of(BLOCK)).expect("limited above");

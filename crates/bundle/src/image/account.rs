@@ -40,8 +40,9 @@ impl Account {
         self.kept += kept;
         if self.descriptors > limits.descriptors {
             return Err(Fault::Limit {
-                what: "descriptors in all images together (limits.descriptors)".to_owned(),
+                what: "descriptors in all images together".to_owned(),
                 limit: limits.descriptors as u64,
+                set: Some(crate::limits::set("descriptors", limits.descriptors)),
             });
         }
         if self.kept > limits.json_document {
@@ -49,6 +50,7 @@ impl Account {
             return Err(Fault::Limit {
                 what,
                 limit: limits.json_document,
+                set: Some(crate::limits::set_bytes("jsonDocument", limits.json_document)),
             });
         }
         self.hold(limits, kept.saturating_add(DESCRIPTOR * descriptors as u64))
@@ -59,8 +61,10 @@ impl Account {
         self.held = self.held.saturating_add(bytes);
         let limit = limits.memory();
         if self.held > limit {
-            let what = "bytes of memory for what the documents of all images say (limits.descriptors has 1 KiB for each)".to_owned();
-            return Err(Fault::Limit { what, limit });
+            let what = "bytes of memory for what the documents of all images say, 1 KiB for each descriptor"
+                .to_owned();
+            let set = Some(crate::limits::set("descriptors", limits.descriptors));
+            return Err(Fault::Limit { what, limit, set });
         }
         Ok(())
     }

@@ -258,8 +258,53 @@ pub enum Content {
     Other,
     /// Not in the archive.
     Absent,
-    /// Unusable; the reason names the blob.
-    Broken(String),
+    /// Unusable; why.
+    Broken(Flaw),
+}
+
+/// Why a blob or document cannot be used, in one line that names the blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flaw {
+    text: String,
+    is_damage: bool,
+}
+
+impl Flaw {
+    /// The bytes of a blob have another digest than they should.
+    pub(crate) fn damage(digest: &Digest, found: &Digest) -> Flaw {
+        Flaw {
+            text: basics::digest::mismatch(digest, found),
+            is_damage: true,
+        }
+    }
+
+    /// Whether the bytes have another digest than they should: a copy of the bundle went wrong, and another may be right.
+    pub fn is_damage(&self) -> bool {
+        self.is_damage
+    }
+}
+
+impl From<String> for Flaw {
+    fn from(text: String) -> Flaw {
+        Flaw {
+            text,
+            is_damage: false,
+        }
+    }
+}
+
+impl std::ops::Deref for Flaw {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 /// An image manifest and the state of its parts.
@@ -333,6 +378,6 @@ pub enum PartState {
     Present,
     /// Not in the archive.
     Absent,
-    /// Unusable; the reason names the blob.
-    Broken(String),
+    /// Unusable; why.
+    Broken(Flaw),
 }

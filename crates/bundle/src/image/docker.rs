@@ -91,7 +91,10 @@ impl<'r, 'a> Docker<'r, 'a> {
                 "config {name} has {size} bytes, more than {limit}"
             )));
         }
-        let bytes = self.reader.read(&config_place)?.map_err(Trouble::Image)?;
+        let bytes = self
+            .reader
+            .read(&config_place)?
+            .map_err(|flaw| Trouble::Image(flaw.to_string()))?;
         let (config, mut problems) = match Config::read(&bytes) {
             Ok(config) => (config, Vec::new()),
             Err(error) => {

@@ -10,7 +10,8 @@ use super::account::Account;
 use super::documents::RawDescriptor;
 use super::layout::Layout;
 use super::reader::Blobs;
-use crate::{Content, Fault, Limits, Node, PartState};
+use crate::limits::set_bytes;
+use crate::{Content, Fault, Flaw, Limits, Node, PartState};
 
 /// A place that keeps blobs by digest.
 pub trait Store {
@@ -76,30 +77,33 @@ impl Blobs for Stored<'_> {
         match self.store.size(digest) {
             None => PartState::Absent,
             Some(size) if size == descriptor.size() => PartState::Present,
-            Some(size) => PartState::Broken(format!(
-                "blob {digest} has {size} bytes, but its descriptor says {}",
-                descriptor.size()
-            )),
+            Some(size) => PartState::Broken(
+                format!(
+                    "blob {digest} has {size} bytes, but its descriptor says {}",
+                    descriptor.size()
+                )
+                .into(),
+            ),
         }
     }
 
-    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, String>, Fault> {
+    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, Flaw>, Fault> {
         let digest = descriptor.digest();
         let limit = self.limits.json_document;
         if descriptor.size() > limit {
             let size = descriptor.size();
-            return Ok(Err(format!(
-                "document {digest} has {size} bytes, more than {limit}"
-            )));
+            let reason = format!(
+                "document {digest} has {size} bytes, more than {limit} ({})",
+                set_bytes("jsonDocument", limit)
+            );
+            return Ok(Err(reason.into()));
         }
         let bytes = match self.store.read(digest) {
             Ok(bytes) => bytes,
-            Err(reason) => return Ok(Err(reason)),
+            Err(reason) => return Ok(Err(reason.into())),
         };
         if !digest::fits(&bytes, digest) {
-            return Ok(Err(format!(
-                "blob {digest} is corrupt: its bytes do not have that digest"
-            )));
+            return Ok(Err(Flaw::damage(digest, &digest::like(digest, &bytes))));
         }
         Ok(Ok(bytes))
     }

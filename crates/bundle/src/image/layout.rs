@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 use super::account::{self, TEXT};
 use super::documents::{self, Annotated, Config, Index, RawDescriptor};
 use super::reader::{Blobs, stand_in};
-use crate::{Content, Fault, Image, Kind, Manifest, Node, Part, PartState, RawName};
+use crate::limits::set;
+use crate::{Content, Fault, Flaw, Image, Kind, Manifest, Node, Part, PartState, RawName};
 
 /// Makes images of the entries of an `index.json`.
 pub(crate) struct Layout<'r, B> {
@@ -42,7 +43,7 @@ enum ReadConfig {
     /// It is no image config, for this reason.
     Invalid(String),
     /// The blob is unusable, for this reason.
-    Broken(String),
+    Broken(Flaw),
 }
 
 impl<'r, B: Blobs> Layout<'r, B> {
@@ -71,7 +72,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         self.fill(root, 0)?;
         // What lies below the limit may be this node's or not: nothing is known of it.
         if let Some(reason) = self.too_deep.take() {
-            root.content = Content::Broken(reason);
+            root.content = Content::Broken(reason.into());
         }
         Ok(())
     }
@@ -125,9 +126,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
             PartState::Broken(reason) => return Ok(Content::Broken(reason)),
         }
         if documents::is_schema_1(media_type) {
-            return Ok(Content::Broken(format!(
-                "{digest} is a Docker schema 1 manifest, which is not supported"
-            )));
+            let reason = format!("{digest} is a Docker schema 1 manifest, which is not supported");
+            return Ok(Content::Broken(reason.into()));
         }
         let is_index = documents::is_index(media_type);
         if !is_index && !documents::is_manifest(media_type) {
@@ -135,9 +135,10 @@ impl<'r, B: Blobs> Layout<'r, B> {
         }
         if is_index && depth >= self.reader.limits().index_depth {
             let limit = self.reader.limits().index_depth;
-            let reason = format!("index {digest} is nested deeper than {limit} levels");
+            let set = set("indexDepth", limit);
+            let reason = format!("index {digest} is nested deeper than {limit} levels ({set})");
             self.too_deep = Some(reason.clone());
-            return Ok(Content::Broken(reason));
+            return Ok(Content::Broken(reason.into()));
         }
         let walked = match is_index {
             true => self.walked.get(&(digest.clone(), depth)),
@@ -174,11 +175,11 @@ impl<'r, B: Blobs> Layout<'r, B> {
             Ok(index) => index,
             Err(error) => {
                 let reason = format_args!("index {digest} is not valid: {error}");
-                return Ok(Content::Broken(foreign::reason(reason)));
+                return Ok(Content::Broken(foreign::reason(reason).into()));
             }
         };
         if let Some(contradiction) = index.contradiction() {
-            return Ok(Content::Broken(format!("{digest} {contradiction}")));
+            return Ok(Content::Broken(format!("{digest} {contradiction}").into()));
         }
         let before = self.reader.spent();
         let elsewhere = self.too_deep.take();
@@ -207,14 +208,15 @@ impl<'r, B: Blobs> Layout<'r, B> {
             Ok(manifest) => manifest,
             Err(error) => {
                 let reason = format_args!("manifest {digest} is not valid: {error}");
-                return Ok(Content::Broken(foreign::reason(reason)));
+                return Ok(Content::Broken(foreign::reason(reason).into()));
             }
         };
         if let Some(contradiction) = given.contradiction() {
-            return Ok(Content::Broken(format!("{digest} {contradiction}")));
+            return Ok(Content::Broken(format!("{digest} {contradiction}").into()));
         }
         let Some(mut config) = given.config.take() else {
-            return Ok(Content::Broken(format!("manifest {digest} names no config")));
+            let reason = format!("manifest {digest} names no config");
+            return Ok(Content::Broken(reason.into()));
         };
         let parts = || given.layers.iter().chain([&config]);
         let kept = parts().map(RawDescriptor::kept_bytes).sum();
@@ -225,7 +227,7 @@ impl<'r, B: Blobs> Layout<'r, B> {
         let (config, layers) = match (self.part(&mut config), layers) {
             (Ok(config), Ok(layers)) => (config, layers),
             (Err(reason), _) | (_, Err(reason)) => {
-                return Ok(Content::Broken(format!("manifest {digest}: {reason}")));
+                return Ok(Content::Broken(format!("manifest {digest}: {reason}").into()));
             }
         };
         let manifest = Manifest {
@@ -287,12 +289,12 @@ impl<'r, B: Blobs> Layout<'r, B> {
             }
         }
         let state = match &manifest.config.state {
-            PartState::Broken(reason) => Some(reason),
-            PartState::Present | PartState::Absent => None,
+            PartState::Broken(reason) => reason.len() as u64 + TEXT,
+            PartState::Present | PartState::Absent => 0,
         };
         let platform = manifest.config_platform.as_ref().map_or(0, account::of_platform);
-        let reasons = account::of_texts(manifest.problems.iter().chain(state));
-        self.reader.hold(platform + reasons)?;
+        let reasons = account::of_texts(&manifest.problems);
+        self.reader.hold(platform + reasons + state)?;
         Ok(manifest)
     }
 
@@ -314,9 +316,12 @@ impl<'r, B: Blobs> Layout<'r, B> {
                 }
             },
         };
-        if let ReadConfig::Invalid(reason) | ReadConfig::Broken(reason) = &read {
-            self.reader.hold(reason.len() as u64 + TEXT)?;
-        }
+        let reason = match &read {
+            ReadConfig::Good(..) => 0,
+            ReadConfig::Invalid(reason) => reason.len() as u64 + TEXT,
+            ReadConfig::Broken(reason) => reason.len() as u64 + TEXT,
+        };
+        self.reader.hold(reason)?;
         self.configs.insert(digest.clone(), read.clone());
         Ok(read)
     }

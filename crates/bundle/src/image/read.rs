@@ -102,6 +102,7 @@ fn draw(
     Err(Fault::Limit {
         what: "passes over a compressed bundle for its documents; decompress it first".to_owned(),
         limit: u64::from(limits.index_depth.saturating_add(MOST_PASSES)),
+        set: None,
     })
 }
 
@@ -250,6 +251,7 @@ fn document(archive: &Archive, entry: &'static str, limits: &Limits) -> Result<O
         (Found::File(place), _) if place.size() > limits.json_document => Err(Fault::Limit {
             what: format!("bytes in {entry}"),
             limit: limits.json_document,
+            set: Some(crate::limits::set_bytes("jsonDocument", limits.json_document)),
         }),
         // None also where it has to be fetched first; then all this is done again.
         (Found::File(place), _) => archive.read(&place),
@@ -410,7 +412,9 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
         Found::Unusable(reason) => return Ok(Some(Err(format!("blob {digest} is {reason}")))),
     };
     let document = reader.document(&place, &digest)?;
-    let reliance = document.and_then(|bytes| reliance::parse(&bytes));
+    let reliance = document
+        .map_err(|flaw| flaw.to_string())
+        .and_then(|bytes| reliance::parse(&bytes));
     if let Ok(reliance) = &reliance {
         // The catalog as it is where the base is stands beside this one, see `Catalog::completed_by`.
         reader.hold_again()?;
@@ -430,8 +434,9 @@ pub(super) fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
 pub(super) fn check_count(count: usize, entry: &str, limits: &Limits) -> Result<(), Fault> {
     if count > limits.images {
         return Err(Fault::Limit {
-            what: format!("images in {entry}: there are {count} (limits.images)"),
+            what: format!("images in {entry}: there are {count}"),
             limit: limits.images as u64,
+            set: Some(crate::limits::set("images", limits.images)),
         });
     }
     Ok(())
@@ -449,11 +454,9 @@ fn check_names(images: &[Image], limits: &Limits) -> Result<(), Fault> {
     };
     let digest = image.root.descriptor.digest();
     Err(Fault::Limit {
-        what: format!(
-            "names of one image: {digest} has {} (limits.names)",
-            counts[digest]
-        ),
+        what: format!("names of one image: {digest} has {}", counts[digest]),
         limit: limits.names as u64,
+        set: Some(crate::limits::set("names", limits.names)),
     })
 }
 

@@ -13,7 +13,8 @@ use super::account::Account;
 use super::documents::RawDescriptor;
 use super::layout::blob_name;
 use crate::archive::{Archive, Found, Place};
-use crate::{Content, Fault, Limits, Node, PartState};
+use crate::limits::set_bytes;
+use crate::{Content, Fault, Flaw, Limits, Node, PartState};
 
 /// Media type of the manifests that Docker archives get.
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -53,7 +54,7 @@ pub(crate) trait Blobs {
     fn state(&mut self, descriptor: &Descriptor) -> PartState;
 
     /// Reads and verifies a document that is there; the inner error says why it is unusable.
-    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, String>, Fault>;
+    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, Flaw>, Fault>;
 }
 
 impl Blobs for Reader<'_> {
@@ -90,10 +91,10 @@ impl Blobs for Reader<'_> {
         self.locate(descriptor).into()
     }
 
-    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, String>, Fault> {
+    fn contents(&mut self, descriptor: &Descriptor) -> Result<Result<Vec<u8>, Flaw>, Fault> {
         match self.locate(descriptor) {
             Located::Present(place) => self.document(&place, descriptor.digest()),
-            Located::Absent => Ok(Err(format!("blob {} is not there", descriptor.digest()))),
+            Located::Absent => Ok(Err(format!("blob {} is not there", descriptor.digest()).into())),
             Located::Broken(reason) => Ok(Err(reason)),
         }
     }
@@ -103,7 +104,7 @@ impl Blobs for Reader<'_> {
 pub(crate) enum Located {
     Present(Place),
     Absent,
-    Broken(String),
+    Broken(Flaw),
 }
 
 impl From<Located> for PartState {
@@ -144,15 +145,18 @@ impl<'a> Reader<'a> {
             None => match self.archive.find(&blob_name(digest)) {
                 Found::File(place) => place,
                 Found::Nothing => return Located::Absent,
-                Found::Unusable(reason) => return Located::Broken(format!("blob {digest} is {reason}")),
+                Found::Unusable(reason) => {
+                    return Located::Broken(format!("blob {digest} is {reason}").into());
+                }
             },
         };
         if place.size() != descriptor.size() {
-            return Located::Broken(format!(
+            let reason = format!(
                 "blob {digest} has {} bytes, but its descriptor says {}",
                 place.size(),
                 descriptor.size()
-            ));
+            );
+            return Located::Broken(reason.into());
         }
         if let Some(corrupt) = self.is_corrupt(&place, digest) {
             return Located::Broken(corrupt);
@@ -162,10 +166,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Why a place cannot be the blob of that digest, where its bytes have been read already.
-    pub(crate) fn is_corrupt(&self, place: &Place, digest: &Digest) -> Option<String> {
+    pub(crate) fn is_corrupt(&self, place: &Place, digest: &Digest) -> Option<Flaw> {
         let known = self.archive.known_sha256(place)?;
         let differs = digest.algorithm() == known.algorithm() && *digest != known;
-        differs.then(|| format!("blob {digest} is corrupt: its bytes do not have that digest"))
+        differs.then(|| Flaw::damage(digest, &known))
     }
 
     /// Reads a document and verifies it; the inner error says why it is unusable.
@@ -173,40 +177,42 @@ impl<'a> Reader<'a> {
         &mut self,
         place: &Place,
         digest: &Digest,
-    ) -> Result<Result<Vec<u8>, String>, Fault> {
+    ) -> Result<Result<Vec<u8>, Flaw>, Fault> {
         let limit = self.limits.json_document;
         if place.size() > limit {
-            return Ok(Err(format!(
-                "document {digest} has {} bytes, more than {limit}",
-                place.size()
-            )));
+            let reason = format!(
+                "document {digest} has {} bytes, more than {limit} ({})",
+                place.size(),
+                set_bytes("jsonDocument", limit)
+            );
+            return Ok(Err(reason.into()));
         }
         let bytes = match self.read(place)? {
             Ok(bytes) => bytes,
             Err(reason) => return Ok(Err(reason)),
         };
-        if !digest::fits(&bytes, digest) {
+        let found = digest::like(digest, &bytes);
+        if found != *digest {
             self.places.remove(digest);
-            return Ok(Err(format!(
-                "blob {digest} is corrupt: its bytes do not have that digest"
-            )));
+            return Ok(Err(Flaw::damage(digest, &found)));
         }
         Ok(Ok(bytes))
     }
 
     /// Reads a place whole; its size must have been checked. Of a compressed archive it may have to be fetched
     /// first; the inner error holds its place in a catalog that is drawn up again then.
-    pub(crate) fn read(&mut self, place: &Place) -> Result<Result<Vec<u8>, String>, Fault> {
+    pub(crate) fn read(&mut self, place: &Place) -> Result<Result<Vec<u8>, Flaw>, Fault> {
         self.spent.read = self.spent.read.saturating_add(place.size());
         if self.spent.read > self.readable {
             let what = "bytes of documents in all images together".to_owned();
             return Err(Fault::Limit {
                 what,
                 limit: self.readable,
+                set: Some(set_bytes("jsonDocument", self.limits.json_document)),
             });
         }
         let bytes = self.archive.read(place)?;
-        Ok(bytes.ok_or_else(|| "it was not fetched yet".to_owned()))
+        Ok(bytes.ok_or_else(|| "it was not fetched yet".to_owned().into()))
     }
 }
 
@@ -216,6 +222,6 @@ pub(crate) fn stand_in(entry: &[u8], platform: Option<Platform>, reason: String)
     Node {
         descriptor: Descriptor::new(MediaType::from(DOCKER_MANIFEST), size, digest::sha256(entry)),
         platform,
-        content: Content::Broken(reason),
+        content: Content::Broken(reason.into()),
     }
 }

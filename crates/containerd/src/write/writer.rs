@@ -349,10 +349,7 @@ impl<'a> Writer<'a> {
             }
             Verdict::BadContent => {
                 self.client.clean_up(digest).await;
-                Err(Error::content(
-                    digest,
-                    format!("containerd did not accept its bytes: {}", failure.message()),
-                ))
+                Err(Error::content(digest, failure.reason_of_bytes(digest)))
             }
             Verdict::CleanAndFail => {
                 self.client.clean_up(digest).await;

@@ -14,6 +14,7 @@ impl From<UnpackError> for Fault {
             UnpackError::Containerd(error) => Fault::from(error),
             UnpackError::Unfit(reason) => Fault::Image(Failure {
                 reason,
+                damaged: None,
                 is_content: true,
             }),
             UnpackError::Sync { .. } | UnpackError::Stopped => Fault::Stop(Error::Unpack(error)),

@@ -93,6 +93,7 @@ fn record(name: &str, target: char, labels: Labels) -> ImageRecord {
         name: name.into(),
         target: descriptor(target),
         labels,
+        created_at: None,
     }
 }
 
@@ -423,10 +424,11 @@ fn a_plan_has_a_line_for_each_kind_of_step() {
     let [one, c, a, b] = ['1', 'c', 'a', 'b'].map(digest);
     let (lacks, mut lines) = (plan.images[0].blobs[0].lacking, Vec::new());
     assert!(lacks > 0, "it is also in other repositories");
+    let labels = basics::counted(lacks, "label");
     lines.push("r.test/new:1 (linux/amd64)".to_owned());
-    lines.push(format!("  present {one} 100 bytes, {lacks} labels"));
-    lines.push(format!("  send    {c} 10 bytes, {lacks} labels"));
-    lines.push(format!("  present {a} 7 bytes, {lacks} labels"));
+    lines.push(format!("  present {one} 100 B, {labels}"));
+    lines.push(format!("  send    {c} 10 B, {labels}"));
+    lines.push(format!("  present {a} 7 B, {labels}"));
     lines.push("  unpack  its layers".to_owned());
     lines.push(format!("  create  r.test/new:1 -> {a}"));
     lines.push(format!("  keep    r.test/keep:1 -> {a}"));
@@ -440,13 +442,13 @@ fn a_plan_has_a_line_for_each_kind_of_step() {
     ));
     lines.push("  leave   r.test/left:1: another bundle has it".to_owned());
     lines.push("(no record) (linux/amd64)".to_owned());
-    lines.push(format!("  present {one} 100 bytes, {lacks} labels"));
-    lines.push(format!("  shared  {c} 10 bytes, {lacks} labels"));
-    lines.push(format!("  present {a} 7 bytes, {lacks} labels"));
+    lines.push(format!("  present {one} 100 B, {labels}"));
+    lines.push(format!("  shared  {c} 10 B, {labels}"));
+    lines.push(format!("  present {a} 7 B, {labels}"));
     assert_eq!(plan.to_string().lines().collect::<Vec<_>>(), lines);
     let none = &mut plan.images[0].blobs[0];
     none.lacking = 0;
-    assert!(plan.to_string().contains(&format!("present {one} 100 bytes\n")));
+    assert!(plan.to_string().contains(&format!("present {one} 100 B\n")));
     let moved = RecordStep {
         name: "r.test/a:1".into(),
         target,

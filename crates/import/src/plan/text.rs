@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use basics::{bytes, counted};
+
 use super::{BlobAction, BlobStep, ImagePlan, Plan, RecordAction, RecordStep};
 use crate::labels::LabelChanges;
 
@@ -48,10 +50,10 @@ impl fmt::Display for BlobLine<'_> {
             BlobAction::Send => "send   ",
             BlobAction::Hold | BlobAction::Leave => "present",
         };
-        write!(f, "{verb} {} {} bytes", self.step.digest, self.step.size)?;
+        write!(f, "{verb} {} {}", self.step.digest, bytes(self.step.size))?;
         match self.step.lacking {
             0 => Ok(()),
-            labels => write!(f, ", {labels} labels"),
+            labels => write!(f, ", {}", counted(labels, "label")),
         }
     }
 }

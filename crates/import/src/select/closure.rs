@@ -25,6 +25,33 @@ impl Closure {
         self.blobs.iter().map(|blob| blob.size).sum()
     }
 
+    /// What a blob is in its image, such as `layer 2 of 5`, `config` or `manifest`. A layer counts by its first place.
+    #[must_use]
+    pub fn part(&self, digest: &Digest) -> String {
+        let refers = |blob: &&Member| blob.children.iter().any(|child| child.digest == *digest);
+        let Some(parent) = self.blobs.iter().find(refers) else {
+            // The root: an index refers to manifests.
+            let own = self.blobs.iter().find(|blob| blob.digest == *digest);
+            let mut children = own.iter().flat_map(|blob| &blob.children);
+            let is_index = children.any(|child| child.kind == ChildKind::Manifest);
+            return if is_index { "index" } else { "manifest" }.to_owned();
+        };
+        let is_it = |child: &&Child| child.digest == *digest;
+        match parent.children.iter().find(is_it).map(|child| child.kind) {
+            Some(ChildKind::Config) => "config".to_owned(),
+            Some(ChildKind::Manifest) => "manifest".to_owned(),
+            Some(ChildKind::Layer) => {
+                let layers = parent
+                    .children
+                    .iter()
+                    .filter(|child| child.kind == ChildKind::Layer);
+                let place = layers.clone().take_while(|child| child.digest != *digest).count() + 1;
+                format!("layer {place} of {}", layers.count())
+            }
+            Some(ChildKind::Other) | None => format!("blob {digest}"),
+        }
+    }
+
     /// A blob of it that is named by its sha512, which no containerd before 2.3 takes.
     #[must_use]
     pub fn sha512(&self) -> Option<&Digest> {

@@ -63,7 +63,7 @@ impl Walk<'_> {
             Content::Index(children) => self.index(node, children, notes),
             Content::Other => Err(Unfit::Artifact(node.descriptor.media_type().to_string())),
             Content::Absent => Err(Unfit::Broken(vec![absent(&node.descriptor, self.place)])),
-            Content::Broken(reason) => Err(Unfit::Broken(vec![broken(node, reason.clone())])),
+            Content::Broken(flaw) => Err(Unfit::Broken(vec![broken(node, flaw)])),
         }
     }
 

@@ -52,7 +52,7 @@ pub(super) fn named(
         let (names, manifests, most) = (records.len(), manifests.len(), policy.most_records);
         return Verdict::Broken(vec![Problem::of_image(format!(
             "its {names} names and the digests of its {manifests} manifests, with those of the images before it, are {asked} \
-             image records: more than {most} (limits.records)"
+             image records: that is too many (`limits.records` is {most})"
         ))]);
     }
     records.extend(manifest_records(&manifests, &all, &policy.naming));

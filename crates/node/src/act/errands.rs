@@ -8,7 +8,7 @@ use containerd::{Client, ImageRecord, ImageUpdate};
 use import::{labels, lease};
 use jiff::Timestamp;
 use oci_spec::image::Digest;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::hands::{Hands, Live};
 use super::journal;
@@ -65,12 +65,16 @@ impl Hands {
                 (Event::Connected(Box::new(facts)), Some(live))
             }
             Err(error) => {
+                let (text, cause) = match &error {
+                    Unusable::Containerd(containerd::Error::Unreachable { source, .. }) => {
+                        let socket = self.place.socket.display();
+                        (format!("no containerd on {socket}"), Some(basics::chain(source)))
+                    }
+                    error => (basics::chain(error), None),
+                };
                 let unreached = Unreached {
-                    text: match error.is_unreachable() {
-                        true => format!("no containerd on {}", self.place.socket.display()),
-                        false => basics::chain(&error),
-                    },
-                    chain: basics::chain(&error),
+                    text,
+                    cause,
                     is_elsewhere: self.is_elsewhere(settings),
                 };
                 (Event::Unreached(unreached), None)
@@ -80,6 +84,7 @@ impl Hands {
 
     async fn reach(&self, settings: &Settings) -> Result<Live, Unusable> {
         let runtime = runtime::connect(&self.place.socket, settings).await?;
+        runtime.warning.iter().for_each(|warning| warn!("{warning}"));
         // First the subscription, then the comparison: what happens in between is then not lost.
         let events = runtime.client.image_events().await?;
         let policy = runtime::policy(settings, Some(&runtime));

@@ -69,7 +69,7 @@ pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     }
     let mut row = Row::default();
     let mut others = 0_usize;
-    for image in &report.images {
+    for image in report.told() {
         let is_told = match image.outcome {
             ImageOutcome::Failed => is_told && row.admits(now),
             _ if is_told_by_name(image) => {

@@ -308,6 +308,7 @@ mod tests {
             name: "r.test/a:1".into(),
             target: Descriptor::new(MediaType::ImageManifest, 7, digest),
             labels: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+            created_at: None,
         }
     }
 
@@ -462,6 +463,7 @@ mod tests {
         for (index, (name, action, blobs, outcome)) in table.into_iter().enumerate() {
             let name = name.to_owned();
             images.push(ImageResult {
+                image: 0,
                 name: name.clone(),
                 target: digest(0),
                 media_type: MediaType::ImageManifest,

@@ -116,7 +116,12 @@ impl State {
         let (next, is_news) = self.link.failed(&why.text, turn.now, chance);
         if is_news {
             let is_told = self.rows.connection.admits(turn.now);
-            let text = format!("{}; waiting for it ({})", why.text, why.chain);
+            let cause = why
+                .cause
+                .as_ref()
+                .map(|cause| format!(" ({cause})"))
+                .unwrap_or_default();
+            let text = format!("{}; waiting for it{cause}", why.text);
             turn.say(Line::warn(text).outcome(Outcome::Unreachable).told(is_told));
         }
         self.connection = Connection::Down { next };

@@ -7,7 +7,7 @@ use import::{Pattern, Source, Survey, labels};
 use oci_spec::image::Digest;
 
 use crate::state::ledger::{self, Entry, ImageEntry, Ledger};
-use crate::status::{ImageStatus, RecordStatus};
+use crate::status::{DiskUse, ImageStatus, RecordStatus};
 
 /// How an imported bundle stands in containerd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +179,50 @@ pub fn images(ledger: &Ledger, survey: &Survey, exclude: &[Pattern]) -> Vec<Imag
     desired.iter().map(image).collect()
 }
 
+/// What each bundle takes in containerd's content store, by the name that labels have for its file. Only images whose record
+/// points at them count: containerd collects the blobs of others.
+pub fn disk_use(ledger: &Ledger, survey: &Survey) -> BTreeMap<String, DiskUse> {
+    let mut needed: BTreeMap<String, HashSet<&Digest>> = BTreeMap::new();
+    // How many bundles need a blob, and the blobs that others keep beside them.
+    let (mut needs, mut kept) = (HashMap::<&Digest, usize>::new(), HashSet::new());
+    for entry in ledger.entries() {
+        let Some(imported) = &entry.imported else {
+            continue;
+        };
+        let mut blobs = HashSet::new();
+        for image in &imported.images {
+            let record = survey.records.get(&image.name);
+            let Some(record) = record.filter(|record| *record.target.digest() == image.target) else {
+                continue;
+            };
+            let closure = ledger.closure(&image.target).unwrap_or_default();
+            blobs.extend(closure);
+            if labels::is_kept_by_others(&record.labels) {
+                kept.extend(closure);
+            }
+        }
+        blobs.iter().for_each(|blob| *needs.entry(blob).or_default() += 1);
+        needed.insert(ledger::label_name(&entry.file), blobs);
+    }
+    let size_of = |blobs: &HashSet<&Digest>, counts: &dyn Fn(&Digest) -> bool| {
+        let there = blobs.iter().filter(|blob| counts(blob));
+        there
+            .filter_map(|blob| survey.blobs.get(*blob))
+            .map(|blob| blob.size)
+            .sum()
+    };
+    let is_only = |blob: &Digest| needs.get(blob) == Some(&1);
+    let use_of = |blobs: &HashSet<&Digest>| DiskUse {
+        store_bytes: size_of(blobs, &|_| true),
+        only_bytes: size_of(blobs, &is_only),
+        freed_bytes: size_of(blobs, &|blob| is_only(blob) && !kept.contains(blob)),
+    };
+    needed
+        .iter()
+        .map(|(bundle, blobs)| (bundle.clone(), use_of(blobs)))
+        .collect()
+}
+
 /// How a record stands.
 enum Finding {
     InPlace,
@@ -342,6 +386,7 @@ mod tests {
             name: name.to_owned(),
             target: Descriptor::new(MediaType::ImageManifest, 7, digest(target)),
             labels: BTreeMap::new(),
+            created_at: None,
         };
         for (key, value) in labels::vouch(&record.labels, &Source::Bundle(file.to_owned())) {
             record.labels.extend(value.map(|value| (key, value)));
@@ -478,6 +523,63 @@ mod tests {
             let survey = survey(records, blobs);
             assert_eq!(images(&ledger, &survey, &[]), [wanted]);
             assert!(images(&ledger, &survey, &["r.test/a:*".parse().unwrap()]).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_bundle_frees_what_neither_another_bundle_nor_another_owner_keeps() {
+        const OTHER: &str = "r.test/other:1";
+        // The images `1` and `2` share the layer `f`. Each blob has a size of its own.
+        let sizes = [('1', 1), ('2', 10), ('f', 100)];
+        let by_hand = |mut record: ImageRecord| {
+            record.labels.extend([Source::Hand("x.tar".to_owned()).label()]);
+            record
+        };
+        let used = |store_bytes, only_bytes, freed_bytes| DiskUse {
+            store_bytes,
+            only_bytes,
+            freed_bytes,
+        };
+        let (a, b) = (record(NAME, '1', "a.tar"), record(OTHER, '2', "b.tar"));
+        type Row<'a> = (&'a [(&'a str, &'a str, char)], Vec<ImageRecord>, Vec<DiskUse>);
+        let (of_a, of_b) = (("a.tar", NAME, '1'), ("b.tar", OTHER, '2'));
+        let table: [Row<'_>; 6] = [
+            // One bundle alone.
+            (&[of_a], vec![a.clone()], vec![used(101, 101, 101)]),
+            // Two that share a layer.
+            (
+                &[of_a, of_b],
+                vec![a.clone(), b.clone()],
+                vec![used(101, 1, 1), used(110, 10, 10)],
+            ),
+            // The same image in two bundles.
+            (
+                &[of_a, ("b.tar", NAME, '1')],
+                vec![a.clone()],
+                vec![used(101, 0, 0), used(101, 0, 0)],
+            ),
+            // The image was imported by hand, too.
+            (&[of_a], vec![by_hand(a.clone())], vec![used(101, 101, 0)]),
+            // A later bundle has the name: nothing keeps the first image.
+            (
+                &[of_a, ("b.tar", NAME, '2')],
+                vec![record(NAME, '2', "b.tar")],
+                vec![used(0, 0, 0), used(110, 110, 110)],
+            ),
+            // The record is gone.
+            (&[of_a], vec![], vec![used(0, 0, 0)]),
+        ];
+        for (bundles, records, wanted) in table {
+            let mut ledger = Ledger::default();
+            for (file, name, target) in bundles {
+                import(&mut ledger, file, name, *target);
+            }
+            let mut survey = survey(records, &sizes.map(|(blob, _)| blob));
+            for (blob, size) in sizes {
+                survey.blobs.get_mut(&digest(blob)).unwrap().size = size;
+            }
+            let found: Vec<_> = disk_use(&ledger, &survey).into_values().collect();
+            assert_eq!(found, wanted, "{bundles:?}");
         }
     }
 }

@@ -365,7 +365,7 @@ impl World {
             })),
             Errand::Connect => Event::Unreached(Unreached {
                 text: "no containerd".to_owned(),
-                chain: "no containerd".to_owned(),
+                cause: None,
                 is_elsewhere: false,
             }),
             _ if !self.is_up => lost(),
@@ -451,6 +451,7 @@ impl World {
                     name: image.clone(),
                     target: Descriptor::new(MediaType::ImageManifest, 1, target.clone()),
                     labels: BTreeMap::new(),
+                    created_at: None,
                 });
                 record.target = Descriptor::new(MediaType::ImageManifest, 1, target.clone());
                 let changes = labels::vouch(&record.labels, &source);

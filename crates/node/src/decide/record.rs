@@ -305,8 +305,9 @@ impl State {
     fn on_incomplete(&mut self, job: &Job, landed: &Landed, turn: &mut Turn) {
         let failed = landed.images.iter();
         let mut failed = failed.filter(|image| image.outcome == ImageOutcome::Failed);
-        let reason =
-            |image: &LandedImage| format!("{}: {}", image.name, image.reason.as_deref().unwrap_or("failed"));
+        let reason = |image: &LandedImage| {
+            import::result::named(&image.name, image.reason.as_deref().unwrap_or("failed"))
+        };
         let text = failed.next().map(reason).unwrap_or_default();
         let class = match landed.is_bundles_fault {
             true => ErrorClass::Bundle,

@@ -66,13 +66,7 @@ impl RoomState {
 
     /// How the disk is, for those who ask.
     pub(crate) fn status(&self, min_free: MinFree) -> Option<DiskStatus> {
-        let disk = self.disk?;
-        Some(DiskStatus {
-            size_bytes: disk.size,
-            free_bytes: disk.free,
-            min_free_bytes: min_free.bytes_of(&disk),
-            problem: self.below.as_ref().map(ToString::to_string),
-        })
+        Some(DiskStatus::of(self.disk?, min_free, self.below.as_ref()))
     }
 
     /// Whether a bundle waits for space.

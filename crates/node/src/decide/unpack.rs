@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use basics::backoff::Backoff;
+use basics::counted;
 use import::Pattern;
 use import::unpack::{Ahead, Unpack};
 use oci_spec::image::Digest;
@@ -141,12 +142,16 @@ impl State {
             UnpackProgress::Found(images) => {
                 unpack.pending = images;
                 if images > 0 {
-                    turn.say(Line::info(format!("unpacking {images} images ahead")));
+                    turn.say(Line::info(format!(
+                        "unpacking {} ahead",
+                        counted(images, "image")
+                    )));
                 }
             }
             UnpackProgress::Unpacked { name, target, layers } => {
                 unpack.pending = unpack.pending.saturating_sub(1);
-                let line = Line::info(format!("image unpacked: {layers} layers")).outcome(Outcome::Unpacked);
+                let layers = counted(layers, "layer");
+                let line = Line::info(format!("image unpacked: {layers}")).outcome(Outcome::Unpacked);
                 turn.say(line.image(&name).digest(&target));
             }
             UnpackProgress::Failed {
@@ -293,7 +298,7 @@ mod tests {
         assert_eq!(targets(&world), Some(vec![digest(1)]));
         world.take(Event::Unpacking(UnpackProgress::Found(1)));
         assert_eq!((status(&world).running, status(&world).pending), (true, 1));
-        assert_eq!(said(&world, "unpacking 1 images ahead"), 1);
+        assert_eq!(said(&world, "unpacking 1 image ahead"), 1);
         world.go_on_unpacking();
         assert_eq!((status(&world).running, status(&world).pending), (true, 0));
         world.go_on_unpacking();

@@ -405,6 +405,7 @@ mod tests {
             name: "r.test/a:1".into(),
             target: Descriptor::new(MediaType::ImageManifest, 7, digest),
             labels,
+            created_at: None,
         }
     }
 

@@ -3,7 +3,7 @@
 //! It is a cache of the truth, which lies in the bundles and in containerd. Losing it costs time and nothing else, and it
 //! never decides that a pin goes. The ledger is a value and knows no disk: `store` keeps it in `state.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 
 use bundle::Identity;
@@ -223,6 +223,19 @@ impl Ledger {
             .flat_map(|entry| &entry.imported)
             .flat_map(|imported| &imported.images);
         images.any(|image| image.name == name)
+    }
+
+    /// The bundles that vouch for an image with this target, by the names that labels have for their files.
+    pub fn bundles_with(&self, target: &Digest) -> BTreeSet<String> {
+        let vouching = self.bundles.values().filter(|entry| entry.is_vouching());
+        let has = |entry: &&Entry| {
+            let mut images = entry.imported.iter().flat_map(|imported| &imported.images);
+            images.any(|image| image.target == *target)
+        };
+        vouching
+            .filter(has)
+            .map(|entry| label_name(&entry.file))
+            .collect()
     }
 
     /// What a target needs on this node, the target itself included.

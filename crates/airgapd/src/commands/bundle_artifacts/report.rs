@@ -104,11 +104,11 @@ impl Render for Report {
         let blobs = &self.blobs;
         output::line!(
             text,
-            "{}: {} images, {} in {} blobs ({} fetched, {} from the cache)",
+            "{}: {}, {} in {} ({} fetched, {} from the cache)",
             self.made.path,
-            self.images.len(),
+            basics::counted(self.images.len(), "image"),
             output::bytes(self.made.bytes),
-            blobs.of.written,
+            basics::counted(blobs.of.written, "blob"),
             output::bytes(blobs.fetched_bytes),
             output::bytes(blobs.cached_bytes),
         );
@@ -116,8 +116,8 @@ impl Render for Report {
             let bytes = output::bytes(blobs.left_out_bytes);
             output::line!(
                 text,
-                "a delta on {base}: {} layers ({bytes}) are left out",
-                blobs.left_out
+                "a delta on {base}, without {} ({bytes})",
+                basics::counted(blobs.left_out, "layer")
             );
         }
         text

@@ -52,6 +52,14 @@ pub(super) async fn of_containerd(node: &Place, settings: &Settings) -> Vec<Find
             runtime.version.text, settings.namespace, runtime.platform
         ),
     )];
+    let warned = |warning: &String| {
+        note(
+            "containerd",
+            warning,
+            "leave out `address:` if it is not meant; `cri: true` insists on kubelet's containerd",
+        )
+    };
+    findings.extend(runtime.warning.as_ref().map(warned));
     findings.extend(of_namespace(settings));
     findings.extend(of_platform(&runtime, settings));
     findings.push(of_disk(&runtime, settings));

@@ -256,6 +256,7 @@ mod tests {
             name: (*name).to_owned(),
             target: Descriptor::new(MediaType::ImageIndex, 5, digest(*letter)),
             labels: BTreeMap::new(),
+            created_at: None,
         };
         Stock {
             records: records

@@ -1,6 +1,6 @@
 //! The answer of `airgapd import`, for programs and for people.
 
-use basics::{Foreign, bytes};
+use basics::{Foreign, bytes, counted};
 use import::result::{ImageOutcome, ImageResult};
 use import::space::Forecast;
 use import::{BundleReport, BundleResult, Outcome};
@@ -35,8 +35,18 @@ pub(super) fn text(report: &BundleResult, dry_run: bool) -> Page {
     for warning in &report.warnings {
         line!(text, "  warning: {warning}");
     }
-    for image in &report.images {
-        line!(text, "  {}", image_line(image));
+    let is_the_error = |image: &&ImageResult| {
+        let error = report.error.as_ref();
+        image.outcome == ImageOutcome::Failed
+            && error.is_some_and(|error| image.reason.as_ref() == Some(error) || image.in_words() == *error)
+    };
+    for image in images(report.images.iter().filter(|image| !is_the_error(image))) {
+        line!(text, "  {}", image.line());
+    }
+    match images(report.images.iter().filter(is_the_error)).len() {
+        0 => {}
+        1 => line!(text, "  FAILED     1 image, for that reason"),
+        count => line!(text, "  FAILED     {count} images, for that reason"),
     }
     let blobs = &report.blobs;
     let verb = if dry_run { "to send" } else { "sent" };
@@ -53,9 +63,9 @@ pub(super) fn text(report: &BundleResult, dry_run: bool) -> Page {
     if let Some(unpacked) = &report.unpacked {
         line!(
             text,
-            "  unpacked: {} images, {} layers now",
-            unpacked.images,
-            unpacked.layers
+            "  unpacked: {}, {} now",
+            counted(unpacked.images, "image"),
+            counted(unpacked.layers, "layer")
         );
         for image in &unpacked.failed {
             line!(text, "  NOT UNPACKED: {}: {}", image.name, image.reason);
@@ -91,18 +101,97 @@ fn outcome_text(outcome: Outcome, dry_run: bool) -> &'static str {
     }
 }
 
-fn image_line(image: &ImageResult) -> String {
-    let outcome = match image.outcome {
-        ImageOutcome::Created => "created",
-        ImageOutcome::Retargeted => "moved",
-        ImageOutcome::Relabelled => "labelled",
-        ImageOutcome::Unchanged => "unchanged",
-        ImageOutcome::Skipped => "skipped",
-        ImageOutcome::Failed => "FAILED",
-    };
-    match &image.reason {
-        Some(reason) => format!("{outcome:<9}  {}: {reason}", image.name),
-        None if image.platforms.is_empty() => format!("{outcome:<9}  {}", image.name),
-        None => format!("{outcome:<9}  {} ({})", image.name, image.platforms.join(", ")),
+/// What became of an image under several of its names.
+struct Line<'a> {
+    /// Any of the results; they differ in their names alone.
+    image: &'a ImageResult,
+    names: Vec<&'a str>,
+}
+
+/// The records as images: those of one target that fared alike are one line. A name by digest is not shown beside others.
+fn images<'r>(results: impl Iterator<Item = &'r ImageResult>) -> Vec<Line<'r>> {
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for result in results {
+        let fared_alike = |line: &&mut Line<'_>| {
+            let Line { image, .. } = line;
+            image.target == result.target && image.outcome == result.outcome && image.reason == result.reason
+        };
+        match lines.iter_mut().find(fared_alike) {
+            Some(line) => line.names.push(&result.name),
+            None => lines.push(Line {
+                image: result,
+                names: vec![&result.name],
+            }),
+        }
+    }
+    for line in &mut lines {
+        if line.names.iter().any(|name| !name.contains('@')) {
+            line.names.retain(|name| !name.contains('@'));
+        }
+    }
+    lines
+}
+
+impl Line<'_> {
+    fn line(&self) -> String {
+        let outcome = match self.image.outcome {
+            ImageOutcome::Created => "created",
+            ImageOutcome::Retargeted => "moved",
+            ImageOutcome::Relabelled => "labelled",
+            ImageOutcome::Unchanged => "unchanged",
+            ImageOutcome::Skipped => "skipped",
+            ImageOutcome::Failed => "FAILED",
+        };
+        let names = self.names.join(", ");
+        match &self.image.reason {
+            Some(reason) if self.names.iter().any(|name| reason.contains(name)) => {
+                format!("{outcome:<9}  {reason}")
+            }
+            Some(reason) => format!("{outcome:<9}  {names}: {reason}"),
+            None if self.image.platforms.is_empty() => format!("{outcome:<9}  {names}"),
+            None => format!("{outcome:<9}  {names} ({})", self.image.platforms.join(", ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::MediaType;
+
+    use super::*;
+
+    #[test]
+    fn names_of_an_image_that_fared_alike_are_one_line_and_a_reason_names_it_once() {
+        let result = |name: &str, fill: &str, outcome, reason: Option<&str>| ImageResult {
+            name: name.to_owned(),
+            target: format!("sha256:{}", fill.repeat(64)).parse().unwrap(),
+            media_type: MediaType::ImageManifest,
+            platforms: Vec::new(),
+            outcome,
+            reason: reason.map(str::to_owned),
+            previous: None,
+        };
+        use ImageOutcome::{Created, Failed, Unchanged};
+        let results = [
+            result("r.test/a:1", "a", Created, None),
+            result("r.test/a:2", "a", Unchanged, None),
+            result("r.test/a:3", "a", Created, None),
+            result("r.test/a@sha256:aa", "a", Created, None),
+            result("r.test/b@sha256:bb", "b", Failed, Some("no room")),
+            result(
+                "r.test/c:1",
+                "c",
+                Failed,
+                Some("layer 1 of 1 of r.test/c:1 is damaged"),
+            ),
+        ];
+        let lines: Vec<_> = images(results.iter()).iter().map(Line::line).collect();
+        let expected = [
+            "created    r.test/a:1, r.test/a:3",
+            "unchanged  r.test/a:2",
+            "FAILED     r.test/b@sha256:bb: no room",
+            "FAILED     layer 1 of 1 of r.test/c:1 is damaged",
+        ];
+        assert_eq!(lines, expected);
     }
 }

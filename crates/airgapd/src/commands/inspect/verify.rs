@@ -36,6 +36,13 @@ pub(super) struct Damage {
     pub(super) image: String,
 }
 
+impl Damage {
+    /// What is wrong with the bytes, in the words of an import.
+    pub(super) fn why(&self) -> String {
+        format!("its bytes hash to {}, not {}", self.found, self.digest)
+    }
+}
+
 impl Verification {
     pub(super) fn is_good(&self) -> bool {
         self.damaged.is_empty() && self.error.is_none()
@@ -43,10 +50,13 @@ impl Verification {
 
     /// One line of what was done.
     pub(super) fn summary(&self) -> String {
-        let size = crate::output::bytes(self.bytes);
+        let (blobs, size) = (
+            basics::counted(self.blobs, "blob"),
+            crate::output::bytes(self.bytes),
+        );
         match self.damaged.len() {
-            0 => format!("{} blobs read ({size}), all as their digests say", self.blobs),
-            damaged => format!("{} blobs read ({size}), {damaged} of them DAMAGED", self.blobs),
+            0 => format!("{blobs} read ({size}), all as their digests say"),
+            damaged => format!("{blobs} read ({size}), {damaged} of them DAMAGED"),
         }
     }
 }

@@ -15,7 +15,7 @@ fn containerd_is_elsewhere_only_if_no_job_says_otherwise() {
         }
         let unreached = Unreached {
             text: "no containerd".to_owned(),
-            chain: "no such file".to_owned(),
+            cause: Some("no such file".to_owned()),
             is_elsewhere,
         };
         let turn = after(&mut world, Event::Unreached(unreached));

@@ -1,0 +1,112 @@
+//! A terminal of a given size that shows what a command prints on it.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::wait_until;
+
+/// A command on a terminal of its own. Killed when dropped, if it has not ended before.
+pub struct OnTerminal {
+    child: Child,
+    terminal: OwnedFd,
+    shown: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl OnTerminal {
+    /// Starts a command whose standard output and error are a terminal of so many columns and lines.
+    pub fn start(mut command: Command, columns: u16, lines: u16) -> OnTerminal {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
+        grantpt(&terminal).expect("it is ours");
+        unlockpt(&terminal).expect("it is ours");
+        let path = ptsname(&terminal, Vec::new()).expect("it has a name");
+        let path = path.into_string().expect("it is text");
+        resize(&terminal, columns, lines);
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .expect("it can be opened")
+        };
+        command.stdin(Stdio::null()).stdout(open()).stderr(open());
+        let child = command.spawn().expect("the program starts");
+        // It holds descriptors of the terminal, whose end is seen when all are closed.
+        drop(command);
+        let mut out = File::from(terminal.try_clone().expect("a descriptor"));
+        let shown = Arc::<Mutex<String>>::default();
+        let seen = Arc::clone(&shown);
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = out.read(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+                seen.lock().expect("nobody panics with it").push_str(&text);
+            }
+        });
+        OnTerminal {
+            child,
+            terminal,
+            shown,
+            reader: Some(reader),
+        }
+    }
+
+    /// Everything that was written to the terminal so far, as it came.
+    pub fn shown(&self) -> String {
+        self.shown.lock().expect("nobody panics with it").clone()
+    }
+
+    /// Waits until something is shown for which the condition holds.
+    pub fn wait_until(&self, what: &str, mut holds: impl FnMut(&str) -> bool) {
+        wait_until(what, || holds(&self.shown()));
+    }
+
+    /// Gives the terminal another size and tells the command, as the kernel does.
+    pub fn resize(&self, columns: u16, lines: u16) {
+        resize(&self.terminal, columns, lines);
+        self.signal(Signal::WINCH);
+    }
+
+    /// Sends the command a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
+    /// Waits for the end of the command: its exit code, and everything that it showed.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let mut ended = None;
+        wait_until("the command ends", || {
+            ended = self.child.try_wait().expect("it is our child");
+            ended.is_some()
+        });
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("it reads to the end");
+        }
+        (ended.and_then(|status| status.code()), self.shown())
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn resize(terminal: &OwnedFd, columns: u16, lines: u16) {
+    let size = Winsize {
+        ws_row: lines,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(terminal, size).expect("it is a terminal");
+}
