@@ -438,7 +438,7 @@ pub(crate) struct VerifyArgs {
 One row for each image, with all its names; names by digest are shown where there is no other. An image that a bundle vouches for \
 and that is missing is listed, too. SIZE is that of the blobs that this node needs.
 
-Exit status: 0 all that is listed is whole, 1 an image that a bundle vouches for is not, 3 containerd cannot be reached, 4 no image \
+Exit status: 0 done, 1 an image that a bundle vouches for is missing or not whole, 3 containerd cannot be reached, 4 no image \
 has a name that matches.")]
 pub(crate) struct ImagesArgs {
     /// Only images with a name that matches as a whole: * stands for any characters, ? for one

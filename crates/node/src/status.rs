@@ -151,6 +151,18 @@ pub struct ImageCount {
     pub failed: usize,
 }
 
+impl ImageCount {
+    /// The same after a look at containerd itself, where more may be in place by now than when it was counted.
+    #[must_use]
+    pub fn with_in_place(self, in_place: usize) -> ImageCount {
+        ImageCount {
+            all: self.all.max(in_place + self.failed),
+            in_place,
+            ..self
+        }
+    }
+}
+
 impl std::fmt::Display for ImageCount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ImageCount {
@@ -655,6 +667,26 @@ fn error(entry: &Entry) -> Option<ErrorStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_images_are_in_place_than_there_are() {
+        let table = [
+            // All, failed, seen in place -> the text.
+            ((3, 0, 2), "2 of 3 images in place"),
+            ((3, 0, 4), "4 of 4 images in place"),
+            ((3, 1, 2), "2 of 3 images in place, 1 failed"),
+            ((3, 1, 3), "3 of 4 images in place, 1 failed"),
+            ((1, 0, 1), "1 of 1 image in place"),
+        ];
+        for ((all, failed, seen), text) in table {
+            let counted = ImageCount {
+                all,
+                failed,
+                in_place: 0,
+            };
+            assert_eq!(counted.with_in_place(seen).to_string(), text);
+        }
+    }
 
     #[test]
     fn every_state_is_written_as_it_is_called() {

@@ -219,28 +219,28 @@ fn text(images: &[Image]) -> Page {
     // A name stands on a line of its own where the rest would not fit beside it. Text that is not for a terminal is for `grep`.
     let is_narrow = io::stdout().is_terminal() && longest.unwrap_or(0) > output::width();
     let mut page = Page::new();
-    let line = |page: &mut Page, row: &[String; 8]| {
+    let line = |page: &mut Page, row: &[String; 8], others: &[&String]| {
         let cells = row[1..7].iter().zip(&widths[1..]);
         let rest: String = cells.map(|(cell, width)| format!("{cell:<width$}  ")).collect();
         let [name, .., bundles] = row;
         match is_narrow {
-            true => {
-                output::paragraph(page, "", name);
-                output::paragraph(page, "  ", &format!("{rest}{bundles}"));
-            }
+            true => output::paragraph(page, "", name),
             false => output::line!(page, "{name:<width$}  {rest}{bundles}", width = widths[0]),
+        }
+        for name in others {
+            output::line!(page, "{}", Foreign::new(&***name));
+        }
+        if is_narrow {
+            output::paragraph(page, "  ", &format!("{rest}{bundles}"));
         }
     };
     if images.is_empty() {
         output::line!(page, "no images");
         return page;
     }
-    line(&mut page, &titles);
+    line(&mut page, &titles, &[]);
     for (image, row) in images.iter().zip(&rows) {
-        line(&mut page, row);
-        for name in image.names.iter().skip(1) {
-            output::line!(page, "{}", Foreign::new(&**name));
-        }
+        line(&mut page, row, &Vec::from_iter(image.names.iter().skip(1)));
         for problem in &image.problems {
             output::paragraph(&mut page, "    ", problem);
         }

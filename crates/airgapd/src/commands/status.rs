@@ -635,8 +635,7 @@ fn images_text(text: &mut Page, images: Option<&[ImageStatus]>, counted: ImageCo
         .map(|image| image.digest.as_str())
         .filter(|digest| !broken.contains(digest));
     let in_place = whole.collect::<HashSet<_>>().len();
-    let counted = ImageCount { in_place, ..counted };
-    output::line!(text, "{counted}");
+    output::line!(text, "{}", counted.with_in_place(in_place));
     for (image, problem) in problems {
         output::paragraph(
             text,
