@@ -230,3 +230,48 @@ fn is_config(descriptor: &Descriptor) -> bool {
         "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_is_called_by_its_place_in_its_image() {
+        let digest = |name: &str| basics::digest::sha256(name.as_bytes());
+        let member = |name: &str, children: &[(ChildKind, &str)]| Member {
+            digest: digest(name),
+            size: 1,
+            children: Vec::from_iter(children.iter().map(|(kind, child)| Child {
+                kind: *kind,
+                digest: digest(child),
+            })),
+        };
+        use ChildKind::{Config, Layer, Manifest, Other};
+        let parts = [
+            (Layer, "lower"),
+            (Layer, "upper"),
+            (Layer, "lower"),
+            (Other, "odd"),
+            (Config, "config"),
+        ];
+        let leaves = ["lower", "upper", "odd", "config"].map(|leaf| member(leaf, &[]));
+        let mut closure = Closure {
+            blobs: leaves.into(),
+            platforms: Vec::new(),
+        };
+        closure.blobs.push(member("manifest", &parts));
+        let root_is = |closure: &Closure, name: &str| closure.part(&digest(name));
+        assert_eq!(root_is(&closure, "manifest"), "manifest");
+        closure.blobs.push(member("index", &[(Manifest, "manifest")]));
+        for (name, expected) in [
+            ("lower", "layer 1 of 3".to_owned()),
+            ("upper", "layer 2 of 3".to_owned()),
+            ("config", "config".to_owned()),
+            ("odd", format!("blob {}", digest("odd"))),
+            ("manifest", "manifest".to_owned()),
+            ("index", "index".to_owned()),
+        ] {
+            assert_eq!(root_is(&closure, name), expected, "{name}");
+        }
+    }
+}
