@@ -122,14 +122,24 @@ fn a_release_touches_no_record_of_others(target: &Target) {
     );
 }
 
-/// Runs the script that both packages run before the program goes, with this node's program on the PATH.
+/// Runs the script that both packages run before the program goes, with this node's program and a systemctl that only
+/// writes down how it was called.
 fn removal(node: &Node, word: &str) -> Answer {
     let bin = node.path("bin");
     fs::create_dir_all(&bin).unwrap();
     let (program, config) = (env!("CARGO_BIN_EXE_airgapd"), node.path("config.yaml"));
-    let script = format!("#!/bin/sh\nexec {program} \"$@\" --config {}\n", config.display());
-    fs::write(bin.join("airgapd"), script).unwrap();
-    fs::set_permissions(bin.join("airgapd"), fs::Permissions::from_mode(0o755)).unwrap();
+    let calls = node.path("systemctl");
+    let programs = [
+        (
+            "airgapd",
+            format!("exec {program} \"$@\" --config {}", config.display()),
+        ),
+        ("systemctl", format!("echo \"$@\" >> {}; exit 1", calls.display())),
+    ];
+    for (name, line) in programs {
+        fs::write(bin.join(name), format!("#!/bin/sh\n{line}\n")).unwrap();
+        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let output = Command::new("sh")
         .arg(workspace().join("packaging/debian/prerm"))
         .arg(word)
@@ -162,6 +172,12 @@ fn a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_no
     for word in ["upgrade", "1"] {
         assert_eq!(removal(&node, word).exits(0).said().trim(), "", "{word}");
     }
+    // dpkg's own lines end the daemon. rpm has none, and a systemd that refuses fails no removal.
+    let calls = || fs::read_to_string(node.path("systemctl")).unwrap_or_default();
+    assert_eq!(calls(), "");
+    let erased = removal(&node, "0").exits(0);
+    assert!(erased.stderr.contains(&counted), "{erased:?}");
+    assert_eq!(calls(), "disable --now airgapd.service\n");
 
     // A containerd that does not answer holds nothing up.
     fake.inject(Fault::Delay {

@@ -209,8 +209,9 @@ test "$(run_from "$image" /usr/bin/airgapd --version)" = "$(airgapd --version)"
 # 13. The package is replaced while a bundle is on its way: nothing is lost, and nothing has to be asked for.
 sed -i -e 's/^rateLimit: null/rateLimit: 10MiB/' -e 's/^grace: 20s/grace: 1s/' /etc/airgapd/config.yaml
 systemctl restart airgapd
-ctr -n k8s.io images rm registry.example/demo/wide:1.0 > /dev/null
-ctr -n k8s.io images ls -q | grep '^registry.example/demo/wide@' | xargs ctr -n k8s.io images rm --sync > /dev/null
+# Its blobs go with the last record, CRI's own among them.
+wide=$(ctr -n k8s.io images ls | awk '$1 == "registry.example/demo/wide:1.0" { print $3 }')
+ctr -n k8s.io images ls | awk -v wide="$wide" '$3 == wide { print $1 }' | xargs ctr -n k8s.io images rm --sync > /dev/null
 cp /root/wide.tar.zst $images/upgrade.tar.zst
 is_importing() { airgapd status -o json | grep -q '"state": "importing"'; }
 eventually is_importing
