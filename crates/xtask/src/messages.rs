@@ -45,7 +45,13 @@ type Elsewhere = (
     Option<&'static str>,
     &'static [(&'static str, &'static str)],
 );
-const ELSEWHERE: [Elsewhere; 12] = [
+const ELSEWHERE: [Elsewhere; 13] = [
+    (
+        "node/src/act/errands.rs",
+        "warning",
+        None,
+        &[("node/src/runtime.rs", "fn without_cri")],
+    ),
     ("node/src/act.rs", "notice", None, &[NOTICES]),
     (
         "node/src/act/answer.rs",
