@@ -638,7 +638,7 @@ fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
 
         // A new worker: nothing to wait for yet, then everything.
         run(Action::Apply, When::Before, "5s", 0);
-        run(Action::Install, When::After, "1s", 6);
+        run(Action::Install, When::After, "1s", 3);
         stage.types("ln -s /run/containerd/containerd.sock /run/k0s/ && touch /etc/systemd/system/k0sworker.service").exits(0);
         stage.types("echo 'ExecStart=sleep infinity' > /etc/systemd/system/k0sworker.service && systemctl start k0sworker").exits(0);
         let said = run(Action::Install, When::After, "60s", 0);

@@ -194,6 +194,33 @@ fn a_label_that_shows_whose_a_record_was_stays_until_the_earlier_bundle_has_it_u
 }
 
 #[test]
+fn a_name_that_a_job_is_moving_was_not_moved_by_another_program() {
+    let mut world = world();
+    drop_in(&mut world, "early.tar", &image(0), digest(1));
+    world.settle();
+    drop_in(&mut world, "late.tar", &image(0), digest(2));
+    run(&mut world);
+    let late = OsStr::new("late.tar");
+    world.end_job(late);
+    let images = vec![(image(0), digest(2))];
+    let landed = world.import_in_part(late, &images, &BTreeSet::new());
+    assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
+    let now = world.turn().now;
+    world.state.compare_soon(now);
+    world.go_on();
+    assert!(world.state.elsewhere.is_empty(), "{:?}", world.state.elsewhere);
+    world.jobs.remove(late);
+    world.take(Event::Job(
+        late.to_owned(),
+        Box::new(Came::Imported(Box::new(landed))),
+    ));
+    world.settle();
+    assert_eq!(world.records[&image(0)].target.digest(), &digest(2));
+    assert!(world.state.elsewhere.is_empty());
+    world.check();
+}
+
+#[test]
 fn a_later_bundle_whose_import_is_cut_short_keeps_the_names_that_it_could_not_get() {
     let mut world = world();
     drop_in(&mut world, "early.tar", &image(0), digest(1));

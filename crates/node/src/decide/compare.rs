@@ -290,7 +290,15 @@ impl State {
                 findings.push((name, standing, moved));
             }
         }
-        for (name, standing, moved) in findings {
+        for (name, standing, mut moved) in findings {
+            // A job moves it, or is about to; what is so then is compared when the job is done.
+            moved.retain(|moved| match self.lanes.writer_of(&moved.name) {
+                Some(job) => {
+                    job.disturbed = true;
+                    false
+                }
+                None => true,
+            });
             self.note_moved(&name, moved, turn);
             match standing {
                 Standing::InPlace => self.roster.finish(&name),
