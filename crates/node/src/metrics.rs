@@ -2,7 +2,7 @@
 //! stand is taken from a [`Status`] when somebody asks.
 //!
 //! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for counters. The number of series is
-//! bounded whatever the number of bundles: two series name bundles, each [`MOST_NAMED`] at most.
+//! bounded whatever the number of bundles: two series name bundles, each for 50 bundles at most.
 
 use std::fs;
 use std::io::{self, Write as _};
