@@ -1,4 +1,6 @@
 //! What became of a bundle, image by image, as values: the ledger keeps them, and the report is made of them last.
+//!
+//! One file has the values and how each follows from a selection and what was ingested, so that no outcome is made elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
