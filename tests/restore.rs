@@ -116,7 +116,7 @@ fn who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while(target:
     }
     daemon.wait_until("it is there", || is_pinned(target, ONE));
     target.remove_record(ONE);
-    daemon.wait_for_log("once more: somebody seems to remove it on purpose");
+    daemon.wait_for_log("is missing in containerd once more: another program seems to remove it on purpose");
     assert!(target.record(ONE).is_none());
 
     // Until the bundle is replaced: then the images are wanted again.

@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a name of a bundle's is left as it is.
 const LATER: &str = "a bundle that arrived later has this name";
-const MOVED: &str = "somebody else moved the record since the bundle was imported";
+const MOVED: &str = "another program moved the record since the bundle was imported";
 
 impl State {
     /// Takes on files that are due, if there are any: those to be looked at, or one to be imported. Gives whether there were.

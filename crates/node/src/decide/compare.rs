@@ -311,7 +311,7 @@ impl State {
     fn note_moved(&mut self, bundle: &OsStr, moved: Vec<Moved>, turn: &mut Turn) {
         for Moved { name, from, to } in &moved {
             if self.moved.insert((name.clone(), to.to_string())) {
-                let text = format!("somebody else moved the record from {from} to {to}: left alone");
+                let text = format!("another program moved the record from {from} to {to}: left alone");
                 turn.say(Line::warn(text).bundle(bundle).image(name));
             }
         }
@@ -333,7 +333,7 @@ impl State {
             }
             Some(wait) => {
                 let text = format!(
-                    "{what} is missing in containerd once more: somebody seems to remove it on purpose, so it is restored in {wait:?}"
+                    "{what} is missing in containerd once more: another program seems to remove it on purpose, so it is restored in {wait:?}"
                 );
                 turn.say(Line::warn(text).bundle(name));
                 self.roster.postpone(name, turn.now + wait);

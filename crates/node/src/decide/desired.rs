@@ -18,7 +18,7 @@ pub(crate) enum Standing {
     Missing(String),
 }
 
-/// A record that somebody else moved to another image.
+/// A record that another program moved to another image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) name: String,

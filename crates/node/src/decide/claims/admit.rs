@@ -348,7 +348,7 @@ fn an_import_is_told_which_names_it_leaves_and_why() {
         (
             moved_by_another,
             true,
-            Some("somebody else moved the record since the bundle was imported"),
+            Some("another program moved the record since the bundle was imported"),
         ),
         (moved_by_another, false, None),
     ];
