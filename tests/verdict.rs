@@ -255,7 +255,9 @@ fn every_output_shows_the_verdict_on_the_folder(target: &Target) {
             .stderr
             .contains("airgapd release --vanished")
     );
+    // The daemon has heard of it when the command ends.
     node.airgapd(["release", "--vanished"]).exits(0);
+    node.airgapd(["wait", "--timeout", "0s"]).exits(0);
     all_say(&node, &daemon, &HEALTHY);
     daemon.finish(target);
 }

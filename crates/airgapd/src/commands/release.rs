@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use containerd::ImageRecord;
 use import::labels::BUNDLE_PREFIX;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use super::{Call, Exit, Refusal};
 use crate::cli::ReleaseArgs;
 use crate::output::{self, Page};
+use node::control::{self, Want};
 use node::runtime::Containerd;
 
 /// The document of `airgapd release -o json`.
@@ -42,12 +44,29 @@ pub(super) async fn run(args: &ReleaseArgs, call: &Call) -> Result<Exit, Refusal
         Release::Names(args.names.clone())
     };
     let released = release(&runtime.client, &what, args.dry_run).await?;
+    if args.vanished && !args.dry_run {
+        until_accounted_for(&call.settings.runtime_dir).await;
+    }
     call.answer(&document(&released, None), || text(&released, args.dry_run))?;
     Ok(if released.is_empty() && !args.names.is_empty() {
         Exit::Failed
     } else {
         Exit::Done
     })
+}
+
+/// How long the daemon may take to hear of it: events of containerd come in bursts, and a comparison follows.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits until a daemon that runs has noticed, so that `airgapd wait` right after this is not told of bundles that vanished.
+async fn until_accounted_for(runtime_dir: &Path) {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE
+        && let Ok(reply) = control::ask(runtime_dir, Want::Status, None).await
+        && reply.status.folder.vanished.is_some()
+    {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// The bundles that records name, by file name.
