@@ -12,8 +12,8 @@ use crate::support::node::Daemon;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake, wait_for};
 
 const ONE: &str = "registry.test/one:1";
-/// A verdict changes within so long of its cause.
-const SOON: Duration = Duration::from_secs(5);
+/// A verdict changes within 5 s of its cause; a machine that runs many tests at once gets more.
+const SOON: Duration = Duration::from_secs(20);
 
 /// The verdict of a state, and how the commands end in it.
 struct Said {
@@ -157,23 +157,25 @@ fn every_output_shows_the_verdict_on_bundles(target: &Target) {
         assert!(metrics.lines().any(|is| is == line), "{line}\n{metrics}");
     }
     all_say(&node, &daemon, &HEALTHY);
+    daemon.finish(target);
+}
 
-    // Another program moves a record.
-    let record = target.record(ONE).expect("it is in place");
-    bundles::write(&node.path("other.tar"), [image("registry.test/other:1")]);
-    node.import([&node.path("other.tar")]).exits(0);
-    let other = target.record("registry.test/other:1").expect("it is in place");
-    target.remove_record(ONE);
-    target.put_record(ONE, &other.target, &[]);
+fn a_record_that_another_program_moved_degrades_the_node(target: &Target) {
+    let node = Node::on(target);
+    let daemon = node.start();
+    node.put("one.tar", ONE);
+    node.put("two.tar", "registry.test/two:1");
+    node.airgapd(["wait"]).exits(0);
+    all_say(&node, &daemon, &HEALTHY);
+    let elsewhere = target.expect_record("registry.test/two:1").target;
+    let labels = target.labels(ONE);
+    let labels: Vec<_> = labels
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    target.put_record(ONE, &elsewhere, &labels);
     let moved = wrong("degraded", "bundle", "another program moved the record");
-    wait_for(Duration::from_secs(20), "the comparison", || {
-        let document = node.airgapd(["status", "-o", "json"]).json();
-        document["verdict"]["reasons"][0]["subject"] == "bundle"
-            || target.record(ONE).as_ref() == Some(&record)
-    });
-    if target.record(ONE).as_ref() != Some(&record) {
-        all_say(&node, &daemon, &moved);
-    }
+    all_say(&node, &daemon, &moved);
     daemon.finish(target);
 }
 
@@ -332,4 +334,5 @@ on_each_containerd! {
 on_the_fake! {
     every_output_shows_the_verdict_on_what_is_under_way,
     required_images_are_looked_for_while_a_bundle_is_under_way,
+    a_record_that_another_program_moved_degrades_the_node,
 }
