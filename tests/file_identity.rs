@@ -1,6 +1,5 @@
 //! When a file counts as the same: other content, names and times, and what is sent again.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -11,15 +10,6 @@ use import::bundle_id;
 use crate::support::bundles::{self, image};
 use crate::support::target::BUNDLE;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
-
-fn source_files(target: &Target, name: &str) -> Vec<String> {
-    let labels: BTreeMap<String, String> = target.labels(name);
-    labels
-        .into_iter()
-        .filter(|(key, _)| key.starts_with(BUNDLE))
-        .map(|(_, file)| file)
-        .collect()
-}
 
 /// Only the label that says who vouches changes, and no byte moves.
 fn a_bundle_that_gets_another_name_keeps_its_pins_and_moves_no_byte(target: &Target) {
@@ -33,7 +23,7 @@ fn a_bundle_that_gets_another_name_keeps_its_pins_and_moves_no_byte(target: &Tar
     });
     fs::rename(placed, node.images().join("after.tar")).unwrap();
     daemon.wait_until("the other name vouches", || {
-        source_files(target, name) == ["after.tar"]
+        target.source_files(name) == ["after.tar"]
     });
     assert!(target.is_pinned(name));
     assert!(

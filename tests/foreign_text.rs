@@ -1,6 +1,5 @@
 //! Text of others, in bundles, names of files and arguments: it is escaped wherever it is shown, and forges no line.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +10,6 @@ use bundle::fixtures::{Archive, EntryKind, Image, Layout, Manifest};
 use serde_json::json;
 
 use crate::support::bundles::{self, image};
-use crate::support::target::BUNDLE;
 use crate::support::{Node, Target, on_the_fake, unique};
 
 const A: &str = "registry.test/a:1";
@@ -88,15 +86,6 @@ fn is_fit_to_print(output: &Output) {
         assert!(said.chars().all(is_shown), "{said:?}");
         assert!(!said.lines().any(|line| line.starts_with("FORGED")), "{said:?}");
     }
-}
-
-fn source_files(target: &Target, name: &str) -> Vec<String> {
-    let labels: BTreeMap<String, String> = target.labels(name);
-    labels
-        .into_iter()
-        .filter(|(key, _)| key.starts_with(BUNDLE))
-        .map(|(_, file)| file)
-        .collect()
 }
 
 /// What a bundle, the name of a file or an argument says is escaped, whichever command says it.
@@ -215,7 +204,7 @@ fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
     );
     fs::remove_file(node.images().join(OsStr::from_bytes(names[0]))).unwrap();
     daemon.wait_until("what leaves lets go", || {
-        source_files(target, "registry.test/odd-0:1").is_empty()
+        target.source_files("registry.test/odd-0:1").is_empty()
     });
     let log = daemon.finish(target);
     assert!(!log.contains('\x1b') && log.contains("red.tar"), "{log}");

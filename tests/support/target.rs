@@ -142,6 +142,13 @@ impl Target {
         self.expect_record(name).labels
     }
 
+    /// The files that labels of a record name: the bundles that vouch for it.
+    pub fn source_files(&self, name: &str) -> Vec<String> {
+        let labels = self.labels(name).into_iter();
+        let of_bundles = labels.filter(|(key, _)| key.starts_with(BUNDLE));
+        of_bundles.map(|(_, file)| file).collect()
+    }
+
     /// Whether the record has our pin.
     pub fn is_pinned(&self, name: &str) -> bool {
         let labels = self.labels(name);

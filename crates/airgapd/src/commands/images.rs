@@ -38,7 +38,7 @@ struct Image {
     platforms: Vec<String>,
     /// Of the blobs that this node needs, in bytes; absent where that is not known.
     size: Option<u64>,
-    /// Everybody who pinned a record of it.
+    /// The programs that pinned a record of it.
     pinned_by: BTreeSet<&'static str>,
     /// Every bundle that vouches for a record of it, those imported by hand included.
     bundles: BTreeSet<String>,
@@ -46,11 +46,11 @@ struct Image {
     since: Option<Timestamp>,
     /// Whether it is unpacked for this node; absent where that is not known.
     unpacked: Option<bool>,
-    /// What is wrong with it.
+    /// The fault of the image itself.
     problems: Vec<String>,
     /// Its records by name.
     records: Vec<Record>,
-    /// What is wrong with records of it that bundles vouch for, by name.
+    /// The faults of its records that bundles vouch for, by name.
     #[serde(skip)]
     of_records: Vec<(String, String)>,
 }

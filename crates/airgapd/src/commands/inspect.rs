@@ -459,7 +459,7 @@ impl InspectedImage {
 }
 
 impl InspectedPlatform {
-    /// What a blob is in it, where it needs the blob. The state of the blob becomes that of a damaged one.
+    /// The part that a blob is of this image; none where the image does not need the blob. The state of the blob becomes that of a damaged one.
     fn part(&mut self, digest: &str) -> Option<String> {
         let layers = self.layers;
         if self.digest == digest {

@@ -168,7 +168,7 @@ fn bundle_text(text: &mut Page, bundle: &BundleReport, is_live: bool) {
     }
     match &bundle.file {
         Some(file) => file_text(text, file),
-        None => output::line!(text, "  file      it is gone"),
+        None => output::line!(text, "  file      gone from the folder"),
     }
     if let Some(catalog) = &bundle.catalog {
         output::paragraph(text, "  catalog   ", catalog);

@@ -65,7 +65,7 @@ pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal>
     }
 }
 
-/// Prints each change below the one before, until nobody reads it.
+/// Prints each change below the one before, until its reader goes away.
 async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut shown = String::new();
     loop {

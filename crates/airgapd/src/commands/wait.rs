@@ -28,7 +28,7 @@ struct Document {
     outcome: Outcome,
     /// Why it is not `converged`, in one line.
     error: Option<String>,
-    /// What is to be said of a digest that no bundle had in place when the time was over; a part of `error`.
+    /// The line about a digest that no bundle had in place when the time was over; a part of `error`.
     #[serde(skip)]
     absent: Option<String>,
     /// On the bundles that were waited for, and what keeps them from being imported.
@@ -92,7 +92,7 @@ pub(super) async fn run(args: &WaitArgs, call: &Call) -> Result<Exit, Refusal> {
         Outcome::Failed => Exit::Failed,
         Outcome::Missing => Exit::Missing,
         Outcome::TimedOut if document.verdict.is_without_containerd() => Exit::Unreachable,
-        // What does not come is late, whatever else is wrong on the node.
+        // Content that does not come is late, whatever else is wrong on the node.
         Outcome::TimedOut if document.absent.is_some() => Exit::TimedOut,
         Outcome::TimedOut if !document.verdict.health.is_well() => Exit::Failed,
         Outcome::TimedOut => Exit::TimedOut,
@@ -170,7 +170,7 @@ struct Waiting {
     tag: Option<String>,
     outcome: Option<Outcome>,
     error: Option<String>,
-    /// What is to be said of a digest that no bundle has in place.
+    /// The line about a digest that no bundle has in place.
     absent: Option<String>,
     verdict: Verdict,
     bundles: Vec<BundleStatus>,

@@ -11,7 +11,7 @@ use node::verdict::Subject;
 
 use super::{Finding, note, ok, problem};
 
-/// What the daemon says of the node: each reason of its verdict. `is_without_containerd`: the doctor found out by itself that
+/// The reasons of the daemon's verdict, each as a finding. `is_without_containerd`: the doctor found out by itself that
 /// containerd cannot be used, and said more of it.
 pub(super) async fn of_daemon(settings: &Settings, is_without_containerd: bool) -> Vec<Finding> {
     match control::ask(&settings.runtime_dir, Want::Status, None).await {

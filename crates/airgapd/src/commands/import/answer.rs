@@ -101,7 +101,7 @@ fn outcome_text(outcome: Outcome, dry_run: bool) -> &'static str {
     }
 }
 
-/// What became of an image under several of its names.
+/// The outcome of an image, with all its names that share it.
 struct Line<'a> {
     /// Any of the results; they differ in their names alone.
     image: &'a ImageResult,

@@ -37,7 +37,7 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    /// What is wrong with the bytes, in the words of an import.
+    /// The damage of the bytes, in the words of an import.
     pub(super) fn why(&self) -> String {
         format!("its bytes hash to {}, not {}", self.found, self.digest)
     }

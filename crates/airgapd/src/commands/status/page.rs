@@ -93,7 +93,7 @@ pub(super) fn text(document: &Document, view: &View) -> Page {
     arranged(top, &titles, &rows, bottom, view.lines)
 }
 
-/// What needs somebody comes first, then what is under way, and what is in place last.
+/// Bundles that need the operator come first, then those under way, and those in place last.
 fn urgency(state: State) -> u8 {
     match state {
         State::Failed => 0,
