@@ -125,7 +125,8 @@ fn a_required_checksum_is_waited_for_and_that_is_said_once(target: &Target) {
     assert!(!log.contains("ERROR"), "{log}");
 }
 
-/// Its images stay pinned as they are, but nobody restores them any more until file or checksum change.
+/// Its images stay pinned as they are, but nobody restores them any more until file or checksum
+/// change.
 fn a_late_checksum_that_does_not_match_takes_the_bundle_out_of_the_desired_state(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();

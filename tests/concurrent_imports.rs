@@ -1,4 +1,5 @@
-//! Imports beside each other: a long one holds up neither small ones nor repairs, and two that want one name take turns.
+//! Imports beside each other: a long one holds up neither small ones nor repairs, and two that want
+//! one name take turns.
 
 use std::fs;
 use std::path::Path;
@@ -53,8 +54,8 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     write_large(&node.images().join("first.tar"), image(SLOW));
     daemon.wait_for_line("first.tar", "importing");
     write_large(&node.images().join("older.tar"), image(SHARED));
-    // It arrives when nobody has it open for writing any more, and a process that is just being started beside us may
-    // have it open for a moment after we have closed it.
+    // It arrives when nobody has it open for writing any more, and a process that is just being
+    // started beside us may have it open for a moment after we have closed it.
     daemon.wait_until("it has arrived", || {
         let status = node.airgapd(["status", "-o", "json"]).json();
         let bundles = status["bundles"].as_array().expect("a list");
@@ -83,7 +84,8 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     daemon.finish(target);
 }
 
-/// The light lane is for small bundles. One of them waits until the name is free that the bundle in the main lane writes.
+/// The light lane is for small bundles. One of them waits until the name is free that the bundle in
+/// the main lane writes.
 fn a_bundle_that_waits_for_a_name_lets_others_go_first(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -117,8 +119,8 @@ fn state_of(node: &Node, name: &str) -> String {
     state.unwrap_or_default().to_owned()
 }
 
-/// Beside another bundle an eighth of the descriptors may be read. A bundle of more waits for the main lane, and is what it
-/// is within the whole limits.
+/// Beside another bundle an eighth of the descriptors may be read. A bundle of more waits for the
+/// main lane, and is what it is within the whole limits.
 fn a_small_bundle_that_takes_much_memory_waits_until_no_other_does(target: &Target) {
     let node = Node::on(target);
     node.configure_also("limits: {descriptors: 40}");

@@ -32,7 +32,8 @@ fn an_import_without_containerd_names_the_socket_and_ends_with_3(target: &Target
     node.import([&node.path("bundle.tar")]).exits(3);
 }
 
-/// The attempts are counted by a listener that hangs up on everybody, so that "once" means something.
+/// The attempts are counted by a listener that hangs up on everybody, so that "once" means
+/// something.
 fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("late.sock");
@@ -75,8 +76,8 @@ fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     assert_eq!(fake.check_done(), Vec::<String>::new());
 }
 
-/// In the namespace of Kubernetes a containerd without CRI, Docker's for instance, cannot be kubelet's. Where its address was
-/// given it is the operator's word, unless he insists on CRI.
+/// In the namespace of Kubernetes a containerd without CRI, Docker's for instance, cannot be
+/// kubelet's. Where its address was given it is the operator's word, unless he insists on CRI.
 fn a_containerd_without_cri_is_taken_at_an_address_that_was_given(_: &Target) {
     let docker = Fake::start_blocking(FakeConfig {
         cri: false,
@@ -150,8 +151,9 @@ fn a_containerd_without_cri_that_nobody_named_is_refused(_: &Target) {
     assert!(docker.images("k8s.io").is_empty());
 }
 
-/// Docker's containerd runs, k0s is installed and comes late: by evidence, and without any configuration, the images
-/// wait for k0s. The node is this machine with other folders mounted over the few that count.
+/// Docker's containerd runs, k0s is installed and comes late: by evidence, and without any
+/// configuration, the images wait for k0s. The node is this machine with other folders mounted over
+/// the few that count.
 fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     if !lab::is_root() {
         return;
@@ -205,7 +207,8 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     assert_eq!(k0s.check_done(), Vec::<String>::new());
 }
 
-/// airgapd is there first: what it waits for on a bare node is a guess, and is not kept when k0s is installed.
+/// airgapd is there first: what it waits for on a bare node is a guess, and is not kept when k0s is
+/// installed.
 fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) {
     if !lab::is_root() {
         return;

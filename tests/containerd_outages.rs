@@ -1,5 +1,5 @@
-//! containerd is killed, stopped, upgraded, wiped or replaced under a running daemon: what was there stays, what is
-//! missing comes back, and nothing is sent that need not be.
+//! containerd is killed, stopped, upgraded, wiped or replaced under a running daemon: what was
+//! there stays, what is missing comes back, and nothing is sent that need not be.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -188,7 +188,8 @@ fn healed(own: &Own, node: &Node, what: &str, within: Duration, most_bytes: u64,
     );
 }
 
-/// The promise is 2 s for records and 10 s for the store; machines that test may be slower than nodes.
+/// The promise is 2 s for records and 10 s for the store; machines that test may be slower than
+/// nodes.
 fn what_is_removed_under_the_daemon_is_healed_soon_and_only_that_is_sent(own: &mut Own) {
     const SOON: Duration = Duration::from_secs(10);
     let target = &own.target;
@@ -265,8 +266,8 @@ async fn cri_remove(socket: &Path, id: &str) {
     images.remove_image(request).await.expect("CRI removes it");
 }
 
-/// containerd never syncs the file that it keeps its identity in, and a power cut may leave it empty. 1.7 and later make a
-/// new one.
+/// containerd never syncs the file that it keeps its identity in, and a power cut may leave it
+/// empty. 1.7 and later make a new one.
 fn a_containerd_that_has_lost_its_identity_is_worked_with(own: &mut Own) {
     let node = Node::on(&own.target);
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
@@ -289,7 +290,8 @@ fn a_containerd_that_has_lost_its_identity_is_worked_with(own: &mut Own) {
     daemon.finish(&own.target);
 }
 
-/// As the kernel leaves a disk that fails: everything can be read and nothing written, until the machine is seen to.
+/// As the kernel leaves a disk that fails: everything can be read and nothing written, until the
+/// machine is seen to.
 fn while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on(own: &mut Own) {
     let node = Node::on(&own.target);
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
@@ -358,7 +360,8 @@ fn without_marks_of_cri(target: &Target) -> BTreeMap<String, ImageRecord> {
     records
 }
 
-/// The daemon sees another version with other rules, looks at everything again, and has nothing to do.
+/// The daemon sees another version with other rules, looks at everything again, and has nothing to
+/// do.
 fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own, to: Generation) {
     let node = Node::on(&own.target);
     let archive = bundles::write(&node.images().join("a.tar"), [image(SMALL)]);

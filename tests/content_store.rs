@@ -119,7 +119,8 @@ fn blobs_that_are_there_already_say_in_which_repositories_they_are(target: &Targ
     }
 }
 
-/// Statements 31, 37 and 42: what another tool left without labels and lease is held, completed and not sent again.
+/// Statements 31, 37 and 42: what another tool left without labels and lease is held, completed and
+/// not sent again.
 fn blobs_that_are_there_already_are_held_and_get_their_labels(target: &Target) {
     let node = Node::on(target);
     let file = text(&node.path("bundle.tar"));
@@ -160,7 +161,8 @@ fn blobs_that_are_there_already_are_held_and_get_their_labels(target: &Target) {
     }
 }
 
-/// Content that another namespace has is adopted: containerd shares it, and not a byte is sent (pitfall 33).
+/// Content that another namespace has is adopted: containerd shares it, and not a byte is sent
+/// (pitfall 33).
 fn large_blobs_of_another_namespace_are_adopted(target: &Target) {
     let (node, other) = (Node::on(target), target.elsewhere());
     let file = text(&node.path("bundle.tar"));
@@ -193,7 +195,8 @@ fn a_lease_that_vanishes_meanwhile_costs_no_image(target: &Target) {
     }
 }
 
-/// Statement 33 on the way: a commit that containerd refuses leaves no ingest, and the next run starts anew.
+/// Statement 33 on the way: a commit that containerd refuses leaves no ingest, and the next run
+/// starts anew.
 fn a_refused_commit_leaves_no_ingest_and_the_next_run_is_whole(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);

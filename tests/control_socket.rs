@@ -52,8 +52,8 @@ fn the_control_socket_is_roots_alone(target: &Target) {
     daemon.finish(target);
 }
 
-/// With the tag of what is known, the answer waits for news (RFC 7240): not longer than was asked for, and not when there
-/// are some.
+/// With the tag of what is known, the answer waits for news (RFC 7240): not longer than was asked
+/// for, and not when there are some.
 fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
@@ -72,7 +72,8 @@ fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     let (same, _, waited) = ask(&known, "wait=1");
     assert_eq!(same, known);
     assert!(waited >= Duration::from_secs(1), "{waited:?}");
-    // Another status than the one that is there is news already, and so it is to whoever does not say how long he waits.
+    // Another status than the one that is there is news already, and so it is to whoever does not
+    // say how long he waits.
     for (tag, wait) in [("\"other\"", "wait=20"), (&*known, "respond-async")] {
         let (same, _, waited) = ask(tag, wait);
         assert_eq!(same, known);

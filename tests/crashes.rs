@@ -1,7 +1,8 @@
 //! Files that kill the daemon, and kills from outside that no file is blamed for.
 //!
-//! The program has no switch that makes it crash. So it runs in a cell that is too small for a bundle: a limit on its
-//! data segment makes an allocation fail, which aborts it, and a memory group of its own makes the kernel kill it.
+//! The program has no switch that makes it crash. So it runs in a cell that is too small for a
+//! bundle: a limit on its data segment makes an allocation fail, which aborts it, and a memory
+//! group of its own makes the kernel kill it.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,12 +20,13 @@ use crate::support::bundles::{self, image, native};
 use crate::support::node::Daemon;
 use crate::support::{Node, Place, Target, run_on, unique};
 
-/// The room of a cell beside the memory of an idle daemon, in bytes. A usual bundle needs less, a bundle of
-/// [`write_heavy`] more.
+/// The room of a cell beside the memory of an idle daemon, in bytes. A usual bundle needs less, a
+/// bundle of [`write_heavy`] more.
 const ROOM: u64 = 24 << 20;
 
-/// A sound bundle of a few MiB that takes many times as much memory while it is read: each of its images has an index
-/// with manifests for other platforms, of which no bundle needs to have the content.
+/// A sound bundle of a few MiB that takes many times as much memory while it is read: each of its
+/// images has an index with manifests for other platforms, of which no bundle needs to have the
+/// content.
 fn write_heavy(path: &Path, name: &str) {
     const OTHERS: usize = 9_500;
     let images = (0..5).map(|n| match n {
@@ -180,8 +182,8 @@ fn set_aside_in_metrics(node: &Node) -> String {
     lines.next().expect("the metric is there").to_owned()
 }
 
-/// Lets the daemon die of `heavy.tar` in this cell so many times, after which it is left alone, and gives the daemon that
-/// lives.
+/// Lets the daemon die of `heavy.tar` in this cell so many times, after which it is left alone, and
+/// gives the daemon that lives.
 fn until_set_aside(node: &Node, cell: &Cell, signal: i32, deaths: usize) -> Daemon {
     for death in 0..deaths {
         let mut daemon = cell.start(node);

@@ -1,4 +1,5 @@
-//! Damaged bundles: no record for what is broken, everything else lands, and the message says which blob.
+//! Damaged bundles: no record for what is broken, everything else lands, and the message says which
+//! blob.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -69,8 +70,8 @@ fn an_image_with_an_absent_or_corrupt_part_gets_no_record_and_its_neighbour_does
     }
 }
 
-/// A layer whose bytes are others is told as such: once in text, once for its image in the document, and once in the log,
-/// with what to do. The same goes for documents.
+/// A layer whose bytes are others is told as such: once in text, once for its image in the
+/// document, and once in the log, with what to do. The same goes for documents.
 fn damaged_bytes_are_told_once_with_both_digests_and_what_to_do(target: &Target) {
     for (part, part_of) in PARTS {
         let target = target.elsewhere();
@@ -164,7 +165,8 @@ impl Cut {
     }
 }
 
-/// Two images, documents first and a layer of the bad one last; and where that layer's entry begins.
+/// Two images, documents first and a layer of the bad one last; and where that layer's entry
+/// begins.
 fn two_images_with_the_bad_ones_layer_last() -> (Archive, usize, Digest) {
     let mut archive = bundles::layout([image(BAD), image(GOOD)]).build();
     let lost = archive.images[0].manifests[0].layers[0].clone();

@@ -1,8 +1,9 @@
-//! Nodes whose containerd lets go of an image's layers once they are unpacked (`discard_unpacked_layers`, as on EKS and
-//! GKE), beside bundles that vouch for whole images.
+//! Nodes whose containerd lets go of an image's layers once they are unpacked
+//! (`discard_unpacked_layers`, as on EKS and GKE), beside bundles that vouch for whole images.
 //!
-//! containerd discards by not naming the layers in the labels of a manifest that it pulls. The daemon's labels name those of
-//! a bundle, so containerd throws nothing away that the daemon would have to send again and again.
+//! containerd discards by not naming the layers in the labels of a manifest that it pulls. The
+//! daemon's labels name those of a bundle, so containerd throws nothing away that the daemon would
+//! have to send again and again.
 
 use std::fs;
 
@@ -69,8 +70,8 @@ fn compare(target: &Target, daemon: &Daemon, marker: &str) {
     daemon.wait_until("it is quiet", || target.leases().is_empty());
 }
 
-/// The label by which a config says that its image is unpacked, and with which snapshotter: the snapshotter, and the last
-/// snapshot.
+/// The label by which a config says that its image is unpacked, and with which snapshotter: the
+/// snapshotter, and the last snapshot.
 fn unpacked(target: &Target, config: &Digest) -> (String, String) {
     let labels = target
         .blobs()

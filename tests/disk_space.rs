@@ -1,4 +1,5 @@
-//! What does not fit is not begun, what fills the disk is taken back, and both go on when there is room.
+//! What does not fit is not begun, what fills the disk is taken back, and both go on when there is
+//! room.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -128,7 +129,8 @@ fn what_does_not_fit_is_not_begun_and_imported_as_soon_as_it_fits(own: &mut Own)
     assert_eq!(log.matches("no space for it").count(), 1, "{log}");
 }
 
-/// The program in a place from which containerd's root cannot be seen, as in a container that was given the socket.
+/// The program in a place from which containerd's root cannot be seen, as in a container that was
+/// given the socket.
 fn out_of_sight(program: &Command, root: &Path) -> Command {
     let mut command = Command::new("unshare");
     let script = "mount -t tmpfs none \"$0\" && exec \"$@\"";

@@ -50,7 +50,8 @@ fn found(answer: &Answer, subject: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Has the doctor look, and holds one finding against what is expected: the verdict and words of text and remedy.
+/// Has the doctor look, and holds one finding against what is expected: the verdict and words of
+/// text and remedy.
 #[track_caller]
 fn assert_found(answer: &Answer, subject: &str, verdict: &str, words: &[&str]) {
     let all = found(answer, subject);
@@ -230,7 +231,8 @@ fn a_second_importer_on_the_same_folder_is_found(target: &Target) {
     drop(archive);
 }
 
-/// Runs the doctor after a shell script that changes the machine for it alone, in namespaces of its own.
+/// Runs the doctor after a shell script that changes the machine for it alone, in namespaces of its
+/// own.
 fn doctor_after(node: &Node, namespaces: &[&str], script: &str) -> Answer {
     let usual = node.command(["doctor", "-o", "json"]);
     let mut command = Command::new("unshare");
@@ -341,7 +343,8 @@ fn what_is_wrong_with_the_unit_is_found(target: &Target) {
     }
 }
 
-/// What containerd says of itself is worth knowing before an upgrade, and keeps no bundle from being imported.
+/// What containerd says of itself is worth knowing before an upgrade, and keeps no bundle from
+/// being imported.
 fn what_containerd_says_is_deprecated_is_told(target: &Target) {
     assert_eq!(found(&doctor(&Node::on(target)), "deprecated"), []);
     let message = "The `mirrors` property of the registry will be removed in containerd v2.7. Use `config_path` instead.";

@@ -1,5 +1,5 @@
-//! The program makes the completions and manual pages that packages ship beside it. And the documents name tests that are there,
-//! and quote the program in its own words.
+//! The program makes the completions and manual pages that packages ship beside it. And the
+//! documents name tests that are there, and quote the program in its own words.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,8 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// A file of the source with its lines joined where a text goes on: what is shipped of it, and its tests.
+/// A file of the source with its lines joined where a text goes on: what is shipped of it, and its
+/// tests.
 fn source(file: &Path) -> (String, String) {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let mut joined = String::new();
@@ -109,7 +110,8 @@ fn shipped() -> String {
     sources
 }
 
-/// A row of the runbook: the words that the program prints, in their parts around what changes, and the tests.
+/// A row of the runbook: the words that the program prints, in their parts around what changes, and
+/// the tests.
 struct Symptom {
     line: usize,
     keys: Vec<Vec<String>>,
@@ -173,8 +175,8 @@ fn symptoms_are_quoted_in_the_words_of_the_program_and_a_test_brings_each_about(
     assert!(symptoms.len() > 40, "the table is read: {}", symptoms.len());
 }
 
-/// Nothing is left unexplained: a warning or an error of the daemon has an id, by which `journalctl -x` explains it, or a row of the
-/// runbook.
+/// Nothing is left unexplained: a warning or an error of the daemon has an id, by which `journalctl
+/// -x` explains it, or a row of the runbook.
 #[test]
 fn each_message_at_warning_and_above_has_a_message_id_or_a_row_of_the_runbook() {
     let text = include_str!("../docs/messages.md");

@@ -1,5 +1,6 @@
-//! The examples of README.md and docs/*.md: each command of a `console` block is typed on a node, in the order of its
-//! document, and has to end well. Where a document shows what is then on the screen, that is compared, too.
+//! The examples of README.md and docs/*.md: each command of a `console` block is typed on a node,
+//! in the order of its document, and has to end well. Where a document shows what is then on the
+//! screen, that is compared, too.
 //!
 //! `cargo xtask recording` writes what is on the screen into the documents instead of comparing it.
 
@@ -108,8 +109,8 @@ fn documents() -> Vec<PathBuf> {
     paths
 }
 
-/// What is on the screen, without what differs from run to run and from machine to machine. Talk about what is under way
-/// depends on how fast it goes.
+/// What is on the screen, without what differs from run to run and from machine to machine. Talk
+/// about what is under way depends on how fast it goes.
 fn normalised(screen: &[String]) -> Vec<String> {
     const CHANGING: [(&str, &str); 7] = [
         (r"linux/(amd64|arm64(/v8)?)", "<platform>"),
@@ -134,7 +135,8 @@ fn normalised(screen: &[String]) -> Vec<String> {
     lines.filter(|line| !line.starts_with("<time> INFO")).collect()
 }
 
-/// What the documents take for granted: files of whoever reads them, and a registry on the connected side.
+/// What the documents take for granted: files of whoever reads them, and a registry on the
+/// connected side.
 struct Surroundings {
     _registry: Registry,
 }
@@ -242,8 +244,8 @@ spec:
         - {name: db, image: 'registry.example/shop/db:1.0', imagePullPolicy: Never}
 ";
 
-/// Types the commands of a document on a fresh node, and gives those after which something else than it shows is on the
-/// screen, with that.
+/// Types the commands of a document on a fresh node, and gives those after which something else
+/// than it shows is on the screen, with that.
 fn play<'s>(document: &str, steps: &'s [Step], stage: &Stage) -> Vec<(&'s Step, Vec<String>)> {
     let mut differing = Vec::new();
     for step in steps.iter().filter(|step| step.elsewhere().is_none()) {

@@ -192,7 +192,8 @@ fn of_everything_what_is_whole_is_taken_and_what_lost_its_layers_is_told(target:
     let broken = bundles::layout([image(TWO)]).build();
     let built = &broken.images[0].manifests[0];
     let bytes = |digest| broken.bytes_of(&broken.name_of(digest));
-    // As containerd leaves an image whose layers it discards: what was unpacked is known of the config only.
+    // As containerd leaves an image whose layers it discards: what was unpacked is known of the
+    // config only.
     let config = target.put_blob(
         &bytes(&built.config),
         &[("containerd.io/gc.ref.snapshot.overlayfs", "sha256:aa")],
@@ -277,7 +278,8 @@ fn skopeo_and_umoci_read_what_was_exported(target: &Target) {
     let node = Node::on(target);
     let archive = import(&node, "in.tar", [image(ONE)]);
     export(&node, "out.tar", &[ONE]).exits(0);
-    // containerd has a record by digest beside that of the tag; without a name there must be one entry all the same.
+    // containerd has a record by digest beside that of the tag; without a name there must be one
+    // entry all the same.
     assert_eq!(target.names().len(), 2);
     let unnamed = format!("oci-archive:{}", text(&node.path("out.tar")));
     let exported = format!("{unnamed}:{ONE}");
@@ -358,7 +360,8 @@ fn an_export_that_is_interrupted_leaves_neither_a_file_nor_a_lease(target: &Targ
     target.as_fake().unwrap().clear_faults();
 }
 
-/// A manifest and its config are read to look at them; then both again, and the layer, to write them.
+/// A manifest and its config are read to look at them; then both again, and the layer, to write
+/// them.
 const READS_BEFORE_THE_LAYER: u64 = 4;
 
 fn a_read_that_fails_is_tried_again_and_a_blob_that_is_gone_ends_it(target: &Target) {

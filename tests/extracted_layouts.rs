@@ -63,7 +63,8 @@ fn an_extracted_layout_is_a_bundle_like_the_archive_it_came_from(target: &Target
     );
 }
 
-/// A folder that a copy has just begun is like any other; once its documents are there it is a bundle at once.
+/// A folder that a copy has just begun is like any other; once its documents are there it is a
+/// bundle at once.
 fn a_folder_becomes_a_layout_as_soon_as_its_documents_are_there(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();

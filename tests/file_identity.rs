@@ -111,7 +111,8 @@ on_the_fake!(
     a_touched_bundle_changes_no_record_and_moves_no_byte,
 );
 
-/// Times are compared for being equal and for nothing else: a clock that jumped, or `touch -d`, changes nothing.
+/// Times are compared for being equal and for nothing else: a clock that jumped, or `touch -d`,
+/// changes nothing.
 fn files_from_the_future_and_from_before_1970_are_imported_once_and_known_at_the_next_start(target: &Target) {
     let node = Node::on(target);
     let hours = |hours: u64| Duration::from_secs(hours * 3600);

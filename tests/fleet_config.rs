@@ -1,4 +1,5 @@
-//! What `config/fleet` has for many nodes: the DaemonSet, run as kubelet runs it, and the configuration of k0sctl.
+//! What `config/fleet` has for many nodes: the DaemonSet, run as kubelet runs it, and the
+//! configuration of k0sctl.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -43,7 +44,8 @@ fn documents(text: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Reads an object as its type, and refuses what the type does not have: a key that the API server would drop, or warn of.
+/// Reads an object as its type, and refuses what the type does not have: a key that the API server
+/// would drop, or warn of.
 fn typed<T: DeserializeOwned + serde::Serialize>(document: &Value) -> T {
     let object: T = serde_json::from_value(document.clone()).expect("it has the fields of its kind");
     let again = serde_json::to_value(&object).expect("it can be written");
@@ -113,7 +115,8 @@ fn a_misspelt_key_of_a_manifest_is_noticed() {
     assert!(read.is_err());
 }
 
-/// The manifest's container in a pod on the host's network, as kubelet has it, with the host's folders below one of ours.
+/// The manifest's container in a pod on the host's network, as kubelet has it, with the host's
+/// folders below one of ours.
 struct Pod<'t> {
     target: &'t Target,
     runtime: RuntimeServiceClient<Channel>,
@@ -270,8 +273,8 @@ fn sandbox_config(logs: &Path) -> PodSandboxConfig {
     }
 }
 
-/// The container as kubelet asks CRI for it (pkg/kubelet/kuberuntime). The port of the probe is one that is free, and the
-/// content of the test's containerd is elsewhere than that of k0s.
+/// The container as kubelet asks CRI for it (pkg/kubelet/kuberuntime). The port of the probe is one
+/// that is free, and the content of the test's containerd is elsewhere than that of k0s.
 fn container_config(
     pod: &PodSpec,
     container: &Container,
@@ -349,7 +352,8 @@ fn usual() -> Options {
     Options::default()
 }
 
-/// On a node that nobody but kubelet starts anything on: the image is there, and the manifest's pod does the rest.
+/// On a node that nobody but kubelet starts anything on: the image is there, and the manifest's pod
+/// does the rest.
 fn a_pod_of_the_daemon_set_imports_what_is_dropped(own: &mut Own) {
     let target = &own.target;
     let node = Node::on(target);
@@ -462,8 +466,8 @@ fn http_get(port: u16, path: &str) -> String {
 
 on_its_own_containerd!(usual; a_pod_of_the_daemon_set_imports_what_is_dropped);
 
-/// The part of k0sctl's configuration (pkg/apis/k0sctl.k0sproject.io/v1beta1) that ours uses. k0sctl refuses keys that it
-/// does not know, and so does this.
+/// The part of k0sctl's configuration (pkg/apis/k0sctl.k0sproject.io/v1beta1) that ours uses.
+/// k0sctl refuses keys that it does not know, and so does this.
 mod k0sctl {
     use std::collections::BTreeMap;
 
@@ -606,7 +610,8 @@ fn the_configuration_of_k0sctl_is_one_and_brings_every_worker_the_same() {
     }
 }
 
-/// The hooks as k0sctl runs them: on a new worker, on one that has all images of the next release, on one that lacks some.
+/// The hooks as k0sctl runs them: on a new worker, on one that has all images of the next release,
+/// on one that lacks some.
 #[test]
 fn the_hooks_of_k0sctl_let_nothing_go_on_before_all_images_are_there() {
     use k0sctl::{Action, Stage as When};

@@ -1,4 +1,5 @@
-//! A namespace with very many image records, most of them of others: what still works, and where bundles stop adding.
+//! A namespace with very many image records, most of them of others: what still works, and where
+//! bundles stop adding.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -205,8 +206,8 @@ fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_writte
     assert_eq!(target.names().len(), 5);
 }
 
-/// As many names and as many images as a bundle may have, each image without its layer: nothing of them is written, and
-/// all of it is decided about.
+/// As many names and as many images as a bundle may have, each image without its layer: nothing of
+/// them is written, and all of it is decided about.
 fn write_at_the_limits(node: &Node) {
     let element = |n: usize| {
         let tags: Vec<String> = (0..256)

@@ -1,4 +1,5 @@
-//! Text of others, in bundles, names of files and arguments: it is escaped wherever it is shown, and forges no line.
+//! Text of others, in bundles, names of files and arguments: it is escaped wherever it is shown,
+//! and forges no line.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +15,8 @@ use crate::support::{Node, Target, on_the_fake, unique};
 
 const A: &str = "registry.test/a:1";
 
-/// Ends a line, turns the direction of writing, drives a terminal as C0 and as C1, and cannot be seen.
+/// Ends a line, turns the direction of writing, drives a terminal as C0 and as C1, and cannot be
+/// seen.
 const LIE: &str = "x\nFORGED \u{202e}\u{200e}\u{2028}\u{feff}\u{9b}31m\u{1b}[2J\r\t\u{7}";
 
 /// Bundles that lie in every place where a bundle may say something.

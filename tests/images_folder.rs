@@ -93,7 +93,8 @@ fn a_file_moved_into_the_folder_is_imported(target: &Target) {
     daemon.finish(target);
 }
 
-/// What was there before the daemon is imported at its start, and the folder is made where it is not there (0755).
+/// What was there before the daemon is imported at its start, and the folder is made where it is
+/// not there (0755).
 fn what_lies_in_the_folder_at_the_start_is_imported(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("early.tar"), [image("registry.test/early:1")]);
@@ -179,8 +180,8 @@ fn a_file_that_somebody_writes_is_imported_when_it_is_closed_and_not_before(targ
     daemon.finish(target);
 }
 
-/// Programs that upload in pieces open the file anew for each: in between nobody has it open, and a piece may end where
-/// an archive could.
+/// Programs that upload in pieces open the file anew for each: in between nobody has it open, and a
+/// piece may end where an archive could.
 fn an_upload_in_pieces_is_no_bad_bundle_in_between(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();

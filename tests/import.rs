@@ -286,7 +286,8 @@ fn labels_of_others_survive(target: &Target) {
     );
 }
 
-/// Several files, one answer: the causes weigh 2, then 3, then 1 if any image landed or they differ, else 5.
+/// Several files, one answer: the causes weigh 2, then 3, then 1 if any image landed or they
+/// differ, else 5.
 fn the_exit_code_of_several_bundles_says_the_worst(target: &Target) {
     let node = Node::on(target);
     let (good, bad, foreign) = (

@@ -10,7 +10,8 @@ use crate::support::{Node, Target, on_the_fake};
 const NAME: &str = "registry.test/app:1";
 const ABSENT: &str = "registry.test/app:2";
 
-/// A bundle that is the same in every run: an index with one platform that the node runs and one that it does not.
+/// A bundle that is the same in every run: an index with one platform that the node runs and one
+/// that it does not.
 fn bundle() -> Layout {
     let image = Image::new(NAME)
         .platform("linux/amd64")
@@ -236,7 +237,8 @@ fn every_command_prints_a_document_where_it_comes_to_nothing(target: &Target) {
     }
 }
 
-/// Also what the command line itself is not understood in is said in a document, where one was asked for.
+/// Also what the command line itself is not understood in is said in a document, where one was
+/// asked for.
 fn a_command_line_that_is_not_understood_is_answered_with_a_document(target: &Target) {
     let node = Node::on(target);
     let rows: [(&[&str], &str); 5] = [

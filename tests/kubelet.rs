@@ -1,4 +1,5 @@
-//! What kubelet sees through CRI, in the namespace `k8s.io`; and pods that start without any registry.
+//! What kubelet sees through CRI, in the namespace `k8s.io`; and pods that start without any
+//! registry.
 
 use std::fs;
 use std::path::Path;
@@ -89,7 +90,8 @@ fn cri_knows_the_image_by_tag_by_digest_and_by_both(target: &Target) {
     });
 }
 
-/// Statement 47: the new image has a record by its config, too, and the old one keeps its own for running containers.
+/// Statement 47: the new image has a record by its config, too, and the old one keeps its own for
+/// running containers.
 fn a_name_that_moves_gives_cri_the_new_image_and_leaves_the_old(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -230,7 +232,8 @@ async fn run_pod(
     (said, containers.unwrap())
 }
 
-/// The container of a pod: the words of its command, those of its image where there are none, and an image as a volume.
+/// The container of a pod: the words of its command, those of its image where there are none, and
+/// an image as a volume.
 fn app_command(words: &[&str], volume: Option<&str>) -> ContainerConfig {
     let volume = volume.map(|image| Mount {
         container_path: VOLUME.to_owned(),
@@ -350,8 +353,8 @@ fn images_and_artifacts_that_list_their_layers_are_mounted_as_volumes(target: &T
     }
 }
 
-/// Artifacts as tools push them. The first containerd that mounts one of them with its files fails this test: from then on
-/// it is to get its record.
+/// Artifacts as tools push them. The first containerd that mounts one of them with its files fails
+/// this test: from then on it is to get its record.
 fn artifacts_that_do_not_list_their_layers_are_mounted_by_no_version(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -384,7 +387,8 @@ fn artifacts_that_do_not_list_their_layers_are_mounted_by_no_version(target: &Ta
     }
 }
 
-/// The image as kubelet passes it on, policy Never: by the id that CRI gives, and no pull in between.
+/// The image as kubelet passes it on, policy Never: by the id that CRI gives, and no pull in
+/// between.
 async fn image_spec(channel: Channel, name: &str) -> ImageSpec {
     let spec = |image: String| ImageSpec {
         image,

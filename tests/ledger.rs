@@ -1,4 +1,5 @@
-//! The ledger (`state.json`) that is lost, broken or of another machine: containerd and the folder are the truth.
+//! The ledger (`state.json`) that is lost, broken or of another machine: containerd and the folder
+//! are the truth.
 
 use std::fs;
 use std::path::Path;
@@ -59,7 +60,8 @@ fn a_broken_ledger_is_set_aside_and_said(target: &Target) {
     assert_ne!(aside[0], node.ledger());
 }
 
-/// As a cloned machine has it, or one that was restored from a backup: the state tells of images that are not there.
+/// As a cloned machine has it, or one that was restored from a backup: the state tells of images
+/// that are not there.
 fn a_daemon_with_the_state_of_another_brings_its_own_containerd_up_to_it(target: &Target) {
     let first = Node::on(target);
     let elsewhere = target.elsewhere();
@@ -104,7 +106,8 @@ fn as_of_0_1_0(node: &Node, selection: Option<&str>) {
     fs::write(node.ledger(), ledger.to_string()).unwrap();
 }
 
-/// Whether the new version has other defaults (another selection) or not. Where it has, it reads every bundle again.
+/// Whether the new version has other defaults (another selection) or not. Where it has, it reads
+/// every bundle again.
 fn an_upgrade_of_a_converged_node_writes_nothing_into_containerd_and_wait_is_satisfied(target: &Target) {
     for selection in [None, Some("0123456789abcdef")] {
         let target = target.elsewhere();

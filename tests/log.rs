@@ -1,9 +1,11 @@
-//! The log under a flood, and without a place to go: how many lines come of very many bad files, and of a containerd that is
-//! no use for long; and that the daemon works on where the log cannot be written.
+//! The log under a flood, and without a place to go: how many lines come of very many bad files,
+//! and of a containerd that is no use for long; and that the daemon works on where the log cannot
+//! be written.
 //!
-//! The journal drops lines of a service that writes too many (the unit allows 10,000 in 30 s), and those may be the ones that
-//! matter. What bounds them is pure and tested beside it (`decide::line`, `decide::link` of the crate node, an hour in simulated
-//! time); here it is seen to be in force.
+//! The journal drops lines of a service that writes too many (the unit allows 10,000 in 30 s), and
+//! those may be the ones that matter. What bounds them is pure and tested beside it
+//! (`decide::line`, `decide::link` of the crate node, an hour in simulated time); here it is seen
+//! to be in force.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,8 +23,9 @@ use crate::support::{Node, Target, on_the_fake, wait_for, wait_until};
 /// A thousand files cannot be told of one by one.
 const FILES: usize = 1000;
 
-/// Lines that a whole run may have. Each kind of line has twenty by name and a count, at most, in a minute: files begun
-/// with, put off, refused, ignored; a refused bundle that was read has a line for its image, too.
+/// Lines that a whole run may have. Each kind of line has twenty by name and a count, at most, in a
+/// minute: files begun with, put off, refused, ignored; a refused bundle that was read has a line
+/// for its image, too.
 const MOST: usize = 200;
 
 /// The ways in which a file can be bad.
@@ -103,8 +106,8 @@ fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &
     }
 }
 
-/// journald drops what a service writes beyond the unit's burst. What a thousand bundles come to follows from fewer: each of them
-/// has the same lines.
+/// journald drops what a service writes beyond the unit's burst. What a thousand bundles come to
+/// follows from fewer: each of them has the same lines.
 fn the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_units_burst(target: &Target) {
     const SOME: usize = 50;
     let node = Node::on(target);
@@ -147,7 +150,8 @@ fn a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_again
     let daemon = node.start();
     let tries = || fake.calls("Images.List");
     daemon.wait_until("some tries", || tries() >= 8);
-    // The ninth comes after ten seconds at the soonest: 0.1 s doubled seven times, of which chance takes a quarter.
+    // The ninth comes after ten seconds at the soonest: 0.1 s doubled seven times, of which chance
+    // takes a quarter.
     let log = daemon.log();
     assert!(
         log.contains("containerd went away") && log.contains("database is damaged"),
@@ -174,7 +178,8 @@ fn of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted(targe
     assert!(log.contains("100 more of its images"), "{log}");
 }
 
-/// A full disk below the log, a reader that has gone, descriptors that were closed by whoever started it.
+/// A full disk below the log, a reader that has gone, descriptors that were closed by whoever
+/// started it.
 fn whatever_becomes_of_its_output_the_daemon_imports_and_answers(target: &Target) {
     for (number, outputs) in ["2>/dev/full", "2>&-", "0<&- 1>&- 2>&-", "2>&1 | head -c 1"]
         .iter()
@@ -217,7 +222,8 @@ fn a_thousand_odd_files_do_not_flood_the_log(target: &Target) {
     assert!(log.contains("more"), "{log}");
 }
 
-/// Each of them is wrong in its own way; a thousand of them are one mistake, and a bundle beside them lands.
+/// Each of them is wrong in its own way; a thousand of them are one mistake, and a bundle beside
+/// them lands.
 fn a_thousand_files_that_are_no_bundles_do_not_flood_the_log(target: &Target) {
     let node = Node::on(target);
     for number in 0..1000 {

@@ -1,4 +1,5 @@
-//! The one manifest of an index that containerd uses: it must be whole and an image, or there is no record.
+//! The one manifest of an index that containerd uses: it must be whole and an image, or there is no
+//! record.
 
 use std::fs;
 
@@ -37,7 +38,8 @@ fn sbom(platform: &str) -> Manifest {
         .config_media_type("application/spdx+json")
 }
 
-/// What the converter of nydus makes: for nodes that have the feature, of layers that no containerd unpacks by itself.
+/// What the converter of nydus makes: for nodes that have the feature, of layers that no containerd
+/// unpacks by itself.
 fn nydus(config: &str) -> Manifest {
     let blob = Layer::plain(unique().repeat(20).into_bytes().into());
     let (os, architecture) = native().split_once('/').expect("a platform");
@@ -169,7 +171,8 @@ fn verify_says_that_an_image_behind_an_artifact_cannot_start(target: &Target) {
     );
 }
 
-/// The way out that `verify` names leads out: not a bundle of the same index, but its image by digest.
+/// The way out that `verify` names leads out: not a bundle of the same index, but its image by
+/// digest.
 fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut Own) {
     let (target, node) = (&own.target, Node::on(&own.target));
     let name = name();
@@ -234,7 +237,8 @@ fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut
     assert_eq!(said.expect("it runs").trim(), "hello");
 }
 
-/// No containerd unpacks layers of nydus by itself; one that passes over them has nothing to be told of.
+/// No containerd unpacks layers of nydus by itself; one that passes over them has nothing to be
+/// told of.
 fn verify_tells_of_layers_that_only_a_plugin_unpacks(target: &Target) {
     let node = Node::on(target);
     let name = name();
@@ -276,7 +280,8 @@ fn counts_features(target: &Target) -> bool {
     }
 }
 
-/// dragonflyoss/nydus#1976: containerd from Debian's 2.1 on passes over what asks for features, those before do not.
+/// dragonflyoss/nydus#1976: containerd from Debian's 2.1 on passes over what asks for features,
+/// those before do not.
 fn what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses(own: &mut Own) {
     let node = Node::on(&own.target);
     let counts = counts_features(&own.target);

@@ -94,8 +94,9 @@ fn memory_high() -> u64 {
     mebibytes.parse::<u64>().expect("a number") << 20
 }
 
-/// One frame with the largest window that is taken, as `zstd --long=27` makes it of anything that is larger. It takes
-/// 128 MiB more than others, and a third of what the unit allows is left beside it.
+/// One frame with the largest window that is taken, as `zstd --long=27` makes it of anything that
+/// is larger. It takes 128 MiB more than others, and a third of what the unit allows is left beside
+/// it.
 #[test]
 fn the_largest_window_fits_into_the_memory_that_the_unit_allows() {
     let Some(zstd) = tool("zstd") else { return };

@@ -306,7 +306,8 @@ fn volumes_are_imported_each_by_itself_and_together_are_the_whole(target: &Targe
 
 on_each_containerd!(volumes_are_imported_each_by_itself_and_together_are_the_whole);
 
-/// The table of `docs/bundles.md`, as far as skopeo is in it. podman loads what one of the two forms gives without a name.
+/// The table of `docs/bundles.md`, as far as skopeo is in it. podman loads what one of the two
+/// forms gives without a name.
 #[test]
 fn skopeo_reads_what_is_written_as_the_documents_say() {
     let Some(skopeo) = tool("skopeo") else { return };

@@ -1,4 +1,5 @@
-//! Metrics: what they say and where they are served; they, the alerts and the dashboard held against Prometheus' own tools.
+//! Metrics: what they say and where they are served; they, the alerts and the dashboard held
+//! against Prometheus' own tools.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +51,8 @@ fn assert_well(output: &Output) {
     assert!(output.status.success(), "{out}\n{error}");
 }
 
-/// All the metrics that there can be: of bundles that went well and badly, with requirements and without a containerd.
+/// All the metrics that there can be: of bundles that went well and badly, with requirements and
+/// without a containerd.
 fn every_metric(target: &Target) -> Vec<String> {
     let node = Node::on(target);
     let list = node.path("list.txt");
@@ -403,7 +405,8 @@ fn metrics_that_do_not_arrive_degrade_the_node_until_they_do(target: &Target) {
         of_address.contains(&format!("127.0.0.1:{port}: Address already in use")),
         "{of_address}"
     );
-    // Nothing keeps images from being imported: the bundle is in place, and the node is not as it should be.
+    // Nothing keeps images from being imported: the bundle is in place, and the node is not as it
+    // should be.
     node.put("one.tar", ONE);
     node.airgapd(["wait", "--bundle", "one.tar"]).exits(0);
     node.airgapd(["wait"]).exits(1);

@@ -1,4 +1,5 @@
-//! The names that images get in containerd: of which tags and digests they are made, and which a node refuses or leaves out.
+//! The names that images get in containerd: of which tags and digests they are made, and which a
+//! node refuses or leaves out.
 
 use bundle::fixtures::{Image, digest_of};
 
@@ -7,7 +8,8 @@ use crate::support::node::outcomes;
 use crate::support::target::BY_HAND;
 use crate::support::{Node, Target, on_each_containerd, on_the_fake};
 
-/// Statements 14 to 17 and 19, as a table of what the archive says and which records there are in the end.
+/// Statements 14 to 17 and 19, as a table of what the archive says and which records there are in
+/// the end.
 fn names_become_the_records_that_kubelet_asks_for(target: &Target) {
     let image = |tag: &str| Image::unnamed().platform(native()).layer(tag);
     let root = |image: &Image| bundles::layout([image.clone()]).build().images[0].root.clone();
@@ -218,7 +220,8 @@ fn an_image_with_an_allowed_and_a_forbidden_name_gets_the_allowed_one_and_a_warn
     );
 }
 
-/// What the daemon is not to import nobody imports, from wherever; what the others need is there all the same.
+/// What the daemon is not to import nobody imports, from wherever; what the others need is there
+/// all the same.
 fn what_is_excluded_is_not_imported_by_hand_either(target: &Target) {
     let node = Node::on(target);
     node.configure_also("exclude: [registry.test/two*]");

@@ -1,4 +1,5 @@
-//! Files beside the bundles that are none: which are left alone, which count as bundles, and who is told what.
+//! Files beside the bundles that are none: which are left alone, which count as bundles, and who is
+//! told what.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -194,7 +195,8 @@ fn twenty_thousand_junk_files_cost_little_and_hide_no_bundle(target: &Target) {
     daemon.finish(target);
 }
 
-/// Each is refused with a reason of its own, none is opened in a way that blocks, and a bundle beside them lands.
+/// Each is refused with a reason of its own, none is opened in a way that blocks, and a bundle
+/// beside them lands.
 fn odd_things_in_the_folder_are_refused_each_with_its_reason(target: &Target) {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     let node = Node::on(target);

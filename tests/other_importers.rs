@@ -1,5 +1,6 @@
-//! Beside another importer that takes bundles from the same folder into the same containerd, as k0s and k3s do: nothing is
-//! sent twice, what it half did is repaired, its labels stay, and ours come back.
+//! Beside another importer that takes bundles from the same folder into the same containerd, as k0s
+//! and k3s do: nothing is sent twice, what it half did is repaired, its labels stay, and ours come
+//! back.
 
 use std::fs;
 use std::ops::ControlFlow::{Break, Continue};
@@ -40,7 +41,8 @@ fn k3s_imports(target: &Target, bundle: &Path) {
     imported.expect("the archive is to its liking");
 }
 
-/// A bundle in the images folder with one image whose layer is worth counting, and in no namespace yet.
+/// A bundle in the images folder with one image whose layer is worth counting, and in no namespace
+/// yet.
 fn put_bundle(node: &Node, file: &str, name: &str) -> (PathBuf, Archive) {
     let path = node.images().join(file);
     let mut layer = unique().into_bytes();
@@ -129,8 +131,8 @@ fn what_k0s_imports_afterwards_and_again_costs_us_nothing(target: &Target) {
     assert!(!log.contains("restoring"), "{log}");
 }
 
-/// Lets an importer work in a thread of its own; it stops in front of the first layer's second piece until `go`. Gives what
-/// was done meanwhile, and what the importer came to.
+/// Lets an importer work in a thread of its own; it stops in front of the first layer's second
+/// piece until `go`. Gives what was done meanwhile, and what the importer came to.
 fn k0s_at_work<T>(
     target: &Target,
     bundle: &Path,
@@ -205,7 +207,8 @@ fn a_layer_that_k0s_is_sending_is_waited_for_and_not_sent(target: &Target) {
     assert!(sent < 200_000, "the layer was sent once more: {blobs}");
     assert!(size_of_layers(&archive) > 200_000);
     if imported.is_err() {
-        // Its record appeared between its look and its creation of it; at its next look it finds it.
+        // Its record appeared between its look and its creation of it; at its next look it finds
+        // it.
         k0s_imports(target, &path);
     }
     wait_until("both are done", || target.leases().is_empty());
@@ -223,7 +226,8 @@ fn what_k0s_left_behind_when_it_died_is_not_waited_for_for_long(target: &Target)
     };
     let died = target.block_on(other(target).import_as_k0s(&path, dies));
     assert!(matches!(died, Err(ImportFailed::Died)));
-    // What it is waited by while it lives: the name of its ingest, the size, and when it was last written to.
+    // What it is waited by while it lives: the name of its ingest, the size, and when it was last
+    // written to.
     let layer = &archive.images[0].manifests[0]
         .layers
         .last()

@@ -9,7 +9,8 @@ use workshop::own_image::{self, PROGRAM, Variant};
 use crate::support::bundles::native;
 use crate::support::{Node, Own, on_its_own_containerd};
 
-/// The program of this test and the libraries it is linked to. What is handed out is linked statically, and alone.
+/// The program of this test and the libraries it is linked to. What is handed out is linked
+/// statically, and alone.
 pub fn files(node: &Node) -> Vec<(String, PathBuf)> {
     let program = Path::new(env!("CARGO_BIN_EXE_airgapd"));
     let stripped = node.path("airgapd");

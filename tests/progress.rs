@@ -1,4 +1,5 @@
-//! How far a long command has come: on a terminal, in a log, with `-q`, and for those who ask the daemon.
+//! How far a long command has come: on a terminal, in a log, with `-q`, and for those who ask the
+//! daemon.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;

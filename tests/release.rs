@@ -122,8 +122,8 @@ fn a_release_touches_no_record_of_others(target: &Target) {
     );
 }
 
-/// Runs the script that both packages run before the program goes, with this node's program and a systemctl that only
-/// writes down how it was called.
+/// Runs the script that both packages run before the program goes, with this node's program and a
+/// systemctl that only writes down how it was called.
 fn removal(node: &Node, word: &str) -> Answer {
     let bin = node.path("bin");
     fs::create_dir_all(&bin).unwrap();

@@ -1,4 +1,5 @@
-//! SIGHUP: excluded images and a rate limit change while the daemon works; other keys wait for a restart.
+//! SIGHUP: excluded images and a rate limit change while the daemon works; other keys wait for a
+//! restart.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Bundles that leave the folder: our labels and pins go with them, records never, and nothing goes by mistake.
+//! Bundles that leave the folder: our labels and pins go with them, records never, and nothing goes
+//! by mistake.
 
 use std::fs;
 use std::time::Duration;
@@ -331,7 +332,8 @@ fn while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly(t
     daemon.finish(target);
 }
 
-/// What CRI keeps by the image's id would hold the blobs. Of so many images, records are deleted in several parts.
+/// What CRI keeps by the image's id would hold the blobs. Of so many images, records are deleted in
+/// several parts.
 fn with_delete_cris_own_records_go_with_the_last_names(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);

@@ -1,4 +1,5 @@
-//! `airgapd report`: which images this node has of which files, since when, and whose the files are.
+//! `airgapd report`: which images this node has of which files, since when, and whose the files
+//! are.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -23,7 +24,8 @@ fn named<'a>(document: &'a Value, name: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("{name} is not in {document:#}"))
 }
 
-/// `a.tar` and `b.tar` share an image; `b.tar` has another one under the name of an image of `a.tar`.
+/// `a.tar` and `b.tar` share an image; `b.tar` has another one under the name of an image of
+/// `a.tar`.
 fn the_report_has_files_with_their_owner_and_images_with_every_bundle_that_vouches(target: &Target) {
     let node = Node::on(target);
     let shared = image(SHARED);
@@ -109,7 +111,8 @@ fn the_report_has_files_with_their_owner_and_images_with_every_bundle_that_vouch
     );
 }
 
-/// The first import is that of the content: the daemon looks at a touched file again, and at a replaced one anew.
+/// The first import is that of the content: the daemon looks at a touched file again, and at a
+/// replaced one anew.
 fn the_first_import_stays_with_the_content_of_a_file(target: &Target) {
     let node = Node::on(target);
     let place = node.images().join("a.tar");

@@ -172,7 +172,8 @@ fn an_image_removed_meanwhile_is_brought_back_and_only_that(target: &Target) {
     daemon.stop();
 }
 
-/// Statement 43: a crash between the first byte and the record leaves nothing that the next start does not clear up.
+/// Statement 43: a crash between the first byte and the record leaves nothing that the next start
+/// does not clear up.
 fn a_daemon_killed_half_way_is_finished_by_the_next(target: &Target) {
     let node = Node::on(target);
     let name = "registry.test/crash:1";

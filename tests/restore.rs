@@ -1,4 +1,5 @@
-//! While a bundle lies in the folder its images are desired state: what somebody removes comes back.
+//! While a bundle lies in the folder its images are desired state: what somebody removes comes
+//! back.
 
 use import::labels::{BUNDLE_PREFIX, EXPIRES};
 
@@ -40,7 +41,8 @@ fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(targe
     assert!(log.contains("restoring it"), "{log}");
 }
 
-/// The label has containerd 2.0 and later delete the record, pinned or not, which is the opposite of what a bundle promises.
+/// The label has containerd 2.0 and later delete the record, pinned or not, which is the opposite
+/// of what a bundle promises.
 fn an_expiry_that_somebody_else_sets_is_told_and_goes_when_a_bundle_vouches(target: &Target) {
     const LATER: &str = "2100-01-01T00:00:00Z";
     let node = Node::on(target);

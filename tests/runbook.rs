@@ -1,4 +1,5 @@
-//! Symptoms of docs/runbook.md that no other test quotes: each is brought about, and is told of in the words of the runbook.
+//! Symptoms of docs/runbook.md that no other test quotes: each is brought about, and is told of in
+//! the words of the runbook.
 
 use std::fs::{self, File};
 use std::io::Write as _;

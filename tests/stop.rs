@@ -1,4 +1,5 @@
-//! How the daemon ends: on the first and the second signal, with an import under way, within the grace.
+//! How the daemon ends: on the first and the second signal, with an import under way, within the
+//! grace.
 
 use std::fs;
 use std::time::{Duration, Instant};

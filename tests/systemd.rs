@@ -1,4 +1,5 @@
-//! What systemd hears of the daemon: that it is ready, alive and stopping, whatever containerd does.
+//! What systemd hears of the daemon: that it is ready, alive and stopping, whatever containerd
+//! does.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use crate::support::{Node, Target, on_the_fake};
 
 const KNOWN: &str = "registry.test/known:1";
 
-/// The loop itself says that it goes round (`WATCHDOG_USEC`), whatever it waits for, and a stop need not wait for that.
+/// The loop itself says that it goes round (`WATCHDOG_USEC`), whatever it waits for, and a stop
+/// need not wait for that.
 fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a_stop_is_quick(
     target: &Target,
 ) {

@@ -44,7 +44,8 @@ fn a_docker_archive_gets_the_digest_that_containerd_gives_it(target: &Target) {
     );
 }
 
-/// Statements 1 and 2, with what Docker 25 and newer save: names and digests are those of the layout.
+/// Statements 1 and 2, with what Docker 25 and newer save: names and digests are those of the
+/// layout.
 fn a_hybrid_archive_is_taken_by_its_layout_side(target: &Target) {
     let node = Node::on(target);
     let file = node.path("hybrid.tar");
@@ -62,7 +63,8 @@ fn a_hybrid_archive_is_taken_by_its_layout_side(target: &Target) {
     );
 }
 
-/// Statement 9: containerd would put the compressed copy into the manifest, and give another digest.
+/// Statement 9: containerd would put the compressed copy into the manifest, and give another
+/// digest.
 fn a_compressed_copy_in_the_store_changes_no_digest(target: &Target) {
     let node = Node::on(target);
     let file = node.path("docker.tar");
@@ -124,7 +126,8 @@ fn what_skopeo_writes_is_imported() {
     });
 }
 
-/// umoci makes layout folders with plain tags; packed into a tar they are bundles, with a base name for the tags.
+/// umoci makes layout folders with plain tags; packed into a tar they are bundles, with a base name
+/// for the tags.
 #[test]
 fn a_layout_that_umoci_made_is_imported_with_a_base_name() {
     crate::support::run_on(Place::Fake, |target| {

@@ -17,8 +17,8 @@ fn a_second_daemon_is_refused_and_told_of_the_first(target: &Target) {
     node.start().stop();
 }
 
-/// Two daemons on one folder and one namespace are a mistake. They share the leases of their bundles, each may take what
-/// the other holds, and both end with everything in place.
+/// Two daemons on one folder and one namespace are a mistake. They share the leases of their
+/// bundles, each may take what the other holds, and both end with everything in place.
 fn two_daemons_with_states_of_their_own_end_with_everything_in_place(target: &Target) {
     let (first, second) = (Node::on(target), Node::on(target));
     second.configure(

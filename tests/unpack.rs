@@ -1,4 +1,5 @@
-//! `unpack`: layers become snapshots before the first container wants them, and what cannot be unpacked is told.
+//! `unpack`: layers become snapshots before the first container wants them, and what cannot be
+//! unpacked is told.
 
 use std::collections::BTreeSet;
 use std::fs;

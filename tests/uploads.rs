@@ -1,7 +1,9 @@
-//! Every way of placing a file gives one import of its final content, and none of an unfinished one.
+//! Every way of placing a file gives one import of its final content, and none of an unfinished
+//! one.
 //!
-//! The programs that are on every machine are run; of the others (scp, sftp, rsync, curl, the uploaders of k0s) the
-//! system calls are made as strace shows them. `cargo xtask uploads` prints what comes of it as a table.
+//! The programs that are on every machine are run; of the others (scp, sftp, rsync, curl, the
+//! uploaders of k0s) the system calls are made as strace shows them. `cargo xtask uploads` prints
+//! what comes of it as a table.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -417,7 +419,8 @@ fn rsync_delayed(at: &Spot) -> Placed {
     fs::remove_dir(hold)
 }
 
-/// Everything under the final name, which is closed after writing four times; the time is put back at the end.
+/// Everything under the final name, which is closed after writing four times; the time is put back
+/// at the end.
 fn k0sctl_in_place(at: &Spot, stall: Duration) -> Placed {
     shell("install -m 0644 /dev/null \"$2\"; truncate -s 0 \"$2\"", at)?;
     let mut file = OpenOptions::new().write(true).open(&at.to)?;
@@ -610,7 +613,8 @@ impl<'t> Yard<'t> {
             .count()
     }
 
-    /// Lets the daemon come to the end of whatever it still does: everything is listed and looked at once more.
+    /// Lets the daemon come to the end of whatever it still does: everything is listed and looked
+    /// at once more.
     fn settle(&self) {
         let (bundle, name) = bundles::marker(self.node.path("marker.tar"));
         self.node.drop_in(&bundle);
@@ -661,7 +665,8 @@ impl Events {
             .retain(|(name, _)| !name.contains(mark));
     }
 
-    /// The events of all names with that mark, repetitions taken together, other names than the final one in brackets.
+    /// The events of all names with that mark, repetitions taken together, other names than the
+    /// final one in brackets.
     fn of_mark(&self, mark: &str) -> String {
         let seen = self.seen.lock().expect("nobody panics with it");
         let mut told: Vec<String> = Vec::new();

@@ -1,4 +1,5 @@
-//! One verdict: `status`, `doctor`, `wait`, the metrics, systemd's status line and the log say the same in each state of the node.
+//! One verdict: `status`, `doctor`, `wait`, the metrics, systemd's status line and the log say the
+//! same in each state of the node.
 
 use std::fs;
 use std::time::Duration;
@@ -179,7 +180,8 @@ fn a_record_that_another_program_moved_degrades_the_node(target: &Target) {
     daemon.finish(target);
 }
 
-/// A part of it is in place and looked after; what is missing of it is told of for as long as the file is there.
+/// A part of it is in place and looked after; what is missing of it is told of for as long as the
+/// file is there.
 fn a_bundle_of_which_a_part_failed_is_failed_after_a_restart_too(target: &Target) {
     let node = Node::on(target);
     let mut archive = bundles::layout([image("registry.test/bad:1"), image(ONE)]).build();

@@ -83,7 +83,8 @@ fn of_thirty_references_the_five_that_fail_are_named_with_what_to_do(target: &Ta
     );
     let digest = |number: usize| archive.images[number].root.to_string();
     let id = archive.images[0].manifests[0].config.to_string();
-    // The five: only in a bundle that lies there; another tag; another platform; the other digest; a missing layer.
+    // The five: only in a bundle that lies there; another tag; another platform; the other digest;
+    // a missing layer.
     fs::copy(
         bundles_file(&node, "waiting.tar", &name("waiting")),
         node.images().join("waiting.tar"),
@@ -198,7 +199,8 @@ fn says_it_on_a_screen(node: &Node, arguments: &[&str], missing: &[String]) {
     assert!(answer.stdout.contains("5 are missing"), "{}", answer.stdout);
 }
 
-/// Every workload kind, every kind of container, lists, JSON, several documents; by tag, digest, both, and id.
+/// Every workload kind, every kind of container, lists, JSON, several documents; by tag, digest,
+/// both, and id.
 fn write_manifests(
     folder: &std::path::Path,
     at: &str,
@@ -342,7 +344,8 @@ fn the_sandbox_image_is_asked_for_where_containerd_tells_it(target: &Target) {
     }
 }
 
-/// Registries under another name, no bundle with anything like it, bad references, ids, and bundles that lie there.
+/// Registries under another name, no bundle with anything like it, bad references, ids, and bundles
+/// that lie there.
 fn every_miss_says_what_comes_closest(target: &Target) {
     let node = Node::on(target);
     let at = repository();
@@ -503,8 +506,8 @@ fn who_may_pull_is_named_where_nobody_shall(target: &Target) {
     assert_eq!(verify(&node, &arguments).exits(4).json()["pulls"], json!([]));
 }
 
-/// kubelet reads every file of its folder, whatever it is called, apart from hidden ones and folders; lists and manifests
-/// may come on standard input.
+/// kubelet reads every file of its folder, whatever it is called, apart from hidden ones and
+/// folders; lists and manifests may come on standard input.
 fn static_pods_are_found_as_kubelet_finds_them_and_lists_may_be_piped(target: &Target) {
     let node = Node::on(target);
     let at = repository();
@@ -552,7 +555,8 @@ fn static_pods_are_found_as_kubelet_finds_them_and_lists_may_be_piped(target: &T
     piped("--manifests", &pod("absent")).exits(4);
 }
 
-/// containerd goes on listing a layer that somebody has wiped; whether an image is whole is seen in its store.
+/// containerd goes on listing a layer that somebody has wiped; whether an image is whole is seen in
+/// its store.
 fn a_layer_that_is_listed_and_wiped_is_missed(own: &mut Own) {
     let target = &own.target;
     let node = Node::on(target);
@@ -765,7 +769,8 @@ fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
         target.ctr(&["content", "rm", layer.as_ref()]);
     }
     let asked = list(&node, &[&name]);
-    // CRI of 1.6 and 1.7 tells of its sandbox image, which is missing here; so the status of ours is what counts.
+    // CRI of 1.6 and 1.7 tells of its sandbox image, which is missing here; so the status of ours
+    // is what counts.
     let looked = || verify(&node, &["--images", &asked]).json();
     let found = looked();
     let answer = of(&found, &name);

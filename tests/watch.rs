@@ -1,4 +1,5 @@
-//! Where the kernel tells too little of the folder: nothing is missed, and what is the matter is said.
+//! Where the kernel tells too little of the folder: nothing is missed, and what is the matter is
+//! said.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -15,8 +16,8 @@ use crate::support::{Node, Target, on_the_fake, wait_for};
 /// Well before the folder is listed for no reason.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Starts the daemon as root of a user namespace of its own, where limits hold for it alone (namespaces(7),
-/// `/proc/sys/user`). `None` where such namespaces are not allowed.
+/// Starts the daemon as root of a user namespace of its own, where limits hold for it alone
+/// (namespaces(7), `/proc/sys/user`). `None` where such namespaces are not allowed.
 fn limited(node: &Node, limit: &str, value: u32) -> Option<Daemon> {
     let unshare = || {
         let mut command = Command::new("unshare");
@@ -104,7 +105,8 @@ fn what_comes_while_the_kernels_queue_overflows_is_imported(target: &Target) {
     daemon.finish(target);
 }
 
-/// Whatever is done to the folder itself: what then lies under its path is imported, soon, and nothing loops meanwhile.
+/// Whatever is done to the folder itself: what then lies under its path is imported, soon, and
+/// nothing loops meanwhile.
 fn whatever_the_path_leads_to_is_the_folder(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();

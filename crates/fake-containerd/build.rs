@@ -1,5 +1,6 @@
-//! Declares the server side of containerd's services over the message types that `containerd-client` and `k8s-cri` already
-//! generate, so that no `.proto` file is kept here. Methods that are not declared answer `UNIMPLEMENTED`.
+//! Declares the server side of containerd's services over the message types that
+//! `containerd-client` and `k8s-cri` already generate, so that no `.proto` file is kept here.
+//! Methods that are not declared answer `UNIMPLEMENTED`.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,6 @@
-//! Tar archives whose headers have right checksums, plain, compressed, cut, and as frames with a table: a fuzzer finds
-//! neither a checksum nor the end of a frame by chance. What must hold is the same as for any bytes.
+//! Tar archives whose headers have right checksums, plain, compressed, cut, and as frames with a
+//! table: a fuzzer finds neither a checksum nor the end of a frame by chance. What must hold is the
+//! same as for any bytes.
 
 #![no_main]
 
@@ -71,7 +72,8 @@ fn cut(mut bytes: Vec<u8>, part: u8) -> Vec<u8> {
     bytes
 }
 
-/// Frames of a few blocks each and a table of them, of which one row lies where the parameter says so.
+/// Frames of a few blocks each and a table of them, of which one row lies where the parameter says
+/// so.
 fn framed(tar: &[u8], parameter: u8, form: u8) -> Vec<u8> {
     let blocks = usize::from(parameter % 16) + 1;
     let (mut file, mut table) = (Vec::new(), Vec::new());

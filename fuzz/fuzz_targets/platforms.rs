@@ -1,4 +1,5 @@
-//! Any text as a platform: what parses is normalised once and for all, and is accepted by its own list.
+//! Any text as a platform: what parses is normalised once and for all, and is accepted by its own
+//! list.
 
 #![no_main]
 

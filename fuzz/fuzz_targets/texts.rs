@@ -1,6 +1,7 @@
-//! Any text where the program reads one that another wrote: requirements, the records of a kubelet, what a registry
-//! answers 401 with, the daemon's own ledger. Each reader gives an answer in little time and memory, says nothing that
-//! drives a terminal, and a ledger that is read is written down and read back the same.
+//! Any text where the program reads one that another wrote: requirements, the records of a kubelet,
+//! what a registry answers 401 with, the daemon's own ledger. Each reader gives an answer in little
+//! time and memory, says nothing that drives a terminal, and a ledger that is read is written down
+//! and read back the same.
 
 #![no_main]
 

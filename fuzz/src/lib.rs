@@ -1,5 +1,5 @@
-//! What the fuzz targets have in common: a bundle out of bytes, and what must hold for every bundle that opens, and for
-//! what is said of one that does not.
+//! What the fuzz targets have in common: a bundle out of bytes, and what must hold for every bundle
+//! that opens, and for what is said of one that does not.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -31,9 +31,10 @@ pub fn assert_printable(text: &str) {
     assert!(text.chars().all(is_visible), "{text:?} would be printed");
 }
 
-/// Writes out what a document of a fuzzer abbreviates: `$a` is the digest of the first document before it and `#a` its
-/// length in bytes, `$b` that of the second; what stands between the bytes 1, n and 2 stands there n * n times with
-/// commas between, and `%` in it is the number of each. The result has a few hundred KiB at most.
+/// Writes out what a document of a fuzzer abbreviates: `$a` is the digest of the first document
+/// before it and `#a` its length in bytes, `$b` that of the second; what stands between the bytes
+/// 1, n and 2 stands there n * n times with commas between, and `%` in it is the number of each.
+/// The result has a few hundred KiB at most.
 pub fn expand(text: &[u8], known: &[(String, usize)]) -> Vec<u8> {
     const MOST: usize = 128 << 10;
     let mut expanded = Vec::new();
@@ -97,7 +98,8 @@ fn limits() -> Limits {
     }
 }
 
-/// Whatever a catalog calls present can be read to its size, by itself and in the order of the archive.
+/// Whatever a catalog calls present can be read to its size, by itself and in the order of the
+/// archive.
 pub fn check(bundle: &Bundle) {
     check_selection(bundle.catalog());
     let digests = present(bundle.catalog());

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::support::bundles::native;
 
-/// The content store of one containerd. A blob is hashed when it is met for the first time; later only its size is
-/// looked at, which is what makes hundreds of audits possible.
+/// The content store of one containerd. A blob is hashed when it is met for the first time; later
+/// only its size is looked at, which is what makes hundreds of audits possible.
 pub struct Audit {
     blobs: PathBuf,
     hashed: HashSet<String>,
@@ -30,7 +30,8 @@ impl Audit {
         self.hashed.len()
     }
 
-    /// A record implies whole blobs: gives what is wrong with the closures of the records, on this machine's platform.
+    /// A record implies whole blobs: gives what is wrong with the closures of the records, on this
+    /// machine's platform.
     pub fn broken(&mut self, records: &[ImageRecord], listed: &[BlobInfo]) -> Vec<String> {
         let listed: BTreeMap<_, _> = listed
             .iter()

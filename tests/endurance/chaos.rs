@@ -1,8 +1,10 @@
-//! The daemon and a real containerd are killed at random instants while bundles come, change and go.
+//! The daemon and a real containerd are killed at random instants while bundles come, change and
+//! go.
 //!
-//! After each kill, and again once everything has come to rest: a record implies whole blobs, the images of the bundles
-//! that are there are in place and pinned, those of the others are not ours any more, nobody else's labels, pins, leases
-//! and ingests have changed, no lease or ingest of ours is left, and the ledger can be read.
+//! After each kill, and again once everything has come to rest: a record implies whole blobs, the
+//! images of the bundles that are there are in place and pinned, those of the others are not ours
+//! any more, nobody else's labels, pins, leases and ingests have changed, no lease or ingest of
+//! ours is left, and the ledger can be read.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,7 +29,8 @@ use crate::support::node::{Daemon, Node};
 use crate::support::target::{BUNDLE, KUBERNETES, OUR_PIN, PINNED};
 use crate::support::wait_until;
 
-/// How long everything may take to come to rest after a kill, on a machine that does other things too.
+/// How long everything may take to come to rest after a kill, on a machine that does other things
+/// too.
 const REST_WITHIN: Duration = Duration::from_secs(60);
 /// How many bundles lie in the folder at most.
 const MOST_BUNDLES: usize = 8;
@@ -246,7 +249,8 @@ impl Chaos {
             .expect("containerd answers")
     }
 
-    /// One round: things happen in the folder, somebody is killed meanwhile and comes back, everything comes to rest.
+    /// One round: things happen in the folder, somebody is killed meanwhile and comes back,
+    /// everything comes to rest.
     fn round(&mut self) -> Result<(), String> {
         let acts = self.draw();
         let victim = match self.dice.within(0..10) {
@@ -410,7 +414,8 @@ impl Chaos {
         }
     }
 
-    /// A bundle of some MB: images of its own, new each time, and now and then the one that others have pinned.
+    /// A bundle of some MB: images of its own, new each time, and now and then the one that others
+    /// have pinned.
     fn bundle(&mut self, file: &str) -> (Vec<u8>, Shelved) {
         let own = self.dice.within(1..4);
         let mut names: Vec<String> = (0..own)
@@ -444,7 +449,8 @@ impl Chaos {
         image
     }
 
-    /// Others label our records, remove one that a bundle holds, and collect those that nobody pins any more.
+    /// Others label our records, remove one that a bundle holds, and collect those that nobody pins
+    /// any more.
     fn act_as_others(&mut self) {
         let ours: Vec<String> = self
             .shelf
@@ -541,7 +547,8 @@ impl Chaos {
         images.iter().try_for_each(|record| self.is_let_go(record))
     }
 
-    /// A record carries the labels of bundles that are there and of no others, and our pin only with one of them.
+    /// A record carries the labels of bundles that are there and of no others, and our pin only
+    /// with one of them.
     fn is_let_go(&self, record: &ImageRecord) -> Result<(), String> {
         let name = &record.name;
         let sources: Vec<&String> = record

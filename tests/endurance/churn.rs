@@ -1,4 +1,5 @@
-//! A day's coming and going in a minute: open files, memory and threads of the daemon do not grow with it.
+//! A day's coming and going in a minute: open files, memory and threads of the daemon do not grow
+//! with it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +19,8 @@ use crate::support::{Target, wait_for};
 const ACTS: usize = 20;
 /// How many bundles lie in the folder at most.
 const MOST_BUNDLES: usize = 30;
-/// How much larger the daemon may be at the end than when it had warmed up, in bytes: what allocators keep in reserve.
+/// How much larger the daemon may be at the end than when it had warmed up, in bytes: what
+/// allocators keep in reserve.
 const SLACK: u64 = 6 << 20;
 /// For a cycle to come to rest on a busy machine.
 const REST_WITHIN: Duration = Duration::from_secs(60);
@@ -134,7 +136,8 @@ impl Churn<'_> {
     }
 }
 
-/// Plays cycles, and compares what the daemon holds after a fifth of them with what it holds at the end.
+/// Plays cycles, and compares what the daemon holds after a fifth of them with what it holds at the
+/// end.
 fn outlast(cycles: usize, seed: u64) {
     let target = Target::fake(FakeConfig::default());
     let node = Node::on(&target);

@@ -1,8 +1,8 @@
-//! A namespace with very many image records of others: what the daemon does there, how long it takes, what it costs
-//! containerd, and how much memory it takes.
+//! A namespace with very many image records of others: what the daemon does there, how long it
+//! takes, what it costs containerd, and how much memory it takes.
 //!
-//! `cargo xtask crowd` has 200,000 of them on real containerds, whose databases are in memory then: what a disk takes to sync
-//! each record is not what is measured.
+//! `cargo xtask crowd` has 200,000 of them on real containerds, whose databases are in memory then:
+//! what a disk takes to sync each record is not what is measured.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,8 +26,8 @@ const MEMORY: u64 = 64 << 20;
 /// For anything but filling the namespace, on a machine that does other things too.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Records of others as nodes have them: half by digest, each of an image of its own, and half by tag, of one image. Their
-/// labels have so many bytes.
+/// Records of others as nodes have them: half by digest, each of an image of its own, and half by
+/// tag, of one image. Their labels have so many bytes.
 fn records(count: usize, labels: usize) -> impl Iterator<Item = NewImage> {
     let digest = |number: usize| {
         // The first digits are spread evenly, as those of hashes are.
@@ -114,7 +114,8 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// Has the daemon do all that it does for a bundle, and tells how long each took and what it cost containerd.
+/// Has the daemon do all that it does for a bundle, and tells how long each took and what it cost
+/// containerd.
 fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
     let node = Node::on(target);
     node.configure_also("cri: false\nresync: 1s");

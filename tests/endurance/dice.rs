@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-/// A source of numbers, SplitMix64: far from any cryptography, and the same everywhere for the same seed.
+/// A source of numbers, SplitMix64: far from any cryptography, and the same everywhere for the same
+/// seed.
 pub struct Dice(u64);
 
 impl Dice {

@@ -1,4 +1,5 @@
-//! Many bundles with the same images: no label overflows, a start with nothing to do is quick, memory stays small.
+//! Many bundles with the same images: no label overflows, a start with nothing to do is quick,
+//! memory stays small.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use crate::support::{Target, on_the_fake, wait_for};
 
 /// What the daemon may use, in bytes.
 const MEMORY: u64 = 64 << 20;
-/// For all of them to be imported, by a program that is not optimised, on a machine that does other things too.
+/// For all of them to be imported, by a program that is not optimised, on a machine that does other
+/// things too.
 const IMPORTED_WITHIN: Duration = Duration::from_secs(300);
 /// For a start with nothing to do, the same way. An optimised program takes less than 2 s.
 const STARTED_WITHIN: Duration = Duration::from_secs(20);

@@ -1,8 +1,9 @@
 //! What takes long: hundreds of crashes, power cuts, simulated days, a thousand bundles.
 //!
-//! Each has a short version that is a test like others, and a long one that `cargo xtask` asks for (`chaos`, `powercut`,
-//! `churn`, `standstill`, `crowd`); those are marked as ignored and read how long they shall take from the environment. Everything random
-//! follows from a seed, which is printed.
+//! Each has a short version that is a test like others, and a long one that `cargo xtask` asks for
+//! (`chaos`, `powercut`, `churn`, `standstill`, `crowd`); those are marked as ignored and read how
+//! long they shall take from the environment. Everything random follows from a seed, which is
+//! printed.
 
 mod audit;
 mod chaos;
@@ -34,7 +35,8 @@ impl Asked {
     }
 }
 
-/// The generations of containerd that `cargo xtask` was asked for: one, or both that new clusters run.
+/// The generations of containerd that `cargo xtask` was asked for: one, or both that new clusters
+/// run.
 fn generations_asked_for() -> Vec<Generation> {
     match std::env::var("AIRGAPD_TEST_GENERATION") {
         Ok(one) => vec![one.parse().expect("cargo xtask passes a generation")],
@@ -42,7 +44,8 @@ fn generations_asked_for() -> Vec<Generation> {
     }
 }
 
-/// Looks whether a ledger blames a file for the end of a daemon. Kills from outside and power cuts are no fault of a file.
+/// Looks whether a ledger blames a file for the end of a daemon. Kills from outside and power cuts
+/// are no fault of a file.
 fn blames_no_file(ledger: &serde_json::Value) -> Result<(), String> {
     let entries = ledger["bundles"].as_object().into_iter().flatten();
     match entries

@@ -1,9 +1,11 @@
-//! The power goes while bundles are imported, and containerd starts on what the disk had: a record implies whole blobs.
+//! The power goes while bundles are imported, and containerd starts on what the disk had: a record
+//! implies whole blobs.
 //!
-//! containerd's root is an ext4 file system in a file. A cut is a copy of that file: containerd is stopped between two
-//! system calls, and what it and the kernel had not written by then is lost. The copy is mounted, which replays the
-//! journal, another containerd is started on it, and every blob of every record is hashed. So is the file of every snapshot:
-//! images are unpacked before their records, and a snapshot that has a name has its files.
+//! containerd's root is an ext4 file system in a file. A cut is a copy of that file: containerd is
+//! stopped between two system calls, and what it and the kernel had not written by then is lost.
+//! The copy is mounted, which replays the journal, another containerd is started on it, and every
+//! blob of every record is hashed. So is the file of every snapshot: images are unpacked before
+//! their records, and a snapshot that has a name has its files.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
@@ -31,7 +33,8 @@ use crate::support::target::{KUBERNETES, PINNED};
 
 /// Size of the disk in bytes. It is a file with holes in memory.
 const DISK: u64 = 384 << 20;
-/// How many bundles lie in the folder at a time; the oldest makes room, so that the disk is never full.
+/// How many bundles lie in the folder at a time; the oldest makes room, so that the disk is never
+/// full.
 const MOST_BUNDLES: usize = 5;
 
 /// What a series of cuts comes to.
@@ -45,7 +48,8 @@ struct Figures {
     snapshots: usize,
 }
 
-/// What keeps containerd from collecting anything: neither when it starts nor for all that is changed.
+/// What keeps containerd from collecting anything: neither when it starts nor for all that is
+/// changed.
 const COLLECTS_NOTHING: &str = r#"[plugins."io.containerd.gc.v1.scheduler"]
 startup_delay = "1h"
 mutation_threshold = 1000000
@@ -80,8 +84,8 @@ struct Cuts {
 }
 
 impl Cuts {
-    /// `unpack` is that of the configuration. What syncs the snapshots syncs the whole disk and hides whether the blobs were
-    /// made to last on their own, so both have to be looked at.
+    /// `unpack` is that of the configuration. What syncs the snapshots syncs the whole disk and
+    /// hides whether the blobs were made to last on their own, so both have to be looked at.
     fn new(mut node_containerd: Containerd, mut bench: Containerd, seed: u64, unpack: &str) -> Cuts {
         let in_memory = Path::new("/dev/shm");
         let place = if in_memory.is_dir() {
@@ -330,7 +334,8 @@ fn writes(device: &str) -> (u64, u64) {
     (fields[4], fields[8])
 }
 
-/// ext4's superblock, 1024 bytes into the disk: `s_feature_incompat` is at 96, `RECOVER` its third bit.
+/// ext4's superblock, 1024 bytes into the disk: `s_feature_incompat` is at 96, `RECOVER` its third
+/// bit.
 fn has_journal_to_replay(disk: &Path) -> bool {
     let mut features = [0; 4];
     File::open(disk)

@@ -1,7 +1,9 @@
-//! A disk that stands still for minutes while a blob is committed: containerd is waited for, and nothing is sent again.
+//! A disk that stands still for minutes while a blob is committed: containerd is waited for, and
+//! nothing is sent again.
 //!
-//! The file system under a real containerd is frozen (fsfreeze(8)) as soon as it has all bytes of a layer, so that the
-//! commit cannot end before it is thawed; where the disk is fast, some step after that commit cannot.
+//! The file system under a real containerd is frozen (fsfreeze(8)) as soon as it has all bytes of a
+//! layer, so that the commit cannot end before it is thawed; where the disk is fast, some step
+//! after that commit cannot.
 
 use std::path::PathBuf;
 use std::process::Command;

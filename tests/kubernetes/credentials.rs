@@ -1,5 +1,5 @@
-//! Kubelets that ask for credentials before a pod uses an image that is there (KEP-2535), and what `airgapd verify` says
-//! before the pod does.
+//! Kubelets that ask for credentials before a pod uses an image that is there (KEP-2535), and what
+//! `airgapd verify` says before the pod does.
 
 use std::fs;
 use std::path::Path;
@@ -82,7 +82,8 @@ fn an_image_that_kubelet_once_pulled_under_another_name_is_refused_as_verify_sai
     machine.event_since(before, "web", "Started");
 }
 
-/// The file of a pull that began and was cut off, which kubelet turns into a record without credentials when it starts.
+/// The file of a pull that began and was cut off, which kubelet turns into a record without
+/// credentials when it starts.
 fn an_image_whose_pull_a_crash_cut_short_is_refused_as_verify_said(machine: &mut Machine<'_>) {
     machine.bundle("web.tar", APP);
     // As a crash of the node leaves it, between the first byte of a pull and its end.

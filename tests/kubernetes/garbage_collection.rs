@@ -1,7 +1,7 @@
 //! Kubelet's own garbage collection of images.
 //!
-//! containerd has a disk of its own that is smaller than what kubelet wants to be free on it. So kubelet tries every ten
-//! seconds to remove each image that no container uses.
+//! containerd has a disk of its own that is smaller than what kubelet wants to be free on it. So
+//! kubelet tries every ten seconds to remove each image that no container uses.
 
 use lab::Options;
 

@@ -1,7 +1,9 @@
-//! What a real kubelet does with images that the daemon brings: static pods, no API server, no registry.
+//! What a real kubelet does with images that the daemon brings: static pods, no API server, no
+//! registry.
 //!
-//! Each claim prints the words of kubelet that show it. Kubelet looks at things every ten seconds and the program takes
-//! minutes to build, so these are left out by default; `cargo xtask kubernetes` runs them.
+//! Each claim prints the words of kubelet that show it. Kubelet looks at things every ten seconds
+//! and the program takes minutes to build, so these are left out by default; `cargo xtask
+//! kubernetes` runs them.
 
 mod credentials;
 mod garbage_collection;
@@ -41,7 +43,8 @@ macro_rules! on_a_real_kubelet {
 }
 use on_a_real_kubelet;
 
-/// Kubelet retries and looks around every ten seconds or so; what takes longer than several of these does not come.
+/// Kubelet retries and looks around every ten seconds or so; what takes longer than several of
+/// these does not come.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The image that the private containerds start pods with.

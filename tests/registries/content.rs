@@ -49,7 +49,8 @@ fn digest_of(manifest: &Manifest) -> Digest {
     archive.images[0].manifests[0].digest.clone()
 }
 
-/// An attestation as BuildKit adds it to an index: a manifest for no platform, marked with the digest that it is about.
+/// An attestation as BuildKit adds it to an index: a manifest for no platform, marked with the
+/// digest that it is about.
 fn attestation(about: &Digest) -> Manifest {
     let annotations = json!({
         "vnd.docker.reference.type": "attestation-manifest",

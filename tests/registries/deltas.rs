@@ -1,4 +1,5 @@
-//! Deltas: what the destination has does not travel, and what it lacks is said. And layers that compress beyond belief.
+//! Deltas: what the destination has does not travel, and what it lacks is said. And layers that
+//! compress beyond belief.
 
 use std::fs;
 use std::process::Command;
@@ -109,7 +110,8 @@ fn one_changed_layer_is_all_that_travels_and_the_base_must_be_there(target: &Tar
     assert!(target.digests().contains(kept.digest().as_ref()));
 }
 
-/// A layer of zeros compresses a thousandfold and more, and is no attack when we have made it ourselves.
+/// A layer of zeros compresses a thousandfold and more, and is no attack when we have made it
+/// ourselves.
 #[test]
 fn what_compresses_beyond_belief_is_read_back() {
     let Some(registry) = Registry::start() else { return };

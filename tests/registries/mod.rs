@@ -1,4 +1,5 @@
-//! Bundles of what is in registries: a real registry at one end, the program and containerd at the other.
+//! Bundles of what is in registries: a real registry at one end, the program and containerd at the
+//! other.
 
 mod access;
 mod content;

@@ -18,7 +18,8 @@ use crate::support::wait_until;
 
 const MIB: usize = 1 << 20;
 
-/// Runs the bundler with its standard output in a pipe that nobody reads yet: it comes to a halt in mid blob.
+/// Runs the bundler with its standard output in a pipe that nobody reads yet: it comes to a halt in
+/// mid blob.
 fn begin_and_hold(reference: &str) -> Child {
     let arguments = [
         reference,
@@ -49,7 +50,8 @@ fn rest_of(mut child: Child) -> (i32, Vec<u8>, String) {
     (status.code().expect("it ends by itself"), bytes, said)
 }
 
-/// A registry that is killed while it sends, and comes back: what was sent is not sent again, and the bundle is the same.
+/// A registry that is killed while it sends, and comes back: what was sent is not sent again, and
+/// the bundle is the same.
 #[test]
 fn a_registry_that_is_killed_in_mid_blob_is_taken_up_again_when_it_is_back() {
     let Some(mut registry) = Registry::start() else {
@@ -61,7 +63,8 @@ fn a_registry_that_is_killed_in_mid_blob_is_taken_up_again_when_it_is_back() {
     bundle([&name, "-o", &text(&file)]).exits(0);
 
     let mut child = begin_and_hold(&name);
-    // Behind the first bytes of the layer there is more than pipes, sockets and the program itself hold.
+    // Behind the first bytes of the layer there is more than pipes, sockets and the program itself
+    // hold.
     let mut beginning = vec![0; MIB];
     let stdout = child.stdout.as_mut().expect("it is piped");
     stdout.read_exact(&mut beginning).expect("the transfer has begun");
@@ -274,7 +277,8 @@ fn a_layer_of_two_images_is_fetched_once_from_whoever_has_it() {
     );
 }
 
-/// The same images give the same bytes, however many transfers run at a time and in whatever order they are named.
+/// The same images give the same bytes, however many transfers run at a time and in whatever order
+/// they are named.
 #[test]
 fn concurrency_and_order_change_no_byte() {
     let Some(registry) = Registry::start() else { return };

@@ -30,7 +30,8 @@ pub fn large(name: &str, size: usize) -> Image {
     Image::new(name).platform(native()).layer(layer)
 }
 
-/// An image for this machine with a busybox and bytes of its own, which a container can be started from.
+/// An image for this machine with a busybox and bytes of its own, which a container can be started
+/// from.
 pub fn runnable(name: &str, entrypoint: &[&str]) -> Image {
     let busybox = lab::parts::busybox().expect("Debian has a busybox");
     let files = [
@@ -72,7 +73,8 @@ pub fn closure(manifest: &BuiltManifest) -> BTreeSet<String> {
     below.map(ToString::to_string).collect()
 }
 
-/// Digests of what this machine needs of the images: the targets, and the closures of the platforms it runs.
+/// Digests of what this machine needs of the images: the targets, and the closures of the platforms
+/// it runs.
 pub fn needed_here(images: &[BuiltImage]) -> BTreeSet<String> {
     needed(images, runs_here)
 }

@@ -1,4 +1,5 @@
-//! Somebody between the program and a registry, who does to single requests what networks and registries do.
+//! Somebody between the program and a registry, who does to single requests what networks and
+//! registries do.
 //!
 //! It speaks plain HTTP/1.1, one request on each connection, and is an HTTP proxy as well.
 
@@ -55,8 +56,8 @@ pub struct Middleman {
 }
 
 impl Middleman {
-    /// Stands before the registry on that port. `judge` is given each request, and how many there were before it of the
-    /// same target.
+    /// Stands before the registry on that port. `judge` is given each request, and how many there
+    /// were before it of the same target.
     pub fn before(
         registry: u16,
         judge: impl Fn(&Request, usize) -> Act + Send + Sync + 'static,

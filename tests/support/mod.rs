@@ -1,4 +1,5 @@
-//! What scenarios stand on: a containerd to work with ([`target`]), a node's folders and the program on it ([`node`]).
+//! What scenarios stand on: a containerd to work with ([`target`]), a node's folders and the
+//! program on it ([`node`]).
 
 pub mod bundles;
 pub mod middleman;
@@ -16,7 +17,8 @@ pub use node::Node;
 pub use stage::Stage;
 pub use target::{Own, Target, run_on, run_on_own};
 
-/// Makes tests of a scenario, a function of a [`Target`]: one on the stand-in and one on each generation of containerd.
+/// Makes tests of a scenario, a function of a [`Target`]: one on the stand-in and one on each
+/// generation of containerd.
 ///
 /// They are called `<scenario>::fake`, `<scenario>::containerd_1_6` and so on.
 macro_rules! on_each_containerd {
@@ -46,7 +48,8 @@ macro_rules! on_the_fake {
     )+};
 }
 
-/// Makes a test of a scenario that the stand-in cannot play, and that is the same on every generation of containerd.
+/// Makes a test of a scenario that the stand-in cannot play, and that is the same on every
+/// generation of containerd.
 macro_rules! on_a_real_containerd {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
@@ -58,8 +61,8 @@ macro_rules! on_a_real_containerd {
     )+};
 }
 
-/// Makes tests of a scenario that does to containerd what nobody else may see: each generation, one of its own, with the
-/// options that a function gives.
+/// Makes tests of a scenario that does to containerd what nobody else may see: each generation, one
+/// of its own, with the options that a function gives.
 macro_rules! on_its_own_containerd {
     ($options:ident; $($scenario:ident),+ $(,)?) => {$(
         mod $scenario {

@@ -102,8 +102,8 @@ impl Node {
         fs::rename(self.path(file), self.images().join(file)).expect("it is one file system");
     }
 
-    /// Drops a bundle and waits for its image, whose name this gives: by then the daemon has looked at everything that was
-    /// there before.
+    /// Drops a bundle and waits for its image, whose name this gives: by then the daemon has looked
+    /// at everything that was there before.
     pub fn drop_marker(&self, target: &Target, daemon: &Daemon) -> String {
         let (bundle, name) = bundles::marker(self.path(&format!("marker-{}.tar", unique())));
         self.drop_in(&bundle);
@@ -113,7 +113,8 @@ impl Node {
         name
     }
 
-    /// Imports a bundle, which makes so many records, with a daemon that then ends. The ledger knows the bundle.
+    /// Imports a bundle, which makes so many records, with a daemon that then ends. The ledger
+    /// knows the bundle.
     pub fn import_and_stop(&self, target: &Target, bundle: &Path, records: usize) {
         let daemon = self.start();
         let placed = self.drop_in(bundle);
@@ -158,8 +159,8 @@ impl Node {
         command
     }
 
-    /// A copy of the program in the node's folder, for users other than root: it may be built below a folder that only
-    /// root may enter, as Debian's `/root` is.
+    /// A copy of the program in the node's folder, for users other than root: it may be built below
+    /// a folder that only root may enter, as Debian's `/root` is.
     pub fn program_for_all(&self) -> PathBuf {
         let copy = self.path("airgapd");
         if !copy.exists() {
@@ -169,7 +170,8 @@ impl Node {
         copy
     }
 
-    /// Asks the daemon on its control socket, as `curl --unix-socket` would: the head of the answer, and its body.
+    /// Asks the daemon on its control socket, as `curl --unix-socket` would: the head of the
+    /// answer, and its body.
     pub fn ask(&self, path: &str, headers: &[(&str, &str)]) -> (String, String) {
         let mut stream = UnixStream::connect(self.path("run/control.sock")).expect("it listens");
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n");
@@ -416,8 +418,8 @@ impl Daemon {
     }
 }
 
-/// Takes what the daemon tells the service manager, as systemd does: its socket holds a few messages only, and who is
-/// not listened to waits.
+/// Takes what the daemon tells the service manager, as systemd does: its socket holds a few
+/// messages only, and who is not listened to waits.
 fn listen_to(notifications: UnixDatagram) -> Arc<Mutex<String>> {
     /// How soon the listener notices that nobody wants to know any more.
     const PATIENCE: Duration = Duration::from_millis(200);
@@ -455,12 +457,12 @@ fn show_log(log: &str) {
     eprintln!("the daemon said:\n{log}");
 }
 
-/// All code of the shipped program, in bytes, as if each page of it were in memory. A test build is not optimised and has
-/// twice as much, which says nothing of what an import needs.
+/// All code of the shipped program, in bytes, as if each page of it were in memory. A test build is
+/// not optimised and has twice as much, which says nothing of what an import needs.
 const CODE: u64 = 15 << 20;
 
-/// The largest amount of memory that the shipped program would have had where this process has run, in bytes
-/// (proc_pid_status(5)): the peak, with the shipped program's code in place of this one's.
+/// The largest amount of memory that the shipped program would have had where this process has run,
+/// in bytes (proc_pid_status(5)): the peak, with the shipped program's code in place of this one's.
 pub fn peak_memory(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let bytes = |field: &str| {

@@ -1,4 +1,5 @@
-//! A Prometheus of a scenario's own: it asks the ports it is given each second, and answers queries.
+//! A Prometheus of a scenario's own: it asks the ports it is given each second, and answers
+//! queries.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -39,7 +40,8 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// One that asks these ports, in the job `airgapd`, and evaluates these rules. `None` where this machine has no Prometheus.
+    /// One that asks these ports, in the job `airgapd`, and evaluates these rules. `None` where
+    /// this machine has no Prometheus.
     pub fn start(ports: &[u16], rules: &Path) -> Option<Prometheus> {
         let program = tools::prometheus()?;
         let folder = tempfile::tempdir().expect("a folder");

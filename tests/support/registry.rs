@@ -1,6 +1,7 @@
 //! A real registry (Debian's docker-registry) on a port of its own, and what it takes to fill it.
 //!
-//! What skopeo cannot push (nested indexes, artifacts) goes there by a few HTTP requests, OCI distribution-spec 1.1, "Push".
+//! What skopeo cannot push (nested indexes, artifacts) goes there by a few HTTP requests, OCI
+//! distribution-spec 1.1, "Push".
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -78,8 +79,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// An empty registry, without TLS, for everybody. `None` where there is no such program, which only a complete
-    /// machine minds.
+    /// An empty registry, without TLS, for everybody. `None` where there is no such program, which
+    /// only a complete machine minds.
     pub fn start() -> Option<Registry> {
         let program = tool("docker-registry")?;
         let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
@@ -248,8 +249,8 @@ impl Registry {
         (status.expect("a status"), headers.collect())
     }
 
-    /// Lets skopeo copy an image of a bundle there, with all its platforms. Layers are compressed on the way unless they
-    /// are already.
+    /// Lets skopeo copy an image of a bundle there, with all its platforms. Layers are compressed
+    /// on the way unless they are already.
     pub fn fill_with_skopeo(&self, bundle: &Path, name: &str, place: &str, flags: &[&str]) {
         let skopeo = tool("skopeo").expect("where there is a registry there is a skopeo");
         let mut copy = Command::new(skopeo);

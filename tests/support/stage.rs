@@ -1,9 +1,9 @@
-//! A node that commands are typed on as documents have them: with the paths, the programs and the configuration that
-//! an operator has, in a mount namespace of its own (`stage/node.sh`).
+//! A node that commands are typed on as documents have them: with the paths, the programs and the
+//! configuration that an operator has, in a mount namespace of its own (`stage/node.sh`).
 //!
-//! [`super::Node`] gives the program folders and a configuration of the test's; here it finds its own. Programs that a
-//! machine under test may lack, or that would change it, are stand-ins (`stage/programs`): `systemctl` starts what the
-//! unit says, `ssh` and `scp` reach this machine.
+//! [`super::Node`] gives the program folders and a configuration of the test's; here it finds its
+//! own. Programs that a machine under test may lack, or that would change it, are stand-ins
+//! (`stage/programs`): `systemctl` starts what the unit says, `ssh` and `scp` reach this machine.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -55,8 +55,8 @@ impl Stage {
         Stage { holder, folder }
     }
 
-    /// Where something of the node is on this machine: below `/etc` or `/var/lib`, or in the folder in which commands
-    /// are typed.
+    /// Where something of the node is on this machine: below `/etc` or `/var/lib`, or in the folder
+    /// in which commands are typed.
     pub fn at(&self, path: &str) -> PathBuf {
         let below = |folder: &str, rest: &str| self.folder.path().join(folder).join(rest);
         match (path.strip_prefix("/etc/"), path.strip_prefix("/var/lib/")) {

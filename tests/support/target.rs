@@ -55,7 +55,8 @@ impl Target {
         Target::new(Stage::fake(config), None)
     }
 
-    /// The same containerd, in the namespace that CRI works in. Nobody else is in it until this is dropped.
+    /// The same containerd, in the namespace that CRI works in. Nobody else is in it until this is
+    /// dropped.
     pub fn in_kubernetes(&self) -> Target {
         let kubernetes = self.stage.hold_kubernetes();
         Target::new(self.stage.in_namespace(KUBERNETES), kubernetes)
@@ -101,7 +102,8 @@ impl Target {
         fake.inject(Fault::SlowCommit { by });
     }
 
-    /// Nothing that the stand-in minds has been done to it, and whoever wrote has given back leases and ingests.
+    /// Nothing that the stand-in minds has been done to it, and whoever wrote has given back leases
+    /// and ingests.
     pub fn assert_tidy(&self) {
         if let Some(fake) = self.as_fake() {
             assert_eq!(fake.check_done(), Vec::<String>::new(), "what the stand-in minds");
@@ -427,7 +429,8 @@ impl Drop for Changes<'_> {
     }
 }
 
-/// What scenarios claim rests on this: the harness sees the changes of others, and does not see its own.
+/// What scenarios claim rests on this: the harness sees the changes of others, and does not see its
+/// own.
 fn the_harness_sees_what_others_do(target: &Target) {
     let bytes = unique().into_bytes();
     let blob = target.put_blob(&bytes, &[]);

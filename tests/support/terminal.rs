@@ -22,7 +22,8 @@ pub struct OnTerminal {
 }
 
 impl OnTerminal {
-    /// Starts a command whose standard output and error are a terminal of so many columns and lines.
+    /// Starts a command whose standard output and error are a terminal of so many columns and
+    /// lines.
     pub fn start(mut command: Command, columns: u16, lines: u16) -> OnTerminal {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
         grantpt(&terminal).expect("it is ours");

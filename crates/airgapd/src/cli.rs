@@ -65,9 +65,11 @@ pub(crate) enum Task {
     Bundle(BundleArgs),
     /// Show how bundles and images stand, with the daemon or without
     Status(StatusArgs),
-    /// List the images that containerd has, with who pinned them and the bundles that vouch for them
+    /// List the images that containerd has, with who pinned them and the bundles that vouch for
+    /// them
     Images(ImagesArgs),
-    /// Say for an audit which images this node has of which files, since when, and who owns the files
+    /// Say for an audit which images this node has of which files, since when, and who owns the
+    /// files
     #[command(after_help = "\
 The owner is that of the file now, for the ledger remembers none. Beside it stands whether content, owner and mode have changed \
 since the last import. The first import is the earliest of this content under this file name that the ledger knows.
@@ -84,7 +86,8 @@ Exit status: 0 done, 1 there is no ledger to be read, 3 containerd cannot be rea
     Config(ConfigArgs),
 }
 
-/// Documents that packages ship beside the program. They follow from the definition of the command line alone.
+/// Documents that packages ship beside the program. They follow from the definition of the command
+/// line alone.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Documentation {
     /// Print the completions for a shell
@@ -117,7 +120,8 @@ pub(crate) struct RunArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// Bundles: files, or folders with extracted OCI image layouts, anywhere and also in the images folder
+    /// Bundles: files, or folders with extracted OCI image layouts, anywhere and also in the images
+    /// folder
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Print what would be done, and do nothing
@@ -125,8 +129,8 @@ pub(crate) struct ImportArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     names: NameFlag,
-    /// Unpack the layers, too, so that the first container need not wait for it: background (after all records) or
-    /// before-record (an image that cannot be unpacked gets none)
+    /// Unpack the layers, too, so that the first container need not wait for it: background (after
+    /// all records) or before-record (an image that cannot be unpacked gets none)
     #[arg(long, value_name = "WHEN", value_parser = one_of::<Unpack>())]
     unpack: Option<Unpack>,
     #[command(flatten)]
@@ -246,7 +250,8 @@ pub(crate) struct BundleArtifactsArgs {
     /// Images by tag, by digest or both; from standard input if there are none here
     #[arg(value_name = "REFERENCE")]
     pub(crate) references: Vec<String>,
-    /// Take the best of each image for this platform; `all` takes everything [default: this machine's]
+    /// Take the best of each image for this platform; `all` takes everything [default: this
+    /// machine's]
     #[arg(long = "platform", value_name = "PLATFORM")]
     pub(crate) platforms: Vec<String>,
     /// How the bundle is compressed
@@ -255,7 +260,8 @@ pub(crate) struct BundleArtifactsArgs {
     /// Make a delta: leave out layers that this bundle has; may be given several times
     #[arg(long, value_name = "BUNDLE")]
     pub(crate) base: Vec<PathBuf>,
-    /// Make a delta: leave out layers that a node has, by the answer of `airgapd inventory`; may be given several times
+    /// Make a delta: leave out layers that a node has, by the answer of `airgapd inventory`; may be
+    /// given several times
     #[arg(long, value_name = "INVENTORY")]
     pub(crate) have: Vec<PathBuf>,
     /// Keep what was fetched in this folder, and do not fetch it again
@@ -276,10 +282,12 @@ pub(crate) struct BundleArtifactsArgs {
     /// Trust the certificates in this PEM file, too; may be given several times
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Vec<PathBuf>,
-    /// Look for images below a prefix elsewhere first: docker.io=mirror.example:5000/hub; may be given several times
+    /// Look for images below a prefix elsewhere first: docker.io=mirror.example:5000/hub; may be
+    /// given several times
     #[arg(long, value_name = "PREFIX=PREFIX")]
     pub(crate) mirror: Vec<registry::Rule>,
-    /// Fetch images below a prefix from elsewhere, under their own names; may be given several times
+    /// Fetch images below a prefix from elsewhere, under their own names; may be given several
+    /// times
     #[arg(long, value_name = "PREFIX=PREFIX")]
     pub(crate) rewrite: Vec<registry::Rule>,
 }
@@ -363,7 +371,8 @@ pub(crate) struct DiffArgs {
     pub(crate) to: PathBuf,
 }
 
-/// A size in bytes, typed with a unit: what is sold in powers of ten has `GB`, what is counted in powers of two `GiB`.
+/// A size in bytes, typed with a unit: what is sold in powers of ten has `GB`, what is counted in
+/// powers of two `GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
 
@@ -465,7 +474,8 @@ pub(crate) struct WaitArgs {
     /// Only for this bundle, by its file name in the images folder; may be given several times
     #[arg(long = "bundle", value_name = "NAME")]
     pub(crate) bundles: Vec<String>,
-    /// Only for this content: the digest of an image, or of a bundle as `airgapd inspect` has it; may be given several times
+    /// Only for this content: the digest of an image, or of a bundle as `airgapd inspect` has it;
+    /// may be given several times
     #[arg(long = "digest", value_name = "DIGEST", value_parser = basics::digest::parse)]
     pub(crate) digests: Vec<oci_spec::image::Digest>,
     /// For every bundle of the folder, as without --bundle

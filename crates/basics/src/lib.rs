@@ -1,4 +1,5 @@
-//! Small things that every crate needs and none owns: digests, text of others, chains of errors, back-off, amounts.
+//! Small things that every crate needs and none owns: digests, text of others, chains of errors,
+//! back-off, amounts.
 //!
 //! Nothing here knows a bundle or containerd, opens a file, reads a clock or waits.
 

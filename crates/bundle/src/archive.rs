@@ -1,15 +1,16 @@
-//! The bytes of a bundle: a tar archive, plain or compressed, or a folder, as names and the places they
-//! stand for.
+//! The bytes of a bundle: a tar archive, plain or compressed, or a folder, as names and the places
+//! they stand for.
 //!
-//! It never parses a document, knows what an image is, unpacks anything, or makes a path of an entry's
-//! name.
+//! It never parses a document, knows what an image is, unpacks anything, or makes a path of an
+//! entry's name.
 //!
-//! From below: `decode` decompresses a file from its beginning to its end, and `frames` goes into a file
-//! that has a table of its frames. `tar` walks the headers of an archive and is strict about them.
-//! `table` makes a table of names of them, in little memory (`entries`), with links resolved. Each name
-//! stands for a `place`. `packed` keeps what one pass over a compressed archive has seen, and `folder`
-//! stands in for an archive that was extracted. `recognise` tells archives from other files, and
-//! `strangers` says what those are. `sniff` tells how a file begins and ends, before it is opened.
+//! From below: `decode` decompresses a file from its beginning to its end, and `frames` goes into a
+//! file that has a table of its frames. `tar` walks the headers of an archive and is strict about
+//! them. `table` makes a table of names of them, in little memory (`entries`), with links resolved.
+//! Each name stands for a `place`. `packed` keeps what one pass over a compressed archive has seen,
+//! and `folder` stands in for an archive that was extracted. `recognise` tells archives from other
+//! files, and `strangers` says what those are. `sniff` tells how a file begins and ends, before it
+//! is opened.
 
 mod compression;
 mod decode;

@@ -15,8 +15,8 @@ use crate::{BlobStream, Catalog, Error, Fault, Identity, Limits};
 
 /// An open bundle: its [`Catalog`] and access to its blobs.
 ///
-/// All reading goes through the one descriptor that was opened, so a file that is renamed, replaced or deleted
-/// meanwhile stays the same bundle. `Send` and `Sync`; share it in an `Arc`.
+/// All reading goes through the one descriptor that was opened, so a file that is renamed, replaced
+/// or deleted meanwhile stays the same bundle. `Send` and `Sync`; share it in an `Arc`.
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
@@ -49,18 +49,19 @@ impl Source {
 impl Bundle {
     /// Opens a file, reads its headers and documents, and draws up the catalog.
     ///
-    /// Blobs that are not documents are not read, except compressed layers of Docker archives, whose digest is
-    /// nowhere else. A compressed file is read and decompressed from beginning to end, unless it has a table that
-    /// allows to go into it. Blocking; memory is bounded by `limits` and not by the file.
+    /// Blobs that are not documents are not read, except compressed layers of Docker archives,
+    /// whose digest is nowhere else. A compressed file is read and decompressed from beginning to
+    /// end, unless it has a table that allows to go into it. Blocking; memory is bounded by
+    /// `limits` and not by the file.
     ///
-    /// Sparse entries of tar (`--sparse`) are not read. One on which nothing relies is passed over by the size in its
-    /// header. A blob that is one breaks its images, and a document that lists images refuses the file; the reason names
-    /// the entry and the remedy.
+    /// Sparse entries of tar (`--sparse`) are not read. One on which nothing relies is passed over
+    /// by the size in its header. A blob that is one breaks its images, and a document that lists
+    /// images refuses the file; the reason names the entry and the remedy.
     ///
     /// # Errors
     ///
-    /// When nothing can be said about the file's images, or a limit on the whole is exceeded. Anything about a
-    /// single image is in the catalog instead.
+    /// When nothing can be said about the file's images, or a limit on the whole is exceeded.
+    /// Anything about a single image is in the catalog instead.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
         // O_NONBLOCK: opening a named pipe would wait for a writer for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -103,8 +104,8 @@ impl Bundle {
 
     /// Opens a folder into which an image layout was extracted.
     ///
-    /// Names are looked up below the folder only, links that lead out of it are followed nowhere, and a file that
-    /// changes after it was found is no part of the bundle any more.
+    /// Names are looked up below the folder only, links that lead out of it are followed nowhere,
+    /// and a file that changes after it was found is no part of the bundle any more.
     ///
     /// # Errors
     ///
@@ -116,7 +117,8 @@ impl Bundle {
         Self::from_dir(File::from(folder), path, limits)
     }
 
-    /// Like [`Bundle::open_dir`] for a folder that is open already; `path` only tells what to call it.
+    /// Like [`Bundle::open_dir`] for a folder that is open already; `path` only tells what to call
+    /// it.
     pub fn from_dir(folder: File, path: &Path, limits: &Limits) -> Result<Self, Error> {
         Self::of_dir(folder, path, limits).map_err(|fault| fault.in_file(path))
     }
@@ -149,8 +151,8 @@ impl Bundle {
         &self.catalog
     }
 
-    /// Which file this is, as it was when it was opened. That of a folder changes when an entry is added or
-    /// removed, or one of the documents is written to.
+    /// Which file this is, as it was when it was opened. That of a folder changes when an entry is
+    /// added or removed, or one of the documents is written to.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -164,7 +166,8 @@ impl Bundle {
         Ok(self.source.identity()? == self.identity)
     }
 
-    /// A blob that the catalog mentions and that is there, manifests made up for Docker archives included.
+    /// A blob that the catalog mentions and that is there, manifests made up for Docker archives
+    /// included.
     pub fn blob(&self, digest: &Digest) -> Option<Blob> {
         let bytes = match (self.places.get(digest)?, &self.source) {
             (Place::Memory(bytes), _) => Bytes::InMemory(Arc::clone(bytes)),
@@ -193,8 +196,9 @@ impl Bundle {
         Some(Blob(bytes))
     }
 
-    /// Whether blobs are best taken in the order of the archive: see [`Bundle::stream`]. Of a compressed bundle without
-    /// a table of its frames, reading a single blob means decompressing everything before it.
+    /// Whether blobs are best taken in the order of the archive: see [`Bundle::stream`]. Of a
+    /// compressed bundle without a table of its frames, reading a single blob means decompressing
+    /// everything before it.
     pub fn is_sequential(&self) -> bool {
         matches!(self.source, Source::Packed(..))
     }
@@ -272,8 +276,8 @@ impl Blob {
         }
     }
 
-    /// Whether its file is still what it was when the catalog was drawn up, where it has one of its own: in a layout
-    /// folder. Of an archive, [`Bundle::is_unchanged`] tells.
+    /// Whether its file is still what it was when the catalog was drawn up, where it has one of its
+    /// own: in a layout folder. Of an archive, [`Bundle::is_unchanged`] tells.
     pub fn is_unchanged(&self) -> bool {
         match &self.0 {
             Bytes::InFolder {
@@ -285,11 +289,12 @@ impl Blob {
         }
     }
 
-    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking; of a bundle that
-    /// [is sequential](Bundle::is_sequential), everything before is decompressed first unless it is a document that
-    /// was kept.
+    /// Opens the blob for reading from `offset`; readers do not disturb each other. Blocking; of a
+    /// bundle that [is sequential](Bundle::is_sequential), everything before is decompressed first
+    /// unless it is a document that was kept.
     ///
-    /// The reader gives [`io::ErrorKind::UnexpectedEof`] if the file was cut short after it was opened.
+    /// The reader gives [`io::ErrorKind::UnexpectedEof`] if the file was cut short after it was
+    /// opened.
     ///
     /// # Errors
     ///

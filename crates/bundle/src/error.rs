@@ -10,8 +10,8 @@ use basics::foreign;
 
 /// Why nothing can be said about a file, or why it is refused as a whole.
 ///
-/// What is wrong with a single image is not an error: it stands in the catalog's nodes. The text names the
-/// file and the entry, escaped, and leaves the system's own words to the source.
+/// What is wrong with a single image is not an error: it stands in the catalog's nodes. The text
+/// names the file and the entry, escaped, and leaves the system's own words to the source.
 #[derive(Debug)]
 pub struct Error {
     /// The bundle.
@@ -103,7 +103,8 @@ pub enum Fault {
         what: String,
         /// How much is allowed.
         limit: u64,
-        /// The key of the configuration that it follows from, with its value; none where no key moves it.
+        /// The key of the configuration that it follows from, with its value; none where no key
+        /// moves it.
         set: Option<String>,
     },
     /// `oci-layout` names a version of the layout that is not known; escaped.
@@ -182,9 +183,11 @@ pub enum Warning {
     },
     /// There is no `oci-layout` file, but a good `index.json`.
     NoLayoutFile,
-    /// There is an `oci-layout` file, but `index.json` is absent or lists nothing: `manifest.json` is used.
+    /// There is an `oci-layout` file, but `index.json` is absent or lists nothing: `manifest.json`
+    /// is used.
     IndexUnusable(&'static str),
-    /// The OCI side of one image is broken as Docker 25.0 wrote it: `manifest.json` is used for this image.
+    /// The OCI side of one image is broken as Docker 25.0 wrote it: `manifest.json` is used for
+    /// this image.
     OciSideBroken {
         /// The image, by name or digest, escaped.
         image: String,
@@ -198,8 +201,8 @@ pub enum Warning {
         /// How many layers were left out.
         count: usize,
     },
-    /// The bundle says that it relies on blobs elsewhere, but the list of them is unusable: what is absent is simply
-    /// absent.
+    /// The bundle says that it relies on blobs elsewhere, but the list of them is unusable: what is
+    /// absent is simply absent.
     RelianceUnusable {
         /// What is wrong with the list.
         reason: String,

@@ -2,11 +2,11 @@
 //!
 //! It never decompresses or unpacks anything, chooses a platform, or judges a name.
 //!
-//! From below: `documents` has the lenient models of foreign JSON, and `members` reads their keys as Go
-//! does. `reader` finds and verifies blobs, and `account` is what that may cost. `layout` and `docker`
-//! make images of the two formats, `hybrid` of archives that have both, and `read` chooses between them.
-//! `catalog` is the result. `graph` does the same for an image in another store, and `reliance` is what a
-//! delta leaves out.
+//! From below: `documents` has the lenient models of foreign JSON, and `members` reads their keys
+//! as Go does. `reader` finds and verifies blobs, and `account` is what that may cost. `layout` and
+//! `docker` make images of the two formats, `hybrid` of archives that have both, and `read` chooses
+//! between them. `catalog` is the result. `graph` does the same for an image in another store, and
+//! `reliance` is what a delta leaves out.
 
 mod account;
 mod catalog;

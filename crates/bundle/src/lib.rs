@@ -1,13 +1,14 @@
 //! Reads image bundles into a checked catalog, and writes bundles: see [`mod@write`].
 //!
-//! A bundle is an archive of container images: an OCI image layout, a Docker archive, or both in one. This
-//! crate finds out what is in it and whether it is whole, and hands out blobs. It trusts nothing: every
-//! document is verified by its digest, what is not there or does not fit is said so in the catalog, and no
-//! archive, however made, costs more memory or time than [`Limits`] and its size allow. Nothing is ever
-//! unpacked: names of entries are keys of a table and never become paths.
+//! A bundle is an archive of container images: an OCI image layout, a Docker archive, or both in
+//! one. This crate finds out what is in it and whether it is whole, and hands out blobs. It trusts
+//! nothing: every document is verified by its digest, what is not there or does not fit is said so
+//! in the catalog, and no archive, however made, costs more memory or time than [`Limits`] and its
+//! size allow. Nothing is ever unpacked: names of entries are keys of a table and never become
+//! paths.
 //!
-//! It never talks to containerd, never chooses a platform and never judges a name; it does not print, log or
-//! read the environment. All calls block.
+//! It never talks to containerd, never chooses a platform and never judges a name; it does not
+//! print, log or read the environment. All calls block.
 //!
 //! ```no_run
 //! use airgapd_bundle::{Bundle, Limits};
@@ -19,8 +20,8 @@
 //! # Ok::<(), airgapd_bundle::Error>(())
 //! ```
 //!
-//! Inside there are three rooms: `archive` has the bytes, `image` makes a catalog of them, and [`mod@write`]
-//! writes bundles. `Bundle` and `BlobStream` are the door to the first two.
+//! Inside there are three rooms: `archive` has the bytes, `image` makes a catalog of them, and
+//! [`mod@write`] writes bundles. `Bundle` and `BlobStream` are the door to the first two.
 
 mod archive;
 mod bundle;

@@ -74,7 +74,8 @@ impl BlobStream {
         Ok(())
     }
 
-    /// Goes to the next blob, passing over what is left of the one before and what lies between; none at the end.
+    /// Goes to the next blob, passing over what is left of the one before and what lies between;
+    /// none at the end.
     ///
     /// # Errors
     ///

@@ -2,13 +2,15 @@
 //!
 //! It never opens an archive, chooses an image or a name, or fetches a blob by itself.
 //!
-//! A bundle is drafted as a value ([`Draft`]: names, what they stand for, which blobs there are), laid out
-//! ([`Layout`]: every entry of the archive in its order) and written ([`write()`]), each blob being asked for when its
-//! turn comes. `oci-layout`, `index.json` and `manifest.json` stand first, then documents, then layers, so that whoever reads the
-//! archive as a stream knows all names before the first large blob. No entry tells who wrote it, when or where.
+//! A bundle is drafted as a value ([`Draft`]: names, what they stand for, which blobs there are),
+//! laid out ([`Layout`]: every entry of the archive in its order) and written ([`write()`]), each
+//! blob being asked for when its turn comes. `oci-layout`, `index.json` and `manifest.json` stand
+//! first, then documents, then layers, so that whoever reads the archive as a stream knows all
+//! names before the first large blob. No entry tells who wrote it, when or where.
 //!
-//! Nothing is written that is not what its digest says: each blob is hashed on its way, and an archive that cannot be
-//! finished has no end mark. Sources: OCI image-spec 1.1, "Image Layout", "Annotations"; POSIX.1-2017 `pax`.
+//! Nothing is written that is not what its digest says: each blob is hashed on its way, and an
+//! archive that cannot be finished has no end mark. Sources: OCI image-spec 1.1, "Image Layout",
+//! "Annotations"; POSIX.1-2017 `pax`.
 
 mod draft;
 mod entry;
@@ -35,7 +37,8 @@ use packer::{PIECE, Packer};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The draft contradicts itself, or holds more than any reader takes; what it is, with its way out.
+    /// The draft contradicts itself, or holds more than any reader takes; what it is, with its way
+    /// out.
     #[error("{0}")]
     Draft(String),
     /// The archive cannot be written.
@@ -109,18 +112,19 @@ pub struct Written {
 
 /// Writes a bundle. Blocking; holds one piece of a blob, and the codec's window.
 ///
-/// The bytes depend on the layout, the compression and the version of its library, and on nothing else. Compressed
-/// with zstd it is seekable: each layer begins a frame, and a table of all frames stands in a skippable one at the
-/// end (see `docs/bundles.md`). The target is flushed, not synced.
+/// The bytes depend on the layout, the compression and the version of its library, and on nothing
+/// else. Compressed with zstd it is seekable: each layer begins a frame, and a table of all frames
+/// stands in a skippable one at the end (see `docs/bundles.md`). The target is flushed, not synced.
 ///
 /// # Errors
 ///
-/// If the target cannot be written, or a blob is not to be had or not what its digest says. What is in the target by
-/// then is no bundle.
+/// If the target cannot be written, or a blob is not to be had or not what its digest says. What is
+/// in the target by then is no bundle.
 ///
 /// # Panics
 ///
-/// If `compression` is one that bundles are read in only: bundles are written plain, with gzip and with zstd.
+/// If `compression` is one that bundles are read in only: bundles are written plain, with gzip and
+/// with zstd.
 pub fn write(
     layout: &Layout,
     compression: Compression,

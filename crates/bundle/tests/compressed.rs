@@ -1,4 +1,5 @@
-//! Compressed bundles: the same catalog as the plain ones, in constant memory, and errors that name the codec.
+//! Compressed bundles: the same catalog as the plain ones, in constant memory, and errors that name
+//! the codec.
 
 use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};

@@ -114,8 +114,8 @@ fn with_one_row(mut frames: Vec<u8>, contained: usize) -> Vec<u8> {
     frames
 }
 
-/// Each document or layer of such a frame costs what stands before it. So a bundle is gone into while that costs about
-/// as much as some passes over it, and otherwise read in order.
+/// Each document or layer of such a frame costs what stands before it. So a bundle is gone into
+/// while that costs about as much as some passes over it, and otherwise read in order.
 #[test]
 fn a_frame_is_gone_into_while_that_costs_less_than_reading_it_in_order() {
     let image = |name: usize, layers: usize| {

@@ -1,4 +1,5 @@
-//! Damaged and hostile bundles: whatever the bytes, there is an answer, it is right, and it is cheap.
+//! Damaged and hostile bundles: whatever the bytes, there is an answer, it is right, and it is
+//! cheap.
 
 mod common;
 

@@ -556,7 +556,8 @@ fn attestations_are_ordinary_nodes() {
 #[test]
 fn blobs_of_sha512_are_found_and_verified() {
     let mut archive = one_image();
-    // The layer under another algorithm: only its descriptor changes, the graph is put together by hand.
+    // The layer under another algorithm: only its descriptor changes, the graph is put together by
+    // hand.
     let sha512 = format!("sha512:{}", "ab".repeat(64));
     archive.add(
         &format!("blobs/sha512/{}", "ab".repeat(64)),

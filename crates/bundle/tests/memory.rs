@@ -1,5 +1,5 @@
-//! What a bundle's documents take in memory is bounded, whatever they say. A program of its own: the peak is that of the
-//! whole process.
+//! What a bundle's documents take in memory is bounded, whatever they say. A program of its own:
+//! the peak is that of the whole process.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,8 +10,9 @@ use airgapd_bundle::{Bundle, Compression, Limits};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// What opening may take at most, in bytes: the catalog that the limits allow, the largest document once as bytes and
-/// once as the values that it is parsed to, and room for the documents of a compressed bundle.
+/// What opening may take at most, in bytes: the catalog that the limits allow, the largest document
+/// once as bytes and once as the values that it is parsed to, and room for the documents of a
+/// compressed bundle.
 const MOST_MEMORY: u64 = 192 << 20;
 
 /// What is said in thousands of places.
@@ -86,8 +87,8 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     })
 }
 
-/// Writes a bundle of that many manifests, each with layers, of one config. The configs, the layers and the entries of
-/// the index say what is given.
+/// Writes a bundle of that many manifests, each with layers, of one config. The configs, the layers
+/// and the entries of the index say what is given.
 fn write(file: &mut File, manifests: usize, layers: usize, [config, layer, entry]: &[Saying; 3]) {
     const DOCUMENT: usize = 6 << 20;
     let mut archive = Layout::new().build();

@@ -1,8 +1,9 @@
-//! Good bundles of every format and codec, cut and changed at every place of interest: what comes of it is a complete
-//! image or an error, soon and in little memory.
+//! Good bundles of every format and codec, cut and changed at every place of interest: what comes
+//! of it is a complete image or an error, soon and in little memory.
 //!
-//! A layer is not read when a plain bundle is opened, so an image counts as complete only once all its blobs were
-//! read and have their digests, which is what containerd checks before it gets a record.
+//! A layer is not read when a plain bundle is opened, so an image counts as complete only once all
+//! its blobs were read and have their digests, which is what containerd checks before it gets a
+//! record.
 
 mod common;
 
@@ -146,7 +147,8 @@ fn judge(subject: &Subject, bytes: &[u8], what: &str) -> usize {
         .iter()
         .filter(|image| is_complete(&bundle, &image.root))
         .collect();
-    // Nothing vouches for the config of a Docker archive; of all else, it is the same image or none.
+    // Nothing vouches for the config of a Docker archive; of all else, it is the same image or
+    // none.
     if subject.format == Format::OciLayout {
         for image in &complete {
             let root = image.root.descriptor.digest();

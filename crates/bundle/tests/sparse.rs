@@ -1,5 +1,5 @@
-//! Sparse entries are refused by name wherever something relies on them, in every form that tar writes, and are passed
-//! over where nothing does.
+//! Sparse entries are refused by name wherever something relies on them, in every form that tar
+//! writes, and are passed over where nothing does.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -19,11 +19,12 @@ const FORMS: [&[&str]; 5] = [
     &["--format=posix", "--sparse-version=1.0"],
 ];
 
-/// tar looks for holes in units of 512 bytes, file systems make them of 4096: files of this size have some.
+/// tar looks for holes in units of 512 bytes, file systems make them of 4096: files of this size
+/// have some.
 const UNIT: usize = 1 << 16;
 
-/// Bytes with holes before, between and after so many islands. Four islands fit into an old header, 21 into each
-/// further block.
+/// Bytes with holes before, between and after so many islands. Four islands fit into an old header,
+/// 21 into each further block.
 fn islands(count: usize) -> Vec<u8> {
     let mut bytes = vec![0; UNIT];
     for n in 0..count {
@@ -79,7 +80,8 @@ fn plain_and_compressed(bytes: &[u8]) -> [Vec<u8>; 2] {
     [bytes.to_vec(), packed]
 }
 
-/// Why the image of that name is not whole: the state of its only layer, or what is wrong with all of it.
+/// Why the image of that name is not whole: the state of its only layer, or what is wrong with all
+/// of it.
 fn reason(bundle: &Bundle, name: &str) -> String {
     let images = &bundle.catalog().images;
     let is_named = |image: &&airgapd_bundle::Image| image.names.iter().any(|known| known.as_str() == name);
@@ -170,7 +172,8 @@ fn an_entry_with_holes_on_which_nothing_relies_is_passed_over() {
     }
 }
 
-/// The header of a sparse file in the old form with these sizes, stored and with holes, and a first region.
+/// The header of a sparse file in the old form with these sizes, stored and with holes, and a first
+/// region.
 fn header(name: &str, stored: u64, size: u64, has_more: bool) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_path(name).unwrap();

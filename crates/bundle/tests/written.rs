@@ -1,4 +1,5 @@
-//! Bundles that are written: the same bytes for the same content, read back as what they were drafted.
+//! Bundles that are written: the same bytes for the same content, read back as what they were
+//! drafted.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -188,8 +189,8 @@ fn every_name_gets_an_entry_for_all_readers() {
     }
 }
 
-/// The elements of the `manifest.json` that is written for these images: configs, names and layers; `None` where there
-/// is no such document. What is written is read back as the layout that it is.
+/// The elements of the `manifest.json` that is written for these images: configs, names and layers;
+/// `None` where there is no such document. What is written is read back as the layout that it is.
 fn listed(
     images: impl IntoIterator<Item = Image>,
     change: impl FnOnce(&mut Draft),

@@ -1,8 +1,9 @@
 //! Connections: one for short calls, and a few for blobs, each blob alone on its own.
 //!
-//! containerd reads a connection with one thread, so parallel blobs gain nothing on a shared one. HTTP/2 pings
-//! are not used: gRPC servers in Go hang up on clients that ping more often than every five minutes, and the
-//! end of a local process closes its sockets anyway. A containerd that hangs is noticed by deadlines.
+//! containerd reads a connection with one thread, so parallel blobs gain nothing on a shared one.
+//! HTTP/2 pings are not used: gRPC servers in Go hang up on clients that ping more often than every
+//! five minutes, and the end of a local process closes its sockets anyway. A containerd that hangs
+//! is noticed by deadlines.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -28,13 +29,14 @@ pub struct Options {
     pub collection_deadline: Duration,
     /// Without an acknowledged byte while bytes are under way. Default 60 s.
     pub stall: Duration,
-    /// For another client that writes the same blob, since its last progress; a commit may take its time. Default 60 s.
+    /// For another client that writes the same blob, since its last progress; a commit may take its
+    /// time. Default 60 s.
     pub lock_wait: Duration,
-    /// For another importer that writes the same blob under a name of its own, since its last progress. Longer would wait
-    /// for what was left behind by one that died. Default 10 s.
+    /// For another importer that writes the same blob under a name of its own, since its last
+    /// progress. Longer would wait for what was left behind by one that died. Default 10 s.
     pub other_wait: Duration,
-    /// Connections for writing blobs, and so blobs under way at a time; the next one waits. Default 8:
-    /// four that gain from each other, and some for what is small and must not wait for them.
+    /// Connections for writing blobs, and so blobs under way at a time; the next one waits. Default
+    /// 8: four that gain from each other, and some for what is small and must not wait for them.
     pub write_connections: usize,
 }
 

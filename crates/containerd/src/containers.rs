@@ -10,7 +10,8 @@ use crate::wire::{self, Labels};
 use crate::within;
 use crate::{Client, MOST_LISTED};
 
-/// Where CRI keeps what it knows of a container: JSON, in a message of a type that changes its name with each release.
+/// Where CRI keeps what it knows of a container: JSON, in a message of a type that changes its name
+/// with each release.
 const CRI_METADATA: &str = "io.cri-containerd.container.metadata";
 
 /// A container, running or not.
@@ -18,16 +19,19 @@ const CRI_METADATA: &str = "io.cri-containerd.container.metadata";
 pub struct Container {
     /// Its id.
     pub id: String,
-    /// The name of the image record that it was made from; the record may point elsewhere by now. May be empty.
+    /// The name of the image record that it was made from; the record may point elsewhere by now.
+    /// May be empty.
     pub image: String,
-    /// The image's id (its config's digest) where CRI made the container; CRI keeps an image record by that name.
+    /// The image's id (its config's digest) where CRI made the container; CRI keeps an image record
+    /// by that name.
     pub image_id: Option<String>,
     /// Its labels; CRI's tell the pod.
     pub labels: Labels,
 }
 
 impl Client {
-    /// Lists the containers of the namespace, one message each, since a container's specification may be large.
+    /// Lists the containers of the namespace, one message each, since a container's specification
+    /// may be large.
     ///
     /// # Errors
     /// Those of any call.

@@ -1,4 +1,5 @@
-//! The content store: blobs, their labels, and ingests (blobs being written). Writing has its own module.
+//! The content store: blobs, their labels, and ingests (blobs being written). Writing has its own
+//! module.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -25,7 +26,8 @@ use crate::{Client, LOOKUPS, MOST_LISTED, within};
 /// A blob with more pieces without a byte than this does not get on.
 const MOST_EMPTY: usize = 1000;
 
-/// A blob that is looked up costs containerd as much as so many that it walks over in a list, as measured.
+/// A blob that is looked up costs containerd as much as so many that it walks over in a list, as
+/// measured.
 const LOOKUP_COSTS: usize = 32;
 
 /// A committed blob as this namespace sees it.
@@ -94,8 +96,9 @@ impl BlobReader {
 /// The names of our ingests begin with it.
 pub const INGEST_PREFIX: &str = "airgapd-";
 
-/// The name of our ingest of a blob. It follows from the digest, so an interrupted write is found again by the
-/// next run, and two of us writing the same blob wait for each other instead of writing it twice.
+/// The name of our ingest of a blob. It follows from the digest, so an interrupted write is found
+/// again by the next run, and two of us writing the same blob wait for each other instead of
+/// writing it twice.
 pub fn ingest_ref(digest: &Digest) -> String {
     format!("{INGEST_PREFIX}{digest}")
 }
@@ -127,7 +130,8 @@ impl Client {
         }
     }
 
-    /// Lists all blobs of the namespace. They are in memory all at once: see [`Client::blobs_of`] where only some of them matter.
+    /// Lists all blobs of the namespace. They are in memory all at once: see [`Client::blobs_of`]
+    /// where only some of them matter.
     ///
     /// # Errors
     /// As [`Client::blobs_of`].
@@ -135,8 +139,9 @@ impl Client {
         self.blobs_where(|_| true).await
     }
 
-    /// Asks for these blobs; those that are not there are left out. One by one where that costs containerd less than a walk
-    /// over all blobs of the namespace: as many as there were last time, or very many where there are very many records.
+    /// Asks for these blobs; those that are not there are left out. One by one where that costs
+    /// containerd less than a walk over all blobs of the namespace: as many as there were last
+    /// time, or very many where there are very many records.
     ///
     /// # Errors
     /// Those of any call; [`Error::Invalid`] for a list that does not end.
@@ -198,7 +203,8 @@ impl Client {
     /// All of it is one call, so either all labels are set or none.
     ///
     /// # Errors
-    /// [`Error::Gone`] when there is no such blob; [`Error::Refused`] for a label over 4096 bytes (key and value).
+    /// [`Error::Gone`] when there is no such blob; [`Error::Refused`] for a label over 4096 bytes
+    /// (key and value).
     pub async fn set_blob_labels(&self, digest: &Digest, labels: &Labels) -> Result<BlobInfo, Error> {
         let attempt = || format!("label blob {digest}");
         let gone = || Error::gone(format!("blob {digest}"), attempt());
@@ -229,8 +235,8 @@ impl Client {
     /// Reads a whole blob of at most `limit` bytes into memory and checks its digest.
     ///
     /// # Errors
-    /// [`Error::Gone`] when there is no such blob; [`Error::Content`] when its bytes are not the digest's;
-    /// [`Error::Invalid`] when it is larger than `limit`.
+    /// [`Error::Gone`] when there is no such blob; [`Error::Content`] when its bytes are not the
+    /// digest's; [`Error::Invalid`] when it is larger than `limit`.
     pub async fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, Error> {
         let mut reader = self.open_blob(digest, 0).await?;
         let mut bytes = Vec::new();
@@ -284,8 +290,8 @@ impl Client {
         self.fail(failure, attempt)
     }
 
-    /// Whether containerd can read the last byte of a blob of this size: its file is there and has not lost its end. What it
-    /// cannot say of a blob speaks for it.
+    /// Whether containerd can read the last byte of a blob of this size: its file is there and has
+    /// not lost its end. What it cannot say of a blob speaks for it.
     ///
     /// # Errors
     /// [`Error::Unreachable`] and [`Error::Stalled`].

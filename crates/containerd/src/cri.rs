@@ -108,10 +108,12 @@ impl Cri {
         })
     }
 
-    /// Asks which image every pod is started with (often called pause); `None` where CRI does not tell.
+    /// Asks which image every pod is started with (often called pause); `None` where CRI does not
+    /// tell.
     ///
-    /// containerd up to 1.7 has it in the configuration that its verbose status shows. From 2.0 on it is in another
-    /// plugin's configuration and not shown, so the pods that there are tell it, if there are any.
+    /// containerd up to 1.7 has it in the configuration that its verbose status shows. From 2.0 on
+    /// it is in another plugin's configuration and not shown, so the pods that there are tell it,
+    /// if there are any.
     ///
     /// # Errors
     /// Those of any call.
@@ -154,7 +156,8 @@ impl Cri {
         }
     }
 
-    /// Asks for an image by name, name and digest, or id, as kubelet does before it decides to pull.
+    /// Asks for an image by name, name and digest, or id, as kubelet does before it decides to
+    /// pull.
     ///
     /// # Errors
     /// Those of any call; an unknown image is not one.
@@ -180,14 +183,15 @@ impl Cri {
         }))
     }
 
-    /// Lets CRI pull an image as kubelet would, with the registries and credentials of its own configuration. Gives
-    /// the id of what it pulled.
+    /// Lets CRI pull an image as kubelet would, with the registries and credentials of its own
+    /// configuration. Gives the id of what it pulled.
     ///
-    /// Takes as long as the registry does, half an hour at most: from 1.7 on CRI itself gives up a pull without
-    /// progress. Cancelling it cancels the pull.
+    /// Takes as long as the registry does, half an hour at most: from 1.7 on CRI itself gives up a
+    /// pull without progress. Cancelling it cancels the pull.
     ///
     /// # Errors
-    /// Those of any call, with CRI's reason where the registry has no such image or cannot be reached.
+    /// Those of any call, with CRI's reason where the registry has no such image or cannot be
+    /// reached.
     pub async fn pull_image(&self, reference: &str) -> Result<String, Error> {
         let image = ImageSpec {
             image: reference.to_owned(),

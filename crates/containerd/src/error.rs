@@ -1,9 +1,9 @@
 //! What can go wrong between us and containerd, and what to do about it.
 //!
-//! This is the only place that reads gRPC codes and containerd's error texts. A reply that is not a success
-//! becomes a [`Failure`] first; the call that got it may give it a meaning of its own (an absent blob is an
-//! answer, not an error), and what is left becomes an [`Error`]. Codes and texts stand in one file, however long, so that no
-//! other reads them.
+//! This is the only place that reads gRPC codes and containerd's error texts. A reply that is not a
+//! success becomes a [`Failure`] first; the call that got it may give it a meaning of its own (an
+//! absent blob is an answer, not an error), and what is left becomes an [`Error`]. Codes and texts
+//! stand in one file, however long, so that no other reads them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,7 +40,8 @@ pub enum Error {
         /// How long it was waited for.
         waited: Duration,
     },
-    /// Somebody else is writing this very blob, and got no further within the time we wait for that.
+    /// Somebody else is writing this very blob, and got no further within the time we wait for
+    /// that.
     #[error("blob {digest} is held by another client of containerd, which has not moved for {} s", waited.as_secs())]
     #[non_exhaustive]
     Locked {
@@ -120,8 +121,9 @@ pub enum Error {
         /// containerd's answer.
         source: Cause,
     },
-    /// The request or the answer is larger than a message to or from containerd may be: 16 MiB, unless it is configured
-    /// otherwise (`max_send_message_size`). The connection is as good as before, and asking again changes nothing.
+    /// The request or the answer is larger than a message to or from containerd may be: 16 MiB,
+    /// unless it is configured otherwise (`max_send_message_size`). The connection is as good as
+    /// before, and asking again changes nothing.
     #[error(
         "cannot {attempt}: that is larger than containerd's messages may be on {} (max_send_message_size in containerd's \
          configuration allows more)",
@@ -147,7 +149,8 @@ pub enum Error {
     },
 }
 
-/// What a connection is made for. To have connected is not worth a word beside that there is no connection.
+/// What a connection is made for. To have connected is not worth a word beside that there is no
+/// connection.
 const CONNECT: &str = "connect";
 
 fn trying(attempt: &str) -> String {
@@ -164,7 +167,8 @@ pub enum Recovery {
     Transient,
     /// Try again when there is more space; what was half written has been taken back.
     Space,
-    /// Try again with a backoff, and loudly: a disk fails, containerd's or the one that is read from.
+    /// Try again with a backoff, and loudly: a disk fails, containerd's or the one that is read
+    /// from.
     Disk,
     /// Make a new lease and start the bundle again.
     LeaseLost,
@@ -246,7 +250,8 @@ impl From<tonic::transport::Error> for Cause {
 }
 
 impl Cause {
-    /// Why a connection could not be made or broke, in the system's words: those of the layers above say nothing else.
+    /// Why a connection could not be made or broke, in the system's words: those of the layers
+    /// above say nothing else.
     fn of_transport(error: &(dyn std::error::Error + 'static)) -> Cause {
         const LAYERS: [&str; 4] = [
             "transport error",
@@ -287,8 +292,8 @@ impl From<Status> for Cause {
     }
 }
 
-/// The errors below `error` as one chain of texts, so that no foreign type leaves this crate. Links that only
-/// repeat the one above are left out.
+/// The errors below `error` as one chain of texts, so that no foreign type leaves this crate. Links
+/// that only repeat the one above are left out.
 fn deeper(error: &dyn std::error::Error) -> Option<Box<dyn std::error::Error + Send + Sync>> {
     let above = error.to_string();
     let mut next = error.source();
@@ -353,9 +358,9 @@ impl Failure {
         self.code() == Some(Code::OutOfRange)
     }
 
-    /// UNAVAILABLE means a locked ingest or a dead daemon; only the text tells them apart. Where containerd 2.0 and later
-    /// notice it with the first byte only, the text is all there is: "truncate failed: ref ... locked for 14ms (...):
-    /// unavailable" is UNKNOWN.
+    /// UNAVAILABLE means a locked ingest or a dead daemon; only the text tells them apart. Where
+    /// containerd 2.0 and later notice it with the first byte only, the text is all there is:
+    /// "truncate failed: ref ... locked for 14ms (...): unavailable" is UNKNOWN.
     pub(crate) fn is_locked(&self) -> bool {
         match self.code() {
             Some(Code::Unavailable) => self.message().contains("locked"),
@@ -366,7 +371,8 @@ impl Failure {
         }
     }
 
-    /// The digest of what was written is not the expected one. The size would have been another text.
+    /// The digest of what was written is not the expected one. The size would have been another
+    /// text.
     pub(crate) fn is_digest_mismatch(&self) -> bool {
         self.is_failed_precondition() && self.message().contains("unexpected commit digest")
     }
@@ -380,8 +386,9 @@ impl Failure {
         }
     }
 
-    /// How large the message would have been that was too large, where the refusal tells: `(45310080 vs. 16777216)` in
-    /// containerd's words, `found 45310080 bytes, the limit is: 33554432 bytes` in those of our own transport.
+    /// How large the message would have been that was too large, where the refusal tells:
+    /// `(45310080 vs. 16777216)` in containerd's words, `found 45310080 bytes, the limit is:
+    /// 33554432 bytes` in those of our own transport.
     pub(crate) fn oversize(&self) -> Option<Oversize> {
         let mut numbers = self
             .message()
@@ -392,7 +399,8 @@ impl Failure {
     }
 
     pub(crate) fn is_space(&self) -> bool {
-        // ENOSPC comes as UNKNOWN with the system's text; the codes for it are not used by containerd.
+        // ENOSPC comes as UNKNOWN with the system's text; the codes for it are not used by
+        // containerd.
         const TEXTS: [&str; 3] = ["no space left on device", "disk quota exceeded", "file too large"];
         !self.is_transport() && TEXTS.iter().any(|text| self.message().contains(text))
     }
@@ -411,8 +419,9 @@ impl Failure {
         self.code() == Some(Code::NotFound) && self.message().contains("lease")
     }
 
-    /// Whether containerd's answer to having to unpack a layer is about the layer. What is about the machine comes under
-    /// the same codes, and is told by the system's words and by those that a failed mount begins with.
+    /// Whether containerd's answer to having to unpack a layer is about the layer. What is about
+    /// the machine comes under the same codes, and is told by the system's words and by those that
+    /// a failed mount begins with.
     pub(crate) fn blames_the_layer(&self) -> bool {
         const MACHINE: [&str; 8] = [
             "failed to mount",
@@ -438,8 +447,8 @@ impl Failure {
         by_code && !by_machine && !self.is_space() && !self.is_disk()
     }
 
-    /// Why containerd does not take the bytes of a blob at its commit, by its "unexpected commit digest X, expected Y" and
-    /// "unexpected commit size N, expected M".
+    /// Why containerd does not take the bytes of a blob at its commit, by its "unexpected commit
+    /// digest X, expected Y" and "unexpected commit size N, expected M".
     pub(crate) fn reason_of_bytes(&self, digest: &Digest) -> String {
         let found = |what: &str| {
             let (_, rest) = self.message().split_once(what)?;
@@ -466,7 +475,8 @@ impl Failure {
             .map_or(message, |(_, reason)| reason)
     }
 
-    /// The connection failed, rather than containerd answering. Only then has the status a local source.
+    /// The connection failed, rather than containerd answering. Only then has the status a local
+    /// source.
     pub(crate) fn is_transport(&self) -> bool {
         matches!(self, Failure::Status(status) if std::error::Error::source(status.as_ref()).is_some())
     }
@@ -554,16 +564,17 @@ impl Failure {
     }
 }
 
-/// Whether the system says that a disk fails, rather than that something is not as it should be: EIO, EROFS (file systems
-/// are made read-only when they fail) or EUCLEAN (they are found to be damaged).
+/// Whether the system says that a disk fails, rather than that something is not as it should be:
+/// EIO, EROFS (file systems are made read-only when they fail) or EUCLEAN (they are found to be
+/// damaged).
 pub fn is_disk_failure(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::IO | Errno::ROFS | Errno::UCLEAN))
 }
 
-/// Answers that stay the same however often one asks. UNKNOWN is not among them: containerd passes most of its
-/// own trouble (a database closing at shutdown, an input/output error) on under it.
+/// Answers that stay the same however often one asks. UNKNOWN is not among them: containerd passes
+/// most of its own trouble (a database closing at shutdown, an input/output error) on under it.
 fn is_permanent(code: Code) -> bool {
     match code {
         Code::InvalidArgument
@@ -586,8 +597,8 @@ fn is_permanent(code: Code) -> bool {
     }
 }
 
-/// What an answer means, where its code says more than its text, and the words by which containerd's libraries repeat the
-/// code at the end of the text. "It" is containerd.
+/// What an answer means, where its code says more than its text, and the words by which
+/// containerd's libraries repeat the code at the end of the text. "It" is containerd.
 fn meaning(code: Code) -> Option<(&'static str, &'static str)> {
     match code {
         Code::Unavailable => Some(("it is starting, stopping or busy", "unavailable")),
@@ -606,7 +617,8 @@ fn meaning(code: Code) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// A text of containerd without what gRPC in Go puts before it, and without the words for its code at the end.
+/// A text of containerd without what gRPC in Go puts before it, and without the words for its code
+/// at the end.
 fn plain<'t>(text: &'t str, words: &str) -> &'t str {
     let mut text = text.trim();
     while let Some((_, rest)) = text

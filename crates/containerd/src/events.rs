@@ -1,5 +1,6 @@
-//! News of image records, and of content that is deleted. An event is a hint to look again, not the truth: there is no replay, and a broken
-//! connection loses what happened meanwhile, so whoever watches lists after subscribing.
+//! News of image records, and of content that is deleted. An event is a hint to look again, not the
+//! truth: there is no replay, and a broken connection loses what happened meanwhile, so whoever
+//! watches lists after subscribing.
 
 use containerd_client::events::ContentDelete;
 use containerd_client::services::v1::events_client::EventsClient;
@@ -31,7 +32,8 @@ pub enum ImageChange {
     Updated,
     /// It was deleted.
     Deleted,
-    /// It is no record but a blob, and a client deleted it. What is collected as garbage is not told of.
+    /// It is no record but a blob, and a client deleted it. What is collected as garbage is not
+    /// told of.
     ContentDeleted,
 }
 
@@ -43,7 +45,8 @@ pub struct ImageEvents {
 }
 
 impl ImageEvents {
-    /// Waits for the next event. `None` means that the connection broke: subscribe again, then list.
+    /// Waits for the next event. `None` means that the connection broke: subscribe again, then
+    /// list.
     ///
     /// Cancel safe: a dropped call loses no event.
     pub async fn next(&mut self) -> Option<ImageEvent> {
@@ -57,8 +60,9 @@ const BACKLOG: usize = 256;
 impl Client {
     /// Subscribes to the changes of image records in our namespace.
     ///
-    /// Subscribe first and list then. containerd answers a subscription only together with its first event; what
-    /// this call waits for instead is the answer to a later call on the same connection.
+    /// Subscribe first and list then. containerd answers a subscription only together with its
+    /// first event; what this call waits for instead is the answer to a later call on the same
+    /// connection.
     ///
     /// # Errors
     /// Those of any call.
@@ -118,8 +122,9 @@ impl Client {
     }
 }
 
-/// Reads an envelope, or nothing if it is not about an image of ours. The filter has said so already, but a
-/// server that does not know the filter must not make us look at other people's images.
+/// Reads an envelope, or nothing if it is not about an image of ours. The filter has said so
+/// already, but a server that does not know the filter must not make us look at other people's
+/// images.
 fn image_event(envelope: &Envelope, namespace: &str) -> Option<ImageEvent> {
     if envelope.namespace != namespace {
         return None;

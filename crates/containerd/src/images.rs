@@ -42,7 +42,8 @@ pub(crate) struct LongList {
 /// The call that lists.
 const LIST: &str = "/containerd.services.images.v1.Images/List";
 
-/// The answer to [`LIST`], its records still as they came: decoded one at a time, they take no more memory than the message.
+/// The answer to [`LIST`], its records still as they came: decoded one at a time, they take no more
+/// memory than the message.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Listed {
     #[prost(bytes = "bytes", repeated, tag = "1")]
@@ -97,8 +98,8 @@ pub struct ImageUpdate {
 }
 
 impl Client {
-    /// Lists all image records of the namespace, in the order of their names. They are in memory all at once: see
-    /// [`Client::each_image`] for a namespace with very many.
+    /// Lists all image records of the namespace, in the order of their names. They are in memory
+    /// all at once: see [`Client::each_image`] for a namespace with very many.
     ///
     /// # Errors
     /// As [`Client::each_image`].
@@ -106,7 +107,8 @@ impl Client {
         self.images_where(&[]).await
     }
 
-    /// Lists the image records that have one of these labels, whatever its value, in the order of their names.
+    /// Lists the image records that have one of these labels, whatever its value, in the order of
+    /// their names.
     ///
     /// # Errors
     /// As [`Client::each_image`].
@@ -146,12 +148,14 @@ impl Client {
 
     /// Shows all image records of the namespace, in no order, until `look` has seen enough.
     ///
-    /// A list that is too long for one message is asked for in parts, as many as it takes, and one part is in memory at a time.
-    /// Parts are not of one moment: a record that comes or goes meanwhile may be shown or not, as it may right after any
-    /// list. Each part costs containerd a walk over all records.
+    /// A list that is too long for one message is asked for in parts, as many as it takes, and one
+    /// part is in memory at a time. Parts are not of one moment: a record that comes or goes
+    /// meanwhile may be shown or not, as it may right after any list. Each part costs containerd a
+    /// walk over all records.
     ///
     /// # Errors
-    /// Those of any call; [`Error::TooLarge`] only where a single record is too large for a message.
+    /// Those of any call; [`Error::TooLarge`] only where a single record is too large for a
+    /// message.
     pub async fn each_image(&self, look: impl FnMut(ImageRecord) -> ControlFlow<()>) -> Result<(), Error> {
         self.each_where(&[], look).await
     }
@@ -194,8 +198,8 @@ impl Client {
         Ok(())
     }
 
-    /// Keeps the parts of a list in mind: those that were not asked for, and those that fitted, each with its size in bytes. The
-    /// largest are asked for first next time.
+    /// Keeps the parts of a list in mind: those that were not asked for, and those that fitted,
+    /// each with its size in bytes. The largest are asked for first next time.
     fn keep_parts(&self, left: impl Iterator<Item = Part>, mut fitting: Vec<(usize, Part)>, seen: usize) {
         fitting.sort_by_key(|(size, _)| *size);
         let size: usize = fitting.iter().map(|(size, _)| size).sum();
@@ -241,13 +245,14 @@ impl Client {
                 .unary(request, PathAndQuery::from_static(LIST), codec)
                 .await
         };
-        // containerd walks over all records before it answers, which takes seconds where there are very many.
+        // containerd walks over all records before it answers, which takes seconds where there are
+        // very many.
         let answer = within(self.options().stall, call).await;
         answer.map(Response::into_inner)
     }
 
-    /// Shows all image records as [`Client::each_image`] does, if their list fits into one message. Gives `false` and shows none
-    /// if it does not, which is then not tried again for an hour.
+    /// Shows all image records as [`Client::each_image`] does, if their list fits into one message.
+    /// Gives `false` and shows none if it does not, which is then not tried again for an hour.
     ///
     /// # Errors
     /// Those of any call.
@@ -273,8 +278,9 @@ impl Client {
         }
     }
 
-    /// Asks for the image records of these names; those that are not there are left out. One call for each name: containerd
-    /// finds a record by its name at once, however many there are, and walks over all of them for any list.
+    /// Asks for the image records of these names; those that are not there are left out. One call
+    /// for each name: containerd finds a record by its name at once, however many there are, and
+    /// walks over all of them for any list.
     ///
     /// # Errors
     /// As [`Client::image`].
@@ -293,8 +299,8 @@ impl Client {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// How many records were seen in the last list that was too long for one message, all of them or the first parts; 0 where
-    /// there was none for an hour.
+    /// How many records were seen in the last list that was too long for one message, all of them
+    /// or the first parts; 0 where there was none for an hour.
     pub fn images_seen(&self) -> usize {
         self.long_list().map_or(0, |known| known.seen)
     }
@@ -345,11 +351,12 @@ impl Client {
         }
     }
 
-    /// Creates an image record, whole, in one call. containerd does not check that its target is there.
+    /// Creates an image record, whole, in one call. containerd does not check that its target is
+    /// there.
     ///
     /// # Errors
-    /// [`Error::Refused`] for a record containerd does not take (empty name or media type, size 0, a label over
-    /// 4096 bytes). That it exists is an answer.
+    /// [`Error::Refused`] for a record containerd does not take (empty name or media type, size 0,
+    /// a label over 4096 bytes). That it exists is an answer.
     pub async fn create_image(&self, image: &NewImage) -> Result<Creation, Error> {
         let message = CreateImageRequest {
             image: Some(Image {
@@ -371,10 +378,11 @@ impl Client {
         }
     }
 
-    /// Changes an image record in one call; gives the record afterwards, or `None` when there is none.
+    /// Changes an image record in one call; gives the record afterwards, or `None` when there is
+    /// none.
     ///
-    /// Labels are changed one by one, never as a whole, so other people's survive. An update without any change
-    /// is a look-up.
+    /// Labels are changed one by one, never as a whole, so other people's survive. An update
+    /// without any change is a look-up.
     ///
     /// # Errors
     /// [`Error::Refused`] for values containerd does not take.
@@ -418,8 +426,8 @@ impl Client {
         }
     }
 
-    /// Deletes an image record; says whether it was there. With `sync`, returns after the garbage collection
-    /// that follows.
+    /// Deletes an image record; says whether it was there. With `sync`, returns after the garbage
+    /// collection that follows.
     ///
     /// # Errors
     /// Those of any call.
@@ -471,8 +479,8 @@ fn mask_of(update: &ImageUpdate) -> Vec<String> {
         .collect()
 }
 
-/// containerd 1.7 and 2.x crash on an update without a target, even when the mask leaves the target alone; what
-/// is in it does not matter then.
+/// containerd 1.7 and 2.x crash on an update without a target, even when the mask leaves the target
+/// alone; what is in it does not matter then.
 fn target_of(update: &ImageUpdate) -> Result<types::Descriptor, Error> {
     match &update.target {
         Some(target) => descriptor_to_wire(target),

@@ -51,8 +51,9 @@ impl Version {
 
     /// How this containerd matches platforms. A containerd without a number is taken for a new one.
     ///
-    /// The number tells which library containerd's own releases were built with. `+unknown` is what containerd 2.x says
-    /// of itself where its own build did not set the version. Debian's 2.1 says so, and has the library of 2.3.
+    /// The number tells which library containerd's own releases were built with. `+unknown` is what
+    /// containerd 2.x says of itself where its own build did not set the version. Debian's 2.1 says
+    /// so, and has the library of 2.3.
     pub fn rules(&self) -> Rules {
         let is_of_a_distribution = self.major >= 2 && self.text.ends_with("+unknown");
         if !self.is_known() || is_of_a_distribution {
@@ -94,7 +95,8 @@ impl Plugin {
 pub struct Deprecation {
     /// For instance `io.containerd.deprecation/cri-registry-mirrors`.
     pub id: String,
-    /// What it is, since when it is deprecated, when it goes, what to use instead: in containerd's words.
+    /// What it is, since when it is deprecated, when it goes, what to use instead: in containerd's
+    /// words.
     pub message: String,
 }
 
@@ -116,7 +118,8 @@ impl Client {
         Ok(Version::parse(&version))
     }
 
-    /// Asks for the UUID that this containerd made for itself; it changes when its root directory is wiped.
+    /// Asks for the UUID that this containerd made for itself; it changes when its root directory
+    /// is wiped.
     ///
     /// # Errors
     /// Those of any call.
@@ -127,8 +130,8 @@ impl Client {
             .uuid)
     }
 
-    /// Lists what is in use on this containerd and deprecated. Before 1.7 containerd tells of nothing; later patch releases
-    /// of 1.6 do.
+    /// Lists what is in use on this containerd and deprecated. Before 1.7 containerd tells of
+    /// nothing; later patch releases of 1.6 do.
     ///
     /// # Errors
     /// Those of any call.
@@ -169,7 +172,8 @@ impl Client {
         Ok(node_platform(&self.plugins().await?))
     }
 
-    /// The folder of containerd's content store, in containerd's view of the file system. All namespaces share it.
+    /// The folder of containerd's content store, in containerd's view of the file system. All
+    /// namespaces share it.
     ///
     /// # Errors
     /// Those of any call. A containerd that does not say is not one.
@@ -186,8 +190,8 @@ impl Client {
     }
 }
 
-/// Plugins that report the default platform of the host, best witness first: CRI judges images by its own.
-/// Others (proxies, emulated runtimes) may name platforms of their own.
+/// Plugins that report the default platform of the host, best witness first: CRI judges images by
+/// its own. Others (proxies, emulated runtimes) may name platforms of their own.
 const WITNESSES: [(&str, &str); 6] = [
     ("io.containerd.cri.v1", "images"),
     ("io.containerd.grpc.v1", "cri"),

@@ -66,11 +66,12 @@ pub enum Resource {
 impl Client {
     /// Creates a lease that ends by itself at `expires`.
     ///
-    /// containerd compares with the wall clock, and a lease cannot be renewed: choose it long, and make a second
-    /// one in time.
+    /// containerd compares with the wall clock, and a lease cannot be renewed: choose it long, and
+    /// make a second one in time.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an empty id, otherwise those of any call. That it exists is an answer.
+    /// [`Error::Invalid`] for an empty id, otherwise those of any call. That it exists is an
+    /// answer.
     pub async fn create_lease(
         &self,
         id: &str,
@@ -119,8 +120,8 @@ impl Client {
         Ok(leases.into_iter().map(lease_from_wire).collect())
     }
 
-    /// Deletes a lease; says whether it was there. With `sync`, returns after the garbage collection that
-    /// follows, which may take minutes on a busy node.
+    /// Deletes a lease; says whether it was there. With `sync`, returns after the garbage
+    /// collection that follows, which may take minutes on a busy node.
     ///
     /// # Errors
     /// Those of any call.
@@ -143,7 +144,8 @@ impl Client {
         }
     }
 
-    /// Puts a resource under a lease. Adding it twice is the same as once, and the resource need not exist.
+    /// Puts a resource under a lease. Adding it twice is the same as once, and the resource need
+    /// not exist.
     ///
     /// # Errors
     /// [`Error::LeaseLost`] when there is no such lease.

@@ -1,9 +1,10 @@
 //! A typed client of containerd, bound to one namespace.
 //!
-//! It knows containerd's services, their traps and their error texts, and nothing of bundles. No gRPC type and
-//! no gRPC code leaves this crate. Everything it writes is either finished or can be found again: blobs under
-//! way are ingests named after their digest, protection is a lease that expires, and so every future here may
-//! be dropped at any await; what a dropped call leaves behind is said where it matters.
+//! It knows containerd's services, their traps and their error texts, and nothing of bundles. No
+//! gRPC type and no gRPC code leaves this crate. Everything it writes is either finished or can be
+//! found again: blobs under way are ingests named after their digest, protection is a lease that
+//! expires, and so every future here may be dropped at any await; what a dropped call leaves behind
+//! is said where it matters.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), containerd::Error> {
@@ -67,8 +68,8 @@ const LEASE_HEADER: &str = "containerd-lease";
 
 /// A connection to one containerd, seeing one namespace of it. Clones share the connection.
 ///
-/// A client outlives restarts of containerd: calls fail with [`Error::Unreachable`] while it is down and
-/// connect again when it is back.
+/// A client outlives restarts of containerd: calls fail with [`Error::Unreachable`] while it is
+/// down and connect again when it is back.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -81,7 +82,8 @@ struct Shared {
     options: Options,
     channel: Channel,
     writes: WriteConnections,
-    /// What is known of a list of image records that is too long for one message; `None` while it is not.
+    /// What is known of a list of image records that is too long for one message; `None` while it
+    /// is not.
     long_list: Mutex<Option<LongList>>,
     /// How many blobs there were when they were listed last.
     blobs_there: AtomicUsize,
@@ -105,8 +107,9 @@ impl Client {
     /// The namespace need not exist; the first write creates it.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when nothing listens, [`Error::Stalled`] when nothing answers, [`Error::Refused`]
-    /// when it is not a containerd, [`Error::Invalid`] for a namespace that cannot be one.
+    /// [`Error::Unreachable`] when nothing listens, [`Error::Stalled`] when nothing answers,
+    /// [`Error::Refused`] when it is not a containerd, [`Error::Invalid`] for a namespace that
+    /// cannot be one.
     pub async fn connect(socket: &Path, namespace: &str) -> Result<Client, Error> {
         Client::connect_with(socket, namespace, Options::default()).await
     }
@@ -261,7 +264,8 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// containerd's rule for namespaces: letters, digits, and single `.`, `_`, `-` between them, at most 76 bytes.
+/// containerd's rule for namespaces: letters, digits, and single `.`, `_`, `-` between them, at
+/// most 76 bytes.
 fn namespace_header(namespace: &str) -> Result<AsciiMetadataValue, Error> {
     let words_are_fine = namespace
         .split(['.', '_', '-'])

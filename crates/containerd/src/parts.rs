@@ -1,12 +1,13 @@
 //! Lists of image records in parts, for namespaces whose list is too long for one message.
 //!
-//! containerd answers a list with one message of at most 16 MiB and knows no pages, only filters. Each question costs it a
-//! walk over all records of the namespace, and an answer that does not fit costs more than one that does. So the answer
-//! that did not fit tells how many parts to ask for: its size is in containerd's refusal.
+//! containerd answers a list with one message of at most 16 MiB and knows no pages, only filters.
+//! Each question costs it a walk over all records of the namespace, and an answer that does not fit
+//! costs more than one that does. So the answer that did not fit tells how many parts to ask for:
+//! its size is in containerd's refusal.
 //!
-//! The parts follow the last characters of the names: names share their beginnings (a registry's host, a repository) and
-//! differ at their ends, in a tag or a digest. Where the ends are alike too (`:latest`), and the targets are not, the parts
-//! follow the first digits of the targets' digests.
+//! The parts follow the last characters of the names: names share their beginnings (a registry's
+//! host, a repository) and differ at their ends, in a tag or a digest. Where the ends are alike too
+//! (`:latest`), and the targets are not, the parts follow the first digits of the targets' digests.
 
 use crate::error::Oversize;
 
@@ -17,7 +18,8 @@ const HEX: [char; 16] = [
 /// How many digits of a digest tell parts apart: 256 parts of 8 MiB are more than any node has.
 const DIGITS: usize = 2;
 
-/// Parts are aimed at this share of the largest message, since they are not all equally large, and are in memory one at a time.
+/// Parts are aimed at this share of the largest message, since they are not all equally large, and
+/// are in memory one at a time.
 const AIM: u64 = 2;
 
 /// What no character is below.
@@ -40,7 +42,8 @@ pub(crate) struct Part {
     names: Names,
 }
 
-/// Those whose target's digest begins with `begin`, and after that with a digit of `HEX[first..end]`.
+/// Those whose target's digest begins with `begin`, and after that with a digit of
+/// `HEX[first..end]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Targets {
     begin: String,
@@ -77,7 +80,8 @@ impl Part {
         (!filters.is_empty()).then(|| filters.join(","))
     }
 
-    /// The same of those records only that one of containerd's filters accepts; of all where there is none.
+    /// The same of those records only that one of containerd's filters accepts; of all where there
+    /// is none.
     pub(crate) fn filters(&self, given: &[String]) -> Vec<String> {
         match self.filter() {
             None => given.to_vec(),
@@ -86,12 +90,14 @@ impl Part {
         }
     }
 
-    /// Parts that have the records of this one between them, none twice, the most likely ones last; `None` for a single name.
+    /// Parts that have the records of this one between them, none twice, the most likely ones last;
+    /// `None` for a single name.
     ///
-    /// `told` is how large the answer would have been, and `above` how large the one was that this part was cut from: what
-    /// was cut by the ends of names and hardly became smaller is cut by targets next, and the other way round. A single
-    /// name comes last, and is to be asked for first: a containerd that finds every list too long finds that one so, too,
-    /// and longer and longer ends are not tried for ever.
+    /// `told` is how large the answer would have been, and `above` how large the one was that this
+    /// part was cut from: what was cut by the ends of names and hardly became smaller is cut by
+    /// targets next, and the other way round. A single name comes last, and is to be asked for
+    /// first: a containerd that finds every list too long finds that one so, too, and longer and
+    /// longer ends are not tried for ever.
     pub(crate) fn pieces(self, told: Option<Oversize>, above: Option<u64>) -> Option<Vec<Part>> {
         let times = told.map_or(2, |told| told.size.div_ceil((told.limit / AIM).max(1)).max(2));
         let hardly_smaller = told
@@ -262,7 +268,8 @@ fn below(character: char) -> char {
     char::from_u32(u32::from(character) - 1).unwrap_or('\u{d7ff}')
 }
 
-/// A regular expression for exactly this text, in which nothing has a meaning for containerd's filters.
+/// A regular expression for exactly this text, in which nothing has a meaning for containerd's
+/// filters.
 fn pattern(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
@@ -295,7 +302,8 @@ mod tests {
         is_of_targets && is_named
     }
 
-    /// Asks until no answer has more than `most` records, each of one byte. Gives the parts that fit, and how many did not.
+    /// Asks until no answer has more than `most` records, each of one byte. Gives the parts that
+    /// fit, and how many did not.
     fn asked(records: &[Record<'_>], most: usize) -> (Vec<Part>, usize) {
         let (mut found, mut wasted) = (Vec::new(), 0);
         let mut parts = vec![(Part::all(), None)];

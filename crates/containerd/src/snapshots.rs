@@ -1,11 +1,12 @@
 //! Snapshots: unpacking layers ahead, so that the first pod does not have to wait for it.
 //!
-//! containerd does all the work, mounts included; what is here is the order of calls that every version takes. A layer
-//! is prepared under a key that nobody else uses, applied, and only then given its name, the chain ID, which says to
-//! every client that its files are there. Whoever comes second finds the name taken and that is that.
+//! containerd does all the work, mounts included; what is here is the order of calls that every
+//! version takes. A layer is prepared under a key that nobody else uses, applied, and only then
+//! given its name, the chain ID, which says to every client that its files are there. Whoever comes
+//! second finds the name taken and that is that.
 //!
-//! Everything is under a lease from its first call on. What was begun and not committed has no name, is found by
-//! nobody, and goes with the lease.
+//! Everything is under a lease from its first call on. What was begun and not committed has no
+//! name, is found by nobody, and goes with the lease.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -93,8 +94,9 @@ struct Draft {
 }
 
 impl Client {
-    /// The snapshotter that images are unpacked with: CRI's where `cri`, otherwise overlayfs where it works, else
-    /// native. `None` when there is none, or CRI does not tell its own: then nobody knows where unpacking is of use.
+    /// The snapshotter that images are unpacked with: CRI's where `cri`, otherwise overlayfs where
+    /// it works, else native. `None` when there is none, or CRI does not tell its own: then nobody
+    /// knows where unpacking is of use.
     ///
     /// # Errors
     /// Those of any call. CRI refuses to answer until it is initialised.
@@ -137,12 +139,13 @@ impl Client {
 
     /// Puts a committed snapshot under a lease, and with it those below.
     ///
-    /// It is added first and looked at afterwards, so that no garbage collection can come in between. When it is
-    /// absent the lease goes on naming it, which does no harm and holds it should it come.
+    /// It is added first and looked at afterwards, so that no garbage collection can come in
+    /// between. When it is absent the lease goes on naming it, which does no harm and holds it
+    /// should it come.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] when there is no such lease, [`Error::Refused`] when there is no such snapshotter,
-    /// otherwise those of any call.
+    /// [`Error::LeaseLost`] when there is no such lease, [`Error::Refused`] when there is no such
+    /// snapshotter, otherwise those of any call.
     pub async fn hold_snapshot(&self, lease: &str, snapshotter: &str, chain: &Digest) -> Result<Held, Error> {
         check_digest(chain)?;
         let resource = Resource::Snapshot {
@@ -162,21 +165,24 @@ impl Client {
         }
     }
 
-    /// Prepares a snapshot on top of the layer's parent and has containerd apply the layer to it. `None` when the
-    /// snapshot is there already; then it is on the lease.
+    /// Prepares a snapshot on top of the layer's parent and has containerd apply the layer to it.
+    /// `None` when the snapshot is there already; then it is on the lease.
     ///
-    /// Waits for as long as containerd takes, which on a slow disk is minutes, if it answers other calls meanwhile.
-    /// From 1.7 on it syncs what it has unpacked before it answers; where that matters (a commit outlives a power
-    /// cut that the files do not), sync the snapshotter's folder before [`Applied::commit`] all the same.
+    /// Waits for as long as containerd takes, which on a slow disk is minutes, if it answers other
+    /// calls meanwhile. From 1.7 on it syncs what it has unpacked before it answers; where that
+    /// matters (a commit outlives a power cut that the files do not), sync the snapshotter's folder
+    /// before [`Applied::commit`] all the same.
     ///
     /// # Errors
-    /// [`Error::Content`], naming the blob, when containerd cannot make files of it or they are not what the diff ID
-    /// promises. [`Error::Gone`] when the blob or the parent is not there (any more): begin with the lowest layer
-    /// again. [`Error::Space`] and [`Error::Disk`] for the disk, [`Error::LeaseLost`] when there is no such lease,
-    /// [`Error::Failed`] when containerd cannot mount. What was unpacked is removed, as far as containerd can be asked.
+    /// [`Error::Content`], naming the blob, when containerd cannot make files of it or they are not
+    /// what the diff ID promises. [`Error::Gone`] when the blob or the parent is not there (any
+    /// more): begin with the lowest layer again. [`Error::Space`] and [`Error::Disk`] for the disk,
+    /// [`Error::LeaseLost`] when there is no such lease, [`Error::Failed`] when containerd cannot
+    /// mount. What was unpacked is removed, as far as containerd can be asked.
     ///
     /// # Cancel safety
-    /// May be dropped at any await: containerd stops unpacking, and what it has unpacked goes with the lease.
+    /// May be dropped at any await: containerd stops unpacking, and what it has unpacked goes with
+    /// the lease.
     pub async fn apply_layer(
         &self,
         lease: &str,
@@ -268,12 +274,13 @@ impl Client {
 }
 
 impl Applied {
-    /// Gives the snapshot its name, the chain ID, under the lease. That somebody else has unpacked the same layer
-    /// meanwhile is as good: theirs is put on the lease, and ours is removed.
+    /// Gives the snapshot its name, the chain ID, under the lease. That somebody else has unpacked
+    /// the same layer meanwhile is as good: theirs is put on the lease, and ours is removed.
     ///
     /// # Errors
-    /// [`Error::Gone`] when the snapshot, or the one that took its name, vanished: begin with the lowest layer again.
-    /// Otherwise those of any call, and of the disk; the snapshot is removed, as far as containerd can be asked.
+    /// [`Error::Gone`] when the snapshot, or the one that took its name, vanished: begin with the
+    /// lowest layer again. Otherwise those of any call, and of the disk; the snapshot is removed,
+    /// as far as containerd can be asked.
     ///
     /// # Cancel safety
     /// May be dropped at any await. The snapshot then has its name, or goes with the lease.
@@ -325,9 +332,9 @@ impl Draft {
 
     /// Finds out why the layer could not be applied, and removes what there is of it.
     ///
-    /// Trouble of containerd's own, such as a database that is closed or a snapshot that is collected under its hands,
-    /// can look like a layer that is broken. So a layer is blamed only by a containerd that can still remove the
-    /// snapshot it was to go into.
+    /// Trouble of containerd's own, such as a database that is closed or a snapshot that is
+    /// collected under its hands, can look like a layer that is broken. So a layer is blamed only
+    /// by a containerd that can still remove the snapshot it was to go into.
     async fn explain(&self, failure: Failure) -> Error {
         let attempt = format!("unpack layer {}", self.blob);
         if !failure.is_answer() {
@@ -387,7 +394,8 @@ fn is_committed(info: &Info) -> bool {
     info.kind() == Kind::Committed
 }
 
-/// The digest of what a layer was uncompressed to; nothing when containerd does not say, which is no digest.
+/// The digest of what a layer was uncompressed to; nothing when containerd does not say, which is
+/// no digest.
 fn digest_of(answer: Response<ApplyResponse>) -> String {
     answer
         .into_inner()
@@ -418,8 +426,8 @@ fn usual_snapshotter(plugins: &[Plugin]) -> Option<Snapshotter> {
     })
 }
 
-/// CRI names a folder, which names the snapshotter, unless the snapshotter keeps its files elsewhere. Where the snapshotter
-/// does not say where that is (native on 1.6), it is the folder.
+/// CRI names a folder, which names the snapshotter, unless the snapshotter keeps its files
+/// elsewhere. Where the snapshotter does not say where that is (native on 1.6), it is the folder.
 fn snapshotter_of_cri(plugins: &[Plugin], name: Option<&str>, folder: &Path) -> Option<Snapshotter> {
     let is_it = |plugin: &&Plugin| {
         plugin.r#type == SNAPSHOTTER_PLUGIN

@@ -227,7 +227,8 @@ pub(crate) fn mask_paths(state: &mut State, rpc: &str, mask: Option<FieldMask>) 
     paths
 }
 
-/// Labels after an update by field mask: `labels.<key>` sets one, `labels` or no mask at all replaces them.
+/// Labels after an update by field mask: `labels.<key>` sets one, `labels` or no mask at all
+/// replaces them.
 fn relabelled(old: &Labels, wanted: &Labels, paths: &[String]) -> Result<Labels, Status> {
     let mut labels = old.clone();
     if paths.is_empty() {

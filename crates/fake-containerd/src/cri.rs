@@ -1,5 +1,5 @@
-//! The part of containerd's CRI plugin that an importer meets: it adopts image records of namespace `k8s.io`, keeps what it
-//! learnt in memory, and answers `ImageStatus` from there.
+//! The part of containerd's CRI plugin that an importer meets: it adopts image records of namespace
+//! `k8s.io`, keeps what it learnt in memory, and answers `ImageStatus` from there.
 //!
 //! Adoption happens within the call that wrote the record; the real plugin takes some milliseconds.
 
@@ -27,7 +27,8 @@ const DEPTH: usize = 8;
 pub(crate) struct Cri {
     /// By name of the record.
     known: BTreeMap<String, Known>,
-    /// Records whose manifest or config could not be read yet; looked at again later, as the real one does with back-off.
+    /// Records whose manifest or config could not be read yet; looked at again later, as the real
+    /// one does with back-off.
     pending: Vec<String>,
     /// What a registry has: targets by normalised name.
     pub(crate) offers: BTreeMap<String, Descriptor>,
@@ -114,7 +115,8 @@ fn manage(state: &mut State, name: &str, image: &Image, id: &str) {
     }
 }
 
-/// Digest of the config that this node would run, and the size of the image; `None` while a document is missing.
+/// Digest of the config that this node would run, and the size of the image; `None` while a
+/// document is missing.
 fn config_of(state: &State, digest: &str, depth: usize) -> Option<(String, u64)> {
     let bytes = state.blob_bytes(NAMESPACE, digest)?;
     let document: Value = serde_json::from_slice(&bytes).ok()?;
@@ -178,8 +180,8 @@ fn resolve(state: &State, wanted: &str) -> Option<String> {
     }
 }
 
-/// A reference as CRI spells it: registry and `library/` filled in, `:latest` where there is neither tag nor digest, and the
-/// tag dropped where there is a digest.
+/// A reference as CRI spells it: registry and `library/` filled in, `:latest` where there is
+/// neither tag nor digest, and the tag dropped where there is a digest.
 fn normalised(reference: &str) -> String {
     if reference.starts_with("sha256:") {
         return reference.to_owned();
@@ -269,7 +271,8 @@ impl ImageService for Service {
         .await
     }
 
-    /// Makes the records that a pull makes: the name, and its repository with the digest. The content is there already.
+    /// Makes the records that a pull makes: the name, and its repository with the digest. The
+    /// content is there already.
     async fn pull_image(
         &self,
         request: Request<cri::PullImageRequest>,

@@ -1,4 +1,5 @@
-//! `containerd.services.diff.v1`: layers are uncompressed as their media type says, looked through as tars, and thrown away.
+//! `containerd.services.diff.v1`: layers are uncompressed as their media type says, looked through
+//! as tars, and thrown away.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -106,8 +107,8 @@ enum Compression {
     Unknown,
 }
 
-/// What containerd makes of a media type. OCI's type for what is not compressed is believed, also before a suffix that says
-/// nothing to it; with all the others it looks at the bytes.
+/// What containerd makes of a media type. OCI's type for what is not compressed is believed, also
+/// before a suffix that says nothing to it; with all the others it looks at the bytes.
 fn compression_of(media_type: &str, version: &Version) -> Option<Compression> {
     const OCI: &str = "application/vnd.oci.image.layer.";
     const DOCKER: &str = "application/vnd.docker.image.rootfs.";

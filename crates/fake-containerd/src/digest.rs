@@ -2,7 +2,8 @@
 
 use basics::digest::Hasher;
 
-/// The hasher of an ingest: sha512 if asked for by an expected digest that the emulated version understands, else sha256.
+/// The hasher of an ingest: sha512 if asked for by an expected digest that the emulated version
+/// understands, else sha256.
 pub(crate) fn hasher_for(expected: &str, sha512: bool) -> Hasher {
     match sha512 && expected.starts_with("sha512:") {
         true => Hasher::sha512(),

@@ -22,7 +22,8 @@ use crate::state::State;
 /// How a stand-in should be.
 #[derive(Clone, Debug)]
 pub struct FakeConfig {
-    /// What `Version.Version` answers; it also decides which version's behaviour is emulated. Default `2.1.9`.
+    /// What `Version.Version` answers; it also decides which version's behaviour is emulated.
+    /// Default `2.1.9`.
     pub version: String,
     /// The node's platform. Default linux/amd64.
     pub platform: NodePlatform,
@@ -30,17 +31,20 @@ pub struct FakeConfig {
     pub cri: bool,
     /// When garbage is collected. Default after deletions.
     pub gc: GcPolicy,
-    /// Blobs of more bytes than this are only hashed and measured: they cannot be read back. Default: all are kept.
+    /// Blobs of more bytes than this are only hashed and measured: they cannot be read back.
+    /// Default: all are kept.
     pub discard_data_above: Option<u64>,
     /// Where to listen. Default: `containerd.sock` in a temporary folder of its own.
     pub socket: Option<PathBuf>,
     /// What introspection says the server is.
     pub uuid: String,
-    /// Where introspection says that content is kept. Nothing is written there. Default: it does not say.
+    /// Where introspection says that content is kept. Nothing is written there. Default: it does
+    /// not say.
     pub content_root: Option<PathBuf>,
     /// What introspection says is in use and deprecated: ids and messages. Default: nothing.
     pub deprecations: Vec<(String, String)>,
-    /// Where introspection says that overlayfs keeps its snapshots. Nothing is written there. Default: it does not say.
+    /// Where introspection says that overlayfs keeps its snapshots. Nothing is written there.
+    /// Default: it does not say.
     pub snapshots_root: Option<PathBuf>,
 }
 
@@ -61,7 +65,8 @@ impl Default for FakeConfig {
     }
 }
 
-/// A running stand-in. It has threads of its own, so that tests may block; dropping it stops it and breaks its connections.
+/// A running stand-in. It has threads of its own, so that tests may block; dropping it stops it and
+/// breaks its connections.
 pub struct Fake {
     state: Arc<Mutex<State>>,
     service: Service,
@@ -143,7 +148,8 @@ impl Fake {
         }
     }
 
-    /// Dies like containerd under SIGKILL: connections break, the socket file stays and refuses, the state is kept.
+    /// Dies like containerd under SIGKILL: connections break, the socket file stays and refuses,
+    /// the state is kept.
     pub fn kill(&self) {
         if let Some(listening) = self
             .listening
@@ -184,12 +190,14 @@ impl Fake {
         self.with(|state| state.faults.clear());
     }
 
-    /// Everything that containerd would have let pass and should not happen, one sentence each, in order.
+    /// Everything that containerd would have let pass and should not happen, one sentence each, in
+    /// order.
     pub fn violations(&self) -> Vec<String> {
         self.with(|state| state.log.violations.clone())
     }
 
-    /// Violations, and the leases, ingests and unfinished snapshots that were not given back, for when the test says that the importer is done.
+    /// Violations, and the leases, ingests and unfinished snapshots that were not given back, for
+    /// when the test says that the importer is done.
     pub fn check_done(&self) -> Vec<String> {
         self.with(|state| {
             let mut found = state.log.violations.clone();
@@ -198,7 +206,8 @@ impl Fake {
         })
     }
 
-    /// Forgets violations, counters, events and the order log, but not the store: the beginning of a test's second act.
+    /// Forgets violations, counters, events and the order log, but not the store: the beginning of
+    /// a test's second act.
     pub fn reset_log(&self) {
         self.with(|state| state.log = Default::default());
     }
@@ -234,8 +243,8 @@ impl Fake {
         self.with(|state| state.log.calls.clone())
     }
 
-    /// Bytes of content received, by digest (or by ingest ref where that names none), whether committed or not. What
-    /// [another importer](crate::GoImporter) sends is not counted.
+    /// Bytes of content received, by digest (or by ingest ref where that names none), whether
+    /// committed or not. What [another importer](crate::GoImporter) sends is not counted.
     pub fn received(&self) -> BTreeMap<String, u64> {
         self.with(|state| state.log.received.clone())
     }
@@ -255,7 +264,8 @@ impl Fake {
         self.with(|state| state.events.receiver_count())
     }
 
-    /// RPCs that changed something, in order: to see that leaves come before parents and the record last.
+    /// RPCs that changed something, in order: to see that leaves come before parents and the record
+    /// last.
     pub fn mutations(&self) -> Vec<Mutation> {
         self.with(|state| state.log.mutations.clone())
     }
@@ -325,7 +335,8 @@ impl Fake {
         })
     }
 
-    /// The snapshots of a namespace and snapshotter, by name (or key, of those that are not committed).
+    /// The snapshots of a namespace and snapshotter, by name (or key, of those that are not
+    /// committed).
     pub fn snapshots(&self, namespace: &str, snapshotter: &str) -> BTreeMap<String, SnapshotRecord> {
         self.with(|state| {
             let snapshots = state.namespace(namespace).snapshots.get(snapshotter);

@@ -6,11 +6,13 @@ use tonic::{Code, Status};
 
 use crate::wire::RPCS;
 
-/// A fault. Those with a count strike that often and are spent; the others last until [`Fake::clear_faults`](crate::Fake::clear_faults).
-/// RPCs are named `Service.Method` as in [`RPCS`](crate::RPCS).
+/// A fault. Those with a count strike that often and are spent; the others last until
+/// [`Fake::clear_faults`](crate::Fake::clear_faults). RPCs are named `Service.Method` as in
+/// [`RPCS`](crate::RPCS).
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The `nth` call from now (1 is the next) fails and does nothing. A stream counts when it is opened.
+    /// The `nth` call from now (1 is the next) fails and does nothing. A stream counts when it is
+    /// opened.
     Fail {
         /// Which RPC.
         rpc: &'static str,
@@ -30,7 +32,8 @@ pub enum Fault {
         /// The text of the answer.
         message: String,
     },
-    /// The `nth` unary call from now takes effect, but its answer is lost: the caller sees `UNAVAILABLE`.
+    /// The `nth` unary call from now takes effect, but its answer is lost: the caller sees
+    /// `UNAVAILABLE`.
     LoseAnswer {
         /// Which unary RPC.
         rpc: &'static str,
@@ -44,19 +47,22 @@ pub enum Fault {
         /// How late.
         by: Duration,
     },
-    /// One call is never answered: the next unary call, or the next `Content.Write` stream after so many answered messages.
+    /// One call is never answered: the next unary call, or the next `Content.Write` stream after so
+    /// many answered messages.
     Stall {
         /// Which RPC.
         rpc: &'static str,
         /// Messages answered before the silence; only for `Content.Write`.
         after: u64,
     },
-    /// A `Content.Write` stream breaks with `UNAVAILABLE` once it has taken so many bytes; the ingest keeps them.
+    /// A `Content.Write` stream breaks with `UNAVAILABLE` once it has taken so many bytes; the
+    /// ingest keeps them.
     CutStream {
         /// Bytes taken, over all streams, before the cut.
         after: u64,
     },
-    /// All connections break once `Content.Write` streams have taken so many bytes; the ingests keep them.
+    /// All connections break once `Content.Write` streams have taken so many bytes; the ingests
+    /// keep them.
     CutConnections {
         /// Bytes taken, over all streams, before the cut.
         after: u64,
@@ -71,7 +77,8 @@ pub enum Fault {
         /// How many openings.
         opens: u64,
     },
-    /// After so many data messages the lease of the writing stream is gone, and garbage is collected.
+    /// After so many data messages the lease of the writing stream is gone, and garbage is
+    /// collected.
     LeaseVanishes {
         /// Data messages before that.
         writes: u64,
@@ -278,7 +285,8 @@ impl Faults {
         })
     }
 
-    /// Counts one off every fault with such a count, and says whether that was the last one of any, which is over then.
+    /// Counts one off every fault with such a count, and says whether that was the last one of any,
+    /// which is over then.
     fn is_last(&mut self, count: impl Fn(&mut Fault) -> Option<&mut u64>) -> bool {
         let mut is_last = false;
         self.armed.retain_mut(|fault| {

@@ -1,5 +1,5 @@
-//! containerd's filter language: `field.path==value,field!=value,field~=regex` with `"quoted"` parts; the filters of a request
-//! are alternatives.
+//! containerd's filter language: `field.path==value,field!=value,field~=regex` with `"quoted"`
+//! parts; the filters of a request are alternatives.
 
 use regex::Regex;
 use tonic::Status;

@@ -1,21 +1,23 @@
-//! Garbage collection by containerd's rules: what leases, image records, root labels and living ingests reach by gc labels
-//! stays, everything else goes.
+//! Garbage collection by containerd's rules: what leases, image records, root labels and living
+//! ingests reach by gc labels stays, everything else goes.
 
 use std::collections::BTreeSet;
 
 use crate::state::{Image, Ingest, Labels, State, expired};
 use crate::{images, snapshots};
 
-/// When the stand-in collects garbage. containerd may do so a moment after any client's deletion, so nothing that is
-/// unprotected for even one call is safe.
+/// When the stand-in collects garbage. containerd may do so a moment after any client's deletion,
+/// so nothing that is unprotected for even one call is safe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GcPolicy {
-    /// Only on [`Fake::collect_garbage`](crate::Fake::collect_garbage) and on deletions with `sync`.
+    /// Only on [`Fake::collect_garbage`](crate::Fake::collect_garbage) and on deletions with
+    /// `sync`.
     OnRequest,
     /// Also after every call that deleted something.
     #[default]
     AfterDeletes,
-    /// After every call that changed anything, and after every message of a write stream: the "gc storm".
+    /// After every call that changed anything, and after every message of a write stream: the "gc
+    /// storm".
     AfterEveryMutation,
 }
 

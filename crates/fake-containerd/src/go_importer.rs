@@ -1,11 +1,13 @@
-//! Another importer beside ours, for tests: containerd's Go import as k0s and k3s call it, spoken over gRPC.
+//! Another importer beside ours, for tests: containerd's Go import as k0s and k3s call it, spoken
+//! over gRPC.
 //!
-//! It does what that import was seen and read to do, with all its habits. Every file of the archive becomes a blob under
-//! what its bytes hash to, in the order of the archive, for whatever platform, through an ingest that is called after the
-//! path (`tar-blobs/sha256/…`) and says its size but not its digest, so nothing that is there is ever skipped. Then the
-//! index is walked for this node's platform: parents get their gc labels, what is missing is passed over. Then the names
-//! of the index become records (their target updated, or created without labels), and only then, outside the lease, the
-//! caller's labels are set. Archives of OCI image layouts only.
+//! It does what that import was seen and read to do, with all its habits. Every file of the archive
+//! becomes a blob under what its bytes hash to, in the order of the archive, for whatever platform,
+//! through an ingest that is called after the path (`tar-blobs/sha256/…`) and says its size but not
+//! its digest, so nothing that is there is ever skipped. Then the index is walked for this node's
+//! platform: parents get their gc labels, what is missing is passed over. Then the names of the
+//! index become records (their target updated, or created without labels), and only then, outside
+//! the lease, the caller's labels are set. Archives of OCI image layouts only.
 //!
 //! The stand-in does not judge its manners: a header on each call tells it whose they are.
 
@@ -24,7 +26,8 @@ use tonic::Status;
 use self::calls::{Calls, label_path};
 use crate::wire;
 
-/// The label in which k0s keeps the bundles of a record: a JSON object of paths and their times of change.
+/// The label in which k0s keeps the bundles of a record: a JSON object of paths and their times of
+/// change.
 pub const K0S_SOURCES: &str = "io.k0sproject.ocibundle-paths";
 /// The label by which k3s knows the records that it pinned.
 pub const K3S_PINNED: &str = "io.cattle.k3s.pinned";
@@ -34,7 +37,8 @@ const PINNED: &str = "io.cri-containerd.pinned";
 /// The beginning of the ids of its leases. Those of the original are random.
 const LEASE: &str = "go-importer-";
 
-/// Where the importer is, just before it does something. Whoever is asked may keep it waiting, or let it die there.
+/// Where the importer is, just before it does something. Whoever is asked may keep it waiting, or
+/// let it die there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// It is about to send a piece of a file of the archive.
@@ -86,7 +90,8 @@ fn refused(why: impl Into<String>) -> ImportFailed {
     ImportFailed::Refused(why.into())
 }
 
-/// An importer, bound to one namespace of a containerd. It remembers nothing but what is in containerd.
+/// An importer, bound to one namespace of a containerd. It remembers nothing but what is in
+/// containerd.
 #[derive(Clone, Debug)]
 pub struct GoImporter {
     calls: Calls,
@@ -103,7 +108,8 @@ impl GoImporter {
         }
     }
 
-    /// Imports a bundle as k0s does, and labels its records with the bundle's path and time of change.
+    /// Imports a bundle as k0s does, and labels its records with the bundle's path and time of
+    /// change.
     ///
     /// # Errors
     /// As the original; and [`ImportFailed::Died`] where `gate` breaks.
@@ -132,8 +138,9 @@ impl GoImporter {
         Ok(images.into_iter().map(|image| image.name).collect())
     }
 
-    /// What k0s does after each look into its folder: records none of whose bundles is as it was lose pin and sources, in an
-    /// update without a mask that replaces the whole record by what was listed; of the others the stale sources go.
+    /// What k0s does after each look into its folder: records none of whose bundles is as it was
+    /// lose pin and sources, in an update without a mask that replaces the whole record by what was
+    /// listed; of the others the stale sources go.
     ///
     /// `gate` is asked between the listing and each such record.
     ///
@@ -170,7 +177,8 @@ impl GoImporter {
         Ok(())
     }
 
-    /// What k3s does first at its start: every record that it pinned loses its pin and k3s's mark, whoever else wants it.
+    /// What k3s does first at its start: every record that it pinned loses its pin and k3s's mark,
+    /// whoever else wants it.
     ///
     /// # Errors
     /// What containerd says.
@@ -184,7 +192,8 @@ impl GoImporter {
         Ok(())
     }
 
-    /// Imports a bundle as k3s does: labels as a whole map, and a `name@digest` that is deleted and made anew where it exists.
+    /// Imports a bundle as k3s does: labels as a whole map, and a `name@digest` that is deleted and
+    /// made anew where it exists.
     ///
     /// # Errors
     /// As the original; and [`ImportFailed::Died`] where `gate` breaks.

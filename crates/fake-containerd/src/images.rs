@@ -197,7 +197,8 @@ fn merged(old: &Image, wanted: &wire::Image, paths: &[String]) -> Result<Image, 
     Ok(image)
 }
 
-/// Whether an update says something about the content: it moves the target or adds labels. Taking labels away does not.
+/// Whether an update says something about the content: it moves the target or adds labels. Taking
+/// labels away does not.
 fn vouches(wanted: &wire::Image, paths: &[String]) -> bool {
     paths.is_empty()
         || paths.iter().any(|path| match path.strip_prefix("labels.") {

@@ -40,7 +40,8 @@ pub struct BlobRecord {
 pub struct LeaseRecord {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// What it protects, as (type, id): `("content", "sha256:…")`, `("ingests", ref)`, `("snapshots/overlayfs", key)`.
+    /// What it protects, as (type, id): `("content", "sha256:…")`, `("ingests", ref)`,
+    /// `("snapshots/overlayfs", key)`.
     pub resources: BTreeSet<(String, String)>,
 }
 
@@ -93,7 +94,8 @@ pub struct Mutation {
     pub rpc: &'static str,
     /// The namespace of the call.
     pub namespace: String,
-    /// Digest, name of the record, id of the lease, ingest ref, or the snapshot's key (when it is committed, its name).
+    /// Digest, name of the record, id of the lease, ingest ref, or the snapshot's key (when it is
+    /// committed, its name).
     pub subject: String,
     /// The lease header of the call.
     pub lease: Option<String>,

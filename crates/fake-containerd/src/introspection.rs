@@ -1,4 +1,5 @@
-//! `containerd.services.introspection.v1` and `containerd.services.version.v1`: what this containerd is.
+//! `containerd.services.introspection.v1` and `containerd.services.version.v1`: what this
+//! containerd is.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! The node the stand-in pretends to run on, and a deliberately independent, small version of containerd's loose matching.
+//! The node the stand-in pretends to run on, and a deliberately independent, small version of
+//! containerd's loose matching.
 
 use serde_json::Value;
 
@@ -40,7 +41,8 @@ impl NodePlatform {
         }
     }
 
-    /// How well a manifest descriptor suits this node, 0 best; `None` if it does not. A descriptor without platform suits all.
+    /// How well a manifest descriptor suits this node, 0 best; `None` if it does not. A descriptor
+    /// without platform suits all.
     pub(crate) fn rank(&self, descriptor: &Value) -> Option<usize> {
         let platform = &descriptor["platform"];
         if platform.is_null() {

@@ -1,5 +1,5 @@
-//! Putting things into the store behind the protocol's back, as if another program had done so before the test began.
-//! Nothing here counts as a call, an event or a violation.
+//! Putting things into the store behind the protocol's back, as if another program had done so
+//! before the test began. Nothing here counts as a call, an event or a violation.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -66,7 +66,8 @@ impl Fake {
         self.with(|state| state.namespace_mut(namespace).containers.push(container));
     }
 
-    /// Puts a blob into a namespace and returns its digest. A blob that is there already gets exactly these labels.
+    /// Puts a blob into a namespace and returns its digest. A blob that is there already gets
+    /// exactly these labels.
     pub fn put_blob(&self, namespace: &str, bytes: &[u8], labels: &[(&str, &str)]) -> String {
         let digest = digest::sha256(bytes);
         self.with(|state| {
@@ -87,7 +88,8 @@ impl Fake {
         digest
     }
 
-    /// Puts an image record into a namespace, replacing one of the same name. CRI takes notice of it.
+    /// Puts an image record into a namespace, replacing one of the same name. CRI takes notice of
+    /// it.
     pub fn put_image(&self, namespace: &str, image: SeedImage) {
         self.with(|state| {
             let now = state.now();
@@ -111,8 +113,8 @@ impl Fake {
         });
     }
 
-    /// Puts an image into a registry that CRI pulls from, under a normalised name. Its content has to be in namespace
-    /// `k8s.io` already; labels are nothing that a registry has.
+    /// Puts an image into a registry that CRI pulls from, under a normalised name. Its content has
+    /// to be in namespace `k8s.io` already; labels are nothing that a registry has.
     pub fn offer(&self, image: SeedImage) {
         let target = Descriptor {
             media_type: image.media_type,
@@ -123,7 +125,8 @@ impl Fake {
         self.with(|state| state.cri.offers.insert(image.name, target));
     }
 
-    /// Leaves a partial ingest under a ref, as a writer that died does. `total` 0 means that nobody said.
+    /// Leaves a partial ingest under a ref, as a writer that died does. `total` 0 means that nobody
+    /// said.
     pub fn put_ingest(&self, namespace: &str, reference: &str, bytes: &[u8], total: i64) {
         self.with(|state| {
             let mut partial = Partial::empty(true, Hasher::sha256());
@@ -148,8 +151,8 @@ impl Fake {
         });
     }
 
-    /// Takes an image record away, with the event and the garbage collection that follow, as `ctr images rm` does.
-    /// Says whether it was there.
+    /// Takes an image record away, with the event and the garbage collection that follow, as `ctr
+    /// images rm` does. Says whether it was there.
     pub fn remove_image(&self, namespace: &str, name: &str) -> bool {
         self.with(|state| {
             let there = state.image(namespace, name).is_some();
@@ -161,8 +164,8 @@ impl Fake {
         })
     }
 
-    /// Sets one label of an image record, or removes it with an empty value, with the event, as another client would.
-    /// Says whether the record was there.
+    /// Sets one label of an image record, or removes it with an empty value, with the event, as
+    /// another client would. Says whether the record was there.
     pub fn set_image_label(&self, namespace: &str, name: &str, key: &str, value: &str) -> bool {
         self.with(|state| {
             let Some(mut image) = state.image(namespace, name).cloned() else {
@@ -191,7 +194,8 @@ impl Fake {
         })
     }
 
-    /// Replaces the bytes of a blob on the disk, as bit rot does: its digest and labels stay. Says whether it was there.
+    /// Replaces the bytes of a blob on the disk, as bit rot does: its digest and labels stay. Says
+    /// whether it was there.
     pub fn corrupt_blob(&self, digest: &str, bytes: &[u8]) -> bool {
         self.with(|state| match state.files.get_mut(digest) {
             Some(file) => {

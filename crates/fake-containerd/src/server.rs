@@ -1,4 +1,5 @@
-//! The socket: accepts connections, remembers them, and can break them all at once as a dying containerd does.
+//! The socket: accepts connections, remembers them, and can break them all at once as a dying
+//! containerd does.
 
 use std::future::poll_fn;
 use std::net::Shutdown;
@@ -38,7 +39,8 @@ pub(crate) struct Connections(Mutex<Open>);
 #[derive(Default)]
 struct Open {
     streams: Vec<StdStream>,
-    /// How often the server died; connections accepted before its last death are not welcome any more.
+    /// How often the server died; connections accepted before its last death are not welcome any
+    /// more.
     deaths: u64,
 }
 
@@ -60,7 +62,8 @@ impl Connections {
         self.break_all();
     }
 
-    /// Registers a connection that was accepted by a server of this number of deaths, and hands it back.
+    /// Registers a connection that was accepted by a server of this number of deaths, and hands it
+    /// back.
     fn keep(&self, stream: UnixStream, deaths: u64) -> std::io::Result<UnixStream> {
         let stream = stream.into_std()?;
         let handle = stream.try_clone()?;
@@ -103,8 +106,9 @@ impl Listening {
         let connections = Arc::clone(&service.connections);
         let deaths = connections.open().deaths;
         let accept = tokio::spawn(async move {
-            // Unlike `accept().await`, which spins inside one poll on a listener that was shut down, this lets go of
-            // the thread now and then, so that aborting the task takes effect.
+            // Unlike `accept().await`, which spins inside one poll on a listener that was shut
+            // down, this lets go of the thread now and then, so that aborting the task takes
+            // effect.
             while let Ok((stream, _)) = poll_fn(|context| listener.poll_accept(context)).await {
                 if accepted.send(connections.keep(stream, deaths)).await.is_err() {
                     break;
@@ -123,10 +127,12 @@ impl Listening {
         })
     }
 
-    /// Refuses new connections and breaks the others before it returns. The socket file stays, as after SIGKILL.
+    /// Refuses new connections and breaks the others before it returns. The socket file stays, as
+    /// after SIGKILL.
     pub(crate) fn die(&self) {
         let [accept, serve] = &self.tasks;
-        // Aborted before it can notice: it must not try to accept from a listener that is shut down.
+        // Aborted before it can notice: it must not try to accept from a listener that is shut
+        // down.
         accept.abort();
         break_off(&self.listener);
         self.connections.die();

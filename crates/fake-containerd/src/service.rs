@@ -1,5 +1,6 @@
-//! What every RPC has in common: it is counted, meets the faults that wait for it, needs a namespace, is one transaction on
-//! the state, and garbage is collected after it where the policy says so.
+//! What every RPC has in common: it is counted, meets the faults that wait for it, needs a
+//! namespace, is one transaction on the state, and garbage is collected after it where the policy
+//! says so.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,7 +12,8 @@ use crate::faults::Obstacle;
 use crate::server::Connections;
 use crate::state::State;
 
-/// Marks the calls of another importer, whose manners are not judged and whose bytes are not counted.
+/// Marks the calls of another importer, whose manners are not judged and whose bytes are not
+/// counted.
 pub(crate) const FOREIGN_HEADER: &str = "fake-containerd-foreign";
 
 /// One service implementation for all; cheap to clone.
@@ -137,7 +139,8 @@ pub(crate) fn delivered<A>(
     answer.map(Response::new)
 }
 
-/// A request without a message it must carry. The real one may die of it, so this is an error whatever the version.
+/// A request without a message it must carry. The real one may die of it, so this is an error
+/// whatever the version.
 pub(crate) fn missing(state: &mut State, rpc: &str, field: &str) -> Status {
     state.violation(format!(
         "{rpc} was called without {field}, which not every containerd survives"

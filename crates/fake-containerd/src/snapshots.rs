@@ -1,5 +1,5 @@
-//! `containerd.services.snapshots.v1`: snapshots without files. What is kept of one is what it stands on, how far it has
-//! come, and which layer was applied to it.
+//! `containerd.services.snapshots.v1`: snapshots without files. What is kept of one is what it
+//! stands on, how far it has come, and which layer was applied to it.
 //!
 //! The snapshotters are those that introspection lists as healthy; each has snapshots of its own.
 

@@ -1,5 +1,5 @@
-//! The whole state of the stand-in: one value behind one lock, so that every RPC is a transaction, as in containerd's own
-//! metadata database. Nothing here knows of sockets or streams.
+//! The whole state of the stand-in: one value behind one lock, so that every RPC is a transaction,
+//! as in containerd's own metadata database. Nothing here knows of sockets or streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -108,8 +108,8 @@ pub(crate) struct Ingest {
     pub(crate) seeded: bool,
 }
 
-/// The file of an ingest. `offset` and `length` differ after a ref is reopened with another total: containerd then starts at
-/// offset 0 without truncating what lies there.
+/// The file of an ingest. `offset` and `length` differ after a ref is reopened with another total:
+/// containerd then starts at offset 0 without truncating what lies there.
 pub(crate) struct Partial {
     pub(crate) bytes: Option<Vec<u8>>,
     pub(crate) length: u64,
@@ -262,7 +262,8 @@ impl State {
         });
     }
 
-    /// Publishes an event to subscribers and to the log. The type URL is the bare full name, as containerd sends it.
+    /// Publishes an event to subscribers and to the log. The type URL is the bare full name, as
+    /// containerd sends it.
     pub(crate) fn publish<E: prost::Message + prost::Name>(
         &mut self,
         namespace: &str,
@@ -293,7 +294,8 @@ impl State {
         self.now() + INGEST_LIFE
     }
 
-    /// Adds a resource to the lease a call carries. No lease is fine here; a lease that does not exist is containerd's error.
+    /// Adds a resource to the lease a call carries. No lease is fine here; a lease that does not
+    /// exist is containerd's error.
     pub(crate) fn protect(
         &mut self,
         namespace: &str,

@@ -1,5 +1,6 @@
-//! Where the stand-in is stricter than containerd: things that containerd accepts and that leave a node with images that
-//! cannot run, content that vanishes, or leftovers. Each finding is a sentence in [`Fake::violations`](crate::Fake::violations).
+//! Where the stand-in is stricter than containerd: things that containerd accepts and that leave a
+//! node with images that cannot run, content that vanishes, or leftovers. Each finding is a
+//! sentence in [`Fake::violations`](crate::Fake::violations).
 
 use serde_json::Value;
 
@@ -53,7 +54,8 @@ fn digests(descriptors: &[Value]) -> Vec<String> {
 }
 
 impl State {
-    /// A record vouches for its closure: everything its target needs must be in the store and held by gc labels.
+    /// A record vouches for its closure: everything its target needs must be in the store and held
+    /// by gc labels.
     pub(crate) fn check_record(&mut self, namespace: &str, name: &str, target: &str) {
         let mut findings = Vec::new();
         self.check_closure(namespace, target, &mut Vec::new(), &mut findings);
@@ -62,8 +64,8 @@ impl State {
         }
     }
 
-    /// Which records CRI manages is for CRI to say, and it must get to know when one moves: only a record without the label
-    /// gets a record under its image id.
+    /// Which records CRI manages is for CRI to say, and it must get to know when one moves: only a
+    /// record without the label gets a record under its image id.
     pub(crate) fn check_management(&mut self, namespace: &str, name: &str, old: Option<&Image>, new: &Image) {
         let managed = |image: &Image| {
             image
@@ -190,7 +192,8 @@ impl State {
         }
     }
 
-    /// A config that refers to snapshots which are not there keeps none, and nobody puts the label right later.
+    /// A config that refers to snapshots which are not there keeps none, and nobody puts the label
+    /// right later.
     pub(crate) fn check_snapshot_labels(&mut self, namespace: &str, digest: &str, labels: &Labels) {
         for (snapshotter, name) in snapshots::referred(labels) {
             if self.snapshot(namespace, &snapshotter, &name).is_none() {

@@ -1,7 +1,8 @@
-//! The wire: generated service traits, the message types under one roof, and a codec with containerd's message limits.
+//! The wire: generated service traits, the message types under one roof, and a codec with
+//! containerd's message limits.
 //!
-//! tonic's own limit answers `OUT_OF_RANGE`; containerd answers `RESOURCE_EXHAUSTED` in grpc-go's words, and clients are
-//! meant to recognise those.
+//! tonic's own limit answers `OUT_OF_RANGE`; containerd answers `RESOURCE_EXHAUSTED` in grpc-go's
+//! words, and clients are meant to recognise those.
 
 use std::marker::PhantomData;
 

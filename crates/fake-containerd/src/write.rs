@@ -1,4 +1,5 @@
-//! The write stream: opening an ingest ref, the three actions, and the commit, with containerd's rules and texts.
+//! The write stream: opening an ingest ref, the three actions, and the commit, with containerd's
+//! rules and texts.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -54,7 +55,8 @@ enum Opening {
     Locked(Status),
 }
 
-/// Takes the first message, opens the ref and answers it. containerd sends no headers before that, and neither do we.
+/// Takes the first message, opens the ref and answers it. containerd sends no headers before that,
+/// and neither do we.
 pub(crate) async fn begin(
     service: &Service,
     call: Call,
@@ -97,7 +99,8 @@ async fn open(service: &Service, call: Call, first: &WriteContentRequest) -> Res
 }
 
 impl Session {
-    /// The answers to all messages, and the duplicate of the last one that containerd sends at the end.
+    /// The answers to all messages, and the duplicate of the last one that containerd sends at the
+    /// end.
     pub(crate) fn answers(
         mut self,
         first: WriteContentResponse,
@@ -320,7 +323,8 @@ impl Writer {
         Ok(self.response(state, message.action))
     }
 
-    /// containerd fills in times and total when it answers a STAT, and repeats them in all later answers of the stream.
+    /// containerd fills in times and total when it answers a STAT, and repeats them in all later
+    /// answers of the stream.
     fn response(&mut self, state: &State, action: i32) -> WriteContentResponse {
         if action == WriteAction::Stat as i32 {
             self.stated = WriteContentResponse {
@@ -498,7 +502,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts the bytes into the store below the namespaces, where they stay even if the rest of the commit fails.
+    /// Puts the bytes into the store below the namespaces, where they stay even if the rest of the
+    /// commit fails.
     fn store_file(&mut self, state: &mut State, digest: &str, size: u64) -> Option<Arc<Vec<u8>>> {
         if self.adopted.is_none() && !state.files.contains_key(digest) {
             let mut partial = self.partial();
@@ -552,7 +557,8 @@ impl Drop for Writer {
     }
 }
 
-/// Whether a message has all of a small blob and commits it. It need not say how many bytes that are.
+/// Whether a message has all of a small blob and commits it. It need not say how many bytes that
+/// are.
 fn is_whole(message: &WriteContentRequest) -> bool {
     const SMALL: usize = 64 << 10;
     message.action() == WriteAction::Commit

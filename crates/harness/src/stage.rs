@@ -49,7 +49,8 @@ pub struct Own {
     pub stage: Stage,
 }
 
-/// Plays a scenario on the stand-in, configured like this, or on a containerd that it shares with other scenarios.
+/// Plays a scenario on the stand-in, configured like this, or on a containerd that it shares with
+/// other scenarios.
 ///
 /// # Panics
 /// If the scenario fails, brings the server down, or does what the stand-in minds.

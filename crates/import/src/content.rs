@@ -1,5 +1,5 @@
-//! containerd's content store as a place that images are looked up in, as they are in bundles: asked from a thread that may
-//! wait.
+//! containerd's content store as a place that images are looked up in, as they are in bundles:
+//! asked from a thread that may wait.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,7 +20,8 @@ pub const CONTAINERD: &str = "containerd";
 pub struct ContentStore {
     client: Client,
     sizes: RefCell<HashMap<Digest, Option<u64>>>,
-    /// Of blobs that are not among the sizes containerd is asked, and they count where this store has them, if it is there.
+    /// Of blobs that are not among the sizes containerd is asked, and they count where this store
+    /// has them, if it is there.
     asks: Option<Option<PathBuf>>,
     runtime: Handle,
     /// Why containerd does not answer any more.
@@ -28,8 +29,8 @@ pub struct ContentStore {
 }
 
 impl ContentStore {
-    /// The store of a client, with these blobs and their sizes in bytes. To be called in a runtime, and used outside of
-    /// its threads.
+    /// The store of a client, with these blobs and their sizes in bytes. To be called in a runtime,
+    /// and used outside of its threads.
     pub fn of(client: &Client, blobs: impl IntoIterator<Item = (Digest, u64)>) -> ContentStore {
         let sizes = blobs.into_iter().map(|(digest, size)| (digest, Some(size)));
         ContentStore {
@@ -41,9 +42,9 @@ impl ContentStore {
         }
     }
 
-    /// The same with all blobs that the client's namespace has, each asked for when it is needed: for a namespace with so many
-    /// that they are not listed. A blob whose file is not in `store`, if that is given, and whose end containerd cannot
-    /// read, is not there.
+    /// The same with all blobs that the client's namespace has, each asked for when it is needed:
+    /// for a namespace with so many that they are not listed. A blob whose file is not in `store`,
+    /// if that is given, and whose end containerd cannot read, is not there.
     pub fn asking(client: &Client, store: Option<PathBuf>) -> ContentStore {
         ContentStore {
             asks: Some(store),

@@ -10,14 +10,16 @@ use crate::space::Shortage;
 use crate::survey::Census;
 use crate::unpack::UnpackError;
 
-/// Why an import stopped before its end. What is wrong with a single image is in its report instead.
+/// Why an import stopped before its end. What is wrong with a single image is in its report
+/// instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// containerd reported something that no other image would fare better with.
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
-    /// The bundle was written to while it was read. Nothing wrong can have been recorded: blobs are named by digest.
+    /// The bundle was written to while it was read. Nothing wrong can have been recorded: blobs are
+    /// named by digest.
     #[error("{} changed while it was imported; it is imported again when it is still", path.display())]
     Changed {
         /// The bundle.
@@ -37,10 +39,12 @@ pub enum Error {
     /// The lease was deleted again and again while the import ran.
     #[error("the lease of this import is deleted by somebody else again and again")]
     LeaseKeepsVanishing,
-    /// What is missing would not fit on containerd's disk, or would leave less than is to stay free. Nothing was sent.
+    /// What is missing would not fit on containerd's disk, or would leave less than is to stay
+    /// free. Nothing was sent.
     #[error(transparent)]
     NoSpace(Box<Shortage>),
-    /// The namespace would have more records than it may (see [`Census::has_no_room`]). Nothing was written.
+    /// The namespace would have more records than it may (see [`Census::has_no_room`]). Nothing was
+    /// written.
     #[error("{}: that is too many (`limits.records` is {most})", counted_text(*.census, *.new, *.most))]
     TooManyRecords {
         /// The records of the namespace.
@@ -61,7 +65,8 @@ pub enum Error {
         /// How many there may be.
         most: usize,
     },
-    /// The bundle is a delta, and what it is a delta on is not here. Its images that need none of that are in place.
+    /// The bundle is a delta, and what it is a delta on is not here. Its images that need none of
+    /// that are in place.
     #[error(
         "{} is a delta on {base}, which is not all here: import {base} first. {}", path.display(), missing_text(.missing)
     )]

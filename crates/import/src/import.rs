@@ -32,11 +32,13 @@ pub struct Imported {
 
 /// Imports a bundle, or plans to.
 ///
-/// `dry_run` stops before the first write. So does an import that would not fit on containerd's disk, where that can be
-/// known (see [`Space`](crate::Space)): it is [`Imported::stopped`] with [`Error::NoSpace`], and one that would make more
-/// records than [`Intent::most_records`] with [`Error::TooManyRecords`]. What is decided in between takes time in the
-/// number of images, names and blobs, and happens on a thread of its own. The survey is the only thing that can fail as a
-/// whole; what goes wrong afterwards is in the report. Safe to cancel at any time (see [`carry_out`]).
+/// `dry_run` stops before the first write. So does an import that would not fit on containerd's
+/// disk, where that can be known (see [`Space`](crate::Space)): it is [`Imported::stopped`] with
+/// [`Error::NoSpace`], and one that would make more records than [`Intent::most_records`] with
+/// [`Error::TooManyRecords`]. What is decided in between takes time in the number of images, names
+/// and blobs, and happens on a thread of its own. The survey is the only thing that can fail as a
+/// whole; what goes wrong afterwards is in the report. Safe to cancel at any time (see
+/// [`carry_out`]).
 ///
 /// # Errors
 ///
@@ -89,8 +91,8 @@ pub async fn import(
     })
 }
 
-/// Decides which images are taken. Of a delta, those for which it lacks its base are not, and that is an error that
-/// stops none of the others.
+/// Decides which images are taken. Of a delta, those for which it lacks its base are not, and that
+/// is an error that stops none of the others.
 async fn select_images(
     client: &Client,
     bundle: &Arc<Bundle>,
@@ -145,7 +147,8 @@ async fn decide(selection: Selection, survey: Survey, intent: &Intent) -> Result
     .await
 }
 
-/// What the plan means for containerd's disk, where anything is to be sent and that disk can be seen.
+/// What the plan means for containerd's disk, where anything is to be sent and that disk can be
+/// seen.
 async fn foresee(client: &Client, plan: &Plan, intent: &Intent) -> Result<Option<Forecast>, Error> {
     match plan.is_done() {
         true => Ok(None),
@@ -195,7 +198,8 @@ async fn aside<T: Send + 'static>(decide: impl FnOnce() -> T + Send + 'static) -
     }
 }
 
-/// Whether the bundle asks for more records than it may, or would make more of them in the namespace than there may be.
+/// Whether the bundle asks for more records than it may, or would make more of them in the
+/// namespace than there may be.
 async fn obstacle_to_records(
     client: &Client,
     selection: &Selection,
@@ -215,11 +219,11 @@ fn too_many_names(selection: &Selection, policy: &Policy) -> Option<Error> {
     (asked > most).then_some(Error::TooManyNames { asked, most })
 }
 
-/// Whether there would be more records in the namespace than there may be. A bundle that adds none is not kept from
-/// looking after those that are there.
+/// Whether there would be more records in the namespace than there may be. A bundle that adds none
+/// is not kept from looking after those that are there.
 ///
-/// The bound keeps the list of records from growing too long by our doing. Where others alone have made more than that,
-/// there is nothing left to keep, and our own are held against the bound.
+/// The bound keeps the list of records from growing too long by our doing. Where others alone have
+/// made more than that, there is nothing left to keep, and our own are held against the bound.
 async fn too_many(
     client: &Client,
     plan: &Plan,
@@ -236,7 +240,8 @@ async fn too_many(
     Ok(census.has_no_room(new, most).then_some(obstacle))
 }
 
-/// Of the blobs that a delta relies on, those that containerd has. A bundle that is no delta costs no request.
+/// Of the blobs that a delta relies on, those that containerd has. A bundle that is no delta costs
+/// no request.
 async fn relied_on_and_there(client: &Client, bundle: &Bundle) -> Result<HashSet<Digest>, Error> {
     let Some(reliance) = &bundle.catalog().relies_on else {
         return Ok(HashSet::new());

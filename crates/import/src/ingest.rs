@@ -1,7 +1,8 @@
 //! Carries a plan out: blobs under one lease, children before parents, then the image records.
 //!
-//! There is nothing to decide here. An image whose blob turns out to be damaged fails alone; a containerd that cannot be
-//! reached stops the run, and what was committed by then is found in place by the next one.
+//! There is nothing to decide here. An image whose blob turns out to be damaged fails alone; a
+//! containerd that cannot be reached stops the run, and what was committed by then is found in
+//! place by the next one.
 
 mod assurance;
 mod blobs;
@@ -29,11 +30,12 @@ use crate::lease::{self, Lease};
 use crate::plan::{BlobAction, ImagePlan, Intent, Plan, RecordAction, RecordStep};
 use crate::unpack::Unpacked;
 
-/// Layers and configs sent at the same time, each over a connection of its own. containerd gains nothing from more. The
-/// client has more connections than that, so that images get their manifests while layers of the next are on their way.
+/// Layers and configs sent at the same time, each over a connection of its own. containerd gains
+/// nothing from more. The client has more connections than that, so that images get their manifests
+/// while layers of the next are on their way.
 const PARALLEL_BLOBS: usize = 4;
-/// Images that get their manifests and records at the same time: each of these steps is a short write to containerd's
-/// database, which takes one after the other and is not to wait for the next.
+/// Images that get their manifests and records at the same time: each of these steps is a short
+/// write to containerd's database, which takes one after the other and is not to wait for the next.
 const PARALLEL_CLOSINGS: usize = 4;
 /// How often a record is decided about again when somebody else changes it under our hands.
 const RECORD_ROUNDS: usize = 5;
@@ -42,7 +44,8 @@ const LEASE_ROUNDS: usize = 3;
 
 /// Hears what happens during an import, as it happens. All methods may be called from any thread.
 pub trait Observer: Send + Sync {
-    /// So many bytes are missing in containerd and will be sent. Comes first, if the import begins at all.
+    /// So many bytes are missing in containerd and will be sent. Comes first, if the import begins
+    /// at all.
     fn planned(&self, bytes: u64) {
         let _ = bytes;
     }
@@ -84,7 +87,8 @@ pub struct IngestedImage {
 pub struct Failure {
     /// In one line, naming the blob or record.
     pub reason: String,
-    /// The blob whose bytes are not what they should be, where that is the failure. The reason does not name it.
+    /// The blob whose bytes are not what they should be, where that is the failure. The reason does
+    /// not name it.
     pub damaged: Option<Digest>,
     /// Whether the bundle is to blame.
     pub is_content: bool,
@@ -119,7 +123,8 @@ pub struct Ingested {
     pub sent: HashMap<Digest, u64>,
     /// Blobs that are in place without a byte having been sent.
     pub present: HashSet<Digest>,
-    /// What became of the images that were to be unpacked, by their index in the list that was planned.
+    /// What became of the images that were to be unpacked, by their index in the list that was
+    /// planned.
     pub unpacked: Vec<(usize, Result<Unpacked, String>)>,
     /// Why the run stopped before its end.
     pub stopped: Option<Error>,
@@ -143,13 +148,14 @@ pub struct Job<'a> {
 
 /// Carries out a plan.
 ///
-/// Never fails as a whole: what went wrong is in the result, beside what went right. When the plan is done already,
-/// nothing is leased and nothing is written; only a lease that an interrupted run left behind is given back.
+/// Never fails as a whole: what went wrong is in the result, beside what went right. When the plan
+/// is done already, nothing is leased and nothing is written; only a lease that an interrupted run
+/// left behind is given back.
 ///
 /// # Cancel safety
 ///
-/// May be dropped at any await: what is committed stays under the lease, which is found again by the next run or ends
-/// by itself, and a record is written whole or not at all.
+/// May be dropped at any await: what is committed stays under the lease, which is found again by
+/// the next run or ends by itself, and a record is written whole or not at all.
 pub async fn carry_out(job: &Job<'_>) -> Ingested {
     let mut run = Run {
         job,
@@ -163,8 +169,8 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
         unpacking: Arc::default(),
     };
     let stopped = run.all().await.err();
-    // A run that was stopped is taken up again: its lease keeps what has been moved. But a full disk hurts everybody on
-    // the node, for as long as the lease would live.
+    // A run that was stopped is taken up again: its lease keeps what has been moved. But a full
+    // disk hurts everybody on the node, for as long as the lease would live.
     let is_over = stopped.as_ref().is_none_or(Error::is_space);
     if is_over && let Err(error) = lease::give_back(job.client, job.lease_id).await {
         tracing::debug!(%error, "the lease was not given back and ends by itself");
@@ -346,7 +352,8 @@ impl<'a> Run<'a> {
         self.result.images.push(outcome);
     }
 
-    /// Whether every image is finished since the lease was last lost, and the lease, if one was needed, is still there.
+    /// Whether every image is finished since the lease was last lost, and the lease, if one was
+    /// needed, is still there.
     async fn are_all_held(&self) -> Result<bool, Error> {
         if self.finished.len() < self.job.plan.images.len() {
             return Ok(false);
@@ -357,8 +364,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What was held may be gone with the lease, and that of images with records, too: one may have been written in the
-    /// moment before the loss was noticed. All are gone through once more.
+    /// What was held may be gone with the lease, and that of images with records, too: one may have
+    /// been written in the moment before the loss was noticed. All are gone through once more.
     fn forget_lease(&mut self) {
         self.lease = None;
         self.assurance = Arc::default();
@@ -503,7 +510,8 @@ impl<'a> Run<'a> {
                 let damage = damage(&error);
                 let mut fault = Fault::from(error);
                 if is_of_source || matches!(fault, Fault::Image(_)) {
-                    // Bytes that somebody is just changing say nothing about the bundle that comes of it.
+                    // Bytes that somebody is just changing say nothing about the bundle that comes
+                    // of it.
                     check_bundle(self.job)?;
                     check_blob(self.job, &digest)?;
                 }
@@ -554,7 +562,8 @@ fn damage(error: &containerd::Error) -> Option<String> {
     }
 }
 
-/// A bundle that somebody writes into while it is read is not trusted to the end, although no blob of it can be wrong.
+/// A bundle that somebody writes into while it is read is not trusted to the end, although no blob
+/// of it can be wrong.
 fn check_bundle(job: &Job<'_>) -> Result<(), Fault> {
     let Some(bundle) = &job.bundle else {
         return Ok(());
@@ -571,7 +580,8 @@ fn check_bundle(job: &Job<'_>) -> Result<(), Fault> {
     }
 }
 
-/// The same of a blob in a layout folder: the folder does not change with what is written into one of its files.
+/// The same of a blob in a layout folder: the folder does not change with what is written into one
+/// of its files.
 fn check_blob(job: &Job<'_>, digest: &Digest) -> Result<(), Fault> {
     let Some(bundle) = &job.bundle else {
         return Ok(());

@@ -1,6 +1,7 @@
 //! The labels airgapd writes on image records, and what they mean to it.
 //!
-//! Labels are only ever changed one key at a time: kubelet's runtime, k0s and k3s keep theirs on the same records.
+//! Labels are only ever changed one key at a time: kubelet's runtime, k0s and k3s keep theirs on
+//! the same records.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -12,25 +13,29 @@ pub const PINNED: &str = "io.cri-containerd.pinned";
 pub const PINNED_VALUE: &str = "pinned";
 /// Says that the pin is ours; a pin without it is somebody else's and is never removed.
 pub const OUR_PIN: &str = "io.airgapd.pinned";
-/// Prefix of one label for each bundle that vouches for the image; its value is the bundle's file name.
+/// Prefix of one label for each bundle that vouches for the image; its value is the bundle's file
+/// name.
 pub const BUNDLE_PREFIX: &str = "io.airgapd.bundle.";
-/// The image was imported by hand; its value is the file name. Only `airgapd release` takes it back.
+/// The image was imported by hand; its value is the file name. Only `airgapd release` takes it
+/// back.
 pub const IMPORTED: &str = "io.airgapd.import";
-/// k0s's importer keeps the bundles of a record in it: a JSON object of paths and their times of change.
+/// k0s's importer keeps the bundles of a record in it: a JSON object of paths and their times of
+/// change.
 pub const K0S_SOURCES: &str = "io.k0sproject.ocibundle-paths";
 /// k3s's importer pinned the record.
 pub const K3S_PINNED: &str = "io.cattle.k3s.pinned";
 /// RKE2's importer pinned the record.
 pub const RKE2_PINNED: &str = "io.cattle.rke2.pinned";
-/// CRI's mark on records it knows. Cleared when a record changes its target, so that CRI looks at it again.
+/// CRI's mark on records it knows. Cleared when a record changes its target, so that CRI looks at
+/// it again.
 pub const CRI_MANAGED: &str = "io.cri-containerd.image";
 
-/// When the garbage collector of containerd 2.0 and later may delete the record, pinned or not. Nothing of ours sets it
-/// on records.
+/// When the garbage collector of containerd 2.0 and later may delete the record, pinned or not.
+/// Nothing of ours sets it on records.
 pub const EXPIRES: &str = "containerd.io/gc.expire";
 
-/// On blobs, in front of a registry's host: the repositories there that have the blob, with commas between them. containerd's
-/// own pulls set it, and mirrors among nodes (Spegel) go by it.
+/// On blobs, in front of a registry's host: the repositories there that have the blob, with commas
+/// between them. containerd's own pulls set it, and mirrors among nodes (Spegel) go by it.
 pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
 /// containerd refuses labels whose key and value have more bytes together (labels.Validate).
 const LONGEST: usize = 4096;
@@ -74,8 +79,8 @@ impl Source {
     }
 }
 
-/// The labels that say where a blob is from, by repositories such as `quay.io/k0sproject/coredns`. What there is no room for
-/// in a label is left out.
+/// The labels that say where a blob is from, by repositories such as `quay.io/k0sproject/coredns`.
+/// What there is no room for in a label is left out.
 #[must_use]
 pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>) -> Labels {
     let mut labels = Labels::new();
@@ -91,8 +96,8 @@ pub fn distribution_sources<'a>(repositories: impl IntoIterator<Item = &'a str>)
     labels
 }
 
-/// What of `sources` a blob with the labels `there` lacks: labels in their whole length, with what others wrote at the
-/// beginning of each.
+/// What of `sources` a blob with the labels `there` lacks: labels in their whole length, with what
+/// others wrote at the beginning of each.
 #[must_use]
 pub fn missing_sources(sources: &Labels, there: &Labels) -> Labels {
     let mut missing = Labels::new();
@@ -123,7 +128,8 @@ fn add_source(key: &str, value: &mut String, path: &str) {
     }
 }
 
-/// Names a bundle in labels and leases: the first 16 hexadecimal digits of the sha256 of its file name.
+/// Names a bundle in labels and leases: the first 16 hexadecimal digits of the sha256 of its file
+/// name.
 #[must_use]
 pub fn bundle_id(file_name: &str) -> String {
     digest::short(file_name.as_bytes())
@@ -147,7 +153,8 @@ pub fn is_source(key: &str) -> bool {
     key.starts_with(BUNDLE_PREFIX) || key == IMPORTED
 }
 
-/// Whether another importer wants the record pinned. Its pin and ours are one label, so that label is its too.
+/// Whether another importer wants the record pinned. Its pin and ours are one label, so that label
+/// is its too.
 #[must_use]
 pub fn is_pinned_by_others(labels: &Labels) -> bool {
     [K0S_SOURCES, K3S_PINNED, RKE2_PINNED]
@@ -155,8 +162,9 @@ pub fn is_pinned_by_others(labels: &Labels) -> bool {
         .any(|key| labels.contains_key(*key))
 }
 
-/// Who keeps the record from kubelet's image garbage collector: the importers by their marks, and `another` where the pin has
-/// none of them. Empty for a record without the pin, whatever marks it has.
+/// Who keeps the record from kubelet's image garbage collector: the importers by their marks, and
+/// `another` where the pin has none of them. Empty for a record without the pin, whatever marks it
+/// has.
 #[must_use]
 pub fn pinned_by(labels: &Labels) -> Vec<&'static str> {
     const IMPORTERS: [(&str, &str); 4] = [
@@ -176,8 +184,8 @@ pub fn pinned_by(labels: &Labels) -> Vec<&'static str> {
     }
 }
 
-/// Whether the record stays pinned when no bundle vouches for it any more: another importer wants it, somebody imported it by
-/// hand, or the pin is not ours.
+/// Whether the record stays pinned when no bundle vouches for it any more: another importer wants
+/// it, somebody imported it by hand, or the pin is not ours.
 #[must_use]
 pub fn is_kept_by_others(labels: &Labels) -> bool {
     let is_foreign_pin = labels.contains_key(PINNED) && !labels.contains_key(OUR_PIN);
@@ -186,9 +194,9 @@ pub fn is_kept_by_others(labels: &Labels) -> bool {
 
 /// What has to change on a record with `labels` so that `source` vouches for it and it is pinned.
 ///
-/// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed. An expiry goes, whoever
-/// set it: a record cannot both end by itself and stay for as long as its bundle does. It is the only label of others
-/// that is ever taken away.
+/// A pin that is there without our mark is somebody else's: it is left as it is, and not claimed.
+/// An expiry goes, whoever set it: a record cannot both end by itself and stay for as long as its
+/// bundle does. It is the only label of others that is ever taken away.
 #[must_use]
 pub fn vouch(labels: &Labels, source: &Source) -> LabelChanges {
     let (key, value) = source.label();
@@ -215,9 +223,9 @@ pub fn tell_of_expiry(name: &str, changes: &LabelChanges) {
     }
 }
 
-/// What has to change on a record with `labels` when the sources that `gone` names no longer vouch for it: their
-/// labels go, and with the last of ours our pin. Where another importer wants the record pinned, too, the pin becomes its
-/// own: only our mark on it goes.
+/// What has to change on a record with `labels` when the sources that `gone` names no longer vouch
+/// for it: their labels go, and with the last of ours our pin. Where another importer wants the
+/// record pinned, too, the pin becomes its own: only our mark on it goes.
 #[must_use]
 pub fn disown(labels: &Labels, gone: impl Fn(&str, &str) -> bool) -> LabelChanges {
     let sources = labels.iter().filter(|(key, _)| is_source(key));

@@ -1,8 +1,9 @@
-//! The lease that keeps what an import has moved so far: one for each bundle, with a fixed id, found again after a
-//! crash.
+//! The lease that keeps what an import has moved so far: one for each bundle, with a fixed id,
+//! found again after a crash.
 //!
-//! containerd cannot extend a lease, so one that has lived for half its time is replaced: a new one is made, given what
-//! the old one holds, and only then is the old one deleted. Nothing is unprotected in between.
+//! containerd cannot extend a lease, so one that has lived for half its time is replaced: a new one
+//! is made, given what the old one holds, and only then is the old one deleted. Nothing is
+//! unprotected in between.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::labels::LEASE_MARK;
 
-/// How long a lease lives: longer than the slowest import, short enough that nothing leaks for ever.
+/// How long a lease lives: longer than the slowest import, short enough that nothing leaks for
+/// ever.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 /// Every lease of ours starts with this.
 pub const PREFIX: &str = "airgapd-";
@@ -45,7 +47,8 @@ impl Lease {
             created: last.created_at,
             id: last.id,
         };
-        // A replacement that was interrupted: the older one may hold what the younger does not hold yet.
+        // A replacement that was interrupted: the older one may hold what the younger does not hold
+        // yet.
         for older in found {
             lease.take_over(client, &older.id).await?;
         }
@@ -59,8 +62,8 @@ impl Lease {
         &self.id
     }
 
-    /// Replaces the lease when half its life is over. Safe to cancel: until the new one holds everything, the old one
-    /// stays.
+    /// Replaces the lease when half its life is over. Safe to cancel: until the new one holds
+    /// everything, the old one stays.
     ///
     /// # Errors
     ///
@@ -76,7 +79,8 @@ impl Lease {
         Ok(())
     }
 
-    /// Whether it is still there, and has been all the time: then so is everything that it holds. Only reads.
+    /// Whether it is still there, and has been all the time: then so is everything that it holds.
+    /// Only reads.
     ///
     /// # Errors
     ///
@@ -96,8 +100,8 @@ impl Lease {
     }
 }
 
-/// Gives back whatever leases a bundle has: of this run, or of one that was interrupted. containerd then collects what
-/// nothing else refers to.
+/// Gives back whatever leases a bundle has: of this run, or of one that was interrupted. containerd
+/// then collects what nothing else refers to.
 ///
 /// # Errors
 ///

@@ -1,9 +1,10 @@
 //! Where a bundle and a containerd meet.
 //!
-//! One direction: [`select()`] (pure) decides which images of a catalog this node takes, [`Survey`] reads what containerd
-//! has, [`plan`](plan::plan) (pure) decides every step, [`carry_out`](ingest::carry_out) takes them and decides nothing,
-//! [`BundleResult`] says how it went, and [`BundleReport`] is the document about that. [`import()`] is all of that. The daemon, `airgapd import` and its dry run go this
-//! way.
+//! One direction: [`select()`] (pure) decides which images of a catalog this node takes, [`Survey`]
+//! reads what containerd has, [`plan`](plan::plan) (pure) decides every step,
+//! [`carry_out`](ingest::carry_out) takes them and decides nothing, [`BundleResult`] says how it
+//! went, and [`BundleReport`] is the document about that. [`import()`] is all of that. The daemon,
+//! `airgapd import` and its dry run go this way.
 //!
 //! The names of this flow are here. Those of its parts are in the modules, each by its topic.
 //!

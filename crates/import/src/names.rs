@@ -1,9 +1,10 @@
 //! Image names: from what an archive calls an image to the names of its records in containerd.
 //!
-//! CRI looks a pod's image up under its normalised reference and under nothing else, so a record that is not named
-//! that way is invisible to kubelet and cannot be removed through CRI. containerd's own importer writes the names of
-//! an OCI layout down as they are; this module normalises them, and never invents a repository: a plain tag needs a
-//! base name, an image without a name needs one from the operator, and both are reported otherwise.
+//! CRI looks a pod's image up under its normalised reference and under nothing else, so a record
+//! that is not named that way is invisible to kubelet and cannot be removed through CRI.
+//! containerd's own importer writes the names of an OCI layout down as they are; this module
+//! normalises them, and never invents a repository: a plain tag needs a base name, an image without
+//! a name needs one from the operator, and both are reported otherwise.
 
 mod reference;
 
@@ -17,7 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use self::reference::{InvalidReference, Reference};
 use crate::pattern::Pattern;
 
-/// Which `name@digest` records are added to a named image, so that pods pinned by digest find it offline.
+/// Which `name@digest` records are added to a named image, so that pods pinned by digest find it
+/// offline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DigestReferences {
@@ -78,8 +80,8 @@ pub struct Names {
 impl Naming {
     /// The names of an image that the archive calls `raw` and whose record would point at `target`.
     ///
-    /// `manifests` are the digests of the imported manifests below an index; references to those come back separately
-    /// from [`Naming::manifest_references`].
+    /// `manifests` are the digests of the imported manifests below an index; references to those
+    /// come back separately from [`Naming::manifest_references`].
     #[must_use]
     pub fn names_of(&self, raw: &[RawName], target: &Digest) -> Names {
         let mut names = Names::default();
@@ -144,8 +146,8 @@ impl Naming {
             .collect())
     }
 
-    /// Takes what a bundle may name. Names that follow from an allowed one (its digest, its aliases) and those the
-    /// operator gives are allowed with it: they are nobody else's words.
+    /// Takes what a bundle may name. Names that follow from an allowed one (its digest, its
+    /// aliases) and those the operator gives are allowed with it: they are nobody else's words.
     fn add_allowed(&self, names: &mut Names, references: Vec<Reference>) {
         for reference in references {
             if self.allows(&reference) {

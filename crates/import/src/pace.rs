@@ -1,7 +1,8 @@
 //! How fast blobs are sent: no faster than the operator allows.
 //!
-//! It stands between a bundle and containerd, decides nothing about an import, and lets bytes through when it is their
-//! turn. All imports of a process share one [`Pace`], so what is allowed holds for all of them together.
+//! It stands between a bundle and containerd, decides nothing about an import, and lets bytes
+//! through when it is their turn. All imports of a process share one [`Pace`], so what is allowed
+//! holds for all of them together.
 
 use std::convert::Infallible;
 use std::io::{self, Read};
@@ -30,8 +31,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// A pace of at most `rate` bytes in a second; `None` lets everything through at once. Below 1 MiB, other importers
-    /// may take a blob that is waited for to be given up.
+    /// A pace of at most `rate` bytes in a second; `None` lets everything through at once. Below 1
+    /// MiB, other importers may take a blob that is waited for to be given up.
     #[must_use]
     pub fn new(rate: Option<u64>) -> Pace {
         Pace {
@@ -152,7 +153,8 @@ mod tests {
     const PIECE: u64 = 512 << 10;
 
     proptest! {
-        /// Of everything that goes through from one piece to a later one, all but a burst or the first piece is at the rate.
+        /// Of everything that goes through from one piece to a later one, all but a burst or the
+        /// first piece is at the rate.
         #[test]
         fn over_any_time_no_more_goes_through_than_the_rate_and_a_burst(
             rate in 1_u64 << 20..1 << 30,

@@ -5,10 +5,11 @@ use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
-/// A pattern that a whole name has to match: `*` stands for any run of characters, `/` included, `?` for exactly one.
+/// A pattern that a whole name has to match: `*` stands for any run of characters, `/` included,
+/// `?` for exactly one.
 ///
-/// Nothing else is special, so a name without the two is a pattern for itself. Matching takes time proportional to the
-/// length of the name times that of the pattern, whatever the two are.
+/// Nothing else is special, so a name without the two is a pattern for itself. Matching takes time
+/// proportional to the length of the name times that of the pattern, whatever the two are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pattern(WildMatch);
 

@@ -1,8 +1,8 @@
 //! The plan: every step of an import, decided before the first one is taken.
 //!
-//! Pure: what is selected and what is there go in, a printable value comes out, and whoever carries it out has nothing
-//! left to decide. The same function serves the daemon, `import`, `import --dry-run`, and the comparison of an
-//! unchanged bundle with containerd at a restart.
+//! Pure: what is selected and what is there go in, a printable value comes out, and whoever carries
+//! it out has nothing left to decide. The same function serves the daemon, `import`, `import
+//! --dry-run`, and the comparison of an unchanged bundle with containerd at a restart.
 
 mod gc;
 mod intent;
@@ -58,10 +58,12 @@ pub struct BlobStep {
     pub size: u64,
     /// Whether it is sent.
     pub action: BlobAction,
-    /// How many labels it lacks, for the gc and for `sources`; given with the commit when it is sent. Which they are is
-    /// asked when they are written: names and layers of an image are a product that nothing bounds.
+    /// How many labels it lacks, for the gc and for `sources`; given with the commit when it is
+    /// sent. Which they are is asked when they are written: names and layers of an image are a
+    /// product that nothing bounds.
     pub lacking: usize,
-    /// The labels that say where it is from, by the names of all images that have it; shared by blobs that have the same.
+    /// The labels that say where it is from, by the names of all images that have it; shared by
+    /// blobs that have the same.
     pub sources: Arc<Labels>,
     /// What it refers to.
     pub children: Vec<Child>,
@@ -166,7 +168,8 @@ impl ImagePlan {
         self.blobs.iter().all(BlobStep::is_done) && !self.records.iter().any(|record| record.action.writes())
     }
 
-    /// Whether all its names belong to others and stay with them: blobs that no record of ours keeps are not sent.
+    /// Whether all its names belong to others and stay with them: blobs that no record of ours
+    /// keeps are not sent.
     fn is_unwanted(&self) -> bool {
         self.records.iter().all(|record| {
             matches!(
@@ -278,7 +281,8 @@ fn plan_blob(member: &Member, sources: Arc<Labels>, there: Option<&BlobInfo>) ->
     }
 }
 
-/// The labels that a blob with the labels `there` lacks: of its children, for the gc, and of where it is from, for mirrors.
+/// The labels that a blob with the labels `there` lacks: of its children, for the gc, and of where
+/// it is from, for mirrors.
 pub(crate) fn missing_labels(children: &[Child], sources: &Labels, there: &Labels) -> Labels {
     let mut missing = missing_gc_labels(children, there);
     missing.extend(labels::missing_sources(sources, there));

@@ -1,4 +1,5 @@
-//! Takes back what is ours: source labels, and with the last of them our pin. Records stay; kubelet decides about them.
+//! Takes back what is ours: source labels, and with the last of them our pin. Records stay; kubelet
+//! decides about them.
 
 use std::ops::ControlFlow;
 
@@ -61,9 +62,11 @@ pub fn release_of(record: &ImageRecord, what: &Release) -> Option<Released> {
     })
 }
 
-/// Takes back what `what` names, and with [`Release::All`] our leases, too. With `dry_run` nothing is written.
+/// Takes back what `what` names, and with [`Release::All`] our leases, too. With `dry_run` nothing
+/// is written.
 ///
-/// Labels are changed one key at a time; those of others stay. Safe to cancel: what is left is taken back next time.
+/// Labels are changed one key at a time; those of others stay. Safe to cancel: what is left is
+/// taken back next time.
 ///
 /// # Errors
 ///

@@ -26,7 +26,8 @@ pub struct BundleReport {
     pub blobs: BlobCounts,
     /// What was unpacked ahead; absent where nothing was to be.
     pub unpacked: Option<UnpackCounts>,
-    /// What that meant for containerd's disk before it began; absent where nothing was to be sent or nobody can tell.
+    /// What that meant for containerd's disk before it began; absent where nothing was to be sent
+    /// or nobody can tell.
     pub space: Option<Forecast>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
@@ -132,7 +133,8 @@ mod tests {
         })
     }
 
-    /// Two names of one image, one of another whose digest is of another kind, and an image that is broken.
+    /// Two names of one image, one of another whose digest is of another kind, and an image that is
+    /// broken.
     fn results() -> Vec<ImageResult> {
         let (one, other) = (target(SHA256), target(&format!("sha512:{}", "b".repeat(128))));
         let broken = Verdict::Broken(vec![Problem::of_image("no layers".to_owned())]);

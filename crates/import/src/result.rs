@@ -1,6 +1,8 @@
-//! What became of a bundle, image by image, as values: the ledger keeps them, and the report is made of them last.
+//! What became of a bundle, image by image, as values: the ledger keeps them, and the report is
+//! made of them last.
 //!
-//! One file has the values and how each follows from a selection and what was ingested, so that no outcome is made elsewhere.
+//! One file has the values and how each follows from a selection and what was ingested, so that no
+//! outcome is made elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -76,7 +78,8 @@ pub struct BundleResult {
     pub blobs: BlobCounts,
     /// What was unpacked ahead; absent where nothing was to be.
     pub unpacked: Option<UnpackCounts>,
-    /// What that meant for containerd's disk before it began; absent where nothing was to be sent or nobody can tell.
+    /// What that meant for containerd's disk before it began; absent where nothing was to be sent
+    /// or nobody can tell.
     pub space: Option<Forecast>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
@@ -228,8 +231,8 @@ impl BundleResult {
         }
     }
 
-    /// The result of a bundle that is not imported although it may be sound: a rule of the node is against it, or its
-    /// bytes are not those it should have.
+    /// The result of a bundle that is not imported although it may be sound: a rule of the node is
+    /// against it, or its bytes are not those it should have.
     #[must_use]
     pub fn refused(path: &Path, reason: String, cause: Cause, took: Duration) -> BundleResult {
         BundleResult {
@@ -277,8 +280,8 @@ impl BundleResult {
         self
     }
 
-    /// What there is to tell, in the order of the bundle: each record, but for the same failure of an image's records
-    /// only the first of them.
+    /// What there is to tell, in the order of the bundle: each record, but for the same failure of
+    /// an image's records only the first of them.
     pub fn told(&self) -> impl Iterator<Item = &ImageResult> {
         let mut last = None;
         self.images.iter().filter(move |image| {
@@ -359,7 +362,8 @@ fn warnings(catalog: &Catalog, selection: &Selection) -> Vec<String> {
     archive.chain(images).collect()
 }
 
-/// The bundle is to blame unless every failure has another reason: a name that is taken, a refusal of containerd.
+/// The bundle is to blame unless every failure has another reason: a name that is taken, a refusal
+/// of containerd.
 fn failure_cause(selection: &Selection, ingested: &Ingested) -> Cause {
     let broken = selection
         .choices
@@ -392,7 +396,8 @@ fn outcome_of(images: &[ImageResult], sent: bool) -> Outcome {
     }
 }
 
-/// What became of each record, and of each image without one. `file` is what the bundle is called, fit to print.
+/// What became of each record, and of each image without one. `file` is what the bundle is called,
+/// fit to print.
 pub(crate) fn image_results(selection: &Selection, ingested: &Ingested, file: &str) -> Vec<ImageResult> {
     let by_index: HashMap<usize, &IngestedImage> =
         ingested.images.iter().map(|image| (image.index, image)).collect();
@@ -432,7 +437,8 @@ pub(crate) fn image_results(selection: &Selection, ingested: &Ingested, file: &s
     results
 }
 
-/// Names the first few of many problems, and counts the others: an image may have one for each of thousands of layers.
+/// Names the first few of many problems, and counts the others: an image may have one for each of
+/// thousands of layers.
 #[must_use]
 pub fn in_short<T: ToString>(problems: &[T]) -> String {
     const NAMED: usize = 20;

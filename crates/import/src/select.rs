@@ -1,10 +1,13 @@
-//! Which images of a bundle this node takes, under which names, and every blob that each of them needs.
+//! Which images of a bundle this node takes, under which names, and every blob that each of them
+//! needs.
 //!
-//! Pure: a catalog and a policy in, a [`Selection`] out. It follows what containerd does when it later runs an image
-//! (one manifest is chosen, best match first, and there is no second try), so that whatever is selected can run.
+//! Pure: a catalog and a policy in, a [`Selection`] out. It follows what containerd does when it
+//! later runs an image (one manifest is chosen, best match first, and there is no second try), so
+//! that whatever is selected can run.
 //!
-//! `judge` decides whether an image is whole, by the `answer` that containerd gives for an index. `closure` collects the
-//! blobs of a whole image, and `naming` its records. `problem` has the sentences about what is absent or damaged.
+//! `judge` decides whether an image is whole, by the `answer` that containerd gives for an index.
+//! `closure` collects the blobs of a whole image, and `naming` its records. `problem` has the
+//! sentences about what is absent or damaged.
 
 mod answer;
 mod closure;
@@ -42,8 +45,8 @@ pub struct Policy {
     pub wanted: Wanted,
     /// How images are named.
     pub naming: Naming,
-    /// How many records one bundle may ask for, with those of digests and aliases. Default of the configuration:
-    /// [`MOST_RECORDS`](crate::plan::MOST_RECORDS).
+    /// How many records one bundle may ask for, with those of digests and aliases. Default of the
+    /// configuration: [`MOST_RECORDS`](crate::plan::MOST_RECORDS).
     pub most_records: usize,
 }
 
@@ -52,8 +55,8 @@ pub struct Policy {
 pub struct Selection {
     /// One entry for each image; entries of the bundle with the same target are one image.
     pub choices: Vec<Choice>,
-    /// How many records the images ask for: names, their digests and aliases. Of those beyond [`Policy::most_records`]
-    /// none is in `choices`, and their images are broken.
+    /// How many records the images ask for: names, their digests and aliases. Of those beyond
+    /// [`Policy::most_records`] none is in `choices`, and their images are broken.
     pub asked_records: usize,
 }
 
@@ -103,7 +106,8 @@ pub struct Choice {
     pub target: Descriptor,
     /// The decision.
     pub verdict: Verdict,
-    /// What the operator should know although it stops nothing: names not used, manifests left out, guesses made.
+    /// What the operator should know although it stops nothing: names not used, manifests left out,
+    /// guesses made.
     pub notes: Vec<String>,
 }
 
@@ -114,8 +118,8 @@ pub enum Verdict {
     Take(Taken),
     /// Nothing is wrong with it, but it gets no record.
     Skip(Skip),
-    /// Nothing is wrong with it, but every name it has is one that bundles may not use here; the reasons are in the
-    /// notes.
+    /// Nothing is wrong with it, but every name it has is one that bundles may not use here; the
+    /// reasons are in the notes.
     Forbidden,
     /// It cannot be run as the bundle holds it: each problem names the platform and the blob.
     Broken(Vec<Problem>),
@@ -135,8 +139,8 @@ pub struct Taken {
 pub struct NamedTarget {
     /// The normalised reference.
     pub name: String,
-    /// The index or manifest, with the annotations of the bundle's entry as far as they are few enough. All names
-    /// of an image share it.
+    /// The index or manifest, with the annotations of the bundle's entry as far as they are few
+    /// enough. All names of an image share it.
     pub target: Arc<Descriptor>,
 }
 
@@ -207,7 +211,8 @@ fn group_by_target(images: &[Image]) -> Vec<Vec<&Image>> {
     groups
 }
 
-/// How well an image suits the node: its place in the list of acceptable platforms, `MAX` where it is not known.
+/// How well an image suits the node: its place in the list of acceptable platforms, `MAX` where it
+/// is not known.
 type Rank = usize;
 
 /// What is decided about an image. The records that it asks for are added to `asked`.
@@ -253,7 +258,8 @@ const BUNDLE: &str = "the bundle";
 /// The first containerd whose content store has room for digests other than sha256.
 const SHA512_SINCE: (u64, u64) = (2, 3);
 
-/// Whether blobs may be named by their sha512. A containerd without a number is taken for a new one.
+/// Whether blobs may be named by their sha512. A containerd without a number is taken for a new
+/// one.
 #[must_use]
 pub fn takes_sha512(version: &Version) -> bool {
     !version.is_known() || (version.major, version.minor) >= SHA512_SINCE

@@ -1,8 +1,9 @@
-//! Whether what an import sends will fit: the bytes and files that are missing against what the file system of
-//! containerd's content store has left.
+//! Whether what an import sends will fit: the bytes and files that are missing against what the
+//! file system of containerd's content store has left.
 //!
-//! What to make of the figures is pure. Only [`Space`] looks at a disk, and only where the store can be seen from here:
-//! a daemon that has nothing but containerd's socket imports without a forecast.
+//! What to make of the figures is pure. Only [`Space`] looks at a disk, and only where the store
+//! can be seen from here: a daemon that has nothing but containerd's socket imports without a
+//! forecast.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,8 +16,8 @@ use oci_spec::image::Digest;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-/// Above this part of the disk in use kubelet removes unused images; below the rest free it evicts pods
-/// (`imageGCHighThresholdPercent` and `imagefs.available<15%`, both by default).
+/// Above this part of the disk in use kubelet removes unused images; below the rest free it evicts
+/// pods (`imageGCHighThresholdPercent` and `imagefs.available<15%`, both by default).
 const KUBELET_USED_PERCENT: u64 = 85;
 /// Below this part of the inodes free kubelet evicts pods (`imagefs.inodesFree<5%` by default).
 const KUBELET_INODES_PERCENT: u64 = 5;
@@ -73,7 +74,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Looks at the file system that holds, or is going to hold, `path`. Does not see the quota of a user or group.
+    /// Looks at the file system that holds, or is going to hold, `path`. Does not see the quota of
+    /// a user or group.
     ///
     /// # Errors
     ///
@@ -286,7 +288,8 @@ pub struct Space {
 }
 
 impl Space {
-    /// How blobs of these sizes would leave the disk; `None` where they add nothing that matters, or nobody can tell.
+    /// How blobs of these sizes would leave the disk; `None` where they add nothing that matters,
+    /// or nobody can tell.
     ///
     /// Safe to cancel.
     ///
@@ -316,7 +319,8 @@ impl Space {
         .collect();
         let there = |digest: &Digest| match begun.get(&ingest_ref(digest)) {
             Some(offset) => *offset,
-            // Another namespace may have it, or nobody any more: it is taken over and not stored twice.
+            // Another namespace may have it, or nobody any more: it is taken over and not stored
+            // twice.
             None => stored_bytes(store, digest).unwrap_or_default(),
         };
         let demand = Demand::of(&missing(blobs, there), disk.block);

@@ -1,5 +1,6 @@
-//! What containerd already has: reads only. Where containerd has few records, the number of calls does not depend on how much
-//! is asked about; where it has very many, what is asked about is looked up one by one, since no list of them is cheap.
+//! What containerd already has: reads only. Where containerd has few records, the number of calls
+//! does not depend on how much is asked about; where it has very many, what is asked about is
+//! looked up one by one, since no list of them is cheap.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -14,16 +15,18 @@ use crate::labels;
 use crate::select::Taken;
 use crate::space::stored_bytes;
 
-/// So many names or digests are looked up one by one without a list: that takes less than a tenth of a second.
+/// So many names or digests are looked up one by one without a list: that takes less than a tenth
+/// of a second.
 const FEW: usize = 512;
 
 /// The records and blobs of a containerd namespace that matter to a selection.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
-    /// The image records that were asked for and are there, by name, and others of ours as far as they were listed.
+    /// The image records that were asked for and are there, by name, and others of ours as far as
+    /// they were listed.
     pub records: BTreeMap<String, ImageRecord>,
-    /// How many records there are; `None` where their list is too long for one message, and only those that were asked for
-    /// were looked up.
+    /// How many records there are; `None` where their list is too long for one message, and only
+    /// those that were asked for were looked up.
     pub census: Option<Census>,
     /// The blobs of the selection that are in the content store, with their labels.
     pub blobs: HashMap<Digest, BlobInfo>,
@@ -50,8 +53,9 @@ impl Census {
         }
     }
 
-    /// Counts where the list of records is too long for one message. Each part of such a list costs containerd a walk over all
-    /// records, so those of others are not counted beyond `most`, and not again where there were more in the last hour.
+    /// Counts where the list of records is too long for one message. Each part of such a list costs
+    /// containerd a walk over all records, so those of others are not counted beyond `most`, and
+    /// not again where there were more in the last hour.
     ///
     /// # Errors
     ///
@@ -80,8 +84,9 @@ impl Census {
         })
     }
 
-    /// Whether so many records more of ours are too many: more than `most` in all; where there are more of others alone
-    /// already, the list is as long as it is not by our doing, and ours alone are held against `most`.
+    /// Whether so many records more of ours are too many: more than `most` in all; where there are
+    /// more of others alone already, the list is as long as it is not by our doing, and ours alone
+    /// are held against `most`.
     #[must_use]
     pub fn has_no_room(&self, new: usize, most: usize) -> bool {
         let counted = match self.others > most {
@@ -93,8 +98,9 @@ impl Census {
 }
 
 impl Survey {
-    /// Asks containerd for its records and blobs: one `Images.List` where its answer fits into one message, otherwise one
-    /// `Images.Get` for each name; and one `Content.List`, or one `Content.Info` for each digest where that is less work.
+    /// Asks containerd for its records and blobs: one `Images.List` where its answer fits into one
+    /// message, otherwise one `Images.Get` for each name; and one `Content.List`, or one
+    /// `Content.Info` for each digest where that is less work.
     ///
     /// Only records of `names` or of ours, and blobs of `digests` are kept. Safe to cancel.
     ///
@@ -128,7 +134,8 @@ impl Survey {
         Ok(survey.with(records, blobs))
     }
 
-    /// Asks for the records of these names and for these blobs, and lists neither where they are few. Safe to cancel.
+    /// Asks for the records of these names and for these blobs, and lists neither where they are
+    /// few. Safe to cancel.
     ///
     /// # Errors
     ///
@@ -158,7 +165,8 @@ impl Survey {
         }
     }
 
-    /// Adds the records that have one of these labels, where not all of ours were listed: one `Images.List` with a filter.
+    /// Adds the records that have one of these labels, where not all of ours were listed: one
+    /// `Images.List` with a filter.
     ///
     /// # Errors
     ///
@@ -184,8 +192,9 @@ impl Survey {
 
     /// Holds the blobs against the files of containerd's store, where those can be seen.
     ///
-    /// containerd lists what its database knows and never looks at its files: blobs that somebody wiped, or that a
-    /// power cut left empty, are listed for ever, and writing them is answered with ALREADY_EXISTS. Safe to cancel.
+    /// containerd lists what its database knows and never looks at its files: blobs that somebody
+    /// wiped, or that a power cut left empty, are listed for ever, and writing them is answered
+    /// with ALREADY_EXISTS. Safe to cancel.
     ///
     /// # Errors
     ///
@@ -200,8 +209,8 @@ impl Survey {
     }
 }
 
-/// Those of the blobs that containerd lists of which its store has no file, or one of another length, where the store can
-/// be seen. Safe to cancel.
+/// Those of the blobs that containerd lists of which its store has no file, or one of another
+/// length, where the store can be seen. Safe to cancel.
 ///
 /// # Errors
 ///
@@ -227,12 +236,13 @@ pub async fn lost(
 }
 
 impl Survey {
-    /// Has containerd read the end of each blob, and forget those whose end it has not got: after the power went, what
-    /// is listed need not be there. One call for each blob.
+    /// Has containerd read the end of each blob, and forget those whose end it has not got: after
+    /// the power went, what is listed need not be there. One call for each blob.
     ///
     /// # Errors
     ///
-    /// The error of the client. Safe to cancel: what is forgotten is missing like anything that was deleted.
+    /// The error of the client. Safe to cancel: what is forgotten is missing like anything that was
+    /// deleted.
     pub async fn proven(mut self, client: &Client) -> Result<Survey, Error> {
         let mut lost = Vec::new();
         for blob in self.blobs.values() {
@@ -259,7 +269,8 @@ pub(crate) fn is_lost(store: &Path, blob: &BlobInfo) -> bool {
     }
 }
 
-/// Whether any of `digests`, which a containerd had, has no file in its store (any more). The daemon asks this often.
+/// Whether any of `digests`, which a containerd had, has no file in its store (any more). The
+/// daemon asks this often.
 #[must_use]
 pub fn any_without_file<'d>(store: &Path, digests: impl IntoIterator<Item = &'d Digest>) -> bool {
     let is_absent = |digest: &&Digest| {
@@ -282,11 +293,13 @@ async fn has_really(client: &Client, blob: &BlobInfo) -> Result<bool, Error> {
 
 /// Makes containerd forget blobs that it lists and has not got, so that they can be written again.
 ///
-/// Files that are there and damaged have to be collected first, or they would be taken over as they are.
+/// Files that are there and damaged have to be collected first, or they would be taken over as they
+/// are.
 ///
 /// # Errors
 ///
-/// The error of the client. Safe to cancel: what is forgotten is missing like anything that was deleted.
+/// The error of the client. Safe to cancel: what is forgotten is missing like anything that was
+/// deleted.
 pub(crate) async fn forget_lost(client: &Client, lost: &[BlobInfo], store: &Path) -> Result<(), Error> {
     let is_damaged = lost.iter().any(|blob| stored_bytes(store, &blob.digest).is_ok());
     forget(client, lost, is_damaged).await

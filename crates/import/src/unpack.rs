@@ -1,14 +1,15 @@
 //! Unpack-ahead: the layers of an image become snapshots before its first container wants them.
 //!
-//! containerd unpacks an image when CRI first makes a container of it, within kubelet's deadline for that. Done ahead,
-//! the first pod starts as fast as the second, and a layer that cannot be unpacked is found before a pod needs it.
-//! Everything happens inside containerd, with the snapshotter that CRI uses and by its rules: names are chain IDs
-//! (image-spec, "Layer ChainID"), and a label of the image's config keeps the uppermost snapshot for as long as the
-//! image is there.
+//! containerd unpacks an image when CRI first makes a container of it, within kubelet's deadline
+//! for that. Done ahead, the first pod starts as fast as the second, and a layer that cannot be
+//! unpacked is found before a pod needs it. Everything happens inside containerd, with the
+//! snapshotter that CRI uses and by its rules: names are chain IDs (image-spec, "Layer ChainID"),
+//! and a label of the image's config keeps the uppermost snapshot for as long as the image is
+//! there.
 //!
-//! Nothing counts as unpacked before it lasts: containerd is asked to sync each layer (`sync_fs`, from 1.7 on), and where
-//! its disk can be seen from here it is synced once more before a snapshot gets its name. A snapshot that a power cut
-//! left empty would be believed for ever.
+//! Nothing counts as unpacked before it lasts: containerd is asked to sync each layer (`sync_fs`,
+//! from 1.7 on), and where its disk can be seen from here it is synced once more before a snapshot
+//! gets its name. A snapshot that a power cut left empty would be believed for ever.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -123,7 +124,8 @@ impl Unpacker {
         &self.snapshotter.name
     }
 
-    /// Whether an image is unpacked already, by the labels of its blobs and the names of all snapshots.
+    /// Whether an image is unpacked already, by the labels of its blobs and the names of all
+    /// snapshots.
     pub(crate) fn is_unpacked<'b>(
         &self,
         mut closure: impl Iterator<Item = &'b BlobInfo>,
@@ -142,7 +144,8 @@ impl Unpacker {
         format!("{SNAPSHOT_REF}{}", self.snapshotter.name)
     }
 
-    /// Unpacks what this node would run of an image whose blobs are in containerd, one layer after the other.
+    /// Unpacks what this node would run of an image whose blobs are in containerd, one layer after
+    /// the other.
     ///
     /// `blobs` are those of the image, with their sizes in bytes.
     ///
@@ -249,11 +252,13 @@ impl RootFs {
     }
 }
 
-/// The image as it counts where these snapshots are committed: the layers of a manifest that is unpacked as a whole are
-/// needed no more, so those that are absent count as present. `None` where there is nothing of the kind.
+/// The image as it counts where these snapshots are committed: the layers of a manifest that is
+/// unpacked as a whole are needed no more, so those that are absent count as present. `None` where
+/// there is nothing of the kind.
 ///
-/// containerd looks for the snapshots first, and fetches or applies layers only where one of them is absent. So an image
-/// runs whose layers were thrown away after unpacking (`discard_unpacked_layers` in containerd's configuration).
+/// containerd looks for the snapshots first, and fetches or applies layers only where one of them
+/// is absent. So an image runs whose layers were thrown away after unpacking
+/// (`discard_unpacked_layers` in containerd's configuration).
 #[must_use]
 pub fn as_unpacked(image: &Node, snapshots: &HashSet<String>) -> Option<Node> {
     let mut image = image.clone();
@@ -301,8 +306,8 @@ fn is_manifest_unpacked(manifest: &Manifest, snapshots: &HashSet<String>) -> boo
             .all(|layer| snapshots.contains(layer.chain.as_ref()))
 }
 
-/// Whether a manifest of an image, one of those in `taken`, is unpacked as a whole where these snapshots are committed: the
-/// first container of it need not wait for that.
+/// Whether a manifest of an image, one of those in `taken`, is unpacked as a whole where these
+/// snapshots are committed: the first container of it need not wait for that.
 #[must_use]
 pub fn is_unpacked(image: &Node, taken: &Closure, snapshots: &HashSet<String>) -> bool {
     let digest = image.descriptor.digest();
@@ -315,7 +320,8 @@ pub fn is_unpacked(image: &Node, taken: &Closure, snapshots: &HashSet<String>) -
     }
 }
 
-/// The name of everything up to a layer, by the name of what is below it (image-spec, "Layer ChainID").
+/// The name of everything up to a layer, by the name of what is below it (image-spec, "Layer
+/// ChainID").
 fn chain_id(parent: Option<&Digest>, diff_id: &Digest) -> Digest {
     let Some(parent) = parent else {
         return diff_id.clone();
@@ -365,7 +371,8 @@ impl Job<'_> {
         Ok(unpacked)
     }
 
-    /// How many layers are there up to the highest one that is; it is on the lease then, and keeps those below it.
+    /// How many layers are there up to the highest one that is; it is on the lease then, and keeps
+    /// those below it.
     async fn hold_highest(&self, layers: &[LayerSpec]) -> Result<usize, UnpackError> {
         let (client, name) = (self.client, &self.snapshotter.name);
         let known = client.snapshots(name).await?;
@@ -397,7 +404,8 @@ impl Job<'_> {
     }
 }
 
-/// Makes everything last that is written to the disk of a folder (syncfs(2)), where it can be seen from here.
+/// Makes everything last that is written to the disk of a folder (syncfs(2)), where it can be seen
+/// from here.
 async fn make_last(folder: Option<&Path>) -> Result<(), UnpackError> {
     let Some(path) = folder.map(Path::to_owned) else {
         return Ok(());
@@ -421,20 +429,21 @@ pub trait AheadObserver: Send + Sync {
     fn image(&self, image: &Ahead, ended: &Result<Unpacked, UnpackError>);
 }
 
-/// Unpacks those images that are in containerd and are not unpacked yet, one after the other, in the order given.
+/// Unpacks those images that are in containerd and are not unpacked yet, one after the other, in
+/// the order given.
 ///
-/// One listing each of records, blobs and snapshots says what is to be done; if that is nothing, nothing is leased and
-/// nothing written. An image that is to blame itself spares the others.
+/// One listing each of records, blobs and snapshots says what is to be done; if that is nothing,
+/// nothing is leased and nothing written. An image that is to blame itself spares the others.
 ///
 /// # Errors
 ///
-/// What no other image would fare better with: containerd is away, its disk is full. [`UnpackError::Stopped`] when
-/// `stop` was heard.
+/// What no other image would fare better with: containerd is away, its disk is full.
+/// [`UnpackError::Stopped`] when `stop` was heard.
 ///
 /// # Cancel safety
 ///
-/// May be dropped at any await. What was unpacked is kept by its image, what was about to be by a lease that is found
-/// again, or ends by itself.
+/// May be dropped at any await. What was unpacked is kept by its image, what was about to be by a
+/// lease that is found again, or ends by itself.
 pub async fn unpack_ahead(
     client: &Client,
     unpacker: &Unpacker,
@@ -477,7 +486,8 @@ pub async fn unpack_ahead(
     Ok(())
 }
 
-/// The target of an image that is whole in containerd and not unpacked, with the sizes of its blobs.
+/// The target of an image that is whole in containerd and not unpacked, with the sizes of its
+/// blobs.
 fn is_due(
     image: &Ahead,
     unpacker: &Unpacker,

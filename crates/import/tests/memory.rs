@@ -1,5 +1,6 @@
-//! What is decided about a bundle takes memory in the number of its images, names and blobs, whatever the bundle says and
-//! however these are combined. A program of its own: the peak is that of the whole process.
+//! What is decided about a bundle takes memory in the number of its images, names and blobs,
+//! whatever the bundle says and however these are combined. A program of its own: the peak is that
+//! of the whole process.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +19,8 @@ use platforms::{Platform, Rules};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// What opening and deciding may take at most, in bytes: the memory that the unit allows less the largest window.
+/// What opening and deciding may take at most, in bytes: the memory that the unit allows less the
+/// largest window.
 const MOST_MEMORY: u64 = 256 << 20;
 
 /// What a hostile bundle is like.
@@ -31,7 +33,8 @@ struct Hostile {
     layers: usize,
     urls: usize,
     annotations: usize,
-    /// Names of each manifest beside those of the entries, by `manifest.json`; each of a repository of its own.
+    /// Names of each manifest beside those of the entries, by `manifest.json`; each of a repository
+    /// of its own.
     names: usize,
     /// Bytes of a platform's variant, and of an artifact's type.
     text: usize,
@@ -177,7 +180,8 @@ fn decide(path: &Path, references: DigestReferences) -> u64 {
     peak()
 }
 
-/// Each is a product: images of a delta times what their manifest says, names times layers, layers times a platform.
+/// Each is a product: images of a delta times what their manifest says, names times layers, layers
+/// times a platform.
 #[test]
 fn products_of_what_a_bundle_says_take_memory_in_its_parts_only() {
     let plain = Hostile {

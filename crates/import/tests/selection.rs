@@ -81,8 +81,8 @@ fn needs(choice: &Choice, digest: &Digest) -> bool {
         .any(|blob| blob.digest == *digest)
 }
 
-/// Held against each other one by one, 100,000 names take minutes; a bundle is refused long before, and a limit may be
-/// raised.
+/// Held against each other one by one, 100,000 names take minutes; a bundle is refused long before,
+/// and a limit may be raised.
 #[test]
 fn the_time_that_names_and_manifests_take_grows_with_their_number_only() {
     let mut catalog = open(
@@ -400,7 +400,8 @@ fn an_artifact_gets_no_record() {
     );
 }
 
-/// KEP-4639: what containerd mounts as a volume is shown by the program's tests in `tests/kubelet.rs`.
+/// KEP-4639: what containerd mounts as a volume is shown by the program's tests in
+/// `tests/kubelet.rs`.
 #[test]
 fn an_artifact_that_lists_its_layers_gets_a_record_where_it_can_be_mounted() {
     let model = |platform: &str| {
@@ -847,7 +848,8 @@ fn all_images_together_ask_for_as_many_records_as_there_may_be() {
     assert_eq!(selection.taken().count(), 1);
 }
 
-/// A config of some MiB, and thousands of layers that are not there: each problem begins with the platform.
+/// A config of some MiB, and thousands of layers that are not there: each problem begins with the
+/// platform.
 #[test]
 fn what_a_platform_says_is_told_of_each_layer_in_short() {
     let archive = Layout::new()

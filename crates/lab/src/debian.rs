@@ -1,7 +1,7 @@
 //! Debian packages unpacked into a private folder, from whatever mirror this machine uses.
 //!
-//! Nothing is installed and apt's own lists stay as they are: each [`Archive`] has its own list folder. Apart from
-//! [`parts`](crate::parts) because it knows apt and nothing of containerd.
+//! Nothing is installed and apt's own lists stay as they are: each [`Archive`] has its own list
+//! folder. Apart from [`parts`](crate::parts) because it knows apt and nothing of containerd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,8 @@ impl Archive {
         unpack_all(&debs, into)
     }
 
-    /// Unpacks packages together with everything they depend on that this machine does not have installed.
+    /// Unpacks packages together with everything they depend on that this machine does not have
+    /// installed.
     pub(crate) fn unpack_with_dependencies(&self, packages: &[&str], into: &Path) -> Result<()> {
         output_of(
             self.apt_get()
@@ -98,7 +99,8 @@ impl Archive {
                     "--reinstall",
                     "--no-install-recommends",
                 ])
-                // Nothing is installed, so root's lock is neither needed nor, for others, to be had.
+                // Nothing is installed, so root's lock is neither needed nor, for others, to be
+                // had.
                 .args(["-o", "Debug::NoLocking=true", "install"])
                 .args(packages),
         )?;
@@ -179,7 +181,8 @@ fn candidates() -> Vec<PathBuf> {
 /// One package source of the machine: where its mirror is and whom it trusts.
 #[derive(Debug, PartialEq, Eq)]
 enum Source {
-    /// A deb822 stanza: its fields but for types, suites and components, as written (sources.list(5)).
+    /// A deb822 stanza: its fields but for types, suites and components, as written
+    /// (sources.list(5)).
     Deb822(String),
     /// A one-line source: everything up to and including the address.
     Line(String),

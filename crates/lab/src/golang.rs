@@ -1,8 +1,8 @@
 //! Programs built from Go modules: the containerds that no Debian has, and kubelet.
 //!
-//! It stands apart because it knows Go and the module proxy, and neither apt nor how a containerd is run. Go's own
-//! settings on this machine say where modules come from and who vouches for them; what is fetched is held against
-//! the checksum database unless those settings say otherwise.
+//! It stands apart because it knows Go and the module proxy, and neither apt nor how a containerd
+//! is run. Go's own settings on this machine say where modules come from and who vouches for them;
+//! what is fetched is held against the checksum database unless those settings say otherwise.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ pub(crate) const CONTAINERD_2_3: &str = "2.3.7";
 /// The newest release of 2.4 that the module proxy had when this was written.
 pub(crate) const CONTAINERD_2_4: &str = "2.4.2";
 
-/// What the `go.mod` of containerd 2.3.7 demands of the compiler; that of 2.4.2 is content with 1.26.6.
+/// What the `go.mod` of containerd 2.3.7 demands of the compiler; that of 2.4.2 is content with
+/// 1.26.6.
 const OLDEST_GO: (u32, u32, u32) = (1, 26, 8);
 
 /// The suite whose Go is new enough, and the version in the names of its packages.
@@ -34,7 +35,8 @@ pub(crate) struct Toolchain {
 }
 
 impl Toolchain {
-    /// The machine's own if it is new enough, else Debian's, kept like every other part (some 300 MB).
+    /// The machine's own if it is new enough, else Debian's, kept like every other part (some 300
+    /// MB).
     fn provide() -> Result<Self> {
         if let Some(installed) = installed() {
             return Ok(installed);
@@ -100,7 +102,8 @@ fn version_in(answer: &str) -> Option<(u32, u32, u32)> {
     ))
 }
 
-/// Builds `containerd`, `ctr` and the shim for runc of one release into a folder, statically linked.
+/// Builds `containerd`, `ctr` and the shim for runc of one release into a folder, statically
+/// linked.
 ///
 /// The parts that need C libraries are left out: the snapshotters of btrfs, zfs and devmapper.
 pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
@@ -133,8 +136,9 @@ pub(crate) fn build_containerd(version: &str, folder: &Path) -> Result<()> {
 
 /// Builds `kubelet` of one release of Kubernetes into a folder, statically linked.
 ///
-/// The module replaces its staging modules by folders of its repository, which no other module may do. So the program is
-/// built in a module of its own, which replaces them by the releases that belong to this one.
+/// The module replaces its staging modules by folders of its repository, which no other module may
+/// do. So the program is built in a module of its own, which replaces them by the releases that
+/// belong to this one.
 pub(crate) fn build_kubelet(version: &str, folder: &Path) -> Result<()> {
     const MODULE: &str = "k8s.io/kubernetes";
     let go = Toolchain::provide()?;

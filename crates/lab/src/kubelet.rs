@@ -1,8 +1,9 @@
 //! Private kubelets: the real program, without an API server, on a private containerd.
 //!
-//! It stands apart because a kubelet, unlike a containerd, changes the machine wherever it runs: kernel settings, folders
-//! below /var. So each one has a mount namespace of its own, in which those places are its own files. Pods are on the
-//! host's network. Their control groups lie in containerd's usual one, `/k8s.io`, and go with them.
+//! It stands apart because a kubelet, unlike a containerd, changes the machine wherever it runs:
+//! kernel settings, folders below /var. So each one has a mount namespace of its own, in which
+//! those places are its own files. Pods are on the host's network. Their control groups lie in
+//! containerd's usual one, `/k8s.io`, and go with them.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -34,7 +35,8 @@ pub struct Release {
 }
 
 impl Release {
-    /// The newest patch of each minor version that the module proxy had when this was written, oldest first.
+    /// The newest patch of each minor version that the module proxy had when this was written,
+    /// oldest first.
     pub const ALL: [Self; 4] = [
         Self::new("1.34", "1.34.4"),
         Self::new("1.35", "1.35.4"),
@@ -54,7 +56,8 @@ impl Release {
         self.version
     }
 
-    /// The program, built from its source if it is not here yet: some minutes, and some 3 GB in Go's own caches.
+    /// The program, built from its source if it is not here yet: some minutes, and some 3 GB in
+    /// Go's own caches.
     ///
     /// # Errors
     ///
@@ -88,8 +91,8 @@ impl FromStr for Release {
 
 /// A running (or just stopped) kubelet.
 ///
-/// Dropping it ends it. Its pods go on, as those of every kubelet do, until their containerd is dropped, which has to
-/// happen later: the folder of a kubelet lies in that of its containerd.
+/// Dropping it ends it. Its pods go on, as those of every kubelet do, until their containerd is
+/// dropped, which has to happen later: the folder of a kubelet lies in that of its containerd.
 #[derive(Debug)]
 pub struct Kubelet {
     release: Release,
@@ -99,14 +102,15 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Starts a kubelet on the containerd at a socket, and waits until it looks for pods. `settings` are lines of its
-    /// configuration.
+    /// Starts a kubelet on the containerd at a socket, and waits until it looks for pods.
+    /// `settings` are lines of its configuration.
     ///
     /// It ends with the thread that starts it, if it is not dropped before.
     ///
     /// # Errors
     ///
-    /// Without root, when the program cannot be had, or when it does not come up: with the end of its log.
+    /// Without root, when the program cannot be had, or when it does not come up: with the end of
+    /// its log.
     pub fn start(release: Release, socket: &Path, settings: &str) -> Result<Self> {
         if !is_root() {
             bail!("only root can start a kubelet");
@@ -214,7 +218,8 @@ impl Kubelet {
             .create(true)
             .append(true)
             .open(self.folder.join("kubelet.log"))?;
-        // A test that is killed must not leave a kubelet behind; all of these exec, so that the child is the kubelet.
+        // A test that is killed must not leave a kubelet behind; all of these exec, so that the
+        // child is the kubelet.
         let child = Command::new("setpriv")
             .args([
                 "--pdeathsig",
@@ -266,7 +271,8 @@ impl Drop for Kubelet {
     }
 }
 
-/// Kernel settings that a kubelet changes where they differ, and what it wants them to be: container_manager_linux.go.
+/// Kernel settings that a kubelet changes where they differ, and what it wants them to be:
+/// container_manager_linux.go.
 const KERNEL: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -276,7 +282,8 @@ const KERNEL: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// A script that puts files of our own in the place of those that a kubelet changes, and becomes the kubelet.
+/// A script that puts files of our own in the place of those that a kubelet changes, and becomes
+/// the kubelet.
 fn mounts(folder: &Path, program: &Path) -> String {
     let folder = folder.display();
     // The program may lie below a folder that is about to be covered.
@@ -294,8 +301,8 @@ fn mounts(folder: &Path, program: &Path) -> String {
     script
 }
 
-/// The configuration of a kubelet without a server, which evicts no pod and collects no image unless the settings say so,
-/// however full the machine's disk is.
+/// The configuration of a kubelet without a server, which evicts no pod and collects no image
+/// unless the settings say so, however full the machine's disk is.
 fn config(release: Release, folder: &Path, socket: &Path, settings: &str) -> String {
     let (folder, socket) = (folder.display(), socket.display());
     // What is on by itself from 1.35 on (KEP-2535), so that all kubelets here read these settings.

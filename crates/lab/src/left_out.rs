@@ -1,4 +1,5 @@
-//! Tests that cannot run on this machine: left out with a note, or a failure where nothing may be left out.
+//! Tests that cannot run on this machine: left out with a note, or a failure where nothing may be
+//! left out.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,14 +9,17 @@ use anyhow::Result;
 use crate::note;
 use crate::parts::REQUIRE_CONTAINERD;
 
-/// The environment variable with the file into which tests write what they leave out; `cargo xtask test` sums it up.
+/// The environment variable with the file into which tests write what they leave out; `cargo xtask
+/// test` sums it up.
 pub const FILE: &str = "AIRGAPD_TEST_LEFT_OUT";
 
-/// What a test needs, or `None` where it cannot be had: then the test is left out, and the reason is noted.
+/// What a test needs, or `None` where it cannot be had: then the test is left out, and the reason
+/// is noted.
 ///
 /// # Panics
 ///
-/// Where nothing may be left out: with `AIRGAPD_REQUIRE_CONTAINERD=1`, which `cargo xtask test` sets as root on Debian.
+/// Where nothing may be left out: with `AIRGAPD_REQUIRE_CONTAINERD=1`, which `cargo xtask test`
+/// sets as root on Debian.
 pub fn unless_had<T>(what: &str, had: Result<T>) -> Option<T> {
     match had {
         Ok(part) => Some(part),

@@ -1,7 +1,8 @@
 //! Gets the foreign programs that tests and the demo need, and runs private containerds with them.
 //!
-//! It stands apart because everything here touches the machine: packages, mounts, processes. It depends on none of
-//! the project's crates, so that `cargo xtask` is built in seconds, and speaks to containerd through `ctr` only.
+//! It stands apart because everything here touches the machine: packages, mounts, processes. It
+//! depends on none of the project's crates, so that `cargo xtask` is built in seconds, and speaks
+//! to containerd through `ctr` only.
 
 mod debian;
 mod golang;
@@ -36,7 +37,8 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The first program of that name on the `PATH`, or in the two folders that root's `PATH` has and others' lack.
+/// The first program of that name on the `PATH`, or in the two folders that root's `PATH` has and
+/// others' lack.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -51,7 +53,8 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Runs a command to its end and gives its standard output; a failure carries the end of what it said.
+/// Runs a command to its end and gives its standard output; a failure carries the end of what it
+/// said.
 pub fn output_of(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command

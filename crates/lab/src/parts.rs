@@ -1,7 +1,8 @@
 //! The foreign programs: four generations of containerd, runc and tools, kept under `target/parts`.
 //!
-//! Each part is made in a folder of its own and moved into place whole, under a lock, so any number of test processes
-//! may ask for the same part at once. Nothing is installed on the machine and nothing of it is changed.
+//! Each part is made in a folder of its own and moved into place whole, under a lock, so any number
+//! of test processes may ask for the same part at once. Nothing is installed on the machine and
+//! nothing of it is changed.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -15,13 +16,15 @@ use anyhow::{Context, Result, bail};
 use crate::debian::{self, Archive};
 use crate::{Heartbeat, golang, is_root, note, on_path, output_of, workspace};
 
-/// The environment variable that makes a missing containerd a failure instead of something left out.
+/// The environment variable that makes a missing containerd a failure instead of something left
+/// out.
 pub const REQUIRE_CONTAINERD: &str = "AIRGAPD_REQUIRE_CONTAINERD";
 
 /// The suite whose runc and busybox run on every Debian from its release on.
 const OLDEST_SUITE: &str = "bookworm";
 
-/// The environment variable that puts another generation in the place of 2.3 while tests run: `2.4`.
+/// The environment variable that puts another generation in the place of 2.3 while tests run:
+/// `2.4`.
 ///
 /// The tests keep their names, so all that is said to be of 2.3 is of that generation then.
 const TEST_CONTAINERD: &str = "AIRGAPD_TEST_CONTAINERD";
@@ -37,7 +40,8 @@ pub enum Generation {
     V2_1,
     /// 2.3, supported for longer than others, built from its source.
     V2_3,
-    /// 2.4 and what comes after it, built from its source. Tested only where `AIRGAPD_TEST_CONTAINERD` asks for it.
+    /// 2.4 and what comes after it, built from its source. Tested only where
+    /// `AIRGAPD_TEST_CONTAINERD` asks for it.
     V2_4,
 }
 
@@ -79,7 +83,8 @@ impl Generation {
         }
     }
 
-    /// The generation that runs where tests ask for this one: itself, or what [`TEST_CONTAINERD`] puts in the place of 2.3.
+    /// The generation that runs where tests ask for this one: itself, or what [`TEST_CONTAINERD`]
+    /// puts in the place of 2.3.
     fn in_tests(self) -> Result<Self> {
         match std::env::var(TEST_CONTAINERD) {
             Ok(asked) if self == Self::V2_3 => asked
@@ -135,9 +140,9 @@ pub struct Parts {
 
 /// The generations that tests can run on this machine, oldest first.
 ///
-/// All of them as root on Debian, or when `AIRGAPD_REQUIRE_CONTAINERD` is set (what is missing then fails where it is
-/// used). Otherwise, if we are root, the one on the `PATH` and those that the machine's Go can build, or none; what is
-/// left out is said on standard error.
+/// All of them as root on Debian, or when `AIRGAPD_REQUIRE_CONTAINERD` is set (what is missing then
+/// fails where it is used). Otherwise, if we are root, the one on the `PATH` and those that the
+/// machine's Go can build, or none; what is left out is said on standard error.
 pub fn generations() -> Vec<Generation> {
     if std::env::var_os(REQUIRE_CONTAINERD).is_some() || (is_root() && debian::codename().is_some()) {
         return Generation::ALL.to_vec();
@@ -177,12 +182,14 @@ fn can_be_had(generation: Generation) -> bool {
 
 /// The programs of one generation, fetched or built if they are not here yet.
 ///
-/// Debian's are some 30 MB and take a few seconds. Those of 2.3 and 2.4 are built from their source, which takes
-/// minutes and some 2 GB in Go's own caches; without a Go of the machine's own, Debian's is fetched first.
+/// Debian's are some 30 MB and take a few seconds. Those of 2.3 and 2.4 are built from their
+/// source, which takes minutes and some 2 GB in Go's own caches; without a Go of the machine's own,
+/// Debian's is fetched first.
 ///
 /// # Errors
 ///
-/// When this machine is neither a Debian nor has what it takes, or when something cannot be fetched or built.
+/// When this machine is neither a Debian nor has what it takes, or when something cannot be fetched
+/// or built.
 pub fn containerd_parts(generation: Generation) -> Result<Parts> {
     let asked = generation;
     let generation = asked.in_tests()?;
@@ -277,7 +284,8 @@ pub fn busybox() -> Result<PathBuf> {
         .context("the package has no busybox")
 }
 
-/// A program that some tests use: the one on the `PATH`, or a private one from the Debian package of that name.
+/// A program that some tests use: the one on the `PATH`, or a private one from the Debian package
+/// of that name.
 ///
 /// A private skopeo finds no policy file: give it `--insecure-policy`.
 ///
@@ -291,7 +299,8 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Prometheus' own checker of metrics, rules and their tests: the one on the `PATH`, or a private one.
+/// Prometheus' own checker of metrics, rules and their tests: the one on the `PATH`, or a private
+/// one.
 ///
 /// # Errors
 ///
@@ -334,7 +343,8 @@ pub fn systemd_analyze() -> Result<PathBuf> {
     }
 }
 
-/// The program that makes ext4 file systems: the machine's own, or a private one. Debian 13's minbase has none.
+/// The program that makes ext4 file systems: the machine's own, or a private one. Debian 13's
+/// minbase has none.
 ///
 /// # Errors
 ///
@@ -346,7 +356,8 @@ pub fn mkfs_ext4() -> Result<PathBuf> {
     }
 }
 
-/// The headers of musl for an architecture as dpkg names it, for C code in a statically linked program.
+/// The headers of musl for an architecture as dpkg names it, for C code in a statically linked
+/// program.
 ///
 /// # Errors
 ///
@@ -364,8 +375,8 @@ pub fn musl_headers(architecture: &'static str) -> Result<PathBuf> {
         .context("the package has no headers")
 }
 
-/// A C compiler for another architecture, by the names that Debian gives it (`aarch64-linux-gnu` and `arm64` for instance),
-/// and the C library for it, which the compiler only recommends.
+/// A C compiler for another architecture, by the names that Debian gives it (`aarch64-linux-gnu`
+/// and `arm64` for instance), and the C library for it, which the compiler only recommends.
 ///
 /// # Errors
 ///
@@ -384,7 +395,8 @@ pub fn cross_compiler(triplet: &str, architecture: &str) -> Result<PathBuf> {
     }
 }
 
-/// What runs a program for another processor, by the name that Debian gives it (`qemu-aarch64-static` for instance).
+/// What runs a program for another processor, by the name that Debian gives it
+/// (`qemu-aarch64-static` for instance).
 ///
 /// # Errors
 ///
@@ -396,8 +408,8 @@ pub fn emulator(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// The root of a minimal Debian (variant minbase) with further packages, named after its purpose; to be copied, not
-/// changed (a minute or two).
+/// The root of a minimal Debian (variant minbase) with further packages, named after its purpose;
+/// to be copied, not changed (a minute or two).
 ///
 /// # Errors
 ///
@@ -422,7 +434,8 @@ pub fn debian_root(suite: &str, purpose: &str, packages: &str) -> Result<PathBuf
 /// Tools that tests make real bundles with, and the registry that they fetch from.
 const TEST_TOOLS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "zstd"];
 
-/// Everything that builds, tests and the demonstration may ask for, so that they need not wait for it later.
+/// Everything that builds, tests and the demonstration may ask for, so that they need not wait for
+/// it later.
 ///
 /// # Errors
 ///
@@ -450,7 +463,8 @@ pub fn is_complete_machine() -> bool {
     (is_root() && debian::codename().is_some()) || std::env::var_os("CI").is_some()
 }
 
-/// Unpacks packages and what they need, and puts a script before the program that lets it find its libraries.
+/// Unpacks packages and what they need, and puts a script before the program that lets it find its
+/// libraries.
 fn private_program(program: &str, packages: &[&str]) -> Result<PathBuf> {
     let folder = provide(program, |folder| {
         let codename =
@@ -470,7 +484,8 @@ fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
     else {
         bail!("the packages have no {program}");
     };
-    // debootstrap is a script that finds its parts by an absolute path, and calls wget; rpm reads its macros by one.
+    // debootstrap is a script that finds its parts by an absolute path, and calls wget; rpm reads
+    // its macros by one.
     let script = format!(
         "#!/bin/sh\n\
          here=$(dirname \"$(readlink -f \"$0\")\")\n\
@@ -487,9 +502,11 @@ fn write_wrapper(folder: &Path, program: &str) -> Result<()> {
     Ok(())
 }
 
-/// The folder of one part: as it is, or made by `build` in an empty folder and moved into place when whole.
+/// The folder of one part: as it is, or made by `build` in an empty folder and moved into place
+/// when whole.
 ///
-/// Safe for several processes at once; one that dies leaves nothing that another would take for the part.
+/// Safe for several processes at once; one that dies leaves nothing that another would take for the
+/// part.
 pub(crate) fn provide(name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     provide_in(&workspace().join("target/parts"), name, build)
 }

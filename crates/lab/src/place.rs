@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 /// Fails where containerd's CRI would not start: in a plain chroot, whose `/` is no mount point.
 ///
-/// runc mounts a container's root below a mount point that it looks up in mountinfo, and CRI ends at its start when the
-/// look-up of its own folder fails.
+/// runc mounts a container's root below a mount point that it looks up in mountinfo, and CRI ends
+/// at its start when the look-up of its own folder fails.
 ///
 /// # Errors
 ///
@@ -28,7 +28,8 @@ pub fn must_allow_containers() -> Result<()> {
     Ok(())
 }
 
-/// Fails where some tests could not run: also in a chroot with a mount point, which has no user namespaces.
+/// Fails where some tests could not run: also in a chroot with a mount point, which has no user
+/// namespaces.
 ///
 /// # Errors
 ///

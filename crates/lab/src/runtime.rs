@@ -1,7 +1,9 @@
-//! Private containerds: each with its own root, state and socket in a temporary folder, gone without a trace when dropped.
+//! Private containerds: each with its own root, state and socket in a temporary folder, gone
+//! without a trace when dropped.
 //!
-//! Any number run side by side, next to the machine's own, which none of them touches. Everything is asked of
-//! containerd through its `ctr`; the typed client is tested against these, so they must not depend on it.
+//! Any number run side by side, next to the machine's own, which none of them touches. Everything
+//! is asked of containerd through its `ctr`; the typed client is tested against these, so they must
+//! not depend on it.
 
 mod cleanup;
 mod config;
@@ -42,11 +44,13 @@ pub struct Options {
     pub sandbox_image: String,
     /// Where layers are unpacked to.
     pub snapshotter: Snapshotter,
-    /// Bytes of a disk of its own for the root: an ext4 image on a loop device, or memory where there are no loop devices.
+    /// Bytes of a disk of its own for the root: an ext4 image on a loop device, or memory where
+    /// there are no loop devices.
     pub disk: Option<u64>,
     /// Whether CRI lets go of an image's layers once they are unpacked.
     pub discard_unpacked_layers: bool,
-    /// Lines appended to `config.toml` (format version 2), for plugins that the file does not configure yet.
+    /// Lines appended to `config.toml` (format version 2), for plugins that the file does not
+    /// configure yet.
     pub extra_config: String,
 }
 
@@ -66,7 +70,8 @@ impl Default for Options {
 /// Where layers are unpacked to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Snapshotter {
-    /// overlayfs, or native where the temporary folder lies on an overlay itself, as inside a container.
+    /// overlayfs, or native where the temporary folder lies on an overlay itself, as inside a
+    /// container.
     #[default]
     Auto,
     /// overlayfs.
@@ -94,8 +99,8 @@ fn is_overlay(folder: &Path) -> bool {
 
 /// A running (or just stopped) private containerd.
 ///
-/// Dropping it ends it, its shims and containers, unmounts what they mounted and removes the folder. Only processes
-/// that were started from this folder are ever signalled.
+/// Dropping it ends it, its shims and containers, unmounts what they mounted and removes the
+/// folder. Only processes that were started from this folder are ever signalled.
 #[derive(Debug)]
 pub struct Containerd {
     parts: Parts,
@@ -106,11 +111,13 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Provides the programs if need be, starts them in a new folder and waits until gRPC (and CRI) answers.
+    /// Provides the programs if need be, starts them in a new folder and waits until gRPC (and CRI)
+    /// answers.
     ///
     /// # Errors
     ///
-    /// Without root, when the programs cannot be had, or when containerd does not come up: with the end of its log.
+    /// Without root, when the programs cannot be had, or when containerd does not come up: with the
+    /// end of its log.
     pub fn start(generation: Generation, options: &Options) -> Result<Self> {
         if !is_root() {
             bail!("only root can start a containerd");
@@ -143,7 +150,8 @@ impl Containerd {
         self.folder.path.join("c.sock")
     }
 
-    /// The folder with everything this containerd has, its content store at `io.containerd.content.v1.content`.
+    /// The folder with everything this containerd has, its content store at
+    /// `io.containerd.content.v1.content`.
     pub fn root(&self) -> PathBuf {
         self.folder.path.join("root")
     }
@@ -192,7 +200,8 @@ impl Containerd {
         output_of(self.ctr_in(NAMESPACE).args(arguments))
     }
 
-    /// A `ctr` command for this containerd and that namespace, to which its arguments have yet to be added.
+    /// A `ctr` command for this containerd and that namespace, to which its arguments have yet to
+    /// be added.
     pub fn ctr_in(&self, namespace: &str) -> Command {
         let mut command = Command::new(&self.parts.ctr);
         command
@@ -202,9 +211,11 @@ impl Containerd {
         command
     }
 
-    /// Runs a command in a new container from an image that is there, to its end, and gives its output, both streams.
+    /// Runs a command in a new container from an image that is there, to its end, and gives its
+    /// output, both streams.
     ///
-    /// The layers are unpacked first if they are not yet. The container has the host's network and is removed.
+    /// The layers are unpacked first if they are not yet. The container has the host's network and
+    /// is removed.
     ///
     /// # Errors
     ///
@@ -216,8 +227,8 @@ impl Containerd {
             std::process::id(),
             RUNS.fetch_add(1, Ordering::Relaxed)
         );
-        // ctr gives up its fifos when the container ends, so the output of a short one can be lost on the way to it.
-        // The shim writes all of it into a file before ctr deletes the task.
+        // ctr gives up its fifos when the container ends, so the output of a short one can be lost
+        // on the way to it. The shim writes all of it into a file before ctr deletes the task.
         let output = self.folder.path.join(format!("{id}.out"));
         fs::write(&output, "")?;
         let ran = output_of(
@@ -234,7 +245,8 @@ impl Containerd {
         }
     }
 
-    /// Starts a command in a new container of that id and leaves it running, until this containerd is dropped.
+    /// Starts a command in a new container of that id and leaves it running, until this containerd
+    /// is dropped.
     ///
     /// # Errors
     ///
@@ -269,7 +281,8 @@ impl Containerd {
         ctr
     }
 
-    /// What `ctr run` has to be told of this containerd, which shares neither programs nor folders with the machine's.
+    /// What `ctr run` has to be told of this containerd, which shares neither programs nor folders
+    /// with the machine's.
     pub fn run_flags(&self) -> Vec<OsString> {
         let folder = |name: &str| self.folder.path.join(name).into();
         let flags: [(&str, OsString); 5] = [
@@ -277,7 +290,8 @@ impl Containerd {
             ("--runc-binary", self.parts.runc.clone().into()),
             ("--runc-root", folder("runc")),
             ("--fifo-dir", folder("fifo")),
-            // Control groups are the machine's; the default, `/k8s.io/<id>`, would meet other containerds' there.
+            // Control groups are the machine's; the default, `/k8s.io/<id>`, would meet other
+            // containerds' there.
             ("--cgroup", format!("/{}", unique_name()).into()),
         ];
         flags
@@ -346,7 +360,8 @@ impl Containerd {
         self.spawn()
     }
 
-    /// Starts it again with nothing, as after its root was wiped or another containerd took its place.
+    /// Starts it again with nothing, as after its root was wiped or another containerd took its
+    /// place.
     ///
     /// # Errors
     ///
@@ -447,7 +462,8 @@ impl Drop for Containerd {
     }
 }
 
-/// Whether a line of containerd's log says that CRI, or a half of it since 2.0, could not be loaded.
+/// Whether a line of containerd's log says that CRI, or a half of it since 2.0, could not be
+/// loaded.
 fn is_failure_of_cri(line: &str) -> bool {
     line.contains("failed to load plugin")
         && ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1."]

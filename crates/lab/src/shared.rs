@@ -1,8 +1,9 @@
 //! One real containerd of each generation for all scenarios of a test program.
 //!
-//! A test program learns when it begins, but not when it ends. So another process serves the containerd: the same test
-//! program, which runs the single test of [`serves_a_containerd!`](crate::serves_a_containerd). It runs as long as its
-//! standard input is open, however the first process ends, and then stops the containerd in order.
+//! A test program learns when it begins, but not when it ends. So another process serves the
+//! containerd: the same test program, which runs the single test of
+//! [`serves_a_containerd!`](crate::serves_a_containerd). It runs as long as its standard input is
+//! open, however the first process ends, and then stops the containerd in order.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::PathBuf;
@@ -34,13 +35,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Holds the namespace of Kubernetes. One scenario at a time works there: daemons would tidy up after each other.
+    /// Holds the namespace of Kubernetes. One scenario at a time works there: daemons would tidy up
+    /// after each other.
     pub fn kubernetes(&self) -> MutexGuard<'_, ()> {
         self.kubernetes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The shared containerd of a generation, which the first call starts. `None` leaves the scenario out.
+/// The shared containerd of a generation, which the first call starts. `None` leaves the scenario
+/// out.
 ///
 /// # Panics
 ///
@@ -97,7 +100,8 @@ fn started(generation: Generation) -> Result<Shared> {
     })
 }
 
-/// Serves a containerd where the environment asks for it, and then ends the process. Elsewhere it does nothing.
+/// Serves a containerd where the environment asks for it, and then ends the process. Elsewhere it
+/// does nothing.
 ///
 /// # Panics
 ///
@@ -122,7 +126,8 @@ pub fn serve() {
     std::process::exit(0);
 }
 
-/// The test that serves containerds to a test program. Each program that uses [`shared`] has it once.
+/// The test that serves containerds to a test program. Each program that uses [`shared`] has it
+/// once.
 #[macro_export]
 macro_rules! serves_a_containerd {
     () => {

@@ -1,4 +1,5 @@
-//! Every generation of containerd starts in private, does what tests ask of it, and leaves nothing behind.
+//! Every generation of containerd starts in private, does what tests ask of it, and leaves nothing
+//! behind.
 
 use std::fs;
 use std::io::Write;

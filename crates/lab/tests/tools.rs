@@ -1,4 +1,5 @@
-//! The tools that are fetched where the machine has none: they run without the folders that a package would have installed.
+//! The tools that are fetched where the machine has none: they run without the folders that a
+//! package would have installed.
 
 use std::process::Command;
 

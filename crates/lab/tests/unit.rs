@@ -1,7 +1,9 @@
-//! The unit and its drop-ins, as systemd reads them: without a complaint, and with the exposure that is promised.
+//! The unit and its drop-ins, as systemd reads them: without a complaint, and with the exposure
+//! that is promised.
 //!
-//! systemd-analyze looks at a root of its own with nothing in it but the unit and empty stand-ins for what every unit
-//! refers to, so the machine's units make no difference. `cargo xtask packaged` runs the service for real.
+//! systemd-analyze looks at a root of its own with nothing in it but the unit and empty stand-ins
+//! for what every unit refers to, so the machine's units make no difference. `cargo xtask packaged`
+//! runs the service for real.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,7 +26,8 @@ struct System {
 }
 
 impl System {
-    /// `None` where there is no systemd-analyze and none can be had, which is a failure where nothing may be left out.
+    /// `None` where there is no systemd-analyze and none can be had, which is a failure where
+    /// nothing may be left out.
     fn with(drop_ins: &[&Path]) -> Option<System> {
         let analyze = left_out::unless_had("systemd-analyze", parts::systemd_analyze())?;
         let root = tempfile::tempdir().unwrap();

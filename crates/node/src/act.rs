@@ -1,10 +1,12 @@
 //! Carries out what [`crate::decide`] decides: one loop that owns the state.
 //!
-//! A watch is a listing followed by changes, and a lost change is a new listing. So every round of the loop is the same, as
-//! `State::step` has it: ask containerd whatever is due, take on files, and wait for the next event. Each event goes to the
-//! state, and the actions that follow are carried out at once; errands, which wait for containerd, one after the other. Slow work
-//! (reading bundles and importing them) runs in jobs outside the loop and comes back as an event. Dropping any of it at any await
-//! loses nothing: what matters is in containerd under a lease, and in the ledger.
+//! A watch is a listing followed by changes, and a lost change is a new listing. So every round of
+//! the loop is the same, as `State::step` has it: ask containerd whatever is due, take on files,
+//! and wait for the next event. Each event goes to the state, and the actions that follow are
+//! carried out at once; errands, which wait for containerd, one after the other. Slow work (reading
+//! bundles and importing them) runs in jobs outside the loop and comes back as an event. Dropping
+//! any of it at any await loses nothing: what matters is in containerd under a lease, and in the
+//! ledger.
 
 mod answer;
 mod crashes;
@@ -48,8 +50,8 @@ use basics::backoff;
 const VERDICT_PACE: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
-/// How long a turn may wait for containerd and still count as alive. Each call has a deadline of its own, and a turn makes a
-/// handful of them and one for each record that it takes a pin from.
+/// How long a turn may wait for containerd and still count as alive. Each call has a deadline of
+/// its own, and a turn makes a handful of them and one for each record that it takes a pin from.
 const LONGEST_TURN: Duration = Duration::from_secs(600);
 /// What ending takes beside the grace: the ledger is written and synced.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -87,8 +89,8 @@ pub enum StartError {
 ///
 /// # Errors
 ///
-/// What keeps the daemon from starting: another daemon has the state folder, the folder cannot be watched at all.
-/// Everything that comes later is logged and waited out.
+/// What keeps the daemon from starting: another daemon has the state folder, the folder cannot be
+/// watched at all. Everything that comes later is logged and waited out.
 pub async fn run(
     settings: Settings,
     node: Place,
@@ -189,8 +191,8 @@ impl Daemon {
         }
     }
 
-    /// One round: everything that is due, as [`State::step`] decides it, and word of how it goes to systemd and to clients. Gives
-    /// when the next round is due although nothing happens.
+    /// One round: everything that is due, as [`State::step`] decides it, and word of how it goes to
+    /// systemd and to clients. Gives when the next round is due although nothing happens.
     async fn round(&mut self) -> Instant {
         let mut step = Step::Ask;
         let due = loop {
@@ -221,8 +223,8 @@ impl Daemon {
         dues.into_iter().flatten().fold(now + IDLE, Instant::min)
     }
 
-    /// Runs an errand, and answers those meanwhile who ask how everything stands: a comparison of thousands of images takes
-    /// seconds, and changes nothing until it has ended.
+    /// Runs an errand, and answers those meanwhile who ask how everything stands: a comparison of
+    /// thousands of images takes seconds, and changes nothing until it has ended.
     async fn attend(&mut self, errand: Errand) -> (Event, Option<Live>) {
         let Daemon {
             state, hands, asked, ..
@@ -306,8 +308,9 @@ impl Daemon {
         Vec::new()
     }
 
-    /// Tells systemd that the loop goes round, and the verdict on the node, in the log too where it has changed. Gives when to do
-    /// so again: a thousand bundles are a thousand turns of the loop, and to judge them takes its time.
+    /// Tells systemd that the loop goes round, and the verdict on the node, in the log too where it
+    /// has changed. Gives when to do so again: a thousand bundles are a thousand turns of the loop,
+    /// and to judge them takes its time.
     fn tell_systemd(&mut self) -> Instant {
         let now = Instant::now();
         let alive_due = self.systemd.alive().unwrap_or(now + IDLE);
@@ -358,7 +361,8 @@ impl Daemon {
             () = watch.changed() => Wake::Event(Event::Hinted),
             checked = check.next() => Wake::Event(Event::Checked(checked)),
             progress = unpacking.next() => Wake::Event(Event::Unpacking(progress)),
-            // Before the changes: an import makes thousands of them, and a caller should not wait for the last.
+            // Before the changes: an import makes thousands of them, and a caller should not wait
+            // for the last.
             question = self.asked.next() => Wake::Question(question),
             change = hands::next_event(containerd) => Wake::Event(change.map_or(Event::Ended, Event::Changed)),
             () = sleep_until(until) => Wake::Timer,
@@ -461,8 +465,8 @@ fn status_line(status: &Status) -> String {
 /// What the daemon is told from outside, as it comes.
 type Signals = mpsc::UnboundedReceiver<Signal>;
 
-/// Sees a round of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for as long as that can be
-/// true, and a stop need not wait for a containerd that does not answer.
+/// Sees a round of the loop through. Meanwhile systemd goes on hearing that the loop is alive, for
+/// as long as that can be true, and a stop need not wait for a containerd that does not answer.
 ///
 /// Gives when the next round is due.
 ///

@@ -3,17 +3,19 @@
 //! HTTP/1.1 on a Unix socket in the runtime folder, so that `curl --unix-socket` can ask, too:
 //!
 //! * `GET /v1/status`: a [`Status`] as JSON,
-//! * `POST /v1/list`: the same, after the images folder was listed anew, so that a file counts that was copied a moment ago,
-//! * `POST /v1/check`: the same, and what `require` asks for is looked at anew; a status whose `required.current` is true
-//!   has the outcome,
+//! * `POST /v1/list`: the same, after the images folder was listed anew, so that a file counts that
+//!   was copied a moment ago,
+//! * `POST /v1/check`: the same, and what `require` asks for is looked at anew; a status whose
+//!   `required.current` is true has the outcome,
 //! * `GET /metrics`: the metrics, as Prometheus reads them; the only one on `metricsAddress`.
 //!
-//! A status comes with an `ETag`. Whoever sends that back as `If-None-Match`, with `Prefer: wait=SECONDS` (RFC 7240, 4.3),
-//! is answered when there is news, or when the time is over; so waiting needs no asking again and again.
+//! A status comes with an `ETag`. Whoever sends that back as `If-None-Match`, with `Prefer:
+//! wait=SECONDS` (RFC 7240, 4.3), is answered when there is news, or when the time is over; so
+//! waiting needs no asking again and again.
 //!
-//! The socket belongs to root (0600), and whoever else gets at it is turned away by the kernel's word for who asks
-//! (unix(7), `SO_PEERCRED`). Nothing can be changed through it. Answers are made by the daemon's one loop, when it comes
-//! to it.
+//! The socket belongs to root (0600), and whoever else gets at it is turned away by the kernel's
+//! word for who asks (unix(7), `SO_PEERCRED`). Nothing can be changed through it. Answers are made
+//! by the daemon's one loop, when it comes to it.
 
 use std::convert::Infallible;
 use std::io;
@@ -47,8 +49,8 @@ const HEADERS: Duration = Duration::from_secs(5);
 /// More than a status of ten thousand bundles.
 const LARGEST: usize = 64 << 20;
 
-/// How long our own commands wait for news before they have the folder listed again: on a file system without events the
-/// daemon itself only looks now and then.
+/// How long our own commands wait for news before they have the folder listed again: on a file
+/// system without events the daemon itself only looks now and then.
 pub const NEWS: Duration = Duration::from_secs(5);
 /// How long somebody may wait for news: within the patience of both sides.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
@@ -60,7 +62,8 @@ pub enum Want {
     Status,
     /// The status after a new listing of the folder.
     Listed,
-    /// The same, and what the configuration requires is looked at anew; that takes a moment longer than the answer.
+    /// The same, and what the configuration requires is looked at anew; that takes a moment longer
+    /// than the answer.
     Checked,
     /// The metrics, in Prometheus' text format.
     Metrics,
@@ -126,7 +129,8 @@ fn bind(runtime_dir: &Path) -> io::Result<UnixListener> {
         let text = format!("another airgapd answers on {}", socket.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
     }
-    // Under another name first: it is never there with other permissions, and replaces what a crash left.
+    // Under another name first: it is never there with other permissions, and replaces what a crash
+    // left.
     let new = runtime_dir.join(".control.sock.new");
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -242,7 +246,8 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// Prometheus' text format, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a client has, if it wants to wait for news. What is not understood is not waited for, as RFC 7240 wants it.
+/// What a client has, if it wants to wait for news. What is not understood is not waited for, as
+/// RFC 7240 wants it.
 fn known(headers: &HeaderMap) -> Option<Known> {
     let text = |name| headers.get(name)?.to_str().ok();
     let tag = text(IF_NONE_MATCH)?.trim_matches('"').to_owned();
@@ -311,8 +316,8 @@ pub struct StatusReply {
     pub tag: Option<String>,
 }
 
-/// Asks the daemon how it stands, after what `want` has it do first. With the tag of a status that is known, the answer
-/// waits for news, for some seconds at most. Safe to cancel.
+/// Asks the daemon how it stands, after what `want` has it do first. With the tag of a status that
+/// is known, the answer waits for news, for some seconds at most. Safe to cancel.
 ///
 /// # Errors
 ///

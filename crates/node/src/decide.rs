@@ -1,8 +1,9 @@
-//! Decides what to do next. Nothing here opens a file, talks to containerd, reads a clock or writes to the log.
+//! Decides what to do next. Nothing here opens a file, talks to containerd, reads a clock or writes
+//! to the log.
 //!
-//! `State` is everything the daemon knows. An `Event` changes it, and a `Turn` collects what follows:
-//! `Action`s, which the loop carries out at once, and `Errand`s, for which it waits. Time and chance come with the turn, so
-//! that the same state, event and turn have the same result.
+//! `State` is everything the daemon knows. An `Event` changes it, and a `Turn` collects what
+//! follows: `Action`s, which the loop carries out at once, and `Errand`s, for which it waits. Time
+//! and chance come with the turn, so that the same state, event and turn have the same result.
 //!
 //! | module | what it decides |
 //! |---|---|
@@ -89,7 +90,8 @@ pub(crate) enum Event {
     Changed(ImageEvent),
     /// Records and blobs were read for a comparison, with all records of these labels.
     Surveyed(Box<Survey>, Vec<String>),
-    /// Labels and pins were taken back, but for these records: another program changed them at that moment.
+    /// Labels and pins were taken back, but for these records: another program changed them at that
+    /// moment.
     Withdrawn(Box<Withdrawing>, Vec<String>),
     /// Leases that nobody needs were given back.
     Swept,
@@ -164,13 +166,15 @@ pub(crate) enum Action {
     List,
     /// Watch these folders below the images folder, too.
     Watch(Vec<std::path::PathBuf>),
-    /// Look at these files, one after the other, until there is something else to do: [`Event::Looked`].
+    /// Look at these files, one after the other, until there is something else to do:
+    /// [`Event::Looked`].
     Look(Vec<(OsString, Version)>),
     /// Open a file that is to be imported: [`Event::Opened`].
     Open(OsString, Version),
     /// Start a job for the file that was opened last: it checks and reads the file.
     Start(Start),
-    /// Import the bundle that the job of this file has read, but for these names, each with the reason.
+    /// Import the bundle that the job of this file has read, but for these names, each with the
+    /// reason.
     Import(OsString, BTreeMap<String, String>),
     /// Pull the images of the list that the job of this file has read.
     Pull(OsString),
@@ -192,7 +196,8 @@ pub(crate) enum Action {
     Unpack(Vec<Ahead>),
     /// Stop unpacking ahead after the layer under way.
     InterruptUnpacking,
-    /// Find out whether files of the ledger's blobs are missing in containerd's store: [`Event::FilesLost`].
+    /// Find out whether files of the ledger's blobs are missing in containerd's store:
+    /// [`Event::FilesLost`].
     CheckFiles,
     /// Other settings hold.
     Adopt,
@@ -203,8 +208,8 @@ pub(crate) enum Action {
 pub(crate) enum Errand {
     /// [`Event::Connected`] or [`Event::Unreached`].
     Connect,
-    /// Read what a comparison needs, and records with these labels: [`Event::Surveyed`]. After a restart of the machine each blob
-    /// is looked at.
+    /// Read what a comparison needs, and records with these labels: [`Event::Surveyed`]. After a
+    /// restart of the machine each blob is looked at.
     Survey { labels: Vec<String>, is_new_boot: bool },
     /// Take labels and pins back: [`Event::Withdrawn`].
     Withdraw(Box<Withdrawing>),
@@ -269,7 +274,8 @@ impl Turn {
 
     /// A number by chance.
     pub(crate) fn chance(&mut self) -> u64 {
-        // SplitMix64 (Steele, Lea, Flood 2014): each step of a counter gives a number that looks like none before.
+        // SplitMix64 (Steele, Lea, Flood 2014): each step of a counter gives a number that looks
+        // like none before.
         self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.chance;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -317,8 +323,9 @@ impl State {
         }
     }
 
-    /// Decides one step of a round, which begins with [`Step::Ask`]. Gives the next step, or ends the round with the time of the
-    /// next one: `None` where that has no time of its own and only an event brings it.
+    /// Decides one step of a round, which begins with [`Step::Ask`]. Gives the next step, or ends
+    /// the round with the time of the next one: `None` where that has no time of its own and only
+    /// an event brings it.
     pub(crate) fn step(
         &mut self,
         step: Step,
@@ -328,7 +335,8 @@ impl State {
         match step {
             Step::Ask => {
                 self.ask(readings.room, turn);
-                // The disk and the records of a new connection are looked at before a file is taken on.
+                // The disk and the records of a new connection are looked at before a file is taken
+                // on.
                 let is_connecting = matches!(self.connection, Connection::Trying);
                 ControlFlow::Continue(if is_connecting { Step::Ask } else { Step::Work })
             }

@@ -6,7 +6,8 @@ use basics::is_visible;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// JSON in which every character that a terminal may obey or hide is an escape, so that people may look at it, too.
+/// JSON in which every character that a terminal may obey or hide is an escape, so that people may
+/// look at it, too.
 pub fn to_json(document: &impl Serialize, form: impl Formatter) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
     document.serialize(&mut serde_json::Serializer::with_formatter(
@@ -16,8 +17,8 @@ pub fn to_json(document: &impl Serialize, form: impl Formatter) -> serde_json::R
     Ok(out)
 }
 
-/// Writes what is not to be seen as `\uXXXX`. JSON itself asks that of the first 32 characters only (RFC 8259,
-/// section 7).
+/// Writes what is not to be seen as `\uXXXX`. JSON itself asks that of the first 32 characters only
+/// (RFC 8259, section 7).
 struct Visible<F>(F);
 
 /// Hands a formatter's calls on to the one inside.

@@ -1,8 +1,9 @@
-//! Metrics, as Prometheus reads them (text format 0.0.4): what happened since the start is counted here, how things
-//! stand is taken from a [`Status`] when somebody asks.
+//! Metrics, as Prometheus reads them (text format 0.0.4): what happened since the start is counted
+//! here, how things stand is taken from a [`Status`] when somebody asks.
 //!
-//! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for counters. The number of series is
-//! bounded whatever the number of bundles: two series name bundles, each for 50 bundles at most.
+//! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for
+//! counters. The number of series is bounded whatever the number of bundles: two series name
+//! bundles, each for 50 bundles at most.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -21,8 +22,8 @@ use crate::state::ledger::{ErrorClass, LastTry, Outcome};
 use crate::status::{BundleStatus, DiskStatus, ImageCount, RequiredStatus, State, Status, UnpackStatus};
 use crate::verdict::Health;
 
-/// How many bundles that are not in place are named, and how many that are: with a thousand bundles a node has fewer than 200
-/// series.
+/// How many bundles that are not in place are named, and how many that are: with a thousand bundles
+/// a node has fewer than 200 series.
 const MOST_NAMED: usize = 50;
 
 /// How long imports take, in seconds: from what was there already to tens of gigabytes.
@@ -105,7 +106,8 @@ impl Metrics {
     }
 }
 
-/// When a bundle was last brought into place, of those that are known, in seconds since 1970; 0 where none was.
+/// When a bundle was last brought into place, of those that are known, in seconds since 1970; 0
+/// where none was.
 fn last_success(status: &Status) -> i64 {
     let landed = status.bundles.iter().filter(|bundle| {
         matches!(
@@ -117,8 +119,9 @@ fn last_success(status: &Status) -> i64 {
     times.max().unwrap_or(0)
 }
 
-/// Replaces a file that node_exporter reads: it sees the old text or the new one. The new one has a fixed name until then, and
-/// is made anew each time: others may write in that folder, and the daemon follows no link of theirs.
+/// Replaces a file that node_exporter reads: it sees the old text or the new one. The new one has a
+/// fixed name until then, and is made anew each time: others may write in that folder, and the
+/// daemon follows no link of theirs.
 ///
 /// # Errors
 ///
@@ -401,8 +404,8 @@ fn rank(state: State) -> u8 {
     }
 }
 
-/// 48 bits over the names and digests of these bundles, in the order of their names: a sample is a 64-bit float, which holds
-/// such a number exactly.
+/// 48 bits over the names and digests of these bundles, in the order of their names: a sample is a
+/// 64-bit float, which holds such a number exactly.
 fn hash(bundles: &[&BundleStatus]) -> u64 {
     let mut text = Vec::new();
     for bundle in bundles {

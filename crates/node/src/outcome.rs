@@ -1,7 +1,8 @@
 //! The values of the field `outcome` of the log: what has come of a bundle, an image or the node.
 //!
-//! Operators and alerts look for these words, so a word never changes. The words of a report ([`import::Outcome`],
-//! [`import::result::ImageOutcome`]) stand in the same field, and those that both have mean the same.
+//! Operators and alerts look for these words, so a word never changes. The words of a report
+//! ([`import::Outcome`], [`import::result::ImageOutcome`]) stand in the same field, and those that
+//! both have mean the same.
 
 /// What has come of the bundle, the image or the node that a line is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

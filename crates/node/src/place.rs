@@ -2,8 +2,8 @@
 //!
 //! The decision goes by what is installed (units, programs, data folders) and by what the operator
 //! configured. It never looks at which socket exists: on a node with Docker and a k0s that starts
-//! late, nothing may land in Docker's containerd. [`probe`] reads the evidence, [`decide`] is a pure
-//! function of it.
+//! late, nothing may land in Docker's containerd. [`probe`] reads the evidence, [`decide`] is a
+//! pure function of it.
 
 mod evidence;
 
@@ -114,16 +114,17 @@ pub struct Place {
     pub images_dir: PathBuf,
     /// The socket of the containerd that images go to.
     pub socket: PathBuf,
-    /// Folder and socket are those that the distribution uses itself: its own importer, where it has one, takes bundles
-    /// from the same folder into the same containerd.
+    /// Folder and socket are those that the distribution uses itself: its own importer, where it
+    /// has one, takes bundles from the same folder into the same containerd.
     pub is_home: bool,
     /// What the choice rests on, to be told to the operator.
     pub because: Vec<String>,
 }
 
 impl Place {
-    /// Whether bundles come from the same folder and images go to the same containerd. As long as nothing answers there,
-    /// whoever waits should look again: what the node is for may only be about to be installed.
+    /// Whether bundles come from the same folder and images go to the same containerd. As long as
+    /// nothing answers there, whoever waits should look again: what the node is for may only be
+    /// about to be installed.
     pub(crate) fn is_same_place(&self, other: &Place) -> bool {
         let place = |node: &Place| (node.distribution, node.images_dir.clone(), node.socket.clone());
         place(self) == place(other)

@@ -1,4 +1,5 @@
-//! How far a long command or an import has come: counted, in words, and as a line of the log now and then.
+//! How far a long command or an import has come: counted, in words, and as a line of the log now
+//! and then.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -64,7 +65,8 @@ pub struct Counters {
     moving: OnceLock<Instant>,
 }
 
-/// How far something has come, to be compared for being equal only: bytes that were acknowledged, and images.
+/// How far something has come, to be compared for being equal only: bytes that were acknowledged,
+/// and images.
 pub type Mark = (u64, usize);
 
 impl Counters {
@@ -213,8 +215,8 @@ fn about(milliseconds: u64) -> String {
     }
 }
 
-/// The same in fewer words behind a bar, which is as long as fits into `width` characters; without one as long as nobody
-/// knows how much it will be.
+/// The same in fewer words behind a bar, which is as long as fits into `width` characters; without
+/// one as long as nobody knows how much it will be.
 pub fn bar(doing: Doing, progress: &ProgressStatus, width: usize) -> String {
     let Some(total) = progress.total_bytes.filter(|total| *total > 0) else {
         return line(doing, progress);

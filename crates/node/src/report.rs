@@ -1,7 +1,8 @@
-//! What an auditor asks of a node: which images bundles vouch for, from which files they came, and since when.
+//! What an auditor asks of a node: which images bundles vouch for, from which files they came, and
+//! since when.
 //!
-//! Pure: the ledger, the bundles as they stand and the images in containerd go in. The ledger remembers no owner of a file,
-//! so the caller looks at the file as it is now.
+//! Pure: the ledger, the bundles as they stand and the images in containerd go in. The ledger
+//! remembers no owner of a file, so the caller looks at the file as it is now.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -53,8 +54,8 @@ pub struct FileReport {
     pub user: Option<String>,
     /// The name of the group; absent where `/etc/group` has none.
     pub group: Option<String>,
-    /// Whether neither its content nor its owner and mode have changed since the last import: its change time says so. Absent
-    /// for a folder, and before the first import.
+    /// Whether neither its content nor its owner and mode have changed since the last import: its
+    /// change time says so. Absent for a folder, and before the first import.
     #[serde(rename = "as_imported")]
     pub is_as_imported: Option<bool>,
 }
@@ -66,9 +67,11 @@ pub struct ImageReport {
     pub name: String,
     /// The digest that the name is to point at.
     pub digest: String,
-    /// Every bundle that vouches for this digest under this name, in the order in which they arrived.
+    /// Every bundle that vouches for this digest under this name, in the order in which they
+    /// arrived.
     pub bundles: Vec<Foreign>,
-    /// The bundles that have another image under this name, in the same order. A bundle that arrived later has the name.
+    /// The bundles that have another image under this name, in the same order. A bundle that
+    /// arrived later has the name.
     pub overridden: Vec<Overridden>,
     /// How the record stands; absent where containerd could not be asked, like the two that follow.
     pub record: Option<RecordStatus>,
@@ -87,8 +90,8 @@ pub struct Overridden {
     pub digest: String,
 }
 
-/// Every bundle, by name. `look` looks at a file by its name in the folder, and is given the identity of the file that was
-/// imported.
+/// Every bundle, by name. `look` looks at a file by its name in the folder, and is given the
+/// identity of the file that was imported.
 pub fn bundles(
     standing: &[BundleStatus],
     ledger: &Ledger,
@@ -117,8 +120,8 @@ pub fn bundles(
     standing.iter().map(report).collect()
 }
 
-/// Every image that bundles vouch for, by name, without those that the operator excludes. `found` is how the images stand in
-/// containerd, where that could be asked.
+/// Every image that bundles vouch for, by name, without those that the operator excludes. `found`
+/// is how the images stand in containerd, where that could be asked.
 pub fn images(ledger: &Ledger, exclude: &[Pattern], found: Option<&[ImageStatus]>) -> Vec<ImageReport> {
     let standing: BTreeMap<&str, &ImageStatus> = found
         .into_iter()

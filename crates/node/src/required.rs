@@ -1,8 +1,9 @@
-//! What the configuration requires of this node, held against its containerd: `airgapd verify` that goes on and on.
+//! What the configuration requires of this node, held against its containerd: `airgapd verify` that
+//! goes on and on.
 //!
-//! The daemon looks whenever something may have changed, `airgapd status` where there is no daemon. No bundle is opened
-//! and no program started for it, so that looking stays cheap: how a missing image can be had is what `airgapd verify`
-//! finds out.
+//! The daemon looks whenever something may have changed, `airgapd status` where there is no daemon.
+//! No bundle is opened and no program started for it, so that looking stays cheap: how a missing
+//! image can be had is what `airgapd verify` finds out.
 
 use jiff::Timestamp;
 
@@ -15,7 +16,8 @@ use verify::{Answer, Inventory, Need, Needs, Sought, answer};
 ///
 /// # Errors
 ///
-/// What containerd reports. What is wrong with the sources is in the answer, since only their owner can correct it.
+/// What containerd reports. What is wrong with the sources is in the answer, since only their owner
+/// can correct it.
 pub async fn check(settings: &Settings, runtime: &Containerd) -> Result<RequiredStatus, containerd::Error> {
     let checked_at = Timestamp::now();
     let needs = gather(settings, runtime).await?;

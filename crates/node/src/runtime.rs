@@ -1,5 +1,5 @@
-//! The containerd this node's images go to: connecting to it, asking it what it is, and refusing it where it cannot be
-//! the one that kubelet uses.
+//! The containerd this node's images go to: connecting to it, asking it what it is, and refusing it
+//! where it cannot be the one that kubelet uses.
 
 use std::path::{Path, PathBuf};
 
@@ -97,8 +97,8 @@ fn wants_cri(settings: &Settings) -> bool {
     settings.cri != Some(false) && settings.namespace == KUBERNETES
 }
 
-/// Decides on a containerd without CRI: an address that was given is the operator's word, and one that was found by looking
-/// around may be Docker's. Gives the warning where it is used.
+/// Decides on a containerd without CRI: an address that was given is the operator's word, and one
+/// that was found by looking around may be Docker's. Gives the warning where it is used.
 fn without_cri(socket: &Path, settings: &Settings) -> Result<String, Unusable> {
     let is_insisted_on = settings.cri == Some(true);
     let socket = socket.display().to_string();
@@ -114,8 +114,8 @@ fn without_cri(socket: &Path, settings: &Settings) -> Result<String, Unusable> {
     }
 }
 
-/// containerd keeps its identity in a file that it never syncs. After a power cut that may be empty, and then containerd 1.6
-/// answers everything but this; later ones make a new identity.
+/// containerd keeps its identity in a file that it never syncs. After a power cut that may be
+/// empty, and then containerd 1.6 answers everything but this; later ones make a new identity.
 async fn identity(client: &Client) -> Result<Option<String>, containerd::Error> {
     match client.server_uuid().await {
         Ok(uuid) => Ok(Some(uuid)),
@@ -133,8 +133,9 @@ async fn identity(client: &Client) -> Result<Option<String>, containerd::Error> 
     }
 }
 
-/// containerd says where its store is in its own view of the file system; ours may be another (a container that was
-/// given the socket, a chroot). The store itself is made with the first blob; containerd's database beside it is older.
+/// containerd says where its store is in its own view of the file system; ours may be another (a
+/// container that was given the socket, a chroot). The store itself is made with the first blob;
+/// containerd's database beside it is older.
 async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::Error> {
     let is_visible = |store: &PathBuf| {
         let database = store.with_file_name("io.containerd.metadata.v1.bolt");
@@ -143,9 +144,11 @@ async fn visible_store(client: &Client) -> Result<Option<PathBuf>, containerd::E
     Ok(client.content_root().await?.filter(is_visible))
 }
 
-/// Reads the records and blobs that the ledger knows, and all other records of ours. Opens no bundle.
+/// Reads the records and blobs that the ledger knows, and all other records of ours. Opens no
+/// bundle.
 ///
-/// After a restart of the machine (`is_new_boot`) each blob is looked at: containerd lists what it had before.
+/// After a restart of the machine (`is_new_boot`) each blob is looked at: containerd lists what it
+/// had before.
 ///
 /// # Errors
 ///
@@ -164,8 +167,8 @@ pub(crate) async fn survey(
     }
 }
 
-/// Reads the records and blobs that the ledger knows, and nothing else. For few names containerd lists nothing, however
-/// many other records there are.
+/// Reads the records and blobs that the ledger knows, and nothing else. For few names containerd
+/// lists nothing, however many other records there are.
 ///
 /// # Errors
 ///
@@ -192,7 +195,8 @@ pub fn asked_platform(settings: &Settings, runtime: Option<&Containerd>) -> Opti
     }
 }
 
-/// What images are unpacked with on this node: the snapshotter that CRI uses, for the platform that it runs.
+/// What images are unpacked with on this node: the snapshotter that CRI uses, for the platform that
+/// it runs.
 ///
 /// # Errors
 ///
@@ -213,9 +217,11 @@ pub fn space(settings: &Settings, runtime: &Containerd) -> Space {
     }
 }
 
-/// What decides over a catalog on this node: its platforms, by containerd's rules, and the naming rules.
+/// What decides over a catalog on this node: its platforms, by containerd's rules, and the naming
+/// rules.
 ///
-/// Without a containerd the node's platform is detected, and judged by the rules of every containerd there is.
+/// Without a containerd the node's platform is detected, and judged by the rules of every
+/// containerd there is.
 pub fn policy(settings: &Settings, runtime: Option<&Containerd>) -> Policy {
     let rules = runtime.map_or(Rules::ALL.to_vec(), |runtime| vec![runtime.version.rules()]);
     let node = || runtime.map_or_else(platforms::host, |runtime| runtime.platform.clone());

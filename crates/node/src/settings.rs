@@ -1,5 +1,5 @@
-//! Everything the operator may choose, checked and typed, with the defaults. How it is written in a file, a variable or a flag
-//! is the business of the program.
+//! Everything the operator may choose, checked and typed, with the defaults. How it is written in a
+//! file, a variable or a flag is the business of the program.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -39,7 +39,8 @@ pub struct Settings {
     pub address: Option<PathBuf>,
     /// The namespace of containerd that images go to.
     pub namespace: String,
-    /// Whether a CRI service must be on containerd's socket. `None`: it must where nobody has given the socket.
+    /// Whether a CRI service must be on containerd's socket. `None`: it must where nobody has given
+    /// the socket.
     pub cri: Option<bool>,
     /// The platforms whose images are taken from bundles.
     pub platforms: PlatformChoice,
@@ -77,7 +78,8 @@ pub struct Settings {
     pub unpack: Unpack,
     /// Whether bundles are checked against checksum files.
     pub checksums: Checksums,
-    /// A folder of files that list the catalog digests of bundles that may be imported; `None` allows all.
+    /// A folder of files that list the catalog digests of bundles that may be imported; `None`
+    /// allows all.
     pub trusted_digests: Option<PathBuf>,
     /// Whether the images that `.txt` files in the folder list are pulled through CRI.
     pub pull_lists: bool,
@@ -87,7 +89,8 @@ pub struct Settings {
     pub require: Sources,
     /// The bounds for reading bundles.
     pub limits: bundle::Limits,
-    /// How many image records the namespace may have, those of others counted, for a bundle to add to them.
+    /// How many image records the namespace may have, those of others counted, for a bundle to add
+    /// to them.
     pub most_records: usize,
     /// Which log lines are written, and in which form.
     pub log: LogSettings,
@@ -184,7 +187,8 @@ pub struct Reloaded {
     pub postponed: Vec<&'static str>,
 }
 
-/// What becomes of our pin, and of the record, when the last bundle that vouches for an image is gone.
+/// What becomes of our pin, and of the record, when the last bundle that vouches for an image is
+/// gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnRemoval {
     /// Our pin goes; the record stays, and kubelet's garbage collector may remove it.

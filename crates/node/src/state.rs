@@ -61,7 +61,8 @@ pub(crate) struct State {
     pub(crate) moved: HashSet<(String, String)>,
     /// The same by bundle, as of the last comparison.
     pub(crate) elsewhere: HashMap<OsString, BTreeSet<String>>,
-    /// Bundles that were imported with other images than before, until a comparison has judged their labels.
+    /// Bundles that were imported with other images than before, until a comparison has judged
+    /// their labels.
     pub(crate) reworded: HashSet<OsString>,
     /// Bundles whose jobs were dropped: their leases are still there, for the next job.
     pub(crate) abandoned: HashSet<OsString>,
@@ -78,8 +79,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The state at the start: nothing was listed yet, and there is no connection. `home` is the distribution whose containerd and
-    /// folder ours are.
+    /// The state at the start: nothing was listed yet, and there is no connection. `home` is the
+    /// distribution whose containerd and folder ours are.
     pub(crate) fn new(
         settings: Settings,
         images_dir: PathBuf,

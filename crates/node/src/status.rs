@@ -1,7 +1,9 @@
-//! How the node stands, as a value: what the daemon answers on its control socket and what `airgapd status` prints.
+//! How the node stands, as a value: what the daemon answers on its control socket and what `airgapd
+//! status` prints.
 //!
-//! Pure: the work list and the ledger go in, a document comes out. The same two make it in the daemon and, from what
-//! is on disk, without one, so both answers have one form. It is described in docs/json.md. The file is long since most of it are the types of that document.
+//! Pure: the work list and the ledger go in, a document comes out. The same two make it in the
+//! daemon and, from what is on disk, without one, so both answers have one form. It is described in
+//! docs/json.md. The file is long since most of it are the types of that document.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
@@ -41,10 +43,12 @@ pub struct Status {
     /// Why there are no metrics in their file; absent where there are.
     #[serde(default)]
     pub metrics_file_problem: Option<String>,
-    /// Why there are no metrics on their address; absent where there are, and where none is configured.
+    /// Why there are no metrics on their address; absent where there are, and where none is
+    /// configured.
     #[serde(default)]
     pub metrics_address_problem: Option<String>,
-    /// The disk of containerd's content store; absent where it cannot be seen, or no daemon was asked.
+    /// The disk of containerd's content store; absent where it cannot be seen, or no daemon was
+    /// asked.
     #[serde(default)]
     pub disk: Option<DiskStatus>,
     /// How many images the bundles bring.
@@ -101,7 +105,8 @@ pub struct FolderStatus {
     pub path: String,
     /// Why nothing is imported from it.
     pub problem: Option<String>,
-    /// The bundles that went with their folder and keep their images pinned; absent where there are none.
+    /// The bundles that went with their folder and keep their images pinned; absent where there are
+    /// none.
     #[serde(default)]
     pub vanished: Option<VanishedStatus>,
 }
@@ -152,7 +157,8 @@ pub struct ImageCount {
 }
 
 impl ImageCount {
-    /// The same after a look at containerd itself, where more may be in place by now than when it was counted.
+    /// The same after a look at containerd itself, where more may be in place by now than when it
+    /// was counted.
     #[must_use]
     pub fn with_in_place(self, in_place: usize) -> ImageCount {
         ImageCount {
@@ -239,8 +245,8 @@ impl Status {
         }
     }
 
-    /// Names what somebody who waits wants to hear of: two statuses with the same tag differ in nothing but how far
-    /// imports have come and when things are looked at.
+    /// Names what somebody who waits wants to hear of: two statuses with the same tag differ in
+    /// nothing but how far imports have come and when things are looked at.
     pub fn tag(&self) -> String {
         let mut standing = self.clone();
         standing.verdict = Verdict::default();
@@ -357,22 +363,23 @@ pub struct BundleStatus {
     pub error: Option<ErrorStatus>,
     /// When it is tried again, from now, in milliseconds.
     pub retry_in_ms: Option<u64>,
-    /// What it takes in containerd's content store; absent before the first import, and where only the daemon was asked.
+    /// What it takes in containerd's content store; absent before the first import, and where only
+    /// the daemon was asked.
     #[serde(default)]
     pub disk_use: Option<DiskUse>,
 }
 
-/// What the images of a bundle take in containerd's content store, in bytes. Each blob counts once, and unpacked layers
-/// (snapshots) do not count.
+/// What the images of a bundle take in containerd's content store, in bytes. Each blob counts once,
+/// and unpacked layers (snapshots) do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
     /// All blobs of its images that are there.
     pub store_bytes: u64,
     /// Those of them that no other bundle needs.
     pub only_bytes: u64,
-    /// Those of them that no other record of the same images keeps either: a pin of another program, an import by hand. They
-    /// are free once the bundle is removed and kubelet has collected its images. Images of others that share a blob are
-    /// not known.
+    /// Those of them that no other record of the same images keeps either: a pin of another
+    /// program, an import by hand. They are free once the bundle is removed and kubelet has
+    /// collected its images. Images of others that share a blob are not known.
     pub freed_bytes: u64,
 }
 
@@ -447,7 +454,8 @@ impl State {
 pub struct ProgressStatus {
     /// Bytes that containerd has acknowledged.
     pub sent_bytes: u64,
-    /// Bytes that are missing in containerd, those already sent included; absent before that is known.
+    /// Bytes that are missing in containerd, those already sent included; absent before that is
+    /// known.
     pub total_bytes: Option<u64>,
     /// Images that are done, those that failed included.
     #[serde(default)]
@@ -622,8 +630,8 @@ fn targets(imported: &Imported) -> HashSet<&Digest> {
     imported.images.iter().map(|image| &image.target).collect()
 }
 
-/// How many images these bundles bring. Those of a bundle that is under way are not in place; those that a bundle brought
-/// before it failed are.
+/// How many images these bundles bring. Those of a bundle that is under way are not in place; those
+/// that a bundle brought before it failed are.
 pub fn count_images(ledger: &Ledger, bundles: &[BundleStatus]) -> ImageCount {
     let by_label: HashMap<&str, &BundleStatus> =
         bundles.iter().map(|bundle| (bundle.name.raw(), bundle)).collect();

@@ -1,5 +1,6 @@
-//! System calls without a safe wrapper: `fcntl(F_SETLEASE)` with its signal, waiting for urgent data on a
-//! descriptor, a word about the signal that the process dies of, and a setting of glibc's allocator.
+//! System calls without a safe wrapper: `fcntl(F_SETLEASE)` with its signal, waiting for urgent
+//! data on a descriptor, a word about the signal that the process dies of, and a setting of glibc's
+//! allocator.
 //!
 //! This is the only module of the workspace that may contain `unsafe`. It decides nothing.
 #![allow(
@@ -18,9 +19,10 @@ use tokio::io::unix::AsyncFd;
 
 /// Has glibc's allocator give back what is freed (mallopt(3)); musl's does so anyway.
 ///
-/// All threads share two arenas. With one for each thread, memory that one has freed serves no other thread: several MiB
-/// after an import. And a block of a MiB or more is always mapped by itself, so that it grows without a copy and leaves
-/// nothing behind. By default the bound rises up to 32 MiB as such blocks are freed.
+/// All threads share two arenas. With one for each thread, memory that one has freed serves no
+/// other thread: several MiB after an import. And a block of a MiB or more is always mapped by
+/// itself, so that it grows without a copy and leaves nothing behind. By default the bound rises up
+/// to 32 MiB as such blocks are freed.
 pub fn give_back_memory() {
     // SAFETY: mallopt takes two numbers and touches no memory of ours.
     #[cfg(target_env = "gnu")]
@@ -60,8 +62,8 @@ pub(crate) fn probe_writers(file: BorrowedFd<'_>) -> Probe {
 }
 
 fn set_lease(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
-    // SAFETY: F_SETLEASE takes an integer and no pointer; the descriptor is open for the whole call,
-    // since it is borrowed.
+    // SAFETY: F_SETLEASE takes an integer and no pointer; the descriptor is open for the whole
+    // call, since it is borrowed.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
     if result == 0 {
         Ok(())
@@ -75,22 +77,23 @@ fn set_lease(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
 fn ignore_lease_breaks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: SIG_IGN installs no handler, so no code of ours can run in signal context; nothing
-        // else in this program uses SIGIO.
+        // SAFETY: SIG_IGN installs no handler, so no code of ours can run in signal context;
+        // nothing else in this program uses SIGIO.
         unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     });
 }
 
 /// Registers a file with tokio for what poll(2) calls POLLPRI. Must be called inside a runtime.
 pub(crate) fn watch_urgent(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: the descriptor is the file's own, open until the file is dropped; the AsyncFd owns the
-    // file, nobody else can close or replace it, and a File always gives the same descriptor.
+    // SAFETY: the descriptor is the file's own, open until the file is dropped; the AsyncFd owns
+    // the file, nobody else can close or replace it, and a File always gives the same descriptor.
     let registered = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
     registered.map_err(|error| error.into_parts().1)
 }
 
-/// The signals that end the process by a fault of its own, each with the line that is written then. abort(3) is what a
-/// failed allocation, a panic within a panic and a stack overflow come to; the processor raises the others.
+/// The signals that end the process by a fault of its own, each with the line that is written then.
+/// abort(3) is what a failed allocation, a panic within a panic and a stack overflow come to; the
+/// processor raises the others.
 const FATAL: [(libc::c_int, &[u8]); 5] = [
     (libc::SIGABRT, b"SIGABRT\n"),
     (libc::SIGSEGV, b"SIGSEGV\n"),
@@ -105,8 +108,9 @@ static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
 /// The earlier action for each signal.
 static BEFORE: OnceLock<[libc::sigaction; FATAL.len()]> = OnceLock::new();
 
-/// From now on, a fatal signal of the process's own making adds a line with its name to `file`, and then has the effect
-/// that it had before. A signal of another process writes nothing: a service manager's watchdog sends SIGABRT.
+/// From now on, a fatal signal of the process's own making adds a line with its name to `file`, and
+/// then has the effect that it had before. A signal of another process writes nothing: a service
+/// manager's watchdog sends SIGABRT.
 ///
 /// `file` should append, and stays open for good. Of several calls the last one counts.
 pub(crate) fn note_own_death(file: File) {
@@ -125,8 +129,9 @@ pub(crate) fn note_own_death(file: File) {
         action.sa_sigaction = handler as libc::sighandler_t;
         // On the stack that the standard library keeps for a stack overflow.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls nothing but async-signal-safe
-        // functions (signal-safety(7)); both pointers are valid for the call or null.
+        // SAFETY: the handler has the signature that SA_SIGINFO asks for and calls nothing but
+        // async-signal-safe functions (signal-safety(7)); both pointers are valid for the call or
+        // null.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     }
 }
@@ -139,9 +144,10 @@ fn before_of(signal: libc::c_int, mut before: libc::sigaction) -> libc::sigactio
 
 extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let known = FATAL.iter().position(|(known, _)| *known == signal);
-    // SAFETY: the kernel hands a handler with SA_SIGINFO a valid siginfo_t; who sent it is in there for each code up to
-    // zero, and only read then. getpid, write, sigaction and raise are async-signal-safe; the descriptor is never
-    // closed, the line is static, and BEFORE is filled before the handler is installed.
+    // SAFETY: the kernel hands a handler with SA_SIGINFO a valid siginfo_t; who sent it is in there
+    // for each code up to zero, and only read then. getpid, write, sigaction and raise are
+    // async-signal-safe; the descriptor is never closed, the line is static, and BEFORE is filled
+    // before the handler is installed.
     unsafe {
         let is_kernel = (*info).si_code > 0;
         if let Some(at) = known {
@@ -158,7 +164,8 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context
             }
         }
         if !is_kernel {
-            // The processor raises its signals again on return; a signal that was sent has to be sent again.
+            // The processor raises its signals again on return; a signal that was sent has to be
+            // sent again.
             libc::raise(signal);
         }
     }
@@ -218,7 +225,8 @@ mod tests {
             .spawn()
             .unwrap();
         if let Some(signal) = signal {
-            // It has its handlers when the kernel says that it catches the signal (proc_pid_status(5)).
+            // It has its handlers when the kernel says that it catches the signal
+            // (proc_pid_status(5)).
             let catches = || {
                 let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
                 let mask = status

@@ -1,7 +1,7 @@
 //! What systemd is told (sd_notify(3)): ready, status, stopping, alive.
 //!
-//! Without systemd every call does nothing. A service manager that cannot be reached is no reason to stop
-//! importing, so failures are only noted.
+//! Without systemd every call does nothing. A service manager that cannot be reached is no reason
+//! to stop importing, so failures are only noted.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -46,8 +46,9 @@ impl Systemd {
         }
     }
 
-    /// The one line that `systemctl status` shows. Sent only when it differs from the last, and dropped where systemd is
-    /// too busy to take it: what follows from waiting for it would be worse than an old line.
+    /// The one line that `systemctl status` shows. Sent only when it differs from the last, and
+    /// dropped where systemd is too busy to take it: what follows from waiting for it would be
+    /// worse than an old line.
     pub fn status(&self, status: &str) {
         if !self.is_news(status) {
             return;
@@ -64,15 +65,16 @@ impl Systemd {
         *self.status.borrow() != one_line(status)
     }
 
-    /// A stop has begun that may take so long. systemd waits for that before it kills, whatever the unit's
-    /// `TimeoutStopSec=` says.
+    /// A stop has begun that may take so long. systemd waits for that before it kills, whatever the
+    /// unit's `TimeoutStopSec=` says.
     pub fn stopping(&self, may_take: Duration) {
         let micros = u32::try_from(may_take.as_micros()).unwrap_or(u32::MAX);
         send(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
     }
 
-    /// Work goes on. To be called by what does the work: a timer of its own would prove nothing. Tells systemd at half the
-    /// time that it waits (`WATCHDOG_USEC`), and gives when to call again; `None` where nobody waits for it.
+    /// Work goes on. To be called by what does the work: a timer of its own would prove nothing.
+    /// Tells systemd at half the time that it waits (`WATCHDOG_USEC`), and gives when to call
+    /// again; `None` where nobody waits for it.
     pub fn alive(&self) -> Option<Instant> {
         let (now, pace) = (Instant::now(), self.watchdog? / 2);
         let due = self.alive_said.get().map(|said| said + pace);

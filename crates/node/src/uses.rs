@@ -1,4 +1,5 @@
-//! Which containers were made from which images: what an operator wants to know before an image goes. Pure.
+//! Which containers were made from which images: what an operator wants to know before an image
+//! goes. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -29,8 +30,9 @@ impl Uses {
         by_id.chain(by_name).filter(|name| !name.is_empty()).collect()
     }
 
-    /// Finds out what each container was made from. CRI's word counts more than the name of a record, which may point
-    /// elsewhere by now; CRI keeps a record by the image's id, whose target is that of the records by name.
+    /// Finds out what each container was made from. CRI's word counts more than the name of a
+    /// record, which may point elsewhere by now; CRI keeps a record by the image's id, whose target
+    /// is that of the records by name.
     pub(crate) fn of(containers: &[Container], records: &BTreeMap<String, ImageRecord>) -> Uses {
         let mut uses = Uses::default();
         for container in containers {

@@ -1,7 +1,8 @@
 //! One verdict on the node: whether all is well, and each thing that is not, with its remedy. Pure.
 //!
-//! `status`, `wait`, `doctor`, the metrics, the status line of systemd and the journal show this verdict, so that none of them
-//! calls healthy what another one calls failed. The table of its states and of exit statuses is in docs/operating.md.
+//! `status`, `wait`, `doctor`, the metrics, the status line of systemd and the journal show this
+//! verdict, so that none of them calls healthy what another one calls failed. The table of its
+//! states and of exit statuses is in docs/operating.md.
 
 use std::fmt;
 
@@ -22,7 +23,8 @@ pub enum Health {
     Healthy,
     /// Something is under way, and nothing is wrong.
     Working,
-    /// Something goes on by itself once a thing outside the daemon has happened, such as containerd coming back.
+    /// Something goes on by itself once a thing outside the daemon has happened, such as containerd
+    /// coming back.
     Waiting,
     /// The images are there, and something that the daemon promises about them does not hold.
     Degraded,
@@ -56,7 +58,8 @@ impl Health {
         self <= Health::Working
     }
 
-    /// Whether the node goes on by itself, perhaps after something else has happened: a caller that waits may go on waiting.
+    /// Whether the node goes on by itself, perhaps after something else has happened: a caller that
+    /// waits may go on waiting.
     pub fn may_pass(self) -> bool {
         matches!(self, Health::Working | Health::Waiting)
     }
@@ -215,7 +218,8 @@ impl Verdict {
         Verdict::new(reasons)
     }
 
-    /// The same, after a look at the images in containerd itself. While bundles are under way, their images move.
+    /// The same, after a look at the images in containerd itself. While bundles are under way,
+    /// their images move.
     pub fn with_images(self, images: &[ImageStatus]) -> Verdict {
         let mut reasons = self.reasons;
         let is_of = |subject| reasons.iter().any(|reason: &Reason| reason.subject == subject);

@@ -1,4 +1,5 @@
-//! Authorization: the answers to challenges of registries, by passwords and by the tokens of token services.
+//! Authorization: the answers to challenges of registries, by passwords and by the tokens of token
+//! services.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -92,8 +93,9 @@ impl Access {
         }
     }
 
-    /// The secret that a token service gets. That of the registry goes to a service that belongs to the registry; any
-    /// other gets what the operator has for its own host. (Docker sends the registry's secret wherever the registry says.)
+    /// The secret that a token service gets. That of the registry goes to a service that belongs to
+    /// the registry; any other gets what the operator has for its own host. (Docker sends the
+    /// registry's secret wherever the registry says.)
     async fn for_realm(
         &self,
         subject: Subject<'_>,
@@ -160,7 +162,8 @@ async fn token(
     token_in(&bytes).ok_or_else(|| subject.denied("its token service answers without a token"))
 }
 
-/// The request for a token: with a refresh token as OAuth 2 has it, else as Docker's token services always have.
+/// The request for a token: with a refresh token as OAuth 2 has it, else as Docker's token services
+/// always have.
 fn token_request(
     subject: Subject<'_>,
     realm: Url,

@@ -1,4 +1,5 @@
-//! The meaning of an answer: a success, a redirect or a refusal, and whether its body is the thing that was asked for.
+//! The meaning of an answer: a success, a redirect or a refusal, and whether its body is the thing
+//! that was asked for.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::Error;
 use crate::body::whole;
 use crate::subject::Subject;
 
-/// The largest answer that is not the thing asked for: of a token service, or the text of an error. In bytes.
+/// The largest answer that is not the thing asked for: of a token service, or the text of an error.
+/// In bytes.
 pub(crate) const LARGEST_ANSWER: u64 = 1 << 20;
 
 /// Returns the answer if it is a success.
@@ -101,8 +103,9 @@ pub(crate) fn content_type_of(response: &Response) -> String {
     text.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
-/// Refuses a body in a coding, which is never asked for, where no digest tells if its bytes are the right ones. Stores send
-/// codings with bytes that are as they should be (`aws-chunked`, and `x-gzip` for a layer in gzip).
+/// Refuses a body in a coding, which is never asked for, where no digest tells if its bytes are the
+/// right ones. Stores send codings with bytes that are as they should be (`aws-chunked`, and
+/// `x-gzip` for a layer in gzip).
 ///
 /// # Errors
 ///

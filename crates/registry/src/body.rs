@@ -12,11 +12,12 @@ use crate::subject::Subject;
 /// A connection on which nothing comes for this long is broken.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
-/// The least bytes that come within [`SILENCE`] of waiting: a registry that sends less keeps a transfer alive for ever
-/// without any end. 1 KiB a second is less than any line has.
+/// The least bytes that come within [`SILENCE`] of waiting: a registry that sends less keeps a
+/// transfer alive for ever without any end. 1 KiB a second is less than any line has.
 const LEAST: u64 = 60 << 10;
 
-/// How fast bytes come while they are waited for. The time in which the reader is busy does not count.
+/// How fast bytes come while they are waited for. The time in which the reader is busy does not
+/// count.
 #[derive(Debug, Default)]
 struct Pace {
     waited: Duration,

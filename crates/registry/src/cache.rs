@@ -1,7 +1,8 @@
 //! Blobs that were fetched before, in a folder on this machine.
 //!
-//! A blob is a file named by its digest, as in an OCI image layout. It gets that name when its bytes have been proven, and
-//! is proven again before it is used: another program may have written to it since.
+//! A blob is a file named by its digest, as in an OCI image layout. It gets that name when its
+//! bytes have been proven, and is proven again before it is used: another program may have written
+//! to it since.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -41,7 +42,8 @@ impl Cache {
             .join(blob.digest.digest())
     }
 
-    /// Opens a blob that is here and whole; one that is damaged is removed. Blocking: reads all of it.
+    /// Opens a blob that is here and whole; one that is damaged is removed. Blocking: reads all of
+    /// it.
     pub(crate) fn find(&self, blob: &BlobRef) -> Option<File> {
         let path = self.path(blob);
         let mut file = File::open(&path).ok()?;

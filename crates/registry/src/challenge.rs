@@ -1,4 +1,5 @@
-//! What a registry asks for when it answers 401: the `WWW-Authenticate` header (RFC 9110, 11.6.1; RFC 6750, 3).
+//! What a registry asks for when it answers 401: the `WWW-Authenticate` header (RFC 9110, 11.6.1;
+//! RFC 6750, 3).
 
 /// One way to authenticate.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,7 +27,8 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, applicati
 pub struct Options {
     /// Whether there is TLS.
     pub security: Security,
-    /// Certificates that are trusted beside those of the system: what the file is called, and its PEM.
+    /// Certificates that are trusted beside those of the system: what the file is called, and its
+    /// PEM.
     pub roots: Vec<(String, Vec<u8>)>,
     /// Proxies; none unless given.
     pub proxies: Proxies,
@@ -87,7 +88,8 @@ impl Client {
         Tries::new(self.retry)
     }
 
-    /// Fetches a manifest or index by tag or digest, from the first location that has it. Safe to cancel.
+    /// Fetches a manifest or index by tag or digest, from the first location that has it. Safe to
+    /// cancel.
     pub(crate) async fn manifest(&self, repository: &str, reference: &str) -> Result<Document, Error> {
         let separator = if reference.contains(':') { '@' } else { ':' };
         let what = format!("{repository}{separator}{reference}");
@@ -141,13 +143,15 @@ impl Client {
         }
     }
 
-    /// Begins a blob at an offset: one try at each location. Its bytes are not proven. Safe to cancel.
+    /// Begins a blob at an offset: one try at each location. Its bytes are not proven. Safe to
+    /// cancel.
     pub(crate) async fn blob(&self, repository: &str, blob: &BlobRef, offset: u64) -> Result<Body, Error> {
         let what = format!("blob {} of {repository}", blob.digest);
         let range = HeaderValue::from_str(&format!("bytes={offset}-")).expect("digits are a header value");
         let headers = HeaderMap::from_iter((offset > 0).then_some((RANGE, range)));
         let mut last = None;
-        // A closure, as `anywhere` takes one, makes a future of which the compiler cannot tell that threads may share it.
+        // A closure, as `anywhere` takes one, makes a future of which the compiler cannot tell that
+        // threads may share it.
         for location in &locations(repository, &self.rewrites, &self.mirrors) {
             let subject = Subject {
                 what: &what,
@@ -227,8 +231,8 @@ impl Client {
     }
 }
 
-/// Of two failures at different locations the one that says more: that something is absent elsewhere says least, and a
-/// registry that asks for a longer wait than the other is heard.
+/// Of two failures at different locations the one that says more: that something is absent
+/// elsewhere says least, and a registry that asks for a longer wait than the other is heard.
 fn more_telling(before: Option<Error>, error: Error) -> Error {
     match before {
         Some(before) if says_more(&before, &error) => before,

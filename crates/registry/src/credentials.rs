@@ -1,4 +1,5 @@
-//! Credentials as Docker, podman and skopeo keep them: `config.json`, `auth.json`, credential helpers.
+//! Credentials as Docker, podman and skopeo keep them: `config.json`, `auth.json`, credential
+//! helpers.
 //!
 //! Sources: docker-credential-helpers' protocol, containers-auth.json(5).
 
@@ -107,8 +108,9 @@ impl Credentials {
         Ok(Self { files })
     }
 
-    /// What is known for a repository: the first file that has anything for it counts, and in it the entry that is
-    /// closest to the repository, then helpers. Safe to cancel: a helper is killed.
+    /// What is known for a repository: the first file that has anything for it counts, and in it
+    /// the entry that is closest to the repository, then helpers. Safe to cancel: a helper is
+    /// killed.
     pub(crate) async fn of(&self, location: &Location) -> Result<Option<Secret>, Error> {
         for (path, file) in &self.files {
             if let Some((server, helper)) = file.helper(location) {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use oci_spec::image::Digest;
 
-/// Why something could not be fetched. Texts name the image or blob and the registry; causes are in the source.
+/// Why something could not be fetched. Texts name the image or blob and the registry; causes are in
+/// the source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -170,7 +171,8 @@ impl Error {
     }
 }
 
-/// What a request that failed comes to. Redirects lead to addresses that are as good as credentials: no URL is kept.
+/// What a request that failed comes to. Redirects lead to addresses that are as good as
+/// credentials: no URL is kept.
 pub(crate) fn of_transfer(what: &str, host: &str, error: reqwest::Error) -> Error {
     let (what, host, source) = (what.to_owned(), host.to_owned(), error.without_url());
     let mut cause = std::error::Error::source(&source);

@@ -23,8 +23,9 @@ const PIECE: usize = 256 << 10;
 /// Pieces that wait for each layer: 8 MiB, so that a small layer is all here when its turn comes.
 const WAITING: usize = 32;
 
-/// Gives the blobs of images in the order in which they are asked for. The documents are at hand; layers are fetched
-/// in that same order, the next ones while the first is written. Blocking to read; not to be used in async code.
+/// Gives the blobs of images in the order in which they are asked for. The documents are at hand;
+/// layers are fetched in that same order, the next ones while the first is written. Blocking to
+/// read; not to be used in async code.
 pub struct Feed {
     documents: HashMap<Digest, Vec<u8>>,
     coming: mpsc::UnboundedReceiver<Coming>,
@@ -206,8 +207,8 @@ struct Fetcher {
     counters: Counters,
 }
 
-/// Starts layers in order: the first that is not whole always has a permit, so no layer that the reader waits for
-/// waits for the reader.
+/// Starts layers in order: the first that is not whole always has a permit, so no layer that the
+/// reader waits for waits for the reader.
 async fn fetch_all(
     fetcher: Fetcher,
     layers: Vec<Layer>,

@@ -1,4 +1,5 @@
-//! Requests over HTTP: TLS, certificates and proxies of the connections, and the redirects that requests follow.
+//! Requests over HTTP: TLS, certificates and proxies of the connections, and the redirects that
+//! requests follow.
 //!
 //! Nothing here knows a user or decides about retries.
 
@@ -24,8 +25,8 @@ pub enum Security {
     /// TLS, with certificates that are checked.
     #[default]
     Verify,
-    /// TLS without a look at certificates. Digests prove blobs all the same; tags and credentials are open to any
-    /// machine on the way.
+    /// TLS without a look at certificates. Digests prove blobs all the same; tags and credentials
+    /// are open to any machine on the way.
     SkipVerify,
     /// No TLS at all.
     PlainHttp,
@@ -60,7 +61,8 @@ pub(crate) struct Ask {
 }
 
 impl Http {
-    /// Prepares connections; `roots` are certificates to trust beside those of the system, each file with its name.
+    /// Prepares connections; `roots` are certificates to trust beside those of the system, each
+    /// file with its name.
     ///
     /// # Errors
     ///
@@ -86,7 +88,8 @@ impl Http {
         let with_system = builder()?.tls_certs_merge(certificates.clone()).build();
         let client = match with_system {
             Ok(client) => client,
-            // That is an error where the system has no certificates at all, also for those who need none.
+            // That is an error where the system has no certificates at all, also for those who need
+            // none.
             Err(error) => {
                 tracing::debug!(error = %basics::chain(&error), "without the system's certificates");
                 let without = builder()?.tls_certs_only(certificates).build();
@@ -105,11 +108,13 @@ impl Http {
         self.security
     }
 
-    /// Gets something below the API of a registry. The registry may be anywhere: the operator named it.
+    /// Gets something below the API of a registry. The registry may be anywhere: the operator named
+    /// it.
     ///
     /// # Errors
     ///
-    /// When the connection fails, or a redirect is not followed. An answer without success is no error here.
+    /// When the connection fails, or a redirect is not followed. An answer without success is no
+    /// error here.
     pub(crate) async fn get(
         &self,
         subject: Subject<'_>,
@@ -131,7 +136,8 @@ impl Http {
         self.follow(subject, ask).await
     }
 
-    /// Sends a request, and again wherever redirects lead it. Credentials stay with scheme, host and port.
+    /// Sends a request, and again wherever redirects lead it. Credentials stay with scheme, host
+    /// and port.
     ///
     /// # Errors
     ///
@@ -177,7 +183,8 @@ impl Http {
             return Ok(());
         }
         if self.has_proxy_for(url) && !reach::is_plain(host) {
-            // The proxy looks the name up. A name that goes around it is looked up for the connection (`Guard`).
+            // The proxy looks the name up. A name that goes around it is looked up for the
+            // connection (`Guard`).
             return Ok(());
         }
         let targets = reach::addresses(host).await;

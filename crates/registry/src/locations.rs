@@ -39,7 +39,8 @@ impl FromStr for Rule {
 }
 
 impl Rule {
-    /// The repository under its other prefix, if it is below ours. Prefixes end where path components end.
+    /// The repository under its other prefix, if it is below ours. Prefixes end where path
+    /// components end.
     fn apply(&self, repository: &str) -> Option<String> {
         let rest = repository.strip_prefix(&self.from)?;
         (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", self.to))
@@ -96,8 +97,8 @@ impl fmt::Display for Location {
     }
 }
 
-/// Where to look for a repository, in order: its mirrors, then itself; all of it after it was rewritten by the rule with
-/// the longest prefix.
+/// Where to look for a repository, in order: its mirrors, then itself; all of it after it was
+/// rewritten by the rule with the longest prefix.
 pub(crate) fn locations(repository: &str, rewrites: &[Rule], mirrors: &[Rule]) -> Vec<Location> {
     let longest = rewrites
         .iter()

@@ -1,11 +1,12 @@
 //! Where the words of a registry may lead: redirects, and the token services that it names.
 //!
-//! The operator names registries, mirrors and proxies, and those may be anywhere. Whatever a registry names is another
-//! matter: it must not make this machine ask its own services, or those of its network that only machines beside it
-//! reach, such as the metadata of a cloud. So addresses of this machine and of its link are refused, unless the registry
-//! that was asked for is on this machine itself. Names are looked up for that, and once more when the connection is
-//! made. Where a proxy connects, the proxy is what looks names up; addresses are refused there as well.
-//! Sources: RFC 6890 (special addresses), RFC 9110, 15.4 (redirects).
+//! The operator names registries, mirrors and proxies, and those may be anywhere. Whatever a
+//! registry names is another matter: it must not make this machine ask its own services, or those
+//! of its network that only machines beside it reach, such as the metadata of a cloud. So addresses
+//! of this machine and of its link are refused, unless the registry that was asked for is on this
+//! machine itself. Names are looked up for that, and once more when the connection is made. Where a
+//! proxy connects, the proxy is what looks names up; addresses are refused there as well. Sources:
+//! RFC 6890 (special addresses), RFC 9110, 15.4 (redirects).
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -53,7 +54,8 @@ impl Place {
     }
 }
 
-/// The IPv4 address in the forms of IPv6 that lead to one: mapped, compatible, NAT64 (RFC 6052) and 6to4 (RFC 3056).
+/// The IPv4 address in the forms of IPv6 that lead to one: mapped, compatible, NAT64 (RFC 6052) and
+/// 6to4 (RFC 3056).
 fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else {
         return address;
@@ -124,9 +126,10 @@ pub(crate) fn is_same_origin(one: &Url, other: &Url) -> bool {
     parts(one) == parts(other)
 }
 
-/// Whether a token service belongs to a registry: one of the two hosts is the other or lies below it, as `auth.docker.io`
-/// lies below `docker.io` and `registry.gitlab.com` below `gitlab.com`. The owner of the upper name decides about the
-/// lower one. Hosts that are addresses must be the same; a name of one label is above nothing.
+/// Whether a token service belongs to a registry: one of the two hosts is the other or lies below
+/// it, as `auth.docker.io` lies below `docker.io` and `registry.gitlab.com` below `gitlab.com`. The
+/// owner of the upper name decides about the lower one. Hosts that are addresses must be the same;
+/// a name of one label is above nothing.
 pub(crate) fn belongs(realm: &str, registry: &str) -> bool {
     let clean = |host: &str| host.trim_end_matches('.').to_ascii_lowercase();
     let (realm, registry) = (clean(realm), clean(registry));
@@ -138,7 +141,8 @@ pub(crate) fn belongs(realm: &str, registry: &str) -> bool {
     realm == registry || is_below(&realm, &registry) || is_below(&registry, &realm)
 }
 
-/// Whether a host is an address, or the one name that leads to this machine everywhere (RFC 6761, 6.3).
+/// Whether a host is an address, or the one name that leads to this machine everywhere (RFC 6761,
+/// 6.3).
 pub(crate) fn is_plain(host: &str) -> bool {
     let name = host.trim_end_matches('.').to_ascii_lowercase();
     let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
@@ -159,8 +163,9 @@ pub(crate) async fn addresses(host: &str) -> Vec<IpAddr> {
     )
 }
 
-/// Looks names up for connections: those that the operator named wherever they lead, all others only where they lead
-/// away from here. So a name that has another address by the time of the connection leads nowhere.
+/// Looks names up for connections: those that the operator named wherever they lead, all others
+/// only where they lead away from here. So a name that has another address by the time of the
+/// connection leads nowhere.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Guard {
     named: Arc<Mutex<HashSet<String>>>,

@@ -1,4 +1,5 @@
-//! From a reference to everything that belongs into a bundle: documents read, platforms chosen, layers listed.
+//! From a reference to everything that belongs into a bundle: documents read, platforms chosen,
+//! layers listed.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -17,7 +18,8 @@ use crate::{Cache, Error};
 const DEEPEST: usize = 8;
 const MOST_DESCRIPTORS: usize = 10_000;
 
-/// Marks on an attestation or signature in an index, of the manifest that it is about: BuildKit's and containerd's.
+/// Marks on an attestation or signature in an index, of the manifest that it is about: BuildKit's
+/// and containerd's.
 const REFERS_TO: [&str; 2] = ["vnd.docker.reference.digest", "io.containerd.manifest.subject"];
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -68,7 +70,8 @@ pub struct Resolved {
     pub reference: ImageRef,
     /// Where its blobs are.
     pub(crate) repository: String,
-    /// Names, target and blobs, as a bundle wants them. Which of its manifests are images is not looked at here.
+    /// Names, target and blobs, as a bundle wants them. Which of its manifests are images is not
+    /// looked at here.
     pub draft: DraftImage,
     /// The bytes of its documents.
     pub(crate) documents: Vec<(BlobRef, Vec<u8>)>,
@@ -80,13 +83,14 @@ pub struct Resolved {
     pub missing: Vec<String>,
 }
 
-/// Reads the documents of an image, and chooses among its platforms. Those in the cache are not fetched; what a name
-/// stands for is asked for each time. Safe to cancel.
+/// Reads the documents of an image, and chooses among its platforms. Those in the cache are not
+/// fetched; what a name stands for is asked for each time. Safe to cancel.
 ///
 /// # Errors
 ///
-/// When the registry does not give what is needed, a document is not what its digest says or not of a kind that is
-/// known, the tag and the digest of the reference are two images, or nothing suits the platforms.
+/// When the registry does not give what is needed, a document is not what its digest says or not of
+/// a kind that is known, the tag and the digest of the reference are two images, or nothing suits
+/// the platforms.
 pub async fn resolve(
     client: &Client,
     cache: Option<&Cache>,
@@ -271,7 +275,8 @@ impl Resolved {
 }
 
 impl Walk<'_> {
-    /// Takes a document and what it refers to. `bytes` are those of the root, which have been fetched by name.
+    /// Takes a document and what it refers to. `bytes` are those of the root, which have been
+    /// fetched by name.
     async fn document(&mut self, entry: Entry, bytes: Option<Vec<u8>>, depth: usize) -> Result<(), Error> {
         let digest = entry.digest().clone();
         if self.documents.iter().any(|(blob, _)| blob.digest == digest) {
@@ -334,7 +339,8 @@ impl Walk<'_> {
         }
     }
 
-    /// One that is described as one kind and built like another would be two images for two readers (CVE-2021-41190).
+    /// One that is described as one kind and built like another would be two images for two readers
+    /// (CVE-2021-41190).
     fn check(&self, entry: &Entry, value: &Value) -> Result<(), Error> {
         let has = |member: &str| !value[member].is_null();
         let own = value["mediaType"].as_str().unwrap_or_default();
@@ -398,8 +404,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The entries that containerd would use, for each matcher. It looks at the platform only: an entry that is no image and
-    /// stands first is taken, and the check of the bundle finds out.
+    /// The entries that containerd would use, for each matcher. It looks at the platform only: an
+    /// entry that is no image and stands first is taken, and the check of the bundle finds out.
     fn choose(&self, entries: &[Entry]) -> HashSet<Digest> {
         match self.wanted {
             Wanted::All { .. } => entries.iter().map(|entry| entry.digest().clone()).collect(),
@@ -459,7 +465,8 @@ impl Walk<'_> {
 }
 
 impl Walk<'_> {
-    /// An image that stands for itself has its platform in its config. containerd would run it anywhere.
+    /// An image that stands for itself has its platform in its config. containerd would run it
+    /// anywhere.
     fn check_platform(&self, entry: &Entry, config: &Entry, bytes: &[u8]) -> Result<(), Error> {
         let Wanted::Platforms(matchers) = self.wanted else {
             return Ok(());

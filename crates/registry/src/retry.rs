@@ -1,4 +1,5 @@
-//! Retries: which failures are worth another try, how many tries there are, and how long the wait before each is.
+//! Retries: which failures are worth another try, how many tries there are, and how long the wait
+//! before each is.
 //!
 //! [`Tries`] decides, and neither reads a clock nor waits: the sender of the requests waits.
 
@@ -45,9 +46,11 @@ impl Tries {
         Self { retry, failures: 0 }
     }
 
-    /// Counts a failure. Returns the wait before the next try, or `None` when another try is pointless or was the last.
+    /// Counts a failure. Returns the wait before the next try, or `None` when another try is
+    /// pointless or was the last.
     ///
-    /// A failure after progress counts as the first one. A registry that asks for a wait gets it, and the pause after it.
+    /// A failure after progress counts as the first one. A registry that asks for a wait gets it,
+    /// and the pause after it.
     pub(crate) fn wait_after(&mut self, error: &Error, has_moved: bool) -> Option<Duration> {
         // A drip is no progress: it would go on for ever.
         let has_moved = has_moved && !matches!(error, Error::TooSlow { .. });

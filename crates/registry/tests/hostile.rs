@@ -1,7 +1,8 @@
 //! Registries that mean no good: where they lead, what they ask for, and how much they send.
 //!
-//! A small server plays them all. Where a registry has to be anywhere but on this machine, the server is the proxy that
-//! every request goes through: it sees what the client would have asked of whom.
+//! A small server plays them all. Where a registry has to be anywhere but on this machine, the
+//! server is the proxy that every request goes through: it sees what the client would have asked of
+//! whom.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -342,7 +343,8 @@ fn with_tokens(realm: &'static str) -> Server {
 async fn passwords_go_to_token_services_of_their_registry_or_those_that_the_operator_names() {
     let folder = tempfile::tempdir().unwrap();
     let evil = "http://evil.test/token";
-    /// Registry, token service, hosts with credentials, and whose credentials the service gets or why none.
+    /// Registry, token service, hosts with credentials, and whose credentials the service gets or
+    /// why none.
     type Row = (
         &'static str,
         &'static str,

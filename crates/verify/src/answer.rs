@@ -1,6 +1,8 @@
-//! The answer for one reference, held against an inventory, with the image that comes closest and the remedy.
+//! The answer for one reference, held against an inventory, with the image that comes closest and
+//! the remedy.
 //!
-//! A pod may miss an image that is there under a name that differs by a hair, and that hair is what operators look for.
+//! A pod may miss an image that is there under a name that differs by a hair, and that hair is what
+//! operators look for.
 
 use import::content::CONTAINERD;
 use import::labels::EXPIRES;
@@ -143,7 +145,8 @@ fn only_for(offered: &[String]) -> String {
     }
 }
 
-/// Answers for one need: `inventory` is where it must be, `bundles` are those it could still come from.
+/// Answers for one need: `inventory` is where it must be, `bundles` are those it could still come
+/// from.
 pub fn answer(need: &Need, inventory: &Inventory, bundles: &Inventory) -> Answer {
     let wanted = match wanted(need.given(), inventory) {
         Ok(wanted) => wanted,
@@ -231,8 +234,9 @@ fn advise(answer: &mut Answer, wanted: &Wanted, inventory: &Inventory, bundles: 
     }
 }
 
-/// How an image comes to run that stands behind another manifest of its index. No bundle of this index helps: containerd
-/// goes by the index, and an index with another order is another digest. A reference to the manifest itself passes by it.
+/// How an image comes to run that stands behind another manifest of its index. No bundle of this
+/// index helps: containerd goes by the index, and an index with another order is another digest. A
+/// reference to the manifest itself passes by it.
 fn uncover(held: &Held, image: &Digest) -> String {
     let repository = parts(&held.name).0;
     format!(

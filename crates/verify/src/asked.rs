@@ -1,8 +1,8 @@
 //! What a cluster will ask this node for, gathered from everything the operator points at.
 //!
-//! The files are read here and the program of k0s is started here; what is in them is the business of the crate
-//! `requirements`. Whoever asks gets all of it or every mistake at once: a list that is short of the images of one
-//! unreadable manifest would be worse than none.
+//! The files are read here and the program of k0s is started here; what is in them is the business
+//! of the crate `requirements`. Whoever asks gets all of it or every mistake at once: a list that
+//! is short of the images of one unreadable manifest would be worse than none.
 
 mod files;
 mod k0s;
@@ -124,7 +124,8 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// Adds everything but what containerd itself is to be asked. `platform` is that of the node; `None` is this machine's.
+    /// Adds everything but what containerd itself is to be asked. `platform` is that of the node;
+    /// `None` is this machine's.
     pub async fn add(&mut self, sources: &Sources, platform: Option<&Platform>) {
         for list in &sources.images {
             self.add_list(list);
@@ -139,8 +140,8 @@ impl Needs {
         }
     }
 
-    /// Adds the images of manifests. For static pods kubelet's own rules hold: every file of the folder itself that
-    /// does not begin with a dot.
+    /// Adds the images of manifests. For static pods kubelet's own rules hold: every file of the
+    /// folder itself that does not begin with a dot.
     pub fn add_manifests(&mut self, paths: &[impl AsRef<Path>], kind: Kind) {
         for path in paths {
             let texts = files::texts(path.as_ref(), kind == Kind::StaticPod, &mut self.mistakes);

@@ -16,7 +16,8 @@ use platforms::Wanted;
 
 use super::Sought;
 
-/// Records of so many targets are asked for by their targets; of more, all records are listed instead.
+/// Records of so many targets are asked for by their targets; of more, all records are listed
+/// instead.
 const MOST_TARGETS: usize = 100;
 
 /// One name and what is behind it.
@@ -48,7 +49,8 @@ pub struct Held {
     pub pinned_by: Vec<&'static str>,
     /// When containerd's record was made.
     pub created_at: Option<Timestamp>,
-    /// Whether it is unpacked for this node; `None` where containerd does not tell, and for bundles.
+    /// Whether it is unpacked for this node; `None` where containerd does not tell, and for
+    /// bundles.
     pub unpacked: Option<bool>,
 }
 
@@ -61,13 +63,15 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Asks containerd for the records that matter to `sought` and for its blobs, and reads the documents behind each of these
-    /// records. Blobs that it lists count where its store has them, if `store` is where that can be seen. An image whose
-    /// layers are not there counts as whole where it is unpacked as a whole with the snapshotter of `snapshots`.
+    /// Asks containerd for the records that matter to `sought` and for its blobs, and reads the
+    /// documents behind each of these records. Blobs that it lists count where its store has them,
+    /// if `store` is where that can be seen. An image whose layers are not there counts as whole
+    /// where it is unpacked as a whole with the snapshotter of `snapshots`.
     ///
     /// # Errors
     ///
-    /// The error of the client while it lists. A blob that cannot be read later is a problem of its image.
+    /// The error of the client while it lists. A blob that cannot be read later is a problem of its
+    /// image.
     pub async fn of_containerd(
         client: &Client,
         store: Option<&Path>,
@@ -99,8 +103,8 @@ impl Inventory {
         Inventory::of_records(client, store, records, wanted, limits, snapshots).await
     }
 
-    /// The images behind every record of `pattern`, and behind each other record that points at one of these; behind all records
-    /// without one. Otherwise as [`Inventory::of_containerd`].
+    /// The images behind every record of `pattern`, and behind each other record that points at one
+    /// of these; behind all records without one. Otherwise as [`Inventory::of_containerd`].
     ///
     /// # Errors
     ///
@@ -340,7 +344,8 @@ impl Held {
     }
 }
 
-/// What a verdict without records says of the image; `None` where nothing of it would ever be there.
+/// What a verdict without records says of the image; `None` where nothing of it would ever be
+/// there.
 fn state_of(verdict: Verdict) -> Option<Judgement> {
     match verdict {
         Verdict::Broken(problems) => Some(Judgement::Broken(problems)),
@@ -370,7 +375,8 @@ pub enum Snapshots {
 }
 
 impl Snapshots {
-    /// The committed ones by name. `None` where containerd does not tell: then only the store counts.
+    /// The committed ones by name. `None` where containerd does not tell: then only the store
+    /// counts.
     async fn committed(self, client: &Client) -> Option<HashSet<String>> {
         let cri = match self {
             Snapshots::Ignored => return None,

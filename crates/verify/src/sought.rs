@@ -1,7 +1,8 @@
 //! The meaning of a reference to CRI, and the records that can have a say in the answers.
 //!
-//! CRI normalises what a pod asks for and looks for a record of exactly that name. With a tag and a digest the tag does not
-//! count. The digest of a config, or the beginning of one, is an id (containerd's CRI plugin, `LocalResolve`).
+//! CRI normalises what a pod asks for and looks for a record of exactly that name. With a tag and a
+//! digest the tag does not count. The digest of a config, or the beginning of one, is an id
+//! (containerd's CRI plugin, `LocalResolve`).
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -125,7 +126,8 @@ impl Sought {
                 .is_some_and(|near| near.is_like(name, target.digest().as_ref()))
     }
 
-    /// Asks for the records that matter where there are very many: by name, and with a list only for what those lack.
+    /// Asks for the records that matter where there are very many: by name, and with a list only
+    /// for what those lack.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: how fast airgapd is beside its peers and the limits of the machine.
 //!
-//! All contenders of a scenario run on the same private containerd, one after the other in every round, each round in
-//! another order, and what counts are the ratios of their medians: absolute times belong to the machine. What a scenario
-//! came to is kept in `target/bench`, and `docs/performance.md` is made of these files.
+//! All contenders of a scenario run on the same private containerd, one after the other in every
+//! round, each round in another order, and what counts are the ratios of their medians: absolute
+//! times belong to the machine. What a scenario came to is kept in `target/bench`, and
+//! `docs/performance.md` is made of these files.
 
 mod bundles;
 mod contender;
@@ -165,8 +166,8 @@ impl Bench {
     }
 }
 
-/// In which order contenders run in a round: somebody else begins each time, and every second round goes backwards, so that
-/// nobody always runs after the same one.
+/// In which order contenders run in a round: somebody else begins each time, and every second round
+/// goes backwards, so that nobody always runs after the same one.
 fn order(round: usize, contenders: usize) -> Vec<usize> {
     let mut order: Vec<_> = (0..contenders).map(|turn| (turn + round) % contenders).collect();
     if round % 2 == 1 {

@@ -1,4 +1,5 @@
-//! Whether the packages of one architecture hold the same files, each as its own format's reader sees it.
+//! Whether the packages of one architecture hold the same files, each as its own format's reader
+//! sees it.
 //!
 //! Their lists are kept in two tables of Cargo.toml, which nothing else would hold together.
 
@@ -13,8 +14,8 @@ use lab::parts;
 
 use xtask::checks::step;
 
-/// Files by their name and that of the folder they lie in, with digest and permissions. Where such a folder lies differs
-/// between distributions.
+/// Files by their name and that of the folder they lie in, with digest and permissions. Where such
+/// a folder lies differs between distributions.
 type Contents = BTreeMap<String, (String, u32)>;
 
 /// What only one of the packages has: a Debian package says its licence in a file of its own.

@@ -1,7 +1,7 @@
 //! The main job and the promises, shown to a reader who has never seen the project.
 //!
-//! Everything happens in temporary folders and on a private containerd; the machine's own is left alone. Each step
-//! fails when what it shows is not so.
+//! Everything happens in temporary folders and on a private containerd; the machine's own is left
+//! alone. Each step fails when what it shows is not so.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -23,7 +23,8 @@ use xtask::workshop::target_folder;
 /// The longest time for the daemon to set its watch, and to end.
 const DAEMON_WITHIN: Duration = Duration::from_secs(30);
 
-/// The longest time for a change in containerd to appear; on an idle machine it is well under a second.
+/// The longest time for a change in containerd to appear; on an idle machine it is well under a
+/// second.
 const CHANGE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The bundle of the main job.
@@ -298,7 +299,8 @@ fn is_complete(names: &[String]) -> bool {
     })
 }
 
-/// A node that exists for the demonstration only: its folders, and the commands that are typed on it.
+/// A node that exists for the demonstration only: its folders, and the commands that are typed on
+/// it.
 struct Node {
     folder: tempfile::TempDir,
     socket: PathBuf,
@@ -334,7 +336,8 @@ impl Node {
         Ok(Instant::now())
     }
 
-    /// The program, for which the machine's own settings are nothing; a command has yet to be added.
+    /// The program, for which the machine's own settings are nothing; a command has yet to be
+    /// added.
     fn airgapd(&self) -> Command {
         let mut command = Command::new(target_folder().join("debug/airgapd"));
         for (name, _) in

@@ -1,4 +1,5 @@
-//! The bundle of the demonstration: three images for three platforms that share a base, as a cluster's would.
+//! The bundle of the demonstration: three images for three platforms that share a base, as a
+//! cluster's would.
 //!
 //! In the library, because tests that run containers want runnable images too.
 
@@ -9,7 +10,8 @@ use anyhow::{Context, Result};
 use bundle::fixtures::{Image, Layer, LayerFile, Layout};
 use sha2::{Digest, Sha256};
 
-/// Bytes of filler in each platform's base layer, so that the bundle as a whole has a size worth timing: 10 MB.
+/// Bytes of filler in each platform's base layer, so that the bundle as a whole has a size worth
+/// timing: 10 MB.
 const BASE_FILLER: usize = 2 << 20;
 
 /// Bytes of filler in each image's own layer.
@@ -58,8 +60,8 @@ pub fn write(path: &Path, busybox: &Path) -> Result<Vec<String>> {
     Ok(blobs.map(|name| name.replace('/', ":")).collect())
 }
 
-/// Writes a bundle of two images for this machine, of which the second has a damaged layer: one bit is not what its
-/// digest says.
+/// Writes a bundle of two images for this machine, of which the second has a damaged layer: one bit
+/// is not what its digest says.
 ///
 /// # Errors
 ///
@@ -189,7 +191,8 @@ mod tests {
         let (busybox, path) = (folder.path().join("busybox"), folder.path().join("bundle.tar"));
         fs::write(&busybox, "not really").unwrap();
         let blobs = write(&path, &busybox).unwrap();
-        // Three bases, and of each image an index and per platform a manifest, a config and a layer.
+        // Three bases, and of each image an index and per platform a manifest, a config and a
+        // layer.
         assert_eq!(blobs.len(), 3 + 3 * (1 + 3 * 3));
         assert!(blobs.iter().all(|blob| blob.starts_with("sha256:")));
         assert!(fs::metadata(&path).unwrap().len() > 7 << 20);

@@ -1,10 +1,12 @@
-//! What is handed out: a statically linked program for each architecture, packages, a tarball, a bill of materials.
+//! What is handed out: a statically linked program for each architecture, packages, a tarball, a
+//! bill of materials.
 //!
-//! Everything is reproducible: paths of this machine are mapped away, times are that of the last commit, archives are
-//! sorted. Rust's own musl targets bring the C library; the C code among the dependencies (zstd, xz) is compiled
-//! against musl's headers from Debian, so nothing has to be installed. For armv7 rustup has no musl library to give:
-//! that program has glibc inside, as Debian's cross compiler brings it, which does all but ask name services (only the
-//! commands that fetch from registries do).
+//! Everything is reproducible: paths of this machine are mapped away, times are that of the last
+//! commit, archives are sorted. Rust's own musl targets bring the C library; the C code among the
+//! dependencies (zstd, xz) is compiled against musl's headers from Debian, so nothing has to be
+//! installed. For armv7 rustup has no musl library to give: that program has glibc inside, as
+//! Debian's cross compiler brings it, which does all but ask name services (only the commands that
+//! fetch from registries do).
 
 use std::fmt::Write as _;
 use std::fs;
@@ -62,7 +64,8 @@ impl Architecture {
         }
     }
 
-    /// What runs a program for it on another machine, by the name that Debian gives it; `None` on one of its own.
+    /// What runs a program for it on another machine, by the name that Debian gives it; `None` on
+    /// one of its own.
     pub(crate) fn emulator(self) -> Option<&'static str> {
         match self {
             _ if std::env::consts::ARCH == self.rust() => None,
@@ -230,7 +233,8 @@ fn provide_target(target: &str) -> Result<()> {
     .with_context(|| format!("rustup cannot provide Rust's standard library for {target}"))
 }
 
-/// musl's headers instead of the machine's where the C library is musl, and no folder of this machine in the result.
+/// musl's headers instead of the machine's where the C library is musl, and no folder of this
+/// machine in the result.
 fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
     let reproducible = format!("-ffile-prefix-map={}=/cargo", cargo_home().display());
     // With them gcc calls helpers of its own runtime library.
@@ -248,8 +252,8 @@ fn c_flags(architecture: Architecture, compiler: &Path) -> Result<String> {
     ))
 }
 
-/// Where the sources and what is generated from them are does not show. Of several prefixes that match, rustc takes the last
-/// one, and `build` is mostly below the workspace.
+/// Where the sources and what is generated from them are does not show. Of several prefixes that
+/// match, rustc takes the last one, and `build` is mostly below the workspace.
 fn rust_flags(build: &Path) -> String {
     format!(
         "--remap-path-prefix={}=/airgapd --remap-path-prefix={}=/cargo --remap-path-prefix={}=/build -C target-feature=+crt-static",
@@ -266,7 +270,8 @@ fn cargo_home() -> PathBuf {
     )
 }
 
-/// A program that wants an interpreter would not start on a node with another C library, or under the unit.
+/// A program that wants an interpreter would not start on a node with another C library, or under
+/// the unit.
 fn refuse_dynamic(program: &Path, bytes: &[u8]) -> Result<()> {
     match wants_interpreter(bytes) {
         Some(false) => Ok(()),
@@ -291,7 +296,8 @@ fn refuse_places(program: &Path, bytes: &[u8], build: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a little-endian ELF file has a segment of the type `PT_INTERP` (elf(5)); `None` if it is no such file.
+/// Whether a little-endian ELF file has a segment of the type `PT_INTERP` (elf(5)); `None` if it is
+/// no such file.
 fn wants_interpreter(elf: &[u8]) -> Option<bool> {
     const INTERPRETER: u64 = 3;
     let number = |at: usize, bytes: usize| {
@@ -303,7 +309,8 @@ fn wants_interpreter(elf: &[u8]) -> Option<bool> {
                 .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
         )
     };
-    // Place of the table of segments, bytes of an entry and number of entries, in files of 32 and 64 bits.
+    // Place of the table of segments, bytes of an entry and number of entries, in files of 32 and
+    // 64 bits.
     let (table, entry, entries) = match elf.get(..6)? {
         [0x7f, b'E', b'L', b'F', 1, 1] => (number(28, 4)?, number(42, 2)?, number(44, 2)?),
         [0x7f, b'E', b'L', b'F', 2, 1] => (number(32, 8)?, number(54, 2)?, number(56, 2)?),
@@ -314,7 +321,8 @@ fn wants_interpreter(elf: &[u8]) -> Option<bool> {
     Some(types.contains(&INTERPRETER))
 }
 
-/// Manual pages and completions, made by the program itself, built for this machine: it says the same everywhere.
+/// Manual pages and completions, made by the program itself, built for this machine: it says the
+/// same everywhere.
 fn documentation(share: &Path) -> Result<()> {
     step("manual pages and completions");
     if share.exists() {
@@ -355,7 +363,8 @@ struct Release<'a> {
 }
 
 impl Release<'_> {
-    /// Where files go on a node: source, place. The packages' own tables in Cargo.toml say the same.
+    /// Where files go on a node: source, place. The packages' own tables in Cargo.toml say the
+    /// same.
     fn files(&self) -> Vec<(PathBuf, &'static str)> {
         let tree = workspace();
         vec![

@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: the fuzz targets, on a seed corpus made by code.
 //!
-//! They need a nightly compiler and cargo-fuzz, so they are a workspace of their own and no part of the tests; the
-//! properties that run with the tests cover the same ground on the stable toolchain, less deeply.
+//! They need a nightly compiler and cargo-fuzz, so they are a workspace of their own and no part of
+//! the tests; the properties that run with the tests cover the same ground on the stable toolchain,
+//! less deeply.
 
 mod seeds;
 

@@ -1,7 +1,9 @@
-# Eight incidents on a node that systemd runs: each is brought about, every output says the same of it, and it is mended. This is
-# part of packaged.sh: airgapd and containerd run, and demo.tar is in place.
+# Eight incidents on a node that systemd runs: each is brought about, every output says the same of
+# it, and it is mended. This is part of packaged.sh: airgapd and containerd run, and demo.tar is in
+# place.
 
-# Holds every output against a verdict: the verdict with what is waited for, and the exit status of `airgapd status`.
+# Holds every output against a verdict: the verdict with what is waited for, and the exit status of
+# `airgapd status`.
 agree() {
     short=$1 code=$2
     says() { airgapd status > /root/said; is=$?; test $is = "$code" && grep -q "^verdict     $short\$" /root/said; }

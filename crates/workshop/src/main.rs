@@ -1,4 +1,5 @@
-//! The tasks of `cargo xtask` that need the project's own crates. `cargo xtask` builds this program and passes them on.
+//! The tasks of `cargo xtask` that need the project's own crates. `cargo xtask` builds this program
+//! and passes them on.
 
 // A task runner's output is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -43,8 +44,8 @@ enum Task {
         /// Only this target.
         target: Option<String>,
     },
-    /// Build what is handed out: static programs, packages (.deb, .rpm), tarballs, a bundle with airgapd's own image, a bill
-    /// of materials, checksums.
+    /// Build what is handed out: static programs, packages (.deb, .rpm), tarballs, a bundle with
+    /// airgapd's own image, a bill of materials, checksums.
     Dist {
         /// The processors: x86_64, aarch64, armv7.
         #[arg(long = "for", default_value = "x86_64")]
@@ -53,7 +54,8 @@ enum Task {
         #[arg(long)]
         twice: bool,
     },
-    /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it, purge it.
+    /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it,
+    /// purge it.
     Packaged {
         /// The release of Debian.
         #[arg(long, default_value = packaged::SUITE)]

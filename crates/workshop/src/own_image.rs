@@ -1,8 +1,9 @@
-//! airgapd's own container image, as a bundle: from scratch, a program and nothing else for each processor.
+//! airgapd's own container image, as a bundle: from scratch, a program and nothing else for each
+//! processor.
 //!
-//! For nodes that take a DaemonSet rather than a package. The bundle is a plain tar with compressed layers, which every
-//! importer reads: the image has to come onto the first node without airgapd. In the library, because a test makes one
-//! of the program that it has, and runs it.
+//! For nodes that take a DaemonSet rather than a package. The bundle is a plain tar with compressed
+//! layers, which every importer reads: the image has to come onto the first node without airgapd.
+//! In the library, because a test makes one of the program that it has, and runs it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -35,11 +36,13 @@ pub struct Variant {
     pub architecture: &'static str,
     /// `v8` for instance, where the processor has variants.
     pub variant: Option<&'static str>,
-    /// Place in the image, without a slash at its beginning, and the file; each anyone may read and run.
+    /// Place in the image, without a slash at its beginning, and the file; each anyone may read and
+    /// run.
     pub files: Vec<(String, PathBuf)>,
 }
 
-/// Writes the bundle of one image for these platforms, and gives its name. The same files make the same bytes.
+/// Writes the bundle of one image for these platforms, and gives its name. The same files make the
+/// same bytes.
 ///
 /// # Errors
 ///
@@ -86,7 +89,8 @@ struct Blobs {
 }
 
 impl Blobs {
-    /// Makes layer, config and manifest of one platform, and gives the manifest's descriptor for the index.
+    /// Makes layer, config and manifest of one platform, and gives the manifest's descriptor for
+    /// the index.
     fn manifest(&mut self, variant: &Variant, version: &str) -> Result<Value> {
         let files = layer(&variant.files)?;
         let diff_id = digest_of(&files).to_string();

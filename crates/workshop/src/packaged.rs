@@ -1,7 +1,8 @@
-//! The Debian package as an operator meets it: on a fresh system that systemd has booted, in a container of its own.
+//! The Debian package as an operator meets it: on a fresh system that systemd has booted, in a
+//! container of its own.
 //!
-//! What happens inside is a script (`packaged.sh`), so that it can be read like a session at a terminal. The container
-//! has no network, as the nodes have none that this is for.
+//! What happens inside is a script (`packaged.sh`), so that it can be read like a session at a
+//! terminal. The container has no network, as the nodes have none that this is for.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -23,7 +24,8 @@ const SCRIPT: &str = include_str!("packaged.sh");
 /// A part of it.
 const INCIDENTS: &str = include_str!("incidents.sh");
 
-/// Bytes of an image in a bundle that is compressed with the largest window there is: more than the window.
+/// Bytes of an image in a bundle that is compressed with the largest window there is: more than the
+/// window.
 const WIDE: usize = 160 << 20;
 
 /// After this time what does not come to its end is ended: `timeout`'s arguments.
@@ -112,7 +114,8 @@ fn furnish(root: &Path, dist: &Dist) -> Result<()> {
     fs::set_permissions(&k0s, fs::Permissions::from_mode(0o755))?;
     let units = root.join("etc/systemd/system");
     fs::write(units.join("try.service"), UNIT)?;
-    // containerd starts when the script says so; minimal images keep nothing that a package manager would fetch.
+    // containerd starts when the script says so; minimal images keep nothing that a package manager
+    // would fetch.
     run(Command::new("chroot")
         .arg(root)
         .args(["systemctl", "disable", "containerd.service"]))?;

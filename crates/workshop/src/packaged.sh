@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs as root inside a fresh Debian that systemd has booted: what an operator would do, with the words of the README.
-# /root has the package and bundles. The last line of the output is PASSED, or the step that failed is the last one.
+# Runs as root inside a fresh Debian that systemd has booted: what an operator would do, with the
+# words of the README. /root has the package and bundles. The last line of the output is PASSED, or
+# the step that failed is the last one.
 set -eux
 export DEBIAN_FRONTEND=noninteractive PAGER=cat SYSTEMD_COLORS=0
 images=/var/lib/k0s/images
@@ -17,8 +18,8 @@ has() { printf '%s\n' "$1" | grep -q "$2"; }
 as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 property() { systemctl show -P "$1" airgapd; }
 in_journal() { journalctl -u airgapd --no-pager -o cat | grep -q "$1"; }
-# What an image's program says. Its files are containerd's; a container of its own would need control groups, which
-# the container that this runs in may not make.
+# What an image's program says. Its files are containerd's; a container of its own would need
+# control groups, which the container that this runs in may not make.
 run_from() {
     ctr -n k8s.io images mount "$1" /mnt > /dev/null
     shift
@@ -54,8 +55,8 @@ systemctl daemon-reload
 systemd-analyze security --no-pager airgapd.service | grep -v '^✓'
 systemd-analyze security --threshold=10 airgapd.service > /dev/null
 
-# 3. The node has a containerd of its own: its drop-in has the images folder created. A bundle is dropped before
-# containerd runs. It waits, and is imported when containerd is there.
+# 3. The node has a containerd of its own: its drop-in has the images folder created. A bundle is
+#    dropped before containerd runs. It waits, and is imported when containerd is there.
 never test -e $images
 install -D -m 0644 $drop_ins/containerd.conf $own/containerd.conf
 systemctl daemon-reload
@@ -81,8 +82,8 @@ never as_nobody cat /var/lib/airgapd/state.json
 ctr -n k8s.io images rm $hello
 eventually in_containerd $hello
 
-# 6. A bundle whose decompression takes 128 MiB of memory at once: below the unit's MemoryHigh=, which
-# counts where this container has control groups.
+# 6. A bundle whose decompression takes 128 MiB of memory at once: below the unit's MemoryHigh=,
+#    which counts where this container has control groups.
 cp /root/wide.tar.zst $images
 airgapd wait --bundle wide.tar.zst --timeout 120s
 in_containerd registry.example/demo/wide:1.0
@@ -102,8 +103,8 @@ grep -m 1 -A 9 'Subject: The images of bundle demo.tar are in containerd' /root/
 grep -A 9 -m 1 'Subject: containerd cannot be reached' /root/journal
 test "$(journalctl --list-catalog --no-pager | grep -c 'airgapd:')" = "$(grep -c '^-- ' /usr/lib/systemd/catalog/airgapd.catalog)"
 
-# A file that is no bundle: what happened, and what to do about it. A thousand of them are not a thousand lines, and the
-# journal drops none.
+# A file that is no bundle: what happened, and what to do about it. A thousand of them are not a
+# thousand lines, and the journal drops none.
 echo 'no bundle' > $images/bad.tar
 never airgapd wait --bundle bad.tar --timeout 90s
 eventually in_journal 'bad.tar'
@@ -169,8 +170,8 @@ began_anew() { test "$(property NRestarts)" = 1 && systemctl is-active airgapd; 
 eventually began_anew
 airgapd wait --timeout 60s
 
-# 10. A k0s controller without a worker: nothing to do, nothing wrong, the watchdog content. When it is none any more that
-# is noticed without a restart.
+# 10. A k0s controller without a worker: nothing to do, nothing wrong, the watchdog content. When it
+#     is none any more that is noticed without a restart.
 install -m 0755 /root/k0s /usr/local/bin/k0s
 printf '[Service]\nExecStart=/usr/local/bin/k0s controller\n' > /etc/systemd/system/k0scontroller.service
 systemctl daemon-reload
@@ -206,7 +207,8 @@ airgapd wait --bundle airgapd-image.tar --timeout 60s
 image=$(ctr -n k8s.io images ls -q | grep '/airgapd:')
 test "$(run_from "$image" /usr/bin/airgapd --version)" = "$(airgapd --version)"
 
-# 13. The package is replaced while a bundle is on its way: nothing is lost, and nothing has to be asked for.
+# 13. The package is replaced while a bundle is on its way: nothing is lost, and nothing has to be
+#     asked for.
 sed -i -e 's/^rateLimit: null/rateLimit: 10MiB/' -e 's/^grace: 20s/grace: 1s/' /etc/airgapd/config.yaml
 systemctl restart airgapd
 # Its blobs go with the last record, CRI's own among them.
@@ -226,7 +228,8 @@ cp /root/config.yaml /etc/airgapd/config.yaml
 systemctl restart airgapd
 airgapd wait --timeout 60s
 
-# 14. A removal says how many records stay ours. It neither fails nor waits for a containerd that does not answer.
+# 14. A removal says how many records stay ours. It neither fails nor waits for a containerd that
+#     does not answer.
 removed=$(apt-get remove -y airgapd 2>&1)
 has "$removed" "labels and pins: [1-9][0-9]*\."
 has "$removed" 'airgapd release --all'

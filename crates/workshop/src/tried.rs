@@ -1,6 +1,8 @@
-//! What was built is tried: on this machine, or for another processor in qemu's emulation of one process.
+//! What was built is tried: on this machine, or for another processor in qemu's emulation of one
+//! process.
 //!
-//! The question that only the program for a processor can answer is which image of a bundle its node would take.
+//! The question that only the program for a processor can answer is which image of a bundle its
+//! node would take.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +21,8 @@ const NAME: &str = "registry.example/demo:1";
 /// Platforms that an image has, and those of them that a node takes, in the same order.
 type Choice = (&'static [&'static str], &'static [&'static str]);
 
-/// A node takes all that it can run: one on arm64 what is for arm, too, one on amd64 what is for 386.
+/// A node takes all that it can run: one on arm64 what is for arm, too, one on amd64 what is for
+/// 386.
 fn choices(architecture: Architecture) -> &'static [Choice] {
     match architecture {
         Architecture::X86_64 => &[
@@ -56,7 +59,8 @@ fn choices(architecture: Architecture) -> &'static [Choice] {
     }
 }
 
-/// Runs a program where it can be run: it says its version, and picks the right image of each bundle.
+/// Runs a program where it can be run: it says its version, and picks the right image of each
+/// bundle.
 pub(crate) fn run(architecture: Architecture, program: &Path) -> Result<()> {
     let runner = Runner::of(architecture, program)?;
     step(&format!(

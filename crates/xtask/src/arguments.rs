@@ -1,4 +1,7 @@
-//! The command line: each task of the project, with its flags or those of the workshop's task behind it.
+//! The command line: each task of the project, with its flags or those of the workshop's task
+//! behind it.
+
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -26,9 +29,15 @@ pub enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Check formatting, lints, documentation, licences and sources.
+    /// Check formatting, lints, documentation, prose, licences and sources.
     Check,
-    /// Run a command, `cargo xtask test` by default, in a bare Debian that is made for it: Rust, a C compiler, git (root).
+    /// Check the prose of documents, comments and messages by the rules of docs/style.md.
+    Prose {
+        /// Files or folders, all of the repository if none is given.
+        paths: Vec<PathBuf>,
+    },
+    /// Run a command, `cargo xtask test` by default, in a bare Debian that is made for it: Rust, a
+    /// C compiler, git (root).
     Bare {
         /// The release of Debian.
         #[arg(long, default_value = "bookworm")]
@@ -52,7 +61,8 @@ pub enum Task {
         #[command(flatten)]
         extent: Extent,
     },
-    /// Cut the power of a containerd that bundles are imported into, and hash everything that its disk then has.
+    /// Cut the power of a containerd that bundles are imported into, and hash everything that its
+    /// disk then has.
     Powercut {
         /// Power cuts on each containerd.
         #[arg(long, default_value_t = 20)]
@@ -61,7 +71,8 @@ pub enum Task {
         #[command(flatten)]
         extent: Extent,
     },
-    /// Let bundles come, change and go for a simulated day, and compare what the daemon holds before and after.
+    /// Let bundles come, change and go for a simulated day, and compare what the daemon holds
+    /// before and after.
     Churn {
         /// Cycles of twenty changes each; 144 are a day at one change in half a minute.
         #[arg(long, default_value_t = 144)]
@@ -81,15 +92,18 @@ pub enum Task {
     },
     /// Change the pure decisions, one place at a time, and tell which changes no test notices.
     Mutants {
-        /// Which part of all changes: `0/12` is the first of twelve, and takes half an hour on two cores.
+        /// Which part of all changes: `0/12` is the first of twelve, and takes half an hour on two
+        /// cores.
         #[arg(long, default_value = "0/12")]
         shard: String,
     },
-    /// Run a real kubelet on containerd 1.7 and 2.3, and show what it does with images that the daemon brings (root).
+    /// Run a real kubelet on containerd 1.7 and 2.3, and show what it does with images that the
+    /// daemon brings (root).
     Kubernetes(kubernetes::Arguments),
     /// Look after a thousand bundles of the same images, and print time and memory.
     Many,
-    /// Import, restore and release beside very many image records of others, and print what it takes (root).
+    /// Import, restore and release beside very many image records of others, and print what it
+    /// takes (root).
     Crowd {
         /// How many records.
         #[arg(long, default_value_t = 200_000)]
@@ -100,16 +114,20 @@ pub enum Task {
     },
     /// Place a bundle in every known way, and print the results as the table of docs/watching.md.
     Uploads,
-    /// Write docs/configuration.md, made of config/config.yaml, and docs/messages.md, made of the source.
+    /// Write docs/configuration.md, made of config/config.yaml, and docs/messages.md, made of the
+    /// source.
     Reference,
-    /// Type the examples of README.md and docs/ on a node, and write the screen's text where they show it.
+    /// Type the examples of README.md and docs/ on a node, and write the screen's text where they
+    /// show it.
     Recording,
     /// Check the dependencies for known vulnerabilities (needs the network).
     Advisories,
-    /// Build what is handed out: static programs, packages, tarballs, airgapd's own image, a bill of materials, checksums.
+    /// Build what is handed out: static programs, packages, tarballs, airgapd's own image, a bill
+    /// of materials, checksums.
     #[command(disable_help_flag = true)]
     Dist(PassedOn),
-    /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it, purge it.
+    /// Install the .deb of `dist` on a fresh Debian that systemd boots in a container, use it,
+    /// purge it.
     #[command(disable_help_flag = true)]
     Packaged(PassedOn),
     /// Only fetch what the other tasks need: containerds, runc, busybox, tools.

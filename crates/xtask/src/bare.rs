@@ -1,8 +1,10 @@
-//! `cargo xtask bare`: a command in a minimal Debian with Rust, a C compiler and git, and nothing else.
+//! `cargo xtask bare`: a command in a minimal Debian with Rust, a C compiler and git, and nothing
+//! else.
 //!
-//! That is the machine which README.md promises. The root is made anew for each run: debootstrap's variant minbase, the
-//! last commit cloned below `/root`, which Debian gives the mode 0700, and entered by pivot_root(8), since a chroot has
-//! no user namespaces. The machine lends it the kernel, the network, the Rust toolchain and cargo's download cache.
+//! That is the machine which README.md promises. The root is made anew for each run: debootstrap's
+//! variant minbase, the last commit cloned below `/root`, which Debian gives the mode 0700, and
+//! entered by pivot_root(8), since a chroot has no user namespaces. The machine lends it the
+//! kernel, the network, the Rust toolchain and cargo's download cache.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -20,7 +22,8 @@ const PACKAGES: &str = "ca-certificates,gcc,libc6-dev,git";
 /// The command of README.md that a bare machine has to pass.
 const README_COMMAND: [&str; 3] = ["cargo", "xtask", "test"];
 
-/// Runs as process 1 of a mount and process namespace of its own, with the folders in its environment.
+/// Runs as process 1 of a mount and process namespace of its own, with the folders in its
+/// environment.
 const ENTER: &str = include_str!("bare.sh");
 
 /// Runs the command, or the README's test command, in the clone on a bare machine of this suite.
@@ -104,7 +107,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Its mounts went with their namespace. What cannot be removed lies in target/, where it does no harm.
+        // Its mounts went with their namespace. What cannot be removed lies in target/, where it
+        // does no harm.
         let _ = fs::remove_dir_all(&self.root);
     }
 }

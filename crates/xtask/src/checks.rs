@@ -1,10 +1,13 @@
-//! The tasks that judge the code without running it: formatting, lints, documentation, dependencies.
+//! The tasks that judge the code without running it: formatting, lints, documentation,
+//! dependencies.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use lab::{on_path, workspace};
+
+use crate::prose;
 
 /// The release of cargo-deny that reads our `deny.toml`.
 const CARGO_DENY: &str = "0.20.2";
@@ -31,6 +34,8 @@ pub fn run_all() -> Result<()> {
     run(cargo()
         .args(["doc", "--workspace", "--no-deps", "--locked"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
+    step("prose");
+    prose::run(&[])?;
     step("licences, bans and sources of the dependencies");
     deny(&["licenses", "bans", "sources"])
 }
@@ -75,8 +80,9 @@ pub fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
 
 /// cargo, in the workspace, whose `.cargo/config.toml` names the protobuf compiler.
 ///
-/// `cargo xtask` describes the package xtask to this program in its environment. The build script of ring depends on these
-/// variables: with them, and then again in a shell without them, cargo would build ring and all its users anew.
+/// `cargo xtask` describes the package xtask to this program in its environment. The build script
+/// of ring depends on these variables: with them, and then again in a shell without them, cargo
+/// would build ring and all its users anew.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());

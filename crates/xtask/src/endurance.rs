@@ -1,6 +1,8 @@
-//! `cargo xtask chaos`, `powercut`, `churn`, `uploads` and `recording`: tests that do more when they are asked to.
+//! `cargo xtask chaos`, `powercut`, `churn`, `uploads` and `recording`: tests that do more when
+//! they are asked to.
 //!
-//! They are tests of the program's own suite that are left out otherwise, so that there is one piece of code for both.
+//! They are tests of the program's own suite that are left out otherwise, so that there is one
+//! piece of code for both.
 
 use std::process::Command;
 
@@ -52,7 +54,8 @@ pub fn run(test: &str, rounds: usize, extent: &Extent) -> Result<()> {
 ///
 /// # Errors
 ///
-/// When a command does not end as it should, having said which, or when there is no root to start containerd with.
+/// When a command does not end as it should, having said which, or when there is no root to start
+/// containerd with.
 pub fn record() -> Result<()> {
     if !is_root() {
         bail!("the examples are typed on a node with a private containerd, which only root can make");

@@ -1,7 +1,7 @@
 //! `cargo xtask kubernetes`: what a real kubelet does with images that the daemon brings.
 //!
-//! The claims are tests of the program's own suite (`tests/kubernetes`) that are left out otherwise. Kubelet is built from
-//! its source first, which takes minutes once.
+//! The claims are tests of the program's own suite (`tests/kubernetes`) that are left out
+//! otherwise. Kubelet is built from its source first, which takes minutes once.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -36,7 +36,8 @@ fn generation(text: &str) -> Result<Generation> {
 ///
 /// # Errors
 ///
-/// When a claim does not hold, having said why, without root, or when something cannot be fetched or built.
+/// When a claim does not hold, having said why, without root, or when something cannot be fetched
+/// or built.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !is_root() {
         bail!("this runs kubelet and containerd, which only root can start");

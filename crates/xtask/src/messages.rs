@@ -1,7 +1,9 @@
-//! `docs/messages.md`: the messages of the daemon at warning and above, made of the source that says them.
+//! `docs/messages.md`: the messages of the daemon at warning and above, made of the source that
+//! says them.
 //!
-//! A message is a string literal of a call that writes to the log. A call whose text is made elsewhere is in [`ELSEWHERE`], so that
-//! none is left out: [`made`] refuses a call that it cannot read.
+//! A message is a string literal of a call that writes to the log. A call whose text is made
+//! elsewhere is in [`ELSEWHERE`], so that none is left out: [`made`] refuses a call that it cannot
+//! read.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,10 +14,10 @@ use anyhow::{Context as _, Result, anyhow};
 use lab::workspace;
 
 const HEAD: &str = "# Messages\n\n\
-    Every message of the daemon at warning and above. `cargo xtask reference` makes this page of the source; `…` stands for what changes. \
-    [runbook.md](runbook.md) has causes and remedies.\n\n\
-    The journal has the level as `PRIORITY` (3 for an error, 4 for a warning) and the outcome as `AIRGAPD_OUTCOME`. \
-    A daemon that cannot start says why as errors of its own, and ends with 1 or 2.\n";
+    Every message of the daemon at warning and above. `cargo xtask reference` makes this page of the\n\
+    source. A `…` stands for a value. [runbook.md](runbook.md) has causes and remedies.\n\n\
+    The journal has the level as `PRIORITY` (3 for an error, 4 for a warning) and the outcome as\n\
+    `AIRGAPD_OUTCOME`. A daemon that cannot start logs its errors and ends with 1 or 2.\n";
 
 /// The source of the daemon. Commands tell of their troubles on the screen of those who type them.
 const OF_THE_DAEMON: [&str; 7] = [
@@ -37,8 +39,9 @@ const CALLS: [(&str, Option<Level>); 5] = [
     ("tell!(", None),
 ];
 
-/// Calls that pass on a text: the file, the name in the call, the outcome, and the blocks that make the text, as a file and how the
-/// block begins. A call without a block passes on messages that are listed by themselves.
+/// Calls that pass on a text: the file, the name in the call, the outcome, and the blocks that make
+/// the text, as a file and how the block begins. A call without a block passes on messages that are
+/// listed by themselves.
 type Elsewhere = (
     &'static str,
     &'static str,
@@ -183,8 +186,9 @@ pub(crate) fn made() -> Result<String> {
     }
     page.push_str(
         "\n## Message ids\n\n\
-         Events of these kinds have a `MESSAGE_ID`. `journalctl -x` explains them, and `journalctl MESSAGE_ID=…` finds them.\n\n\
-         | outcome | about | id | what `journalctl -x` says |\n|---|---|---|---|\n",
+         Events of these kinds have a `MESSAGE_ID`. `journalctl -x` explains them, and\n\
+         `journalctl MESSAGE_ID=…` finds them.\n\n\
+         | outcome | about | id | text of `journalctl -x` |\n|---|---|---|---|\n",
     );
     let catalog = read(&workspace().join("systemd/airgapd.catalog"))?;
     for (outcome, about, id) in ids(&read(&workspace().join("crates/airgapd/src/log/message_id.rs"))?) {
@@ -299,7 +303,8 @@ fn texts(path: &Path, before: &str, inside: &str, outcome: Option<&str>) -> Resu
     Ok(texts)
 }
 
-/// The word of an outcome in the call, in what is chained to it, or, where the call only names it, before it.
+/// The word of an outcome in the call, in what is chained to it, or, where the call only names it,
+/// before it.
 fn outcome(before: &str, inside: &str, after: &str) -> Option<String> {
     let end = after
         .match_indices(";\n")
@@ -340,7 +345,8 @@ fn kebab(variant: &str) -> String {
     word
 }
 
-/// The text between the bracket at the beginning and its counterpart. Strings and characters are no brackets.
+/// The text between the bracket at the beginning and its counterpart. Strings and characters are no
+/// brackets.
 fn balanced(text: &str) -> Option<&str> {
     let (mut depth, mut rest) = (0_usize, text);
     loop {
@@ -427,8 +433,8 @@ fn has_words(pattern: &str) -> bool {
     words.any(|word| word.len() > 2)
 }
 
-/// The last value in the last literal, which may stand behind the literal; without a literal the first word, which is a variable or
-/// a function.
+/// The last value in the last literal, which may stand behind the literal; without a literal the
+/// first word, which is a variable or a function.
 fn name_in(text: &str) -> String {
     let Some(literal) = literals(text).pop() else {
         return first_word(text);

@@ -1,4 +1,5 @@
-//! `cargo xtask mutants`: changes the pure decisions, one place at a time, and tells which changes no test notices.
+//! `cargo xtask mutants`: changes the pure decisions, one place at a time, and tells which changes
+//! no test notices.
 
 use anyhow::{Result, bail};
 use lab::workspace;

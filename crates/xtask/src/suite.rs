@@ -1,7 +1,7 @@
 //! `cargo xtask test`: all tests, whatever fails among them, and one summary at the end.
 //!
-//! The tests run under plain `cargo test`. This module reads its output on the way to the screen, since cargo itself
-//! sums up each test program and never all of them.
+//! The tests run under plain `cargo test`. This module reads its output on the way to the screen,
+//! since cargo itself sums up each test program and never all of them.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -17,11 +17,13 @@ use lab::{Heartbeat, is_root, left_out, parts, place, workspace};
 
 use crate::checks::{cargo, run as run_command, step};
 
-/// Runs the tests, or those that the arguments of `cargo test` choose, after fetching everything they need.
+/// Runs the tests, or those that the arguments of `cargo test` choose, after fetching everything
+/// they need.
 ///
 /// # Errors
 ///
-/// When a test fails, when a name fits no test, and when something is missing on a machine where nothing may be.
+/// When a test fails, when a name fits no test, and when something is missing on a machine where
+/// nothing may be.
 pub fn run(arguments: &[String]) -> Result<()> {
     if is_root() && parts::is_complete_machine() {
         place::must_allow_tests()?;
@@ -85,7 +87,8 @@ fn spawn_and_relay(
     summary: &mut Summary,
 ) -> Result<std::process::ExitStatus> {
     let mut child = cargo.spawn().context("cannot run cargo")?;
-    // The command holds the pipe's other end: with it dropped, the pipe ends with the last test program.
+    // The command holds the pipe's other end: with it dropped, the pipe ends with the last test
+    // program.
     drop(cargo);
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {

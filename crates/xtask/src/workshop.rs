@@ -1,4 +1,5 @@
-//! Builds the workshop, which has the tasks that need the project's own crates, and hands a task over to it.
+//! Builds the workshop, which has the tasks that need the project's own crates, and hands a task
+//! over to it.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -10,7 +11,8 @@ use lab::{Generation, containerd_parts, is_root, parts, place, workspace};
 
 use crate::checks::{cargo, run as run_command, step};
 
-/// Shows the demonstration, having built the daemon together with it: crates that both need are built once.
+/// Shows the demonstration, having built the daemon together with it: crates that both need are
+/// built once.
 ///
 /// # Errors
 ///
@@ -26,7 +28,8 @@ pub fn demo(arguments: &[String]) -> Result<()> {
         place::must_allow_containers()?;
     }
     if arguments.is_empty() {
-        // What the demonstration needs comes while the compiler is at work. A failure is the demonstration's to tell.
+        // What the demonstration needs comes while the compiler is at work. A failure is the
+        // demonstration's to tell.
         thread::scope(|scope| {
             scope.spawn(|| containerd_parts(Generation::V2_1).and_then(|_| parts::busybox()));
             build(&["--package", "airgapd"])

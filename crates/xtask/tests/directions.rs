@@ -1,5 +1,5 @@
-//! The direction in which the crates of the project depend on each other, and the libraries that only one of them knows.
-//! `docs/architecture.md` says the same in words.
+//! The direction in which the crates of the project depend on each other, and the libraries that
+//! only one of them knows. `docs/architecture.md` says the same in words.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,8 +1,9 @@
-# Makes the machine look like a node to whoever is in this mount namespace: the folders that airgapd and its documents
-# name are new and empty, /usr/bin can be written, and the machine itself is left alone.
+# Makes the machine look like a node to whoever is in this mount namespace: the folders that airgapd
+# and its documents name are new and empty, /usr/bin can be written, and the machine itself is left
+# alone.
 #
-# Arguments: the program, containerd's socket, the folder of the stand-ins, a folder to keep what is written in, ctr, and
-# what `ctr run` needs on this machine.
+# Arguments: the program, containerd's socket, the folder of the stand-ins, a folder to keep what is
+# written in, ctr, and what `ctr run` needs on this machine.
 set -eu
 program=$1 socket=$2 stand_ins=$3 keep=$4 ctr=$5
 shift 5

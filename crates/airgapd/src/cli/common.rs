@@ -28,8 +28,8 @@ pub(crate) struct Common {
     /// Namespace in containerd; Kubernetes uses k8s.io
     #[arg(long, value_name = "NAME", global = true)]
     pub(crate) namespace: Option<String>,
-    /// Form of the answer: text or json [default: text]; of commands that make a bundle also its file, `-` for standard
-    /// output
+    /// Form of the answer: text or json [default: text]; of commands that make a bundle also its
+    /// file, `-` for standard output
     #[arg(short, long, value_name = "text|json|FILE", value_parser = Output::parse, global = true)]
     pub(crate) output: Vec<Output>,
     /// Say more; twice for everything
@@ -40,7 +40,8 @@ pub(crate) struct Common {
     pub(crate) quiet: bool,
 }
 
-/// A value of `--output`: the form of the answer, or where a bundle goes. A file by the name of a form is `./json`.
+/// A value of `--output`: the form of the answer, or where a bundle goes. A file by the name of a
+/// form is `./json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Form(OutputFormat),
@@ -66,7 +67,8 @@ pub(crate) enum OutputFormat {
     Json,
 }
 
-/// Whether a command line asks for a document, as far as that can be told of one that is not understood.
+/// Whether a command line asks for a document, as far as that can be told of one that is not
+/// understood.
 pub(crate) fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
     let words: Vec<OsString> = arguments.collect();
     let in_one = ["-ojson", "-o=json", "--output=json"];
@@ -151,7 +153,8 @@ pub(crate) struct NameFlag {
 }
 
 impl NameFlag {
-    /// The flag for the configuration, if it was typed. It says what is wrong with a name that has no equals sign.
+    /// The flag for the configuration, if it was typed. It says what is wrong with a name that has
+    /// no equals sign.
     pub(super) fn flag(&self) -> Option<Flag> {
         let pair = |text: &String| {
             let (digest, reference) = text.split_once('=').unwrap_or((text, ""));

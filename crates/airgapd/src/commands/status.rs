@@ -1,7 +1,8 @@
 //! `airgapd status`: how bundles and images stand, with a daemon or without.
 //!
-//! The daemon says over its control socket what is under way, the ledger has the past, and containerd itself the images that
-//! are in place now. Any of the three may be away: then the rest is shown, and the answer names the part that is missing.
+//! The daemon says over its control socket what is under way, the ledger has the past, and
+//! containerd itself the images that are in place now. Any of the three may be away: then the rest
+//! is shown, and the answer names the part that is missing.
 
 mod page;
 
@@ -41,8 +42,8 @@ pub(super) struct Document {
     problems: Vec<String>,
 }
 
-/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is healthy or working, 3 when
-/// containerd cannot be asked, 1 otherwise.
+/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is
+/// healthy or working, 3 when containerd cannot be asked, 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
     call.allowed(
@@ -92,7 +93,8 @@ async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     }
 }
 
-/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the last look would.
+/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the
+/// last look would.
 async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut resized = signal(SignalKind::window_change())?;
     let mut interrupted = signal(SignalKind::interrupt())?;

@@ -1,10 +1,11 @@
 //! Decompressing a file from its beginning to its end.
 //!
-//! The codecs are libraries; ours is what they leave to their callers: files of several members or frames,
-//! what follows the last of them, where in the file something is wrong, and how much may come of it. A
-//! [`Decoder`] holds one window and one piece of the file, whatever their size.
+//! The codecs are libraries; ours is what they leave to their callers: files of several members or
+//! frames, what follows the last of them, where in the file something is wrong, and how much may
+//! come of it. A [`Decoder`] holds one window and one piece of the file, whatever their size.
 //!
-//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), the .xz file format 1.2.1, the LZ4 frame format 1.6.4.
+//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), the .xz file format 1.2.1, the LZ4 frame format
+//! 1.6.4.
 
 mod codecs;
 
@@ -21,8 +22,9 @@ use codecs::{Bzip2, Codec, Failure, Gzip, Xz, Zstd, damage};
 /// Bytes read from the file at a time.
 const PIECE: usize = 128 << 10;
 
-/// How many frames any file may have, and how large they have to be on average beyond that: beginning one takes
-/// some codecs a hundred microseconds. Parallel compressors make frames of 64 KiB and more.
+/// How many frames any file may have, and how large they have to be on average beyond that:
+/// beginning one takes some codecs a hundred microseconds. Parallel compressors make frames of 64
+/// KiB and more.
 const FEW_FRAMES: u64 = 10_000;
 const SMALL_FRAME: u64 = 256;
 
@@ -34,7 +36,8 @@ pub(crate) fn most_frames(length: u64, limits: &Limits) -> u64 {
     (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)
 }
 
-/// Bytes of a magic number and the like that begins a frame; of bzip2's and xz's, the part that never varies.
+/// Bytes of a magic number and the like that begins a frame; of bzip2's and xz's, the part that
+/// never varies.
 const MAGIC: usize = 4;
 
 /// The skippable frames that zstd and LZ4 share: `0x184D2A50` to `0x184D2A5F`, little-endian.
@@ -42,7 +45,8 @@ fn is_skippable(start: &[u8]) -> bool {
     matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
-/// The magic number that begins each member, frame or stream; shorter than [`MAGIC`] where no more is fixed.
+/// The magic number that begins each member, frame or stream; shorter than [`MAGIC`] where no more
+/// is fixed.
 fn magic(codec: Compression) -> &'static [u8] {
     match codec {
         Compression::None => b"",
@@ -244,7 +248,8 @@ impl Decoder {
         })
     }
 
-    /// Offset and length of what follows the last frame in the file, if that is not only zeros. Known at the end.
+    /// Offset and length of what follows the last frame in the file, if that is not only zeros.
+    /// Known at the end.
     pub(crate) fn trailing(&self) -> Option<(u64, u64)> {
         self.trailing
     }
@@ -332,7 +337,8 @@ impl Decoder {
         if whole { Ok(()) } else { Err(self.cut()) }
     }
 
-    /// Behind the last frame: zeros are padding of tapes and block devices, anything else is somebody else's.
+    /// Behind the last frame: zeros are padding of tapes and block devices, anything else is
+    /// somebody else's.
     fn end(&mut self) -> Result<(), Fault> {
         self.state = State::End;
         let source = self.engine.source();

@@ -9,8 +9,8 @@ pub enum Ending {
     Marker,
     /// At the end of an entry, without the mark: a sloppy writer, or a file that is still growing.
     NoMarker,
-    /// In the middle of a header or of an entry's bytes. Blobs before the cut are usable, the entry that is
-    /// cut counts as broken.
+    /// In the middle of a header or of an entry's bytes. Blobs before the cut are usable, the entry
+    /// that is cut counts as broken.
     Truncated(Truncation),
 }
 

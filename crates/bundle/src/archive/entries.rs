@@ -1,8 +1,9 @@
 //! The names of an archive and what stands for each: 32 bytes per name.
 //!
-//! An archive may have a million entries, and a compressed one is held to less than a hundred mebibytes with all
-//! that is kept of it. So names are fingerprints, and the table is a sorted list: a tree or a hash table would take
-//! half as much again, and one that grows takes twice as much.
+//! An archive may have a million entries, and a compressed one is held to less than a hundred
+//! mebibytes with all that is kept of it. So names are fingerprints, and the table is a sorted
+//! list: a tree or a hash table would take half as much again, and one that grows takes twice as
+//! much.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +17,8 @@ pub(crate) struct Fingerprint(u128);
 const FINGERPRINT: u128 = u128::MAX >> KIND_BITS;
 const KIND_BITS: u32 = 3;
 
-/// The largest offset that fits beside a size and a kind, in bytes: two exbibytes, less than which any file system
-/// ends.
+/// The largest offset that fits beside a size and a kind, in bytes: two exbibytes, less than which
+/// any file system ends.
 pub(crate) const LARGEST_OFFSET: u64 = u64::MAX >> KIND_BITS;
 
 impl Fingerprint {
@@ -98,7 +99,8 @@ impl From<Bits> for Item {
 pub(crate) struct Entries {
     /// By fingerprint.
     sorted: Vec<(Fingerprint, Bits)>,
-    /// Those that came since: no more than an eighth of the others, so that sorting them in costs little.
+    /// Those that came since: no more than an eighth of the others, so that sorting them in costs
+    /// little.
     recent: BTreeMap<Fingerprint, Bits>,
 }
 

@@ -1,8 +1,8 @@
 //! A part of a file, read once from its beginning to its end.
 //!
-//! Several parts of a file are read at the same time, which the kernel takes for random access: it is told what comes
-//! next. And it is told what is not needed again: a bundle is read once, and its gigabytes in the page cache would push out
-//! what the node works with.
+//! Several parts of a file are read at the same time, which the kernel takes for random access: it
+//! is told what comes next. And it is told what is not needed again: a bundle is read once, and its
+//! gigabytes in the page cache would push out what the node works with.
 
 use std::fs::File;
 use std::io::{self, Read};

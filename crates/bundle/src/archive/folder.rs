@@ -1,8 +1,9 @@
 //! An image layout that was extracted into a folder.
 //!
-//! Names are looked up below the folder and nowhere else: links are followed as long as they stay inside, and
-//! only regular files are read. A folder can change under its reader, so each file that was found is remembered
-//! with its identity and is no blob of this bundle any more once it has another one.
+//! Names are looked up below the folder and nowhere else: links are followed as long as they stay
+//! inside, and only regular files are read. A folder can change under its reader, so each file that
+//! was found is remembered with its identity and is no blob of this bundle any more once it has
+//! another one.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +16,8 @@ use sha2::{Digest as _, Sha256};
 use super::place::{BlobsFolder, Found, Place};
 use crate::{Fault, Identity};
 
-/// What tells that a layout was written to: its documents, and its folders, which change with their entries.
+/// What tells that a layout was written to: its documents, and its folders, which change with their
+/// entries.
 const WATCHED: [&str; 6] = [
     "index.json",
     "oci-layout",

@@ -1,11 +1,13 @@
 //! Compressed archives that can be gone into: zstd in many frames, with a table of them at the end.
 //!
-//! The table is the one of zstd's seekable format (contrib/seekable_format in zstd's sources, version 0.1.0): a skippable frame, which
-//! every other reader passes over. It is somebody else's claim, so it is held against the file: its sizes must add up, each frame
-//! must say itself that it has the size of its row, and whenever one is read it must end where its row ends, in both
-//! sizes. A table that fails this is not used, and the file is read from beginning to end like any other. The same goes
-//! for one whose frames are so large that going into them costs more than passes over the file, or whose windows are so
-//! large that a few of them at a time take more memory than one pass.
+//! The table is the one of zstd's seekable format (contrib/seekable_format in zstd's sources,
+//! version 0.1.0): a skippable frame, which every other reader passes over. It is somebody else's
+//! claim, so it is held against the file: its sizes must add up, each frame must say itself that it
+//! has the size of its row, and whenever one is read it must end where its row ends, in both sizes.
+//! A table that fails this is not used, and the file is read from beginning to end like any other.
+//! The same goes for one whose frames are so large that going into them costs more than passes over
+//! the file, or whose windows are so large that a few of them at a time take more memory than one
+//! pass.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -27,10 +29,12 @@ const FOOTER: usize = 9;
 const SKIPPABLE_HEADER: usize = 8;
 /// In the descriptor: rows have a checksum. No other bit has a meaning yet.
 const HAS_CHECKSUMS: u8 = 0x80;
-/// The largest size of a decompressed block, in bytes (RFC 8878, 3.1.1.2): a decoder gives no smaller piece.
+/// The largest size of a decompressed block, in bytes (RFC 8878, 3.1.1.2): a decoder gives no
+/// smaller piece.
 const BLOCK: u64 = 128 << 10;
-/// How many times what all frames contain may be decompressed to open a bundle: once for the headers, once where layers
-/// have to be hashed, and as much again for what stands in a frame before a document.
+/// How many times what all frames contain may be decompressed to open a bundle: once for the
+/// headers, once where layers have to be hashed, and as much again for what stands in a frame
+/// before a document.
 const MOST_TO_OPEN: u64 = 4;
 /// How many times what all frames contain may be decompressed in vain to hand out each blob once.
 const MOST_IN_VAIN: u64 = 2;
@@ -93,7 +97,8 @@ struct Row {
 }
 
 impl Frames {
-    /// Reads the table of a zstd file of this length; none if there is none, or none to be believed.
+    /// Reads the table of a zstd file of this length; none if there is none, or none to be
+    /// believed.
     pub(crate) fn find(file: &Arc<File>, length: u64, limits: &Limits) -> io::Result<Option<Self>> {
         let Some(rows) = read_table(file, length, limits)? else {
             return Ok(None);
@@ -123,13 +128,15 @@ impl Frames {
         }
     }
 
-    /// Bytes that may be decompressed to open the bundle. Beyond that, one pass over the file costs less.
+    /// Bytes that may be decompressed to open the bundle. Beyond that, one pass over the file costs
+    /// less.
     pub(crate) fn allowance(&self) -> Allowance {
         let bytes = self.length.saturating_mul(MOST_TO_OPEN);
         Allowance(Arc::new(AtomicU64::new(bytes.saturating_add(ALWAYS_ALLOWED))))
     }
 
-    /// Whether blobs that begin at these offsets can each be gone to for less than some passes over the file.
+    /// Whether blobs that begin at these offsets can each be gone to for less than some passes over
+    /// the file.
     pub(crate) fn are_within_reach(&self, offsets: impl Iterator<Item = u64>) -> bool {
         let in_vain = offsets
             .filter_map(|offset| Some(offset - self.row_at(offset)?.start))
@@ -222,11 +229,12 @@ pub(crate) fn ballast(bytes: u32) -> Vec<u8> {
     frame
 }
 
-/// The largest window of frames that are gone into, in bytes. Several blobs are read at a time, each with a window of its
-/// own. Our writer's frames are smaller than that.
+/// The largest window of frames that are gone into, in bytes. Several blobs are read at a time,
+/// each with a window of its own. Our writer's frames are smaller than that.
 const LARGEST_WINDOW: u64 = 8 << 20;
 
-/// The window of a frame in bytes, by its header (RFC 8878, section 3.1.1.1); none where there is no header.
+/// The window of a frame in bytes, by its header (RFC 8878, section 3.1.1.1); none where there is
+/// no header.
 fn window(header: &[u8], contained: u64) -> Option<u64> {
     let [_, _, _, _, descriptor, window, ..] = header else {
         return None;
@@ -240,8 +248,8 @@ fn window(header: &[u8], contained: u64) -> Option<u64> {
     })
 }
 
-/// Whether a frame begins where its row says, gives the size that its row gives, and has a window that is no larger than
-/// it may be.
+/// Whether a frame begins where its row says, gives the size that its row gives, and has a window
+/// that is no larger than it may be.
 fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
     let mut header = [0; FRAME_HEADER];
     let n = usize::try_from(row.packed)
@@ -274,8 +282,8 @@ impl Allowance {
     }
 }
 
-/// Reads what frames contain. Going forward is cheap, and so is going back where frames are small: what stands in a
-/// frame before the position is decompressed in vain.
+/// Reads what frames contain. Going forward is cheap, and so is going back where frames are small:
+/// what stands in a frame before the position is decompressed in vain.
 pub(crate) struct FrameReader {
     frames: Arc<Frames>,
     position: u64,

@@ -16,8 +16,8 @@ pub struct Identity {
     pub inode: u64,
     /// Size in bytes.
     pub size: u64,
-    /// Time of the last change of content, in nanoseconds since 1970. Beyond the years 1677 to 2262 it stays
-    /// at the bound.
+    /// Time of the last change of content, in nanoseconds since 1970. Beyond the years 1677 to 2262
+    /// it stays at the bound.
     pub mtime_ns: i64,
     /// Time of the last change of content or inode, likewise.
     pub ctime_ns: i64,

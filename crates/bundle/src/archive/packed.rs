@@ -1,9 +1,10 @@
 //! Compressed archives: what one pass from beginning to end keeps, and further passes.
 //!
-//! Nothing in a compressed archive can be gone back to. The first pass reads every byte, so it keeps what the
-//! catalog will ask for: the digest of each entry, how it is compressed itself, and the entries that look like
-//! JSON as long as there is room. A document that found no room is fetched by another pass, together with all
-//! others that are wanted by then: one pass for each level of an index at most.
+//! Nothing in a compressed archive can be gone back to. The first pass reads every byte, so it
+//! keeps what the catalog will ask for: the digest of each entry, how it is compressed itself, and
+//! the entries that look like JSON as long as there is room. A document that found no room is
+//! fetched by another pass, together with all others that are wanted by then: one pass for each
+//! level of an index at most.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -200,8 +201,9 @@ impl Kept {
         Ok(present)
     }
 
-    /// Room for documents that are wanted, in bytes: as much as a catalog may take, less what the entries take. Half of it
-    /// is for those that may be wanted; real bundles have a few MiB of them.
+    /// Room for documents that are wanted, in bytes: as much as a catalog may take, less what the
+    /// entries take. Half of it is for those that may be wanted; real bundles have a few MiB of
+    /// them.
     fn room(&self, limits: &Limits) -> u64 {
         let entries = self.facts.len() as u64 * ENTRY;
         limits.memory().saturating_sub(entries).max(limits.json_document)
@@ -244,7 +246,8 @@ impl Kept {
         !self.wanted.borrow().is_empty()
     }
 
-    /// Fetches what is wanted, in one pass; tells whether anything was. What nobody has asked for makes room.
+    /// Fetches what is wanted, in one pass; tells whether anything was. What nobody has asked for
+    /// makes room.
     pub(crate) fn fetch(&mut self, packed: &Packed) -> Result<bool, Fault> {
         let wanted = self.wanted.take();
         if wanted.is_empty() {

@@ -6,8 +6,8 @@ use crate::Identity;
 
 /// Where the bytes of a blob or an entry are.
 ///
-/// Everything above the archive speaks of places only, so that another kind of bundle (compressed, or a
-/// folder) adds a place and not a second reader.
+/// Everything above the archive speaks of places only, so that another kind of bundle (compressed,
+/// or a folder) adds a place and not a second reader.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// A part of the archive, in bytes; of a compressed one, in those that it decompresses to.

@@ -1,7 +1,8 @@
-//! Tells how a file begins and ends, and so whether it may be an archive and may be whole, without reading it through.
+//! Tells how a file begins and ends, and so whether it may be an archive and may be whole, without
+//! reading it through.
 //!
-//! It reads the first block of a file, and up to a mebibyte at its end. It parses no entry and decompresses nothing:
-//! whether an archive is sound is found out when it is opened.
+//! It reads the first block of a file, and up to a mebibyte at its end. It parses no entry and
+//! decompresses nothing: whether an archive is sound is found out when it is opened.
 
 use std::fs::File;
 use std::io;
@@ -14,13 +15,13 @@ use super::{Compression, tar};
 pub enum Ending {
     /// A plain tar with its two blocks of zeros (POSIX pax: "end-of-archive").
     Marker,
-    /// A plain tar with far more zeros at its end than any tar writes: room that was reserved for what is still to come,
-    /// unless its last file is of zeros.
+    /// A plain tar with far more zeros at its end than any tar writes: room that was reserved for
+    /// what is still to come, unless its last file is of zeros.
     Reserved,
     /// A plain tar without them: cut off, still growing, or made by a careless program.
     NoMarker,
-    /// Nothing yet, or so little of something, that it may become an archive: no bytes, a part of a header or of a magic
-    /// number, zeros at the start as fallocate(1) leaves them.
+    /// Nothing yet, or so little of something, that it may become an archive: no bytes, a part of a
+    /// header or of a magic number, zeros at the start as fallocate(1) leaves them.
     Beginning,
     /// Compressed; only decompressing tells.
     Compressed,
@@ -78,8 +79,8 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// Whether a file of less than a header may become a plain archive: it begins with a name and, behind the name's field,
-/// with the digits of a mode (POSIX ustar).
+/// Whether a file of less than a header may become a plain archive: it begins with a name and,
+/// behind the name's field, with the digits of a mode (POSIX ustar).
 fn may_become_header(head: &[u8]) -> bool {
     const NAME: usize = 100;
     const MODE_END: usize = 108;
@@ -92,7 +93,8 @@ fn may_become_header(head: &[u8]) -> bool {
         && mode.iter().all(|byte| matches!(byte, b'0'..=b'7' | b' ' | 0))
 }
 
-/// The least with which each kind of compressed data is recognised; [`Compression::detect`] has the rules.
+/// The least with which each kind of compressed data is recognised; [`Compression::detect`] has the
+/// rules.
 const SHORTEST: [&[u8]; 6] = [
     b"\x1f\x8b\x08",
     b"\x28\xb5\x2f\xfd",
@@ -111,10 +113,12 @@ fn may_become_compressed(head: &[u8]) -> bool {
     })
 }
 
-/// Padding behind the end marker is at most one record, and no tar writes larger ones than this, in bytes.
+/// Padding behind the end marker is at most one record, and no tar writes larger ones than this, in
+/// bytes.
 const LONGEST_PADDING: u64 = 1 << 20;
 
-/// How many bytes at the end of a file are zero; no further than it takes to be more than [`LONGEST_PADDING`].
+/// How many bytes at the end of a file are zero; no further than it takes to be more than
+/// [`LONGEST_PADDING`].
 fn zeros_at_end(file: &File, size: u64) -> io::Result<u64> {
     let mut piece = vec![0; 64 << 10];
     let mut zeros = 0;
@@ -132,11 +136,12 @@ fn zeros_at_end(file: &File, size: u64) -> io::Result<u64> {
     Ok(zeros)
 }
 
-/// Zeros at the end of most tars, in bytes: the marker, and padding to a record of twenty blocks at most.
+/// Zeros at the end of most tars, in bytes: the marker, and padding to a record of twenty blocks at
+/// most.
 const USUAL_ZEROS: u64 = 11 << 10;
 
-/// Returns true if a file ends in more zeros than usual, which may be room for the rest of an upload. A file that cannot
-/// be read does not.
+/// Returns true if a file ends in more zeros than usual, which may be room for the rest of an
+/// upload. A file that cannot be read does not.
 pub fn may_be_reserved(file: &File) -> bool {
     let size = file.metadata().map(|metadata| metadata.len());
     size.and_then(|size| zeros_at_end(file, size))

@@ -1,8 +1,8 @@
-//! What a file is that is no bundle: people are told what they have in hand, and the command that makes a bundle of it
-//! or brings the right one.
+//! What a file is that is no bundle: people are told what they have in hand, and the command that
+//! makes a bundle of it or brings the right one.
 //!
-//! Told by content; a name is asked only where pieces of a split file are, which have nothing else to tell them by.
-//! Sources: the formats' own descriptions, and magic(5).
+//! Told by content; a name is asked only where pieces of a split file are, which have nothing else
+//! to tell them by. Sources: the formats' own descriptions, and magic(5).
 
 use std::path::Path;
 
@@ -220,8 +220,9 @@ fn utf_16(start: &[u8]) -> Option<Vec<u8>> {
 const AGAIN: &str =
     "the download failed: fetch the file again with `curl -fL -o FILE URL`, which tells of errors";
 
-/// The header of an .lzma file has no magic number: properties, a dictionary of a power of two, or that and half of it
-/// again, and a size that is unknown or believable (LZMA SDK, lzma-specification).
+/// The header of an .lzma file has no magic number: properties, a dictionary of a power of two, or
+/// that and half of it again, and a size that is unknown or believable (LZMA SDK,
+/// lzma-specification).
 fn is_lzma(start: &[u8]) -> bool {
     let Some((header, _)) = start.split_first_chunk::<13>() else {
         return false;
@@ -284,8 +285,8 @@ fn as_text(start: &[u8]) -> Option<String> {
     None
 }
 
-/// What to say of plain text beside that it is no archive. Its words are not said: what is in the folder may be a link to a
-/// file that readers of the log must not see.
+/// What to say of plain text beside that it is no archive. Its words are not said: what is in the
+/// folder may be a link to a file that readers of the log must not see.
 pub(crate) fn but_text(start: &[u8]) -> Option<&'static str> {
     let seen = &start[..start.len().min(512)];
     let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~');
@@ -294,7 +295,8 @@ pub(crate) fn but_text(start: &[u8]) -> Option<&'static str> {
     )
 }
 
-/// A later piece of a split tar: headers in it, and none at its beginning. Pieces are cut at whole blocks nearly always.
+/// A later piece of a split tar: headers in it, and none at its beginning. Pieces are cut at whole
+/// blocks nearly always.
 fn in_the_middle(start: &[u8]) -> Option<String> {
     let mut blocks = start
         .chunks_exact(usize::try_from(tar::BLOCK).expect("a block fits"))
@@ -312,8 +314,8 @@ const ENDINGS: [&str; 12] = [
     "tar", "tgz", "tzst", "txz", "gz", "zst", "xz", "lz4", "bz2", "zip", "7z", "oci",
 ];
 
-/// Whether a file is by its name one piece of several: `images.tar.001`, `images.tar.gz.aa`, `images.tar.part2`,
-/// `images.tar-00`, and split's own `xaa`.
+/// Whether a file is by its name one piece of several: `images.tar.001`, `images.tar.gz.aa`,
+/// `images.tar.part2`, `images.tar-00`, and split's own `xaa`.
 pub(crate) fn is_piece(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_number =

@@ -1,7 +1,7 @@
 //! The entries of an archive by name, with links resolved.
 //!
-//! Nothing of an archive ever becomes a path of this machine. Names are cleaned as Go's `path.Clean` does it
-//! and looked up here; one that leads out of the archive is no name at all.
+//! Nothing of an archive ever becomes a path of this machine. Names are cleaned as Go's
+//! `path.Clean` does it and looked up here; one that leads out of the archive is no name at all.
 
 use std::fs::File;
 use std::io::Read;
@@ -25,8 +25,8 @@ use basics::digest::{self, Hasher};
 /// How many links may lead from one to the next; Linux allows 40.
 const LONGEST_CHAIN: usize = 40;
 
-/// Why a file with holes cannot be had. An entry on which nothing relies is passed over, whatever it is: only what asks
-/// for one by name gets this reason.
+/// Why a file with holes cannot be had. An entry on which nothing relies is passed over, whatever
+/// it is: only what asks for one by name gets this reason.
 const SPARSE: &str = "stored as a sparse file, which is not read; make the archive again without `tar --sparse` (`-S`; \
                       bsdtar: with `--no-read-sparse`), or have the images saved again";
 
@@ -133,7 +133,8 @@ impl Archive {
         }
     }
 
-    /// Walks to the end. `present` looks at the bytes of a file and tells how many of them are there.
+    /// Walks to the end. `present` looks at the bytes of a file and tells how many of them are
+    /// there.
     fn add_all<I: Input>(
         &mut self,
         walk: &mut Walk<'_, I>,
@@ -200,7 +201,8 @@ impl Archive {
         replaced.then(|| foreign::bytes(&name).to_string())
     }
 
-    /// A hard link is the file that its target is at that moment, whatever comes later under that name.
+    /// A hard link is the file that its target is at that moment, whatever comes later under that
+    /// name.
     fn hard_link(&self, target: Option<Vec<u8>>) -> Item {
         let item = target
             .as_deref()
@@ -278,8 +280,8 @@ impl Archive {
         }
     }
 
-    /// Reads a place whole. The caller has checked its size against a limit. None if it can only be had by
-    /// another pass over the archive: see [`Archive::fetch`].
+    /// Reads a place whole. The caller has checked its size against a limit. None if it can only be
+    /// had by another pass over the archive: see [`Archive::fetch`].
     pub(crate) fn read(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
         if let (Store::Packed { kept, .. }, Some(offset)) = (&self.store, place.offset()) {
             kept.want(offset, place.clone());
@@ -298,7 +300,8 @@ impl Archive {
         }
     }
 
-    /// Gets hold of everything that was asked for and not to be had; tells whether there was anything.
+    /// Gets hold of everything that was asked for and not to be had; tells whether there was
+    /// anything.
     pub(crate) fn fetch(&mut self) -> Result<bool, Fault> {
         match &mut self.store {
             Store::Plain(_) | Store::Framed(..) | Store::Folder(_) => Ok(false),
@@ -412,8 +415,8 @@ fn target_from(link: &[u8], target: &[u8]) -> Vec<u8> {
     [folder, b"/", target].concat()
 }
 
-/// Cleans a name: no `.`, no `..`, no empty parts, no slash at either end. None if nothing is left of it or
-/// it leads out of the archive.
+/// Cleans a name: no `.`, no `..`, no empty parts, no slash at either end. None if nothing is left
+/// of it or it leads out of the archive.
 fn clean(name: &[u8]) -> Option<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {

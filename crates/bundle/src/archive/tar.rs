@@ -1,9 +1,10 @@
 //! A strict walk over the headers of a tar archive.
 //!
-//! Decoding a header is the `tar` crate's work; walking from one to the next is ours, because the usual
-//! readers are lenient where that hurts: they take a cut archive for a whole one, hold extended headers of
-//! any size in memory, and read an absurd size as zero. Sources: POSIX.1-2017 `pax` (ustar and extended
-//! headers), the GNU tar manual (long names, base-256 numbers, the headers of sparse files).
+//! Decoding a header is the `tar` crate's work; walking from one to the next is ours, because the
+//! usual readers are lenient where that hurts: they take a cut archive for a whole one, hold
+//! extended headers of any size in memory, and read an absurd size as zero. Sources: POSIX.1-2017
+//! `pax` (ustar and extended headers), the GNU tar manual (long names, base-256 numbers, the
+//! headers of sparse files).
 
 mod extension;
 mod input;
@@ -22,7 +23,8 @@ pub(crate) use input::{FileInput, Input, StreamInput, fill};
 pub(crate) const BLOCK: u64 = 512;
 const BLOCK_BYTES: usize = 512;
 
-/// Padding behind the end-of-archive mark is at most one record; no tar writes larger ones than this.
+/// Padding behind the end-of-archive mark is at most one record; no tar writes larger ones than
+/// this.
 const LONGEST_PADDING: u64 = 1 << 20;
 
 /// An entry that could matter.
@@ -141,7 +143,8 @@ impl<'a, I: Input> Walk<'a, I> {
         }
     }
 
-    /// Reads on in the bytes of the last entry; fewer than asked for only at their end or the archive's.
+    /// Reads on in the bytes of the last entry; fewer than asked for only at their end or the
+    /// archive's.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         let Some(last) = &mut self.last else {
             return Ok(0);
@@ -174,7 +177,8 @@ impl<'a, I: Input> Walk<'a, I> {
                 present: skipped,
             })));
         }
-        // The bytes are all there and only the padding is not: no more and no less than a missing mark.
+        // The bytes are all there and only the padding is not: no more and no less than a missing
+        // mark.
         let ending = (skipped < padded).then_some(Ending::NoMarker);
         if let Some(last) = self.last.as_mut() {
             (last.size, last.read) = (0, 0);
@@ -259,10 +263,11 @@ impl<'a, I: Input> Walk<'a, I> {
         }))
     }
 
-    /// Passes over the blocks in which the old header of a sparse file goes on, so that its bytes are passed over by the
-    /// size in the header; false if the archive ends before they do.
+    /// Passes over the blocks in which the old header of a sparse file goes on, so that its bytes
+    /// are passed over by the size in the header; false if the archive ends before they do.
     fn pass_over_map(&mut self, header: &Header) -> Result<bool, Fault> {
-        // Byte 482 of the header and byte 504 of each further block tell whether another one follows.
+        // Byte 482 of the header and byte 504 of each further block tell whether another one
+        // follows.
         let mut has_more =
             type_flag(header) == b'S' && header.as_gnu().is_some() && header.as_bytes()[482] != 0;
         let mut block = [0; BLOCK_BYTES];
@@ -299,7 +304,8 @@ impl<'a, I: Input> Walk<'a, I> {
         })
     }
 
-    /// Looks behind the end-of-archive mark: zeros up to a record's length are padding, all else is data.
+    /// Looks behind the end-of-archive mark: zeros up to a record's length are padding, all else is
+    /// data.
     fn trailing_data(&mut self, end: u64) -> Result<Option<(u64, u64)>, Fault> {
         let mut buffer = vec![0; 64 << 10];
         let mut only_zeros = true;
@@ -361,7 +367,8 @@ fn is_old_folder(name: &[u8]) -> bool {
     name.ends_with(b"/")
 }
 
-/// Links, devices and folders have no data, whatever their size says (POSIX.1-2017 pax, "typeflag").
+/// Links, devices and folders have no data, whatever their size says (POSIX.1-2017 pax,
+/// "typeflag").
 fn has_data(header: &Header, name: &[u8]) -> bool {
     match type_flag(header) {
         b'1'..=b'6' => false,
@@ -386,7 +393,8 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// The sum of all bytes, those of the checksum itself taken as spaces. Some old writers summed signed bytes.
+/// The sum of all bytes, those of the checksum itself taken as spaces. Some old writers summed
+/// signed bytes.
 fn checksum_fits(header: &Header) -> bool {
     let Ok(expected) = number(&header.as_old().cksum) else {
         return false;

@@ -1,7 +1,8 @@
 //! The cost of a catalog: descriptors, bytes read, and bytes of memory.
 //!
-//! A document of a few bytes may take a hundred times as many in memory, and a small file may refer to it again and
-//! again. So everything that the catalog keeps is charged before it is made, at what it takes in memory.
+//! A document of a few bytes may take a hundred times as many in memory, and a small file may refer
+//! to it again and again. So everything that the catalog keeps is charged before it is made, at
+//! what it takes in memory.
 
 use oci_spec::image::Digest;
 use platforms::Platform;
@@ -9,13 +10,16 @@ use platforms::Platform;
 use crate::archive::Place;
 use crate::{Fault, Limits, Node};
 
-/// The cost of a text or a list beside its own bytes, in bytes: that of the allocator, and its place in a list.
+/// The cost of a text or a list beside its own bytes, in bytes: that of the allocator, and its
+/// place in a list.
 pub(crate) const TEXT: u64 = 64;
 
-/// The same for two texts in a map, which has room for as many again, and in the map that it was read into.
+/// The same for two texts in a map, which has room for as many again, and in the map that it was
+/// read into.
 pub(crate) const PAIR: u64 = 4 * TEXT;
 
-/// A descriptor in the catalog, with its digest; and where its blob is, in a map that has room for as many again.
+/// A descriptor in the catalog, with its digest; and where its blob is, in a map that has room for
+/// as many again.
 const DESCRIPTOR: u64 = (size_of::<Node>() + 2 * size_of::<(Digest, Place)>()) as u64 + 4 * TEXT;
 
 // `Limits::memory` has so much for each descriptor, so that as many as the limits allow find room.
@@ -56,7 +60,8 @@ impl Account {
         self.hold(limits, kept.saturating_add(DESCRIPTOR * descriptors as u64))
     }
 
-    /// Puts memory on the account, in bytes: what the catalog keeps beside descriptors and their texts.
+    /// Puts memory on the account, in bytes: what the catalog keeps beside descriptors and their
+    /// texts.
     pub(crate) fn hold(&mut self, limits: &Limits, bytes: u64) -> Result<(), Fault> {
         self.held = self.held.saturating_add(bytes);
         let limit = limits.memory();

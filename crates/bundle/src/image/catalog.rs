@@ -1,8 +1,8 @@
 //! What a bundle holds, as plain values.
 //!
-//! The catalog says what is there and what is not; whether a node wants it is somebody else's question.
-//! Names, media types and annotations are the archive's own words: whoever prints them escapes them
-//! ([`RawName`] and the reasons in here do so themselves).
+//! The catalog says what is there and what is not; whether a node wants it is somebody else's
+//! question. Names, media types and annotations are the archive's own words: whoever prints them
+//! escapes them ([`RawName`] and the reasons in here do so themselves).
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -23,15 +23,16 @@ pub struct Catalog {
     pub compression: Compression,
     /// Identity of the content: two bundles with the same digest offer the same images.
     ///
-    /// It is the sha256 of `index.json` where everything comes from there. `manifest.json` does not pin the
-    /// bytes of its layers, so once an image comes from it, the digest covers the document's bytes followed
-    /// by the digest of every image's root. Of a hybrid it covers `manifest.json` as soon as that has any effect: a name
-    /// or an image that comes from there, or a warning.
+    /// It is the sha256 of `index.json` where everything comes from there. `manifest.json` does not
+    /// pin the bytes of its layers, so once an image comes from it, the digest covers the
+    /// document's bytes followed by the digest of every image's root. Of a hybrid it covers
+    /// `manifest.json` as soon as that has any effect: a name or an image that comes from there, or
+    /// a warning.
     pub digest: Digest,
     /// One per entry of `index.json` or element of `manifest.json`, in the document's order.
     pub images: Vec<Image>,
-    /// The blobs that a delta bundle counts on its destination to have; they are absent here. None if the bundle is
-    /// no delta.
+    /// The blobs that a delta bundle counts on its destination to have; they are absent here. None
+    /// if the bundle is no delta.
     pub relies_on: Option<Reliance>,
     /// What an operator should hear about although it stops nothing.
     pub warnings: Vec<Warning>,
@@ -47,9 +48,9 @@ impl Catalog {
         self.completed_by(&relied_on.map(|blob| blob.digest.clone()).collect())
     }
 
-    /// The catalog as it is where these blobs are: of those that a delta relies on, they count as present. For
-    /// choosing what to take; the bundle still does not have them. Shared documents stay shared, and unchanged ones are
-    /// shared with this catalog.
+    /// The catalog as it is where these blobs are: of those that a delta relies on, they count as
+    /// present. For choosing what to take; the bundle still does not have them. Shared documents
+    /// stay shared, and unchanged ones are shared with this catalog.
     #[must_use]
     pub fn completed_by(&self, elsewhere: &HashSet<Digest>) -> Cow<'_, Catalog> {
         let relied_on = self.relies_on.iter().flat_map(|reliance| &reliance.blobs);
@@ -148,7 +149,8 @@ pub enum Format {
     OciLayout,
     /// What `docker save` wrote up to version 24, and many tools still do: `manifest.json`.
     DockerArchive,
-    /// Both in one: Docker 25 and later, `ctr images export`. The OCI side counts where it is sound.
+    /// Both in one: Docker 25 and later, `ctr images export`. The OCI side counts where it is
+    /// sound.
     Hybrid,
 }
 
@@ -172,14 +174,15 @@ impl fmt::Display for Format {
 /// One entry of the bundle's list of images: names for a piece of content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Its names as the archive gives them: at most one from an OCI layout, any number from a Docker
-    /// archive or the `manifest.json` of a hybrid. Neither normalised nor checked.
+    /// Its names as the archive gives them: at most one from an OCI layout, any number from a
+    /// Docker archive or the `manifest.json` of a hybrid. Neither normalised nor checked.
     pub names: Vec<RawName>,
     /// What the names stand for.
     pub root: Node,
 }
 
-/// A name as the archive gives it. Prints escaped, so that no control byte reaches a terminal or a log.
+/// A name as the archive gives it. Prints escaped, so that no control byte reaches a terminal or a
+/// log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RawName {
     /// Annotation `io.containerd.image.name`; takes precedence over the next.
@@ -208,15 +211,17 @@ impl fmt::Display for RawName {
 /// A descriptor and what was found behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// The descriptor with its annotations. Its platform is left out, since the type at hand would lose
-    /// `os.version`: see `platform`. Embedded `data` is left out too, its bytes are a blob like any other.
+    /// The descriptor with its annotations. Its platform is left out, since the type at hand would
+    /// lose `os.version`: see `platform`. Embedded `data` is left out too, its bytes are a blob
+    /// like any other.
     ///
     /// Where the archive gives no usable descriptor (an invalid digest, a Docker image with a layer
     /// missing) a stand-in is made up from the bytes of the archive's own entry; `content` is then
     /// [`Content::Broken`] and says so.
     pub descriptor: Descriptor,
-    /// The descriptor's own platform, as given. `None` means that it has none, which is not the same as an
-    /// empty one. A Docker archive's images have the platform of their config, as containerd 2.x does it.
+    /// The descriptor's own platform, as given. `None` means that it has none, which is not the
+    /// same as an empty one. A Docker archive's images have the platform of their config, as
+    /// containerd 2.x does it.
     pub platform: Option<Platform>,
     /// What is behind it.
     pub content: Content,
@@ -278,7 +283,8 @@ impl Flaw {
         }
     }
 
-    /// Whether the bytes have another digest than they should: a copy of the bundle went wrong, and another may be right.
+    /// Whether the bytes have another digest than they should: a copy of the bundle went wrong, and
+    /// another may be right.
     pub fn is_damage(&self) -> bool {
         self.is_damage
     }
@@ -314,16 +320,18 @@ pub struct Manifest {
     pub config: Part,
     /// The layers in order, lowest first. The same layer may occur twice.
     pub layers: Vec<Part>,
-    /// The platform that the config names: os, architecture, variant, version and features as given. `None` if
-    /// the config is not there, is no image config or names neither os nor architecture.
+    /// The platform that the config names: os, architecture, variant, version and features as
+    /// given. `None` if the config is not there, is no image config or names neither os nor
+    /// architecture.
     pub config_platform: Option<Platform>,
-    /// The digests of the uncompressed layers, as the config lists them: one for each layer that is a file system. Empty
-    /// if the config is not there or is no image config. Manifests with the same config share them.
+    /// The digests of the uncompressed layers, as the config lists them: one for each layer that is
+    /// a file system. Empty if the config is not there or is no image config. Manifests with the
+    /// same config share them.
     pub diff_ids: Arc<[Digest]>,
     /// Whether this can be a container image at all.
     pub kind: Kind,
-    /// Whether it is an artifact, and says so by its `artifactType`, whose config lists its layers as an image's does: such
-    /// a one has a file system that can be mounted.
+    /// Whether it is an artifact, and says so by its `artifactType`, whose config lists its layers
+    /// as an image's does: such a one has a file system that can be mounted.
     pub is_volume: bool,
     /// The manifest that this one refers to, if any.
     pub subject: Option<Digest>,
@@ -337,7 +345,8 @@ impl Manifest {
         std::iter::once(&self.config).chain(&self.layers)
     }
 
-    /// What containerd finds where it looks for the platform in the config; none where the config was not read.
+    /// What containerd finds where it looks for the platform in the config; none where the config
+    /// was not read.
     fn platform_by_config(&self) -> Option<&Platform> {
         let was_read =
             self.kind == Kind::Image && self.config.state == PartState::Present && self.problems.is_empty();
@@ -352,8 +361,8 @@ pub enum Kind {
     Image,
     /// Something else in the shape of an image: a chart, a signature, an attestation.
     ///
-    /// containerd would happily record one, and CRI would merge all artifacts with an empty config into a
-    /// single image.
+    /// containerd would happily record one, and CRI would merge all artifacts with an empty config
+    /// into a single image.
     Artifact {
         /// The artifact type, or what comes closest: the config's media type, or the first layer's.
         artifact_type: String,
@@ -372,9 +381,9 @@ pub struct Part {
 /// What is there of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartState {
-    /// In the archive, with the right size. Configs of images are also verified by digest; layers are not
-    /// read, whoever moves them verifies them. Only in a compressed archive that is read as a whole, for want of a
-    /// table of its frames, a layer without its sha256 is broken.
+    /// In the archive, with the right size. Configs of images are also verified by digest; layers
+    /// are not read, whoever moves them verifies them. Only in a compressed archive that is read as
+    /// a whole, for want of a table of its frames, a layer without its sha256 is broken.
     Present,
     /// Not in the archive.
     Absent,

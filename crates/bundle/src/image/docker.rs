@@ -1,8 +1,9 @@
 //! Images of a Docker archive: `manifest.json`, configs and layers under any name.
 //!
-//! Such an archive has no manifest that containerd could keep, so one is made up, byte for byte the one that
-//! containerd's own importer makes on a node that has none of the layers. (On a node that has a compressed
-//! copy of a layer containerd takes that one instead, and the same archive gets another digest; not so here.)
+//! Such an archive has no manifest that containerd could keep, so one is made up, byte for byte the
+//! one that containerd's own importer makes on a node that has none of the layers. (On a node that
+//! has a compressed copy of a layer containerd takes that one instead, and the same archive gets
+//! another digest; not so here.)
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use crate::{Compression, Content, Fault, Image, Kind, Manifest, Node, Part, Part
 
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
-/// Also for zstd: containerd looks into the bytes, and before 2.0 it has no reader for a type of zstd's own.
+/// Also for zstd: containerd looks into the bytes, and before 2.0 it has no reader for a type of
+/// zstd's own.
 const DOCKER_LAYER_COMPRESSED: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 /// Makes images of the elements of a `manifest.json`.
@@ -190,8 +192,8 @@ impl<'r, 'a> Docker<'r, 'a> {
                 "layer {name} is compressed with {compression}, which containerd cannot unpack"
             ));
         }
-        // The digest of a plain layer is its diff_id. Taking it from there saves reading the layer: should
-        // its bytes be others, nothing could run them, and whoever moves them finds out.
+        // The digest of a plain layer is its diff_id. Taking it from there saves reading the layer:
+        // should its bytes be others, nothing could run them, and whoever moves them finds out.
         let digest = match diff_id {
             Some(diff_id) if compression == Compression::None => diff_id,
             _ => self.hash(&place)?,
@@ -238,8 +240,8 @@ impl<'r, 'a> Docker<'r, 'a> {
     }
 }
 
-/// The manifest as containerd's importer writes it: compact, these members, this order. Another byte would be
-/// another digest.
+/// The manifest as containerd's importer writes it: compact, these members, this order. Another
+/// byte would be another digest.
 fn manifest_bytes(config: &Part, layers: &[Part]) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]

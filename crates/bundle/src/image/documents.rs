@@ -1,8 +1,9 @@
 //! Lenient models of the JSON documents in a bundle.
 //!
-//! Real archives have `null` where a list belongs, configs without a platform, members nobody knows. The
-//! stock types refuse some of that and lose `os.version`; these take what containerd takes, keys in another case
-//! and given twice included. Nothing is ever written back: a document keeps its bytes.
+//! Real archives have `null` where a list belongs, configs without a platform, members nobody
+//! knows. The stock types refuse some of that and lose `os.version`; these take what containerd
+//! takes, keys in another case and given twice included. Nothing is ever written back: a document
+//! keeps its bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -41,7 +42,8 @@ pub(crate) struct Index<'a> {
 }
 
 impl Index<'_> {
-    /// Whether the body contradicts its being an index (CVE-2021-41190): two readers would see two images.
+    /// Whether the body contradicts its being an index (CVE-2021-41190): two readers would see two
+    /// images.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         match self {
             Self {
@@ -117,8 +119,8 @@ pub(crate) struct RawDescriptor {
 }
 
 impl RawDescriptor {
-    /// Checks what every use needs: a digest, a media type and a size. Takes its texts along: with a copy of them a
-    /// document would take twice as much.
+    /// Checks what every use needs: a digest, a media type and a size. Takes its texts along: with
+    /// a copy of them a document would take twice as much.
     pub(crate) fn take_descriptor(&mut self) -> Result<Descriptor, String> {
         let digest = digest::parse(&self.digest)?;
         if self.media_type.is_empty() {
@@ -243,7 +245,8 @@ impl Config {
     }
 }
 
-/// An element of a Docker archive's `manifest.json`. Old versions of jib write the keys in camel case.
+/// An element of a Docker archive's `manifest.json`. Old versions of jib write the keys in camel
+/// case.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct DockerImage {
@@ -264,13 +267,14 @@ pub(crate) fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_json::R
     serde_json::from_slice(bytes).map(|Object(document)| document)
 }
 
-/// Parses the first JSON value of a document, which must be an object, and does not mind what follows it.
+/// Parses the first JSON value of a document, which must be an object, and does not mind what
+/// follows it.
 pub(crate) fn parse_first<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_json::Result<T> {
     Object::deserialize(&mut serde_json::Deserializer::from_slice(bytes)).map(|Object(document)| document)
 }
 
-/// A struct that is written as an object. By itself `serde` also takes a list of the members' values, which
-/// nobody else does: two readers would see two documents.
+/// A struct that is written as an object. By itself `serde` also takes a list of the members'
+/// values, which nobody else does: two readers would see two documents.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -303,12 +307,12 @@ fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(source: D) -> Result<
     Ok(list(source)?.into_iter().map(|Object(value)| value).collect())
 }
 
-/// The most bytes that a media type, or a word of a platform, may have. Media types have at most 255 (RFC 6838, section
-/// 4.2); the words of platforms are names of Go, versions and features.
+/// The most bytes that a media type, or a word of a platform, may have. Media types have at most
+/// 255 (RFC 6838, section 4.2); the words of platforms are names of Go, versions and features.
 const LONGEST_WORD: usize = 255;
 
-/// Makes sure that a platform is one: images and layers are told of by their platform, and each image is held against the
-/// node's.
+/// Makes sure that a platform is one: images and layers are told of by their platform, and each
+/// image is held against the node's.
 fn check_platform(platform: &Platform) -> Result<(), String> {
     if let Some(word) = platform.words().find(|word| word.len() > LONGEST_WORD) {
         let bytes = word.len();
@@ -323,8 +327,8 @@ fn check_platform(platform: &Platform) -> Result<(), String> {
     Ok(())
 }
 
-/// How many elements a list or a map may have. In memory an element takes up to a hundred times the bytes
-/// that it takes in the document, so that a limit on the document alone would not do.
+/// How many elements a list or a map may have. In memory an element takes up to a hundred times the
+/// bytes that it takes in the document, so that a limit on the document alone would not do.
 const LONGEST_LIST: usize = 10_000;
 
 /// A list, or `null` for an empty one.
@@ -439,8 +443,8 @@ pub(crate) fn is_layer(media_type: &str) -> bool {
         || media_type == "application/vnd.erofs.layer.v1"
 }
 
-/// Whether a media type is that of a layer that is a tar archive, plain or compressed. Encrypted ones, and those of other
-/// file systems, are none.
+/// Whether a media type is that of a layer that is a tar archive, plain or compressed. Encrypted
+/// ones, and those of other file systems, are none.
 pub(crate) fn is_tar_layer(media_type: &str) -> bool {
     let is_tar = media_type.starts_with("application/vnd.oci.image.layer.v1.tar")
         || media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
@@ -449,8 +453,8 @@ pub(crate) fn is_tar_layer(media_type: &str) -> bool {
     is_tar && !media_type.ends_with("+encrypted")
 }
 
-/// Whether a layer's digest is that of its uncompressed bytes, by its media type. Not so Docker's type:
-/// containerd looks into the bytes there.
+/// Whether a layer's digest is that of its uncompressed bytes, by its media type. Not so Docker's
+/// type: containerd looks into the bytes there.
 pub(crate) fn is_plain_layer(media_type: &str) -> bool {
     matches!(
         media_type,

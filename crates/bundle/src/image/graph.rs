@@ -1,7 +1,8 @@
-//! What is behind a descriptor whose blobs are not in a bundle but in some other store, such as containerd's.
+//! What is behind a descriptor whose blobs are not in a bundle but in some other store, such as
+//! containerd's.
 //!
-//! The documents are read and judged as those of an OCI layout are, so a bundle and a content store give the same
-//! answer about the same image.
+//! The documents are read and judged as those of an OCI layout are, so a bundle and a content store
+//! give the same answer about the same image.
 
 use basics::digest;
 use oci_spec::image::{Descriptor, Digest};
@@ -26,8 +27,8 @@ pub trait Store {
     fn read(&mut self, digest: &Digest) -> Result<Vec<u8>, String>;
 }
 
-/// Finds out what is behind a descriptor. A descriptor without a platform of its own is taken; bytes that a descriptor
-/// embeds do not count as being in the store.
+/// Finds out what is behind a descriptor. A descriptor without a platform of its own is taken;
+/// bytes that a descriptor embeds do not count as being in the store.
 ///
 /// # Errors
 ///

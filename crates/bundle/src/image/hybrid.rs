@@ -1,4 +1,5 @@
-//! Archives with both documents: what `manifest.json` adds to the images of `index.json`, which count.
+//! Archives with both documents: what `manifest.json` adds to the images of `index.json`, which
+//! count.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,8 +15,9 @@ use super::read::{DOCKER, Images, check_count, content_digest, elements};
 use super::reader::{Blobs as _, Reader};
 use crate::{Content, Fault, Image, Manifest, PartState, RawName, Warning};
 
-/// Takes from `manifest.json` the names of images that have none, and lets it stand in for images whose OCI side cannot run, as Docker 25.0 wrote some: with an
-/// empty list of layers (moby#47065) or with layers in the wrong order (moby#47150).
+/// Takes from `manifest.json` the names of images that have none, and lets it stand in for images
+/// whose OCI side cannot run, as Docker 25.0 wrote some: with an empty list of layers (moby#47065)
+/// or with layers in the wrong order (moby#47150).
 pub(super) fn compare_sides(
     reader: &mut Reader<'_>,
     images: &mut Images,
@@ -58,9 +60,10 @@ fn both_digest(index: &[u8], docker: &[u8], others: &[Image]) -> Digest {
     hasher.finish()
 }
 
-/// Gives images without a name those that `manifest.json` has for them, and says whether there are any. The manifest
-/// that an element is about is known by its config. Where it stands in an index, the name is the index's. An image that
-/// `index.json` names is called that and nothing else, as containerd's importer has it.
+/// Gives images without a name those that `manifest.json` has for them, and says whether there are
+/// any. The manifest that an element is about is known by its config. Where it stands in an index,
+/// the name is the index's. An image that `index.json` names is called that and nothing else, as
+/// containerd's importer has it.
 ///
 /// bazel's `rules_img` wrote such archives (rules_img#462), and BuildKit (moby#45416).
 fn add_names(reader: &mut Reader<'_>, images: &mut [Image], elements: &[&RawValue]) -> Result<bool, Fault> {
@@ -107,8 +110,8 @@ fn is_unnamed(image: &Image) -> bool {
     image.names.iter().all(is_tag)
 }
 
-/// A name as Docker shows it: without the host and the folder that are Docker Hub's. Only for telling whether two
-/// documents mean the same name.
+/// A name as Docker shows it: without the host and the folder that are Docker Hub's. Only for
+/// telling whether two documents mean the same name.
 fn familiar(name: &str) -> &str {
     let on_hub = ["docker.io/", "index.docker.io/"];
     let Some(path) = on_hub.iter().find_map(|host| name.strip_prefix(host)) else {
@@ -117,7 +120,8 @@ fn familiar(name: &str) -> &str {
     path.strip_prefix("library/").unwrap_or(path)
 }
 
-/// The digest of the config that an element names, without its algorithm. Beside an OCI layout, configs are named by it.
+/// The digest of the config that an element names, without its algorithm. Beside an OCI layout,
+/// configs are named by it.
 fn config_hex(element: &DockerImage) -> Option<&str> {
     let file = element.config.rsplit('/').next().unwrap_or_default();
     let file = file.strip_suffix(".json").unwrap_or(file);

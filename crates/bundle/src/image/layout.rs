@@ -17,8 +17,8 @@ use crate::{Content, Fault, Flaw, Image, Kind, Manifest, Node, Part, PartState, 
 /// Makes images of the entries of an `index.json`.
 pub(crate) struct Layout<'r, B> {
     reader: &'r mut B,
-    /// Indexes that were walked, by digest and depth: a sub-tree that is shared is read once and charged
-    /// each time.
+    /// Indexes that were walked, by digest and depth: a sub-tree that is shared is read once and
+    /// charged each time.
     walked: HashMap<(Digest, u32), Walked>,
     /// Manifests that were read, by digest; likewise.
     manifests: HashMap<Digest, Walked>,
@@ -77,7 +77,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(())
     }
 
-    /// Makes a node of an entry, all but its content: it counts as absent until somebody has looked.
+    /// Makes a node of an entry, all but its content: it counts as absent until somebody has
+    /// looked.
     fn outline(&mut self, entry: &RawValue) -> Result<Node, Fault> {
         let bytes = entry.get().as_bytes();
         let mut given: RawDescriptor = match documents::parse(bytes) {
@@ -257,7 +258,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
         Ok(Part { descriptor, state })
     }
 
-    /// Finds out whether an artifact has a file system: layers that its config lists. Any other config is its own affair.
+    /// Finds out whether an artifact has a file system: layers that its config lists. Any other
+    /// config is its own affair.
     fn with_volume(&mut self, mut manifest: Manifest) -> Result<Manifest, Fault> {
         let is_layer = |part: &Part| documents::is_layer(part.descriptor.media_type().as_ref());
         if !manifest.layers.iter().any(is_layer)
@@ -327,8 +329,8 @@ impl<'r, B: Blobs> Layout<'r, B> {
     }
 }
 
-/// The name of an entry, even of one that is otherwise unusable: containerd's own annotation counts more than
-/// the standard one, and one at most counts.
+/// The name of an entry, even of one that is otherwise unusable: containerd's own annotation counts
+/// more than the standard one, and one at most counts.
 fn names(entry: &RawValue) -> Vec<RawName> {
     let Ok(Annotated { mut annotations }) = documents::parse(entry.get().as_bytes()) else {
         return Vec::new();
@@ -346,8 +348,8 @@ pub(crate) fn blob_name(digest: &Digest) -> String {
 
 /// What a manifest describes.
 ///
-/// An image has an image config and file system layers, or none. Signatures and attestations often come
-/// with an image config too; it is their layers that give them away.
+/// An image has an image config and file system layers, or none. Signatures and attestations often
+/// come with an image config too; it is their layers that give them away.
 fn kind(artifact_type: &str, config: &Part, layers: &[Part]) -> Kind {
     let media_type = |part: &Part| part.descriptor.media_type().to_string();
     let config_type = media_type(config);
@@ -381,7 +383,8 @@ fn problems(config: &Config, layers: &[Part]) -> Vec<String> {
             diff_ids.len()
         )];
     }
-    // A layer that is not compressed is what its diff_id names; a sha512 and a sha256 cannot be compared.
+    // A layer that is not compressed is what its diff_id names; a sha512 and a sha256 cannot be
+    // compared.
     let differs = |(part, diff_id): &(&&Part, &String)| {
         let digest = part.descriptor.digest().as_ref();
         let is_comparable = !(digest.starts_with("sha512:") && diff_id.starts_with("sha256:"));

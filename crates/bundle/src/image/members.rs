@@ -1,7 +1,9 @@
-//! Objects as Go's `encoding/json` reads them into a struct, since Go is what reads them in containerd.
+//! Objects as Go's `encoding/json` reads them into a struct, since Go is what reads them in
+//! containerd.
 //!
-//! A key fits a member whatever its case, and of a member that is given twice the last one counts. Only where Go
-//! would mix two objects into a third that stands nowhere in the document, the document is refused.
+//! A key fits a member whatever its case, and of a member that is given twice the last one counts.
+//! Only where Go would mix two objects into a third that stands nowhere in the document, the
+//! document is refused.
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -52,7 +54,8 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for Members<A> {
     }
 }
 
-/// The member that a key stands for: the one that is spelled the same, or else the one that is but for case.
+/// The member that a key stands for: the one that is spelled the same, or else the one that is but
+/// for case.
 fn field_of(key: &str, fields: &'static [&'static str]) -> Option<&'static str> {
     let spelled = fields.iter().find(|field| **field == key);
     spelled

@@ -24,8 +24,8 @@ const LAYOUT_FILE: &str = "oci-layout";
 const INDEX: &str = "index.json";
 pub(super) const DOCKER: &str = "manifest.json";
 
-/// How often a compressed archive is read for its documents: once for each level of indexes, with what is above and
-/// below them, and some over.
+/// How often a compressed archive is read for its documents: once for each level of indexes, with
+/// what is above and below them, and some over.
 const MOST_PASSES: u32 = 6;
 
 /// How the bytes of an archive are got at.
@@ -65,9 +65,9 @@ pub(crate) fn read(
     }
 }
 
-/// Draws up the catalog of a file with a table of its frames. None where there is no table, or where anything is wrong
-/// with it or what it leads to: then every byte is read, and what is wrong is found by that. None also where going into
-/// the frames costs more than reading them in order.
+/// Draws up the catalog of a file with a table of its frames. None where there is no table, or
+/// where anything is wrong with it or what it leads to: then every byte is read, and what is wrong
+/// is found by that. None also where going into the frames costs more than reading them in order.
 fn read_frames(file: &Arc<File>, length: u64, limits: &Limits) -> Option<(Catalog, Places, Access)> {
     let frames = Arc::new(Frames::find(file, length, limits).ok()??);
     let mut archive = Archive::scan_frames(&frames, limits).ok()?;
@@ -189,7 +189,8 @@ impl Documents {
         };
         match (&documents.index, &documents.docker) {
             (None, None) => Err(unrecognised(archive, is_layout)),
-            // With both and without oci-layout it is a Docker archive; unless oci-layout was still to come.
+            // With both and without oci-layout it is a Docker archive; unless oci-layout was still
+            // to come.
             (Some(_), Some(_)) if !is_layout => match &archive.ending {
                 Ending::Truncated(truncation) => Err(Fault::Truncated(truncation.clone())),
                 Ending::Marker | Ending::NoMarker => Ok(documents),
@@ -218,7 +219,8 @@ impl Documents {
                 if !images.images.is_empty() {
                     return Ok(images);
                 }
-                // Docker 25.0 before 25.0.3 wrote "manifests": null for images saved by digest (moby#47210).
+                // Docker 25.0 before 25.0.3 wrote "manifests": null for images saved by digest
+                // (moby#47210).
                 let images = from_docker(reader, docker)?;
                 let warning = Warning::IndexUnusable("lists no images");
                 Ok(Images {
@@ -309,7 +311,8 @@ fn is_root_file_system(archive: &Archive) -> bool {
     is_there(".dockerenv") || usual.count() >= 2
 }
 
-/// Whether what is in a folder of the archive is skopeo's `dir:` form, whose `manifest.json` is one image's manifest.
+/// Whether what is in a folder of the archive is skopeo's `dir:` form, whose `manifest.json` is one
+/// image's manifest.
 fn is_dir_form(archive: &Archive, folder: &str) -> bool {
     let Found::File(place) = archive.find(&format!("{folder}/{DOCKER}")) else {
         return false;
@@ -318,7 +321,8 @@ fn is_dir_form(archive: &Archive, folder: &str) -> bool {
     is_small && matches!(archive.read(&place), Ok(Some(bytes)) if is_manifest(&bytes))
 }
 
-/// Whether a document is an object with the members of a manifest or an index, and not the list of a Docker archive.
+/// Whether a document is an object with the members of a manifest or an index, and not the list of
+/// a Docker archive.
 fn is_manifest(document: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -416,14 +420,16 @@ fn reliance(reader: &mut Reader<'_>, index: &[u8]) -> Result<Option<Result<Relia
         .map_err(|flaw| flaw.to_string())
         .and_then(|bytes| reliance::parse(&bytes));
     if let Ok(reliance) = &reliance {
-        // The catalog as it is where the base is stands beside this one, see `Catalog::completed_by`.
+        // The catalog as it is where the base is stands beside this one, see
+        // `Catalog::completed_by`.
         reader.hold_again()?;
         reader.hold(reliance.held_bytes())?;
     }
     Ok(Some(reliance))
 }
 
-/// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not matter.
+/// The elements of `manifest.json`. As in containerd, what follows the first JSON value does not
+/// matter.
 pub(super) fn elements(document: &[u8]) -> Result<Vec<&RawValue>, Fault> {
     let mut json = serde_json::Deserializer::from_slice(document);
     RawList::deserialize(&mut json)

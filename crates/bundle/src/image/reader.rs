@@ -1,5 +1,5 @@
-//! What both formats need while images are made of an archive: blobs found, documents read and verified,
-//! and the account of what they cost.
+//! What both formats need while images are made of an archive: blobs found, documents read and
+//! verified, and the account of what they cost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -119,7 +119,8 @@ impl From<Located> for PartState {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(archive: &'a Archive, limits: &'a Limits) -> Self {
-        // Documents that are shared between images are read once for each: 64 of the largest are enough.
+        // Documents that are shared between images are read once for each: 64 of the largest are
+        // enough.
         let readable = archive
             .length
             .saturating_add(limits.json_document.saturating_mul(64));
@@ -132,7 +133,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Puts the memory that is on the account so far on it once more: there are two of what takes it.
+    /// Puts the memory that is on the account so far on it once more: there are two of what takes
+    /// it.
     pub(crate) fn hold_again(&mut self) -> Result<(), Fault> {
         self.hold(self.spent.held)
     }
@@ -199,8 +201,8 @@ impl<'a> Reader<'a> {
         Ok(Ok(bytes))
     }
 
-    /// Reads a place whole; its size must have been checked. Of a compressed archive it may have to be fetched
-    /// first; the inner error holds its place in a catalog that is drawn up again then.
+    /// Reads a place whole; its size must have been checked. Of a compressed archive it may have to
+    /// be fetched first; the inner error holds its place in a catalog that is drawn up again then.
     pub(crate) fn read(&mut self, place: &Place) -> Result<Result<Vec<u8>, Flaw>, Fault> {
         self.spent.read = self.spent.read.saturating_add(place.size());
         if self.spent.read > self.readable {

@@ -35,8 +35,8 @@ impl BlobRef {
     }
 }
 
-/// What a delta bundle relies on: blobs that its images need, that are not in it, and that its destination had when
-/// it was made.
+/// What a delta bundle relies on: blobs that its images need, that are not in it, and that its
+/// destination had when it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reliance {
     /// What the base is called: the file name of a bundle, or the name of a node.
@@ -45,7 +45,8 @@ pub struct Reliance {
     pub blobs: Vec<BlobRef>,
 }
 
-/// The cost of a blob that is relied on, in bytes of memory: in the list, and in the sets that are made of it.
+/// The cost of a blob that is relied on, in bytes of memory: in the list, and in the sets that are
+/// made of it.
 const RELIED_ON: u64 = 2 * (size_of::<BlobRef>() + size_of::<Digest>()) as u64 + 4 * TEXT;
 
 impl Reliance {
@@ -117,7 +118,8 @@ fn check(blobs: &[BlobRef]) -> Result<(), String> {
         .try_for_each(|blob| digest::parse(blob.digest.as_ref()).map(drop))
 }
 
-/// What a node has: the answer of `airgapd inventory`, which `--have` reads. `docs/json.md` describes it.
+/// What a node has: the answer of `airgapd inventory`, which `--have` reads. `docs/json.md`
+/// describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// Version of the document: 1.

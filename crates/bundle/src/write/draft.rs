@@ -13,16 +13,18 @@ use crate::{BlobRef, Content, Image, Kind, Manifest, Node, Part, PartState, Reli
 pub struct Draft {
     /// The images. One that is there twice, or under two names, is written once.
     pub images: Vec<DraftImage>,
-    /// The layers that are left out because the bundle's destination has them: see [`Draft::leave_out`]. The bundle
-    /// names them, and none of them is asked for although images list it.
+    /// The layers that are left out because the bundle's destination has them: see
+    /// [`Draft::leave_out`]. The bundle names them, and none of them is asked for although images
+    /// list it.
     pub relies_on: Option<Reliance>,
 }
 
 impl Draft {
-    /// Makes a delta of it: leaves out the layers that are among `present`, which is what a base called `base` has.
+    /// Makes a delta of it: leaves out the layers that are among `present`, which is what a base
+    /// called `base` has.
     ///
-    /// Documents stay, so that the bundle tells all about its images wherever it is looked at. Without any such layer
-    /// it is no delta, and relies on nothing.
+    /// Documents stay, so that the bundle tells all about its images wherever it is looked at.
+    /// Without any such layer it is no delta, and relies on nothing.
     pub fn leave_out(&mut self, base: &str, present: &HashSet<Digest>) {
         let documents: HashSet<&Digest> = self
             .images
@@ -37,11 +39,12 @@ impl Draft {
         self.relies_on = (!left_out.is_empty()).then(|| Reliance::new(base, left_out));
     }
 
-    /// Leaves out the name by digest of the only image where its other name is a tag of the same repository. Readers of
-    /// layouts take an only entry without being told its name, and airgapd's import makes the name by digest of each tag.
+    /// Leaves out the name by digest of the only image where its other name is a tag of the same
+    /// repository. Readers of layouts take an only entry without being told its name, and airgapd's
+    /// import makes the name by digest of each tag.
     ///
-    /// For names that come from containerd, where airgapd has put one beside each tag. A name by digest that was asked for
-    /// is to stay: other importers make none.
+    /// For names that come from containerd, where airgapd has put one beside each tag. A name by
+    /// digest that was asked for is to stay: other importers make none.
     pub fn leave_out_derived_name(&mut self) {
         let Some((image, others)) = self.images.split_first() else {
             return;
@@ -70,19 +73,21 @@ impl Draft {
 /// An image that a bundle shall hold: its names and its blobs.
 #[derive(Clone, Debug)]
 pub struct DraftImage {
-    /// Full references (`docker.io/library/a:1`, `quay.io/b@sha256:...`): each gets an entry of `index.json`. None for
-    /// an image without a name.
+    /// Full references (`docker.io/library/a:1`, `quay.io/b@sha256:...`): each gets an entry of
+    /// `index.json`. None for an image without a name.
     pub names: Vec<String>,
-    /// The index or manifest that the names stand for. Its annotations are kept, but for those that give names.
+    /// The index or manifest that the names stand for. Its annotations are kept, but for those that
+    /// give names.
     pub target: Descriptor,
     /// The platform of its entry: for manifests that no index tells of.
     pub platform: Option<Platform>,
     /// The blobs that are JSON documents: indexes, manifests, configs, the target among them.
     pub documents: Vec<BlobRef>,
-    /// All other blobs that are to be in the bundle. Of platforms that are left out there is nothing here.
+    /// All other blobs that are to be in the bundle. Of platforms that are left out there is
+    /// nothing here.
     pub layers: Vec<BlobRef>,
-    /// The container images among its manifests that are whole, each once: what a Docker archive can say of it. See
-    /// [`DraftImage::find_images`].
+    /// The container images among its manifests that are whole, each once: what a Docker archive
+    /// can say of it. See [`DraftImage::find_images`].
     pub images: Vec<WholeImage>,
 }
 
@@ -93,7 +98,8 @@ pub struct WholeImage {
     pub(super) config: Digest,
     /// The blobs of its layers, the lowest first.
     pub(super) layers: Vec<Digest>,
-    /// Whether each layer is a tar archive, plain or compressed, as readers of Docker archives expect.
+    /// Whether each layer is a tar archive, plain or compressed, as readers of Docker archives
+    /// expect.
     pub(super) has_tars_only: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Headers of the archive's entries: regular files that belong to nobody and were changed at the beginning of 1970.
+//! Headers of the archive's entries: regular files that belong to nobody and were changed at the
+//! beginning of 1970.
 
 use tar::{EntryType, Header};
 
@@ -8,7 +9,8 @@ pub(super) const BLOCK: usize = 512;
 /// The largest size that the eleven octal digits of a header hold: 8 GiB less one byte.
 const LARGEST_OCTAL: u64 = (1 << 33) - 1;
 
-/// The headers of a file: its own, and an extended one before it where a name or size does not fit there.
+/// The headers of a file: its own, and an extended one before it where a name or size does not fit
+/// there.
 pub(super) fn headers(name: &str, size: u64) -> Vec<u8> {
     let mut records = Vec::new();
     let mut header = Header::new_ustar();

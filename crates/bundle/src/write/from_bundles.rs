@@ -16,8 +16,8 @@ use crate::{BlobRef, Bundle};
 
 /// Feeds a bundle with the blobs of others. Cheap to clone.
 ///
-/// Blobs of bundles that can only be read in their order ([`Bundle::is_sequential`]) are taken out of them in one pass
-/// and kept in a file without a name until this is dropped.
+/// Blobs of bundles that can only be read in their order ([`Bundle::is_sequential`]) are taken out
+/// of them in one pass and kept in a file without a name until this is dropped.
 #[derive(Clone, Debug)]
 pub struct FromBundles {
     sources: Arc<HashMap<Digest, Source>>,
@@ -31,8 +31,9 @@ enum Source {
 }
 
 impl FromBundles {
-    /// Finds blobs in bundles; the first bundle that has one and can be gone into gives it. What none has is missed
-    /// when it is asked for. `folder` is where there is room for what has to be kept. Blocking.
+    /// Finds blobs in bundles; the first bundle that has one and can be gone into gives it. What
+    /// none has is missed when it is asked for. `folder` is where there is room for what has to be
+    /// kept. Blocking.
     ///
     /// # Errors
     ///

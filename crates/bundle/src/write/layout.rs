@@ -61,12 +61,13 @@ struct Element<'a> {
 }
 
 impl Layout {
-    /// Lays a draft out: documents before layers, both in the order of the images' names, each blob once.
+    /// Lays a draft out: documents before layers, both in the order of the images' names, each blob
+    /// once.
     ///
     /// # Errors
     ///
-    /// [`WriteError::Draft`] when there is no image, a blob is given with two sizes, an image does not list its own
-    /// target, or there are more images, or names of one, than readers take.
+    /// [`WriteError::Draft`] when there is no image, a blob is given with two sizes, an image does
+    /// not list its own target, or there are more images, or names of one, than readers take.
     pub fn of(draft: &Draft) -> Result<Self, WriteError> {
         let mut images: Vec<&DraftImage> = draft.images.iter().collect();
         images.sort_by_key(|image| (image.names.iter().min(), image.target.digest().to_string()));
@@ -223,13 +224,14 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
     serde_json::to_vec(&document).expect("a document of texts and numbers is serialised")
 }
 
-/// `manifest.json`, by which `docker load`, `podman load` and readers of Docker archives find all images without being
-/// told a name. Readers of both go by the layout.
+/// `manifest.json`, by which `docker load`, `podman load` and readers of Docker archives find all
+/// images without being told a name. Readers of both go by the layout.
 ///
-/// It lists every container image of the bundle, or there is none: a reader that goes by it must not miss one. So there is
-/// none where an image or a name is there for several platforms, since nothing would say which of them a reader gets, or
-/// where a delta leaves layers out. Artifacts are no images to such readers. It has no effect on the catalog: each of its names is
-/// one of `index.json`.
+/// It lists every container image of the bundle, or there is none: a reader that goes by it must
+/// not miss one. So there is none where an image or a name is there for several platforms, since
+/// nothing would say which of them a reader gets, or where a delta leaves layers out. Artifacts are
+/// no images to such readers. It has no effect on the catalog: each of its names is one of
+/// `index.json`.
 fn docker_manifest(images: &[&DraftImage], relied_on: &HashSet<&Digest>) -> Option<Vec<u8>> {
     let mut elements: Vec<Element<'_>> = Vec::new();
     let mut known: HashMap<&WholeImage, usize> = HashMap::new();
@@ -281,8 +283,8 @@ fn has_tag(name: &str) -> bool {
     !name.contains('@') && last.contains(':')
 }
 
-/// One entry of `index.json`. Both annotations have the full name: a tag alone would be the same for many images of a
-/// bundle, and whoever asks for one of them by it would get any.
+/// One entry of `index.json`. Both annotations have the full name: a tag alone would be the same
+/// for many images of a bundle, and whoever asks for one of them by it would get any.
 fn entry_of<'a>(name: Option<&'a str>, image: &'a DraftImage) -> Entry<'a> {
     let target: &Descriptor = &image.target;
     let kept = target.annotations().iter().flatten();

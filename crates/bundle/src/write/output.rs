@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::WriteError;
 
-/// A file on its way: written beside its place under a temporary name, which begins with a dot so that nobody takes
-/// it for a bundle, and put there by [`Output::commit`]. Dropped without that, nothing is left of it.
+/// A file on its way: written beside its place under a temporary name, which begins with a dot so
+/// that nobody takes it for a bundle, and put there by [`Output::commit`]. Dropped without that,
+/// nothing is left of it.
 #[derive(Debug)]
 pub struct Output {
     file: tempfile::NamedTempFile,
@@ -20,7 +21,8 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// [`WriteError::Target`] when `path` has no file name or is a folder, or nothing can be written beside it.
+    /// [`WriteError::Target`] when `path` has no file name or is a folder, or nothing can be
+    /// written beside it.
     pub fn create(path: &Path) -> Result<Self, WriteError> {
         let failed = |action, source| WriteError::Target { action, source };
         let Some(name) = path.file_name() else {

@@ -1,6 +1,8 @@
-//! From the archive's bytes to the file's: not compressed, or compressed so that it can be gone into.
+//! From the archive's bytes to the file's: not compressed, or compressed so that it can be gone
+//! into.
 //!
-//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), and the seekable format of zstd's contrib folder, version 0.1.0.
+//! Sources: RFC 1952 (gzip), RFC 8878 (zstd), and the seekable format of zstd's contrib folder,
+//! version 0.1.0.
 
 use std::io::{self, Write};
 
@@ -14,8 +16,8 @@ use crate::{Compression, Limits};
 /// Bytes of a blob that are compressed at a time.
 pub(super) const PIECE: usize = 128 << 10;
 
-/// Bytes of a layer in one frame: so much is decompressed in vain at most to get at a byte of it, and both sizes of a
-/// frame fit the 32 bits of the table.
+/// Bytes of a layer in one frame: so much is decompressed in vain at most to get at a byte of it,
+/// and both sizes of a frame fit the 32 bits of the table.
 const FRAME: u64 = 32 << 20;
 
 /// Headers and small blobs share a frame up to this size.

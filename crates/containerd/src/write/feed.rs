@@ -44,7 +44,8 @@ impl Feed {
     /// Feeds from `offset` on. Blocks.
     pub(super) fn run(self, offset: u64) -> Fed {
         match self.send_data(offset) {
-            // A blob whose writer has given up is left to be resumed, even if it is only the commit that lacks.
+            // A blob whose writer has given up is left to be resumed, even if it is only the commit
+            // that lacks.
             Ok(true) if !self.stop.is_cancelled() && self.requests.blocking_send(self.commit).is_ok() => {
                 Fed::Whole
             }
@@ -53,7 +54,8 @@ impl Feed {
         }
     }
 
-    /// Queues the bytes from `offset` on; says whether all were. Errs unless they were exactly as many as declared.
+    /// Queues the bytes from `offset` on; says whether all were. Errs unless they were exactly as
+    /// many as declared.
     fn send_data(&self, mut offset: u64) -> Result<bool, Error> {
         let Feed { digest, size, .. } = self;
         let failed = |error| Error::source(digest, error);
@@ -116,7 +118,8 @@ fn too_short(digest: &Digest, size: u64, length: u64) -> Error {
     )
 }
 
-/// Hashes the first `length` bytes of a source, fewer if it has no more or its writer has given up. Blocks.
+/// Hashes the first `length` bytes of a source, fewer if it has no more or its writer has given up.
+/// Blocks.
 pub(super) fn hash_beginning(
     source: &dyn BlobSource,
     length: u64,

@@ -1,4 +1,5 @@
-//! The wait for an ingest that another writer has locked: how long it may stand still, and how often it is looked at. Pure.
+//! The wait for an ingest that another writer has locked: how long it may stand still, and how
+//! often it is looked at. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,8 @@ impl Lock {
         }
     }
 
-    /// Looks at the ingest, which has so many bytes now. Returns how long it has stood still once that is the limit.
+    /// Looks at the ingest, which has so many bytes now. Returns how long it has stood still once
+    /// that is the limit.
     pub(super) fn stands_still(&mut self, reached: Option<u64>, now: Instant) -> Option<Duration> {
         match self.seen {
             Some((before, since)) if before == reached => {

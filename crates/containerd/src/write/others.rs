@@ -1,9 +1,10 @@
 //! Other importers at the same blob: who they are, and how long it is worth waiting for them. Pure.
 //!
-//! containerd does not say which blob an ingest is to become, only what its writer called it. Those that matter put the
-//! digest into the name: containerd's Go import (k0s, k3s, `ctr`) calls it after the path in the archive, for image
-//! layouts `tar-blobs/sha256/<hex>`; pulls (CRI, `ctr`) call it `layer-sha256:<hex>` and the like. An ingest whose
-//! writer is gone looks like one that is written to, until it has not moved for a while.
+//! containerd does not say which blob an ingest is to become, only what its writer called it. Those
+//! that matter put the digest into the name: containerd's Go import (k0s, k3s, `ctr`) calls it
+//! after the path in the archive, for image layouts `tar-blobs/sha256/<hex>`; pulls (CRI, `ctr`)
+//! call it `layer-sha256:<hex>` and the like. An ingest whose writer is gone looks like one that is
+//! written to, until it has not moved for a while.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,8 @@ use crate::content::{Ingest, ingest_ref};
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Whether an ingest of another importer is about to become this blob, as far as its name and size tell.
+/// Whether an ingest of another importer is about to become this blob, as far as its name and size
+/// tell.
 fn is_of_blob(ingest: &Ingest, digest: &Digest, size: u64) -> bool {
     ingest.reference != ingest_ref(digest)
         && ingest.reference.contains(digest.digest())
@@ -47,8 +49,8 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// Looks at the ingests as they are at this moment. Returns the pause before the next look; `None` when no importer
-    /// is at the blob, or none gets on with it.
+    /// Looks at the ingests as they are at this moment. Returns the pause before the next look;
+    /// `None` when no importer is at the blob, or none gets on with it.
     pub(super) fn look(&mut self, ingests: &[Ingest], now: Instant, clock: Timestamp) -> Option<Duration> {
         let theirs = ingests
             .iter()
@@ -71,7 +73,8 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// Whether it was last written to so long ago that its writer must be gone. Where that is not known it is watched.
+    /// Whether it was last written to so long ago that its writer must be gone. Where that is not
+    /// known it is watched.
     fn is_stale(&self, ingest: &Ingest, clock: Timestamp) -> bool {
         let idle = ingest.updated_at.map(|at| clock.duration_since(at));
         idle.is_some_and(|idle| {

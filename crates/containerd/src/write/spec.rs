@@ -1,4 +1,5 @@
-//! The blob that is to be written, the source of its bytes, and the ways in which a write ends well.
+//! The blob that is to be written, the source of its bytes, and the ways in which a write ends
+//! well.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use crate::wire::Labels;
 
 /// Where the bytes of a blob come from.
 ///
-/// Reading may block: it happens on a thread of its own, in pieces. A source is opened again for another pass.
+/// Reading may block: it happens on a thread of its own, in pieces. A source is opened again for
+/// another pass.
 pub trait BlobSource: Send + Sync {
     /// Opens the bytes from `offset` on.
     ///
@@ -74,8 +76,8 @@ pub enum Written {
     },
     /// The namespace had it already, with labels of its own; now it is on the lease.
     Present,
-    /// containerd had all bytes already, from another namespace or a write that lacked only its commit; none
-    /// was sent.
+    /// containerd had all bytes already, from another namespace or a write that lacked only its
+    /// commit; none was sent.
     Adopted,
 }
 

@@ -1,4 +1,5 @@
-//! The messages of `Content.Write`: the stream that opens an ingest, and containerd's answers to it.
+//! The messages of `Content.Write`: the stream that opens an ingest, and containerd's answers to
+//! it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::content::{content_client, ingest_ref};
 use crate::error::{Error, Failure};
 use crate::wire::{labels_to_wire, size_from_wire, size_to_wire};
 
-/// Messages read ahead of the connection. More gain no speed and cost memory: half a MiB each, for each blob under way.
+/// Messages read ahead of the connection. More gain no speed and cost memory: half a MiB each, for
+/// each blob under way.
 const READ_AHEAD: usize = 1;
 /// For containerd to finish a stream that has nothing left to do.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -54,7 +56,8 @@ pub(super) fn whole(spec: &BlobSpec, data: Vec<u8>) -> Result<WriteContentReques
     Ok(WriteContentRequest {
         r#ref: ingest_ref(&spec.digest),
         offset: 0,
-        // The digest says it all. For a total, containerd makes a file of its own, and all other calls wait for its database.
+        // The digest says it all. For a total, containerd makes a file of its own, and all other
+        // calls wait for its database.
         total: 0,
         data,
         ..commit(spec)?
@@ -72,8 +75,8 @@ pub(super) struct WriteStream {
 impl WriteStream {
     /// Opens a stream. The outer error is ours, the inner one containerd's answer.
     ///
-    /// The first message has to be queued before the call is awaited: containerd sends no headers before it has
-    /// answered a message.
+    /// The first message has to be queued before the call is awaited: containerd sends no headers
+    /// before it has answered a message.
     pub(super) async fn open(
         client: &Client,
         channel: Channel,
@@ -122,12 +125,13 @@ impl Answers {
         .await;
     }
 
-    /// Reads acknowledgements until COMMIT is answered, and counts them. They begin at `offset`; `queued` is the offset that
-    /// messages have reached.
+    /// Reads acknowledgements until COMMIT is answered, and counts them. They begin at `offset`;
+    /// `queued` is the offset that messages have reached.
     ///
-    /// As long as bytes are under way, acknowledgements have to keep coming. While none are (the source is slow,
-    /// or containerd syncs its disk for COMMIT, which may take minutes), containerd only has to answer other calls.
-    /// Bytes that were queued a moment before the time is up have had no time to be acknowledged: they get their own.
+    /// As long as bytes are under way, acknowledgements have to keep coming. While none are (the
+    /// source is slow, or containerd syncs its disk for COMMIT, which may take minutes), containerd
+    /// only has to answer other calls. Bytes that were queued a moment before the time is up have
+    /// had no time to be acknowledged: they get their own.
     pub(super) async fn until_commit(
         &mut self,
         client: &Client,

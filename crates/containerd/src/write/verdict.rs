@@ -1,4 +1,5 @@
-//! The meaning of containerd's answers during a write: what an ingest has of its blob, and what a failure calls for. Pure.
+//! The meaning of containerd's answers during a write: what an ingest has of its blob, and what a
+//! failure calls for. Pure.
 
 use containerd_client::services::v1::WriteContentResponse;
 
@@ -66,8 +67,9 @@ pub(super) fn verdict(failure: &Failure, proof: Proof, last: bool) -> Verdict {
         return Verdict::CleanAndFail;
     }
     if failure.is_failed_precondition() {
-        // All bytes were ours, and they are the wrong ones: sending them again changes nothing. A wrong size
-        // with bytes of ours is the tail of an earlier ingest that was declared with another size.
+        // All bytes were ours, and they are the wrong ones: sending them again changes nothing. A
+        // wrong size with bytes of ours is the tail of an earlier ingest that was declared with
+        // another size.
         let hopeless = last || (proof == Proof::Ours && failure.is_digest_mismatch());
         return if hopeless {
             Verdict::BadContent

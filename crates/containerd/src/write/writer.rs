@@ -1,4 +1,5 @@
-//! One write of a blob: passes over its ingest, each of which ends in a blob, an error or another pass.
+//! One write of a blob: passes over its ingest, each of which ends in a blob, an error or another
+//! pass.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +26,8 @@ use crate::error::{Error, Failure};
 
 /// Passes of one `write_blob`; two would do, the third is for a race with another client.
 const PASSES: usize = 3;
-/// Up to so many bytes a blob is sent sooner than it is found out whether another importer is just sending it.
+/// Up to so many bytes a blob is sent sooner than it is found out whether another importer is just
+/// sending it.
 const WORTH_A_LOOK: u64 = 64 << 10;
 
 /// One call of `write_blob`.
@@ -37,7 +39,8 @@ pub(super) struct Writer<'a> {
     source: Arc<dyn BlobSource>,
     /// Bytes sent so far, over all passes.
     sent: u64,
-    /// Whether others that were at the same blob have been waited for. Once is enough: they may come again and again.
+    /// Whether others that were at the same blob have been waited for. Once is enough: they may
+    /// come again and again.
     has_outwaited: bool,
 }
 
@@ -81,9 +84,9 @@ impl<'a> Writer<'a> {
         Err(self.fail(Failure::Contended))
     }
 
-    /// Sends a small blob in one message, which opens its ingest, fills and commits it: asking first whether another
-    /// namespace has it would take longer. `None` where that does not do: the blob is not small, another writer has the
-    /// ingest, or it holds what a pass has to clear away.
+    /// Sends a small blob in one message, which opens its ingest, fills and commits it: asking
+    /// first whether another namespace has it would take longer. `None` where that does not do: the
+    /// blob is not small, another writer has the ingest, or it holds what a pass has to clear away.
     async fn at_once(&mut self) -> Result<Option<Written>, Error> {
         let BlobSpec { digest, size, .. } = self.spec;
         if *size > WORTH_A_LOOK {
@@ -105,7 +108,8 @@ impl<'a> Writer<'a> {
             Err(failure) if failure.is_locked() => return Ok(None),
             Err(failure) => failure,
         };
-        // Either our bytes are the wrong ones, or what an interrupted write left was in the way of them.
+        // Either our bytes are the wrong ones, or what an interrupted write left was in the way of
+        // them.
         let proof = match digest::fits(&message.data, digest) {
             true => Proof::Foreign,
             false => Proof::Ours,
@@ -142,7 +146,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Opens the ingest like [`Writer::open`], but not while another importer sends the same blob under another name.
+    /// Opens the ingest like [`Writer::open`], but not while another importer sends the same blob
+    /// under another name.
     async fn open_alone(&mut self) -> Result<Option<WriteStream>, Error> {
         let Some(stream) = self.open().await? else {
             return Ok(None);
@@ -158,7 +163,8 @@ impl<'a> Writer<'a> {
         if next.is_none() {
             return Ok(Some(stream));
         }
-        // Another of us may wait for our ingest meanwhile, or it would be left behind when the blob is there at last.
+        // Another of us may wait for our ingest meanwhile, or it would be left behind when the blob
+        // is there at last.
         stream.finish().await;
         if standing == Standing::Empty {
             self.client.clean_up(digest).await;
@@ -171,8 +177,8 @@ impl<'a> Writer<'a> {
         self.open().await
     }
 
-    /// Looks at the ingests that may become the blob. Returns the pause before the next look, `None` when there is nothing
-    /// to wait for.
+    /// Looks at the ingests that may become the blob. Returns the pause before the next look,
+    /// `None` when there is nothing to wait for.
     async fn look_at(&self, others: &mut Others<'_>) -> Result<Option<Duration>, Error> {
         let ingests = self.client.ingests_of(&self.spec.digest).await?;
         Ok(others.look(&ingests, Instant::now(), Timestamp::now()))
@@ -182,8 +188,8 @@ impl<'a> Writer<'a> {
         WriteStream::open(self.client, self.channel.clone(), self.lease, opening).await
     }
 
-    /// Opens the ingest. While another writer has it and gets on with it, this waits. `None` means that the blob is there,
-    /// and on the lease.
+    /// Opens the ingest. While another writer has it and gets on with it, this waits. `None` means
+    /// that the blob is there, and on the lease.
     async fn open(&self) -> Result<Option<WriteStream>, Error> {
         let opening = stream::stat(&self.spec.digest, self.spec.size)?;
         let mut lock = Lock::new(self.client.options().lock_wait);
@@ -210,7 +216,8 @@ impl<'a> Writer<'a> {
         Ok(ours.map(|ingest| ingest.offset))
     }
 
-    /// The blob was there, and opening its ingest has put it on the lease. It keeps the labels that it had.
+    /// The blob was there, and opening its ingest has put it on the lease. It keeps the labels that
+    /// it had.
     async fn take_present(&self) -> Result<Pass, Error> {
         let BlobSpec { digest, size, .. } = self.spec;
         match self.client.blob(digest).await? {
@@ -289,8 +296,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Waits for another write of the same ingest to come to its end. containerd opens an ingest of a blob that another
-    /// namespace has for any client that asks, and notices with the first byte only that it is taken.
+    /// Waits for another write of the same ingest to come to its end. containerd opens an ingest of
+    /// a blob that another namespace has for any client that asks, and notices with the first byte
+    /// only that it is taken.
     async fn outwait(&self, failure: Failure) -> Result<Pass, Error> {
         let mut lock = Lock::new(self.client.options().lock_wait);
         loop {
@@ -371,14 +379,16 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Throws the ingest away for another pass. Truncating it in place is what containerd 1.6 gets wrong.
+    /// Throws the ingest away for another pass. Truncating it in place is what containerd 1.6 gets
+    /// wrong.
     async fn restart(&self, stream: WriteStream, reason: &'static str) -> Result<Pass, Error> {
         stream.finish().await;
         self.client.clean_up(&self.spec.digest).await;
         Ok(Pass::Again(reason))
     }
 
-    /// When a lease ends, its ingests are swept away under their writers, who fail in ways of their own.
+    /// When a lease ends, its ingests are swept away under their writers, who fail in ways of their
+    /// own.
     async fn fail_for_lease(&self, failure: Failure) -> Error {
         let attempt = format!("write blob {}", self.spec.digest);
         if failure.is_answer() && matches!(self.client.has_lease(self.lease).await, Ok(false)) {

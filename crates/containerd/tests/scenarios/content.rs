@@ -558,8 +558,8 @@ async fn a_blob_of_another_namespace_is_adopted(stage: &Stage) {
     }
 }
 
-/// Two bundles with the same small layer that another namespace has: containerd may tell one of them in mid write that
-/// the other one holds the ingest.
+/// Two bundles with the same small layer that another namespace has: containerd may tell one of
+/// them in mid write that the other one holds the ingest.
 async fn a_small_blob_of_another_namespace_arrives_for_all_who_write_it_at_once(stage: &Stage) {
     let elsewhere = stage.elsewhere().client().await;
     let (client, lease) = leased(stage).await;

@@ -217,7 +217,8 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A blob that was deleted and not collected yet, and an older ingest of it: containerd 1.6 loses count of that.
+/// A blob that was deleted and not collected yet, and an older ingest of it: containerd 1.6 loses
+/// count of that.
 async fn an_ingest_of_a_deleted_blob_is_no_obstacle(own: &mut Own) {
     let (client, lease) = leased(&own.stage).await;
     let blob = Blob::sized(4 * CHUNK);

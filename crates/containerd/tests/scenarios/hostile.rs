@@ -1,5 +1,5 @@
-//! Something that is no containerd, or one that answers with garbage: no panic, no endless loop, no memory without bound, and
-//! an error that names the socket or what was asked.
+//! Something that is no containerd, or one that answers with garbage: no panic, no endless loop, no
+//! memory without bound, and an error that names the socket or what was asked.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tonic::codegen::http::{HeaderMap, Response};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// No call of a client that gives up after a second takes longer than this, on a machine that does other things too.
+/// No call of a client that gives up after a second takes longer than this, on a machine that does
+/// other things too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a call is answered with, whatever it asks.
@@ -205,7 +206,8 @@ async fn what_does_not_speak_http_2_is_no_containerd_and_named() {
         let speaking = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 while stream.write_all(&bytes).await.is_ok() && is_endless {}
-                // What the client has to say is read, so that it is not told by a broken pipe alone.
+                // What the client has to say is read, so that it is not told by a broken pipe
+                // alone.
                 let _ = stream.read_to_end(&mut Vec::new()).await;
             }
         });
@@ -234,7 +236,8 @@ async fn what_speaks_http_2_and_is_no_containerd_is_named() {
         let place = Place::answering("/containerd.services.version.v1.Version/Version", reply);
         let error = match place.client().await {
             Err(error) => error,
-            // A version that is not said is none, and no mistake: builds from a working tree have none.
+            // A version that is not said is none, and no mistake: builds from a working tree have
+            // none.
             Ok(_) if claim == "no message" => continue,
             Ok(_) => panic!("{claim}: connected"),
         };

@@ -35,7 +35,8 @@ everywhere! {
 const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
-/// Layers in containerd, from the lowest to the uppermost, to be unpacked with a snapshotter that works there.
+/// Layers in containerd, from the lowest to the uppermost, to be unpacked with a snapshotter that
+/// works there.
 pub(crate) struct Chain {
     client: Client,
     lease: String,

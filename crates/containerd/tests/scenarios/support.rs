@@ -1,5 +1,5 @@
-//! What scenarios need: a containerd, a namespace of their own in it, blobs with bytes of their own, sources that
-//! can be stopped half-way, and a raw client that plays another tool.
+//! What scenarios need: a containerd, a namespace of their own in it, blobs with bytes of their
+//! own, sources that can be stopped half-way, and a raw client that plays another tool.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -274,8 +274,8 @@ pub(crate) fn leased_request<T>(stage: &Stage, lease: &str, message: T) -> tonic
     request
 }
 
-/// Writes a blob in one message under a ref of our choice, as another tool would. Without `commit` the bytes stay an
-/// ingest declared with `total` bytes.
+/// Writes a blob in one message under a ref of our choice, as another tool would. Without `commit`
+/// the bytes stay an ingest declared with `total` bytes.
 pub(crate) async fn raw_write(
     stage: &Stage,
     lease: &str,

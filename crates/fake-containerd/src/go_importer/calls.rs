@@ -1,4 +1,5 @@
-//! The importer's calls: requests that say whose they are, and the few answers that are not errors to it.
+//! The importer's calls: requests that say whose they are, and the few answers that are not errors
+//! to it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,7 +31,8 @@ pub(super) struct Calls {
     namespace: String,
 }
 
-/// A stream of writes: where messages go, where answers come from, and the offset at which the ingest is.
+/// A stream of writes: where messages go, where answers come from, and the offset at which the
+/// ingest is.
 pub(super) struct Opened {
     pub(super) requests: mpsc::Sender<wire::WriteContentRequest>,
     pub(super) answers: Streaming<wire::WriteContentResponse>,

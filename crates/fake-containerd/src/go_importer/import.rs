@@ -1,4 +1,5 @@
-//! The import that k0s, k3s and `ctr` share: an archive's files into the store, its index into labels and records.
+//! The import that k0s, k3s and `ctr` share: an archive's files into the store, its index into
+//! labels and records.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -15,7 +16,8 @@ use super::{ImportFailed, LEASE, Step, pass, refused};
 use crate::digest::sha256;
 use crate::wire;
 
-/// Bytes sent between two steps. The original sends more at once; small pieces let tests stop in the middle of small blobs.
+/// Bytes sent between two steps. The original sends more at once; small pieces let tests stop in
+/// the middle of small blobs.
 const PIECE: usize = 32 << 10;
 
 /// Imports a bundle under a lease of its own, and gives the records that were written.
@@ -99,7 +101,8 @@ impl Import<'_> {
         Ok(images)
     }
 
-    /// Writes one file of the archive. It continues an ingest that was left under the same ref, without proof.
+    /// Writes one file of the archive. It continues an ingest that was left under the same ref,
+    /// without proof.
     async fn store(
         &self,
         path: &str,
@@ -154,7 +157,8 @@ impl Import<'_> {
         }
     }
 
-    /// Labels a document for its children of this node's platform, and those in turn. It passes over missing ones.
+    /// Labels a document for its children of this node's platform, and those in turn. It passes
+    /// over missing ones.
     async fn label_children(
         &self,
         digest: &str,

@@ -1,4 +1,5 @@
-//! What CRI makes of image records, on every containerd with CRI on its socket. All of this happens in namespace `k8s.io`.
+//! What CRI makes of image records, on every containerd with CRI on its socket. All of this happens
+//! in namespace `k8s.io`.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! A thin hand on the raw protocol: containerd-client's own clients, plus headers. Nothing is retried, tolerated or hidden, so
-//! that a scenario shows what a containerd really answers.
+//! A thin hand on the raw protocol: containerd-client's own clients, plus headers. Nothing is
+//! retried, tolerated or hidden, so that a scenario shows what a containerd really answers.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,8 +132,9 @@ impl Raw {
         EventsClient::new(self.channel.clone())
     }
 
-    /// Subscribes to the events of our namespace, of which a filter may ask for more. No answer tells when a subscription is
-    /// in place, so something is made to happen, each time with another number, until it is seen.
+    /// Subscribes to the events of our namespace, of which a filter may ask for more. No answer
+    /// tells when a subscription is in place, so something is made to happen, each time with
+    /// another number, until it is seen.
     pub(crate) async fn subscribe(&self, filter: &str, happen: impl AsyncFn(usize)) -> Streaming<Envelope> {
         let request = SubscribeRequest {
             filters: vec![format!("namespace=={}{filter}", self.namespace)],

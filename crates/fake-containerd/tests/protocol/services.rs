@@ -1,5 +1,5 @@
-//! Scenarios that every containerd must pass, the stand-in and the real ones alike: what an importer relies on, told in raw
-//! calls. Each runs in a namespace of its own.
+//! Scenarios that every containerd must pass, the stand-in and the real ones alike: what an
+//! importer relies on, told in raw calls. Each runs in a namespace of its own.
 
 use std::time::Duration;
 
@@ -826,7 +826,8 @@ pub(crate) async fn sha512_is_taken_from_2_3_on_and_a_mismatch_before(raw: Raw) 
     assert!(!raw.has(&sha256(&bytes)).await);
 }
 
-/// A blob may say of itself that it lives as long as a record, whether the record knows of it or not.
+/// A blob may say of itself that it lives as long as a record, whether the record knows of it or
+/// not.
 pub(crate) async fn references_back_to_a_record_hold_from_2_2_on(raw: Raw) {
     raw.lease("lease").await;
     let target = raw.put("lease", &raw.bytes("target"), &[]).await;
@@ -1029,7 +1030,8 @@ fn image_with(image: &Image, key: &str, value: &str) -> Image {
     image
 }
 
-/// Opens the ref of these bytes again; the lock of a stream that was dropped may linger for some milliseconds.
+/// Opens the ref of these bytes again; the lock of a stream that was dropped may linger for some
+/// milliseconds.
 async fn reopened(raw: &Raw, bytes: &[u8]) -> (Write, WriteContentResponse) {
     for _ in 0..500 {
         match raw.open("lease", stat(bytes)).await {

@@ -1,4 +1,5 @@
-//! Unpacking, told in raw calls: prepared, applied, committed, and what is refused on the way. The real ones unpack for good.
+//! Unpacking, told in raw calls: prepared, applied, committed, and what is refused on the way. The
+//! real ones unpack for good.
 
 use std::io::Write as _;
 

@@ -1,4 +1,5 @@
-//! Where the stand-in is stricter than containerd: each finding is a sentence, and a clean import has none.
+//! Where the stand-in is stricter than containerd: each finding is a sentence, and a clean import
+//! has none.
 
 use containerd_client::services::v1::*;
 use fake_containerd::{Fake, FakeConfig, SnapshotKind, sha256};

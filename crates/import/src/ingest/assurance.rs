@@ -1,9 +1,11 @@
-//! Before a record is written: that the names of its blobs last, and that the lease has held them all the time.
+//! Before a record is written: that the names of its blobs last, and that the lease has held them
+//! all the time.
 //!
-//! containerd makes the bytes of a blob last and then renames the file into place; before 2.2 it does not make the
-//! rename last. Its database, though, lasts from the moment the record is written, so a power cut in the seconds after
-//! that leaves a record whose blob has no file, which containerd lists all the same. And a lease that somebody has
-//! deleted protects nothing: what it held may have been collected.
+//! containerd makes the bytes of a blob last and then renames the file into place; before 2.2 it
+//! does not make the rename last. Its database, though, lasts from the moment the record is
+//! written, so a power cut in the seconds after that leaves a record whose blob has no file, which
+//! containerd lists all the same. And a lease that somebody has deleted protects nothing: what it
+//! held may have been collected.
 //!
 //! One round serves every image that waits for it when it begins.
 
@@ -26,10 +28,11 @@ pub(super) struct Assurance {
 }
 
 impl Assurance {
-    /// Makes sure of everything that was put under the lease before; says whether the lease still holds it. Safe to cancel.
+    /// Makes sure of everything that was put under the lease before; says whether the lease still
+    /// holds it. Safe to cancel.
     ///
-    /// Where names cannot be made to last (containerd runs on what we cannot see), the image is recorded all the same,
-    /// as every other importer does.
+    /// Where names cannot be made to last (containerd runs on what we cannot see), the image is
+    /// recorded all the same, as every other importer does.
     ///
     /// # Errors
     ///
@@ -65,8 +68,9 @@ struct Rounds {
 }
 
 impl Rounds {
-    /// Waits for a round that begins after this call and says yes; who does not find one goes the round for all that wait.
-    /// A no, like an error, is only for who went it: the others go for themselves. Safe to cancel.
+    /// Waits for a round that begins after this call and says yes; who does not find one goes the
+    /// round for all that wait. A no, like an error, is only for who went it: the others go for
+    /// themselves. Safe to cancel.
     async fn join<E>(&self, round: impl AsyncFnOnce() -> Result<bool, E>) -> Result<bool, E> {
         let turn = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut answered = self.answered.lock().await;

@@ -1,4 +1,5 @@
-//! One blob on its way: held where it is there, sent where it is not, and labelled as its children want it.
+//! One blob on its way: held where it is there, sent where it is not, and labelled as its children
+//! want it.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -32,7 +33,8 @@ pub(super) struct BlobTask {
     turns: Arc<Turns>,
 }
 
-/// One task at a time for each blob: images share blobs, and an ingest has one name whoever writes it.
+/// One task at a time for each blob: images share blobs, and an ingest has one name whoever writes
+/// it.
 #[derive(Debug, Default)]
 pub(super) struct Turns(std::sync::Mutex<HashMap<Digest, Arc<Mutex<()>>>>);
 
@@ -83,7 +85,8 @@ impl BlobTask {
         Ok(match self.send().await? {
             Written::Committed { sent_bytes } => Some(sent_bytes),
             Written::Adopted => None,
-            // Somebody else has sent it since the plan was made, perhaps with labels for other children.
+            // Somebody else has sent it since the plan was made, perhaps with labels for other
+            // children.
             Written::Present => self.label().await.map(|()| None)?,
         })
     }
@@ -112,7 +115,8 @@ impl BlobTask {
         self.client.write_blob(&self.lease, &spec, source).await
     }
 
-    /// Gives a blob that was there the labels it lacks, by what it has now: others send and label it, too.
+    /// Gives a blob that was there the labels it lacks, by what it has now: others send and label
+    /// it, too.
     async fn label(&self) -> Result<(), containerd::Error> {
         let BlobStep {
             digest,
@@ -141,7 +145,8 @@ impl BlobSource for FromBundle {
     }
 }
 
-/// A blob that was in containerd when the plan was made, is not any more, and is not in the bundle either.
+/// A blob that was in containerd when the plan was made, is not any more, and is not in the bundle
+/// either.
 struct Gone;
 
 impl BlobSource for Gone {

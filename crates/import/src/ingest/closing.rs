@@ -1,8 +1,9 @@
-//! What comes after the leaves of an image were sent: those that were there are held, then come its manifests and indexes,
-//! and then its records.
+//! What comes after the leaves of an image were sent: those that were there are held, then come its
+//! manifests and indexes, and then its records.
 //!
-//! Nothing here changes the run it belongs to, so that several images can be closed at a time: each step waits for
-//! containerd's database, which takes one writer after the other and should never have to wait for us.
+//! Nothing here changes the run it belongs to, so that several images can be closed at a time: each
+//! step waits for containerd's database, which takes one writer after the other and should never
+//! have to wait for us.
 
 use std::sync::Arc;
 
@@ -95,8 +96,8 @@ impl<'a> Closing<'a> {
 
     /// Brings one record about.
     ///
-    /// The plan may be an hour old by now. What it says about a record that was there is looked up again, so that what
-    /// somebody else did to it meanwhile is not overlooked.
+    /// The plan may be an hour old by now. What it says about a record that was there is looked up
+    /// again, so that what somebody else did to it meanwhile is not overlooked.
     async fn record(&self, step: &RecordStep) -> Result<(RecordStep, RecordOutcome), Fault> {
         let mut step = match &step.action {
             RecordAction::Create(_) => step.clone(),

@@ -1,9 +1,10 @@
-//! Sending the leaves of all images, several at a time, and finishing each image as soon as its leaves are there.
+//! Sending the leaves of all images, several at a time, and finishing each image as soon as its
+//! leaves are there.
 //!
-//! Nobody waits for anybody here: while one image gets its manifests and records, layers of the next ones are on their
-//! way. A bundle that can be read anywhere is taken image by image; one that is best read in order, in one [`Pass`]. What
-//! this leaves undone (a blob that had to be started over, or that vanished from containerd meanwhile) is done
-//! afterwards, image by image.
+//! Nobody waits for anybody here: while one image gets its manifests and records, layers of the
+//! next ones are on their way. A bundle that can be read anywhere is taken image by image; one that
+//! is best read in order, in one [`Pass`]. What this leaves undone (a blob that had to be started
+//! over, or that vanished from containerd meanwhile) is done afterwards, image by image.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -124,7 +125,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What is left to do of an image that lacks nothing, or nothing that could still come; `None` where that is nothing.
+    /// What is left to do of an image that lacks nothing, or nothing that could still come; `None`
+    /// where that is nothing.
     async fn begin_to_close(&mut self, image: &'a ImagePlan) -> Result<Option<Closing<'a>>, Fault> {
         if self.finished.contains(&image.index) {
             return Ok(None);
@@ -169,8 +171,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Whether the disk is full: then nothing further is begun, and what is under way comes to its end first. Small images
-/// that need little more are in place then.
+/// Whether the disk is full: then nothing further is begun, and what is under way comes to its end
+/// first. Small images that need little more are in place then.
 #[derive(Default)]
 struct Full(Option<Error>);
 
@@ -227,8 +229,9 @@ impl Coming {
     }
 }
 
-/// The order in which leaves are sent: image by image, while in the last place of those that are sent at a time the
-/// largest of all is. Sent in its turn, it would be the last one standing, with nothing beside it.
+/// The order in which leaves are sent: image by image, while in the last place of those that are
+/// sent at a time the largest of all is. Sent in its turn, it would be the last one standing, with
+/// nothing beside it.
 #[derive(Default)]
 struct Order {
     in_turn: VecDeque<Digest>,

@@ -1,8 +1,9 @@
 //! One pass over a bundle that is read from its beginning to its end.
 //!
-//! A thread reads the blobs that are wanted in the order of the archive and hands each over in pieces; whoever sends
-//! them takes them as they come. Nothing is read again: a blob that turns out to be in containerd, or that fails, is
-//! passed over, and one that would have to be started over is left to be read by itself afterwards.
+//! A thread reads the blobs that are wanted in the order of the archive and hands each over in
+//! pieces; whoever sends them takes them as they come. Nothing is read again: a blob that turns out
+//! to be in containerd, or that fails, is passed over, and one that would have to be started over
+//! is left to be read by itself afterwards.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -93,7 +94,8 @@ fn hand_over(mut blob: StreamedBlob<'_>, pieces: &mpsc::Sender<Piece>) {
     }
 }
 
-/// A blob that can be read once. It may be opened again where the reader before has stopped, or further on.
+/// A blob that can be read once. It may be opened again where the reader before has stopped, or
+/// further on.
 pub(super) struct OnceSource {
     passing: Arc<Mutex<Bytes>>,
     missed: AtomicBool,

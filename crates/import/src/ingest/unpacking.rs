@@ -53,8 +53,8 @@ pub(super) async fn unpack(
 }
 
 impl<'a> Run<'a> {
-    /// Unpacks the images that have records and are not unpacked yet. What is wrong with one of them is told and takes
-    /// nothing back.
+    /// Unpacks the images that have records and are not unpacked yet. What is wrong with one of
+    /// them is told and takes nothing back.
     pub(super) async fn unpack_recorded(&mut self) -> Result<(), Error> {
         let Some((unpacker, _)) = &self.job.intent.unpack else {
             return Ok(());

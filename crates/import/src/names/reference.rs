@@ -1,4 +1,5 @@
-//! Normalised image references, read by the distribution reference grammar as containerd and CRI apply it.
+//! Normalised image references, read by the distribution reference grammar as containerd and CRI
+//! apply it.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -7,7 +8,8 @@ use std::str::FromStr;
 use basics::foreign::quoted;
 use oci_spec::image::Digest;
 
-/// The most characters a repository (host and path) may have: the limit of the distribution reference grammar.
+/// The most characters a repository (host and path) may have: the limit of the distribution
+/// reference grammar.
 const REPOSITORY_LENGTH: usize = 255;
 
 /// A normalised image reference: host and path, with a tag, a digest, or both.
@@ -97,8 +99,9 @@ impl FromStr for Reference {
     }
 }
 
-/// Reads a reference by hand. The library's way compiles its grammar first, which takes each process 40 ms and 12 MiB:
-/// longer than an import with nothing to do. That both read the same is a test.
+/// Reads a reference by hand. The library's way compiles its grammar first, which takes each
+/// process 40 ms and 12 MiB: longer than an import with nothing to do. That both read the same is a
+/// test.
 fn parse(text: &str) -> Result<Reference, &'static str> {
     if !text.is_ascii() {
         return Err("only ASCII characters are allowed");
@@ -141,11 +144,13 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
 /// Where names without a host belong.
 const DOCKER_HUB: &str = "docker.io";
 
-/// The host, and what follows it. A first component is a host where it could not be part of a path, or is `localhost`.
+/// The host, and what follows it. A first component is a host where it could not be part of a path,
+/// or is `localhost`.
 fn split_host(text: &str) -> Result<(&str, &str), &'static str> {
     match text.split_once('/') {
         Some((first, rest)) if first == "localhost" || first.contains(is_for_hosts) => {
-            // An underscore makes no host, and yet the grammar takes such a name, and containerd goes by its first part.
+            // An underscore makes no host, and yet the grammar takes such a name, and containerd
+            // goes by its first part.
             match (is_host(first) || is_path_component(first), first) {
                 (false, _) => Err("not a host at its beginning"),
                 (true, "index.docker.io") => Ok((DOCKER_HUB, rest)),
@@ -185,7 +190,8 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Lower-case letters and digits, with a dot, one or two underscores or any number of hyphens between them.
+/// Lower-case letters and digits, with a dot, one or two underscores or any number of hyphens
+/// between them.
 fn is_path_component(text: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let ends_are_words = |text: &[u8]| {
@@ -275,8 +281,9 @@ mod tests {
         }
     }
 
-    /// What the library takes and what we take is the same, but for hosts that it does not know (IPv6 addresses, a first
-    /// component with capitals) and tags of other scripts, which are no tags.
+    /// What the library takes and what we take is the same, but for hosts that it does not know
+    /// (IPv6 addresses, a first component with capitals) and tags of other scripts, which are no
+    /// tags.
     mod like_the_library {
         use proptest::prelude::*;
 

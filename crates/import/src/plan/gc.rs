@@ -7,10 +7,12 @@ use crate::select::{Child, ChildKind};
 
 const GC_REF: &str = "containerd.io/gc.ref.content";
 
-/// The labels that tell containerd's garbage collector of `children`, as far as `there` does not say it yet.
+/// The labels that tell containerd's garbage collector of `children`, as far as `there` does not
+/// say it yet.
 ///
-/// Keys are numbered per kind as containerd numbers them. A key that is taken for another blob is left alone and the
-/// next free number is used: somebody else may rely on it, for another platform of the same index.
+/// Keys are numbered per kind as containerd numbers them. A key that is taken for another blob is
+/// left alone and the next free number is used: somebody else may rely on it, for another platform
+/// of the same index.
 #[must_use]
 pub fn missing_gc_labels(children: &[Child], there: &Labels) -> Labels {
     let mut missing = Labels::new();

@@ -33,19 +33,20 @@ pub struct Intent {
     pub leave: BTreeMap<String, String>,
     /// Where the blobs go, and what stays free there.
     pub space: Space,
-    /// Which images come first, by their names: those of the first pattern, then those of the second, then the others.
+    /// Which images come first, by their names: those of the first pattern, then those of the
+    /// second, then the others.
     pub priority: Vec<Pattern>,
     /// How fast blobs are sent.
     pub pace: Arc<Pace>,
     /// What the images are unpacked with, if they are, and when.
     pub unpack: Option<(Unpacker, UnpackWhen)>,
-    /// How many records the namespace may have, those of others counted, once a bundle has added its own. Default
-    /// [`MOST_RECORDS`].
+    /// How many records the namespace may have, those of others counted, once a bundle has added
+    /// its own. Default [`MOST_RECORDS`].
     pub most_records: usize,
 }
 
-/// A record with a short name and few labels takes some 300 bytes in containerd's answer to a list, and this is about as
-/// many as there is room for in one message of 16 MiB.
+/// A record with a short name and few labels takes some 300 bytes in containerd's answer to a list,
+/// and this is about as many as there is room for in one message of 16 MiB.
 pub const MOST_RECORDS: usize = 50_000;
 
 /// When an import unpacks images.

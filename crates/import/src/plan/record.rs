@@ -60,8 +60,8 @@ fn move_or_leave(record: &ImageRecord, intent: &Intent) -> RecordAction {
         };
     }
     let mut labels = labels::vouch(&record.labels, &intent.source);
-    // With its mark on it CRI takes the record for known and never learns of the new image's ID. CRI may be setting
-    // the mark at this moment, so it is taken away whether we saw it or not.
+    // With its mark on it CRI takes the record for known and never learns of the new image's ID.
+    // CRI may be setting the mark at this moment, so it is taken away whether we saw it or not.
     labels.insert(CRI_MANAGED.to_owned(), None);
     RecordAction::Retarget {
         from: record.target.digest().clone(),

@@ -9,11 +9,12 @@ use crate::labels::{self, Labels};
 use crate::names::Reference;
 use crate::select::Taken;
 
-/// Where blobs are from, as labels. Made once for all blobs that are in the same images: an image may have thousands of
-/// layers and hundreds of names, and a layer may be in thousands of images.
+/// Where blobs are from, as labels. Made once for all blobs that are in the same images: an image
+/// may have thousands of layers and hundreds of names, and a layer may be in thousands of images.
 pub(super) struct Sources<'a>(HashMap<&'a Digest, Arc<Labels>>);
 
-/// Repositories that a blob's labels name at most. containerd writes each label of each blob to its disk.
+/// Repositories that a blob's labels name at most. containerd writes each label of each blob to its
+/// disk.
 pub(super) const MOST_SOURCES: usize = 16;
 
 impl<'a> Sources<'a> {

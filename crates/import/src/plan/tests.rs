@@ -207,7 +207,8 @@ fn any_gc_label_that_refers_to_the_child_is_enough() {
         digest('a').to_string(),
     )]);
     assert!(missing_gc_labels(&[child(ChildKind::Manifest, 'a')], &there).is_empty());
-    // Words that only begin so, and what containerd 2.2 and 2.3 added: none of these keeps the child.
+    // Words that only begin so, and what containerd 2.2 and 2.3 added: none of these keeps the
+    // child.
     for key in [
         "containerd.io/gc.ref.contents",
         "containerd.io/gc.ref.image.0",

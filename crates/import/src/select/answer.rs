@@ -1,4 +1,5 @@
-//! The manifest that containerd uses of an index, on a node of a platform and by the rules of its version.
+//! The manifest that containerd uses of an index, on a node of a platform and by the rules of its
+//! version.
 
 use std::collections::HashSet;
 
@@ -66,7 +67,8 @@ impl<'n> Answer<'n> {
     }
 }
 
-/// Why containerd can make no container of what it chose; none where an image is or should be there.
+/// Why containerd can make no container of what it chose; none where an image is or should be
+/// there.
 fn unusable(node: &Node) -> Option<String> {
     match &node.content {
         Content::Manifest(manifest) => match &manifest.kind {
@@ -203,11 +205,12 @@ fn by_whom(matcher: &Matcher) -> String {
     versions.map_or_else(String::new, |versions| format!("on containerd {versions} "))
 }
 
-/// No image is for so many platforms. A hostile index may list thousands: each costs a look at all its entries, and
-/// each record's report names them.
+/// No image is for so many platforms. A hostile index may list thousands: each costs a look at all
+/// its entries, and each record's report names them.
 pub(super) const MOST_PLATFORMS: usize = 100;
 
-/// Where everything is taken: images that containerd would not get at on a node of their own platform.
+/// Where everything is taken: images that containerd would not get at on a node of their own
+/// platform.
 pub(super) fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Problems {
     let images = leaves(children)
         .into_iter()
@@ -231,8 +234,9 @@ pub(super) fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Problem
     problems
 }
 
-/// The image that an index has for one of these platforms although containerd uses another of its manifests, which is of no
-/// use there. None where that is not so, and where no platform is asked for.
+/// The image that an index has for one of these platforms although containerd uses another of its
+/// manifests, which is of no use there. None where that is not so, and where no platform is asked
+/// for.
 #[must_use]
 pub fn hidden_image<'n>(root: &'n Node, wanted: &Wanted) -> Option<&'n Digest> {
     let (Content::Index(_), Wanted::Platforms(matchers)) = (&root.content, wanted) else {
@@ -246,7 +250,8 @@ pub fn hidden_image<'n>(root: &'n Node, wanted: &Wanted) -> Option<&'n Digest> {
         })
 }
 
-/// What containerd makes containers of on the node that `matcher` is of; none where it has nothing that it can use.
+/// What containerd makes containers of on the node that `matcher` is of; none where it has nothing
+/// that it can use.
 pub(crate) fn chosen_for<'n>(root: &'n Node, matcher: &Matcher) -> Option<&'n Node> {
     match &root.content {
         Content::Index(_) => match Answer::of(root, matcher) {

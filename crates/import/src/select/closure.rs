@@ -1,4 +1,5 @@
-//! The blobs of an image, children before parents, with the references that containerd's garbage collector must know.
+//! The blobs of an image, children before parents, with the references that containerd's garbage
+//! collector must know.
 
 use std::collections::HashSet;
 
@@ -25,7 +26,8 @@ impl Closure {
         self.blobs.iter().map(|blob| blob.size).sum()
     }
 
-    /// What a blob is in its image, such as `layer 2 of 5`, `config` or `manifest`. A layer counts by its first place.
+    /// What a blob is in its image, such as `layer 2 of 5`, `config` or `manifest`. A layer counts
+    /// by its first place.
     #[must_use]
     pub fn part(&self, digest: &Digest) -> String {
         let refers = |blob: &&Member| blob.children.iter().any(|child| child.digest == *digest);
@@ -67,7 +69,8 @@ pub struct Member {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// What it refers to and containerd's garbage collector must know of; empty for layers and configs.
+    /// What it refers to and containerd's garbage collector must know of; empty for layers and
+    /// configs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub children: Vec<Child>,
 }

@@ -1,4 +1,5 @@
-//! Whether an image is whole for the platforms that are wanted, and which of its manifests are taken.
+//! Whether an image is whole for the platforms that are wanted, and which of its manifests are
+//! taken.
 
 use std::collections::HashSet;
 
@@ -12,7 +13,8 @@ use super::closure::{Builder, Closure};
 use super::node::{is_runnable, leaves, offered, platform_text, stated_platform};
 use super::problem::{Problem, absent, broken, node_problems, problems, problems_in};
 
-/// What is to be said of an image that is not in a bundle but in a store, and has a record there already.
+/// What is to be said of an image that is not in a bundle but in a store, and has a record there
+/// already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
     /// Everything that is needed to run it is there.
@@ -25,8 +27,8 @@ pub enum Judgement {
     Broken(Vec<Problem>),
 }
 
-/// Judges an image in the store called `place` (as in "is not in containerd") as [`select`](super::select()) judges those of a
-/// bundle.
+/// Judges an image in the store called `place` (as in "is not in containerd") as
+/// [`select`](super::select()) judges those of a bundle.
 #[must_use]
 pub fn judge(root: &Node, wanted: &Wanted, place: &'static str) -> Judgement {
     let walk = Walk {
@@ -121,8 +123,8 @@ impl Walk<'_> {
         Ok((builder.finish(platforms), rank.unwrap_or(Rank::MAX)))
     }
 
-    /// The manifests that must be there: what containerd uses for each platform asked for, or everything. All of them
-    /// are whole.
+    /// The manifests that must be there: what containerd uses for each platform asked for, or
+    /// everything. All of them are whole.
     fn required<'n>(
         &self,
         root: &'n Node,
@@ -188,7 +190,8 @@ impl Walk<'_> {
             return Some(Rank::MAX);
         };
         let exact = matchers.iter().filter_map(|matcher| matcher.rank(platform)).min();
-        // Configs lie about variants, and containerd does not check a single manifest when it runs it.
+        // Configs lie about variants, and containerd does not check a single manifest when it runs
+        // it.
         let loose = matchers
             .iter()
             .any(|matcher| matcher.accepts_loosely(&platform.os, &platform.architecture));

@@ -59,15 +59,15 @@ pub(super) fn named(
     Verdict::Take(Taken { records, closure })
 }
 
-/// Bytes of annotations that a record keeps, each with [`ANNOTATION`] on top. containerd answers each list of records
-/// with all of theirs, in one message of at most 16 MiB.
+/// Bytes of annotations that a record keeps, each with [`ANNOTATION`] on top. containerd answers
+/// each list of records with all of theirs, in one message of at most 16 MiB.
 const MOST_ANNOTATIONS: usize = 1 << 10;
 
 /// What an annotation takes beside its text, in bytes.
 const ANNOTATION: usize = 64;
 
-/// A descriptor as records have it: with its annotations where they are few, and without `urls`, which nothing asks a
-/// record for.
+/// A descriptor as records have it: with its annotations where they are few, and without `urls`,
+/// which nothing asks a record for.
 fn recorded(descriptor: &Descriptor) -> Descriptor {
     let mut recorded = descriptor.clone();
     recorded.set_urls(None);
@@ -109,7 +109,8 @@ fn manifest_records(manifests: &[&Node], names: &[Reference], naming: &Naming) -
     records
 }
 
-/// A name that several images claim goes to the one that suits the node best, and among equals to the last.
+/// A name that several images claim goes to the one that suits the node best, and among equals to
+/// the last.
 pub(super) fn settle_names(choices: &mut [(Choice, Rank)]) {
     let mut winners: HashMap<String, (usize, Rank)> = HashMap::new();
     for (at, (choice, rank)) in choices.iter().enumerate() {
@@ -132,7 +133,8 @@ impl Choice {
         }
     }
 
-    /// Takes away the names that another image of the bundle won; without a tag left, the image is not taken.
+    /// Takes away the names that another image of the bundle won; without a tag left, the image is
+    /// not taken.
     fn give_up_names(&mut self, is_lost: impl Fn(&str) -> bool) {
         let Verdict::Take(taken) = &mut self.verdict else {
             return;

@@ -65,7 +65,8 @@ pub(super) fn stated_platform(node: &Node) -> Option<&Platform> {
     node.platform.as_ref().or(config)
 }
 
-/// `linux/arm64/v8`, or `unknown platform`; at most 200 characters, since each problem of each layer begins with it.
+/// `linux/arm64/v8`, or `unknown platform`; at most 200 characters, since each problem of each
+/// layer begins with it.
 #[must_use]
 pub fn platform_text(node: &Node) -> String {
     stated_platform(node).map_or_else(

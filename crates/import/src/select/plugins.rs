@@ -9,11 +9,11 @@ use oci_spec::image::Digest;
 use super::Closure;
 use super::node::{manifests_below, platform_text};
 
-/// The images among these blobs that not every pod can use as its container's image, each in a sentence: those that
-/// containerd unpacks with a plugin only, and an artifact.
+/// The images among these blobs that not every pod can use as its container's image, each in a
+/// sentence: those that containerd unpacks with a plugin only, and an artifact.
 ///
-/// A snapshotter (nydus) or a stream processor (encrypted layers) may be there and cannot be seen from outside, so such an
-/// image is no broken one.
+/// A snapshotter (nydus) or a stream processor (encrypted layers) may be there and cannot be seen
+/// from outside, so such an image is no broken one.
 #[must_use]
 pub fn images_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
     let taken: HashSet<&Digest> = closure.blobs.iter().map(|blob| &blob.digest).collect();
@@ -56,8 +56,8 @@ fn unusual_layers(manifest: &Manifest) -> Option<String> {
     ))
 }
 
-/// From 2.3 on containerd asks the snapshotter whether it has what the config wants, whatever the index said
-/// (containerd's client/image.go, `checkSnapshotterSupport`).
+/// From 2.3 on containerd asks the snapshotter whether it has what the config wants, whatever the
+/// index said (containerd's client/image.go, `checkSnapshotterSupport`).
 fn features(manifest: &Manifest) -> Option<String> {
     let platform = manifest.config_platform.as_ref()?;
     let features = &platform.os_features;

@@ -114,7 +114,8 @@ async fn an_image_is_recorded_as_soon_as_its_blobs_have_gone_by(stage: &Stage) {
     let position = |what: &str| story.iter().position(|told| told == what).expect("it was told");
     let layers = &packed.archive.images[0].manifests[0].layers;
     let last = layers.iter().map(|layer| position(layer.as_ref())).max();
-    // A few blobs are on their way at a time, so the small image may be done some blobs late, not all.
+    // A few blobs are on their way at a time, so the small image may be done some blobs late, not
+    // all.
     assert!(Some(position("r.test/small:1")) < last, "{story:?}");
     assert_converged(&client, &packed).await;
 }

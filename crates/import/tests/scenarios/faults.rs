@@ -1,5 +1,5 @@
-//! Everything that can break, broken once at every place it can break at. Whatever happened, what is recorded is whole,
-//! and the next run finishes the job.
+//! Everything that can break, broken once at every place it can break at. Whatever happened, what
+//! is recorded is whole, and the next run finishes the job.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -38,7 +38,8 @@ fn answers() -> [(Code, &'static str); 4] {
     ]
 }
 
-/// After a run that was disturbed: what is there is whole. Then a run that is not: everything is there.
+/// After a run that was disturbed: what is there is whole. Then a run that is not: everything is
+/// there.
 async fn assert_the_next_run_converges(client: &Client, stock: &Stock, disturbance: &str) -> Imported {
     whole_records(client, stock).await;
     let imported = try_import(client, stock).await;

@@ -157,8 +157,8 @@ impl Observer for Story {
     }
 }
 
-/// Each message takes a while here, and the layer of the large image has many of them: both images are on their way at the
-/// same time.
+/// Each message takes a while here, and the layer of the large image has many of them: both images
+/// are on their way at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_image_has_its_record_before_the_blobs_of_a_large_one_are_done() {
     let stage = fake();

@@ -1,5 +1,5 @@
-//! Which manifest of an index containerd uses: random indexes, and CRI's own word for it. The id of an image in CRI is
-//! the digest of the config that containerd found.
+//! Which manifest of an index containerd uses: random indexes, and CRI's own word for it. The id of
+//! an image in CRI is the digest of the config that containerd found.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
@@ -17,7 +17,8 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// How many indexes are drawn. A quarter of them has nothing for the node, another quarter nothing that it can use.
+/// How many indexes are drawn. A quarter of them has nothing for the node, another quarter nothing
+/// that it can use.
 const DRAWN: u64 = 150;
 
 macro_rules! on_each_real_one {
@@ -63,7 +64,8 @@ async fn cri_has_the_image_that_was_foretold(own: &mut Own) {
         let root = bundle::resolve(&root, &mut shelf, &Limits::default()).expect("it is within the limits");
         drawn.push((name, root));
     }
-    // CRI takes one event after the other: when it knows the last image it has looked at all of them.
+    // CRI takes one event after the other: when it knows the last image it has looked at all of
+    // them.
     let mut shelf = Shelf::default();
     let last = Draw::new(0, &node).image(&mut shelf, "last");
     shelf.send(&client, &lease).await;
@@ -80,7 +82,8 @@ async fn cri_has_the_image_that_was_foretold(own: &mut Own) {
         let foretold = foretold(root, &matcher);
         let is_right = match &foretold {
             Foretold::Image(config) => id.as_deref() == Some(config.as_ref()),
-            // Whether CRI makes an image of it differs from version to version; another one it never uses.
+            // Whether CRI makes an image of it differs from version to version; another one it
+            // never uses.
             Foretold::Artifact(config) => id.is_none() || id.as_deref() == Some(config.as_ref()),
             Foretold::Nothing => id.is_none(),
         };

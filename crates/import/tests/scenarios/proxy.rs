@@ -1,5 +1,5 @@
-//! A socket before containerd's that breaks all connections once a number of bytes has gone to containerd, or carries
-//! them no faster than told.
+//! A socket before containerd's that breaks all connections once a number of bytes has gone to
+//! containerd, or carries them no faster than told.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

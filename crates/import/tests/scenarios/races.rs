@@ -1,4 +1,5 @@
-//! What others do to containerd while an import is under way: between its look and its deeds, and at the same time.
+//! What others do to containerd while an import is under way: between its look and its deeds, and
+//! at the same time.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -115,7 +116,8 @@ async fn lease_ending_in(client: &Client, id: &str, hours: i64) {
         .expect("a lease");
 }
 
-/// Sends the blobs of the bundle's largest image under a lease, as an import that was interrupted has.
+/// Sends the blobs of the bundle's largest image under a lease, as an import that was interrupted
+/// has.
 async fn half_an_import(client: &Client, lease: &str, stock: &Stock) -> u64 {
     struct FromBundle(bundle::Blob);
     impl BlobSource for FromBundle {
@@ -309,7 +311,8 @@ async fn two_imports_of_the_same_bundle_send_each_blob_once(stage: &Stage) {
 
 async fn a_second_import_waits_for_a_blob_as_long_as_the_first_makes_progress(stage: &Stage) {
     let stock = Stock::images([amd64("r.test/a:1", &[&noise(16 << 20)])]);
-    // The first one goes through a narrow pipe; the second one waits for a part of the time that takes.
+    // The first one goes through a narrow pipe; the second one waits for a part of the time that
+    // takes.
     let pipe = Proxy::narrow(stage.socket(), Duration::from_millis(4));
     let slow = connect(pipe.socket(), stage.namespace(), Options::default()).await;
     let hasty = Options {
@@ -348,8 +351,8 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
         "r.test/alone:1",
         &[&noise(100), &noise(600_000), &noise(200)],
     )]);
-    // While one image is recorded the writes of another may lose the lease: then the record is there for a moment before
-    // its blobs are again.
+    // While one image is recorded the writes of another may lose the lease: then the record is
+    // there for a moment before its blobs are again.
     for (stock, is_strict, at_least) in [(&alone, true, 6), (&usual, false, 9)] {
         let stage = fake();
         let client = stage.client().await;
@@ -372,7 +375,8 @@ async fn a_lease_that_vanishes_under_any_write_is_made_again() {
     }
 }
 
-/// The last moment is the one after the last blob: nothing that is written then needs the lease, and what it held is gone.
+/// The last moment is the one after the last blob: nothing that is written then needs the lease,
+/// and what it held is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_record_is_written_after_its_lease_has_vanished() {
     let stock = Stock::images([amd64("r.test/alone:1", &[&noise(100), &noise(600_000)])]);

@@ -1,5 +1,5 @@
-//! What scenarios need: a containerd with a namespace of their own, bundles with bytes of their own, a proxy that breaks
-//! connections, and the question whether what is recorded is whole.
+//! What scenarios need: a containerd with a namespace of their own, bundles with bytes of their
+//! own, a proxy that breaks connections, and the question whether what is recorded is whole.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -139,7 +139,8 @@ impl Stock {
         Stock::of(images.into_iter().fold(Layout::new(), Layout::image).build())
     }
 
-    /// Two images that share a layer: one for a single platform, one an index of three, of which two suit the node.
+    /// Two images that share a layer: one for a single platform, one an index of three, of which
+    /// two suit the node.
     pub(crate) fn usual() -> Stock {
         let shared = noise(3000);
         let small = Image::new("r.test/small:1")
@@ -283,7 +284,8 @@ impl<'a> Planned<'a> {
     }
 }
 
-/// Every record of the bundle is there, ours and pinned, on a whole closure; nothing is left behind.
+/// Every record of the bundle is there, ours and pinned, on a whole closure; nothing is left
+/// behind.
 pub(crate) async fn assert_converged(client: &Client, stock: &Stock) {
     let names: Vec<String> = stock
         .select()
@@ -303,7 +305,8 @@ pub(crate) async fn assert_nothing_left(client: &Client) {
     assert_eq!(ingests, [], "ingests are left behind");
 }
 
-/// The names of the bundle that are recorded, each of them checked: its target, pin, source, and whole closure.
+/// The names of the bundle that are recorded, each of them checked: its target, pin, source, and
+/// whole closure.
 pub(crate) async fn whole_records(client: &Client, stock: &Stock) -> Vec<String> {
     let records = client.images().await.expect("containerd answers");
     let records: BTreeMap<&str, &ImageRecord> = records

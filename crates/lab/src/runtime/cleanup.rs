@@ -1,7 +1,8 @@
-//! Leaves no trace of a private containerd: neither processes nor mounts nor files, its owner alive or dead.
+//! Leaves no trace of a private containerd: neither processes nor mounts nor files, its owner alive
+//! or dead.
 //!
-//! Apart from starting one, because a test run that was killed leaves its folders behind, and the next one finds them
-//! here knowing nothing but the folder.
+//! Apart from starting one, because a test run that was killed leaves its folders behind, and the
+//! next one finds them here knowing nothing but the folder.
 
 use std::fs::{self, File};
 use std::io;
@@ -31,7 +32,8 @@ pub(super) fn lock(folder: &Path) -> io::Result<File> {
     let unlocked = folder.join("lock.new");
     let lock = File::create(&unlocked)?;
     lock.lock()?;
-    // Under its name it is locked from the first moment, or another process would take the folder for abandoned.
+    // Under its name it is locked from the first moment, or another process would take the folder
+    // for abandoned.
     fs::rename(unlocked, folder.join(LOCK))?;
     Ok(lock)
 }
@@ -163,7 +165,8 @@ fn unmount_below(folder: &Path) {
     }
 }
 
-/// The mount points below a folder, in the order of mounting: field 5 of each line of proc_pid_mountinfo(5).
+/// The mount points below a folder, in the order of mounting: field 5 of each line of
+/// proc_pid_mountinfo(5).
 fn mounts_below(mountinfo: &str, folder: &Path) -> Vec<PathBuf> {
     mountinfo
         .lines()

@@ -13,8 +13,8 @@ pub(super) struct Layout<'a> {
 
 /// The configuration, in format version 2, which all generations read.
 ///
-/// Every path that containerd would otherwise share with the machine's own (NRI socket, CNI, registries, shims' state)
-/// is given one of its own or switched off.
+/// Every path that containerd would otherwise share with the machine's own (NRI socket, CNI,
+/// registries, shims' state) is given one of its own or switched off.
 pub(super) fn config(layout: &Layout<'_>, options: &Options) -> String {
     let Layout {
         folder,

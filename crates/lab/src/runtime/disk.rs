@@ -1,7 +1,7 @@
 //! A small disk for the root of a private containerd, so that it can be full.
 //!
-//! Nothing here cleans up: the folder that the disk is mounted in is unmounted and removed as a whole, also after a run
-//! that was killed, and a loop device goes with its mount.
+//! Nothing here cleans up: the folder that the disk is mounted in is unmounted and removed as a
+//! whole, also after a run that was killed, and a loop device goes with its mount.
 
 use std::fs::{self, File};
 use std::path::Path;

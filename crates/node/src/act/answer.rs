@@ -22,9 +22,11 @@ use crate::verdict::Health;
 /// How often the file of the metrics is written: as often as they are usually read.
 const METRICS_PACE: Duration = Duration::from_secs(15);
 
-/// How often it is looked at most whether there are news: a thousand bundles are a thousand turns of the loop.
+/// How often it is looked at most whether there are news: a thousand bundles are a thousand turns
+/// of the loop.
 const NEWS_PACE: Duration = Duration::from_millis(50);
-/// How many may wait for news; others hear at once how it stands, so that nobody is kept from asking.
+/// How many may wait for news; others hear at once how it stands, so that nobody is kept from
+/// asking.
 const MOST_KEPT: usize = 16;
 
 /// Those who ask.
@@ -119,7 +121,8 @@ impl Asked {
         }
     }
 
-    /// The next question that is answered by a look at the state. The others wait for [`Asked::next`]. Safe to cancel.
+    /// The next question that is answered by a look at the state. The others wait for
+    /// [`Asked::next`]. Safe to cancel.
     pub(super) async fn next_reading(&mut self) -> Question {
         loop {
             let question = self.receive().await;
@@ -156,7 +159,8 @@ impl Asked {
         }
     }
 
-    /// Removes the file of the metrics: it would go on calling the node healthy after the daemon's end.
+    /// Removes the file of the metrics: it would go on calling the node healthy after the daemon's
+    /// end.
     pub(super) fn end(&self) {
         if let Some(file) = &self.metrics {
             let _ = std::fs::remove_file(&file.path);
@@ -195,7 +199,8 @@ impl Asked {
         known.map(|known| known.until).min()
     }
 
-    /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may be gone by now.
+    /// Answers a question, or keeps it where whoever asks has heard all there is. Whoever asked may
+    /// be gone by now.
     pub(super) fn reply(&mut self, question: Question, view: &View<'_>) {
         let status = view.status(self);
         if question.want == Want::Metrics {
@@ -215,7 +220,8 @@ impl Asked {
 }
 
 impl Daemon {
-    /// Answers a question, after a look at the folder or at the required images where that is asked for.
+    /// Answers a question, after a look at the folder or at the required images where that is asked
+    /// for.
     pub(super) fn answer(&mut self, question: Question) {
         match question.want {
             Want::Status | Want::Metrics => {}
@@ -233,7 +239,8 @@ impl Daemon {
         asked.reply(question, &view);
     }
 
-    /// Answers those who wait for news, where there are any or they have waited long enough. Gives when to look again.
+    /// Answers those who wait for news, where there are any or they have waited long enough. Gives
+    /// when to look again.
     pub(super) fn tell_news(&mut self, now: Instant) -> Option<Instant> {
         if self.asked.kept.is_empty() {
             return None;

@@ -1,4 +1,5 @@
-//! Files that the daemon crashed over: found out at the start, tried alone, and set aside after several crashes.
+//! Files that the daemon crashed over: found out at the start, tried alone, and set aside after
+//! several crashes.
 
 use std::path::Path;
 
@@ -10,8 +11,8 @@ use crate::decide::record::way_out;
 use crate::state::crash::{self, Kills, Left, Verdict};
 use crate::state::ledger::{self, Crash, Crashes, Ledger};
 
-/// Makes suspects of the files that the daemon before this one may have died of, and says so. Tells whether the ledger has
-/// news.
+/// Makes suspects of the files that the daemon before this one may have died of, and says so. Tells
+/// whether the ledger has news.
 pub(super) fn inherit(left: &Left, ledger: &mut Ledger, images_dir: &Path) -> bool {
     let boot = ledger::boot_id();
     let verdict = left.verdict(boot.as_deref(), &Kills::now());

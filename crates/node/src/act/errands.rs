@@ -1,4 +1,5 @@
-//! What the loop asks containerd and waits for. It decides nothing but how a list of calls ends at the first that fails.
+//! What the loop asks containerd and waits for. It decides nothing but how a list of calls ends at
+//! the first that fails.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -26,8 +27,8 @@ use crate::uses::Uses;
 const AT_ONCE: usize = 50;
 
 impl Hands {
-    /// Runs an errand. Gives what came of it, and the connection where it made one. Safe to cancel: each call is whole by itself,
-    /// and the next comparison finds out what is left to do.
+    /// Runs an errand. Gives what came of it, and the connection where it made one. Safe to cancel:
+    /// each call is whole by itself, and the next comparison finds out what is left to do.
     pub(super) async fn run(&self, errand: Errand, state: &State) -> (Event, Option<Live>) {
         if let Errand::Connect = errand {
             return self.connect(&state.settings).await;
@@ -95,7 +96,8 @@ impl Hands {
         })
     }
 
-    /// Whether folder or socket are others than when this began: k0s was installed after us, or its unit has changed.
+    /// Whether folder or socket are others than when this began: k0s was installed after us, or its
+    /// unit has changed.
     fn is_elsewhere(&self, settings: &Settings) -> bool {
         let found = place::decide(&place::probe(Path::new("/")), settings);
         found.is_ok_and(|found| !found.is_same_place(&self.place))
@@ -134,7 +136,8 @@ async fn run_connected(
     }
 }
 
-/// Takes labels and pins back. Gives the records that were left alone, since another program changed them meanwhile.
+/// Takes labels and pins back. Gives the records that were left alone, since another program
+/// changed them meanwhile.
 async fn withdraw(client: &Client, withdrawing: &Withdrawing) -> Result<Vec<String>, containerd::Error> {
     let Withdrawing { plan, survey, .. } = withdrawing;
     let uses = match plan.iter().any(|withdrawal| withdrawal.unpins) {

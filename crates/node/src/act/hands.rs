@@ -1,4 +1,5 @@
-//! Reads the folder and the disk, keeps the ledger, and starts jobs: what the loop does at once. It decides nothing.
+//! Reads the folder and the disk, keeps the ledger, and starts jobs: what the loop does at once. It
+//! decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -75,7 +76,8 @@ pub(super) struct Live {
     pub(super) policy: Policy,
 }
 
-/// The next event of containerd, `None` when its stream has ended. Waits for ever while there is no connection. Safe to cancel.
+/// The next event of containerd, `None` when its stream has ended. Waits for ever while there is no
+/// connection. Safe to cancel.
 pub(super) async fn next_event(containerd: &mut Option<Live>) -> Option<ImageEvent> {
     match containerd {
         Some(live) => live.events.next().await,
@@ -115,7 +117,8 @@ impl Hands {
         }
     }
 
-    /// Closes the file that was opened last, where no job was started for it: it must not keep the space of a file that is gone.
+    /// Closes the file that was opened last, where no job was started for it: it must not keep the
+    /// space of a file that is gone.
     pub(super) fn close(&mut self) {
         self.opened = None;
     }
@@ -132,7 +135,8 @@ impl Hands {
         }
     }
 
-    /// Everything that decides what an import yields with these settings; `None` without a connection.
+    /// Everything that decides what an import yields with these settings; `None` without a
+    /// connection.
     pub(super) fn fingerprint(&self, settings: &Settings) -> Option<String> {
         let live = self.containerd.as_ref()?;
         Some(runtime::fingerprint(settings, &live.runtime))
@@ -148,7 +152,8 @@ impl Hands {
     ///
     /// Why that cannot be done, for people.
     pub(super) fn list(&mut self, state: &State) -> Result<Seen, String> {
-        // A folder that was there and is gone has been moved, unmounted or removed; only its owner knows which.
+        // A folder that was there and is gone has been moved, unmounted or removed; only its owner
+        // knows which.
         let is_created = match state.folder.place {
             Some(_) => false,
             None => folder::ensure(&self.place.images_dir)
@@ -182,7 +187,8 @@ impl Hands {
         })
     }
 
-    /// A mount for the folder that this node promises and that is not there, where the listing lacks files of the ledger.
+    /// A mount for the folder that this node promises and that is not there, where the listing
+    /// lacks files of the ledger.
     fn missing_mount(&self, listing: &Listing, ledger: &Ledger) -> Option<PathBuf> {
         lacking(listing, ledger).next()?;
         mounts::missing(&self.place.images_dir, Path::new("/"))
@@ -198,8 +204,8 @@ impl Hands {
         lacking(listing, ledger).filter(is_unclear).cloned().collect()
     }
 
-    /// Looks at files, one after the other, as long as there is time: a turn takes the longer the more files there are, so that
-    /// one look in each of them would take time with their square.
+    /// Looks at files, one after the other, as long as there is time: a turn takes the longer the
+    /// more files there are, so that one look in each of them would take time with their square.
     pub(super) fn look(&self, state: &State, files: Vec<(OsString, Version)>) -> Vec<Event> {
         let started = Instant::now();
         let folder = self.folder().ok();
@@ -349,7 +355,8 @@ fn lacking<'l>(listing: &Listing, ledger: &'l Ledger) -> impl Iterator<Item = &'
     entries.filter(move |file| !listed.contains(*file))
 }
 
-/// The operator's trusted digests, where there is such a folder. The bundles are held against them only when they have changed.
+/// The operator's trusted digests, where there is such a folder. The bundles are held against them
+/// only when they have changed.
 fn trusted(state: &State) -> Option<Trusted> {
     let folder = state.settings.trusted_digests.as_ref()?;
     let stamp = trusted_digests::stamp(folder);

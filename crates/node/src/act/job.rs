@@ -1,8 +1,9 @@
 //! What a job does: one file's way from an open descriptor into containerd.
 //!
-//! A job owns what it needs and gives back a value. It decides nothing that concerns another bundle, and knows neither
-//! the roster nor the ledger: the loop gives the orders and writes down what came of them. Dropping a job at any await
-//! loses nothing, as what it has moved is kept by the bundle's lease.
+//! A job owns what it needs and gives back a value. It decides nothing that concerns another
+//! bundle, and knows neither the roster nor the ledger: the loop gives the orders and writes down
+//! what came of them. Dropping a job at any await loses nothing, as what it has moved is kept by
+//! the bundle's lease.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -49,7 +50,8 @@ pub(super) struct Order {
     pub(super) started: Instant,
     /// Whether the log says at the usual level that the file is begun with.
     pub(super) is_told: bool,
-    /// In the light lane another bundle may be read at the same time that takes all that the limits allow.
+    /// In the light lane another bundle may be read at the same time that takes all that the limits
+    /// allow.
     pub(super) lane: Lane,
 }
 
@@ -96,7 +98,8 @@ impl Order {
     }
 }
 
-/// Checks a file against its checksum where `is_checked` does not say that this was done before, and reads what it holds.
+/// Checks a file against its checksum where `is_checked` does not say that this was done before,
+/// and reads what it holds.
 pub(super) async fn open(order: Arc<Order>, file: File, is_checked: bool) -> Opened {
     if !is_checked {
         match verify(&order, &file).await {
@@ -140,8 +143,8 @@ impl Read {
         }
     }
 
-    /// Why an archive without a proper end is taken for an upload that was cut off. Without the mark at its end it has
-    /// to hold every blob that its images refer to.
+    /// Why an archive without a proper end is taken for an upload that was cut off. Without the
+    /// mark at its end it has to hold every blob that its images refer to.
     pub(super) fn unfinished(&self) -> Option<String> {
         match (&self.bundle.catalog().ending, &self.broken) {
             (bundle::Ending::Marker, _) | (bundle::Ending::NoMarker, None) => None,
@@ -160,7 +163,8 @@ pub(super) fn found(read: &Read, is_reserved: bool, order: &Order) -> Found {
     Found {
         records: read.records.clone(),
         unfinished: read.unfinished(),
-        // A program that writes in several goes leaves such files in between, and no process has them open then.
+        // A program that writes in several goes leaves such files in between, and no process has
+        // them open then.
         may_go_on: is_cut || read.broken.is_some() && is_reserved,
         broken: read.broken.clone(),
         distrust: distrust(order, &catalog.digest),
@@ -398,8 +402,8 @@ pub(super) fn open_listed(folder: &Folder, name: &OsStr, version: &Version) -> R
     Ok((identity == version.identity).then_some(layout))
 }
 
-/// Reads the catalog of an open bundle and looks at what it writes. That blocks and takes time, so it happens off the
-/// loop's thread.
+/// Reads the catalog of an open bundle and looks at what it writes. That blocks and takes time, so
+/// it happens off the loop's thread.
 async fn read_bundle(
     file: File,
     order: &Order,

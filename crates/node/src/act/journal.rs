@@ -14,7 +14,8 @@ use crate::decide::withdraw::Withdrawal;
 use crate::outcome::Outcome as Said;
 use crate::uses::listed;
 
-/// Tells of something by name where `$is_told`, and otherwise only to those who want to know everything.
+/// Tells of something by name where `$is_told`, and otherwise only to those who want to know
+/// everything.
 macro_rules! tell {
     ($is_told:expr, $level:ident, $($line:tt)+) => {
         if $is_told {
@@ -48,12 +49,13 @@ pub(super) fn say(line: &Line) {
     }
 }
 
-/// How many images of a bundle that came to something are told of by name. Few bundles have more; those of thousands of
-/// images are counted.
+/// How many images of a bundle that came to something are told of by name. Few bundles have more;
+/// those of thousands of images are counted.
 const MOST_IMAGES: usize = 200;
 
-/// One line for each image that changed or failed, and one for the bundle. With all of it held back where `is_told` says
-/// so, and at most [`Row::MOST`] warnings, as many failures and [`MOST_IMAGES`] others in any case.
+/// One line for each image that changed or failed, and one for the bundle. With all of it held back
+/// where `is_told` says so, and at most [`Row::MOST`] warnings, as many failures and
+/// [`MOST_IMAGES`] others in any case.
 pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     let (bundle, now) = (shown(name), Instant::now());
     let mut row = Row::default();
@@ -121,8 +123,8 @@ pub(super) fn log_repairs(name: &OsStr, repaired: &[Repaired]) {
     }
 }
 
-/// Whether an image that did not fail is worth a line at the usual level: it was skipped, or its record changed. Its
-/// `name@digest` record goes without saying.
+/// Whether an image that did not fail is worth a line at the usual level: it was skipped, or its
+/// record changed. Its `name@digest` record goes without saying.
 fn is_told_by_name(image: &ImageResult) -> bool {
     match image.outcome {
         ImageOutcome::Skipped => true,
@@ -171,7 +173,8 @@ fn log_image(bundle: &str, image: &ImageResult, is_told: bool) {
     }
 }
 
-/// One line for a record that lost labels of ours, and one for the containers that were made from it where it lost its pin.
+/// One line for a record that lost labels of ours, and one for the containers that were made from
+/// it where it lost its pin.
 pub(super) fn withdrawal(withdrawal: &Withdrawal, deleted: bool, users: &BTreeSet<&str>) {
     let Withdrawal {
         name,

@@ -141,7 +141,8 @@ impl Work {
         }
     }
 
-    /// The next thing a job came back with, and whose it is. Waits for ever while nothing runs. Safe to cancel.
+    /// The next thing a job came back with, and whose it is. Waits for ever while nothing runs.
+    /// Safe to cancel.
     pub(super) async fn next(&mut self) -> (OsString, Came) {
         match self.tasks.join_next_with_id().await {
             None => std::future::pending().await,

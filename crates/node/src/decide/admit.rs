@@ -27,7 +27,8 @@ const LATER: &str = "a bundle that arrived later has this name";
 const MOVED: &str = "another program moved the record since the bundle was imported";
 
 impl State {
-    /// Takes on files that are due, if there are any: those to be looked at, or one to be imported. Gives whether there were.
+    /// Takes on files that are due, if there are any: those to be looked at, or one to be imported.
+    /// Gives whether there were.
     pub(super) fn take_on(&self, turn: &mut Turn) -> bool {
         let may_start = |name: &OsStr, version: &Version| self.may_start(name, version);
         // A suspect takes no other file along, and keeps none waiting that could be done.
@@ -76,8 +77,8 @@ impl State {
         }
     }
 
-    /// Has a job that does nothing give its lane to a file that is due, if there are two such. Gives when to look again
-    /// whether a job does nothing.
+    /// Has a job that does nothing give its lane to a file that is due, if there are two such.
+    /// Gives when to look again whether a job does nothing.
     pub(super) fn yield_lane(&mut self, turn: &mut Turn) -> Option<Instant> {
         let now = turn.now;
         let next = self.lanes.idle_due(now);
@@ -161,7 +162,8 @@ impl State {
 
     /// A file that is no bundle is ignored as soon as it is finished, until it changes.
     fn settle_ignored(&mut self, name: &OsStr, seen: &Observation, reason: Reason, turn: &mut Turn) {
-        // An empty file is finished when no process has it open for writing, like any other that is no archive.
+        // An empty file is finished when no process has it open for writing, like any other that is
+        // no archive.
         let size = seen.size.max(1);
         match folder::settle(&Observation { size, ..*seen }, turn.now) {
             Settle::Settled => self.ignore(name, reason, turn),
@@ -176,7 +178,8 @@ impl State {
         }
     }
 
-    /// Whether it was settled; as long as it is not known to be whole, it is asked again after it was opened.
+    /// Whether it was settled; as long as it is not known to be whole, it is asked again after it
+    /// was opened.
     fn settle_layout(&mut self, name: &OsStr, is_whole: bool, turn: &mut Turn) -> bool {
         let Some(since) = self.roster.still_since(name) else {
             return false;
@@ -197,7 +200,8 @@ impl State {
                     .told(is_told),
             );
         }
-        // Its place in the order is that in which bundles were finished, not that in which there was time for them.
+        // Its place in the order is that in which bundles were finished, not that in which there
+        // was time for them.
         if let (Some(Phase::Ready), Some(identity)) = (self.roster.phase(name), self.roster.identity(name)) {
             self.unsaved |= self.ledger.arrive(name, &identity);
         }
@@ -227,10 +231,12 @@ impl State {
         };
         let is_repair = version.is_known(&self.ledger, name);
         let mode = self.settings.checksums;
-        // One that was imported without a checksum is known too, and not enough where one is required.
+        // One that was imported without a checksum is known too, and not enough where one is
+        // required.
         let is_needed = mode == Checksums::Require && version.sidecar.is_none();
         let is_checked = mode == Checksums::Off || is_repair && !is_needed;
-        // What is no archive will be refused, and that is line enough for it; a folder is begun with when it is whole.
+        // What is no archive will be refused, and that is line enough for it; a folder is begun
+        // with when it is whole.
         let is_archive = !version.is_layout && ending != Some(Ending::Foreign);
         let is_begun = self.lanes.is_heavy(name, &version.identity);
         let is_told = is_archive && !is_begun && self.rows.begun.admits(turn.now);
@@ -349,7 +355,8 @@ impl State {
             return;
         };
         if !job.version.is_known(&self.ledger, name) {
-            // The operator who places a bundle anew wants its images, whatever was done to those of the one before.
+            // The operator who places a bundle anew wants its images, whatever was done to those of
+            // the one before.
             self.healing.forget(name);
         }
         let leave = self.names_to_leave(job);
@@ -365,7 +372,8 @@ impl State {
     fn names_to_leave(&self, job: &Job) -> BTreeMap<String, String> {
         let mut leave = BTreeMap::new();
         if job.version.is_known(&self.ledger, &job.name) {
-            // It is restored, and what others did on purpose since its import is not undone by that.
+            // It is restored, and what others did on purpose since its import is not undone by
+            // that.
             let elsewhere = self.elsewhere.get(&job.name).into_iter().flatten();
             leave.extend(elsewhere.map(|name| (name.clone(), MOVED.to_owned())));
         }
@@ -415,8 +423,9 @@ impl State {
         !job.is_outdated && self.roster.version(&job.name).as_ref() == Some(&job.version)
     }
 
-    /// Drops the jobs of files that were replaced or are gone. A checksum that comes while images are on their way stops
-    /// nothing: each byte is held against its digest, and the file against its checksum afterwards.
+    /// Drops the jobs of files that were replaced or are gone. A checksum that comes while images
+    /// are on their way stops nothing: each byte is held against its digest, and the file against
+    /// its checksum afterwards.
     pub(super) fn drop_outdated_jobs(&mut self, turn: &mut Turn) {
         let roster = &self.roster;
         let is_outdated = |job: &&Job| {
@@ -442,7 +451,8 @@ impl State {
         }
     }
 
-    /// Drops the jobs that `is_outdated` names. The blobs that they have moved stay under their leases.
+    /// Drops the jobs that `is_outdated` names. The blobs that they have moved stay under their
+    /// leases.
     pub(super) fn drop_jobs(&mut self, is_outdated: impl Fn(&Job) -> bool, turn: &mut Turn) {
         let (working, over) = self.lanes.drop_if(is_outdated);
         for name in working {

@@ -1,5 +1,5 @@
-//! What the decisions promise, one claim each, played on the model of [`super::model`]. The file is long because it is a list: no
-//! claim needs another one.
+//! What the decisions promise, one claim each, played on the model of [`super::model`]. The file is
+//! long because it is a list: no claim needs another one.
 
 mod admit;
 mod compare;
@@ -57,7 +57,8 @@ pub(super) fn drop_in(world: &mut World, name: &str, image: &str, target: Digest
     world.state.relist = true;
 }
 
-/// Goes on until nothing is due, and a moment longer: a file is looked at twice before it counts as finished.
+/// Goes on until nothing is due, and a moment longer: a file is looked at twice before it counts as
+/// finished.
 pub(super) fn run(world: &mut World) {
     world.go_on();
     world.pass(Duration::from_secs(2));
@@ -363,8 +364,8 @@ fn bundles_are_taken_for_lost_where_the_folder_looks_like_a_lost_mount_and_for_r
         OtherDevice,
         Unmounted,
     }
-    // Bundles, those of them that go, and what became of the folder; whether that is a fault while the daemon runs, after a
-    // restart, and after a boot of the machine.
+    // Bundles, those of them that go, and what became of the folder; whether that is a fault while
+    // the daemon runs, after a restart, and after a boot of the machine.
     let table = [
         (1, 1, Sign::None, [false; 3]),
         (65, 60, Sign::None, [false; 3]),
@@ -417,7 +418,8 @@ fn lost_bundles_are_pinned_until_each_of_them_is_back_as_it_was_or_with_the_same
     drop_in(&mut world, "new.tar", &image(9), digest(10));
     world.settle();
     assert_eq!((pinned(&world), world.state.folder.vanished.is_some()), (4, true));
-    // One is back as it was, one was restored from elsewhere, and one is another bundle by the same name.
+    // One is back as it was, one was restored from elsewhere, and one is another bundle by the same
+    // name.
     world
         .folder
         .insert("0.tar".into(), before[OsStr::new("0.tar")].clone());

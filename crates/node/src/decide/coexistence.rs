@@ -1,10 +1,11 @@
-//! Beside another importer: whether there is one that takes bundles from the same folder, and when its pass over a bundle
-//! is over. Pure.
+//! Beside another importer: whether there is one that takes bundles from the same folder, and when
+//! its pass over a bundle is over. Pure.
 //!
-//! k0s imports `<data-dir>/images` into its own containerd, k3s and RKE2 their `agent/images`; neither can be told not to.
-//! Both send every byte of a bundle whatever is there. Importing at the same time would move everything twice, so a new
-//! bundle is left to the other first; then what it left out or half done is added. Nothing here waits for ever: an
-//! importer that does not come, or stops, is not waited for any longer.
+//! k0s imports `<data-dir>/images` into its own containerd, k3s and RKE2 their `agent/images`;
+//! neither can be told not to. Both send every byte of a bundle whatever is there. Importing at the
+//! same time would move everything twice, so a new bundle is left to the other first; then what it
+//! left out or half done is added. Nothing here waits for ever: an importer that does not come, or
+//! stops, is not waited for any longer.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -32,8 +33,8 @@ pub enum Importer {
 }
 
 impl Importer {
-    /// How long after a bundle is finished its pass may begin. k0s waits for ten seconds without an event in the folder,
-    /// k3s for two seconds; one that was only seen to be at work has begun.
+    /// How long after a bundle is finished its pass may begin. k0s waits for ten seconds without an
+    /// event in the folder, k3s for two seconds; one that was only seen to be at work has begun.
     fn begins_within(self) -> Duration {
         Duration::from_secs(match self {
             Importer::K0s => 15,
@@ -97,7 +98,8 @@ pub fn judge(setting: Coexistence, evidence: &Evidence) -> Option<(Importer, &'s
 /// What one look at containerd told.
 #[derive(Clone, Debug, Default)]
 pub struct Sight {
-    /// Bundles that k0s has imported, and their time of change in nanoseconds since 1970 as it was then.
+    /// Bundles that k0s has imported, and their time of change in nanoseconds since 1970 as it was
+    /// then.
     sources: BTreeMap<PathBuf, i64>,
     k3s_label: bool,
     /// Bytes of all imports under way that are not ours; another number means that they got on.
@@ -216,9 +218,10 @@ impl Pass {
         }
     }
 
-    /// Judges by what is seen now. `importer` is the one to follow, as far as containerd shows it at this moment: an importer
-    /// that is known by its ingests only is not to be seen between two blobs. `pause` is about the time between two looks: one
-    /// look alone between two blobs says nothing.
+    /// Judges by what is seen now. `importer` is the one to follow, as far as containerd shows it
+    /// at this moment: an importer that is known by its ingests only is not to be seen between two
+    /// blobs. `pause` is about the time between two looks: one look alone between two blobs says
+    /// nothing.
     pub(crate) fn look(
         &mut self,
         importer: Option<Importer>,

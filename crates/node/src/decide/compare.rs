@@ -17,8 +17,9 @@ use crate::state::roster::Phase;
 
 /// Events of containerd come in bursts; the comparison they ask for waits this long for the rest.
 pub(crate) const BURST: Duration = Duration::from_millis(200);
-/// How many times as long as a comparison took the loop does other things before changes of records are a reason for the
-/// next one. An import makes thousands of changes, and beside thousands of records a comparison takes seconds.
+/// How many times as long as a comparison took the loop does other things before changes of records
+/// are a reason for the next one. An import makes thousands of changes, and beside thousands of
+/// records a comparison takes seconds.
 const REST: u32 = 4;
 
 /// The connection to containerd, as far as decisions need it.
@@ -41,8 +42,8 @@ pub(crate) struct Up {
     begun: Option<Instant>,
     /// Until then, changes of records are no reason to compare: the last comparison took long.
     rest: Instant,
-    /// All records with pins of ours were looked through, and judged, since the connection was made and the configuration
-    /// read.
+    /// All records with pins of ours were looked through, and judged, since the connection was made
+    /// and the configuration read.
     pub(crate) ours_listed: bool,
     /// Leases of bundles that are done or gone are given back after the first comparison.
     leases_swept: bool,
@@ -129,8 +130,8 @@ impl State {
         self.is_misplaced = self.lanes.is_empty() && why.is_elsewhere;
     }
 
-    /// A call failed. A connection on which a message was too large is as good as before: the call is made again when it is
-    /// due.
+    /// A call failed. A connection on which a message was too large is as good as before: the call
+    /// is made again when it is due.
     pub(super) fn on_lost(&mut self, failed: &Failed, turn: &mut Turn) {
         if let Connection::Up(up) = &mut self.connection {
             up.begun = None;
@@ -198,7 +199,8 @@ impl State {
         entry.is_some_and(|entry| identity.is_some_and(|identity| entry.is_set_aside(&identity)))
     }
 
-    /// Takes over an event of containerd. A record of ours that changed, or a blob that is gone, is a reason to compare.
+    /// Takes over an event of containerd. A record of ours that changed, or a blob that is gone, is
+    /// a reason to compare.
     pub(super) fn on_change(&mut self, event: &ImageEvent, turn: &mut Turn) {
         let Connection::Up(up) = &mut self.connection else {
             return;
@@ -307,7 +309,8 @@ impl State {
         }
     }
 
-    /// Says once of each record that another program moved it, and keeps in mind not to move it back.
+    /// Says once of each record that another program moved it, and keeps in mind not to move it
+    /// back.
     fn note_moved(&mut self, bundle: &OsStr, moved: Vec<Moved>, turn: &mut Turn) {
         for Moved { name, from, to } in &moved {
             if self.moved.insert((name.clone(), to.to_string())) {
@@ -322,8 +325,8 @@ impl State {
         }
     }
 
-    /// Imports a bundle again, of which something is missing in containerd: at once, or later when that happens again
-    /// and again.
+    /// Imports a bundle again, of which something is missing in containerd: at once, or later when
+    /// that happens again and again.
     fn restore(&mut self, name: &OsStr, what: &str, turn: &mut Turn) {
         match self.healing.wait(name, what, turn.now) {
             None => {
@@ -349,7 +352,8 @@ impl State {
         self.compare_within(BURST, now);
     }
 
-    /// Gives leases back that an earlier run left behind for bundles that are done or gone: the last step of a comparison.
+    /// Gives leases back that an earlier run left behind for bundles that are done or gone: the
+    /// last step of a comparison.
     pub(super) fn sweep_leases(&mut self, turn: &mut Turn) {
         let Connection::Up(up) = &mut self.connection else {
             return;

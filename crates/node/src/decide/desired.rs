@@ -1,4 +1,5 @@
-//! Compares what the ledger says a bundle put into containerd with what is there: pure, and without opening a bundle.
+//! Compares what the ledger says a bundle put into containerd with what is there: pure, and without
+//! opening a bundle.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -26,11 +27,13 @@ pub(crate) struct Moved {
     pub(crate) to: Digest,
 }
 
-/// The images of the ledger by name. A comparison asks for each record, and each answer costs the same however many there are.
+/// The images of the ledger by name. A comparison asks for each record, and each answer costs the
+/// same however many there are.
 pub(crate) struct ByName<'l> {
     /// See [`Ledger::desired_images`].
     desired: BTreeMap<&'l str, (&'l Digest, &'l Entry)>,
-    /// What each bundle put into containerd when it was imported last, by the name that labels have for its file.
+    /// What each bundle put into containerd when it was imported last, by the name that labels have
+    /// for its file.
     imported: HashMap<String, (&'l Entry, HashMap<&'l str, &'l Digest>)>,
     /// What the bundles wanted that are gone.
     gone: HashSet<(&'l str, &'l Digest)>,
@@ -70,9 +73,9 @@ impl<'l> ByName<'l> {
         images.get(name).copied()
     }
 
-    /// Whether a record points where a bundle wanted it that wants it no more: no other program moved it. A bundle that is gone
-    /// is known by the ledger, a bundle that was imported as a whole without the image since by its label, which is still on the
-    /// record.
+    /// Whether a record points where a bundle wanted it that wants it no more: no other program
+    /// moved it. A bundle that is gone is known by the ledger, a bundle that was imported as a
+    /// whole without the image since by its label, which is still on the record.
     fn is_left_behind(&self, record: &ImageRecord) -> bool {
         let name = record.name.as_str();
         let labels = record.labels.iter();
@@ -112,7 +115,8 @@ pub(crate) fn names(ledger: &Ledger) -> HashSet<&str> {
         .collect()
 }
 
-/// Compares one bundle. Names that a later bundle took over, or that the operator excludes, are not its business.
+/// Compares one bundle. Names that a later bundle took over, or that the operator excludes, are not
+/// its business.
 pub(crate) fn standing(
     entry: &Entry,
     ledger: &Ledger,
@@ -179,8 +183,8 @@ pub fn images(ledger: &Ledger, survey: &Survey, exclude: &[Pattern]) -> Vec<Imag
     desired.iter().map(image).collect()
 }
 
-/// What each bundle takes in containerd's content store, by the name that labels have for its file. Only images whose record
-/// points at them count: containerd collects the blobs of others.
+/// What each bundle takes in containerd's content store, by the name that labels have for its file.
+/// Only images whose record points at them count: containerd collects the blobs of others.
 pub fn disk_use(ledger: &Ledger, survey: &Survey) -> BTreeMap<String, DiskUse> {
     let mut needed: BTreeMap<String, HashSet<&Digest>> = BTreeMap::new();
     // How many bundles need a blob, and the blobs that others keep beside them.
@@ -262,8 +266,8 @@ fn finding(
     }
 }
 
-/// Which of a bundle's records the operator excludes: those whose names match, and those of digests that follow from
-/// such names alone.
+/// Which of a bundle's records the operator excludes: those whose names match, and those of digests
+/// that follow from such names alone.
 pub(crate) fn excluded<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
     exclude: &[Pattern],

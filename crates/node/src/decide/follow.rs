@@ -1,4 +1,5 @@
-//! Which new bundles are left to another importer first: they wait here until its pass over them is over.
+//! Which new bundles are left to another importer first: they wait here until its pass over them is
+//! over.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -26,7 +27,8 @@ pub(crate) struct Following {
     home: Option<Distribution>,
     /// By bundle.
     passes: BTreeMap<OsString, Pass>,
-    /// Bundles whose turn it was, as they were then: a failed try is repeated without waiting again.
+    /// Bundles whose turn it was, as they were then: a failed try is repeated without waiting
+    /// again.
     over: BTreeMap<OsString, Identity>,
     /// Which importer was told of.
     said: Option<Importer>,
@@ -51,9 +53,11 @@ impl Following {
 }
 
 impl State {
-    /// Leaves a finished file to others for now, where there may be any that can read it; says whether it does.
+    /// Leaves a finished file to others for now, where there may be any that can read it; says
+    /// whether it does.
     ///
-    /// Others read plain archives only, and restore nothing: a known bundle is imported again without waiting for them.
+    /// Others read plain archives only, and restore nothing: a known bundle is imported again
+    /// without waiting for them.
     pub(super) fn is_left_to_others(
         &mut self,
         name: &OsStr,
@@ -103,7 +107,8 @@ impl State {
     /// Takes up the bundles whose turn it is.
     pub(super) fn on_sight(&mut self, sight: &Sight, took: Duration, turn: &mut Turn) {
         let now = turn.now;
-        // Where there are very many records, containerd spends no more than a part of its time on being looked at.
+        // Where there are very many records, containerd spends no more than a part of its time on
+        // being looked at.
         let pause = PAUSE.max(took * SHARE);
         let evidence = sight.evidence(&self.images_dir, self.following.home);
         let importer = coexistence::judge(self.settings.coexistence, &evidence);

@@ -1,5 +1,5 @@
-//! How often a bundle is restored: at once for a few times, then later each time, since whoever removes an image again
-//! and again means it. Pure.
+//! How often a bundle is restored: at once for a few times, then later each time, since whoever
+//! removes an image again and again means it. Pure.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -35,7 +35,8 @@ struct Rounds {
 }
 
 impl Healing {
-    /// How long to wait before a bundle is restored (again); `None`: not at all. `what` is missing of it.
+    /// How long to wait before a bundle is restored (again); `None`: not at all. `what` is missing
+    /// of it.
     pub(crate) fn wait(&mut self, bundle: &OsStr, what: &str, now: Instant) -> Option<Duration> {
         let rounds = self.rounds.entry(bundle.to_owned()).or_insert(Rounds {
             count: 0,

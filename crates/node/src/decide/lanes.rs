@@ -1,14 +1,16 @@
 //! The jobs that run outside the loop, and the lanes they run in.
 //!
-//! One lane is for any bundle, one of 30 GB included. The other takes light work only: restoring what is missing of a known bundle,
-//! and small bundles. So these never wait behind a long import.
+//! One lane is for any bundle, one of 30 GB included. The other takes light work only: restoring
+//! what is missing of a known bundle, and small bundles. So these never wait behind a long import.
 //!
-//! Both lanes share the memory of the daemon. A bundle in the light lane is read within a part of the limits, and a bundle that
-//! needs more of them is heavy: it waits for the main lane. So at most one bundle takes all that the limits allow.
+//! Both lanes share the memory of the daemon. A bundle in the light lane is read within a part of
+//! the limits, and a bundle that needs more of them is heavy: it waits for the main lane. So at
+//! most one bundle takes all that the limits allow.
 //!
-//! A job that does nothing gives its lane to a file that could use it, and goes back into the queue: at once where it waits for
-//! another bundle with the same names, after [`STILL`] where nothing of it moves (another bundle may be sending the blob that it
-//! needs), and twice as long after each time. It begins again when the other job has ended.
+//! A job that does nothing gives its lane to a file that could use it, and goes back into the
+//! queue: at once where it waits for another bundle with the same names, after [`STILL`] where
+//! nothing of it moves (another bundle may be sending the blob that it needs), and twice as long
+//! after each time. It begins again when the other job has ended.
 
 #[cfg(test)]
 mod tests;
@@ -26,8 +28,9 @@ use crate::state::roster::Version;
 /// A file up to this size in bytes is imported within seconds.
 const SMALL: u64 = 64 << 20;
 
-/// How long an import keeps its lane from others at first although none of its bytes and images moves. containerd may take
-/// minutes to commit or unpack a layer of some GB, and is left alone with that.
+/// How long an import keeps its lane from others at first although none of its bytes and images
+/// moves. containerd may take minutes to commit or unpack a layer of some GB, and is left alone
+/// with that.
 pub(crate) const STILL: Duration = Duration::from_secs(300);
 
 /// Where a job runs; each lane has one at a time.
@@ -77,7 +80,8 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// When others may have its lane if nothing of it moves until then; none while its file is read.
+    /// When others may have its lane if nothing of it moves until then; none while its file is
+    /// read.
     fn idle_from(&self) -> Option<Instant> {
         match self.stage {
             _ if self.has_yielded => None,
@@ -127,7 +131,8 @@ pub(crate) struct Load<'a> {
     pub(crate) size: u64,
     /// Whether it was imported before.
     pub(crate) is_repair: bool,
-    /// Whether it starts only where no other job runs: the daemon crashed over it, or over one that runs.
+    /// Whether it starts only where no other job runs: the daemon crashed over it, or over one that
+    /// runs.
     pub(crate) is_alone: bool,
 }
 
@@ -159,8 +164,8 @@ impl Lanes {
         lanes.find(|lane| self.in_lane(*lane).is_none())
     }
 
-    /// The job that does nothing in a lane in which the file could start. None where a lane is free. Where the file has to be
-    /// alone, that is the only job there is.
+    /// The job that does nothing in a lane in which the file could start. None where a lane is
+    /// free. Where the file has to be alone, that is the only job there is.
     pub(crate) fn idle_before(&self, load: Load<'_>, now: Instant) -> Option<&Job> {
         let mut jobs = Vec::new();
         if load.is_alone && self.running.len() == 1 && self.may_ask(load.name) {
@@ -282,8 +287,8 @@ impl Lanes {
         }
     }
 
-    /// A bundle that waits and need not any more: no bundle whose images are on their way wants one of its names for something
-    /// else. Those that wait are gone through in the order of `arrival`.
+    /// A bundle that waits and need not any more: no bundle whose images are on their way wants one
+    /// of its names for something else. Those that wait are gone through in the order of `arrival`.
     pub(crate) fn unblocked(&self, arrival: impl Fn(&OsStr) -> u64) -> Option<OsString> {
         let importing = |job: &&Job| matches!(job.stage, Stage::Importing);
         let importing: Vec<&Job> = self.running.values().filter(importing).collect();
@@ -315,7 +320,8 @@ impl Lanes {
         Some(job)
     }
 
-    /// Marks the jobs that `is_outdated` names. Gives those whose work has to be dropped, and those that waited and are over.
+    /// Marks the jobs that `is_outdated` names. Gives those whose work has to be dropped, and those
+    /// that waited and are over.
     pub(crate) fn drop_if(&mut self, is_outdated: impl Fn(&Job) -> bool) -> (Vec<OsString>, Vec<Job>) {
         for job in self.running.values_mut().filter(|job| is_outdated(job)) {
             job.is_outdated = true;
@@ -353,9 +359,9 @@ impl Lanes {
     }
 }
 
-/// How long an import keeps its lane although nothing of it moves, which has given it to others so many times before: twice
-/// as long each time. The work that a job is interrupted in (a layer that is unpacked) begins anew, so that two jobs would
-/// otherwise interrupt each other for ever.
+/// How long an import keeps its lane although nothing of it moves, which has given it to others so
+/// many times before: twice as long each time. The work that a job is interrupted in (a layer that
+/// is unpacked) begins anew, so that two jobs would otherwise interrupt each other for ever.
 fn patience(yields: u32) -> Duration {
     STILL * (1 << yields.min(6))
 }

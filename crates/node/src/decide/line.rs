@@ -97,11 +97,13 @@ impl Line {
     }
 }
 
-/// Keeps lines of one kind from flooding the log: a folder that somebody filled with a thousand files of another kind is
-/// one mistake, and a containerd that comes and goes all night is one trouble. Pure: the time comes in from outside.
+/// Keeps lines of one kind from flooding the log: a folder that somebody filled with a thousand
+/// files of another kind is one mistake, and a containerd that comes and goes all night is one
+/// trouble. Pure: the time comes in from outside.
 ///
-/// The first of a row are told by name. The others are counted, and the count is told when the row pauses, or each minute
-/// while it goes on. So a minute has no more lines of a kind than [`Row::MOST`] and one, whatever happens.
+/// The first of a row are told by name. The others are counted, and the count is told when the row
+/// pauses, or each minute while it goes on. So a minute has no more lines of a kind than
+/// [`Row::MOST`] and one, whatever happens.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
     last: Option<Instant>,
@@ -116,7 +118,8 @@ pub(crate) struct Row {
 impl Row {
     /// How many are told by name.
     const MOST: u32 = 20;
-    /// After so long without one the next begins another row; counts are told no more often than that.
+    /// After so long without one the next begins another row; counts are told no more often than
+    /// that.
     const QUIET: Duration = Duration::from_secs(60);
     /// After so long without one those that were held back are told of.
     const PAUSE: Duration = Duration::from_secs(2);

@@ -1,7 +1,8 @@
 //! How it goes with the connection to containerd: when to try again, and what of it is news. Pure.
 //!
-//! A containerd that is away for an hour is told of once. One that answers and then fails, or starts and dies again and
-//! again, is not run against without a pause: only a connection that has lasted makes the next wait short again.
+//! A containerd that is away for an hour is told of once. One that answers and then fails, or
+//! starts and dies again and again, is not run against without a pause: only a connection that has
+//! lasted makes the next wait short again.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! What a listing of the folder changes: new, changed and known files, and bundles that are gone, unless it is rather the folder
-//! that is gone.
+//! What a listing of the folder changes: new, changed and known files, and bundles that are gone,
+//! unless it is rather the folder that is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -29,8 +29,8 @@ pub(crate) struct Seen {
     pub(crate) trust: FolderTrust,
     /// Files of the ledger that the listing lacks and that cannot be looked at: these are not gone.
     pub(crate) unclear: BTreeSet<OsString>,
-    /// A mount that this node promises for the folder, and that is not there. Only looked for where files of the ledger are
-    /// missing.
+    /// A mount that this node promises for the folder, and that is not there. Only looked for where
+    /// files of the ledger are missing.
     pub(crate) missing_mount: Option<PathBuf>,
     /// The operator's folder of trusted digests, where there is one.
     pub(crate) trusted: Option<Trusted>,
@@ -51,7 +51,8 @@ const NO_FOLDER: (u64, u64) = (0, 0);
 /// What is known of the folder itself.
 #[derive(Debug, Default)]
 pub(crate) struct FolderState {
-    /// Why nothing can be imported from it at the moment, when that is so; said once for each reason.
+    /// Why nothing can be imported from it at the moment, when that is so; said once for each
+    /// reason.
     pub(crate) trouble: Option<String>,
     /// The bundles that are not taken for gone although they are not in it, when that is so.
     pub(crate) vanished: Option<Vanished>,
@@ -166,8 +167,8 @@ impl State {
         }
     }
 
-    /// Spares files that an earlier run of this program found bad, or that it crashed over: they are told of once more
-    /// and not read again.
+    /// Spares files that an earlier run of this program found bad, or that it crashed over: they
+    /// are told of once more and not read again.
     fn recall_damage(&mut self, turn: &mut Turn) {
         let is_same_program = self.ledger.context.program.as_deref() == Some(ledger::PROGRAM);
         for name in self.roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
@@ -192,7 +193,8 @@ impl State {
         }
     }
 
-    /// Takes the bundles for gone that the ledger knows and the listing lacks, unless the folder itself is at fault.
+    /// Takes the bundles for gone that the ledger knows and the listing lacks, unless the folder
+    /// itself is at fault.
     pub(super) fn notice_gone(&mut self, turn: &mut Turn) {
         let known: Vec<&Entry> = self
             .ledger
@@ -243,7 +245,8 @@ impl State {
         }
     }
 
-    /// The bundles that are missing and not taken for removed. What was never imported has nothing to lose.
+    /// The bundles that are missing and not taken for removed. What was never imported has nothing
+    /// to lose.
     fn vanished(&self) -> Option<Vanished> {
         let entries = self.ledger.entries().into_iter();
         let known = entries.filter(|entry| entry.gone.is_none() && entry.imported.is_some());
@@ -280,8 +283,8 @@ impl State {
         })
     }
 
-    /// Whether a file is the one that was lost: by its size and the time of its last change, or, after it was restored from
-    /// elsewhere, by its catalog.
+    /// Whether a file is the one that was lost: by its size and the time of its last change, or,
+    /// after it was restored from elsewhere, by its catalog.
     fn is_back(&self, entry: &Entry, (identity, catalog): &(Identity, Digest)) -> bool {
         let now = self.roster.identity(&entry.file);
         let is_same = |now: &Identity| now.size == identity.size && now.mtime_ns == identity.mtime_ns;
@@ -292,7 +295,8 @@ impl State {
             })
     }
 
-    /// What about the folder looks like a mount that is lost. An operator may empty a folder, but that stays the same folder.
+    /// What about the folder looks like a mount that is lost. An operator may empty a folder, but
+    /// that stays the same folder.
     fn sign_of_loss(&self) -> Option<String> {
         let folder = self.images_dir.display();
         let (before, now) = (self.ledger.context.folder, self.folder.place?);
@@ -309,7 +313,8 @@ impl State {
         }
     }
 
-    /// Whether a file is in the folder, as far as can be told. A file that cannot be looked at is not gone.
+    /// Whether a file is in the folder, as far as can be told. A file that cannot be looked at is
+    /// not gone.
     pub(super) fn is_there(&self, name: &OsStr) -> bool {
         !self.folder.is_listed || self.roster.phase(name).is_some() || self.folder.unclear.contains(name)
     }

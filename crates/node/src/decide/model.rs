@@ -1,5 +1,5 @@
-//! A small model of a folder and a containerd, which carries out actions and errands as simply as can be. `histories` plays with it
-//! by chance, and [`super::claims`] on purpose.
+//! A small model of a folder and a containerd, which carries out actions and errands as simply as
+//! can be. `histories` plays with it by chance, and [`super::claims`] on purpose.
 
 mod histories;
 
@@ -180,7 +180,8 @@ impl World {
         self.at += time;
     }
 
-    /// The daemon dies, and another one begins with what was written down, in this boot of the machine.
+    /// The daemon dies, and another one begins with what was written down, in this boot of the
+    /// machine.
     pub(super) fn restart(&mut self, boot: &str) {
         let (settings, images) = (Settings::clone(&self.state.settings), PathBuf::from("/images"));
         let (ledger, boot) = (self.saved.clone(), Some(boot.to_owned()));

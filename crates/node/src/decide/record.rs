@@ -1,4 +1,5 @@
-//! What the end of a job changes: the line about it, the ledger, and whether and when the file is tried again.
+//! What the end of a job changes: the line about it, the ledger, and whether and when the file is
+//! tried again.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -47,7 +48,8 @@ pub(crate) enum Came {
         images: Vec<ImageEntry>,
         problems: Vec<String>,
     },
-    /// It panicked, for this cause; the program that did. The daemon goes on: a job shares nothing that it could leave half done.
+    /// It panicked, for this cause; the program that did. The daemon goes on: a job shares nothing
+    /// that it could leave half done.
     Panicked { cause: String, program: Option<String> },
     /// Its work was dropped.
     Dropped,
@@ -126,7 +128,8 @@ impl State {
     /// Takes over what a job came back with.
     pub(super) fn on_job(&mut self, name: &OsStr, came: Came, turn: &mut Turn) {
         if matches!(came, Came::Imported(_) | Came::Untried(_) | Came::Pulled { .. }) {
-            // The events of containerd about it may come later than a question about what is required.
+            // The events of containerd about it may come later than a question about what is
+            // required.
             self.required.doubt();
         }
         match came {
@@ -158,7 +161,8 @@ impl State {
         self.start_unblocked(turn);
     }
 
-    /// Takes a job off the list. Gives it where it is still for the file as it is now, by the rules as they are now.
+    /// Takes a job off the list. Gives it where it is still for the file as it is now, by the rules
+    /// as they are now.
     pub(super) fn end_current(&mut self, name: &OsStr) -> Option<Job> {
         let job = self.lanes.end(name)?;
         self.is_current(&job).then_some(job)
@@ -184,8 +188,8 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// Leaves a bundle alone until it, its checksum or the rules change. What was imported of it before is neither
-    /// taken back nor restored any more.
+    /// Leaves a bundle alone until it, its checksum or the rules change. What was imported of it
+    /// before is neither taken back nor restored any more.
     pub(super) fn refuse(&mut self, job: &Job, why: &str, turn: &mut Turn) {
         let before = self.ledger.get(&job.name);
         let text = match before.and_then(|entry| entry.imported.as_ref()) {
@@ -198,8 +202,8 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// Writes down that a file failed. A refusal that is forgotten is found again, and a thousand of them are saved
-    /// together.
+    /// Writes down that a file failed. A refusal that is forgotten is found again, and a thousand
+    /// of them are saved together.
     pub(super) fn fail(&mut self, job: &Job, text: &str, class: ErrorClass, retry: bool, turn: &mut Turn) {
         let is_told = self.rows.refused.admits(turn.now);
         let line = Line::error(format!("not imported: {text}")).outcome(Said::Failed);
@@ -301,7 +305,8 @@ impl State {
         self.end_import(&job, turn);
     }
 
-    /// Writes down what is wrong with a bundle of which not everything landed. It is tried again when the file changes.
+    /// Writes down what is wrong with a bundle of which not everything landed. It is tried again
+    /// when the file changes.
     fn on_incomplete(&mut self, job: &Job, landed: &Landed, turn: &mut Turn) {
         let failed = landed.images.iter();
         let mut failed = failed.filter(|image| image.outcome == ImageOutcome::Failed);
@@ -348,7 +353,8 @@ impl State {
         self.queue_owners(&freed);
     }
 
-    /// The names that a bundle had, and has no more. A name that it wants and could not get stays its own.
+    /// The names that a bundle had, and has no more. A name that it wants and could not get stays
+    /// its own.
     fn names_without(&self, job: &Job, imported: &Imported) -> BTreeSet<String> {
         let before = self
             .ledger
@@ -378,8 +384,8 @@ impl State {
         }
     }
 
-    /// Keeps in mind that records may have a label of the bundle which are not among its images any more. Of what an import
-    /// that was cut short has written, the ledger does not know.
+    /// Keeps in mind that records may have a label of the bundle which are not among its images any
+    /// more. Of what an import that was cut short has written, the ledger does not know.
     fn note_reworded(&mut self, name: &OsStr, imported: &Imported) {
         let before = self.ledger.get(name).and_then(|entry| entry.imported.as_ref());
         if before.is_none_or(|before| before.images != imported.images) {
@@ -433,7 +439,8 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// Takes down that a job panicked. The daemon tries its file again, alone, and sets it aside after several times.
+    /// Takes down that a job panicked. The daemon tries its file again, alone, and sets it aside
+    /// after several times.
     fn on_panic(&mut self, name: &OsStr, cause: &str, program: Option<String>, turn: &mut Turn) {
         let Some(job) = self.lanes.end(name) else { return };
         if !self.is_current(&job) {
@@ -468,7 +475,8 @@ impl State {
         turn.act(Action::Save);
     }
 
-    /// A job was dropped because its file or the rules changed, or because it gave its lane to another.
+    /// A job was dropped because its file or the rules changed, or because it gave its lane to
+    /// another.
     pub(super) fn on_dropped(&mut self, name: &OsStr, turn: &Turn) {
         let ended = self.lanes.end(name);
         if self.roster.stop_running(name)

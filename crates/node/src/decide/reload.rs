@@ -18,7 +18,8 @@ impl State {
         self.configuration_problem = Some(mistakes);
     }
 
-    /// Takes over new settings. `fingerprint` is what decides over imports with them; `None` without a connection.
+    /// Takes over new settings. `fingerprint` is what decides over imports with them; `None`
+    /// without a connection.
     pub(super) fn on_reload(&mut self, reloaded: Reloaded, fingerprint: Option<String>, turn: &mut Turn) {
         let Reloaded {
             settings,
@@ -54,7 +55,8 @@ impl State {
         self.look_anew(turn);
     }
 
-    /// Decides again about files what was decided by other settings, and compares the bundles that are done.
+    /// Decides again about files what was decided by other settings, and compares the bundles that
+    /// are done.
     fn look_anew(&mut self, turn: &Turn) {
         for name in self.roster.names(|phase| matches!(phase, Phase::Ignored(_))) {
             self.roster.look_at(&name, turn.now);

@@ -1,7 +1,9 @@
-//! When the daemon checks whether the images are there that the configuration requires, and what it says of the result.
+//! When the daemon checks whether the images are there that the configuration requires, and what it
+//! says of the result.
 //!
-//! A check runs outside the loop, as jobs do. A change in containerd, a comparison and a client's question make the last result
-//! doubtful. Then the daemon checks again: at once while no import runs, and every [`PACE`] while one does.
+//! A check runs outside the loop, as jobs do. A change in containerd, a comparison and a client's
+//! question make the last result doubtful. Then the daemon checks again: at once while no import
+//! runs, and every [`PACE`] while one does.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,8 @@ use crate::status::RequiredStatus;
 
 /// The time between two checks while imports run, each of which changes what there is.
 const PACE: Duration = Duration::from_secs(10);
-/// A check is followed by a pause of this many times its own length, so that checks take a small part of the time.
+/// A check is followed by a pause of this many times its own length, so that checks take a small
+/// part of the time.
 const SHARE: u32 = 10;
 /// How many images a line of the log names; the others are counted.
 const MOST_NAMED: usize = 5;
@@ -147,7 +150,8 @@ impl State {
             .filter(|_| is_certain && !self.settings.require.is_empty())
     }
 
-    /// Says what is missing, once for each change. Not while bundles are on their way: they may bring it.
+    /// Says what is missing, once for each change. Not while bundles are on their way: they may
+    /// bring it.
     fn say_required(&mut self, turn: &mut Turn) {
         let Some(found) = self.current_result() else {
             return;

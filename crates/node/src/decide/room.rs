@@ -1,5 +1,5 @@
-//! containerd's disk, as far as it can be seen from here: which bundles that waited for room fit by now, and whether blobs have
-//! gone from the store without a word.
+//! containerd's disk, as far as it can be seen from here: which bundles that waited for room fit by
+//! now, and whether blobs have gone from the store without a word.
 //!
 //! No event tells of either, so both are looked at on a timer: one statvfs(2) and one stat(2).
 
@@ -19,10 +19,12 @@ use crate::status::DiskStatus;
 
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(4);
-/// A bundle that waits for room is tried again after this long although nothing has changed that we know of.
+/// A bundle that waits for room is tried again after this long although nothing has changed that we
+/// know of.
 const INSURANCE: Duration = Duration::from_secs(3600);
 
-/// A folder changes its looks when a file comes or goes in it: device, inode, seconds and nanoseconds of its last change.
+/// A folder changes its looks when a file comes or goes in it: device, inode, seconds and
+/// nanoseconds of its last change.
 pub(crate) type Stamp = (u64, u64, i64, i64);
 
 /// containerd's disk as it is.
@@ -32,7 +34,8 @@ pub(crate) struct Room {
     pub(crate) below: Option<Shortage>,
     /// `None` where it cannot be told.
     pub(crate) disk: Option<Disk>,
-    /// How the folder of the blobs looks; `None` where it is not there: nothing was ever committed, or everything was wiped.
+    /// How the folder of the blobs looks; `None` where it is not there: nothing was ever committed,
+    /// or everything was wiped.
     pub(crate) stamp: Option<Stamp>,
 }
 
@@ -84,7 +87,8 @@ impl State {
         }
     }
 
-    /// Takes over how the disk is: whether anything may be imported each time, the rest when that is due.
+    /// Takes over how the disk is: whether anything may be imported each time, the rest when that
+    /// is due.
     pub(super) fn on_room(&mut self, room: Room, turn: &mut Turn) {
         self.take_over_minimum(room.below, turn);
         if self.room_due().is_none_or(|due| due > turn.now) {
@@ -95,7 +99,8 @@ impl State {
         if let Some(disk) = room.disk.filter(|_| !self.room.is_below()) {
             self.wake_what_fits(disk);
         }
-        // Our own imports change the folder all the time; blobs that are lost meanwhile are noticed after them.
+        // Our own imports change the folder all the time; blobs that are lost meanwhile are noticed
+        // after them.
         if self.lanes.is_empty() && room.stamp != self.room.stamp {
             self.room.stamp = room.stamp;
             turn.act(Action::CheckFiles);

@@ -1,8 +1,10 @@
-//! Unpack-ahead: when the daemon unpacks images of finished bundles, which of them, and what it does after a failure.
+//! Unpack-ahead: when the daemon unpacks images of finished bundles, which of them, and what it
+//! does after a failure.
 //!
-//! Unpacking goes on outside the loop, one image after the other, and never while bundles are imported: names come first. An
-//! import that begins has it stop after the layer under way. containerd knows everything that was unpacked, so the daemon
-//! remembers none of it: after a restart one listing shows what is left. With `unpack: before-record` images come unpacked from
+//! Unpacking goes on outside the loop, one image after the other, and never while bundles are
+//! imported: names come first. An import that begins has it stop after the layer under way.
+//! containerd knows everything that was unpacked, so the daemon remembers none of it: after a
+//! restart one listing shows what is left. With `unpack: before-record` images come unpacked from
 //! their import, and this is for those that were there before.
 
 use std::collections::{HashMap, HashSet};
@@ -21,7 +23,8 @@ use crate::state::State;
 use crate::state::ledger::Ledger;
 use crate::status::{UnpackFailureStatus, UnpackStatus};
 
-/// The waits after a failure for which no image is to blame: a full disk, a containerd that goes away.
+/// The waits after a failure for which no image is to blame: a full disk, a containerd that goes
+/// away.
 const AGAIN: Backoff = Backoff {
     first: Duration::from_secs(5),
     longest: Duration::from_secs(600),
@@ -205,7 +208,8 @@ impl State {
     }
 }
 
-/// The images that bundles vouch for, each target once: those of the first pattern first, then in order of arrival.
+/// The images that bundles vouch for, each target once: those of the first pattern first, then in
+/// order of arrival.
 fn wanted(ledger: &Ledger, priority: &[Pattern], bad: &HashMap<Digest, UnpackFailureStatus>) -> Vec<Ahead> {
     let mut images: Vec<(usize, u64, Ahead)> = Vec::new();
     for (name, (target, entry)) in ledger.desired_images() {

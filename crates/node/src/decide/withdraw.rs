@@ -1,8 +1,9 @@
 //! Who no longer vouches for what: which source labels go, and our pin with the last of them. Pure.
 //!
-//! A label goes only when it is certain that its bundle is gone, or that the bundle as it is now was imported without the
-//! image. Whatever is not known (the bundle is being replaced, or broken, or the folder itself has vanished) leaves
-//! everything as it is: an image too many costs space, one too few costs a node.
+//! A label goes only when it is certain that its bundle is gone, or that the bundle as it is now
+//! was imported without the image. Whatever is not known (the bundle is being replaced, or broken,
+//! or the folder itself has vanished) leaves everything as it is: an image too many costs space,
+//! one too few costs a node.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -62,7 +63,8 @@ impl Word<'_> {
             None if exclude.iter().any(|pattern| pattern.matches(name)) => Vouch::Unknown,
             None => Vouch::No,
             Some(target) if target == there => Vouch::Yes,
-            // Another bundle of ours has the name by now; or another program moved it, which is told and left alone.
+            // Another bundle of ours has the name by now; or another program moved it, which is
+            // told and left alone.
             Some(_) if by_name.desired(name) == Some(there) => Vouch::No,
             Some(_) => Vouch::Unknown,
         }
@@ -129,8 +131,9 @@ fn is_nobodys(labels: &Labels, changes: &LabelChanges) -> bool {
         .all(|key| changes.contains_key(key) || key == CRI_MANAGED)
 }
 
-/// The records that CRI keeps by image id (`sha256:…`) of images whose names were all deleted: nothing but those would hold
-/// their blobs. `there` are the records that are left of the targets of those that were `deleted`.
+/// The records that CRI keeps by image id (`sha256:…`) of images whose names were all deleted:
+/// nothing but those would hold their blobs. `there` are the records that are left of the targets
+/// of those that were `deleted`.
 pub(crate) fn left_over<'r>(there: &'r [ImageRecord], deleted: &[&ImageRecord]) -> Vec<&'r ImageRecord> {
     let is_of_cri = |record: &ImageRecord| {
         record.name.starts_with("sha256:") && record.labels.keys().all(|key| key == CRI_MANAGED)
@@ -147,8 +150,8 @@ pub(crate) fn left_over<'r>(there: &'r [ImageRecord], deleted: &[&ImageRecord]) 
 
 /// How much is left of the time that a pin outlives its last bundle.
 ///
-/// A clock that was set back since makes the grace longer, never shorter: [`crate::state::ledger::Ledger::mark_gone`] lets it
-/// begin anew then.
+/// A clock that was set back since makes the grace longer, never shorter:
+/// [`crate::state::ledger::Ledger::mark_gone`] lets it begin anew then.
 pub(crate) fn grace_left(gone: Timestamp, now: Timestamp, grace: Duration) -> Duration {
     match u64::try_from(now.duration_since(gone).as_millis()) {
         Ok(past) => grace.saturating_sub(Duration::from_millis(past)),
@@ -173,8 +176,8 @@ pub(crate) fn label_of(file: &OsStr) -> String {
 }
 
 impl State {
-    /// Takes labels and pins back that no bundle vouches for any more, and deletes records where that is wanted. `labels` are
-    /// those whose records were all looked up.
+    /// Takes labels and pins back that no bundle vouches for any more, and deletes records where
+    /// that is wanted. `labels` are those whose records were all looked up.
     pub(super) fn withdraw(&mut self, survey: Survey, labels: Vec<String>, turn: &mut Turn) {
         let records: Vec<&ImageRecord> = survey.records.values().collect();
         let by_name = ByName::of(&self.ledger);
@@ -219,8 +222,9 @@ impl State {
         self.sweep_leases(turn);
     }
 
-    /// Takes out of a plan the records that a job is about to vouch for, and those that are owed to a bundle: the comparison
-    /// after the import does what is left to do. Gives the bundles whose labels stay until then, by file name.
+    /// Takes out of a plan the records that a job is about to vouch for, and those that are owed to
+    /// a bundle: the comparison after the import does what is left to do. Gives the bundles whose
+    /// labels stay until then, by file name.
     fn withhold(
         &mut self,
         mut plan: Vec<Withdrawal>,
@@ -242,8 +246,9 @@ impl State {
         (plan, withheld)
     }
 
-    /// The records of a plan that an earlier bundle is about to get back. Until then the label of the later bundle shows that no
-    /// other program moved the record, and a daemon that begins meanwhile has nothing else to know that by.
+    /// The records of a plan that an earlier bundle is about to get back. Until then the label of
+    /// the later bundle shows that no other program moved the record, and a daemon that begins
+    /// meanwhile has nothing else to know that by.
     fn owed(&self, plan: &[Withdrawal], survey: &Survey) -> BTreeSet<String> {
         if plan.is_empty() {
             return BTreeSet::new();
@@ -260,7 +265,8 @@ impl State {
         names.filter(is_owed).cloned().collect()
     }
 
-    /// Whether nothing but time keeps a bundle from being imported. The space that one waits for may be that of a pinned image.
+    /// Whether nothing but time keeps a bundle from being imported. The space that one waits for
+    /// may be that of a pinned image.
     fn is_about_to_be_imported(&self, file: &OsStr) -> bool {
         let phase = self.roster.phase(file);
         let is_queued = matches!(
@@ -270,7 +276,8 @@ impl State {
         is_queued && !self.room.keeps_waiting(file)
     }
 
-    /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for now.
+    /// Keeps in mind the bundles whose labels could not be judged yet, or were and have to stay for
+    /// now.
     fn note_judged(&mut self, withheld: &BTreeSet<String>) {
         let is_judged = |entry: &Entry| {
             self.imported_as_it_is(entry).is_some() && !withheld.contains(&label_name(&entry.file))
@@ -287,12 +294,13 @@ impl State {
         }
     }
 
-    /// Labels of ours that may be on records of which the ledger does not know, and may have to go: of bundles that are gone for
-    /// good, of those that vanished, and of those that were imported with other images than before. After a connection was
-    /// made, or the configuration has changed, every pin of ours is one.
+    /// Labels of ours that may be on records of which the ledger does not know, and may have to go:
+    /// of bundles that are gone for good, of those that vanished, and of those that were imported
+    /// with other images than before. After a connection was made, or the configuration has
+    /// changed, every pin of ours is one.
     ///
-    /// Where there are few records, all of ours are listed anyway. Where there are very many, this is the only list that is asked
-    /// for, and only when there are such labels.
+    /// Where there are few records, all of ours are listed anyway. Where there are very many, this
+    /// is the only list that is asked for, and only when there are such labels.
     pub(super) fn labels_in_doubt(&self, at: Timestamp) -> Vec<String> {
         let grace = self.settings.unpin_grace;
         let is_over = |entry: &&Entry| match entry.gone {
@@ -338,7 +346,8 @@ impl State {
         })
     }
 
-    /// Forgets files that are not there when no record carries their label (any more), as far as that is known.
+    /// Forgets files that are not there when no record carries their label (any more), as far as
+    /// that is known.
     fn forget_withdrawn(
         &mut self,
         records: &[&ImageRecord],
@@ -371,7 +380,8 @@ impl State {
         }
     }
 
-    /// Wakes the loop when the grace of a bundle that is gone is over, but for those that wait for a job.
+    /// Wakes the loop when the grace of a bundle that is gone is over, but for those that wait for
+    /// a job.
     fn wake_for_grace(&mut self, withheld: &BTreeSet<String>, now: Instant, at: Timestamp) {
         let grace = self.settings.unpin_grace;
         let left = |gone: Timestamp| grace_left(gone, at, grace);

@@ -1,8 +1,9 @@
-//! The open images folder, and the door to the modules that list it, open its files, judge its permissions and tell when a
-//! file is finished.
+//! The open images folder, and the door to the modules that list it, open its files, judge its
+//! permissions and tell when a file is finished.
 //!
-//! Listing and opening touch the disk, and no odd entry makes them block. Pure functions decide on the facts, so that
-//! every way of placing a file is a row of a table. Nothing here reads more of a bundle than [`bundle::sniff`] does.
+//! Listing and opening touch the disk, and no odd entry makes them block. Pure functions decide on
+//! the facts, so that every way of placing a file is a row of a table. Nothing here reads more of a
+//! bundle than [`bundle::sniff`] does.
 
 use std::ffi::OsStr;
 use std::io;

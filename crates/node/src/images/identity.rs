@@ -1,5 +1,5 @@
-//! The identity of an entry of the images folder: two equal ones mean the same file, or a layout folder without a write
-//! in between.
+//! The identity of an entry of the images folder: two equal ones mean the same file, or a layout
+//! folder without a write in between.
 //!
 //! It reads the attributes of entries and never their bytes.
 
@@ -34,7 +34,8 @@ pub(super) const LAYOUT_FOLDERS: [&str; 3] = ["blobs", "blobs/sha256", "blobs/sh
 
 /// Mixes one identity into another, so that the result changes with each of them, in any order.
 fn fold(whole: &mut Identity, part: &Identity) {
-    // Multiplying by a large odd number spreads every bit; the sum does not depend on the order (splitmix64).
+    // Multiplying by a large odd number spreads every bit; the sum does not depend on the order
+    // (splitmix64).
     let spread = |value: u64| {
         let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb)
@@ -57,8 +58,8 @@ impl Folder {
         })
     }
 
-    /// Everything that changes when a layout is written to, in one value: its documents, and name, size and times of
-    /// each of its blobs.
+    /// Everything that changes when a layout is written to, in one value: its documents, and name,
+    /// size and times of each of its blobs.
     pub(super) fn layout_identity(&self) -> Identity {
         let mut whole = identity_of(&self.stat);
         for name in LAYOUT_FILES {

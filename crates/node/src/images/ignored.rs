@@ -1,4 +1,5 @@
-//! Decides by name, type and first bytes which entries of the images folder the daemon ignores, and for which reason.
+//! Decides by name, type and first bytes which entries of the images folder the daemon ignores, and
+//! for which reason.
 //!
 //! Pure: it never opens a file.
 
@@ -103,8 +104,9 @@ fn classify_name(name: &[u8]) -> Class {
     }
 }
 
-/// How the names end of what belongs to bundles and is none: texts, checksums, signatures, documents. `.txt` and
-/// `.sha256` are told apart from these, since they have a meaning of their own.
+/// How the names end of what belongs to bundles and is none: texts, checksums, signatures,
+/// documents. `.txt` and `.sha256` are told apart from these, since they have a meaning of their
+/// own.
 const COMPANIONS: [&str; 8] = [
     ".md",
     ".asc",
@@ -161,10 +163,11 @@ impl Name {
     }
 }
 
-/// Why a file is no bundle and never was meant to be one; `None` for whatever may be one or become one.
+/// Why a file is no bundle and never was meant to be one; `None` for whatever may be one or become
+/// one.
 ///
-/// The content decides first: a file that begins as an archive, or as compressed data, is a bundle under any name. For
-/// all other files a closed list of names decides.
+/// The content decides first: a file that begins as an archive, or as compressed data, is a bundle
+/// under any name. For all other files a closed list of names decides.
 pub(crate) fn why_ignored(name: &OsStr, ending: Ending, size: u64) -> Option<Reason> {
     let is_archive = match ending {
         Ending::Marker | Ending::Reserved | Ending::NoMarker | Ending::Compressed => true,

@@ -22,7 +22,8 @@ pub struct Listed {
     pub name: OsString,
     /// What the entry is, by its name and type.
     pub class: Class,
-    /// For a symbolic link, of what it points to, where that can be told. For a layout, of everything in it together.
+    /// For a symbolic link, of what it points to, where that can be told. For a layout, of
+    /// everything in it together.
     pub(crate) identity: Identity,
 }
 
@@ -40,8 +41,8 @@ pub struct Depth {
 pub struct Listing {
     /// Sorted by name.
     pub entries: Vec<Listed>,
-    /// The folders that matter too, relative to the one that was listed: those that were looked into, and those that
-    /// may become layouts.
+    /// The folders that matter too, relative to the one that was listed: those that were looked
+    /// into, and those that may become layouts.
     pub(crate) folders: Vec<PathBuf>,
 }
 
@@ -51,8 +52,8 @@ const DEEPEST: usize = 8;
 const MOST_FOLDERS: usize = 256;
 
 impl Folder {
-    /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out, and links to folders are not
-    /// followed.
+    /// Lists all entries, sorted by name. Entries that vanish meanwhile are left out, and links to
+    /// folders are not followed.
     ///
     /// # Errors
     ///
@@ -95,8 +96,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Looks into a sub-folder: a layout is an entry of its own, and so is one that is left alone. `None` where its
-    /// entries are in the listing instead.
+    /// Looks into a sub-folder: a layout is an entry of its own, and so is one that is left alone.
+    /// `None` where its entries are in the listing instead.
     fn look_into(
         &self,
         name: &OsStr,

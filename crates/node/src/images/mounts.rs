@@ -1,4 +1,5 @@
-//! The mounts that a node promises: in fstab(5), and in mount units that are started with it (systemd.mount(5)).
+//! The mounts that a node promises: in fstab(5), and in mount units that are started with it
+//! (systemd.mount(5)).
 //!
 //! A folder on a mount that is not there looks empty, and nobody emptied it.
 
@@ -15,8 +16,8 @@ const UNITS: [&str; 3] = [
     "run/systemd/generator",
 ];
 
-/// The innermost mount that the node below `root` promises for `folder` and that is not there. `None` where each is there, and
-/// where that cannot be told.
+/// The innermost mount that the node below `root` promises for `folder` and that is not there.
+/// `None` where each is there, and where that cannot be told.
 pub(crate) fn missing(folder: &Path, root: &Path) -> Option<PathBuf> {
     let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let mounted = fs::read(root.join("proc/self/mountinfo")).ok()?;
@@ -39,8 +40,9 @@ struct Mount {
     point: PathBuf,
 }
 
-/// The mount points of mountinfo, see proc_pid_mountinfo(5), but for those of a folder over itself: systemd makes such mounts for
-/// the folders that a unit may write (`ReadWritePaths=`), whether their disk is there or not.
+/// The mount points of mountinfo, see proc_pid_mountinfo(5), but for those of a folder over itself:
+/// systemd makes such mounts for the folders that a unit may write (`ReadWritePaths=`), whether
+/// their disk is there or not.
 fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
     let mounts: HashMap<Vec<u8>, Mount> = lines.filter_map(mount).collect();
@@ -54,7 +56,8 @@ fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     real.map(|mount| mount.point.clone()).collect()
 }
 
-/// The first five fields of a line: the id of the mount and that of its parent, the device, the root and the mount point.
+/// The first five fields of a line: the id of the mount and that of its parent, the device, the
+/// root and the mount point.
 fn mount(line: &[u8]) -> Option<(Vec<u8>, Mount)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = fields.next()?.to_owned();
@@ -106,14 +109,16 @@ fn of_units(units: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The path after `Where=` in a mount unit. A specifier (`%`) is not resolved, and systemd wants none here.
+/// The path after `Where=` in a mount unit. A specifier (`%`) is not resolved, and systemd wants
+/// none here.
 fn where_of(unit: &[u8]) -> Option<PathBuf> {
     let mut lines = unit.split(|byte| *byte == b'\n');
     let value = lines.find_map(|line| line.trim_ascii().strip_prefix(b"Where="))?;
     Some(PathBuf::from(OsString::from_vec(value.trim_ascii().to_vec())))
 }
 
-/// A path with its escapes (`\040` for a space) resolved, as fstab and mountinfo have them. A slash at the end does not count.
+/// A path with its escapes (`\040` for a space) resolved, as fstab and mountinfo have them. A slash
+/// at the end does not count.
 fn path(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,5 +1,5 @@
-//! Opens a candidate of the images folder for reading. No odd entry makes it block, and it follows a link only to a file
-//! that only root can write.
+//! Opens a candidate of the images folder for reading. No odd entry makes it block, and it follows
+//! a link only to a file that only root can write.
 //!
 //! It never reads a byte.
 
@@ -38,7 +38,8 @@ impl Folder {
         match rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => regular(File::from(fd)),
             Err(Errno::LOOP) => self.open_link(name, flags),
-            // No file has a name that is too long for one, such as a checksum of a bundle whose name is just short enough.
+            // No file has a name that is too long for one, such as a checksum of a bundle whose
+            // name is just short enough.
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Err(Refused::Gone),
             // open(2) of a socket, or of a device that does not exist
             Err(Errno::NXIO | Errno::NODEV) => Err(Refused::NotRegular),
@@ -80,8 +81,8 @@ impl Folder {
     }
 }
 
-/// Opens whatever lies at a path for reading, without ever blocking. Links are followed: the path was typed by whoever
-/// runs the command.
+/// Opens whatever lies at a path for reading, without ever blocking. Links are followed: the path
+/// was typed by whoever runs the command.
 pub fn open_path(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))

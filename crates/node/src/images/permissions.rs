@@ -1,5 +1,5 @@
-//! Judges by owner and mode whether the images folder and the targets of its links can be trusted: a user who can write
-//! there can put images on the node.
+//! Judges by owner and mode whether the images folder and the targets of its links can be trusted:
+//! a user who can write there can put images on the node.
 //!
 //! It changes no permission.
 
@@ -17,8 +17,8 @@ pub(crate) fn is_roots_alone(mode: u32, owner: u32) -> bool {
     is_trusted_target(mode, owner, us())
 }
 
-/// Whoever can write the target of a link can put images on the node, so it has to be as safe as the
-/// folder: owned by root (or us) and writable by nobody else.
+/// Whoever can write the target of a link can put images on the node, so it has to be as safe as
+/// the folder: owned by root (or us) and writable by nobody else.
 fn is_trusted_target(mode: u32, owner: u32, us: u32) -> bool {
     (owner == 0 || owner == us) && mode & 0o022 == 0
 }
@@ -46,8 +46,8 @@ impl FolderTrust {
     }
 }
 
-/// Judges an open folder and every folder above it, by the path as it is given and as it is without links: whoever can
-/// rename a folder above can put another one in its place.
+/// Judges an open folder and every folder above it, by the path as it is given and as it is without
+/// links: whoever can rename a folder above can put another one in its place.
 pub fn judge(folder: &Folder, path: &Path, allow_insecure: bool) -> FolderTrust {
     let own = judge_folder(folder.stat.st_mode, folder.stat.st_uid, us(), allow_insecure);
     let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -69,8 +69,8 @@ fn judge_above(ancestor: &Path, allow_insecure: bool) -> FolderTrust {
     }
 }
 
-/// Judges a folder above by its mode and owner. In one with the sticky bit (`/tmp`) nobody can rename what is root's,
-/// so it does no harm that everybody can write it (inode(7)).
+/// Judges a folder above by its mode and owner. In one with the sticky bit (`/tmp`) nobody can
+/// rename what is root's, so it does no harm that everybody can write it (inode(7)).
 fn judge_ancestor(mode: u32, owner: u32, us: u32, allow_insecure: bool) -> FolderTrust {
     const STICKY: u32 = 0o1000;
     let mode = if mode & STICKY == 0 { mode } else { mode & !0o022 };

@@ -1,7 +1,9 @@
-//! Lists of images to pull, as k3s knows them: `*.txt` in the images folder, one reference on each line.
+//! Lists of images to pull, as k3s knows them: `*.txt` in the images folder, one reference on each
+//! line.
 //!
-//! They are for nodes that do have a registry: CRI pulls the images with its own credentials and mirrors, and we pin
-//! them like those of a bundle. What is a list is told by name and content together, since a bundle may have any name.
+//! They are for nodes that do have a registry: CRI pulls the images with its own credentials and
+//! mirrors, and we pin them like those of a bundle. What is a list is told by name and content
+//! together, since a bundle may have any name.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -23,8 +25,9 @@ const LARGEST: u64 = 1 << 20;
 /// The namespace that CRI pulls into.
 const KUBERNETES: &str = "k8s.io";
 
-/// Whether a file of this size is a list: by its name, unless its first bytes are those of an archive, or it is called
-/// as lists of checksums and other texts are. What is shorter than a tar header is no archive.
+/// Whether a file of this size is a list: by its name, unless its first bytes are those of an
+/// archive, or it is called as lists of checksums and other texts are. What is shorter than a tar
+/// header is no archive.
 pub(crate) fn is_list(name: &OsStr, head: Ending, size: u64) -> bool {
     let is_text = match head {
         Ending::Foreign => true,
@@ -74,7 +77,8 @@ pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String
 
 /// Sees to it that an image is there, lets CRI pull it if it is not, and vouches for its records.
 ///
-/// Cancelling it leaves an image that is there and not pinned, or none; the next try goes on from there.
+/// Cancelling it leaves an image that is there and not pinned, or none; the next try goes on from
+/// there.
 ///
 /// # Errors
 ///

@@ -151,19 +151,20 @@ pub(crate) fn settle(seen: &Observation, now: Instant) -> Settle {
     }
 }
 
-/// Until when a file that looks cut off may be an upload that goes on; `None` when nothing has happened for so long that
-/// it is to be taken for what it is.
+/// Until when a file that looks cut off may be an upload that goes on; `None` when nothing has
+/// happened for so long that it is to be taken for what it is.
 pub(crate) fn may_go_on_until(changed: Instant, now: Instant) -> Option<Instant> {
     let until = changed + STALLED;
     (now < until).then_some(until)
 }
 
-/// How much longer a file can change without its identity showing it, by the wall clock `now` that was read before the
-/// file was looked at; `None` when any change shows.
+/// How much longer a file can change without its identity showing it, by the wall clock `now` that
+/// was read before the file was looked at; `None` when any change shows.
 ///
-/// A write in the same tick of the clock leaves a file of the same size with the same times. What is finished has been
-/// still for longer than the ticks of kernels that have fine ones ([`STILL_WHOLE`]); this is for file systems that keep
-/// whole seconds. A time in the future, where the clock was set back, is not that of the next write either.
+/// A write in the same tick of the clock leaves a file of the same size with the same times. What
+/// is finished has been still for longer than the ticks of kernels that have fine ones
+/// ([`STILL_WHOLE`]); this is for file systems that keep whole seconds. A time in the future, where
+/// the clock was set back, is not that of the next write either.
 pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Duration> {
     let is_coarse = identity.ctime_ns % 1_000_000_000 == 0;
     let changed = u64::try_from(identity.ctime_ns).ok().filter(|_| is_coarse)?;
@@ -175,8 +176,8 @@ pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Dur
 /// How long a layout folder must have been still: nobody can ask who is about to write to a folder.
 const STILL_LAYOUT: Duration = Duration::from_secs(2);
 
-/// Decides whether a layout folder may be read, as [`settle`] does for a file. `is_whole` says whether everything that
-/// it refers to is there, where that is known.
+/// Decides whether a layout folder may be read, as [`settle`] does for a file. `is_whole` says
+/// whether everything that it refers to is there, where that is known.
 pub(crate) fn settle_layout(is_whole: bool, changed: Instant, now: Instant) -> Settle {
     let quiet = now.saturating_duration_since(changed);
     let until = |wanted: Duration| changed + wanted;

@@ -1,7 +1,8 @@
 //! `<bundle>.sha256` beside a bundle: what it says, and whether the bundle's bytes agree.
 //!
-//! A checksum proves that a file arrived as it was sent, and not who sent it. Reading the sidecar is pure; hashing
-//! happens on the descriptor that the images are then read from, so that nobody can swap the file in between.
+//! A checksum proves that a file arrived as it was sent, and not who sent it. Reading the sidecar
+//! is pure; hashing happens on the descriptor that the images are then read from, so that nobody
+//! can swap the file in between.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -113,7 +114,8 @@ pub fn expected(
     }
 }
 
-/// Finds what a checksum file says about a bundle: a digest alone, or the line that names the bundle.
+/// Finds what a checksum file says about a bundle: a digest alone, or the line that names the
+/// bundle.
 ///
 /// # Errors
 ///
@@ -157,8 +159,9 @@ pub(crate) fn text_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
 }
 
-/// One line: a sha256 and the name it is for, if it has one. As `sha256sum` writes it (`<hex>  name`, `<hex> *name`,
-/// escaped with a backslash in front), as BSD does (`SHA256 (name) = <hex>`), or alone.
+/// One line: a sha256 and the name it is for, if it has one. As `sha256sum` writes it (`<hex>
+/// name`, `<hex> *name`, escaped with a backslash in front), as BSD does (`SHA256 (name) = <hex>`),
+/// or alone.
 pub(crate) fn parse_line(line: &[u8]) -> Option<(Digest, Option<Vec<u8>>)> {
     if let Some(rest) = line.strip_prefix(b"SHA256 (") {
         let close = rest.windows(4).rposition(|part| part == b") = ")?;
@@ -205,8 +208,8 @@ fn base_name(name: &[u8]) -> &[u8] {
 
 /// Hashes an open file and compares. Gives the file as it was while it was read.
 ///
-/// Reads the whole file in pieces, off the runtime's threads and without touching its position. Cancelling it stops
-/// the reading.
+/// Reads the whole file in pieces, off the runtime's threads and without touching its position.
+/// Cancelling it stops the reading.
 ///
 /// # Errors
 ///

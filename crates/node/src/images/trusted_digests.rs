@@ -1,7 +1,7 @@
 //! Which bundles the operator has allowed: a folder of files with the digests of their catalogs.
 //!
-//! It is read anew each time it is asked, so that adding a line is all there is to do. Whatever others than root could
-//! have written there counts for nothing, and says so.
+//! It is read anew each time it is asked, so that adding a line is all there is to do. Whatever
+//! others than root could have written there counts for nothing, and says so.
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -1,15 +1,15 @@
 //! Tells when the images folder may have changed.
 //!
-//! An event is only a hint to list the folder again, so a [`Watch`] says nothing but "look": no names, no
-//! kinds, no queue that could fill. That is why a lost event, an overflow of the kernel's queue and an
-//! error are all the same thing here, and why a flood of events costs no memory.
+//! An event is only a hint to list the folder again, so a [`Watch`] says nothing but "look": no
+//! names, no kinds, no queue that could fill. That is why a lost event, an overflow of the kernel's
+//! queue and an error are all the same thing here, and why a flood of events costs no memory.
 //!
-//! inotify watches an inode and not a path, and says nothing when something is mounted over it. So the
-//! nearest folder above is watched too, the mount table is polled, and a timer compares what the path
-//! leads to with what is watched; it also covers file systems without events.
+//! inotify watches an inode and not a path, and says nothing when something is mounted over it. So
+//! the nearest folder above is watched too, the mount table is polled, and a timer compares what
+//! the path leads to with what is watched; it also covers file systems without events.
 //!
-//! More than half of the file is its tests. They place files in every way and look at the watch from outside, so a split
-//! would only move its inside apart.
+//! More than half of the file is its tests. They place files in every way and look at the watch
+//! from outside, so a split would only move its inside apart.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -32,12 +32,12 @@ use crate::sys;
 const RESCAN: Duration = Duration::from_secs(30);
 /// The same where the kernel gives us no watch (its limits are reached).
 const RESCAN_BLIND: Duration = Duration::from_secs(5);
-/// Hints come at most this often, so that ten thousand new files do not mean ten thousand listings. The
-/// first one after a quiet time comes at once.
+/// Hints come at most this often, so that ten thousand new files do not mean ten thousand listings.
+/// The first one after a quiet time comes at once.
 const PACE: Duration = Duration::from_millis(50);
 
-/// Everything but MODIFY and OPEN: one comes with every write(2) and floods the kernel's queue, the other
-/// with every look of our own.
+/// Everything but MODIFY and OPEN: one comes with every write(2) and floods the kernel's queue, the
+/// other with every look of our own.
 fn wanted_events() -> EventKindMask {
     EventKindMask::CREATE
         | EventKindMask::REMOVE
@@ -46,12 +46,13 @@ fn wanted_events() -> EventKindMask {
         | EventKindMask::ACCESS_CLOSE
 }
 
-/// Takes one of the kernel's watches over the folder, or over the nearest one above that exists, and gives it back at once.
+/// Takes one of the kernel's watches over the folder, or over the nearest one above that exists,
+/// and gives it back at once.
 ///
 /// # Errors
 ///
-/// The reason why the kernel gives none, such as a limit that is reached. The daemon then lists the folder every few
-/// seconds instead.
+/// The reason why the kernel gives none, such as a limit that is reached. The daemon then lists the
+/// folder every few seconds instead.
 pub fn try_watch(folder: &Path) -> Result<(), String> {
     let there = folder.ancestors().find(|folder| folder.is_dir());
     let there = there.unwrap_or(Path::new("/"));
@@ -71,13 +72,13 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch; the folder need not exist. What changes after this call is hinted at. Must be
-    /// called inside a tokio runtime.
+    /// Begins to watch; the folder need not exist. What changes after this call is hinted at. Must
+    /// be called inside a tokio runtime.
     ///
     /// # Errors
     ///
-    /// When `folder` is relative and the working directory is gone. Where the kernel gives no watch, the
-    /// folder is looked at every few seconds instead, with a warning.
+    /// When `folder` is relative and the working directory is gone. Where the kernel gives no
+    /// watch, the folder is looked at every few seconds instead, with a warning.
     pub(crate) fn start(folder: &Path) -> io::Result<Watch> {
         let hint = Arc::new(Notify::new());
         let mut ground = Ground::new(std::path::absolute(folder)?, Arc::clone(&hint));
@@ -92,9 +93,9 @@ impl Watch {
         })
     }
 
-    /// Watches these folders below the folder too, given relative to it, and none but them. To be called after each
-    /// listing: where one of them is new, or another one by now, a hint follows, since things may have happened in it
-    /// before.
+    /// Watches these folders below the folder too, given relative to it, and none but them. To be
+    /// called after each listing: where one of them is new, or another one by now, a hint follows,
+    /// since things may have happened in it before.
     pub(crate) fn also(&self, below: Vec<PathBuf>) {
         self.below.send_replace(below);
     }
@@ -130,7 +131,8 @@ struct Ground {
     watcher: Option<RecommendedWatcher>,
     /// Folders below the folder that are to be watched too, relative to it.
     below: Vec<PathBuf>,
-    /// What is watched now: the folder where it exists, the nearest folder above it, and those below.
+    /// What is watched now: the folder where it exists, the nearest folder above it, and those
+    /// below.
     watched: Vec<(PathBuf, Place)>,
     /// Why there is no watch, once it was said.
     blind: Option<String>,
@@ -217,7 +219,8 @@ impl Ground {
         let mut failure = None;
         match self.watcher() {
             Ok(mut watcher) => {
-                // Always anew: a watch of the same path may be on an inode that is elsewhere by now.
+                // Always anew: a watch of the same path may be on an inode that is elsewhere by
+                // now.
                 for (path, _) in &self.watched {
                     let _ = watcher.unwatch(path);
                 }
@@ -309,7 +312,8 @@ fn concerns(folder: &Path, event: &notify::Result<Event>) -> Concern {
     );
     let concern = |path: &PathBuf| match () {
         () if folder.starts_with(path) => Concern::Ground,
-        // A folder below that is made anew may have the old one's inode, and is not watched all the same.
+        // A folder below that is made anew may have the old one's inode, and is not watched all the
+        // same.
         () if of_a_folder && path.starts_with(folder) => Concern::Ground,
         () if path.starts_with(folder) => Concern::Content,
         () => Concern::Nothing,
@@ -350,7 +354,8 @@ mod tests {
 
     use super::*;
 
-    /// Far longer than any of this takes, and far shorter than the timer that would hide a lost event.
+    /// Far longer than any of this takes, and far shorter than the timer that would hide a lost
+    /// event.
     const SOON: Duration = Duration::from_secs(10);
 
     struct Trial {

@@ -1,10 +1,11 @@
 //! The note that a daemon leaves when it dies at work, and the conclusions of its successor.
 //!
-//! [`Marker`] is a small file beside the ledger. It names the files whose jobs run, and is empty while none do. It is
-//! never synced: the end of a process loses nothing that was written, and after a power cut the boot is another one.
-//! A panic and a fatal signal of the daemon's own making add a line with the cause. A memory kill leaves no line, so the
-//! marker has the kernel's count of such kills as it was when the job began. [`Left::verdict`] is pure: without a line
-//! and without a new memory kill the end came from outside, and no file is to blame.
+//! [`Marker`] is a small file beside the ledger. It names the files whose jobs run, and is empty
+//! while none do. It is never synced: the end of a process loses nothing that was written, and
+//! after a power cut the boot is another one. A panic and a fatal signal of the daemon's own making
+//! add a line with the cause. A memory kill leaves no line, so the marker has the kernel's count of
+//! such kills as it was when the job began. [`Left::verdict`] is pure: without a line and without a
+//! new memory kill the end came from outside, and no file is to blame.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,7 +24,8 @@ use crate::sys;
 
 const FILE: &str = "under-way";
 
-/// A marker with two jobs has less than a KiB; a file name has at most 255 bytes for each of its folders.
+/// A marker with two jobs has less than a KiB; a file name has at most 255 bytes for each of its
+/// folders.
 const LARGEST: u64 = 1 << 20;
 
 /// How a memory kill is called in messages.
@@ -72,8 +74,8 @@ pub(crate) struct Kills {
     group: Option<u64>,
     /// In that group alone.
     own: Option<Count>,
-    /// In the smallest area around it that outlives it: the group above, or else the machine. A service manager makes
-    /// a new group for each start, and the counts of the old one go with it.
+    /// In the smallest area around it that outlives it: the group above, or else the machine. A
+    /// service manager makes a new group for each start, and the counts of the old one go with it.
     around: Option<Count>,
 }
 
@@ -82,14 +84,14 @@ pub(crate) struct Kills {
 struct Count {
     /// Processes killed for memory.
     oom_kill: u64,
-    /// How often a limit of the group left no other way; absent where that is not counted. A machine that is short of
-    /// memory as a whole kills without it.
+    /// How often a limit of the group left no other way; absent where that is not counted. A
+    /// machine that is short of memory as a whole kills without it.
     oom: Option<u64>,
 }
 
 impl Marker {
-    /// Opens the marker in a state folder that this process has the lock of, and reads what is in it. From then on, a
-    /// fatal signal of the process's own making is noted in it.
+    /// Opens the marker in a state folder that this process has the lock of, and reads what is in
+    /// it. From then on, a fatal signal of the process's own making is noted in it.
     pub(crate) fn open(folder: &Path) -> (Marker, Left) {
         let opened = OpenOptions::new()
             .read(true)
@@ -168,7 +170,8 @@ impl Marker {
 }
 
 impl Left {
-    /// Why the daemon before this one died, where that was a fault of its own. `boot` and `kills` are those of now.
+    /// Why the daemon before this one died, where that was a fault of its own. `boot` and `kills`
+    /// are those of now.
     pub(crate) fn verdict(&self, boot: Option<&str>, kills: &Kills) -> Option<Verdict> {
         let mut lines = self.0.lines();
         let noted: Option<Noted> = lines.next().and_then(|line| serde_json::from_str(line).ok());
@@ -213,7 +216,8 @@ impl Kills {
         }
     }
 
-    /// Whether the kernel has killed in between. Where the group is still the same, its own count tells.
+    /// Whether the kernel has killed in between. Where the group is still the same, its own count
+    /// tells.
     fn grew_to(&self, now: &Kills) -> bool {
         let is_same = self.group.is_some() && self.group == now.group;
         match (self.own, now.own) {
@@ -283,8 +287,8 @@ pub(crate) fn boot_id() -> Option<String> {
     Some(id.trim().to_owned())
 }
 
-/// Which program this is: its version and its bytes, so that a build with a remedy counts as another program. Reads the whole
-/// executable, so it is asked for only where a crash is known.
+/// Which program this is: its version and its bytes, so that a build with a remedy counts as
+/// another program. Reads the whole executable, so it is asked for only where a crash is known.
 ///
 /// # Errors
 ///

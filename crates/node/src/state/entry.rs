@@ -1,4 +1,5 @@
-//! What is known of one file in the images folder: the last try with it, and the images that it put into containerd.
+//! What is known of one file in the images folder: the last try with it, and the images that it put
+//! into containerd.
 //!
 //! It knows no other file and no disk.
 
@@ -27,8 +28,9 @@ impl BundleId {
     }
 }
 
-/// A file's name as labels and leases have it. Names are bytes and labels are text (protobuf has no other strings), so
-/// bytes that are no UTF-8 are written as `\xff`: two files that differ in them only are two bundles.
+/// A file's name as labels and leases have it. Names are bytes and labels are text (protobuf has no
+/// other strings), so bytes that are no UTF-8 are written as `\xff`: two files that differ in them
+/// only are two bundles.
 pub fn label_name(file: &OsStr) -> String {
     Foreign::file_name(file).raw().to_owned()
 }
@@ -56,18 +58,19 @@ pub struct Entry {
     pub(crate) attempts: u32,
     #[serde(default)]
     pub(crate) last_error: Option<LastError>,
-    /// What the bundle last put into containerd. It outlives a failed try with a newer file, since a
-    /// bundle that was replaced by a broken file unpins nothing.
+    /// What the bundle last put into containerd. It outlives a failed try with a newer file, since
+    /// a bundle that was replaced by a broken file unpins nothing.
     #[serde(default)]
     pub(crate) imported: Option<Imported>,
-    /// When the same catalog was first imported, where that was before `imported.at`. Versions that do not know the key read
-    /// the rest.
+    /// When the same catalog was first imported, where that was before `imported.at`. Versions that
+    /// do not know the key read the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) first: Option<Timestamp>,
     /// Since when the file is gone. What it vouched for is withdrawn, and then the entry goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) gone: Option<Timestamp>,
-    /// That the daemon crashed while it worked on this file. Versions that do not know the key read the rest.
+    /// That the daemon crashed while it worked on this file. Versions that do not know the key read
+    /// the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) crashes: Option<Crashes>,
 }
@@ -89,7 +92,8 @@ pub(crate) struct LastError {
     pub(crate) text: String,
     pub(crate) class: ErrorClass,
     pub(crate) at: Timestamp,
-    /// How many images failed, each target counted once. Versions that do not know the key read the rest.
+    /// How many images failed, each target counted once. Versions that do not know the key read the
+    /// rest.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) images: usize,
 }
@@ -113,10 +117,12 @@ pub enum ErrorClass {
     Bundle,
     /// Somebody who changes the configuration or the permissions.
     Permanent,
-    /// Another file, checksum or rule: the node must not take this one. What it imported is not wanted any more.
+    /// Another file, checksum or rule: the node must not take this one. What it imported is not
+    /// wanted any more.
     Refused,
-    /// Another file, or another version of this program, which crashed over this one again and again. Only in documents:
-    /// the ledger counts the crashes of an entry instead, so that earlier versions can read it.
+    /// Another file, or another version of this program, which crashed over this one again and
+    /// again. Only in documents: the ledger counts the crashes of an entry instead, so that earlier
+    /// versions can read it.
     Crash,
 }
 

@@ -1,7 +1,8 @@
 //! The ledger: what the daemon did, so that a restart with unchanged bundles opens none of them.
 //!
-//! It is a cache of the truth, which lies in the bundles and in containerd. Losing it costs time and nothing else, and it
-//! never decides that a pin goes. The ledger is a value and knows no disk: `store` keeps it in `state.json`.
+//! It is a cache of the truth, which lies in the bundles and in containerd. Losing it costs time
+//! and nothing else, and it never decides that a pin goes. The ledger is a value and knows no disk:
+//! `store` keeps it in `state.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -34,8 +35,8 @@ pub struct Ledger {
     next_arrival: u64,
     #[serde(default)]
     pub(super) bundles: BTreeMap<BundleId, Entry>,
-    /// Every digest that a target needs on this node, target included: once per target, however many
-    /// names and bundles share it.
+    /// Every digest that a target needs on this node, target included: once per target, however
+    /// many names and bundles share it.
     #[serde(default, with = "closures")]
     closures: BTreeMap<String, Vec<Digest>>,
 }
@@ -51,7 +52,8 @@ pub(crate) struct Context {
     /// The settings that decide what an import yields (platforms, aliases, names, …), in any form
     /// that is equal when they are equal.
     pub(crate) selection: Option<String>,
-    /// Device and inode of the images folder: another one is not the folder whose bundles are known.
+    /// Device and inode of the images folder: another one is not the folder whose bundles are
+    /// known.
     #[serde(default)]
     pub(crate) folder: Option<(u64, u64)>,
     /// The version of the program: another one may read what this one refused.
@@ -89,7 +91,8 @@ impl Ledger {
         entries
     }
 
-    /// Gives a finished file its place in the order of arrival, before anything of it is imported. Whether it is news.
+    /// Gives a finished file its place in the order of arrival, before anything of it is imported.
+    /// Whether it is news.
     pub(crate) fn arrive(&mut self, file: &OsStr, identity: &Identity) -> bool {
         let before = self.get(file);
         if before.is_some_and(|entry| entry.identity == *identity && entry.gone.is_none()) {
@@ -119,7 +122,8 @@ impl Ledger {
         true
     }
 
-    /// The names that bundles vouch for which arrived after this one, with what they want them to point at.
+    /// The names that bundles vouch for which arrived after this one, with what they want them to
+    /// point at.
     pub(crate) fn later_claims(&self, file: &OsStr) -> BTreeMap<&str, &Digest> {
         let arrival = self.get(file).map_or(u64::MAX, |entry| entry.arrival);
         let later = self
@@ -232,7 +236,8 @@ impl Ledger {
         images.any(|image| image.name == name)
     }
 
-    /// The bundles that vouch for an image with this target, by the names that labels have for their files.
+    /// The bundles that vouch for an image with this target, by the names that labels have for
+    /// their files.
     pub fn bundles_with(&self, target: &Digest) -> BTreeSet<String> {
         let vouching = self.bundles.values().filter(|entry| entry.is_vouching());
         let has = |entry: &&Entry| {
@@ -250,8 +255,8 @@ impl Ledger {
         self.closures.get(target.as_ref()).map(Vec::as_slice)
     }
 
-    /// Which images the bundles vouch for, by name, without those that are refused. Where two disagree,
-    /// the one that arrived last counts.
+    /// Which images the bundles vouch for, by name, without those that are refused. Where two
+    /// disagree, the one that arrived last counts.
     pub(crate) fn desired_images(&self) -> BTreeMap<&str, (&Digest, &Entry)> {
         let mut desired = BTreeMap::new();
         for entry in self.entries().into_iter().filter(|entry| entry.is_vouching()) {

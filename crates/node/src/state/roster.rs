@@ -1,8 +1,8 @@
-//! The files in the images folder and how far each has come: the daemon's work list. `listing` takes over what the folder holds,
-//! and this module moves files on.
+//! The files in the images folder and how far each has come: the daemon's work list. `listing`
+//! takes over what the folder holds, and this module moves files on.
 //!
-//! Pure: listings, clock readings and results go in, the next thing to do comes out. Nothing here touches a file or
-//! containerd, and nothing but the daemon's one loop owns it.
+//! Pure: listings, clock readings and results go in, the next thing to do comes out. Nothing here
+//! touches a file or containerd, and nothing but the daemon's one loop owns it.
 
 mod listing;
 
@@ -47,8 +47,8 @@ pub struct Version {
 }
 
 impl Version {
-    /// Whether the ledger's last import of the bundle by this name is of this very file, checked against this very
-    /// checksum, and nothing was left to try again.
+    /// Whether the ledger's last import of the bundle by this name is of this very file, checked
+    /// against this very checksum, and nothing was left to try again.
     pub fn is_known(&self, ledger: &Ledger, name: &OsStr) -> bool {
         ledger.get(name).is_some_and(|entry| {
             let imported = entry.imported.as_ref().is_some_and(|imported| {
@@ -129,7 +129,8 @@ enum Remark {
 }
 
 impl Roster {
-    /// The files that are due to be looked at, or, where `may_start` says so, imported. Those that wait longest go first.
+    /// The files that are due to be looked at, or, where `may_start` says so, imported. Those that
+    /// wait longest go first.
     pub(crate) fn due(&self, now: Instant, may_start: impl Fn(&OsStr, &Version) -> bool) -> Vec<OsString> {
         let due = |(name, file): &(&OsString, &Tracked)| match file.due() {
             Some((at, Step::Look)) => at.is_none_or(|at| at <= now),
@@ -175,7 +176,8 @@ impl Roster {
         matches!(self.phase(name), Some(Phase::Settling { .. }))
     }
 
-    /// Moves a file on. Moves that no decision makes are a fault of the program: they stop a test, and a daemon goes on.
+    /// Moves a file on. Moves that no decision makes are a fault of the program: they stop a test,
+    /// and a daemon goes on.
     fn go(&mut self, name: &OsStr, to: Phase) {
         let Some(file) = self.files.get_mut(name) else {
             return;
@@ -241,7 +243,8 @@ impl Roster {
         self.go(name, Phase::Failed { retry: Some(until) });
     }
 
-    /// Writes down that a file failed. With `retry`, a random number, it is tried again, later each time.
+    /// Writes down that a file failed. With `retry`, a random number, it is tried again, later each
+    /// time.
     pub(crate) fn fail(&mut self, name: &OsStr, now: Instant, retry: Option<u64>) {
         let Some(file) = self.files.get_mut(name) else {
             return;

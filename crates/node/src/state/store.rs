@@ -1,6 +1,8 @@
-//! The ledger's place on disk: `state.json`, replaced as a whole and locked against a second daemon.
+//! The ledger's place on disk: `state.json`, replaced as a whole and locked against a second
+//! daemon.
 //!
-//! A broken file is set aside, and one that a newer version wrote is left alone. It never looks into a ledger.
+//! A broken file is set aside, and one that a newer version wrote is left alone. It never looks
+//! into a ledger.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -15,7 +17,8 @@ use super::ledger::{Ledger, VERSION};
 /// A ledger of a thousand bundles is a few MiB; anything beyond this is not ours.
 const LARGEST: u64 = 64 << 20;
 
-/// What the daemon last wrote down, for commands beside it. `None` where there is nothing to be read.
+/// What the daemon last wrote down, for commands beside it. `None` where there is nothing to be
+/// read.
 pub fn read(folder: &Path) -> Option<Ledger> {
     match load(&folder.join(FILE)) {
         Loaded::Ledger(ledger, _) => Some(*ledger),
@@ -47,7 +50,8 @@ fn owner(pid: Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
 }
 
-/// Something about the state that the operator should know. None of it keeps the daemon from working.
+/// Something about the state that the operator should know. None of it keeps the daemon from
+/// working.
 #[derive(Debug)]
 pub(crate) enum Notice {
     /// The file was broken; it is kept under another name and the ledger starts empty.
@@ -206,7 +210,8 @@ impl Store {
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.lock.is_none() {
-            // The folder was not writable at start; without the lock a second daemon may be at work.
+            // The folder was not writable at start; without the lock a second daemon may be at
+            // work.
             self.lock =
                 Some(lock(&self.folder)?.ok_or_else(|| io::Error::other("another airgapd has the lock"))?);
         }

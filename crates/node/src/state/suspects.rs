@@ -1,5 +1,5 @@
-//! Crashes over a file, as the ledger counts them: after the first the file is a suspect and tried alone, after several in a
-//! row it is set aside.
+//! Crashes over a file, as the ledger counts them: after the first the file is a suspect and tried
+//! alone, after several in a row it is set aside.
 //!
 //! Pure. Which file a crash is blamed on is decided in [`super::crash`].
 
@@ -16,8 +16,8 @@ use import::Outcome;
 /// Crashes of the daemon, or of a job in it, in a row and in one boot, while it worked on a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Crashes {
-    /// How many. With [`Crashes::MOST`] the file is set aside. With fewer it is a suspect and tried alone, with 0 because
-    /// the file or the program changed since.
+    /// How many. With [`Crashes::MOST`] the file is set aside. With fewer it is a suspect and tried
+    /// alone, with 0 because the file or the program changed since.
     pub(crate) times: u32,
     /// The boot in which they happened.
     pub(crate) boot: Option<String>,
@@ -41,8 +41,8 @@ pub(crate) struct Crash {
 }
 
 impl Ledger {
-    /// Writes down a crash over a file: the last of [`Crashes::MOST`] in a row and in one boot sets it aside, with `way_out`
-    /// for those who read of it. How many there are now.
+    /// Writes down a crash over a file: the last of [`Crashes::MOST`] in a row and in one boot sets
+    /// it aside, with `way_out` for those who read of it. How many there are now.
     pub(crate) fn record_crash(
         &mut self,
         file: &OsStr,

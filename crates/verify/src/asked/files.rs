@@ -72,8 +72,9 @@ fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The manifests of a file or of a folder: `.yaml`, `.yml` and `.json`, at any depth, in the order of their names. A
-/// folder of static pods is read as kubelet does it: the files in it, whatever they are called.
+/// The manifests of a file or of a folder: `.yaml`, `.yml` and `.json`, at any depth, in the order
+/// of their names. A folder of static pods is read as kubelet does it: the files in it, whatever
+/// they are called.
 pub(super) fn texts(path: &Path, static_pods: bool, mistakes: &mut Vec<String>) -> Vec<Text> {
     let mut paths = Vec::new();
     if path.as_os_str() != "-" && path.is_dir() {
@@ -127,7 +128,8 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, path: PathBuf, depth: usize) {
-        // Dot files are nobody's manifests; so a mounted ConfigMap's real files are met once, by their links.
+        // Dot files are nobody's manifests; so a mounted ConfigMap's real files are met once, by
+        // their links.
         let is_hidden = path
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));

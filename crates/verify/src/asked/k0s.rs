@@ -1,4 +1,5 @@
-//! The images of k0s: asked of its own program where that can answer, and otherwise from the image set of a release.
+//! The images of k0s: asked of its own program where that can answer, and otherwise from the image
+//! set of a release.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -16,7 +17,8 @@ use serde::Serialize;
 
 use super::{Kind, Needs, Source, files};
 
-/// Where the configuration of a running k0s lies. Its program then answers for that one and for no other.
+/// Where the configuration of a running k0s lies. Its program then answers for that one and for no
+/// other.
 const RUNNING: &str = "/run/k0s/k0s.yaml";
 
 /// The first minor version whose program knows other platforms than its own.
@@ -62,7 +64,8 @@ pub struct K0sAnswer {
     pub path: Option<String>,
     /// The platform that the list is for, such as `linux/amd64`.
     pub platform: String,
-    /// Whether the list has the images of every feature, and not only of those that the configuration turns on.
+    /// Whether the list has the images of every feature, and not only of those that the
+    /// configuration turns on.
     pub all: bool,
     /// The pull policy of k0s's own pods, unless the load balancer has one of its own.
     pub default_pull_policy: String,
@@ -362,7 +365,8 @@ fn ask_blocking(mut command: Command, name: &str, input: Vec<u8>) -> Result<Stri
     String::from_utf8(said).map_err(|_| format!("{name} answers with something else than text"))
 }
 
-/// Reads a pipe in a thread of its own, up to the longest answer; dropping it then ends who goes on writing.
+/// Reads a pipe in a thread of its own, up to the longest answer; dropping it then ends who goes on
+/// writing.
 fn read_beside(pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

@@ -1,7 +1,7 @@
 //! The bundles that are imported for measuring: made once, kept in `target/bench`.
 //!
-//! Their layers are tars of files of which two thirds are noise and one third is text, and, but for the compressed
-//! bundles, each layer is compressed with gzip as registries have them.
+//! Their layers are tars of files of which two thirds are noise and one third is text, and, but for
+//! the compressed bundles, each layer is compressed with gzip as registries have them.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -73,7 +73,8 @@ impl Bundles {
         })
     }
 
-    /// Layers as `docker save` writes them, not compressed, and all of it compressed as one: 600 MB before.
+    /// Layers as `docker save` writes them, not compressed, and all of it compressed as one: 600 MB
+    /// before.
     pub(super) fn compressed(&self, codec: Compression) -> Result<Bundle> {
         let plain = self.layout("plain-layers.tar", 4, || {
             (0..4).fold(Layout::new(), |layout, number| {

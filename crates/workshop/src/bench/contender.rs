@@ -1,4 +1,5 @@
-//! Who is compared with whom: airgapd, containerd's own importer in two ways, and what the machine could do.
+//! Who is compared with whom: airgapd, containerd's own importer in two ways, and what the machine
+//! could do.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +23,8 @@ pub(super) enum Contender {
     AirgapdUnpacking,
     /// What k0s and k3s do inside: the client writes blob after blob.
     CtrLocal,
-    /// What `ctr` does when nothing else is said: in containerd 2, the transfer service; with unpacking.
+    /// What `ctr` does when nothing else is said: in containerd 2, the transfer service; with
+    /// unpacking.
     Ctr,
     /// [`CtrLocal`](Self::CtrLocal) behind a decompressor.
     CtrLocalPiped,

@@ -53,7 +53,8 @@ pub(super) fn restart(bench: &Bench) -> Result<Sample> {
     })
 }
 
-/// Copies a bundle into the folder of a running daemon, until containerd has told of its last record.
+/// Copies a bundle into the folder of a running daemon, until containerd has told of its last
+/// record.
 pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
     let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
     let node = Node::anew(bench)?;
@@ -77,8 +78,8 @@ pub(super) fn drop_in(bench: &Bench) -> Result<Sample> {
     })
 }
 
-/// Copies a bundle into the folder of a running daemon, waits for its records and runs a container: all of it counts, or
-/// only the container.
+/// Copies a bundle into the folder of a running daemon, waits for its records and runs a container:
+/// all of it counts, or only the container.
 pub(super) fn run_first(bench: &Bench, contender: Contender) -> Result<Sample> {
     let (_, bundle) = bench.scenario.bundles(&bench.bundles)?;
     let node = Node::anew(bench)?;
@@ -269,7 +270,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Events are not repeated to those who come late: something else is made to happen until it is heard of.
+    /// Events are not repeated to those who come late: something else is made to happen until it is
+    /// heard of.
     fn wait_until_heard(&self, bench: &Bench) -> Result<()> {
         let deadline = Instant::now() + WITHIN;
         while Instant::now() < deadline {

@@ -56,11 +56,12 @@ impl Machine {
     }
 }
 
-/// How long the machine rests before a run, so that it does not pay for what was deleted just before: the kernel goes on
-/// with that for a while after sync(2).
+/// How long the machine rests before a run, so that it does not pay for what was deleted just
+/// before: the kernel goes on with that for a while after sync(2).
 ///
-/// An ext4 without a journal gives out no inode that was deleted in the last minute, or was not written since, and
-/// finds that out one inode after the other for every new file (`recently_deleted` in Linux, fs/ext4/ialloc.c).
+/// An ext4 without a journal gives out no inode that was deleted in the last minute, or was not
+/// written since, and finds that out one inode after the other for every new file
+/// (`recently_deleted` in Linux, fs/ext4/ialloc.c).
 pub(super) fn rest(folder: &Path, makes_many_files: bool) -> Duration {
     Duration::from_secs(match makes_many_files && lacks_journal(folder) {
         true => 65,
@@ -68,7 +69,8 @@ pub(super) fn rest(folder: &Path, makes_many_files: bool) -> Duration {
     })
 }
 
-/// Whether a folder lies on an ext4 that keeps no journal: the kernel lists those that do by their device (`sda1-8`).
+/// Whether a folder lies on an ext4 that keeps no journal: the kernel lists those that do by their
+/// device (`sda1-8`).
 fn lacks_journal(folder: &Path) -> bool {
     let Ok(metadata) = folder.metadata() else {
         return false;

@@ -1,7 +1,8 @@
-//! What a run costs: time, processor time and memory of both sides, and containerd's write transactions.
+//! What a run costs: time, processor time and memory of both sides, and containerd's write
+//! transactions.
 //!
-//! Everything comes from the kernel's own accounts and from the database itself, so that measuring costs next to nothing:
-//! no tracer is attached to anybody.
+//! Everything comes from the kernel's own accounts and from the database itself, so that measuring
+//! costs next to nothing: no tracer is attached to anybody.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -16,11 +17,13 @@ use lab::Containerd;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
-/// How long after its start the memory of the processes is looked at first. The kernel keeps the peak itself, as long as
-/// they live, so every further look may wait for a twentieth of the time so far: looking takes time of the cores.
+/// How long after its start the memory of the processes is looked at first. The kernel keeps the
+/// peak itself, as long as they live, so every further look may wait for a twentieth of the time so
+/// far: looking takes time of the cores.
 const LOOK: Duration = Duration::from_millis(4);
 
-/// Clock ticks in a second, as the kernel counts them for us: on every architecture of the last twenty years (time(7)).
+/// Clock ticks in a second, as the kernel counts them for us: on every architecture of the last
+/// twenty years (time(7)).
 const TICKS: f64 = 100.0;
 
 /// What one run cost.
@@ -151,7 +154,8 @@ impl Server {
     }
 }
 
-/// Processor time that a process and its ended children have used, in seconds; to a hundredth of one.
+/// Processor time that a process and its ended children have used, in seconds; to a hundredth of
+/// one.
 pub(super) fn cpu_of(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the name, in parentheses, with anything in it.
@@ -180,8 +184,9 @@ pub(super) fn mib(kib: u64) -> f64 {
 
 /// How many write transactions a bolt database has committed in its life.
 ///
-/// Each of its two meta pages, the first of the file, has the number of the transaction that wrote it; the younger
-/// one counts (bbolt, `meta` in `internal/common/meta.go`: 16 bytes of page header, then the number at byte 48).
+/// Each of its two meta pages, the first of the file, has the number of the transaction that wrote
+/// it; the younger one counts (bbolt, `meta` in `internal/common/meta.go`: 16 bytes of page header,
+/// then the number at byte 48).
 fn transactions_of(database: &Path) -> Result<u64> {
     let file = File::open(database).with_context(|| format!("cannot read {}", database.display()))?;
     let page_size = u64::from(u32::from_le_bytes(read_at(&file, 16 + 8)?));

@@ -113,13 +113,14 @@ impl Scenario {
         }
     }
 
-    /// Whether CRI runs in containerd. Where importers are compared it does not: it answers every record with one of
-    /// its own, at a time of its choosing.
+    /// Whether CRI runs in containerd. Where importers are compared it does not: it answers every
+    /// record with one of its own, at a time of its choosing.
     pub(super) fn needs_cri(self) -> bool {
         matches!(self, Self::Restart | Self::Drop | Self::Running | Self::First)
     }
 
-    /// Whether making files is much of the work: for each blob containerd makes a folder and several files, and deletes most.
+    /// Whether making files is much of the work: for each blob containerd makes a folder and
+    /// several files, and deletes most.
     pub(super) fn makes_many_files(self) -> bool {
         self == Self::Small
     }
@@ -167,8 +168,9 @@ impl Scenario {
         }
     }
 
-    /// The fewest write transactions of containerd's database for what airgapd writes, where they are what counts: for a
-    /// blob its opening and its commit, one for a record, and two for the lease.
+    /// The fewest write transactions of containerd's database for what airgapd writes, where they
+    /// are what counts: for a blob its opening and its commit, one for a record, and two for the
+    /// lease.
     pub(super) fn fewest_writes(self) -> Option<usize> {
         (self == Self::Small).then_some(2 * 3 * SMALL_IMAGES + 2 * SMALL_IMAGES + 2)
     }

@@ -1,4 +1,5 @@
-//! The corpus that a fuzzer begins with: good bundles of every form, and the attacks that were found to matter.
+//! The corpus that a fuzzer begins with: good bundles of every form, and the attacks that were
+//! found to matter.
 //!
 //! Made by the builders that the tests use, so that nothing binary has to be kept.
 
@@ -61,8 +62,8 @@ const CODECS: [Compression; 5] = [
     Compression::Bzip2,
 ];
 
-/// What the target `archives` makes of a tar: as it is, compressed with zstd, cut in the middle, in frames of one block,
-/// in one huge frame, and with a table that lies.
+/// What the target `archives` makes of a tar: as it is, compressed with zstd, cut in the middle, in
+/// frames of one block, in one huge frame, and with a table that lies.
 const FORMS: [[u8; 2]; 6] = [[0, 0], [2, 0], [6, 128], [7, 0], [7, 15], [7, 140]];
 
 /// Small bundles: one of every format, and those that were built to hurt.
@@ -259,8 +260,8 @@ const STRANGERS: [(&str, &[u8]); 6] = [
     ("script", b"#!/bin/sh\nexit 1\n"),
 ];
 
-/// Documents, each behind the number that says what the last of them is; how they refer to each other is described
-/// where the targets read them.
+/// Documents, each behind the number that says what the last of them is; how they refer to each
+/// other is described where the targets read them.
 fn documents() -> Vec<(&'static str, Vec<u8>)> {
     let image = Image::new("r.test/a:1").platform("linux/amd64").layer(b"x");
     let archive = Layout::hybrid().image(image).build();

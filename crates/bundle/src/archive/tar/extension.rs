@@ -104,8 +104,8 @@ impl Extension {
     }
 }
 
-/// Global records apply to all later entries. Ours are comments (git archive) or times; one that renames or
-/// resizes everything is nothing that a tool writes, and readers differ on it.
+/// Global records apply to all later entries. Ours are comments (git archive) or times; one that
+/// renames or resizes everything is nothing that a tool writes, and readers differ on it.
 fn check_global(payload: &[u8]) -> Result<(), &'static str> {
     for record in Records(payload) {
         if matches!(record?.0, b"path" | b"linkpath" | b"size") {
@@ -127,7 +127,8 @@ fn decimal(value: &[u8]) -> Result<u64, &'static str> {
     }
 }
 
-/// The records of a PAX header: `<length> <key>=<value>\n`, the length counting all of it in decimal.
+/// The records of a PAX header: `<length> <key>=<value>\n`, the length counting all of it in
+/// decimal.
 struct Records<'a>(&'a [u8]);
 
 impl<'a> Iterator for Records<'a> {

@@ -1,7 +1,9 @@
-//! Thousands of random histories of the model: whatever happens in any order, the state converges to what the folder says.
+//! Thousands of random histories of the model: whatever happens in any order, the state converges
+//! to what the folder says.
 //!
-//! Jobs end when chance says so, connections break, files come, change and go, the daemon dies, and other programs remove records and
-//! blobs. After some steps nothing more happens but time and the ends of jobs; then every promise is checked.
+//! Jobs end when chance says so, connections break, files come, change and go, the daemon dies, and
+//! other programs remove records and blobs. After some steps nothing more happens but time and the
+//! ends of jobs; then every promise is checked.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -167,7 +169,8 @@ impl World {
         panic!("{why}\n{}\n{phases:?}", self.history.join("\n"));
     }
 
-    /// What the folder says is so in containerd, and all of it is unpacked; and the daemon knows whether what is required is there.
+    /// What the folder says is so in containerd, and all of it is unpacked; and the daemon knows
+    /// whether what is required is there.
     pub(in crate::decide) fn check(&self) {
         let required = self.state.required_status();
         if !required.is_some_and(|required| required.is_current && required.missing == self.missing()) {

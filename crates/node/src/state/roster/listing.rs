@@ -1,5 +1,5 @@
-//! Which entries of a listing the roster tracks, with which checksums, and which it leaves alone. A listing moves no file but those
-//! that are new or have changed.
+//! Which entries of a listing the roster tracks, with which checksums, and which it leaves alone. A
+//! listing moves no file but those that are new or have changed.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -14,8 +14,9 @@ use crate::images::sidecar::sidecar_of;
 use crate::state::ledger::Ledger;
 
 impl Roster {
-    /// Takes over a listing. `known` says whether the ledger has an import of this very file with this very checksum
-    /// file. Gives back the entries that are no bundles and were not told of before.
+    /// Takes over a listing. `known` says whether the ledger has an import of this very file with
+    /// this very checksum file. Gives back the entries that are no bundles and were not told of
+    /// before.
     pub fn list(
         &mut self,
         listed: Vec<Listed>,
@@ -106,8 +107,9 @@ pub(crate) fn split_off_sidecars(listed: Vec<Listed>) -> (Vec<Listed>, HashMap<O
     (others, sidecars.into_iter().map(of).collect())
 }
 
-/// Why a file is left alone, where it is: by its content and its name (`folder::why_ignored`). Not where it stands in
-/// the place of a bundle that was imported; a list that is to be pulled is none of these either.
+/// Why a file is left alone, where it is: by its content and its name (`folder::why_ignored`). Not
+/// where it stands in the place of a bundle that was imported; a list that is to be pulled is none
+/// of these either.
 pub fn why_ignored(
     name: &OsStr,
     ending: Ending,
