@@ -24,6 +24,8 @@ pub use k0s::{K0sAnswer, K0sQuestion};
 /// All sources that the operator can name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sources {
+    /// References on the command line.
+    pub references: Vec<String>,
     /// Lists of references.
     pub images: Vec<PathBuf>,
     /// The images of k0s.
@@ -39,7 +41,8 @@ pub struct Sources {
 impl Sources {
     /// Returns true if the operator names no source.
     pub fn is_empty(&self) -> bool {
-        self.images.is_empty()
+        self.references.is_empty()
+            && self.images.is_empty()
             && !self.k0s.is_given()
             && self.manifests.is_empty()
             && self.static_pods.is_none()
@@ -80,6 +83,20 @@ pub struct Source {
     pub pull_policy: Option<String>,
 }
 
+impl Source {
+    /// A place that is no file: the command line, or containerd.
+    fn bare(kind: Kind, given: String) -> Self {
+        Self {
+            kind,
+            path: None,
+            object: None,
+            field: None,
+            given,
+            pull_policy: None,
+        }
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [&self.path, &self.object, &self.field];
@@ -87,6 +104,7 @@ impl fmt::Display for Source {
         match self.kind {
             Kind::K0s => parts.insert(0, "k0s"),
             Kind::Sandbox => parts.insert(0, "containerd's sandbox image"),
+            Kind::List if self.path.is_none() => parts.push("the command line"),
             Kind::Manifest | Kind::StaticPod | Kind::List => {}
         }
         f.write_str(&parts.join(": "))
@@ -128,6 +146,9 @@ impl Needs {
     /// Adds all sources except the answer of containerd itself. `platform` is the node's. `None` is
     /// this machine's.
     pub async fn add(&mut self, sources: &Sources, platform: Option<&Platform>) {
+        let typed = sources.references.iter();
+        self.found
+            .extend(typed.map(|reference| Source::bare(Kind::List, reference.clone())));
         for list in &sources.images {
             self.add_list(list);
         }
@@ -191,14 +212,7 @@ impl Needs {
 
     /// Adds the image with which containerd itself starts every pod.
     pub fn add_sandbox(&mut self, reference: String) {
-        self.found.push(Source {
-            kind: Kind::Sandbox,
-            path: None,
-            object: None,
-            field: None,
-            given: reference,
-            pull_policy: None,
-        });
+        self.found.push(Source::bare(Kind::Sandbox, reference));
     }
 
     /// Returns the places and the images that they need, in the order of the sources.
