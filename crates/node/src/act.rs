@@ -65,11 +65,11 @@ pub enum Signal {
     /// Stop. The first request waits until the running jobs end or the grace is over. The second
     /// stops at once.
     Stop,
-    /// The program has read the configuration again: the changes in it, or the mistakes.
+    /// The configuration was read again. Contains the changes, or the mistakes.
     Reload(Box<Result<Reloaded, String>>),
 }
 
-/// The reason for which the daemon ended.
+/// The reason why the daemon ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// The daemon was told to stop.
@@ -79,7 +79,7 @@ pub enum Ended {
     Misplaced,
 }
 
-/// The reason for which the daemon cannot start.
+/// The reason why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The state folder is not usable, or another daemon uses it.
@@ -90,12 +90,12 @@ pub enum StartError {
     Watch(#[source] std::io::Error),
 }
 
-/// Runs until the daemon is told to stop, or finds that it has to be restarted with another place.
+/// Runs until the daemon is told to stop, or has to start again with another containerd or folder.
 ///
 /// # Errors
 ///
 /// Returns an error if another daemon has the state folder, or if the images folder cannot be
-/// watched at all. The daemon logs every later failure and waits until it is over.
+/// watched at all. The daemon logs every later failure and waits for it to pass.
 pub async fn run(
     settings: Settings,
     node: Place,
@@ -130,7 +130,7 @@ struct Daemon {
     asked: Asked,
 }
 
-/// Returns a turn with the present time.
+/// Returns a turn at the current time.
 fn turn() -> Turn {
     Turn::new(Instant::now(), Timestamp::now(), backoff::chance())
 }
@@ -165,7 +165,7 @@ impl Daemon {
         })
     }
 
-    /// Works until the end, and then stops in order.
+    /// Runs the loop until the daemon ends, and then shuts down in order.
     async fn live(&mut self, signals: &mut Signals) -> Ended {
         self.work(signals).await;
         if !self.state.is_draining {
@@ -180,7 +180,7 @@ impl Daemon {
         Ended::Stopped
     }
 
-    /// Works until the daemon is told to stop, or is misplaced.
+    /// Runs the loop until the daemon is told to stop, or is misplaced.
     async fn work(&mut self, signals: &mut Signals) {
         self.list();
         self.systemd.ready();
@@ -315,7 +315,7 @@ impl Daemon {
 
     /// Tells systemd that the loop is alive, and the verdict on the node. Logs the verdict if it
     /// has changed. Returns when the next report is due. Each verdict takes time and a thousand
-    /// bundles are a thousand turns of the loop, so verdicts keep a distance.
+    /// bundles are a thousand turns of the loop, so verdicts are [`VERDICT_PACE`] apart.
     fn tell_systemd(&mut self) -> Instant {
         let now = Instant::now();
         let alive_due = self.systemd.alive().unwrap_or(now + IDLE);
@@ -404,7 +404,7 @@ impl Daemon {
         self.systemd.ready();
     }
 
-    /// Lets running jobs end, until the grace is over or a second signal comes.
+    /// Lets running jobs end, until the grace is over or a second stop comes.
     async fn drain(&mut self, signals: &mut Signals) {
         let grace = self.state.settings.grace;
         self.systemd.stopping(grace + FAREWELL);

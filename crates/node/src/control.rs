@@ -74,7 +74,7 @@ pub enum Want {
 #[derive(Debug)]
 pub(crate) struct Question {
     pub(crate) want: Want,
-    /// The status that the client has already, if it wants to hear of news only.
+    /// The status that the client has already, if it wants news only.
     pub(crate) known: Option<Known>,
     pub(crate) answer: oneshot::Sender<Answer>,
 }
@@ -289,7 +289,7 @@ fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Respons
     response
 }
 
-/// The reason for which the daemon did not answer.
+/// The reason why the daemon did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Unanswered {
     /// No program listens on the socket.

@@ -1,5 +1,5 @@
 //! Metrics in Prometheus' text format (0.0.4). This module counts events since the start. It takes
-//! the present state from a [`Status`] when the metrics are read.
+//! the current state from a [`Status`] when the metrics are read.
 //!
 //! Names and units follow the Prometheus conventions: one prefix, base units, `_total` for
 //! counters. The number of series is bounded for any number of bundles: two series name bundles,
@@ -120,8 +120,8 @@ fn last_success(status: &Status) -> i64 {
 }
 
 /// Replaces a file that node_exporter reads. It sees either the old text or the new text. The new
-/// text is first written to a fixed name. Other users may write in the folder, and the daemon must
-/// not follow a link of theirs. So it creates that file each time.
+/// text is first written to a fixed name. The daemon creates that file new each time. Other users
+/// may write in the folder, and it must not follow a link of theirs.
 ///
 /// # Errors
 ///
@@ -140,7 +140,7 @@ pub(crate) fn write(file: &Path, text: &str) -> io::Result<()> {
     fs::rename(&new, file)
 }
 
-/// Returns the present state as gauges.
+/// Returns the current state as gauges.
 fn standing(status: &Status) -> Registry {
     let registry = Registry::new();
     let build = gauges(
@@ -387,8 +387,8 @@ fn add_names(registry: &Registry, bundles: &[BundleStatus]) {
     );
 }
 
-/// Returns the order in which bundles that are not in place are named, if there are many. The worst
-/// come first.
+/// Returns the rank of a bundle that is not in place. If there are many, only those of the lowest
+/// ranks are named: the worst.
 fn rank(state: State) -> u8 {
     match state {
         State::Failed => 0,

@@ -1,4 +1,4 @@
-//! Decides which containerd is this node's, and which folder its images come from.
+//! Decides which containerd this node's images go to, and which folder they come from.
 //!
 //! The decision depends on the installed units, programs and data folders, and on the
 //! configuration. It never depends on which socket exists: on a node with Docker and a k0s that
@@ -23,7 +23,7 @@ pub enum Distribution {
     K3s,
     /// RKE2, which brings its own containerd.
     Rke2,
-    /// A separate containerd, as on a kubeadm node.
+    /// A containerd that was installed by itself, as on a kubeadm node.
     Containerd,
 }
 

@@ -71,7 +71,7 @@ pub struct Counters {
 pub type Mark = (u64, usize);
 
 impl Counters {
-    /// Returns the present mark.
+    /// Returns the current mark.
     pub fn mark(&self) -> Mark {
         (
             self.bytes.load(Ordering::Relaxed),

@@ -2,7 +2,7 @@
 //! when.
 //!
 //! Pure: a function of the ledger, the bundles' status and the images in containerd. The ledger
-//! remembers no owner of a file, so the caller looks at the present file.
+//! remembers no owner of a file, so the caller looks at the current file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -23,7 +23,7 @@ use crate::status::{BundleStatus, ImageStatus, RecordStatus, State};
 pub struct BundleReport {
     /// File name, as labels have it.
     pub name: Foreign,
-    /// Present state.
+    /// Current state.
     pub state: State,
     /// Result of the last try.
     pub outcome: Option<LastTry>,
@@ -35,11 +35,11 @@ pub struct BundleReport {
     pub imported_at: Option<Timestamp>,
     /// Number of its images in place, each target counted once.
     pub images: usize,
-    /// The present file. Absent if there is none.
+    /// The current file. Absent if there is none.
     pub file: Option<FileReport>,
 }
 
-/// The present state of a file.
+/// The current state of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileReport {
     /// Size in bytes, 0 for a folder.
@@ -89,7 +89,7 @@ pub struct Overridden {
     pub digest: String,
 }
 
-/// Returns every bundle, by name. `look` returns the present file. It gets the file's name in the
+/// Returns every bundle, by name. `look` returns the current file. It gets the file's name in the
 /// folder and the identity of the file that was imported.
 pub fn bundles(
     standing: &[BundleStatus],

@@ -1,5 +1,5 @@
 //! The containerd that this node's images go to: connects to it, asks it for its properties, and
-//! rejects it if kubelet cannot use it.
+//! rejects it if it cannot be kubelet's.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::state::ledger::Ledger;
 /// The namespace of kubelet's images.
 pub const KUBERNETES: &str = "k8s.io";
 
-/// A containerd that answers and is this node's.
+/// A containerd that answers and that this node uses.
 #[derive(Clone, Debug)]
 pub struct Containerd {
     /// The client, bound to the configured namespace.
@@ -27,7 +27,7 @@ pub struct Containerd {
     /// The node's platform by containerd's word, or the machine's if containerd does not say.
     pub platform: Platform,
     /// containerd's identity. Another value means another containerd, or a wiped one. `None` if
-    /// containerd has no identity.
+    /// containerd cannot tell.
     pub(crate) uuid: Option<String>,
     /// containerd's content store, if its file system is visible from here.
     pub store: Option<PathBuf>,
@@ -37,7 +37,7 @@ pub struct Containerd {
     pub warning: Option<String>,
 }
 
-/// The reason for which a socket is not used.
+/// The reason why a socket is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// containerd does not answer as it should.

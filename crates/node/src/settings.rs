@@ -89,8 +89,8 @@ pub struct Settings {
     pub require: Sources,
     /// The limits for reading bundles.
     pub limits: bundle::Limits,
-    /// Most image records of the namespace up to which a bundle may add records. Records of other
-    /// programs count.
+    /// Number of image records in the namespace up to which a bundle may add records. Records of
+    /// other programs count, too.
     pub most_records: usize,
     /// The log lines that are written, and their form.
     pub log: LogSettings,

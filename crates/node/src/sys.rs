@@ -58,7 +58,7 @@ pub(crate) fn probe_writers(file: BorrowedFd<'_>) -> Probe {
     match set_lease(file, libc::F_RDLCK) {
         Ok(()) => match set_lease(file, libc::F_UNLCK) {
             Ok(()) => Probe::NoWriter,
-            // A broken lease means that a writer has just come.
+            // If the lease is broken, a writer has just opened the file.
             Err(_) => Probe::Busy,
         },
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Probe::Busy,

@@ -19,7 +19,7 @@ pub struct Systemd {
     watchdog: Option<Duration>,
     /// Time of the last message to systemd that the daemon is alive.
     alive_said: Cell<Option<Instant>>,
-    /// The present line of `systemctl status`. The same line is not sent twice.
+    /// The current line of `systemctl status`. The same line is not sent twice.
     status: RefCell<String>,
 }
 
@@ -94,7 +94,7 @@ impl Systemd {
     }
 }
 
-/// Time until a message is sent again for which systemd had no room.
+/// Time until the daemon sends a message again for which systemd had no room.
 const AGAIN: Duration = Duration::from_secs(1);
 
 fn send(states: &[NotifyState<'_>]) {

@@ -70,7 +70,7 @@ pub struct Answer {
     pub pinned: Option<bool>,
     /// The bundles that vouch for the image.
     pub bundles: Vec<String>,
-    /// The reasons for which the image is missing.
+    /// The reasons why the image is missing.
     pub problems: Vec<String>,
     /// A bundle on this disk that has the whole image.
     pub found_in: Option<String>,

@@ -138,7 +138,7 @@ pub struct Needs {
     pub k0s: Option<K0sAnswer>,
     /// Remarks for the operator that stop nothing.
     pub notes: Vec<String>,
-    /// The reasons for which the list is not complete.
+    /// The reasons why the list is not complete.
     pub mistakes: Vec<String>,
 }
 

@@ -32,7 +32,7 @@ pub struct Held {
     pub lacks_layers: bool,
     /// The manifest for this node, if containerd uses another manifest that is of no use.
     pub hidden: Option<Digest>,
-    /// Reasons for which the image may still not run, in sentences.
+    /// Reasons why the image may still not run, in sentences.
     pub doubts: Vec<String>,
     /// The manifests and indexes below the target, each with its platform.
     pub below: Vec<(Digest, String)>,
@@ -366,7 +366,7 @@ fn vouchers(record: &ImageRecord) -> Vec<String> {
 /// The snapshots that count for an image that lacks layers.
 #[derive(Clone, Copy, Debug)]
 pub enum Snapshots {
-    /// None: only the store counts.
+    /// No snapshots: only the store counts.
     Ignored,
     /// The snapshots of CRI's snapshotter.
     OfCri,

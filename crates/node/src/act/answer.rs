@@ -19,13 +19,13 @@ use crate::state::State;
 use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
 use crate::verdict::Health;
 
-/// Time between two writes of the metrics file: Prometheus usually reads it as often.
+/// Time between two writes of the metrics file: metrics are usually read as often.
 const METRICS_PACE: Duration = Duration::from_secs(15);
 
 /// Shortest time between two checks for news: a thousand bundles are a thousand turns of the loop.
 const NEWS_PACE: Duration = Duration::from_millis(50);
-/// Most clients that may wait for news. Further clients get the present status at once, so that a
-/// question never has to wait for a place.
+/// Most clients that may wait for news. Further clients get the current status at once, so that no
+/// question is blocked.
 const MOST_KEPT: usize = 16;
 
 /// The clients that ask, and the metrics that are published unasked.
@@ -165,7 +165,7 @@ impl Asked {
         }
     }
 
-    /// Retries to serve the metrics on their address, if that is due.
+    /// Tries again to serve the metrics on their address, if that is due.
     fn serve_metrics_if_due(&mut self, now: Instant) {
         let is_due = |unserved: &mut Unserved| unserved.due <= now;
         if let Some(unserved) = self.unserved.take_if(is_due) {

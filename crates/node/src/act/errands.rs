@@ -87,7 +87,7 @@ impl Hands {
     async fn reach(&self, settings: &Settings) -> Result<Live, Unusable> {
         let runtime = runtime::connect(&self.place.socket, settings).await?;
         runtime.warning.iter().for_each(|warning| warn!("{warning}"));
-        // Subscribe first and compare then, so that no change in between is lost.
+        // Subscribe before the comparison, so that no change in between is lost.
         let events = runtime.client.image_events().await?;
         let policy = runtime::policy(settings, Some(&runtime));
         Ok(Live {

@@ -44,7 +44,7 @@ use crate::state::roster::Version;
 /// Longest time for looks at files before the loop does something else.
 const LOOKS: Duration = Duration::from_millis(50);
 
-/// The reason for which a check or unpacking ends before it starts.
+/// The reason why a check or unpacking ends before it starts.
 const UNCONNECTED: &str = "there is no connection to containerd";
 
 /// The loop's access to files, containerd, and jobs.

@@ -48,7 +48,7 @@ pub(super) struct Order {
     pub(super) runtime: Containerd,
     pub(super) policy: Policy,
     pub(super) started: Instant,
-    /// True if the log tells the start of the file at the usual level.
+    /// True if the log reports the start of the file at the usual level.
     pub(super) is_told: bool,
     /// In the light lane, another bundle may be read at the same time, with all that the limits
     /// allow.
@@ -76,7 +76,7 @@ pub(super) struct Read {
     pub(super) bundle: Arc<Bundle>,
     /// The records that it will write, with the digests of their targets.
     pub(super) records: BTreeMap<String, Digest>,
-    /// The reason for which the first incomplete image is not whole.
+    /// The reason why the first incomplete image is not whole.
     pub(super) broken: Option<String>,
 }
 

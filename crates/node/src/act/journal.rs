@@ -53,8 +53,8 @@ pub(super) fn say(line: &Line) {
 const MOST_IMAGES: usize = 200;
 
 /// Logs one line for each image that changed or failed, and one for the bundle. Unless `is_told`,
-/// all lines have the debug level. In any case it logs at most [`Row::MOST`] warnings, as many
-/// failures, and [`MOST_IMAGES`] other images by name.
+/// the warnings, the failures and the bundle's line have the debug level. In any case it logs at
+/// most [`Row::MOST`] warnings, as many failures, and [`MOST_IMAGES`] other images by name.
 pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     let (bundle, now) = (shown(name), Instant::now());
     let mut row = Row::default();

@@ -44,7 +44,7 @@ impl Unpacking {
         }
     }
 
-    /// Waits for the next progress, forever while nothing is unpacked. Safe to cancel.
+    /// Waits for the next progress report, forever while nothing is unpacked. Safe to cancel.
     pub(super) async fn next(&mut self) -> UnpackProgress {
         let Some(task) = &mut self.0 else {
             return std::future::pending().await;
@@ -116,7 +116,7 @@ mod tests {
             panic!("another end")
         };
         assert_eq!(why, "a panic: no way");
-        // While the daemon drains its jobs, it waits for the next progress again.
+        // While the daemon drains its jobs, it waits for the next report again.
         assert!(unpacking.next().now_or_never().is_none());
     }
 }

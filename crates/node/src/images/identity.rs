@@ -21,7 +21,7 @@ pub(super) fn identity_of(stat: &Stat) -> Identity {
 }
 
 /// Returns a time in nanoseconds. 64 bits cover the years 1677 to 2262. Other times become the
-/// nearest end.
+/// nearest limit.
 fn nanoseconds(seconds: i64, part: impl TryInto<i64>) -> i64 {
     seconds
         .saturating_mul(1_000_000_000)

@@ -22,7 +22,7 @@ pub enum Class {
     Ignored(Reason),
 }
 
-/// The reason for which an entry of the folder is ignored.
+/// The reason why an entry of the folder is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// Its name begins with a dot.
@@ -104,8 +104,8 @@ fn classify_name(name: &[u8]) -> Class {
     }
 }
 
-/// Endings of files that come with bundles and are none: texts, checksums, signatures, documents.
-/// `.txt` and `.sha256` are not among them, because they have meanings of their own.
+/// Endings of files that lie beside bundles and are no bundles: texts, checksums, signatures,
+/// documents. `.txt` and `.sha256` are not among them, because they have meanings of their own.
 const COMPANIONS: [&str; 8] = [
     ".md",
     ".asc",

@@ -42,7 +42,7 @@ struct Mount {
 
 /// Returns the mount points of mountinfo, see proc_pid_mountinfo(5), except those of a folder over
 /// itself. systemd makes such mounts for the folders that a unit may write (`ReadWritePaths=`),
-/// with or without the disk.
+/// even if their disk is not mounted.
 fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
     let mounts: HashMap<Vec<u8>, Mount> = lines.filter_map(mount).collect();

@@ -22,7 +22,7 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// Returns [`Refused`], which states the reason for the operator.
+    /// Returns [`Refused`] with the reason, in words for the operator.
     pub fn open(&self, name: &OsStr) -> Result<File, Refused> {
         let path = Path::new(name);
         if let (Some(above), Some(name)) = (path.parent(), path.file_name())
@@ -63,11 +63,11 @@ impl Folder {
         }
     }
 
-    /// Opens a layout below the folder, through no link. Returns it with its present identity.
+    /// Opens a layout below the folder, through no link. Returns it with its current identity.
     ///
     /// # Errors
     ///
-    /// Returns [`Refused`], which states the reason for the operator.
+    /// Returns [`Refused`] with the reason, in words for the operator.
     pub(crate) fn open_layout(&self, name: &OsStr) -> Result<(File, Identity), Refused> {
         match self.sub_folder(name) {
             Ok(folder) if folder.is_layout() => {
@@ -96,7 +96,7 @@ fn regular(file: File) -> Result<File, Refused> {
     }
 }
 
-/// The reason for which a candidate was not opened.
+/// The reason why a candidate was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// The entry no longer exists.

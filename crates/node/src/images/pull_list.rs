@@ -82,7 +82,7 @@ pub(crate) fn parse(text: &str, naming: &Naming) -> Vec<Result<Reference, String
 ///
 /// # Errors
 ///
-/// Returns the reason for which the image is missing or not pinned.
+/// Returns the reason why the image is missing or not pinned.
 pub(crate) async fn provide(
     client: &Client,
     reference: &Reference,
@@ -131,7 +131,7 @@ async fn vouch(client: &Client, name: &str, source: &Source) -> Result<Option<Di
     Ok(Some(record.target.digest().clone()))
 }
 
-/// The reason for which an image of a list is not in place.
+/// The reason why an image of a list is not in place.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unprovided {
     /// containerd, CRI or the registry has refused or failed.

@@ -65,7 +65,7 @@ pub(crate) enum Settle {
     Stalled { until: Instant, why: Why },
 }
 
-/// The reason for which a file is unfinished.
+/// The reason why a file is unfinished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Why {
     Changing,
@@ -163,10 +163,10 @@ pub(crate) fn may_go_on_until(changed: Instant, now: Instant) -> Option<Instant>
 /// Returns how much longer a file can change without a change of its identity. `now` is the wall
 /// clock before the look at the file. Returns `None` if any change shows.
 ///
-/// A write in the same tick of the clock leaves a file of the same size with the same times.
-/// Kernels with fine ticks need no more than [`STILL_WHOLE`]. This function is for file systems
-/// that keep whole seconds. If the clock was set back, the file's time may be in the future. The
-/// next write then gets another time.
+/// A write in the same tick of the clock leaves a file of the same size with the same times. On
+/// kernels with fine ticks, [`STILL_WHOLE`] is longer than a tick. This function is for file
+/// systems that keep whole seconds. If the clock was set back, the file's time may be in the
+/// future. The next write then gets another time.
 pub(crate) fn indistinct_for(identity: &Identity, now: SystemTime) -> Option<Duration> {
     let is_coarse = identity.ctime_ns % 1_000_000_000 == 0;
     let changed = u64::try_from(identity.ctime_ns).ok().filter(|_| is_coarse)?;

@@ -42,7 +42,7 @@ fn from_hex(hex: &[u8]) -> Option<Digest> {
     digest::parse_sha256(&format!("sha256:{hex}")).ok()
 }
 
-/// The reason for which the check of a bundle failed.
+/// The reason why the check of a bundle failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// A sidecar is required, and there is none.

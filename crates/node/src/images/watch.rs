@@ -51,7 +51,7 @@ fn wanted_events() -> EventKindMask {
 ///
 /// # Errors
 ///
-/// Returns the reason for which the kernel refuses a watch, such as a limit that is reached. The
+/// Returns the reason why the kernel refuses a watch, such as a limit that is reached. The
 /// daemon then lists the folder every few seconds instead.
 pub fn try_watch(folder: &Path) -> Result<(), String> {
     let there = folder.ancestors().find(|folder| folder.is_dir());
@@ -135,7 +135,7 @@ struct Ground {
     /// The folders that are watched now: the folder if it exists, the folders below, and the
     /// nearest folder above.
     watched: Vec<(PathBuf, Place)>,
-    /// The reason for which there is no watch, once it was logged.
+    /// The reason why there is no watch, once it was logged.
     blind: Option<String>,
 }
 
@@ -188,7 +188,7 @@ impl Ground {
         }
     }
 
-    /// Returns the present folders to watch.
+    /// Returns the current folders to watch.
     fn wanted(&self) -> Vec<(PathBuf, Place)> {
         let above = self.folder.ancestors().skip(1);
         let nearest = above
@@ -203,7 +203,7 @@ impl Ground {
             .collect()
     }
 
-    /// Watches the present folders at the paths, and hints, because anything may have happened
+    /// Watches the current folders at the paths, and hints, because anything may have happened
     /// before.
     fn establish(&mut self) {
         // The ground may move again between the look and the watch. The kernel reports only later
@@ -243,7 +243,7 @@ impl Ground {
         self.tell(failure);
     }
 
-    /// Returns the present watcher, or a new one if its thread has died.
+    /// Returns the current watcher, or a new one if its thread has died.
     fn watcher(&mut self) -> notify::Result<RecommendedWatcher> {
         if let Some(watcher) = self.watcher.take() {
             if watcher.watched_paths().is_ok() {
@@ -300,7 +300,7 @@ enum Concern {
     Nothing,
     /// Something in the folder.
     Content,
-    /// The folder itself, a folder above it, or unknown.
+    /// The folder itself, a folder above it, or an unknown subject.
     Ground,
 }
 
@@ -404,7 +404,7 @@ mod tests {
             self.hinted(what).await;
         }
 
-        /// Expects that the present folder is watched.
+        /// Expects that the current folder is watched.
         async fn expect_watched(&mut self) {
             self.expect("a file was written", |folder| {
                 fs::write(folder.join("probe"), "x")

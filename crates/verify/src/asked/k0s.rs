@@ -84,7 +84,7 @@ impl K0sAnswer {
     }
 }
 
-/// A list of k0s, or the reason for which there is none.
+/// A list of k0s, or the reason why there is none.
 type Listed = Result<(Vec<Source>, K0sAnswer), String>;
 
 impl Needs {
