@@ -127,7 +127,7 @@ impl Observer for Counters {
     }
 }
 
-/// Logs the progress of a bundle every [`EVERY`], until it is dropped.
+/// Logs the progress of a bundle every 10 s, until it is dropped.
 #[derive(Debug)]
 pub struct Reporter {
     counters: Arc<Counters>,
