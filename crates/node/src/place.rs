@@ -141,11 +141,15 @@ pub struct Ambiguous {
 
 impl fmt::Display for Ambiguous {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot tell which containerd the images belong to:")?;
-        for (distribution, traces) in &self.found {
-            write!(f, " {distribution} by {};", traces.join(", "))?;
-        }
-        f.write_str(" set `distribution` in the configuration (or AIRGAPD_DISTRIBUTION) to one of them")
+        let found = self.found.iter();
+        let found = found.map(|(distribution, traces)| format!("{distribution} ({})", traces.join(", ")));
+        let found: Vec<_> = found.collect();
+        write!(
+            f,
+            "cannot tell which containerd the images belong to, since the node has {}: set `distribution` in the \
+             configuration (or AIRGAPD_DISTRIBUTION) to one of them",
+            found.join(" and ")
+        )
     }
 }
 

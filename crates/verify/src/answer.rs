@@ -227,7 +227,8 @@ fn advise(answer: &mut Answer, wanted: &Wanted, inventory: &Inventory, bundles: 
             answer.remedy = Some("make that bundle again, whole".to_owned());
         }
         Status::NotAnImage => {
-            answer.remedy = Some("use its name for the image it was meant for, or another name".to_owned());
+            answer.remedy =
+                Some("give this name to the image that it was meant for, or use another name".to_owned());
         }
         _ => closest(answer, wanted, inventory, bundles),
     }
@@ -285,7 +286,7 @@ fn closest(answer: &mut Answer, wanted: &Wanted, inventory: &Inventory, bundles:
             answer.near_miss = Some(near);
             answer.remedy = Some(remedy);
         }
-        None => answer.remedy = Some("add it to a bundle: no bundle here has anything like it".to_owned()),
+        None => answer.remedy = Some("add it to a bundle: no bundle here has a similar image".to_owned()),
     }
 }
 
@@ -315,8 +316,9 @@ fn other_digest<'h>(reference: &Reference, held: impl Iterator<Item = &'h Held>)
         return Some((near(held, Difference::Digest), remedy));
     }
     if let Some(held) = same.iter().find(|held| held.target.as_ref() == digest) {
-        let remedy = "the image is there, without a name by digest: import its bundle again, which adds one"
-            .to_owned();
+        let remedy =
+            "the image is present without a record by digest: import its bundle again, which adds the record"
+                .to_owned();
         return Some((near(held, Difference::Digest), remedy));
     }
     let held = same.first()?;

@@ -62,7 +62,7 @@ pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
         tell!(is_told && row.admits(now), warn, bundle, "{warning}");
     }
     if let Some(count) = row.rest() {
-        tell!(is_told, warn, bundle, "{count} more warnings like these");
+        tell!(is_told, warn, bundle, "more warnings like these: {count}");
     }
     if report.retry {
         // The import stopped in the middle and continues soon. Another line says why.
@@ -82,14 +82,14 @@ pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
         log_image(&bundle, image, is_told);
     }
     if let Some(more) = others.checked_sub(MOST_IMAGES).filter(|more| *more > 0) {
-        info!(bundle, "{more} more images like these");
+        info!(bundle, "more images like these: {more}");
     }
     if let Some(count) = row.rest() {
         tell!(
             is_told,
             error,
             bundle,
-            "{count} more of its images were not imported"
+            "more of its images were not imported: {count}"
         );
     }
     let (outcome, bytes, milliseconds) = (
