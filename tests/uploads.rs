@@ -783,7 +783,8 @@ fn prints_the_table() {
     run_on(Place::Real(lab::Generation::V2_1), |target| {
         let yard = Yard::on(target);
         let mut rows = vec![
-            "| method | events | imports | failed tries | from the last byte to the record |".to_owned(),
+            "| method | events | imports | failed tries | from the last byte to the record |"
+                .to_owned(),
             "|---|---|---|---|---|".to_owned(),
         ];
         for (number, way) in WAYS.iter().enumerate() {
