@@ -135,7 +135,7 @@ fn a_late_checksum_that_does_not_match_takes_the_bundle_out_of_the_desired_state
     daemon.wait_until("the image", || target.record(&name).is_some());
     let sidecar = node.images().join("late.tar.sha256");
     fs::write(&sidecar, line(WRONG, &file)).unwrap();
-    daemon.wait_for_line("late.tar", "not looked after any more");
+    daemon.wait_for_line("late.tar", "the daemon no longer restores them");
     assert!(target.is_pinned(&name));
     target.remove_record(&name);
     node.drop_marker(target, &daemon);

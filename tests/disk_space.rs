@@ -302,7 +302,7 @@ fn a_state_folder_that_is_full_or_read_only_costs_memory_and_nothing_else(target
         let image_name = format!("registry.test/{name}:1");
         bundles::write(&node.images().join(format!("{name}.tar")), [image(&image_name)]);
         daemon.wait_until("the image", || is_in_place(target, &image_name));
-        said_once(&daemon, "going on without memory");
+        said_once(&daemon, "cannot keep the state in");
         daemon.finish(target);
         drop(before);
         if option.is_some() {

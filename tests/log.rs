@@ -84,7 +84,7 @@ fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &
     // Two of the ways are no verdict yet, and one is never looked at.
     let failed = format!("{} failed", FILES / WAYS * (WAYS - 3));
     wait_for(Duration::from_secs(240), "a verdict on the others", || {
-        daemon.notified().contains(&failed) && daemon.count("are not whole yet") > 0
+        daemon.notified().contains(&failed) && daemon.count("are not imported yet") > 0
     });
     let status = node.airgapd(["status", "-o", "json"]).json();
     let listed = status["bundles"].as_array().expect("a list").len();
@@ -99,7 +99,7 @@ fn a_thousand_files_that_are_bad_in_every_way_are_told_of_in_few_lines(target: &
     for told in [
         "link to nothing",
         "more files were not imported",
-        "more files were begun with",
+        "more imports were started",
         "more bundles are gone",
     ] {
         assert!(log.contains(told), "{told}:\n{log}");

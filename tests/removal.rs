@@ -215,7 +215,7 @@ fn removing_most_bundles_or_the_last_is_a_wish_whether_the_daemon_runs_or_not(ta
         names[3..].iter().all(|name| is_let_go(target, name))
     });
     let log = daemon.finish(target);
-    assert!(!log.contains("no pin goes"), "{log}");
+    assert!(!log.contains("pins of their images stay"), "{log}");
 }
 
 pub(crate) fn another_folder_in_its_place_unpins_nothing_until_the_operator_says_so(target: &Target) {

@@ -47,10 +47,10 @@ fn what_is_required_is_said_once_for_each_change_and_waited_for(target: &Target)
     assert!(
         answer
             .stderr
-            .contains(&format!("1 of 3 required images are missing: {TWO}")),
+            .contains(&format!("1 of 3 required images is missing: {TWO}")),
         "{answer:?}"
     );
-    daemon.wait_for_log("1 of 3 required images are missing");
+    daemon.wait_for_log("1 of 3 required images is missing");
     let answer = node.airgapd(["status"]).exits(1);
     assert!(
         answer.stdout.contains("Pod p: spec.containers[0].image"),
@@ -71,7 +71,7 @@ fn what_is_required_is_said_once_for_each_change_and_waited_for(target: &Target)
     // Nobody vouches for this one, so it does not come back; the daemon hears of it by itself.
     target.remove_record(BY_HAND);
     daemon.wait_until("it is missed", || missing(&node) == [BY_HAND]);
-    daemon.wait_for_log(&format!("1 of 3 required images are missing: {BY_HAND}"));
+    daemon.wait_for_log(&format!("1 of 3 required images is missing: {BY_HAND}"));
     node.import([&by_hand]).exits(0);
     daemon.wait_until("it is there again", || missing(&node).is_empty());
     // It is compared and looked at every second; a change is told once all the same.
@@ -120,7 +120,7 @@ fn sources_that_cannot_be_read_are_a_problem_and_no_answer(target: &Target) {
     let daemon = node.start();
     let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(1);
     assert!(answer.stderr.contains("pod.json"), "{answer:?}");
-    daemon.wait_for_log("whether the required images are there is not known");
+    daemon.wait_for_log("cannot check the required images");
     let metrics = || fs::read_to_string(node.path("run/airgapd.prom")).unwrap_or_default();
     daemon.wait_until("the metrics are there", || {
         metrics().contains("airgapd_required_up 0")

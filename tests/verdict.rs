@@ -230,7 +230,7 @@ fn required_images_are_looked_for_while_a_bundle_is_under_way(target: &Target) {
     all_say(
         &node,
         &daemon,
-        &wrong("failed", "required", "1 of 1 required images are missing"),
+        &wrong("failed", "required", "the required image is missing"),
     );
     daemon.finish(target);
 }
@@ -249,7 +249,7 @@ fn every_output_shows_the_verdict_on_the_folder(target: &Target) {
     all_say(&node, &daemon, &gone);
     fs::create_dir(node.images()).unwrap();
     node.put("two.tar", "registry.test/two:1");
-    let lost = wrong("degraded", "folder", "another folder than before, and 1 of");
+    let lost = wrong("degraded", "folder", "another folder than before: 1 of");
     all_say(&node, &daemon, &lost);
     // What is there is counted.
     node.airgapd(["wait", "--bundle", "two.tar"]).exits(0);
@@ -272,7 +272,7 @@ fn every_output_shows_the_verdict_on_what_is_under_way(target: &Target) {
     node.configure_also("checksums: require");
     let daemon = node.start();
     node.put("one.tar", ONE);
-    let checksum = waiting("waiting for a checksum", "bundle", "there is no one.tar.sha256");
+    let checksum = waiting("waiting for a checksum", "bundle", "one.tar.sha256 is missing");
     all_say(&node, &daemon, &checksum);
 
     fake.inject(Fault::SlowCommit {
@@ -310,12 +310,12 @@ fn every_output_shows_the_verdict_on_what_is_under_way(target: &Target) {
     let text = fs::read_to_string(node.path("config.yaml")).unwrap();
     node.configure(&format!("{text}\nnonsense: 1\n"));
     daemon.signal(Signal::HUP);
-    daemon.wait_for_log("the configuration is not taken");
+    daemon.wait_for_log("the new configuration was rejected");
     node.configure(&text);
     let refused = wrong(
         "degraded",
         "configuration",
-        "the configuration on disk is not the one that runs",
+        "the daemon does not use the configuration on disk",
     );
     all_say(&node, &daemon, &refused);
     daemon.signal(Signal::HUP);

@@ -82,7 +82,7 @@ agree healthy 0
 # A mistake in the configuration is not taken.
 echo 'resync: soon' >> /etc/airgapd/config.yaml
 systemctl reload airgapd
-eventually in_journal 'the configuration is not taken'
+eventually in_journal 'the new configuration was rejected'
 cp /root/config.yaml /etc/airgapd/config.yaml
 agree degraded 1
 systemctl reload airgapd

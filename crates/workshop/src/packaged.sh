@@ -145,7 +145,7 @@ systemctl restart airgapd
 airgapd wait --timeout 60s
 echo 'resync: soon' >> /etc/airgapd/config.yaml
 systemctl reload airgapd
-eventually in_journal 'the configuration is not taken'
+eventually in_journal 'the new configuration was rejected'
 journalctl -u airgapd -x --no-pager | grep -A 6 -m 1 'Subject: The new configuration has mistakes'
 cp /root/config.yaml /etc/airgapd/config.yaml
 
