@@ -49,7 +49,7 @@ pub(crate) struct State {
     pub(crate) link: Link,
     /// The consecutive restorations of each bundle, which delay the next one.
     pub(crate) healing: Healing,
-    /// Bundles that are left to another importer first.
+    /// Bundles that wait for another importer.
     pub(crate) following: Following,
     /// containerd's disk.
     pub(crate) room: RoomState,

@@ -146,7 +146,7 @@ impl DiskStatus {
     }
 }
 
-/// Numbers of images. Each target counts once, whatever the number of its names and records.
+/// Numbers of images. Each target counts once, even if it has several names and records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCount {
     /// Images that bundles bring, including failed ones.
@@ -360,7 +360,7 @@ pub struct BundleStatus {
     pub sent_bytes: Option<u64>,
     /// Progress of the running import.
     pub progress: Option<ProgressStatus>,
-    /// The event that it waits for.
+    /// The reason for its wait.
     pub waits_for: Option<String>,
     /// The error of the last try. Absent after a success.
     pub error: Option<ErrorStatus>,

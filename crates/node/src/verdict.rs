@@ -58,7 +58,8 @@ impl Health {
         self <= Health::Working
     }
 
-    /// Returns true if the state may pass without help. A caller that waits may go on waiting.
+    /// Returns true if the node continues by itself, at once or after an event outside the daemon.
+    /// A caller that waits may keep waiting.
     pub fn may_pass(self) -> bool {
         matches!(self, Health::Working | Health::Waiting)
     }
@@ -236,7 +237,7 @@ impl Verdict {
         reasons.any(|reason| reason.subject == Subject::Containerd && reason.health == Health::Waiting)
     }
 
-    /// Returns true if a reason may pass without help.
+    /// Returns true if the node continues by itself for one of the reasons.
     pub fn may_pass(&self) -> bool {
         self.reasons.iter().any(|reason| reason.health.may_pass())
     }
@@ -450,7 +451,7 @@ fn of_image(image: &ImageStatus, is_restored: bool) -> Option<Reason> {
         RecordStatus::Elsewhere => {
             "remove the record so that the daemon creates it again, or remove the bundle"
         }
-        _ if is_restored => "wait: the daemon restores it, and `airgapd wait` ends when it has",
+        _ if is_restored => "no action is needed: the daemon restores it, and `airgapd wait` waits for that",
         RecordStatus::Missing | RecordStatus::InPlace => "import its bundle with `airgapd import`",
     };
     Some(reason.named(Foreign::new(image.name.clone())).remedy(remedy))

@@ -116,7 +116,7 @@ impl Sight {
     ///
     /// # Errors
     ///
-    /// Returns an error if containerd does not answer.
+    /// Returns an error if a request to containerd fails.
     pub async fn look(client: &Client, clock: Timestamp) -> Result<Sight, containerd::Error> {
         let records = client
             .images_labelled(&[K0S_SOURCES, K3S_PINNED, RKE2_PINNED])
@@ -196,7 +196,7 @@ pub(crate) struct Pass {
     begun: Instant,
     /// The last fingerprint of ingests, and the time since which it is the same.
     moved: Option<(u64, Instant)>,
-    /// Time at which an ingest last made progress.
+    /// Time of the last look that showed an import under way.
     busy: Option<Instant>,
 }
 

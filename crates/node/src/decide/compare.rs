@@ -59,7 +59,7 @@ pub(crate) struct Facts {
     /// For the log: its version, its socket and the platform of this node.
     pub(crate) text: String,
     /// containerd's uuid. It changes with another containerd or a wiped one. `None` if containerd
-    /// has none.
+    /// does not report it.
     pub(crate) uuid: Option<String>,
     /// Everything that decides what an import yields, in a form that is equal for equal rules.
     pub(crate) fingerprint: String,
@@ -161,7 +161,7 @@ impl State {
     }
 
     /// Updates the circumstances of the ledger. It holds for one containerd, one boot and one set
-    /// of rules. If the rules changed, the daemon queues every bundle again.
+    /// of rules. If the rules changed, the daemon drops all jobs and queues every bundle again.
     pub(super) fn check_context(&mut self, uuid: Option<String>, fingerprint: String, turn: &mut Turn) {
         let before = std::mem::take(&mut self.ledger.context);
         let is_changed = before

@@ -69,7 +69,7 @@ pub(crate) struct Job {
     pub(crate) left: BTreeSet<String>,
     /// True if one of its records changed meanwhile, by the job or by another program.
     pub(crate) disturbed: bool,
-    /// True if its file or the rules changed. The file is not done then, whatever the result.
+    /// True if its file or the rules changed. The file is then not done, even after a success.
     pub(crate) is_outdated: bool,
     /// True if the job gave its lane to another file.
     pub(crate) has_yielded: bool,
@@ -331,7 +331,7 @@ impl Lanes {
         (working.map(|job| job.name.clone()).collect(), over)
     }
 
-    /// Ends the jobs that wait for another one.
+    /// Ends the jobs that wait for another job.
     pub(crate) fn drop_waiting(&mut self) {
         self.end_waiting(|_| true);
     }

@@ -1,8 +1,8 @@
 //! Decides when to reconnect to containerd, and which news about it to log. Pure.
 //!
-//! The log has a containerd that is away for an hour once. A containerd may answer and then fail,
-//! or start and die, again and again. The daemon then keeps its distance: only a connection that
-//! lasted makes the delay short again.
+//! The log has a containerd that is away for an hour once. A containerd may also answer and then
+//! fail, or start and die, again and again. The daemon then pauses between attempts, too: only a
+//! connection that lasted makes the delay short again.
 
 use std::time::{Duration, Instant};
 

@@ -84,7 +84,7 @@ pub(crate) struct Vanished {
     bundles: BTreeMap<OsString, (Identity, Digest)>,
     /// Number of bundles that are not back.
     pub(crate) missing: usize,
-    /// Number of imported bundles that belong into the folder.
+    /// Number of imported bundles that belong in the folder.
     known: usize,
 }
 
@@ -228,7 +228,8 @@ impl State {
                 turn.say(Line::warn(text).outcome(Outcome::Vanished));
             }
             self.folder.vanished = Some(vanished);
-            // After a restart the folder still counts as another one, whatever is mounted there.
+            // After a restart the folder still counts as another folder, even if the mount is back
+            // by then.
             self.ledger.context.folder = Some(NO_FOLDER);
             turn.act(Action::Save);
             return;

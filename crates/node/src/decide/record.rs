@@ -98,7 +98,7 @@ pub(crate) struct Landed {
     pub(crate) sent_bytes: u64,
     /// True if the bundle is at fault for the images that did not land.
     pub(crate) is_bundles_fault: bool,
-    /// The reason for an early stop.
+    /// The reason for an early stop, if the import stopped early.
     pub(crate) stopped: Option<Stop>,
 }
 
@@ -259,7 +259,7 @@ impl State {
         self.end_import(&job, turn);
     }
 
-    /// Finishes an import, whatever its result.
+    /// Finishes an import that succeeded or failed.
     fn end_import(&mut self, job: &Job, turn: &mut Turn) {
         self.unpack.doubt();
         if job.disturbed || self.reworded.contains(&job.name) {
@@ -327,7 +327,7 @@ impl State {
     }
 
     fn write_down(&mut self, job: &Job, landed: &Landed, closures: Vec<(Digest, Vec<Digest>)>, turn: &Turn) {
-        // The bundle still wants a name that it leaves to another one. It gets the name when the
+        // The bundle still wants a name that it leaves to another bundle. It gets the name when the
         // other bundle is gone.
         let is_wanted = |image: &&LandedImage| image.outcome.is_in_place() || job.left.contains(&image.name);
         let images = landed.images.iter().filter(is_wanted).map(|image| ImageEntry {
@@ -371,7 +371,7 @@ impl State {
         names
     }
 
-    /// Queues the bundles that left these names to another one.
+    /// Queues the bundles that left these names to another bundle.
     fn queue_owners(&mut self, names: &BTreeSet<String>) {
         if names.is_empty() {
             return;

@@ -57,7 +57,7 @@ impl RequiredState {
 }
 
 impl State {
-    /// Schedules a check for the next step, whatever the last result was.
+    /// Schedules a check for the next step, even if the last result is current.
     pub(super) fn require_soon(&mut self) {
         self.required.doubt();
         self.required.earliest = None;

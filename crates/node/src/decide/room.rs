@@ -32,7 +32,7 @@ pub(crate) type Stamp = (u64, u64, i64, i64);
 pub(crate) struct Room {
     /// The shortage, if less is free than `minFree`. Nothing is imported or restored then.
     pub(crate) below: Option<Shortage>,
-    /// `None` if it is unknown.
+    /// Size and free space of the disk. `None` if they are unknown.
     pub(crate) disk: Option<Disk>,
     /// The stamp of the folder of blobs. `None` if the folder does not exist: nothing was ever
     /// committed, or everything was wiped.

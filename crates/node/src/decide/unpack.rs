@@ -58,7 +58,7 @@ pub(crate) enum UnpackProgress {
 pub(crate) enum UnpackEnd {
     /// Nothing is left to do.
     Done,
-    /// An import or a stop of the daemon interrupted it.
+    /// It was interrupted before its end.
     Stopped,
     /// No further image could be unpacked, for this reason.
     Failed(String),

@@ -296,9 +296,9 @@ impl State {
     }
 
     /// Returns the labels that may be on records which the ledger does not know, and that may have
-    /// to go. They belong to bundles that are gone for ever, that vanished, or that were imported
-    /// with other images than before. After a new connection or a change of the configuration, the
-    /// pin itself is one of them.
+    /// to go. They belong to bundles whose grace is over, that vanished, or that were imported with
+    /// other images than before. After a new connection or a change of the configuration, the pin
+    /// itself is one of them.
     ///
     /// If containerd has few records, a survey lists them all anyway. If it has very many, these
     /// are the only lists that a survey asks for.

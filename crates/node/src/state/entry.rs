@@ -204,7 +204,7 @@ impl Entry {
     }
 }
 
-/// A successful import, whole or in part.
+/// A successful import, in full or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Imported {
     /// The file that was read.

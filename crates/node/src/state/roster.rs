@@ -90,9 +90,9 @@ pub enum Phase {
     Waiting,
     /// Not a bundle by its content. The daemon leaves it alone until it changes.
     Ignored(Reason),
-    /// Its images are in place, as far as they can be.
+    /// As many of its images as possible are in place.
     Done,
-    /// An import failed. The daemon retries at the given time, or when the file changes.
+    /// The file could not be imported. The daemon retries it at the given time, or when it changes.
     Failed {
         /// Time of the next try. `None` if only another file or a change on the node helps.
         retry: Option<Instant>,

@@ -58,7 +58,7 @@ pub(crate) enum Notice {
     SetAside { reason: String, kept_as: PathBuf },
     /// The file was broken and could not be moved. The ledger starts empty and replaces it.
     Broken { reason: String },
-    /// A newer airgapd wrote the file. It is left alone, and this run saves nothing.
+    /// A newer airgapd wrote the file. The daemon leaves it alone and saves nothing in this run.
     Newer { version: u64 },
     /// The folder or the file cannot be read or written, so the daemon remembers nothing.
     CannotRemember { path: PathBuf, error: io::Error },

@@ -1,4 +1,4 @@
-//! Listings of the folder: files that come, go, and were known before.
+//! Listings of the folder: new files, files that disappear, and files that were known before.
 
 use super::*;
 

@@ -98,7 +98,7 @@ impl World {
         if let Some(name) = names.get(usize::from(which == 1 && names.len() > 1)) {
             let name = name.clone();
             self.history
-                .push(format!("the job of {name:?} goes on: {:?}", self.jobs[&name]));
+                .push(format!("the job of {name:?} continues: {:?}", self.jobs[&name]));
             self.end_job(&name);
         }
     }
@@ -216,7 +216,7 @@ impl World {
                 continue;
             }
             let Some(record) = self.records.get(image) else {
-                self.fail(&format!("{image} is not there"))
+                self.fail(&format!("{image} is missing"))
             };
             if record.target.digest() != target && !self.moved.contains(image) {
                 self.fail(&format!("{image} is not what {bundle:?} says, which came last"));
@@ -227,7 +227,7 @@ impl World {
             }
             for blob in [target.clone(), layer(target)] {
                 if !self.blobs.contains_key(blob.as_ref()) && !self.moved.contains(image) {
-                    self.fail(&format!("{blob} of {image} is not there"));
+                    self.fail(&format!("{blob} of {image} is missing"));
                 }
             }
         }
