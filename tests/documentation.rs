@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 
 use crate::support::node::program;
 
-/// The commands as the program's help lists them.
+/// The commands in the groups of the program's help, and those that it names below.
 fn commands() -> Vec<String> {
     let help = program().arg("--help").output().expect("the program runs").stdout;
     let help = String::from_utf8(help).expect("help is text");
-    let (_, list) = help.split_once("Commands:\n").expect("there are commands");
-    list.lines()
-        .take_while(|line| !line.is_empty())
-        // What is indented further goes on from the line above.
-        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+    let (groups, _) = help.split_once("Global options:\n").expect("there are options");
+    let commands = groups.lines().filter_map(|line| line.strip_prefix("  "));
+    commands
         .filter_map(|line| line.split_whitespace().next())
+        .chain(["run", "inventory", "completions", "man"])
         .map(str::to_owned)
         .collect()
 }

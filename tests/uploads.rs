@@ -783,7 +783,7 @@ fn prints_the_table() {
     run_on(Place::Real(lab::Generation::V2_1), |target| {
         let yard = Yard::on(target);
         let mut rows = vec![
-            "| how it is placed | events | imports | failed tries | from the last byte to the record |"
+            "| method | events | imports | failed tries | from the last byte to the record |"
                 .to_owned(),
             "|---|---|---|---|---|".to_owned(),
         ];

@@ -60,6 +60,23 @@ fn put_broken(target: &Target, name: &str) -> [oci_spec::image::Digest; 2] {
     [config, digest]
 }
 
+/// Images on the command line are sources like those of a list.
+fn images_on_the_command_line_are_verified(target: &Target) {
+    let target = &target.in_kubernetes();
+    let node = Node::on(target);
+    let at = repository();
+    let (present, absent) = (format!("{at}/present:1"), format!("{at}/absent:1"));
+    import(&node, "all.tar", [image(&present)]);
+    verify(&node, &[&present, "--sandbox-image", &present]).exits(0);
+    let document = verify(&node, &[&present, &absent]).exits(4).json();
+    assert_eq!(of(&document, &present)["status"], "present", "{document:#}");
+    let missing = of(&document, &absent);
+    assert_eq!(missing["status"], "absent", "{document:#}");
+    assert_eq!(missing["sources"][0]["kind"], "list", "{document:#}");
+    let said = node.airgapd(["verify", &absent]).exits(4);
+    assert!(said.said().contains("the command line"), "{}", said.said());
+}
+
 /// Thirty references of every kind; five of them have five different reasons to fail.
 fn of_thirty_references_the_five_that_fail_are_named_with_what_to_do(target: &Target) {
     let target = &target.in_kubernetes();
@@ -733,6 +750,7 @@ fn a_root_folder_of_kubelet_that_is_none_is_said(target: &Target) {
 }
 
 on_each_containerd!(
+    images_on_the_command_line_are_verified,
     of_thirty_references_the_five_that_fail_are_named_with_what_to_do,
     the_sandbox_image_is_asked_for_where_containerd_tells_it,
 );

@@ -23,6 +23,8 @@ pub use k0s::{K0sAnswer, K0sQuestion};
 /// Everything the operator can point at.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sources {
+    /// References on the command line.
+    pub references: Vec<String>,
     /// Lists of references.
     pub images: Vec<PathBuf>,
     /// What k0s will ask for.
@@ -38,7 +40,8 @@ pub struct Sources {
 impl Sources {
     /// Whether nothing was pointed at.
     pub fn is_empty(&self) -> bool {
-        self.images.is_empty()
+        self.references.is_empty()
+            && self.images.is_empty()
             && !self.k0s.is_given()
             && self.manifests.is_empty()
             && self.static_pods.is_none()
@@ -79,6 +82,20 @@ pub struct Source {
     pub pull_policy: Option<String>,
 }
 
+impl Source {
+    /// A place that is no file: the command line, or containerd.
+    fn bare(kind: Kind, given: String) -> Self {
+        Self {
+            kind,
+            path: None,
+            object: None,
+            field: None,
+            given,
+            pull_policy: None,
+        }
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [&self.path, &self.object, &self.field];
@@ -86,6 +103,7 @@ impl fmt::Display for Source {
         match self.kind {
             Kind::K0s => parts.insert(0, "k0s"),
             Kind::Sandbox => parts.insert(0, "containerd's sandbox image"),
+            Kind::List if self.path.is_none() => parts.push("the command line"),
             Kind::Manifest | Kind::StaticPod | Kind::List => {}
         }
         f.write_str(&parts.join(": "))
@@ -127,6 +145,9 @@ impl Needs {
     /// Adds everything but what containerd itself is to be asked. `platform` is that of the node;
     /// `None` is this machine's.
     pub async fn add(&mut self, sources: &Sources, platform: Option<&Platform>) {
+        let typed = sources.references.iter();
+        self.found
+            .extend(typed.map(|reference| Source::bare(Kind::List, reference.clone())));
         for list in &sources.images {
             self.add_list(list);
         }
@@ -190,14 +211,7 @@ impl Needs {
 
     /// Adds what containerd itself starts every pod with.
     pub fn add_sandbox(&mut self, reference: String) {
-        self.found.push(Source {
-            kind: Kind::Sandbox,
-            path: None,
-            object: None,
-            field: None,
-            given: reference,
-            pull_policy: None,
-        });
+        self.found.push(Source::bare(Kind::Sandbox, reference));
     }
 
     /// Who asks for what, in the order of the sources.
