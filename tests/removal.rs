@@ -230,7 +230,7 @@ pub(crate) fn another_folder_in_its_place_unpins_nothing_until_the_operator_says
     assert!(is_ours(target, ONE));
     node.airgapd(["release", "--vanished"]).exits(0);
     assert!(is_let_go(target, ONE));
-    daemon.wait_for_log("accounted for");
+    daemon.wait_for_log("no bundle is missing any more");
     daemon.finish(target);
     assert!(is_let_go(target, ONE));
 }
