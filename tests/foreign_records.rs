@@ -162,7 +162,7 @@ fn a_list_of_which_no_part_fits_is_told_and_the_connection_stays(target: &Target
     });
     let node = Node::on(target);
     let daemon = node.start();
-    daemon.wait_for_log("larger than containerd's messages may be");
+    daemon.wait_for_log("exceeds the size limit of containerd");
     fake.clear_faults();
     bundles::write(&node.path("a.tar"), [image(OURS)]);
     node.drop_in(&node.path("a.tar"));
