@@ -439,7 +439,7 @@ fn a_plan_has_a_line_for_each_kind_of_step() {
     ));
     lines.push(format!("  move    r.test/move:1 from {b} -> {a}"));
     lines.push(format!(
-        "  leave   r.test/theirs:1: it belongs to somebody else, {b}"
+        "  leave   r.test/theirs:1: it belongs to another program, {b}"
     ));
     lines.push("  leave   r.test/left:1: another bundle has it".to_owned());
     lines.push("(no record) (linux/amd64)".to_owned());
@@ -583,7 +583,7 @@ fn an_image_is_unpacked_if_that_is_wanted_and_was_not_done_by_the_same_snapshott
             true,
         ),
         ("another one did it", unpacked_by("native", true), &wanted, true),
-        ("nobody wants it", Survey::default(), &intent(), false),
+        ("unpacking is off", Survey::default(), &intent(), false),
         ("its names are left to others", Survey::default(), &left, false),
     ];
     for (case, there, intent, unpacks) in table {
