@@ -706,7 +706,7 @@ fn for_every_rule_both_choices_are_brought_and_the_difference_is_told() {
     let archive = listed([nydus(CONFIG)]);
     let problem = problems(&only_choice(&archive, &both));
     assert!(
-        problem.contains("on containerd 2.3 and later there is nothing for linux/amd64"),
+        problem.contains("on containerd 2.3 and later there is nothing for linux/amd64 in the image"),
         "{problem}"
     );
 }
