@@ -45,8 +45,8 @@ impl ContentStore {
     /// Returns a store of all blobs in the client's namespace. It asks for each blob when the blob
     /// is needed, for a namespace with too many blobs to list.
     ///
-    /// With `store`, the folder of the content store, a blob is absent if its file is missing there
-    /// and containerd cannot read the blob's end.
+    /// `store` is the folder of the content store, if it is visible. A blob without a file there is
+    /// absent, unless containerd can read the blob's end.
     pub fn asking(client: &Client, store: Option<PathBuf>) -> ContentStore {
         ContentStore {
             asks: Some(store),

@@ -39,9 +39,9 @@ pub struct Imported {
 ///   visible (see [`Space`](crate::Space)).
 /// - [`Error::TooManyRecords`]: it would make more records than [`Intent::most_records`].
 ///
-/// The decisions in between take time in proportion to the number of images, names and blobs, so
-/// they run on their own thread. Only the survey can fail as a whole. Later failures are in the
-/// report. Safe to cancel at any time (see [`carry_out`]).
+/// The decisions in between run on their own thread: their time grows with the number of images,
+/// names and blobs. Only the survey can fail as a whole. Later failures are in the report. Safe to
+/// cancel at any time (see [`carry_out`]).
 ///
 /// # Errors
 ///

@@ -351,8 +351,8 @@ impl<'a> Run<'a> {
         self.result.images.push(outcome);
     }
 
-    /// Returns true if every image is finished since the last loss of the lease, and the lease (if
-    /// there is one) still exists.
+    /// Returns true if every image is finished since the last loss of the lease. The lease, if
+    /// there is one, must still exist.
     async fn are_all_held(&self) -> Result<bool, Error> {
         if self.finished.len() < self.job.plan.images.len() {
             return Ok(false);

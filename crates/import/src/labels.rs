@@ -1,7 +1,6 @@
 //! The labels that airgapd writes on image records, and their meaning.
 //!
-//! Labels are changed one key at a time, because kubelet's runtime, k0s and k3s keep their labels
-//! on the same records.
+//! Labels are changed one key at a time: CRI, k0s and k3s keep their labels on the same records.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -187,8 +186,8 @@ pub fn pinned_by(labels: &Labels) -> Vec<&'static str> {
     }
 }
 
-/// Returns true if the record stays pinned when no bundle vouches for it any more. That is so if
-/// another importer wants it, if it was imported by hand, or if the pin is not airgapd's.
+/// Returns true if the record stays pinned when no bundle vouches for it any more. Either another
+/// importer wants it, or it was imported by hand, or the pin is not airgapd's.
 #[must_use]
 pub fn is_kept_by_others(labels: &Labels) -> bool {
     let is_foreign_pin = labels.contains_key(PINNED) && !labels.contains_key(OUR_PIN);

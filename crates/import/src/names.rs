@@ -150,8 +150,8 @@ impl Naming {
     }
 
     /// Takes the names that a bundle may use. Names that follow from an allowed name (its digest,
-    /// its aliases) are allowed with it, and so are names from the operator: the bundle did not
-    /// choose them.
+    /// its aliases) need no permission. The same holds for names from the operator. The bundle did
+    /// not choose any of these.
     fn add_allowed(&self, names: &mut Names, references: Vec<Reference>) {
         for reference in references {
             if self.allows(&reference) {

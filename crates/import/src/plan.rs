@@ -60,8 +60,8 @@ pub struct BlobStep {
     /// The action on the blob.
     pub action: BlobAction,
     /// Number of labels that the blob lacks, for the gc and for `sources`. A blob that is sent gets
-    /// them with its commit. The import computes the labels only when it writes them, since the
-    /// product of an image's names and layers has no bound.
+    /// them with its commit. The import computes the labels only when it writes them. The plan
+    /// cannot hold them, since the product of an image's names and layers has no bound.
     pub lacking: usize,
     /// The labels that give the blob's origin, from the names of all images that have it. Blobs
     /// with equal labels share them.

@@ -133,8 +133,8 @@ mod tests {
         })
     }
 
-    /// Returns two names of one image, one name of an image with a digest of another algorithm, and
-    /// a broken image.
+    /// Returns results of three images: one with two names, one with a sha512 digest, and a broken
+    /// one.
     fn results() -> Vec<ImageResult> {
         let (one, other) = (target(SHA256), target(&format!("sha512:{}", "b".repeat(128))));
         let broken = Verdict::Broken(vec![Problem::of_image("no layers".to_owned())]);

@@ -364,7 +364,7 @@ fn warnings(catalog: &Catalog, selection: &Selection) -> Vec<String> {
 }
 
 /// Returns the cause of failed images. The bundle is to blame unless every failure has another
-/// reason, such as a name that is taken or a refusal of containerd.
+/// reason. Such reasons are a name that is taken and a refusal of containerd.
 fn failure_cause(selection: &Selection, ingested: &Ingested) -> Cause {
     let broken = selection
         .choices

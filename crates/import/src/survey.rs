@@ -1,8 +1,8 @@
 //! The survey: the content that containerd already has. It only reads.
 //!
 //! If containerd has few records, the survey lists them, and the number of calls does not depend on
-//! the selection. If containerd has very many, no list is cheap, and the survey looks up each name
-//! and digest of the selection.
+//! the selection. If containerd has very many records, no list is cheap. Then the survey looks up
+//! each name and digest of the selection.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;

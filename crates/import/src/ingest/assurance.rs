@@ -3,7 +3,7 @@
 //!
 //! containerd syncs the bytes of a blob and then renames the file into place. Before 2.2, it does
 //! not sync the rename. The record in its database, however, is durable at once. So a power cut in
-//! the next seconds leaves a record whose blob has no file, and containerd still lists the blob.
+//! the next seconds leaves a record whose blob has no file. containerd still lists such a blob.
 //!
 //! A deleted lease protects nothing: its blobs may have been collected.
 //!
@@ -31,7 +31,7 @@ impl Assurance {
     /// Secures everything that was put under the lease before. Returns true if the lease still
     /// exists. Safe to cancel.
     ///
-    /// If the names cannot be synced (containerd's files are not visible), the image is recorded
+    /// If containerd's files are not visible, their names cannot be synced. The image is recorded
     /// all the same, as every other importer does.
     ///
     /// # Errors

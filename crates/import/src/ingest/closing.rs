@@ -96,8 +96,8 @@ impl<'a> Closing<'a> {
 
     /// Writes one record.
     ///
-    /// The plan may be an hour old by now. For an existing record, the call looks the record up
-    /// again, so that it does not overlook a later change by another program.
+    /// The plan may be an hour old by now. So the call looks up existing records again, and does
+    /// not overlook a later change by another program.
     async fn record(&self, step: &RecordStep) -> Result<(RecordStep, RecordOutcome), Fault> {
         let mut step = match &step.action {
             RecordAction::Create(_) => step.clone(),

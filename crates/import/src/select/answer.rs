@@ -36,7 +36,7 @@ impl<'n> Answer<'n> {
             },
             Chosen::Mismatch(node) => {
                 let config = platform_text(node);
-                (node, format!("which has no platform and a config for {config}"))
+                (node, format!("no platform, and a config for {config}"))
             }
         };
         match meant(root, matcher) {
@@ -59,7 +59,7 @@ impl<'n> Answer<'n> {
         let platform = platform_text(meant);
         let (used_digest, meant_digest) = (used.descriptor.digest(), meant.descriptor.digest());
         let problem = format!(
-            "{platform}: containerd uses {used_digest}, {why}, and not the image {meant_digest} after it in the index"
+            "{platform}: containerd uses {used_digest} ({why}) instead of the image {meant_digest} after it in the index"
         );
         std::iter::once(Problem::of_image(problem))
             .chain(node_problems(used, place))
@@ -73,19 +73,14 @@ fn unusable(node: &Node) -> Option<String> {
     match &node.content {
         Content::Manifest(manifest) => match &manifest.kind {
             Kind::Image => None,
-            Kind::Artifact { artifact_type } => {
-                Some(format!("which is not a container image but {artifact_type}"))
-            }
+            Kind::Artifact { artifact_type } => Some(format!("not a container image but {artifact_type}")),
         },
-        Content::Other => Some(format!(
-            "which is not a manifest but {}",
-            node.descriptor.media_type()
-        )),
+        Content::Other => Some(format!("not a manifest but {}", node.descriptor.media_type())),
         // A missing manifest counts as an image if its descriptor names a platform.
         Content::Absent | Content::Broken(_) => node
             .platform
             .is_none()
-            .then(|| "which has no platform and cannot be read".to_owned()),
+            .then(|| "no platform, and not readable".to_owned()),
         Content::Index(_) => None,
     }
 }
@@ -234,9 +229,9 @@ pub(super) fn hidden(root: &Node, children: &[Node], rules: &[Rules]) -> Problem
     problems
 }
 
-/// Returns the image of an index for one of these platforms that containerd does not use, because
-/// it uses a useless manifest instead. Returns `None` if there is no such image, or if no platform
-/// is wanted.
+/// Returns an image of an index for one of these platforms that containerd does not use. containerd
+/// uses a manifest instead that is useless there. Returns `None` if there is no such image, or if
+/// no platform is wanted.
 #[must_use]
 pub fn hidden_image<'n>(root: &'n Node, wanted: &Wanted) -> Option<&'n Digest> {
     let (Content::Index(_), Wanted::Platforms(matchers)) = (&root.content, wanted) else {

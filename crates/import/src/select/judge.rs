@@ -13,8 +13,7 @@ use super::closure::{Builder, Closure};
 use super::node::{is_runnable, leaves, offered, platform_text, stated_platform};
 use super::problem::{Problem, absent, broken, node_problems, problems, problems_in};
 
-/// The judgement of an image that is not in a bundle but in a store, and that already has a record
-/// there.
+/// The judgement of an image in a store, where the image already has a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
     /// The store has everything that the image needs to run.
@@ -80,8 +79,9 @@ impl Walk<'_> {
                 return Err(Unfit::Artifact(artifact_type.clone()));
             }
             if !self.wanted.mounts_artifacts() {
-                let why = "which containerd mounts as a volume from 2.1 on";
-                return Err(Unfit::Artifact(format!("{artifact_type}, {why}")));
+                return Err(Unfit::Artifact(format!(
+                    "{artifact_type}, which containerd mounts as a volume from 2.1 on"
+                )));
             }
             notes.push(format!(
                 "not a container image but {artifact_type}: for image volumes only"

@@ -37,7 +37,7 @@ pub fn images_for_plugins(root: &Node, closure: &Closure) -> Vec<String> {
             .flatten()
         {
             let platform = platform_text(node);
-            let note = format!("{platform}: {need}, and on a node without it no container starts");
+            let note = format!("{platform}: {need}: no container starts on a node without it");
             if !found.contains(&note) {
                 found.push(note);
             }
@@ -56,17 +56,16 @@ fn unusual_layers(manifest: &Manifest) -> Option<String> {
     ))
 }
 
-/// Describes the features that an image needs from the snapshotter. From 2.3 on, containerd asks
-/// the snapshotter for the features in the config, even if the index has none (containerd's
-/// client/image.go, `checkSnapshotterSupport`).
+/// Describes the features that an image needs from the snapshotter. From 2.3 on, containerd checks
+/// the features in the config, even if the index has none. Source: containerd's client/image.go,
+/// `checkSnapshotterSupport`.
 fn features(manifest: &Manifest) -> Option<String> {
     let platform = manifest.config_platform.as_ref()?;
     let features = &platform.os_features;
     (!features.is_empty() && platform.os != "windows").then(|| {
         let features: Vec<_> = features.iter().map(|feature| foreign::shown(feature)).collect();
         format!(
-            "the config asks for os.features {}, and containerd 2.3 and later unpack such an image only with a snapshotter \
-             that has them",
+            "containerd 2.3 and later need a snapshotter with os.features {}, which the config asks for",
             features.join(", ")
         )
     })
