@@ -104,7 +104,7 @@ impl WriteConnections {
     }
 }
 
-/// One connection, given back when dropped.
+/// One connection. Dropping it makes the connection free for the next blob.
 pub(crate) struct WriteConnection {
     channel: Channel,
     idle: Arc<Mutex<Vec<Channel>>>,

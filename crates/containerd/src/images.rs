@@ -148,8 +148,8 @@ impl Client {
     /// Calls `look` with each image record of the namespace, in no order, until `look` breaks.
     ///
     /// If the list is too long for one message, the client asks for it in parts. One part is in
-    /// memory at a time. The parts are not of one moment, so a record that is created or deleted
-    /// meanwhile may be missed. Each part costs containerd a walk over all records.
+    /// memory at a time. The parts are not of one moment. A record that is created or deleted
+    /// meanwhile may be shown or not. Each part costs containerd a walk over all records.
     ///
     /// # Errors
     /// Returns an error if the call fails. [`Error::TooLarge`] means that a single record is too

@@ -131,8 +131,8 @@ impl Client {
             .uuid)
     }
 
-    /// Lists the deprecated features in use on this containerd. Later patch releases of 1.6 report
-    /// them, and so does every release from 1.7 on. Older ones report none.
+    /// Lists the deprecated features in use on this containerd. Releases before 1.7 report none,
+    /// except later patch releases of 1.6.
     ///
     /// # Errors
     /// Returns an error if the call fails.

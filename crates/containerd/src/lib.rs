@@ -8,8 +8,8 @@
 //! may be dropped at any await. Where a dropped call leaves something behind, its documentation
 //! says so.
 //!
-//! Any call can fail with [`Error::Unreachable`], [`Error::Stalled`], [`Error::Refused`] or
-//! [`Error::Failed`]. `# Errors` sections name only other variants and special meanings.
+//! Any call can fail because the connection breaks, containerd does not answer, or containerd
+//! refuses. `# Errors` sections name the variants of [`Error`] that have a special meaning.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), containerd::Error> {

@@ -99,8 +99,8 @@ impl Client {
     /// Returns the snapshotter for unpacking images. With `cri`, that is CRI's snapshotter.
     /// Otherwise it is overlayfs if it works, and else native.
     ///
-    /// Returns `None` if there is none, or if CRI does not give its own. In that case, unpacking
-    /// might be of no use.
+    /// Returns `None` if there is none, or if CRI does not give its own. Without CRI's answer, the
+    /// client cannot know where unpacking helps.
     ///
     /// # Errors
     /// Returns an error if the call fails. CRI refuses to answer until it is initialised.

@@ -202,7 +202,7 @@ async fn aside<T: Send + 'static>(decide: impl FnOnce() -> T + Send + 'static) -
     }
 }
 
-/// Returns an error if the bundle asks for too many records, or would make too many in the
+/// Returns an obstacle if the bundle asks for too many records, or would make too many in the
 /// namespace.
 async fn obstacle_to_records(
     client: &Client,
@@ -223,8 +223,8 @@ fn too_many_names(selection: &Selection, policy: &Policy) -> Option<Error> {
     (asked > most).then_some(Error::TooManyNames { asked, most })
 }
 
-/// Returns an error if the namespace would have too many records. A bundle that adds none may still
-/// repair its records.
+/// Returns an obstacle if the namespace would have too many records. A bundle that adds none may
+/// still repair its records.
 ///
 /// The bound keeps airgapd from making the list of records too long. If the records of other
 /// programs alone exceed the bound, it can no longer do that. Then only airgapd's own records

@@ -104,7 +104,7 @@ pub enum RecordOutcome {
     Relabelled,
     /// Nothing was written.
     Unchanged,
-    /// The record belongs to another program and stays.
+    /// The bundle does not get the name, and its record stays.
     Left {
         /// True if the rule `refuse` applies, so that the record counts as a failure.
         refused: bool,
@@ -147,7 +147,7 @@ pub struct Job<'a> {
 /// Carries out a plan.
 ///
 /// The run never fails as a whole: the result has failures beside successes. If the plan is already
-/// done, the run takes no lease and writes nothing. It only gives back a lease that an interrupted
+/// done, the run takes no lease and writes nothing. It only deletes a lease that an interrupted
 /// run left behind.
 ///
 /// # Cancel safety
@@ -171,7 +171,7 @@ pub async fn carry_out(job: &Job<'_>) -> Ingested {
     // disk hurts every program on the node as long as the lease lives.
     let is_over = stopped.as_ref().is_none_or(Error::is_space);
     if is_over && let Err(error) = lease::give_back(job.client, job.lease_id).await {
-        tracing::debug!(%error, "the lease was not given back and ends by itself");
+        tracing::debug!(%error, "cannot delete the lease, which will expire");
     }
     run.result.stopped = stopped;
     run.result

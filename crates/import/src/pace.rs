@@ -33,7 +33,7 @@ impl Default for Pace {
 
 impl Pace {
     /// Makes a pace of at most `rate` bytes a second. `None` means no limit. Below 1 MiB a second,
-    /// other importers may wait for a blob of this process and give up on it.
+    /// other importers that wait for a blob of this process may take it for abandoned.
     #[must_use]
     pub fn new(rate: Option<u64>) -> Pace {
         Pace {

@@ -40,7 +40,7 @@ pub struct Plan {
 pub struct ImagePlan {
     /// Index of the image in the planned list.
     pub index: usize,
-    /// The image's blobs, children before parents. Empty if other programs keep all its names.
+    /// The image's blobs, children before parents. Empty if the bundle gets none of its names.
     pub blobs: Vec<BlobStep>,
     /// The image's records, written after all blobs.
     pub records: Vec<RecordStep>,
@@ -169,8 +169,8 @@ impl ImagePlan {
         self.blobs.iter().all(BlobStep::is_done) && !self.records.iter().any(|record| record.action.writes())
     }
 
-    /// Returns true if other programs keep all names of the image. Without a record, its blobs are
-    /// not sent.
+    /// Returns true if the bundle gets none of the image's names. Blobs of an image without a
+    /// record are not sent.
     fn is_unwanted(&self) -> bool {
         self.records.iter().all(|record| {
             matches!(

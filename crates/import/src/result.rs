@@ -41,7 +41,7 @@ pub enum Outcome {
 pub enum Cause {
     /// The bundle itself is bad.
     Bundle,
-    /// The file could not be read, or changed during the import.
+    /// The file could not be read, or changed while it was read.
     File,
     /// containerd could not be reached.
     Unreachable,

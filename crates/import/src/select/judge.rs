@@ -51,7 +51,8 @@ pub(super) enum Unfit {
 
 pub(super) struct Walk<'a> {
     pub(super) wanted: &'a Wanted,
-    /// A Docker archive has no descriptors. The catalog makes them from the configs.
+    /// True for a Docker archive. It has no descriptors, so the catalog makes them from the
+    /// configs.
     pub(super) judge_by_config: bool,
     /// Name of the place with the blobs.
     pub(super) place: &'static str,

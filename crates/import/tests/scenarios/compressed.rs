@@ -141,7 +141,7 @@ struct Gate(mpsc::Receiver<()>);
 impl Read for Gate {
     fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
         let _ = self.0.recv();
-        Err(io::Error::other("nobody goes on"))
+        Err(io::Error::other("the source is stuck"))
     }
 }
 

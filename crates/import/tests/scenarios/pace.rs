@@ -84,7 +84,7 @@ async fn an_import_that_is_held_back_ends_as_soon_as_nobody_wants_it(stage: &Sta
         () = is_under_way => {}
     }
     drop(import);
-    eventually("nobody waits any more", async || {
+    eventually("no thread waits", async || {
         tokio::task::yield_now().await;
         Arc::strong_count(&pace) == 1
     })

@@ -84,7 +84,7 @@ async fn the_calls_for_a_thousand_images_grow_with_blobs_and_records_alone() {
     let (images, blobs) = (1000, stock.needed().len() as u64);
     assert_eq!(blobs, 3 * images + 1);
     let mut calls = fake.counters();
-    // The import lists leases to find its lease, to see it made, and to give it back. In between,
+    // The import lists leases to find its lease, to see it made, and to delete it. In between,
     // it checks that the lease has held everything: once for all images that wait, and once at the
     // end.
     let leases = calls.remove("Leases.List").unwrap_or_default();
