@@ -159,9 +159,8 @@ impl Client {
         }
     }
 
-    /// Asks for these blobs as [`Client::blobs_of`] does, and lists nothing, however many they are.
-    /// Looks up these blobs like [`Client::blobs_of`], but never lists, however many digests are
-    /// given.
+    /// Looks up these blobs like [`Client::blobs_of`], but never lists all blobs, however many
+    /// digests are given.
     ///
     /// # Errors
     /// Returns an error if the call fails.

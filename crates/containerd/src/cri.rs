@@ -20,14 +20,13 @@ use crate::{Client, within};
 /// than this will not end.
 const LONGEST_PULL: Duration = Duration::from_secs(1800);
 
-/// containerd's CRI service. It works in the namespace `k8s.io`, independent of the client's
-/// namespace.
+/// containerd's CRI service. It works in the namespace `k8s.io`, even if the client has another.
 #[derive(Clone, Debug)]
 pub struct Cri {
     client: Client,
 }
 
-/// An image as kubelet sees it. Its layers may still be missing.
+/// An image as kubelet sees it. Its layers may be missing all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CriImage {
     /// The config's digest.

@@ -165,7 +165,7 @@ pub enum Recovery {
     /// Retry with a backoff: containerd is restarting or busy, or another client changed its
     /// content.
     Transient,
-    /// Retry when there is more space. containerd has already removed the half-written blob.
+    /// Retry when there is more space. The client has already removed the half-written blob.
     Space,
     /// Retry with a backoff, and warn: a disk fails, either containerd's or the bundle's.
     Disk,
@@ -351,7 +351,7 @@ impl Failure {
         self.code() == Some(Code::FailedPrecondition)
     }
 
-    /// The write was at another place than the ingest's end.
+    /// Returns true if the write was at another place than the ingest's end.
     pub(crate) fn is_out_of_range(&self) -> bool {
         self.code() == Some(Code::OutOfRange)
     }
@@ -371,13 +371,14 @@ impl Failure {
         }
     }
 
-    /// The digest of the written bytes is not the expected digest. A wrong size has another text.
+    /// Returns true if the digest of the written bytes is not the expected digest. A wrong size has
+    /// another text.
     pub(crate) fn is_digest_mismatch(&self) -> bool {
         self.is_failed_precondition() && self.message().contains("unexpected commit digest")
     }
 
-    /// A message is larger than the sender or the receiver allows: containerd's limit, or this
-    /// client's.
+    /// Returns true if a message is larger than its sender or receiver allows. The limit is
+    /// containerd's or this client's.
     pub(crate) fn is_too_large(&self) -> bool {
         match self.code() {
             Some(Code::ResourceExhausted) => !self.is_space(),
@@ -405,7 +406,7 @@ impl Failure {
         !self.is_transport() && TEXTS.iter().any(|text| self.message().contains(text))
     }
 
-    /// EIO, EROFS or EUCLEAN, as containerd passes them on.
+    /// Returns true for EIO, EROFS and EUCLEAN, as containerd passes them on.
     pub(crate) fn is_disk(&self) -> bool {
         const TEXTS: [&str; 3] = [
             "input/output error",
@@ -481,12 +482,13 @@ impl Failure {
             .map_or(message, |(_, reason)| reason)
     }
 
-    /// The connection failed, and containerd did not answer. Only such a status has a local source.
+    /// Returns true if the connection failed and containerd did not answer. Only such a status has
+    /// a local source.
     pub(crate) fn is_transport(&self) -> bool {
         matches!(self, Failure::Status(status) if std::error::Error::source(status.as_ref()).is_some())
     }
 
-    /// containerd's text. Empty if containerd sent none.
+    /// Returns containerd's text. Empty if containerd sent none.
     pub(crate) fn message(&self) -> &str {
         match self {
             Failure::Status(status) => status.message(),
@@ -501,7 +503,7 @@ impl Failure {
         }
     }
 
-    /// True if containerd answered.
+    /// Returns true if containerd answered.
     pub(crate) fn is_answer(&self) -> bool {
         self.code().is_some()
     }

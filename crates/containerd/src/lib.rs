@@ -154,12 +154,12 @@ impl Client {
         Ok(client)
     }
 
-    /// The socket of this containerd.
+    /// Returns the socket of this containerd.
     pub fn socket(&self) -> &Path {
         &self.shared.socket
     }
 
-    /// The namespace of every call.
+    /// Returns the namespace of every call.
     pub fn namespace(&self) -> &str {
         &self.shared.namespace
     }
@@ -269,8 +269,8 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// containerd's rule for namespaces: letters, digits, and single `.`, `_`, `-` between them, at
-/// most 76 bytes.
+/// Returns a namespace as a header. containerd's rule for namespaces: letters, digits, and single
+/// `.`, `_`, `-` between them, at most 76 bytes.
 fn namespace_header(namespace: &str) -> Result<AsciiMetadataValue, Error> {
     let words_are_fine = namespace
         .split(['.', '_', '-'])

@@ -333,7 +333,7 @@ impl Applied {
 }
 
 impl Draft {
-    /// Labels of the prepared snapshot and of the committed one.
+    /// Returns the labels of the prepared and of the committed snapshot.
     fn labels(&self) -> HashMap<String, String> {
         HashMap::from([(TARGET_LABEL.to_owned(), self.chain.to_string())])
     }

@@ -34,8 +34,8 @@ use crate::unpack::Unpacked;
 /// while layers of the next images are under way.
 const PARALLEL_BLOBS: usize = 4;
 /// Number of images that get their manifests and records at the same time. Each of these steps is a
-/// short write to containerd's database. The database takes one write after the other, and should
-/// not wait for the next.
+/// short write to containerd's database, which takes one write after the other. The next write
+/// should always be ready.
 const PARALLEL_CLOSINGS: usize = 4;
 /// Number of attempts at a record that another program keeps changing.
 const RECORD_ROUNDS: usize = 5;
@@ -136,7 +136,7 @@ pub struct Job<'a> {
     pub bundle: Option<Arc<Bundle>>,
     /// The steps.
     pub plan: &'a Plan,
-    /// The bundle's name for the records, and the rules for writing them.
+    /// The source in whose name records are written, and the rules for writing them.
     pub intent: &'a Intent,
     /// The part of the lease's id that names the bundle.
     pub lease_id: &'a str,

@@ -328,8 +328,8 @@ impl Space {
         Ok(Some(Forecast::new(store, disk, demand, self.min_free)))
     }
 
-    /// Returns the shortage if the disk has less than `minFree` now. Then nothing may be imported,
-    /// however small.
+    /// Returns the shortage if the disk has less than `minFree` now. Then no bundle may be
+    /// imported, however small.
     #[must_use]
     pub fn below_minimum(&self) -> Option<Shortage> {
         if self.min_free == MinFree::default() {

@@ -206,7 +206,7 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// Returns the client's error if it cannot check the end of a missing blob.
+    /// Returns the client's error if containerd cannot be asked about a missing blob.
     pub async fn checked(mut self, client: &Client, store: Option<&Path>) -> Result<Survey, Error> {
         let lost = lost(client, self.blobs.values(), store).await?;
         for blob in &lost {
@@ -222,7 +222,7 @@ impl Survey {
 ///
 /// # Errors
 ///
-/// Returns the client's error if it cannot read a missing blob.
+/// Returns the client's error if containerd cannot be asked about a missing blob.
 pub async fn lost(
     client: &Client,
     blobs: impl IntoIterator<Item = &BlobInfo>,

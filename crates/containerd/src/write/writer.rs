@@ -371,8 +371,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The blob appeared during the write. COMMIT reported that without putting the blob under the
-    /// lease.
+    /// Puts a blob under the lease that appeared during the write. COMMIT reported the blob and did
+    /// not do that.
     async fn hold_present(&self) -> Result<Pass, Error> {
         match self
             .client

@@ -1,5 +1,5 @@
-//! Help for scenarios: a separate namespace, bundles with unique bytes, a proxy that breaks
-//! connections, and a check that every recorded image is whole.
+//! Help for scenarios: a namespace, bundles with unique bytes, a proxy that breaks connections, and
+//! a check that every recorded image is whole.
 
 use std::collections::BTreeMap;
 use std::path::Path;
