@@ -53,11 +53,11 @@ pub trait Observer: Send + Sync {
     fn images(&self, count: usize) {
         let _ = count;
     }
-    /// A blob was sent, or was found in place.
+    /// Gets a blob that was sent, or that was found in place.
     fn blob(&self, digest: &Digest, sent_bytes: Option<u64>) {
         let _ = (digest, sent_bytes);
     }
-    /// An image is finished.
+    /// Gets the result of a finished image.
     fn image(&self, outcome: &IngestedImage) {
         let _ = outcome;
     }

@@ -425,7 +425,7 @@ async fn make_last(folder: Option<&Path>) -> Result<(), UnpackError> {
 pub trait AheadObserver: Send + Sync {
     /// Gets the number of images to unpack. Comes first.
     fn found(&self, images: usize);
-    /// An image is finished.
+    /// Gets the result of a finished image.
     fn image(&self, image: &Ahead, ended: &Result<Unpacked, UnpackError>);
 }
 

@@ -164,13 +164,13 @@ async fn answer(mut respond: h2::server::SendResponse<Bytes>, reply: Reply) {
     }
 }
 
-/// A message as gRPC sends it: not compressed, its length, its bytes.
+/// Returns a message as gRPC sends it: not compressed, its length, its bytes.
 fn framed(bytes: &[u8]) -> Bytes {
     let length = u32::try_from(bytes.len()).expect("it is short");
     [&[0][..], &length.to_be_bytes(), bytes].concat().into()
 }
 
-/// The error with its causes, as people read it.
+/// Returns the error with its causes, as people read it.
 fn told(error: &Error) -> String {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(error);

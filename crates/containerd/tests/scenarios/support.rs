@@ -252,13 +252,13 @@ impl BlobSource for Failing {
     }
 }
 
-/// A connection for another tool.
+/// Makes a connection for another tool.
 pub(crate) fn channel(stage: &Stage) -> tonic::transport::Channel {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", stage.socket().display()));
     endpoint.expect("a socket path").connect_lazy()
 }
 
-/// A message of another tool to the stage's namespace.
+/// Returns a message of another tool to the stage's namespace.
 pub(crate) fn request<T>(stage: &Stage, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     let namespace = stage.namespace().parse().expect("ascii");

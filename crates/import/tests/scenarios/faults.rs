@@ -22,7 +22,7 @@ everywhere! {
     a_write_stream_cut_anywhere_is_resumed_and_nothing_committed_is_sent_again
 }
 
-/// The answers with which a call fails once.
+/// Returns the answers with which a call fails once.
 fn answers() -> [(Code, &'static str); 4] {
     [
         (Code::Unavailable, "error reading from server: EOF"),

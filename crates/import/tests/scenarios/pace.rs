@@ -37,7 +37,8 @@ async fn import_at(client: &Client, stock: &Stock, pace: &Arc<Pace>) -> Imported
     imported.expect("containerd answers")
 }
 
-/// The first tenth of a second's bytes goes through at once.
+/// Imports at this pace and checks the time. The first tenth of a second's bytes goes through at
+/// once.
 async fn takes_two_seconds(stage: &Stage, stock: &Stock, pace: &Arc<Pace>) {
     let client = stage.client().await;
     let begun = Instant::now();
