@@ -82,7 +82,7 @@ impl Selection {
             };
             if let Some(digest) = taken.closure.sha512() {
                 let what = format!(
-                    "blob {digest} is named by its sha512, which containerd accepts from 2.3 on and this {version} does not: \
+                    "blob {digest} is named by its sha512, which containerd 2.3 or later accepts and this {version} does not: \
                      upgrade containerd, or bundle the image with sha256 digests"
                 );
                 let blob = Some(digest.clone());
