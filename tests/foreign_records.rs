@@ -56,8 +56,8 @@ fn where_others_alone_have_more_records_than_the_bound_it_holds_for_ours(target:
             continue;
         }
         let said = answer.said();
-        let reason = "of others the namespace has more than 3 image records already, so that ours alone count: they are 2, and \
-                      the bundle adds 2: that is too many (`limits.records` is 3)";
+        let reason = "too many image records: other programs already have more than 3, so only airgapd's 2 count, and the \
+                      bundle adds 2, but `limits.records` is 3";
         assert!(said.contains(reason), "{said}");
         assert_eq!(target.names(), before);
         // What is there is looked after however many there are.
@@ -162,7 +162,7 @@ fn a_list_of_which_no_part_fits_is_told_and_the_connection_stays(target: &Target
     });
     let node = Node::on(target);
     let daemon = node.start();
-    daemon.wait_for_log("larger than containerd's messages may be");
+    daemon.wait_for_log("exceeds the size limit of containerd");
     fake.clear_faults();
     bundles::write(&node.path("a.tar"), [image(OURS)]);
     node.drop_in(&node.path("a.tar"));
@@ -183,11 +183,12 @@ fn a_bundle_that_would_add_too_many_records_is_refused_before_anything_is_writte
     let rows = [
         (
             4,
-            "has 3 image records, those of others included, and the bundle adds 2: that is too many (`limits.records` is 4)",
+            "too many image records: the namespace has 3 (including those of other programs) and the bundle adds 2, but \
+             `limits.records` is 4",
         ),
         (
             1,
-            "asks for 2 image records, those of digests and aliases included: that is too many (`limits.records` is 1)",
+            "too many image records: the bundle asks for 2, including digests and aliases, but `limits.records` is 1",
         ),
     ];
     for (most, reason) in rows {

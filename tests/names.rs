@@ -162,7 +162,7 @@ fn a_name_that_is_not_ours_is_replaced_kept_or_refused_as_configured(target: &Ta
             ours,
             "{wish}: {answer:?}"
         );
-        let is_told = answer.said().contains("which is not ours (onConflict decides)");
+        let is_told = answer.said().contains("another program uses the name for");
         assert!(is_told || wish != "refuse", "{wish}: {answer:?}");
         assert_eq!(found.labels.contains_key(BY_HAND), ours, "{wish}: {answer:?}");
     }

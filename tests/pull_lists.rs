@@ -68,7 +68,7 @@ fn a_list_that_is_asked_for_is_pulled_and_pinned(target: &Target) {
     fs::write(node.images().join("images.txt"), list).unwrap();
     let daemon = node.start();
     daemon.wait_until("the image", || target.record(first).is_some());
-    for part in [late, "it does not have that", "Not A Name"] {
+    for part in [late, "it does not have this", "Not A Name"] {
         daemon.wait_for_log(part);
     }
     daemon.wait_until("its pin", || target.is_pinned(first));
