@@ -77,7 +77,7 @@ fn what_is_wrong_with_the_folder_is_found(target: &Target) {
         &doctor(&node),
         "folder",
         "problem",
-        &["everybody can write it", "chmod o-w"],
+        &["every user can write it", "chmod o-w"],
     );
     mode(&images, 0o775);
     assert_found(&doctor(&node), "folder", "note", &["go-w"]);
@@ -440,7 +440,7 @@ fn the_doctor_names_what_is_wrong_and_what_to_do(target: &Target) {
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o777)).unwrap();
     let (is, why) = verdict("folder", 1).remove(0);
     assert!(
-        is == "problem" && why.contains("everybody can write it"),
+        is == "problem" && why.contains("every user can write it"),
         "{is} {why}"
     );
     fs::set_permissions(node.images(), fs::Permissions::from_mode(0o755)).unwrap();

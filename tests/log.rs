@@ -175,7 +175,7 @@ fn of_a_bundle_of_many_images_the_first_are_told_of_and_the_others_counted(targe
     let log = daemon.finish(target);
     let lines = log.lines().filter(|line| line.contains("image created")).count();
     assert_eq!(lines, 200, "{log}");
-    assert!(log.contains("100 more of its images"), "{log}");
+    assert!(log.contains("more images like these: 100"), "{log}");
 }
 
 /// A full disk below the log, a reader that has gone, descriptors that were closed by whoever

@@ -50,7 +50,7 @@ fn a_stop_waits_for_the_grace_and_no_longer_and_the_next_start_goes_on(target: &
     assert!(daemon.wait().success());
     assert!(told.elapsed() >= Duration::from_secs(1), "it did not wait");
     assert!(
-        daemon.log().contains("goes on at the next start"),
+        daemon.log().contains("continues at the next start"),
         "{}",
         daemon.log()
     );

@@ -220,7 +220,7 @@ eventually is_importing
 before=$(property MainPID)
 apt-get install -y --reinstall /root/airgapd.deb
 test "$(property MainPID)" != "$before"
-in_journal 'goes on at the next start'
+in_journal 'continues at the next start'
 airgapd wait --bundle upgrade.tar.zst --timeout 120s
 in_containerd registry.example/demo/wide:1.0
 rm $images/upgrade.tar.zst
