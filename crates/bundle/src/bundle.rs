@@ -305,7 +305,10 @@ impl Blob {
     /// changed.
     pub fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         if offset > self.size() {
-            let message = format!("offset {offset} is past the end of a blob of {} bytes", self.size());
+            let message = format!(
+                "offset {offset} is past the end of a blob of {} bytes",
+                self.size()
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         Ok(match &self.0 {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::archive::strangers;
 use crate::{Compression, Truncation};
+use basics::counted;
 use basics::foreign;
 
 /// Why a file was refused as a whole, or could not be read.
@@ -32,7 +33,11 @@ impl fmt::Display for Error {
                 | Fault::Unrecognised(_)
         );
         match is_part && strangers::is_piece(&self.path) {
-            true => write!(f, ". By its name, the file is one piece of several: {}", strangers::JOIN),
+            true => write!(
+                f,
+                ". By its name, the file is one piece of several: {}",
+                strangers::JOIN
+            ),
             false => Ok(()),
         }
     }
@@ -229,18 +234,19 @@ impl fmt::Display for Warning {
                 )
             }
             Self::TrailingData { offset, bytes } => {
+                let bytes = counted(*bytes, "byte");
                 write!(
                     f,
-                    "{bytes} bytes follow the end of the archive at offset {offset} and are ignored"
+                    "ignored {bytes} after the end of the archive at offset {offset}"
                 )
             }
             Self::TrailingGarbage { codec, offset, bytes } => {
-                write!(
-                    f,
-                    "{bytes} bytes follow the {codec} data at offset {offset} and are ignored"
-                )
+                let bytes = counted(*bytes, "byte");
+                write!(f, "ignored {bytes} after the {codec} data at offset {offset}")
             }
-            Self::NoLayoutFile => f.write_str("the oci-layout file is missing, so index.json is used without it"),
+            Self::NoLayoutFile => {
+                f.write_str("the oci-layout file is missing, so index.json is used without it")
+            }
             Self::IndexUnusable(reason) => write!(f, "index.json {reason}, so manifest.json is used instead"),
             Self::OciSideBroken { image, reason } => {
                 write!(f, "{image}: {reason}, so manifest.json is used instead")
@@ -258,9 +264,10 @@ impl fmt::Display for Warning {
                 )
             }
             Self::NotInIndex { count } => {
+                let images = counted(*count as u64, "image");
                 write!(
                     f,
-                    "manifest.json lists {count} images that index.json does not; index.json counts"
+                    "ignored {images} of manifest.json that index.json does not list"
                 )
             }
         }

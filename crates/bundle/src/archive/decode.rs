@@ -178,7 +178,10 @@ impl Engine {
     fn source(&mut self) -> &mut Source {
         match self {
             Self::Pushed { source, .. } => source,
-            Self::Lz4(decoder) => decoder.as_mut().expect("the decoder is always put back").get_mut(),
+            Self::Lz4(decoder) => decoder
+                .as_mut()
+                .expect("the decoder is always put back")
+                .get_mut(),
         }
     }
 
@@ -188,7 +191,10 @@ impl Engine {
             // The decoder's buffers fit its first frame. A frame with another block size would
             // confuse it.
             Self::Lz4(decoder) => {
-                let source = decoder.take().expect("the decoder is always put back").into_inner();
+                let source = decoder
+                    .take()
+                    .expect("the decoder is always put back")
+                    .into_inner();
                 *decoder = Some(Box::new(FrameDecoder::new(source)));
                 Ok(())
             }

@@ -93,7 +93,9 @@ impl Folder {
             Err(Errno::XDEV) => Found::Unusable("a link that leads out of the folder".to_owned()),
             Err(Errno::LOOP) => Found::Unusable("a link that leads back to itself".to_owned()),
             // A socket cannot be opened. Other special files can, and their type identifies them.
-            Err(Errno::NXIO | Errno::NODEV | Errno::INVAL) => Found::Unusable("not a regular file".to_owned()),
+            Err(Errno::NXIO | Errno::NODEV | Errno::INVAL) => {
+                Found::Unusable("not a regular file".to_owned())
+            }
             Err(error) => Found::Unusable(format!("a file that cannot be opened: {error}")),
         }
     }
