@@ -60,8 +60,8 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// Returns an error if nothing can be said about the file's images, or if the bundle exceeds a
-    /// limit on the whole. The catalog has the faults of single images.
+    /// Returns an error if the file's images cannot be read, or if the bundle exceeds a limit on
+    /// the whole. The catalog has the faults of single images.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
         // Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -152,8 +152,8 @@ impl Bundle {
         &self.catalog
     }
 
-    /// Returns the identity of the file when it was opened. The identity of a folder changes if an
-    /// entry is added or removed, or if a program writes to one of the documents.
+    /// Returns the identity of the file when it was opened. The identity of a folder changes with
+    /// its entries, and with each write to one of its documents.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -292,8 +292,8 @@ impl Blob {
     }
 
     /// Opens the blob for reading from `offset`. Readers are independent of each other. The call
-    /// blocks. If the bundle [is sequential](Bundle::is_sequential), everything before the blob is
-    /// decompressed first, unless the blob is a document that was kept in memory.
+    /// blocks. A bundle that [is sequential](Bundle::is_sequential) is decompressed up to the blob
+    /// first. A document that was kept in memory does not need that.
     ///
     /// The reader returns [`io::ErrorKind::UnexpectedEof`] if the file was truncated after it was
     /// opened.

@@ -9,7 +9,7 @@ use crate::{Compression, Truncation};
 use basics::counted;
 use basics::foreign;
 
-/// Why a file was refused as a whole, or could not be read.
+/// A reason to refuse a whole file.
 ///
 /// A fault of a single image is not an error: the nodes of the catalog have it. The text names the
 /// file and the entry, escaped. The words of the operating system are in the source.
@@ -17,7 +17,7 @@ use basics::foreign;
 pub struct Error {
     /// Path of the bundle.
     pub path: PathBuf,
-    /// Why the bundle is unusable.
+    /// The fault.
     pub fault: Fault,
 }
 
@@ -99,7 +99,7 @@ pub enum Fault {
         offset: u64,
         /// The entry that the header belongs to, escaped, if its name is known.
         entry: Option<String>,
-        /// What is wrong with the header.
+        /// The fault of the header.
         reason: String,
     },
     /// The bundle exceeds one of the reader's [`Limits`](crate::Limits).
@@ -121,7 +121,7 @@ pub enum Fault {
     Document {
         /// `index.json`, `manifest.json` or `oci-layout`.
         entry: &'static str,
-        /// What is wrong with the document.
+        /// The fault of the document.
         reason: String,
     },
     /// Another program wrote to the file while the reader read it.
@@ -135,6 +135,14 @@ fn in_brackets(set: &Option<String>) -> String {
 
 fn of_entry(entry: Option<&str>) -> String {
     entry.map(|entry| format!(", entry {entry}")).unwrap_or_default()
+}
+
+fn in_bytes(count: u64) -> String {
+    counted(count, "byte")
+}
+
+fn in_images(count: usize) -> String {
+    counted(count as u64, "image")
 }
 
 impl Fault {
@@ -198,7 +206,7 @@ pub enum Warning {
     OciSideBroken {
         /// Name or digest of the image, escaped.
         image: String,
-        /// What is wrong with the OCI side.
+        /// The fault of the OCI side.
         reason: String,
     },
     /// The bundle is a delta: it lacks layers of its images, because its destination has them.
@@ -211,7 +219,7 @@ pub enum Warning {
     /// The bundle says that it relies on blobs elsewhere, but its list of them is unusable. Its
     /// absent blobs count as missing.
     RelianceUnusable {
-        /// What is wrong with the list.
+        /// The fault of the list.
         reason: String,
     },
     /// `manifest.json` lists images that `index.json` lacks. Only `index.json` counts.
@@ -234,14 +242,14 @@ impl fmt::Display for Warning {
                 )
             }
             Self::TrailingData { offset, bytes } => {
-                let bytes = counted(*bytes, "byte");
+                let bytes = in_bytes(*bytes);
                 write!(
                     f,
                     "ignored {bytes} after the end of the archive at offset {offset}"
                 )
             }
             Self::TrailingGarbage { codec, offset, bytes } => {
-                let bytes = counted(*bytes, "byte");
+                let bytes = in_bytes(*bytes);
                 write!(f, "ignored {bytes} after the {codec} data at offset {offset}")
             }
             Self::NoLayoutFile => {
@@ -264,7 +272,7 @@ impl fmt::Display for Warning {
                 )
             }
             Self::NotInIndex { count } => {
-                let images = counted(*count as u64, "image");
+                let images = in_images(*count);
                 write!(
                     f,
                     "ignored {images} of manifest.json that index.json does not list"

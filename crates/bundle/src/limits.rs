@@ -2,8 +2,8 @@
 
 /// Bounds that keep hostile or damaged archives from costing memory or time.
 ///
-/// A bundle that exceeds a bound is refused with an error that names the bound, even if containerd
-/// would accept the bundle. The defaults are far above the needs of real bundles.
+/// A bundle that exceeds a bound is refused, even if containerd would accept it. The error names
+/// the bound. The defaults are far above the needs of real bundles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one JSON document (index, manifest, config). containerd's importer stops at 20 MiB

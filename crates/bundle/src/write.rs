@@ -86,7 +86,7 @@ fn how_many(expected: u64, found: u64) -> String {
     }
 }
 
-/// A source of blobs. It is asked for each blob once, in the order of [`Layout::blobs`].
+/// A source of blobs. The writer opens each blob once, in the order of [`Layout::blobs`].
 pub trait BlobFeed {
     /// Opens a blob. The reader of its bytes verifies them.
     ///
@@ -119,8 +119,8 @@ pub struct Written {
 ///
 /// # Errors
 ///
-/// Returns an error if the target cannot be written, or if a blob cannot be read or does not match
-/// its digest. The target is then incomplete and not a bundle.
+/// Returns an error if the target cannot be written, or if a blob is unreadable or has another
+/// digest. The target is then incomplete and not a bundle.
 ///
 /// # Panics
 ///

@@ -134,7 +134,7 @@ fn manifest_json_is_used_where_a_layout_has_no_index() {
     archive.remove("index.json");
     let bundle = good(&archive);
     assert_eq!(bundle.catalog().format, Format::DockerArchive);
-    assert_eq!(bundle.catalog().warnings, [Warning::IndexUnusable("is absent")]);
+    assert_eq!(bundle.catalog().warnings, [Warning::IndexUnusable("is missing")]);
 }
 
 fn tags(names: &[&str]) -> Vec<RawName> {

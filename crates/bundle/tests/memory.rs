@@ -10,8 +10,9 @@ use airgapd_bundle::{Bundle, Compression, Limits};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// Most memory in bytes that opening a bundle may take. It is for the catalog within the limits,
-/// the largest document as bytes and as parsed values, and the documents of a compressed bundle.
+/// Most memory in bytes that opening a bundle may take: the catalog within the limits, the largest
+/// document as bytes and as parsed values, and documents of a compressed bundle.
+/// bundle.
 const MOST_MEMORY: u64 = 192 << 20;
 
 /// Content that a document repeats in thousands of places.

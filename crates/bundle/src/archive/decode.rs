@@ -416,7 +416,7 @@ impl Decoder {
             Failure::Window => Fault::Limit {
                 what: format!(
                     "bytes of window are needed to decompress {}: raise the limit, decompress it first, or compress \
-                     it again with a smaller window (zstd without --long and --ultra, xz with a lower preset)",
+                     it again with a smaller window (zstd: without --long and --ultra, xz: with a lower preset)",
                     self.compression
                 ),
                 limit: window(self.window_log),

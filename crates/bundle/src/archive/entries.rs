@@ -2,8 +2,8 @@
 //!
 //! An archive may have a million entries. All that is kept of a compressed archive must fit into
 //! less than a hundred mebibytes. So names are fingerprints, and the table is a sorted list. A tree
-//! or a hash table would take half as much memory again, and a growing hash table takes twice as
-//! much.
+//! or a hash table would take half as much memory again. A hash table takes twice as much while it
+//! grows.
 
 use std::collections::BTreeMap;
 

@@ -2,8 +2,8 @@
 //!
 //! Several parts of a file are read at the same time, which looks like random access to the kernel.
 //! So the reader tells the kernel which bytes come next. It also tells the kernel which bytes are
-//! no longer needed. A bundle is read once, and gigabytes of it in the page cache would push out
-//! the working set of the node.
+//! no longer needed. A bundle is read once, but its gigabytes in the page cache would push out the
+//! node's working set.
 
 use std::fs::File;
 use std::io::{self, Read};

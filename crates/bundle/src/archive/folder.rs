@@ -1,8 +1,8 @@
 //! An image layout that was extracted into a folder.
 //!
 //! Names are looked up below the folder and nowhere else. Links are followed if they stay inside,
-//! and only regular files are read. A folder can change while it is read. So the identity of each
-//! file is remembered, and a file with another identity is no longer a blob of this bundle.
+//! and only regular files are read. A folder can change while it is read, so the identity of each
+//! file is remembered. A file with another identity is no longer a blob of this bundle.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};

@@ -2,17 +2,20 @@
 //! end.
 //!
 //! The format is zstd's seekable format (contrib/seekable_format in zstd's sources, version 0.1.0).
-//! The table is a skippable frame, which other readers skip. Anyone may have written the table, so
-//! it is checked against the file:
+//! The table is a skippable frame, which other readers skip. Its content may be wrong, so it is
+//! checked against the file:
 //!
 //! - Its sizes must add up.
 //! - The header of each frame must state the size in its row.
 //! - A frame that is read must end where its row ends, in both sizes.
 //!
-//! A table that fails a check is not used, and the file is read from beginning to end like any
-//! other. A table is also not used if its frames are so large that random access costs more than
-//! passes over the file. The same holds if a few of its windows at a time take more memory than one
-//! pass.
+//! A table is not used in three cases:
+//!
+//! - It fails a check.
+//! - Its frames are so large that random access costs more than passes over the file.
+//! - Its windows are so large that a few of them at a time take more memory than one pass.
+//!
+//! Then the file is read from beginning to end like any other.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -253,8 +256,8 @@ fn window(header: &[u8], contained: u64) -> Option<u64> {
     })
 }
 
-/// Returns true if a frame begins where its row says, has the size of its row, and has a window
-/// within the limit.
+/// Returns true if a frame begins where its row says and has the size of its row. Its window must
+/// be within the limit.
 fn says_its_size(file: &File, row: &Row) -> io::Result<bool> {
     let mut header = [0; FRAME_HEADER];
     let n = usize::try_from(row.packed)
@@ -287,8 +290,8 @@ impl Allowance {
     }
 }
 
-/// Reads the decompressed content. Going forward is cheap. Going back is cheap if the frames are
-/// small, because the bytes of a frame before the position are decompressed in vain.
+/// Reads the decompressed content. Going forward is cheap. Going back is cheap too if the frames
+/// are small: the bytes of a frame before the position are decompressed in vain.
 pub(crate) struct FrameReader {
     frames: Arc<Frames>,
     position: u64,

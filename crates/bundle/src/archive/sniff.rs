@@ -15,13 +15,13 @@ use super::{Compression, tar};
 pub enum Ending {
     /// A plain tar with its two blocks of zeros (POSIX pax: "end-of-archive").
     Marker,
-    /// A plain tar with far more zeros at its end than any tar writes. The zeros are space that was
-    /// reserved for the rest of the file, unless the last file in the archive is of zeros.
+    /// A plain tar with far more zeros at its end than any tar writes. They are reserved space for
+    /// the rest of the file, unless the last file in the archive ends in zeros.
     Reserved,
     /// A plain tar without these blocks: cut off, still growing, or made by a careless program.
     NoMarker,
-    /// Too little to tell, so the file may become an archive. It is empty, has a part of a header
-    /// or of a magic number, or starts with zeros as fallocate(1) leaves them.
+    /// Too little to tell, so the file may become an archive. It is empty, or has a part of a
+    /// header or of a magic number. Or it starts with zeros, as fallocate(1) leaves them.
     Beginning,
     /// Compressed. Only decompressing the file tells more.
     Compressed,
@@ -80,7 +80,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Returns true if a file shorter than a header may become a plain archive. It must begin with a
-/// name and, after the field of the name, with the digits of a mode (POSIX ustar).
+/// name. The digits of a mode must follow the field of the name (POSIX ustar).
 fn may_become_header(head: &[u8]) -> bool {
     const NAME: usize = 100;
     const MODE_END: usize = 108;

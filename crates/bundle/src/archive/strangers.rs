@@ -1,5 +1,5 @@
-//! Names files that are not bundles. The operator reads the format of the file, and the command
-//! that makes a bundle of it or fetches the right file.
+//! Names files that are not bundles. The message names the format and a command, which makes a
+//! bundle of the file or fetches the right file.
 //!
 //! The content identifies a file. Only the pieces of a split file are identified by their names,
 //! because their content shows nothing. Sources: the descriptions of the formats, and magic(5).

@@ -1,8 +1,11 @@
 //! A strict walk over the headers of a tar archive.
 //!
 //! The `tar` crate decodes a header, and this module walks from one header to the next. The usual
-//! readers are too lenient for that. They take a cut archive for a whole archive, hold extended
-//! headers of any size in memory, and read an absurd size as zero.
+//! readers are too lenient for that:
+//!
+//! - They take a cut archive for a whole archive.
+//! - They hold extended headers of any size in memory.
+//! - They read an absurd size as zero.
 //!
 //! Sources: POSIX.1-2017 `pax` (ustar and extended headers), the GNU tar manual (long names,
 //! base-256 numbers, the headers of sparse files).

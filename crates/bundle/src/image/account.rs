@@ -1,8 +1,8 @@
 //! The cost of a catalog: descriptors, bytes read, and bytes of memory.
 //!
-//! A document of a few bytes may take a hundred times as many in memory, and a small file may refer
-//! to it again and again. So the catalog charges everything that it keeps before it allocates it,
-//! in bytes of memory.
+//! A document of a few bytes may take a hundred times as many in memory. A small file may refer to
+//! it again and again. So the catalog charges everything that it keeps before it allocates it, in
+//! bytes of memory.
 
 use oci_spec::image::Digest;
 use platforms::Platform;
@@ -18,8 +18,8 @@ pub(crate) const TEXT: u64 = 64;
 /// map that the document was parsed into.
 pub(crate) const PAIR: u64 = 4 * TEXT;
 
-/// Bytes that a descriptor costs: its node with its digest, and the place of its blob in a map that
-/// may have twice the slots it needs.
+/// Bytes that a descriptor costs. They are for its node with its digest, and for the place of its
+/// blob in a map. The map may have twice the slots it needs.
 const DESCRIPTOR: u64 = (size_of::<Node>() + 2 * size_of::<(Digest, Place)>()) as u64 + 4 * TEXT;
 
 // `Limits::memory` allows this much for each descriptor, so the largest allowed number of them

@@ -219,9 +219,9 @@ pub struct Node {
     /// - The platform, because the type of this field would lose `os.version`: see `platform`.
     /// - The embedded `data`, because its bytes are a blob like any other.
     ///
-    /// If the archive gives no usable descriptor, this is a stand-in that is made from the bytes of
-    /// the archive's entry. Examples are an invalid digest, or a Docker image that lacks a layer.
-    /// Then `content` is [`Content::Broken`] and has the reason.
+    /// If the archive gives no usable descriptor, this is a stand-in, made from the bytes of the
+    /// archive's entry. Examples are an invalid digest, or a Docker image that lacks a layer. Then
+    /// `content` is [`Content::Broken`] and has the reason.
     pub descriptor: Descriptor,
     /// The descriptor's own platform, as given. `None` if the descriptor has none, which is not the
     /// same as an empty platform. Images of a Docker archive have the platform of their config, as
@@ -335,8 +335,8 @@ pub struct Manifest {
     pub diff_ids: Arc<[Digest]>,
     /// The kind of content that the manifest describes.
     pub kind: Kind,
-    /// True if the manifest is an artifact by its `artifactType`, and its config lists the layers
-    /// as an image's config does. Such an artifact has a file system that can be mounted.
+    /// True if the manifest is an artifact by its `artifactType`, with a config that lists the
+    /// layers like an image's. Such an artifact has a file system that can be mounted.
     pub is_volume: bool,
     /// Digest of the manifest that this manifest refers to, if any.
     pub subject: Option<Digest>,

@@ -2,7 +2,7 @@
 //!
 //! Such an archive has no manifest that containerd could keep, so the reader makes one. Its bytes
 //! are those that containerd's own importer writes on a node that has none of the layers. (On a
-//! node with a compressed copy of a layer, containerd uses that copy, and the same archive gets
+//! node with a compressed copy of a layer, containerd uses that copy. Then the same archive gets
 //! another digest. This reader does not do that.)
 
 use std::collections::HashMap;

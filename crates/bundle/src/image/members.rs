@@ -1,9 +1,9 @@
 //! Reads JSON objects as Go's `encoding/json` reads them into a struct, because containerd is
 //! written in Go.
 //!
-//! A key matches a member in any case. If a member is given twice, the last value counts. Go would
-//! merge two objects of the same key into one that is nowhere in the document, so such a document
-//! is refused.
+//! A key matches a member in any case. If a member is given twice, the last value counts. Two
+//! objects with the same key are refused. Go would merge them into a third object that is not in
+//! the document.
 
 use serde::de::value::StrDeserializer;
 use serde::de::{

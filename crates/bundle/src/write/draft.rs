@@ -41,11 +41,11 @@ impl Draft {
     }
 
     /// Removes the name by digest of the only image, if its other name is a tag of the same
-    /// repository. Readers of layouts use the only entry without a name, and airgapd's import
-    /// creates the name by digest for each tag.
+    /// repository. Readers of layouts use the only entry without a name. airgapd's import creates
+    /// the name by digest for each tag.
     ///
     /// Call this for names from containerd, where airgapd has added a name by digest to each tag.
-    /// Keep a name by digest that the operator asked for, because other importers create none.
+    /// Keep a name by digest that the operator gave, because other importers create none.
     pub fn leave_out_derived_name(&mut self) {
         let Some((image, others)) = self.images.split_first() else {
             return;

@@ -67,9 +67,9 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// Returns [`WriteError::Draft`] if there is no image, if a blob has two sizes, or if an image
-    /// does not list its own target. Also if the images, or the names of an image, exceed what
-    /// readers accept.
+    /// Returns [`WriteError::Draft`] for a draft without images, a blob with two sizes, or an image
+    /// without its own target. Also if the images, or the names of an image, exceed what readers
+    /// accept.
     pub fn of(draft: &Draft) -> Result<Self, WriteError> {
         let mut images: Vec<&DraftImage> = draft.images.iter().collect();
         images.sort_by_key(|image| (image.names.iter().min(), image.target.digest().to_string()));
@@ -229,8 +229,8 @@ fn index(images: &[&DraftImage], annotations: Option<BTreeMap<&'static str, Stri
 /// Returns `manifest.json`, in which `docker load`, `podman load` and readers of Docker archives
 /// find all images without a name. Readers of both formats use the layout.
 ///
-/// The document lists every container image of the bundle or is left out, because its readers must
-/// not miss an image. It is left out in two cases:
+/// The document lists every container image of the bundle, because its readers must not miss an
+/// image. The document is left out in two cases:
 ///
 /// - An image or a name has several platforms, since the document cannot say which one a reader
 ///   gets.

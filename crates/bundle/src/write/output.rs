@@ -21,8 +21,8 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// Returns [`WriteError::Target`] if `path` has no file name or is a folder, or if no file can
-    /// be created beside it.
+    /// Returns [`WriteError::Target`] if `path` has no file name or is a folder. Also if no file
+    /// can be created beside it.
     pub fn create(path: &Path) -> Result<Self, WriteError> {
         let failed = |action, source| WriteError::Target { action, source };
         let Some(name) = path.file_name() else {

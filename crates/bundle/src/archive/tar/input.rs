@@ -12,7 +12,7 @@ pub(crate) trait Input {
     fn skip(&mut self, bytes: u64) -> io::Result<u64>;
     /// Returns the offset of the next byte.
     fn position(&self) -> u64;
-    /// Returns the number of bytes that are left, if it is known.
+    /// Returns the number of bytes that are left. Returns `None` for a stream.
     fn remaining(&self) -> Option<u64>;
 }
 
