@@ -204,7 +204,7 @@ impl Bundle {
         matches!(self.source, Source::Packed(..))
     }
 
-    /// Reads these blobs one by one, in the order of the archive and in one pass over it.
+    /// Returns a stream of these blobs, in the order of the archive and in one pass over it.
     ///
     /// Blobs that the catalog does not call present are left out.
     ///

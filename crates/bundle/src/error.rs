@@ -9,7 +9,7 @@ use crate::{Compression, Truncation};
 use basics::counted;
 use basics::foreign;
 
-/// A reason to refuse a whole file.
+/// The error for a file that cannot be read, or is refused as a whole.
 ///
 /// A fault of a single image is not an error: the nodes of the catalog have it. The text names the
 /// file and the entry, escaped. The words of the operating system are in the source.

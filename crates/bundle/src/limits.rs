@@ -28,7 +28,7 @@ pub struct Limits {
     /// dictionary of an xz bundle. Decompression takes that much memory. zstd itself stops at 27
     /// without `--long=27` or more.
     pub zstd_window_log: u32,
-    /// Largest ratio of decompressed to compressed bytes. Up to 64 MiB every bundle may have, at
+    /// Largest ratio of decompressed to compressed bytes. Every bundle may decompress to 64 MiB, at
     /// any ratio.
     pub expansion: u64,
 }
@@ -110,7 +110,7 @@ impl Default for Limits {
             extended_header: 64 << 10,
             zstd_window_log: 27,
             // gzip makes at most 1032 bytes of one. `ballast` keeps the zstd bundles of `write`
-            // below that ratio.
+            // below 1100.
             expansion: 1_100,
         }
     }

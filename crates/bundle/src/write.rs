@@ -88,7 +88,7 @@ fn how_many(expected: u64, found: u64) -> String {
 
 /// A source of blobs. The writer opens each blob once, in the order of [`Layout::blobs`].
 pub trait BlobFeed {
-    /// Opens a blob. The reader of its bytes verifies them.
+    /// Opens a blob. The writer verifies its bytes.
     ///
     /// # Errors
     ///

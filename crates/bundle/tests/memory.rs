@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 /// Most memory in bytes that opening a bundle may take: the catalog within the limits, the largest
 /// document as bytes and as parsed values, and documents of a compressed bundle.
-/// bundle.
 const MOST_MEMORY: u64 = 192 << 20;
 
 /// Content that a document repeats in thousands of places.

@@ -15,7 +15,7 @@ use airgapd_bundle::{Bundle, Compression, Content, Format, Manifest, Node};
 use common::*;
 use oci_spec::image::Digest;
 
-/// Longest time that one opening may take. It usually takes a thousandth of it.
+/// Longest time that one opening may take, about a thousand times the usual time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Peak of memory, in KiB, that all openings may reach.

@@ -385,7 +385,12 @@ fn a_draft_that_contradicts_itself_is_refused() {
     assert!(Layout::of(&Draft::default()).is_err());
     let mut sizes = good.clone();
     sizes.images[0].layers[0].size += 1;
-    assert!(Layout::of(&sizes).unwrap_err().to_string().contains("bytes and"));
+    assert!(
+        Layout::of(&sizes)
+            .unwrap_err()
+            .to_string()
+            .contains("has two sizes")
+    );
     let mut rootless = good.clone();
     rootless.images[0].documents.remove(0);
     assert!(

@@ -15,6 +15,7 @@ use crate::wire::generated::content_server::Content;
 
 /// Bytes that containerd sends in one answer to a read.
 const READ_CHUNK: usize = 1 << 20;
+/// Blobs in one answer of containerd to a list.
 const LIST_CHUNK: usize = 100;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

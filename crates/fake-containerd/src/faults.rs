@@ -55,18 +55,19 @@ pub enum Fault {
         /// Messages that are answered before. Only for `Content.Write`.
         after: u64,
     },
-    /// A `Content.Write` stream breaks with `UNAVAILABLE` after some bytes. The ingest keeps them.
+    /// A `Content.Write` stream breaks with `UNAVAILABLE` after `after` bytes. The ingest keeps
+    /// them.
     CutStream {
         /// Bytes that all streams accept before the cut.
         after: u64,
     },
-    /// All connections break after `Content.Write` streams have accepted some bytes. The ingests
+    /// All connections break after `Content.Write` streams have accepted `after` bytes. The ingests
     /// keep them.
     CutConnections {
         /// Bytes that all streams accept before the cut.
         after: u64,
     },
-    /// The disk has room for some more bytes of content. Aborted ingests return theirs.
+    /// The disk has room for `free` more bytes of content. Aborted ingests return theirs.
     DiskFull {
         /// Bytes left.
         free: u64,
@@ -76,13 +77,14 @@ pub enum Fault {
         /// Number of openings.
         opens: u64,
     },
-    /// After some data messages, the lease of the writing stream disappears, and garbage is
+    /// After `writes` data messages, the lease of the writing stream disappears, and garbage is
     /// collected.
     LeaseVanishes {
         /// Data messages before that.
         writes: u64,
     },
-    /// After some commits, the lease of the committing stream disappears, and garbage is collected.
+    /// After `commits` commits, the lease of the committing stream disappears, and garbage is
+    /// collected.
     LeaseVanishesAtCommit {
         /// Commits before that, the last of them included.
         commits: u64,

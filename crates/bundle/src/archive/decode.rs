@@ -35,8 +35,7 @@ pub(crate) fn most_frames(length: u64, limits: &Limits) -> u64 {
     (FEW_FRAMES + length / SMALL_FRAME).min(limits.entries)
 }
 
-/// Bytes of the magic number of a frame. bzip2 and xz have longer ones, whose fixed part is this
-/// long at least.
+/// Bytes of a magic number. For bzip2 and xz, [`magic`] has only the first bytes, which never vary.
 const MAGIC: usize = 4;
 
 /// Returns true for a skippable frame of zstd and LZ4: `0x184D2A50` to `0x184D2A5F`, little-endian.

@@ -77,7 +77,7 @@ impl Read for Extent {
         if n == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "the bundle was truncated while the daemon read it",
+                "another program truncated the bundle while it was being read",
             ));
         }
         self.position += n as u64;

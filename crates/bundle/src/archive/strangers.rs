@@ -201,7 +201,7 @@ pub(crate) fn named(start: &[u8]) -> Option<String> {
     }
     if let Some(text) = utf_16(start) {
         let kind = as_text(&text).unwrap_or_else(|| AGAIN.to_owned());
-        return Some(format!("text in UTF-16, as Windows writes it. {kind}"));
+        return Some(format!("text in UTF-16, as Windows writes it: {kind}"));
     }
     as_text(start).or_else(|| in_the_middle(start))
 }
@@ -309,7 +309,7 @@ fn in_the_middle(start: &[u8]) -> Option<String> {
 /// The remedy for pieces.
 pub(crate) const JOIN: &str = "put all pieces together in their order with `cat PIECE... > images.tar`";
 
-/// Endings of names before which split(1) and similar programs put the number of a piece.
+/// Endings of whole files, after which split(1) and similar programs put the number of a piece.
 const ENDINGS: [&str; 12] = [
     "tar", "tgz", "tzst", "txz", "gz", "zst", "xz", "lz4", "bz2", "zip", "7z", "oci",
 ];
@@ -447,7 +447,7 @@ mod tests {
             (at(0x202, b"HdrS"), "kernel image", "copy the bundle"),
             (at(0x38, b"ARM\x64"), "kernel image", "copy the bundle"),
             (at(0x8001, b"CD001"), "ISO image", "mount -o loop"),
-            (at(0x1fe, b"\x55\xaa"), "disk that boots", "copy the bundle"),
+            (at(0x1fe, b"\x55\xaa"), "bootable disk", "copy the bundle"),
             (b"\x7fELF\x02".to_vec(), "ELF", "copy the bundle"),
             (
                 b"\xef\xbb\xbf\r\n<!DOCTYPE html><p>404".to_vec(),
