@@ -240,7 +240,7 @@ fn a_short_text_is_refused_at_once(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     fs::write(node.images().join("note"), "remember the milk\n").unwrap();
-    daemon.wait_for_log("this is no tar archive");
+    daemon.wait_for_log("this is not a tar archive");
     daemon.finish(target);
 }
 

@@ -73,7 +73,10 @@ fn texts_checksums_and_signatures_beside_bundles_are_left_alone_and_told_of(targ
     let by_hand = node
         .airgapd(["import", &text(&node.images().join("README.md"))])
         .exits(5);
-    assert!(by_hand.said().contains("this is no tar archive"), "{by_hand:?}");
+    assert!(
+        by_hand.said().contains("this is not a tar archive"),
+        "{by_hand:?}"
+    );
     daemon.finish(target);
 
     // The same without a daemon.
