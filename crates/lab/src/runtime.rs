@@ -467,8 +467,8 @@ impl Drop for Containerd {
     }
 }
 
-/// Returns true if a line of containerd's log says that CRI, or a part of it since 2.0, failed to
-/// load.
+/// Returns true if a line of containerd's log says that CRI failed to load. Since 2.0, CRI has two
+/// parts.
 fn is_failure_of_cri(line: &str) -> bool {
     line.contains("failed to load plugin")
         && ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1."]

@@ -1,9 +1,9 @@
 //! systemd reads the unit and its drop-ins without a complaint, and the exposure is the promised
 //! one.
 //!
-//! systemd-analyze reads a root folder that has the unit and empty stand-ins for the units and
-//! programs that it refers to. So the machine's units make no difference. `cargo xtask packaged`
-//! runs the real service.
+//! systemd-analyze reads a root folder with only the unit. The units and programs that it refers to
+//! are empty stand-ins. So the machine's units make no difference. `cargo xtask packaged` runs the
+//! real service.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
