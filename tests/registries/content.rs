@@ -204,7 +204,7 @@ fn only_the_best_platform_and_what_is_about_it_travels() {
     assert!(
         answer
             .stderr
-            .contains("nothing for linux/s390x; it offers linux/amd64, linux/arm/v7"),
+            .contains("nothing for linux/s390x. It offers linux/amd64, linux/arm/v7"),
         "{answer:?}"
     );
 }
