@@ -1,4 +1,4 @@
-//! `airgapd inspect`: what it says about a bundle, whatever is in it.
+//! `airgapd inspect`: its description of a bundle with any content.
 
 use std::fs;
 use std::process::Command;

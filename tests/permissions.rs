@@ -1,4 +1,5 @@
-//! Who may write where bundles lie: nothing is taken from a folder that everybody can write.
+//! The permissions of the images folder: airgapd takes nothing from a folder that every user can
+//! write.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! SIGHUP: excluded images and a rate limit change while the daemon works; other keys wait for a
+//! SIGHUP: the daemon applies excluded images and a rate limit while it works. Other keys need a
 //! restart.
 
 use std::fs;
@@ -19,7 +19,7 @@ fn is_pinned(target: &Target, name: &str) -> bool {
     record.is_some_and(|record| record.labels.contains_key(PINNED))
 }
 
-/// Puts something else in the place of a part of the configuration, and tells the daemon.
+/// Replaces a part of the configuration and sends the signal.
 fn change(node: &Node, daemon: &Daemon, from: &str, to: &str) {
     let before = fs::read_to_string(node.path("config.yaml")).expect("there is a configuration");
     assert!(before.contains(from), "{before}");
@@ -67,7 +67,7 @@ fn a_storm_of_signals_in_mid_import_is_survived_and_hardly_told_of(target: &Targ
     daemon.wait_until("its lease is given back", || target.leases().is_empty());
     assert!(daemon.log().lines().count() < 100, "{}", daemon.log());
 
-    // Reloads that come with a stop neither undo nor hold it up.
+    // Reloads that arrive with a stop neither undo nor delay it.
     let mut daemon = daemon;
     for signal in [Signal::HUP, Signal::TERM, Signal::HUP, Signal::INT] {
         daemon.signal(signal);
@@ -93,7 +93,7 @@ fn a_configuration_with_mistakes_leaves_the_old_one_in_force(target: &Target) {
         .expect("there is one");
     assert!(
         line.contains("resync") && line.contains("exlude"),
-        "all in one line: {line}"
+        "all mistakes are in one line: {line}"
     );
     assert!(!line.contains("\\n"), "{line}");
     let (_, status) = node.ask("/v1/status", &[]);
@@ -148,7 +148,7 @@ fn a_removed_key_is_one_warning_and_no_mistake(target: &Target) {
     daemon.finish(target);
 }
 
-/// 100 s of it would be left.
+/// Without the new limit, the import would take 100 s more.
 fn a_rate_limit_is_seen_in_the_status_and_goes_while_an_import_runs(target: &Target) {
     let node = Node::on(target);
     node.configure_also("rateLimit: 1MiB");

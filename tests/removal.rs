@@ -1,5 +1,5 @@
-//! Bundles that leave the folder: our labels and pins go with them, records never, and nothing goes
-//! by mistake.
+//! Bundles that leave the folder: airgapd's labels and pins are removed, records never, and nothing
+//! is removed by mistake.
 
 use std::fs;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const SLOW: &str = "registry.test/slow:1";
 const ONE: &str = "registry.test/one:1";
 const TWO: &str = "registry.test/two:1";
 
-/// How many bundles vouch for a record; none where there is no record.
+/// Returns the number of bundles that vouch for a record, or zero without a record.
 fn sources(target: &Target, name: &str) -> usize {
     let labels = target
         .record(name)
@@ -157,7 +157,7 @@ fn with_delete_images_go_that_nobody_else_wants_and_the_others_are_let_go(target
     });
     assert!(target.is_pinned(TWO));
     let layer = archive.images[0].manifests[0].layers[0].to_string();
-    // Where the file went while its job still ran, the lease of that job goes last.
+    // After the file has left during its job, the lease of that job is removed last.
     daemon.wait_until("its space is free again", || {
         target.collect_garbage();
         !target.digests().contains(&layer)
@@ -266,7 +266,7 @@ fn with_keep_the_pin_outlives_the_bundle(target: &Target) {
     daemon.finish(target);
 }
 
-/// Puts a container there as CRI makes them, of an image that CRI has taken in.
+/// Creates a container like CRI, from an image that CRI knows.
 fn run_container(target: &Target, id: &str, image_id: &str) {
     let fake = target.as_fake().expect("it is the stand-in");
     let labels = [
@@ -306,7 +306,7 @@ fn containers_of_an_image_that_loses_its_pin_are_named_and_nothing_is_deleted_un
     }
 }
 
-/// The comparison at the end of the job takes back what is left.
+/// The comparison at the end of the job removes the remaining labels.
 fn while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly(target: &Target) {
     let fake = target.as_fake().expect("it is the stand-in");
     let node = Node::on(target);
@@ -324,7 +324,7 @@ fn while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly(t
     fs::remove_file(node.images().join("a.tar")).unwrap();
     daemon.wait_for_log("the bundle is gone");
     daemon.wait_for_log("image retargeted");
-    // One comparison makes one or two lists, and there is time for a dozen comparisons.
+    // A comparison makes one or two lists, and there is time for a dozen comparisons.
     let lists = fake.calls("Images.List") - before;
     assert!((1..10).contains(&lists), "{lists} lists");
     daemon.wait_until("the other alone vouches", || sources(target, ONE) == 1);
@@ -332,8 +332,8 @@ fn while_a_job_writes_a_record_the_word_of_a_bundle_that_is_gone_waits_quietly(t
     daemon.finish(target);
 }
 
-/// What CRI keeps by the image's id would hold the blobs. Of so many images, records are deleted in
-/// several parts.
+/// CRI's own records, named after the image's id, would keep the blobs. With this many images,
+/// records are deleted in several batches.
 fn with_delete_cris_own_records_go_with_the_last_names(target: &Target) {
     let target = target.in_kubernetes();
     let node = Node::on(&target);
@@ -356,7 +356,7 @@ fn with_delete_cris_own_records_go_with_the_last_names(target: &Target) {
     daemon.finish(&target);
 }
 
-/// Its checksum file could not even have a name.
+/// The name of its checksum file would be too long.
 fn a_bundle_with_the_longest_name_there_is_is_imported(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();

@@ -1,5 +1,4 @@
-//! While a bundle lies in the folder its images are desired state: what somebody removes comes
-//! back.
+//! While a bundle is in the folder, its images are the desired state: a removed image is restored.
 
 use import::labels::{BUNDLE_PREFIX, EXPIRES};
 
@@ -16,7 +15,7 @@ fn is_pinned(target: &Target, name: &str) -> bool {
         .is_some_and(|record| record.labels.contains_key(PINNED))
 }
 
-/// Statement 52, and what a user of ctr does.
+/// Statement 52, for the commands of a `ctr` user.
 fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(target: &Target) {
     let node = Node::on(target);
     bundles::write(&node.images().join("a.tar"), [image(ONE), image(TWO)]);
@@ -41,8 +40,8 @@ fn a_record_or_a_pin_that_is_removed_comes_back_and_no_blob_is_sent_for_it(targe
     assert!(log.contains("restoring it"), "{log}");
 }
 
-/// The label has containerd 2.0 and later delete the record, pinned or not, which is the opposite
-/// of what a bundle promises.
+/// With this label containerd 2.0 and later delete the record, pinned or not. That contradicts the
+/// promise of a bundle.
 fn an_expiry_that_somebody_else_sets_is_told_and_goes_when_a_bundle_vouches(target: &Target) {
     const LATER: &str = "2100-01-01T00:00:00Z";
     let node = Node::on(target);
@@ -121,7 +120,7 @@ fn who_removes_an_image_again_and_again_is_taken_at_his_word_for_a_while(target:
     daemon.wait_for_log("is missing in containerd once more: another program seems to remove it on purpose");
     assert!(target.record(ONE).is_none());
 
-    // Until the bundle is replaced: then the images are wanted again.
+    // A replaced bundle means that the images are wanted again.
     bundles::write(&node.images().join("a.tar"), [image(ONE)]);
     for _ in 0..2 {
         daemon.wait_until("it is there", || is_pinned(target, ONE));

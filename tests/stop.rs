@@ -1,5 +1,5 @@
-//! How the daemon ends: on the first and the second signal, with an import under way, within the
-//! grace.
+//! The end of the daemon: on the first and the second signal, during an import, within the grace
+//! period.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ fn a_second_signal_ends_it_at_once(target: &Target) {
     node.start().finish(target);
 }
 
-/// 100 s of it are left.
+/// At this rate the import would take 100 s more.
 fn an_import_that_is_held_back_holds_up_neither_a_stop_nor_a_removal(target: &Target) {
     let node = Node::on(target);
     node.configure_also("grace: 0s\nrateLimit: 1MiB");
@@ -95,7 +95,7 @@ fn an_import_that_is_held_back_holds_up_neither_a_stop_nor_a_removal(target: &Ta
     assert!(target.record(SLOW).is_none());
 }
 
-/// A stop in mid import ends soon, and the next start has the rest.
+/// A stop during an import ends soon, and the next start does the rest.
 fn a_stop_in_mid_import_is_clean_and_the_next_start_finishes(target: &Target) {
     let fake = target.as_fake().unwrap();
     let node = Node::on(target);

@@ -1,5 +1,4 @@
-//! What systemd hears of the daemon: that it is ready, alive and stopping, whatever containerd
-//! does.
+//! The messages to systemd: the daemon is ready, alive or stopping, no matter what containerd does.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +11,8 @@ use crate::support::{Node, Target, on_the_fake};
 
 const KNOWN: &str = "registry.test/known:1";
 
-/// The loop itself says that it goes round (`WATCHDOG_USEC`), whatever it waits for, and a stop
-/// need not wait for that.
+/// The loop itself sends the sign of life (`WATCHDOG_USEC`) while it waits. A stop need not wait
+/// for containerd.
 fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a_stop_is_quick(
     target: &Target,
 ) {
@@ -56,7 +55,7 @@ fn while_containerd_does_not_answer_systemd_hears_that_the_daemon_is_alive_and_a
     fake.clear_faults();
 }
 
-/// Nothing waits for containerd that systemd waits for.
+/// systemd waits for this message, so the daemon must not wait for containerd first.
 fn the_daemon_is_ready_before_containerd_is_there(target: &Target) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("late.sock");

@@ -1,9 +1,9 @@
-//! Every way of placing a file gives one import of its final content, and none of an unfinished
-//! one.
+//! Every way to place a file gives one import of its final content, and no import of an unfinished
+//! file.
 //!
-//! The programs that are on every machine are run; of the others (scp, sftp, rsync, curl, the
-//! uploaders of k0s) the system calls are made as strace shows them. `cargo xtask uploads` prints
-//! what comes of it as a table.
+//! The test runs the programs that every machine has. For others (scp, sftp, rsync, curl, the
+//! uploaders of k0s) it makes the system calls that strace shows. `cargo xtask uploads` prints the
+//! results as a table.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -23,25 +23,25 @@ use crate::support::bundles::{self, image};
 use crate::support::node::Daemon;
 use crate::support::{Node, Place, Target, on_the_fake, run_on, wait_until};
 
-/// One way of placing a file.
+/// A way to place a file.
 struct Way {
     name: &'static str,
-    /// An older bundle lies under the name already.
+    /// True if an older bundle has the name already.
     over: bool,
     place: fn(&Spot) -> Placed,
 }
 
 type Placed = std::io::Result<()>;
 
-/// Where a file is placed, and what.
+/// The file to place and the paths.
 struct Spot {
-    /// Its final name.
+    /// Final path of the file.
     to: PathBuf,
-    /// A part of all names that this way uses in the folder.
+    /// Part of all names that this way uses in the folder.
     mark: String,
     /// The bundle, in another folder of the same file system.
     from: PathBuf,
-    /// The bundle on another file system, where there is one.
+    /// The bundle on another file system, if there is one.
     from_afar: PathBuf,
     bytes: Vec<u8>,
 }
@@ -237,7 +237,7 @@ fn run<const N: usize>(program: &str, arguments: [&(impl AsRef<OsStr> + ?Sized);
     succeed(Command::new(program).args(arguments))
 }
 
-/// Runs a line of shell, the bundle being `$1` and its place `$2`.
+/// Runs a line of shell. The bundle is `$1` and its place is `$2`.
 fn shell(line: &str, at: &Spot) -> Placed {
     succeed(
         Command::new("sh")
@@ -266,7 +266,7 @@ fn create(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
-/// Writes in three pieces, and takes that long for it.
+/// Writes three pieces within `time`.
 fn slowly(path: &Path, bytes: &[u8], time: Duration) -> Placed {
     let mut file = create(path)?;
     for piece in bytes.chunks(bytes.len() / 3 + 1) {
@@ -371,7 +371,7 @@ fn write_as_rsync(to: &Path, bytes: &[u8]) -> Placed {
     fs::set_permissions(to, Permissions::from_mode(0o644))
 }
 
-/// By path, as rsync and touch do it.
+/// Sets the time by path, like rsync and touch.
 fn set_modified(path: &Path) -> Placed {
     let then = Timespec {
         tv_sec: 1_600_000_000,
@@ -398,7 +398,7 @@ fn rsync_in_place(at: &Spot) -> Placed {
     set_modified(&at.to)
 }
 
-/// Interrupted, rsync gives what it has the final name.
+/// An interrupted rsync gives its partial file the final name.
 fn rsync_partial(at: &Spot) -> Placed {
     let temporary = rsync_temporary(at);
     write_as_rsync(&temporary, half(&at.bytes).0)?;
@@ -419,8 +419,8 @@ fn rsync_delayed(at: &Spot) -> Placed {
     fs::remove_dir(hold)
 }
 
-/// Everything under the final name, which is closed after writing four times; the time is put back
-/// at the end.
+/// Writes everything under the final name and closes it four times. At the end it sets the time
+/// back.
 fn k0sctl_in_place(at: &Spot, stall: Duration) -> Placed {
     shell("install -m 0644 /dev/null \"$2\"; truncate -s 0 \"$2\"", at)?;
     let mut file = OpenOptions::new().write(true).open(&at.to)?;
@@ -432,7 +432,7 @@ fn k0sctl_in_place(at: &Spot, stall: Duration) -> Placed {
     )
 }
 
-/// A hidden name, a checksum, the final name, and then times and owner.
+/// Uses a hidden name, a checksum and the final name, and then sets times and owner.
 fn k0sctl_by_name(at: &Spot, stall: Duration) -> Placed {
     let temporary = at.to.with_file_name(format!(".upload-{}", at.mark));
     let mut file = create(&temporary)?;
@@ -463,7 +463,7 @@ fn autopilot(at: &Spot) -> Placed {
     fs::rename(temporary, &at.to)
 }
 
-/// The old bundle has the same size, so that nothing but the times tells.
+/// The old bundle has the same size, so that only the times differ.
 fn rewrite(at: &Spot) -> Placed {
     let mut file = OpenOptions::new().write(true).open(&at.to)?;
     file.write_all(&at.bytes)?;
@@ -507,7 +507,7 @@ fn linked_while_written(at: &Spot) -> Placed {
     file.write_all(second)
 }
 
-/// The first one closes what it has while the second still writes.
+/// The first writer closes the file while the second still writes.
 fn two_writers(at: &Spot) -> Placed {
     let mut first = create(&at.to)?;
     let second = OpenOptions::new().write(true).open(&at.to)?;
@@ -518,7 +518,7 @@ fn two_writers(at: &Spot) -> Placed {
     second.write_all_at(&at.bytes[1024..1536], 1024)
 }
 
-/// What a way of placing came to.
+/// The result of a way.
 struct Outcome {
     name: &'static str,
     events: String,
@@ -527,7 +527,7 @@ struct Outcome {
     wait: Duration,
 }
 
-/// The folder, a daemon on it, and everything that placing takes.
+/// The images folder, a daemon on it, and the sources of the files.
 struct Yard<'t> {
     target: &'t Target,
     node: Node,
@@ -613,8 +613,7 @@ impl<'t> Yard<'t> {
             .count()
     }
 
-    /// Lets the daemon come to the end of whatever it still does: everything is listed and looked
-    /// at once more.
+    /// Waits until the daemon has finished: it has listed and checked everything once more.
     fn settle(&self) {
         let (bundle, name) = bundles::marker(self.node.path("marker.tar"));
         self.node.drop_in(&bundle);
@@ -624,7 +623,7 @@ impl<'t> Yard<'t> {
     }
 }
 
-/// What the kernel tells of a folder: as the daemon asks for it, and writes besides.
+/// The kernel's events about a folder: those that the daemon asks for, and writes.
 struct Events {
     seen: Arc<Mutex<Vec<(String, &'static str)>>>,
 }
@@ -642,7 +641,7 @@ impl Events {
         inotify::add_watch(&inotify, folder, wanted).expect("the folder can be watched");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
-        // It ends with the folder, which is removed with the node.
+        // The thread ends with the folder, which is removed with the node.
         thread::spawn(move || {
             let mut buffer = [std::mem::MaybeUninit::uninit(); 16 << 10];
             let mut reader = inotify::Reader::new(inotify, &mut buffer);
@@ -651,7 +650,7 @@ impl Events {
                     break;
                 }
                 let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
-                let mut log = log.lock().expect("nobody panics with it");
+                let mut log = log.lock().expect("no holder panics");
                 log.push((name.unwrap_or_default(), letter(event.events())));
             }
         });
@@ -661,14 +660,14 @@ impl Events {
     fn forget(&self, mark: &str) {
         self.seen
             .lock()
-            .expect("nobody panics with it")
+            .expect("no holder panics")
             .retain(|(name, _)| !name.contains(mark));
     }
 
-    /// The events of all names with that mark, repetitions taken together, other names than the
-    /// final one in brackets.
+    /// Returns the events of all names with that mark. Repeated events are merged, and other names
+    /// than the final one are in brackets.
     fn of_mark(&self, mark: &str) -> String {
-        let seen = self.seen.lock().expect("nobody panics with it");
+        let seen = self.seen.lock().expect("no holder panics");
         let mut told: Vec<String> = Vec::new();
         for (name, event) in seen.iter().filter(|(name, _)| name.contains(mark)) {
             let event = match *name == format!("{mark}.tar") {
@@ -697,7 +696,7 @@ fn letter(event: ReadFlags) -> &'static str {
     found.map_or("?", |(_, letter)| letter)
 }
 
-/// All of them at the same time, so that none may delay another; the stalled ones take 15 s.
+/// All ways run at once, so that none delays another. The stalled ones take 15 s.
 fn every_way_of_placing_a_file_gives_one_import_of_its_final_content(target: &Target) {
     let yard = Yard::on(target);
     let outcomes: Vec<Outcome> = thread::scope(|scope| {
@@ -726,7 +725,7 @@ fn every_way_of_placing_a_file_gives_one_import_of_its_final_content(target: &Ta
     yard.daemon.finish(target);
 }
 
-/// What lies there, or is being written, when the daemon starts.
+/// Files that exist, or are being written, when the daemon starts.
 fn what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished(target: &Target) {
     let node = Node::on(target);
     let name = |what: &str| format!("registry.test/{what}:1");
@@ -776,7 +775,8 @@ fn what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished(target: 
 on_the_fake!(what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished);
 on_the_fake!(every_way_of_placing_a_file_gives_one_import_of_its_final_content);
 
-/// `cargo xtask uploads`: one after the other, on a real containerd, as a table.
+/// `cargo xtask uploads`: runs the ways one after the other on a real containerd, and prints a
+/// table.
 #[test]
 #[ignore = "it prints a table for the documentation; `cargo xtask uploads` runs it"]
 fn prints_the_table() {
@@ -805,7 +805,7 @@ fn prints_the_table() {
     });
 }
 
-#[allow(clippy::print_stdout, reason = "the table is what it is for")]
+#[allow(clippy::print_stdout, reason = "this test prints the table")]
 fn print_table(rows: &[String]) {
     println!("\n{}", rows.join("\n"));
 }

@@ -1,4 +1,5 @@
-//! `airgapd wait`: until everything in the folder is in place, and the exit codes of what is not.
+//! `airgapd wait`: waits until everything in the folder is in place, and reports failures by its
+//! exit code.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -49,7 +50,7 @@ fn failed_late_and_absent_are_told_apart(target: &Target) {
     fs::remove_file(node.images().join("bad.tar")).unwrap();
     node.airgapd(["wait"]).exits(0);
 
-    // An upload that goes on, or does not, is waited for.
+    // The command waits for an upload, whether it continues or not.
     let mut upload = File::create(node.images().join("slow.tar")).unwrap();
     upload.write_all(&[7; 1000]).unwrap();
     let answer = node.airgapd(["wait", "--timeout", "1s", "-o", "json"]).exits(6);
@@ -114,7 +115,8 @@ fn content_is_waited_for_by_its_digest_whatever_its_name(target: &Target) {
     wait(&["--bundle", "one.tar", "--digest", &new], 0);
     wait(&["--bundle", "other.tar", "--digest", &new], 1);
 
-    // A bad file elsewhere keeps nothing waiting that is there, and ends nothing that may come.
+    // A bad file does not delay a wait for content that is in place. It does not end a wait for
+    // content that may come.
     node.put_broken("bad.tar");
     node.airgapd(["wait"]).exits(1);
     wait(&["--digest", &new], 0);

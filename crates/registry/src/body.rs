@@ -54,8 +54,7 @@ impl Pace {
 ///
 /// # Errors
 ///
-/// Returns an error if the connection breaks, if it is too slow, or if the answer has more than
-/// `limit` bytes.
+/// Returns an error if the connection breaks, if it is too slow, or after more than `limit` bytes.
 pub(crate) async fn whole(
     mut response: Response,
     limit: u64,

@@ -81,7 +81,7 @@ fn plain(address: IpAddr) -> IpAddr {
 /// registry.
 pub(crate) fn refusal(host: &str, targets: &[IpAddr], origins: &[IpAddr]) -> Option<String> {
     let is_here = |address: &IpAddr| Place::of(*address) == Place::Here;
-    // With several addresses, the connection takes one that leads away (`Guard`).
+    // If an address leads away from this machine and link, the connection takes it (`Guard`).
     if targets.iter().any(|address| Place::of(*address) == Place::Away) {
         return None;
     }

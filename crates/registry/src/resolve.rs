@@ -90,8 +90,8 @@ pub struct Resolved {
 /// # Errors
 ///
 /// Returns an error if a document is not available, does not match its digest, or has an unknown
-/// type. Also returns an error if the tag and the digest of the reference differ, or if no manifest
-/// fits the platforms.
+/// type. Also returns an error if the tag and the digest of the reference differ, or if no platform
+/// fits.
 pub async fn resolve(
     client: &Client,
     cache: Option<&Cache>,
