@@ -1,7 +1,7 @@
-//! Any text where the program reads one that another wrote: requirements, the records of a kubelet,
-//! what a registry answers 401 with, the daemon's own ledger. Each reader gives an answer in little
-//! time and memory, says nothing that drives a terminal, and a ledger that is read is written down
-//! and read back the same.
+//! Any text for the readers of foreign text: requirements, the records of a kubelet, a registry's
+//! answer 401, the daemon's own ledger. Each reader answers in little time and memory, and its
+//! answer does not control a terminal. A ledger that is read, written and read again stays the
+//! same.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Images that are taken away while pods run from them.
+//! Images that are removed while pods run from them.
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{ImageSpec, RemoveImageRequest};
@@ -40,7 +40,7 @@ fn an_image_that_is_removed_under_a_running_pod_comes_back_and_the_next_pod_runs
     );
 }
 
-/// What `crictl rmi` does.
+/// Does the same as `crictl rmi`.
 fn remove(machine: &Machine<'_>, name: &str) {
     let socket = format!("unix://{}", machine.target().socket().display());
     let request = RemoveImageRequest {
