@@ -95,6 +95,6 @@ fn read_ledger(bytes: &[u8]) {
         return;
     };
     let written = serde_json::to_vec(&ledger).expect("a ledger is plain data");
-    let read: Ledger = serde_json::from_slice(&written).expect("what was written is read");
+    let read: Ledger = serde_json::from_slice(&written).expect("a written ledger can be read");
     assert_eq!(read, ledger, "a ledger is not read back as it is written");
 }

@@ -33,8 +33,8 @@ pub fn assert_printable(text: &str) {
 
 /// Expands the abbreviations in a fuzzer's document:
 ///
-/// * `$a` is the digest of the first document before it, `#a` its length in bytes, and `$b` the
-///   digest of the second.
+/// * `$a` is the digest of the first document before it, and `$b` that of the second.
+/// * `#a` is the length of the first document in bytes.
 /// * A text between the bytes 1, n and 2 is repeated n * n times with commas between. `%` in it is
 ///   the number of each.
 ///

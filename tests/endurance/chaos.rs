@@ -452,8 +452,8 @@ impl Chaos {
         image
     }
 
-    /// Plays another program: it labels airgapd's records, removes one that a bundle has, and
-    /// collects unpinned ones.
+    /// Plays another program. It labels airgapd's records, removes a record of a bundle, and
+    /// collects unpinned records.
     fn act_as_others(&mut self) {
         let ours: Vec<String> = self
             .shelf

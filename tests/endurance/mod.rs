@@ -1,9 +1,8 @@
 //! Long scenarios: hundreds of crashes, power cuts, simulated days, a thousand bundles.
 //!
-//! Each has a short version, which is an ordinary test, and a long version for `cargo xtask`
-//! (`chaos`, `powercut`, `churn`, `standstill`, `crowd`). The long ones are marked as ignored and
-//! read their length from the environment. All random decisions follow from a seed, which is
-//! printed.
+//! The short version of each is an ordinary test. The long version is for `cargo xtask` (`chaos`,
+//! `powercut`, `churn`, `standstill`, `crowd`). The long ones are marked as ignored and read their
+//! length from the environment. All random decisions follow from a seed, which is printed.
 
 mod audit;
 mod chaos;

@@ -2,9 +2,9 @@
 //! must imply whole blobs.
 //!
 //! containerd's root is an ext4 file system in a file. A cut is a copy of that file. containerd is
-//! stopped between two system calls, and data that it and the kernel had not written by then is
-//! lost. The test mounts the copy, which replays the journal, and starts another containerd on it.
-//! Then it hashes every blob of every record. It also hashes the file of every snapshot: images are
+//! stopped between two system calls. Data that it and the kernel had not written by then is lost.
+//! The test mounts the copy, which replays the journal, and starts another containerd on it. Then
+//! it hashes every blob of every record. It also hashes the file of every snapshot: images are
 //! unpacked before their records, so a named snapshot must have its files.
 
 use std::collections::{HashMap, VecDeque};

@@ -48,8 +48,8 @@ macro_rules! on_the_fake {
     )+};
 }
 
-/// Makes a test of a scenario that the stand-in cannot play, and that is the same on every
-/// generation of containerd.
+/// Makes a test of a scenario that the stand-in cannot play. Every generation of containerd would
+/// play it alike.
 macro_rules! on_a_real_containerd {
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
