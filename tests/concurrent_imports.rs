@@ -27,8 +27,8 @@ fn while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back
     let node = Node::on(target);
     bundles::write(&node.images().join("known.tar"), [image(KNOWN)]);
     let daemon = node.start();
-    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("the image is imported", || target.record(KNOWN).is_some());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     target.slow_commits(Duration::from_secs(8));
     write_large(&node.images().join("slow.tar"), image(SLOW));
     daemon.wait_for_line("slow.tar", "importing");
@@ -41,8 +41,11 @@ fn while_an_import_takes_long_others_are_imported_and_what_is_missing_comes_back
         target.record(SLOW).is_none(),
         "the import is over, so the test shows nothing"
     );
-    target.as_fake().expect("it is the stand-in").clear_faults();
-    daemon.wait_until("it comes to its end", || target.record(SLOW).is_some());
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
+    daemon.wait_until("the slow import ends", || target.record(SLOW).is_some());
     daemon.finish(target);
 }
 
@@ -56,7 +59,7 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     write_large(&node.images().join("older.tar"), image(SHARED));
     // A file has arrived when no process has it open for writing. A process that starts at this
     // moment may have inherited the file descriptor.
-    daemon.wait_until("it has arrived", || {
+    daemon.wait_until("the file has arrived", || {
         let status = node.airgapd(["status", "-o", "json"]).json();
         let bundles = status["bundles"].as_array().expect("a list");
         bundles
@@ -65,17 +68,17 @@ fn of_two_bundles_with_one_name_the_later_wins_whichever_is_imported_first(targe
     });
     let newer = bundles::write(&node.images().join("small.tar"), [image(SHARED)]);
     let wanted = &newer.images[0].root;
-    daemon.wait_until("the small one is imported", || {
+    daemon.wait_until("the small bundle is imported", || {
         target
             .record(SHARED)
             .is_some_and(|record| record.target.digest() == wanted)
     });
     daemon.wait_for_log("a bundle that arrived later has this name");
-    daemon.wait_until("the older one is done", || target.leases().is_empty());
+    daemon.wait_until("the older import has ended", || target.leases().is_empty());
     assert_eq!(target.expect_record(SHARED).target.digest(), wanted);
 
     // Without the newer bundle, the name returns to the older one.
-    fs::remove_file(node.images().join("small.tar")).expect("it can be removed");
+    fs::remove_file(node.images().join("small.tar")).expect("the file can be removed");
     daemon.wait_until("the name returns", || {
         target
             .record(SHARED)
@@ -102,9 +105,12 @@ fn a_bundle_that_waits_for_a_name_lets_others_go_first(target: &Target) {
         target.record(SHARED).is_none(),
         "the import is over, so the test shows nothing"
     );
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     daemon.wait_until("the third is imported", || target.record(KNOWN).is_some());
-    daemon.wait_until("the one that waited is imported", || {
+    daemon.wait_until("the waiting bundle is imported", || {
         let record = target.record(SHARED);
         record.is_some_and(|record| *record.target.digest() == waiting.images[0].root)
     });
@@ -127,7 +133,7 @@ fn a_small_bundle_that_takes_much_memory_waits_until_no_other_does(target: &Targ
     let daemon = node.start();
     let heavy = |name: &str| (0..6).fold(image(name), |image, _| image.layer(unique()));
     bundles::write(&node.images().join("alone.tar"), [heavy(KNOWN)]);
-    daemon.wait_until("it is imported", || target.record(KNOWN).is_some());
+    daemon.wait_until("the image is imported", || target.record(KNOWN).is_some());
     target.slow_commits(Duration::from_secs(8));
     write_large(&node.images().join("slow.tar"), image(SLOW));
     daemon.wait_for_line("slow.tar", "importing");
@@ -140,7 +146,10 @@ fn a_small_bundle_that_takes_much_memory_waits_until_no_other_does(target: &Targ
         target.record(SLOW).is_none(),
         "the import is over, so the test shows nothing"
     );
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     daemon.wait_until("both are imported", || {
         target.record(SLOW).is_some() && target.record(SHARED).is_some()
     });

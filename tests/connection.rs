@@ -53,7 +53,7 @@ fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     assert_eq!(
         daemon.count("no containerd on"),
         1,
-        "it is said once:\n{}",
+        "the log has it once:\n{}",
         daemon.log()
     );
 
@@ -68,7 +68,7 @@ fn a_daemon_waits_for_containerd_and_says_so_once(_: &Target) {
     daemon.wait_until("the image", || {
         fake.images("scenario-late").contains_key("registry.test/late:1")
     });
-    daemon.wait_until("the lease is given back", || {
+    daemon.wait_until("the lease is returned", || {
         fake.leases("scenario-late").is_empty()
     });
     daemon.stop();
@@ -196,7 +196,7 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     );
     assert!(
         docker.counters().is_empty(),
-        "nobody even asks Docker's: {:?}",
+        "no request went to Docker's containerd: {:?}",
         docker.counters()
     );
 
@@ -204,7 +204,7 @@ fn a_k0s_node_imports_into_k0s_containerd_however_late_it_comes(_: &Target) {
     daemon.wait_until("the image is in k0s'", || {
         k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
     });
-    daemon.wait_until("the lease is given back", || k0s.leases("k8s.io").is_empty());
+    daemon.wait_until("the lease is returned", || k0s.leases("k8s.io").is_empty());
     daemon.stop();
     assert!(docker.counters().is_empty(), "{:?}", docker.counters());
     assert_eq!(k0s.check_done(), Vec::<String>::new());
@@ -240,7 +240,7 @@ fn a_k0s_that_is_installed_after_airgapd_is_found_without_a_restart(_: &Target) 
     daemon.wait_until("the image is in k0s'", || {
         k0s.images("k8s.io").contains_key("registry.test/for-k0s:1")
     });
-    daemon.wait_until("the lease is given back", || k0s.leases("k8s.io").is_empty());
+    daemon.wait_until("the lease is returned", || k0s.leases("k8s.io").is_empty());
     assert_eq!(daemon.pid(), pid);
     daemon.stop();
     assert_eq!(k0s.check_done(), Vec::<String>::new());

@@ -176,7 +176,9 @@ fn healed(own: &Own, node: &Node, what: &str, within: Duration, most_bytes: u64,
     let since = Instant::now();
     wait_for(within, what, holds);
     report(&own.target, what, since);
-    wait_for(Duration::from_secs(20), "it is quiet", || is_quiet(&own.target));
+    wait_for(Duration::from_secs(20), "all work has ended", || {
+        is_quiet(&own.target)
+    });
     wait_for(
         Duration::from_secs(20),
         "the ledger says that no more was sent",
@@ -273,15 +275,15 @@ fn a_containerd_that_has_lost_its_identity_is_worked_with(own: &mut Own) {
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     let daemon = node.start();
     daemon.wait_until("the image", || own.target.record(SMALL).is_some());
-    own.containerd.stop().expect("it can be stopped");
+    own.containerd.stop().expect("containerd can be stopped");
     let root = fs::read_dir(own.containerd.root()).expect("a folder");
     let files = root.map(|entry| entry.expect("an entry").path().join("uuid"));
     let files: Vec<_> = files.filter(|file| file.exists()).collect();
     assert!(!files.is_empty());
     files
         .iter()
-        .for_each(|file| drop(File::create(file).expect("it is there")));
-    own.containerd.restart().expect("it can be started");
+        .for_each(|file| drop(File::create(file).expect("the file exists")));
+    own.containerd.restart().expect("containerd can be started");
     bundles::write(&node.images().join("b.tar"), [image(BIG)]);
     daemon.wait_until("the other image", || is_in_place(&own.target, BIG));
     if own.containerd.generation() == Generation::V1_6 {
@@ -306,18 +308,18 @@ fn while_containerds_disk_is_read_only_nothing_is_lost_and_then_it_goes_on(own: 
     let disk = Mount::known(&root);
     disk.change("remount,abort");
     bundles::write(&node.images().join("b.tar"), [image(BIG)]);
-    daemon.wait_until("it is told", || {
+    daemon.wait_until("the log has the refusal", || {
         let log = daemon.log().to_lowercase();
         log.lines()
             .any(|line| line.contains("b.tar") && line.contains("read-only file system"))
     });
     assert!(own.target.record(BIG).is_none());
     assert!(is_in_place(&own.target, SMALL), "reads still work");
-    own.containerd.stop().expect("it can be stopped");
+    own.containerd.stop().expect("containerd can be stopped");
     drop(disk);
     let image = text(&root.with_file_name("disk.img"));
     Mount::over(&root, &["-o", "loop", &image]).leave();
-    own.containerd.restart().expect("it can be started");
+    own.containerd.restart().expect("containerd can be started");
     daemon.wait_until("the other image", || is_in_place(&own.target, BIG));
     assert!(is_in_place(&own.target, SMALL));
     daemon.finish(&own.target);
@@ -335,7 +337,7 @@ fn a_containerd_that_restarts_meanwhile_is_waited_for(target: &Target) {
     daemon.wait_for_log("waiting");
     fake.listen();
     wait_until("the image", || fake.images(target.namespace()).contains_key(name));
-    daemon.wait_until("the lease is given back", || {
+    daemon.wait_until("the lease is returned", || {
         fake.leases(target.namespace()).is_empty()
     });
     daemon.stop();
@@ -375,7 +377,7 @@ fn everything_stays_in_place_over_an_upgrade_of_containerd(own: &mut Own, to: Ge
         own.containerd.version_text()
     ));
     daemon.wait_for_log("looked at again");
-    daemon.wait_until("it is compared", || sent_bytes(&node) == Some(0));
+    daemon.wait_until("a comparison has ended", || sent_bytes(&node) == Some(0));
     assert_eq!(without_marks_of_cri(target), before);
     assert_eq!(target.digests(), bundles::needed_here(&archive.images));
 
@@ -414,7 +416,7 @@ fn a_containerd_that_takes_its_time_is_waited_for(target: &Target) {
         fake.images(target.namespace()).contains_key(SMALL)
     });
     fake.clear_faults();
-    daemon.wait_until("it is quiet", || is_quiet(target));
+    daemon.wait_until("all work has ended", || is_quiet(target));
     assert!(is_in_place(target, SMALL));
     let log = daemon.finish(target);
     assert!(
@@ -434,7 +436,7 @@ fn what_no_event_told_of_is_found_at_the_next_comparison(target: &Target) {
     let layer = archive.images[0].manifests[0].layers[0].to_string();
     let events = fake.events().len();
     assert!(fake.remove_blob(target.namespace(), &layer));
-    assert_eq!(fake.events().len(), events, "nobody was told");
+    assert_eq!(fake.events().len(), events, "no event was sent");
     daemon.wait_until("the layer again", || target.digests().contains(&layer));
     daemon.finish(target);
 }

@@ -81,7 +81,7 @@ fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| ask(&known, "respond-async, wait=20"));
         node.put("one.tar", ONE);
-        let (news, body, waited) = asking.join().expect("it is answered");
+        let (news, body, waited) = asking.join().expect("the request is answered");
         assert_ne!(news, known);
         assert!(body.contains("one.tar"), "{body}");
         assert!(waited < Duration::from_secs(15), "{waited:?}");
@@ -96,7 +96,7 @@ fn whoever_waits_is_told_at_once_and_hears_nothing_twice(target: &Target) {
         assert_eq!(bundle(&status, "one.tar")["state"], "done");
         node.put("two.tar", TWO);
         for waiting in waiting {
-            let (news, ..) = waiting.join().expect("it is answered");
+            let (news, ..) = waiting.join().expect("the request is answered");
             assert_ne!(news, known);
         }
     });

@@ -149,7 +149,7 @@ impl Drop for Cell {
 
 /// Returns a number of KiB from `/proc/<pid>/status`, in bytes.
 fn memory(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let number = line
         .and_then(|line| line.trim().strip_suffix("kB"))
@@ -210,7 +210,7 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
     bundles::write(&node.images().join("light.tar"), [image(light)]);
     let daemon = until_set_aside(&node, &cell, signal, 3);
     daemon.wait_until("the bundle beside it", || target.record(light).is_some());
-    daemon.wait_until("it is written down", || {
+    daemon.wait_until("the result is in the ledger", || {
         status_of(&node, "light.tar")["state"] == "done"
     });
 
@@ -242,7 +242,7 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
     // The same program leaves the file alone at the next start too, with or without enough memory.
     let daemon = node.start();
     daemon.wait_for_log("not imported: set aside");
-    daemon.wait_until("it is compared", || {
+    daemon.wait_until("a comparison has ended", || {
         status_of(&node, "light.tar")["state"] == "done"
     });
     assert_eq!(target.record(heavy), None);
@@ -255,7 +255,9 @@ fn dies_of_a_file_three_times_and_then_leaves_it_alone(
         .unwrap();
     drop(file);
     daemon.wait_until("the changed file", || target.record(heavy).is_some());
-    daemon.wait_until("it is done", || status_of(&node, "heavy.tar")["state"] == "done");
+    daemon.wait_until("the file is imported", || {
+        status_of(&node, "heavy.tar")["state"] == "done"
+    });
     assert_eq!(set_aside_in_metrics(&node), "0");
     daemon.finish(target);
 }
@@ -323,7 +325,7 @@ fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cle
         });
         write_heavy(&node.path("heavy.tar"), "registry.test/heavy:1");
         let mut daemon = cell.start(&node);
-        daemon.wait_until("it is under way", || !target.ingests().is_empty());
+        daemon.wait_until("the import is running", || !target.ingests().is_empty());
         fs::rename(node.path("heavy.tar"), node.images().join("heavy.tar")).unwrap();
         assert_eq!(daemon.wait().signal(), Some(6), "{}", daemon.log());
         fake.clear_faults();
@@ -341,11 +343,13 @@ fn a_file_that_was_under_way_beside_the_one_that_kills_is_imported_alone_and_cle
         let daemon = until_set_aside(&node, &cell, 6, 1);
         assert!(
             !daemon.log().contains("of 3 times"),
-            "it was alone: {}",
+            "the file was imported alone: {}",
             daemon.log()
         );
         daemon.wait_until("the other", || target.record(name).is_some());
-        daemon.wait_until("it is done", || status_of(&node, "slow.tar")["state"] == "done");
+        daemon.wait_until("the file is imported", || {
+            status_of(&node, "slow.tar")["state"] == "done"
+        });
         daemon.finish(target);
         let ledger: Value = serde_json::from_slice(&fs::read(node.ledger()).unwrap()).unwrap();
         let entries = ledger["bundles"].as_object().unwrap().values();
@@ -373,7 +377,7 @@ fn kills_from_outside_blame_no_file() {
         });
         for signal in [Signal::KILL, Signal::ABORT].repeat(4) {
             let mut daemon = node.start();
-            daemon.wait_until("it is under way", || {
+            daemon.wait_until("the import is running", || {
                 fs::read_to_string(node.state().join("under-way"))
                     .is_ok_and(|text| text.contains("killed.tar"))
             });

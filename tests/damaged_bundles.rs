@@ -268,7 +268,7 @@ fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(targ
         match name {
             "plain.tar" => plain.write_to(&path),
             "packed.tar.gz" => {
-                fs::write(&path, packed.to_compressed(Compression::Gzip)).expect("it can be written");
+                fs::write(&path, packed.to_compressed(Compression::Gzip)).expect("the file can be written");
             }
             _ => folder.extract_to(&path),
         }
@@ -290,7 +290,10 @@ fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(targ
             make(name);
         }
     }
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     for name in ["plain", "packed", "folder"] {
         let name = format!("registry.test/{name}:1");
         daemon.wait_until(&name, || target.record(&name).is_some());
@@ -299,22 +302,22 @@ fn a_bundle_that_is_harmed_in_mid_import_is_imported_when_it_is_right_again(targ
 }
 
 fn cut(path: &Path) {
-    let file = File::options().write(true).open(path).expect("it is there");
-    file.set_len(file.metadata().expect("it is there").len() / 2)
-        .expect("it can be cut");
+    let file = File::options().write(true).open(path).expect("the file exists");
+    file.set_len(file.metadata().expect("the file exists").len() / 2)
+        .expect("the file can be cut");
 }
 
 fn overwrite(path: &Path) {
-    let file = File::options().write(true).open(path).expect("it is there");
-    let size = file.metadata().expect("it is there").len();
-    let zeros = vec![0; usize::try_from(size).expect("it is small")];
-    file.write_all_at(&zeros, 0).expect("it can be written");
+    let file = File::options().write(true).open(path).expect("the file exists");
+    let size = file.metadata().expect("the file exists").len();
+    let zeros = vec![0; usize::try_from(size).expect("the file is small")];
+    file.write_all_at(&zeros, 0).expect("the file can be written");
 }
 
 fn extend(path: &Path) {
-    let file = File::options().write(true).open(path).expect("it is there");
-    let size = file.metadata().expect("it is there").len();
-    file.write_all_at(b"more", size).expect("it can be written");
+    let file = File::options().write(true).open(path).expect("the file exists");
+    let size = file.metadata().expect("the file exists").len();
+    file.write_all_at(b"more", size).expect("the file can be written");
 }
 
 on_each_containerd!(

@@ -25,7 +25,7 @@ fn discarding() -> Options {
 
 /// Returns an image of two layers from which a container can start.
 fn two_layers(name: &str) -> Image {
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let lower = Layer::files([
         LayerFile::folder("bin/"),
         LayerFile::executable("bin/busybox", busybox),
@@ -46,7 +46,7 @@ fn pull(target: &Target, name: &str) {
 
 fn runs(own: &Own, name: &str) {
     let said = own.containerd.run(name, &["/bin/busybox", "echo", "hello"]);
-    assert_eq!(said.expect("it runs").trim(), "hello");
+    assert_eq!(said.expect("the container runs").trim(), "hello");
     wait_until("the container has let go of the snapshot", || {
         !own.target
             .ctr(&["containers", "list", "--quiet"])
@@ -67,7 +67,7 @@ fn there(target: &Target, layers: &[Digest]) -> usize {
 fn compare(target: &Target, daemon: &Daemon, marker: &str) {
     target.remove_record(marker);
     daemon.wait_until("a comparison", || target.record(marker).is_some());
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
 }
 
 /// Returns the label of a config that marks its image as unpacked: the snapshotter and the last
@@ -81,7 +81,7 @@ fn unpacked(target: &Target, config: &Digest) -> (String, String) {
         let snapshotter = key.strip_prefix("containerd.io/gc.ref.snapshot.")?;
         Some((snapshotter.to_owned(), top))
     });
-    labels.next().expect("it is unpacked")
+    labels.next().expect("the image is unpacked")
 }
 
 fn what_a_bundle_vouches_for_is_kept_whole_and_what_none_does_is_left_as_it_is(own: &mut Own) {

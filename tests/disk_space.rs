@@ -155,9 +155,9 @@ fn a_disk_that_fills_up_gets_back_what_is_not_recorded_and_the_import_recovers(o
         last_error(&node).is_some_and(|(class, text)| class == "space" && text.contains("no space"))
     });
     // The first try may have its folder or not, depending on when the other blob filled the disk.
-    daemon.wait_until("what fits", || is_in_place(target, SMALL));
+    daemon.wait_until("the bundle that fits", || is_in_place(target, SMALL));
     assert!(target.record(BIG).is_none(), "nothing is half recorded");
-    daemon.wait_until("everything is given back", || {
+    daemon.wait_until("everything is returned", || {
         nothing_is_left(target) && before.abs_diff(free(&root)) < 2 * MIB
     });
 
@@ -175,7 +175,7 @@ fn below_min_free_nothing_is_imported_or_healed_until_there_is_more(own: &mut Ow
     let daemon = node.start();
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     daemon.wait_until("the first image", || is_in_place(target, SMALL));
-    daemon.wait_until("it is quiet", || nothing_is_left(target));
+    daemon.wait_until("all work has ended", || nothing_is_left(target));
 
     let ballast = fill(&root, 20 * MIB);
     let names = [1, 2, 3].map(|n| format!("registry.test/later-{n}:1"));
@@ -215,7 +215,7 @@ fn a_disk_without_room_for_another_file_is_a_full_disk(own: &mut Own) {
     bundles::write(&node.images().join("a.tar"), [image(SMALL)]);
     daemon.wait_for_log("files");
     assert!(target.record(SMALL).is_none());
-    fs::remove_dir_all(&folder).expect("it is ours");
+    fs::remove_dir_all(&folder).expect("the test owns it");
     daemon.wait_until("the image", || is_in_place(target, SMALL));
     daemon.finish(target);
 }

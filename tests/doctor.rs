@@ -159,7 +159,7 @@ fn a_namespace_and_platforms_that_kubelet_makes_nothing_of_are_found(target: &Ta
         &["linux/s390x", "linux/amd64", "`platforms:`"],
     );
 
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     let in_kubernetes = Node::at(fake.socket(), "k8s.io");
     assert_eq!(found(&doctor(&in_kubernetes), "namespace"), []);
 }

@@ -100,7 +100,7 @@ fn steps(text: &str) -> Vec<Step> {
 /// Returns the paths of README.md and the documents.
 fn documents() -> Vec<PathBuf> {
     let folder = fs::read_dir(workspace().join("docs")).expect("there are documents");
-    let paths = folder.map(|entry| entry.expect("it can be listed").path());
+    let paths = folder.map(|entry| entry.expect("the folder can be listed").path());
     let mut paths: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
         .collect();
@@ -177,7 +177,7 @@ fn surround(stage: &Stage, installed: bool) -> Option<Surroundings> {
         .stdout;
     for reference in listed.lines() {
         let (host, rest) = reference.split_once('/').expect("references are whole");
-        let (path, tag) = rest.rsplit_once(':').expect("they have tags");
+        let (path, tag) = rest.rsplit_once(':').expect("the names have tags");
         registry.push(&format!("{host}/{path}"), tag, image(reference));
     }
     let of_apps = ["registry.example/shop/web:2.1", "registry.example/shop/db:1.0"];

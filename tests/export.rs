@@ -319,7 +319,7 @@ fn begin_slowly(node: &Node, target: &Target) -> std::process::Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    wait_until("it writes", || {
+    wait_until("the export writes", || {
         files_in(&node.path(""))
             .iter()
             .any(|file| file.starts_with(".out.tar"))

@@ -49,7 +49,9 @@ fn an_extracted_layout_is_a_bundle_like_the_archive_it_came_from(target: &Target
     daemon.wait_for_log("bundle imported");
 
     target.remove_record(names[1]);
-    daemon.wait_until("what is removed comes back", || target.record(names[1]).is_some());
+    daemon.wait_until("the removed record is restored", || {
+        target.record(names[1]).is_some()
+    });
     daemon.finish(target);
     let daemon = node.start();
     let (bundle, name) = marker(node.path("marker.tar"));

@@ -23,7 +23,7 @@ fn a_bundle_that_gets_another_name_keeps_its_pins_and_moves_no_byte(target: &Tar
         target.record(name).is_some() && target.leases().is_empty()
     });
     fs::rename(placed, node.images().join("after.tar")).unwrap();
-    daemon.wait_until("the other name vouches", || {
+    daemon.wait_until("the bundle vouches under its new name", || {
         target.source_files(name) == ["after.tar"]
     });
     assert!(target.is_pinned(name));
@@ -88,7 +88,7 @@ fn a_touched_bundle_changes_no_record_and_moves_no_byte(target: &Target) {
         .set_modified(SystemTime::now())
         .unwrap();
     fs::set_permissions(&placed, Permissions::from_mode(0o600)).unwrap();
-    daemon.wait_until("it is looked at", || daemon.count("bundle unchanged") > 0);
+    daemon.wait_until("the file is checked", || daemon.count("bundle unchanged") > 0);
     node.drop_marker(target, &daemon);
     let of_it = changes
         .so_far()
@@ -99,7 +99,7 @@ fn a_touched_bundle_changes_no_record_and_moves_no_byte(target: &Target) {
     assert_eq!(
         daemon.count("bundle imported"),
         2,
-        "it and the marker: {}",
+        "the bundle and the marker: {}",
         daemon.log()
     );
     daemon.finish(target);
@@ -139,7 +139,7 @@ fn files_from_the_future_and_from_before_1970_are_imported_once_and_known_at_the
     daemon.wait_until("they are told of", || daemon.count("bundle imported") == 3);
     daemon.finish(target);
     let daemon = node.start();
-    daemon.wait_until("they are known", || {
+    daemon.wait_until("the files are known", || {
         daemon.notified().contains("3 of 3 images in place, 3 bundles")
     });
     let log = daemon.finish(target);

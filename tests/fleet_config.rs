@@ -40,15 +40,15 @@ fn file(name: &str) -> String {
 /// Returns the documents of a YAML file.
 fn documents(text: &str) -> Vec<Value> {
     serde_yaml::Deserializer::from_str(text)
-        .map(|document| Value::deserialize(document).expect("it is YAML"))
+        .map(|document| Value::deserialize(document).expect("the document is YAML"))
         .collect()
 }
 
 /// Parses an object as its type. Fails on a key that the type lacks, since the API server would
 /// drop it or warn about it.
 fn typed<T: DeserializeOwned + serde::Serialize>(document: &Value) -> T {
-    let object: T = serde_json::from_value(document.clone()).expect("it has the fields of its kind");
-    let again = serde_json::to_value(&object).expect("it can be written");
+    let object: T = serde_json::from_value(document.clone()).expect("the object has the fields of its kind");
+    let again = serde_json::to_value(&object).expect("the file can be written");
     assert_eq!(&again, document, "the object has unknown keys");
     object
 }
@@ -137,7 +137,7 @@ impl Pod<'_> {
             let channel = channel(target).await;
             let image = image_spec(
                 channel.clone(),
-                container.image.as_deref().expect("it has an image"),
+                container.image.as_deref().expect("the container has an image"),
             )
             .await;
             let mut runtime = RuntimeServiceClient::new(channel);
@@ -209,7 +209,7 @@ impl Pod<'_> {
                 .status;
             let request = StopPodSandboxRequest { pod_sandbox_id };
             runtime.stop_pod_sandbox(request).await.unwrap();
-            status.expect("it has a status").exit_code
+            status.expect("the answer has a status").exit_code
         })
     }
 
@@ -284,8 +284,12 @@ fn container_config(
         let volume = volumes
             .iter()
             .find(|volume| volume.name == mount.name)
-            .expect("it has a volume");
-        let path = &volume.host_path.as_ref().expect("it is the host's").path;
+            .expect("the mount has a volume");
+        let path = &volume
+            .host_path
+            .as_ref()
+            .expect("the volume is a host folder")
+            .path;
         let (container_path, host_path) = match volume.name.as_str() {
             "content" => (text(content), text(content)),
             _ => (mount.mount_path.clone(), text(&on_host(node, path))),
@@ -301,7 +305,7 @@ fn container_config(
         key: variable.name.clone(),
         value: match variable.name.as_str() {
             "AIRGAPD_METRICS_ADDRESS" => metrics.to_owned(),
-            _ => variable.value.clone().expect("it is written there"),
+            _ => variable.value.clone().expect("the manifest has the value"),
         },
     });
     ContainerConfig {
@@ -324,8 +328,11 @@ fn container_config(
 }
 
 fn security_context(container: &Container) -> LinuxContainerSecurityContext {
-    let wanted = container.security_context.clone().expect("it is restricted");
-    let capabilities = wanted.capabilities.expect("they are restricted");
+    let wanted = container
+        .security_context
+        .clone()
+        .expect("the container is restricted");
+    let capabilities = wanted.capabilities.expect("the capabilities are restricted");
     let profile = wanted.seccomp_profile.expect("there is one");
     assert_eq!(profile.type_, "RuntimeDefault");
     LinuxContainerSecurityContext {

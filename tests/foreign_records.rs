@@ -83,7 +83,7 @@ fn beside_more_records_than_containerd_can_list_images_are_imported_healed_and_r
         record.is_some_and(|record| record.labels.contains_key(PINNED))
     };
     daemon.wait_until("the image", is_in_place);
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     target.remove_record(OURS);
     daemon.wait_until("the record is back", is_in_place);
 
@@ -154,7 +154,7 @@ fn beside_more_records_than_containerd_2_1_can_list_images_are_imported_healed_a
 
 /// No known containerd does this. A record that is too large by itself would cause it.
 fn a_list_of_which_no_part_fits_is_told_and_the_connection_stays(target: &Target) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     fake.inject(Fault::FailAll {
         rpc: "Images.List",
         code: Code::ResourceExhausted,
@@ -244,7 +244,7 @@ fn while_bundles_at_the_limits_are_read_and_decided_about_status_is_answered(tar
     write_at_the_limits(&node);
     let daemon = node.start();
     for file in ["names.tar", "images.tar"] {
-        fs::rename(node.path(file), node.images().join(file)).expect("it can be moved");
+        fs::rename(node.path(file), node.images().join(file)).expect("the file can be moved");
     }
     let mut longest = Duration::ZERO;
     daemon.wait_until("both are refused", || {

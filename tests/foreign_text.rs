@@ -143,7 +143,7 @@ fn no_command_prints_raw_what_others_say(target: &Target) {
         run(&[&[word("list-images"), missing], &form[..]].concat());
     }
     let daemon = node.start();
-    daemon.wait_until("each file is told of", || {
+    daemon.wait_until("the log names each file", || {
         let status = node.airgapd(["status", "-o", "json"]).json();
         let bundles = status["bundles"].as_array().map_or(0, Vec::len);
         bundles == files.len() && !status.to_string().contains("settling")
@@ -205,7 +205,7 @@ fn names_that_are_no_text_are_imported_and_shown_escaped(target: &Target) {
         "{answered}"
     );
     fs::remove_file(node.images().join(OsStr::from_bytes(names[0]))).unwrap();
-    daemon.wait_until("what leaves lets go", || {
+    daemon.wait_until("the removed bundles release their records", || {
         target.source_files("registry.test/odd-0:1").is_empty()
     });
     let log = daemon.finish(target);

@@ -38,7 +38,7 @@ fn a_bundle_becomes_pinned_records_and_nothing_but_what_the_node_runs(target: &T
 
     node.drop_in(&node.path("bundle.tar"));
     daemon.wait_until("three names, three digests", || target.names() == expected);
-    daemon.wait_until("the lease is given back", || target.leases().is_empty());
+    daemon.wait_until("the lease is returned", || target.leases().is_empty());
 
     for (name, image) in NAMES.iter().zip(&archive.images) {
         for record in records_of(name, image) {
@@ -285,7 +285,7 @@ fn the_same_bundle_placed_anew_changes_no_record(target: &Target) {
 
     let changes = target.watch();
     fs::rename(node.path("app.tar"), node.images().join("app.tar")).unwrap();
-    daemon.wait_until("it is looked at again", || daemon.count("bundle=app.tar") > 3);
+    daemon.wait_until("the file is checked again", || daemon.count("bundle=app.tar") > 3);
     let (bundle, name) = marker(node.path("marker.tar"));
     node.drop_in(&bundle);
     daemon.wait_until("a file after it", || target.record(&name).is_some());
@@ -355,13 +355,13 @@ fn bundles_on_a_read_only_disk_are_imported_and_let_go(target: &Target) {
     bundles::write(&node.images().join("a.tar"), [image(A)]);
     let elsewhere = node.path("elsewhere");
     bundles::write(&node.path("a-layout.tar"), [image(B)]);
-    fs::rename(node.images(), &elsewhere).expect("it is one file system");
+    fs::rename(node.images(), &elsewhere).expect("both paths are on one file system");
     fs::create_dir(node.images()).expect("a folder");
     let mount = Mount::bind_read_only(&elsewhere, &node.images());
     let daemon = node.start();
     daemon.wait_until("the image", || target.record(A).is_some());
     // The file appears on the other side of the mount, like a new squashfs.
-    fs::copy(node.path("a-layout.tar"), elsewhere.join("b.tar")).expect("it can be copied");
+    fs::copy(node.path("a-layout.tar"), elsewhere.join("b.tar")).expect("the file can be copied");
     daemon.wait_until("the other image", || target.record(B).is_some());
     let log = daemon.finish(target);
     assert!(!log.contains("ERROR"), "{log}");
@@ -377,9 +377,12 @@ fn a_bundle_that_is_replaced_while_it_is_imported_is_not_imported_to_its_end(tar
     daemon.wait_for_line("a.tar", "importing");
     let next = node.path("next.tar");
     bundles::write(&next, [image(KNOWN)]);
-    fs::rename(&next, &place).expect("it can be replaced");
+    fs::rename(&next, &place).expect("the file can be replaced");
     daemon.wait_for_log("it was replaced or removed");
-    target.as_fake().expect("it is the stand-in").clear_faults();
+    target
+        .as_fake()
+        .expect("the target is the stand-in")
+        .clear_faults();
     daemon.wait_until("the new one is imported", || target.record(KNOWN).is_some());
     assert!(target.record(SLOW).is_none());
     daemon.finish(target);

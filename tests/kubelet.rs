@@ -444,7 +444,7 @@ async fn wait_for_exit(runtime: &mut RuntimeServiceClient<Channel>, id: String) 
             .await?
             .into_inner()
             .status
-            .expect("it has a status");
+            .expect("the answer has a status");
         if status.state == i32::from(ContainerState::ContainerExited) {
             assert_eq!(status.exit_code, 0, "{status:?}");
             return Ok(());

@@ -68,13 +68,13 @@ fn a_daemon_with_the_state_of_another_brings_its_own_containerd_up_to_it(target:
     bundles::write(&first.images().join("a.tar"), [image(A)]);
     let daemon = first.start();
     daemon.wait_until("the image", || target.record(A).is_some());
-    daemon.wait_until("it is written down", || first.ledger().exists());
-    fs::copy(first.images().join("a.tar"), second.images().join("a.tar")).expect("it can be copied");
-    daemon.wait_until("its lease is given back", || target.leases().is_empty());
-    fs::copy(first.ledger(), second.ledger()).expect("it can be copied");
+    daemon.wait_until("the result is in the ledger", || first.ledger().exists());
+    fs::copy(first.images().join("a.tar"), second.images().join("a.tar")).expect("the file can be copied");
+    daemon.wait_until("its lease is returned", || target.leases().is_empty());
+    fs::copy(first.ledger(), second.ledger()).expect("the file can be copied");
     let copy = second.start();
     copy.wait_until("the image", || elsewhere.record(A).is_some());
-    fs::remove_file(second.images().join("a.tar")).expect("it is there");
+    fs::remove_file(second.images().join("a.tar")).expect("the file exists");
     copy.wait_until("its pin goes", || !elsewhere.is_pinned(A));
     assert!(target.is_pinned(A), "the other namespace is another daemon's");
     copy.finish(&elsewhere);

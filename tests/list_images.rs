@@ -38,10 +38,10 @@ fn list(node: &Node, arguments: &[&str], bin: Option<&Path>, input: &str) -> Ans
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program runs");
-    let mut stdin = child.stdin.take().expect("it is piped");
+    let mut stdin = child.stdin.take().expect("the stream is piped");
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
-    child.wait_with_output().expect("it ends").into()
+    child.wait_with_output().expect("the process ends").into()
 }
 
 fn sample(name: &str) -> String {

@@ -129,7 +129,7 @@ fn the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_unit
     let burst = unit
         .lines()
         .find_map(|line| line.strip_prefix("LogRateLimitBurst="));
-    let burst: usize = burst.expect("it has a burst").parse().expect("a number");
+    let burst: usize = burst.expect("the unit has a burst").parse().expect("a number");
     let flood = of_bundles * 1000 / SOME;
     assert!(
         flood <= burst,
@@ -140,7 +140,7 @@ fn the_lines_of_a_thousand_bundles_that_are_imported_at_once_are_within_the_unit
 /// containerd answers, and then fails at the first real request, for example because of a damaged
 /// database.
 fn a_containerd_that_answers_and_fails_is_told_of_in_few_lines_and_not_run_against(target: &Target) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     fake.inject(Fault::FailAll {
         rpc: "Images.List",
         code: Code::Internal,
@@ -201,12 +201,12 @@ fn whatever_becomes_of_its_output_the_daemon_imports_and_answers(target: &Target
         daemon.wait_until_ready();
         daemon.wait_until("the image", || target.record(&name).is_some());
         let status = node.airgapd(["status", "-o", "json"]).json();
-        let pid = status["daemon"]["pid"].as_i64().expect("it answers");
+        let pid = status["daemon"]["pid"].as_i64().expect("the other side answers");
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("it runs"), Signal::TERM).expect("it runs");
+        kill_process(pid.expect("the process runs"), Signal::TERM).expect("the process runs");
         let mut daemon = daemon;
         daemon.wait();
-        daemon.wait_until("its lease is given back", || target.leases().is_empty());
+        daemon.wait_until("its lease is returned", || target.leases().is_empty());
     }
 }
 

@@ -176,7 +176,7 @@ fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut
     let (target, node) = (&own.target, Node::on(&own.target));
     let name = name();
     let repository = name.strip_suffix(":1").unwrap();
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let files = [
         LayerFile::folder("bin/"),
         LayerFile::executable("bin/busybox", busybox),
@@ -195,7 +195,10 @@ fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut
         let images = found["images"].as_array().expect("a list").clone();
         // CRI of 1.6 and 1.7 also reports its sandbox image.
         let is_asked = |image: &serde_json::Value| image["sources"].to_string().contains(&asked);
-        images.into_iter().find(is_asked).expect("it is answered")
+        images
+            .into_iter()
+            .find(is_asked)
+            .expect("the request is answered")
     };
     let remedy = |answer: &serde_json::Value| answer["remedy"].as_str().unwrap().to_owned();
     let by_digest = format!("{repository}@{image}");
@@ -233,7 +236,7 @@ fn an_image_behind_an_artifact_runs_when_it_is_asked_for_by_its_digest(own: &mut
         .expect("CRI knows it by that name");
     assert!(known.id.starts_with("sha256:"), "{known:?}");
     let said = own.containerd.run(&by_digest, &["/bin/busybox", "echo", "hello"]);
-    assert_eq!(said.expect("it runs").trim(), "hello");
+    assert_eq!(said.expect("the container runs").trim(), "hello");
 }
 
 /// No containerd unpacks layers of nydus alone. `verify` does not report them if this containerd
@@ -284,7 +287,7 @@ fn counts_features(target: &Target) -> bool {
 fn what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses(own: &mut Own) {
     let node = Node::on(&own.target);
     let counts = counts_features(&own.target);
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let plain = || {
         let files = [
             LayerFile::folder("bin/"),
@@ -310,7 +313,7 @@ fn what_is_unpacked_and_must_be_whole_is_what_this_containerd_uses(own: &mut Own
             if counts {
                 answer.exits(0);
                 let said = own.containerd.run(&name, &["/bin/sh", "-c", "echo hello"]);
-                assert_eq!(said.expect("it runs").trim(), "hello");
+                assert_eq!(said.expect("the container runs").trim(), "hello");
             } else {
                 answer.exits(5);
                 assert!(own.target.record(&name).is_none(), "{config}");

@@ -211,7 +211,7 @@ fn write_greedy(path: &Path, name: &str, greed: &Greed) {
     let folder = tempfile::tempdir().unwrap();
     let plain = folder.path().join("plain.tar");
     archive.write_to(&plain);
-    let zstd = tool("zstd").expect("it is there");
+    let zstd = tool("zstd").expect("zstd is available");
     let long = format!("--long={}", greed.window_log);
     run(Command::new(zstd)
         .args(["-q", "-1", &long])

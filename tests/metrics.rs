@@ -83,10 +83,10 @@ fn metrics_are_what_prometheus_conventions_ask_for(target: &Target) {
             .stderr(Stdio::piped())
             .spawn()
             .expect("promtool starts");
-        let mut input = check.stdin.take().expect("it is piped");
-        input.write_all(metrics.as_bytes()).expect("it reads");
+        let mut input = check.stdin.take().expect("the stream is piped");
+        input.write_all(metrics.as_bytes()).expect("the other side reads");
         drop(input);
-        let output = check.wait_with_output().expect("it ends");
+        let output = check.wait_with_output().expect("the process ends");
         assert_well(&output);
         // promtool succeeds even if it prints hints, so the output must be empty.
         assert!(output.stderr.is_empty() && output.stdout.is_empty(), "{output:?}");
@@ -276,7 +276,7 @@ fn metrics_are_served_on_loopback_and_nothing_else_is(target: &Target) {
     let port = free_port();
     node.configure_also(&format!("metricsAddress: 127.0.0.1:{port}"));
     let daemon = node.start();
-    let get = |path: &str| get(port, path).expect("it listens");
+    let get = |path: &str| get(port, path).expect("the server listens");
     assert!(get("/metrics").contains("airgapd_build_info"));
     assert!(get("/v1/status").split(' ').nth(1) == Some("404"));
     daemon.finish(target);
@@ -294,7 +294,7 @@ fn what_was_imported_before_a_restart_counts_as_the_last_success(target: &Target
     let node = Node::on(target);
     let last = || {
         let (_, body) = node.ask("/metrics", &[]);
-        sample(&parsed(&body), "airgapd_last_success_timestamp_seconds", &[]).expect("it is there")
+        sample(&parsed(&body), "airgapd_last_success_timestamp_seconds", &[]).expect("the metric exists")
     };
     let daemon = node.start();
     assert!(last().abs() < 1.0, "no import has succeeded");
@@ -327,7 +327,7 @@ fn the_verdict_is_in_the_file_within_seconds(target: &Target) {
         has("airgapd_verdict{state=\"failed\"} 1")
     });
     fs::remove_file(node.images().join("bad.tar")).unwrap();
-    wait_until("it is forgotten", || {
+    wait_until("the metric disappears", || {
         node.ask("/metrics", &[]).1.contains("state=\"healthy\"} 1")
     });
     wait_for(soon, "a healthy node again", is_healthy);
@@ -340,15 +340,15 @@ fn a_bundle_that_was_restored_is_counted_and_one_that_was_imported_is_not(target
     let daemon = node.start();
     let restored = || {
         let (_, body) = node.ask("/metrics", &[]);
-        sample(&parsed(&body), "airgapd_restored_bundles_total", &[]).expect("it is there")
+        sample(&parsed(&body), "airgapd_restored_bundles_total", &[]).expect("the metric exists")
     };
     node.put("one.tar", ONE);
     node.airgapd(["wait"]).exits(0);
     assert!(restored().abs() < 0.1, "nothing was missing");
     for times in [1.0, 2.0] {
-        wait_until("it is quiet", || target.leases().is_empty());
+        wait_until("all leases are returned", || target.leases().is_empty());
         target.remove_record(ONE);
-        daemon.wait_until("it is restored", || restored() >= times);
+        daemon.wait_until("the image is restored", || restored() >= times);
         assert!(target.record(ONE).is_some() && restored() <= times);
     }
     daemon.finish(target);
@@ -365,10 +365,10 @@ fn a_configuration_that_a_reload_refused_is_a_metric(target: &Target) {
     let before = fs::read_to_string(node.path("config.yaml")).unwrap();
     node.configure_also("nonsense: 1");
     daemon.signal(Signal::HUP);
-    daemon.wait_until("it is refused", || taken() == Some(0.0));
+    daemon.wait_until("the reload is refused", || taken() == Some(0.0));
     node.configure(&before);
     daemon.signal(Signal::HUP);
-    daemon.wait_until("it is taken", || taken() == Some(1.0));
+    daemon.wait_until("the reload is accepted", || taken() == Some(1.0));
     daemon.finish(target);
 }
 

@@ -185,11 +185,11 @@ fn twenty_thousand_junk_files_cost_little_and_hide_no_bundle(target: &Target) {
             2 => format!(".{number}"),
             _ => format!("{number}"),
         }))
-        .expect("it is there");
+        .expect("the file exists");
     }
     bundles::write(&node.images().join("b.tar"), [image(B)]);
     daemon.wait_until("the other image", || target.record(B).is_some());
-    let peak = peak_memory(daemon.pid()).expect("it runs");
+    let peak = peak_memory(daemon.pid()).expect("the process runs");
     assert!(peak < 64 << 20, "{peak} bytes");
     daemon.finish(target);
 }

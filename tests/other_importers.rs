@@ -94,7 +94,9 @@ fn what_k0s_has_imported_is_checked_and_completed_without_sending_a_byte(target:
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
     k0s_imports(target, &path);
     let daemon = node.start();
-    daemon.wait_until("it is vouched for", || is_settled(target, ONE, &archive));
+    daemon.wait_until("a bundle vouches for the image", || {
+        is_settled(target, ONE, &archive)
+    });
     assert!(
         has(target, ONE, K0S_SOURCES) && !has(target, ONE, OUR_PIN),
         "the pin is k0s's"
@@ -113,8 +115,8 @@ fn what_k0s_imports_afterwards_and_again_costs_us_nothing(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
-    daemon.wait_until("it is imported", || is_settled(target, ONE, &archive));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("the image is imported", || is_settled(target, ONE, &archive));
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     let ours = target.labels(ONE);
     for _ in 0..2 {
         k0s_imports(target, &path);
@@ -163,7 +165,7 @@ fn k0s_at_work<T>(
         });
         let result = meanwhile(&go);
         go.store(true, Ordering::SeqCst);
-        (result, importer.join().expect("it ends"))
+        (result, importer.join().expect("the thread ends"))
     })
 }
 
@@ -177,7 +179,9 @@ fn a_bundle_that_k0s_is_at_is_left_to_it_first(target: &Target) {
         daemon
     });
     imported.expect("nothing hinders the importer");
-    daemon.wait_until("it is vouched for", || is_settled(target, ONE, &archive));
+    daemon.wait_until("a bundle vouches for the image", || {
+        is_settled(target, ONE, &archive)
+    });
     let log = daemon.finish(target);
     assert!(log.contains("0 B sent"), "{log}");
     assert_sent(target, 0);
@@ -195,12 +199,15 @@ fn a_layer_that_k0s_is_sending_is_waited_for_and_not_sent(target: &Target) {
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut is_over = false;
         while !is_over && Instant::now() < deadline {
-            is_over = importing.try_wait().expect("it is our child").is_some();
+            is_over = importing
+                .try_wait()
+                .expect("waiting for the child works")
+                .is_some();
             thread::sleep(Duration::from_millis(10));
         }
         go.store(true, Ordering::SeqCst);
-        let answer = Answer::from(importing.wait_with_output().expect("it ends"));
-        assert!(!is_over, "it has not waited for k0s: {answer:?}");
+        let answer = Answer::from(importing.wait_with_output().expect("the process ends"));
+        assert!(!is_over, "airgapd did not wait for k0s: {answer:?}");
         answer
     });
     let blobs = answer.exits(0).bundle()["blobs"].clone();
@@ -245,7 +252,7 @@ fn what_k0s_left_behind_when_it_died_is_not_waited_for_for_long(target: &Target)
     let idle = jiff::Timestamp::now().duration_since(theirs.updated_at.expect("a time"));
     assert!(idle.unsigned_abs() < Duration::from_secs(60), "{theirs:?}");
     let daemon = node.start();
-    daemon.wait_until("it is imported", || is_settled(target, ONE, &archive));
+    daemon.wait_until("the image is imported", || is_settled(target, ONE, &archive));
     assert!(target.is_pinned(ONE));
     target
         .block_on(other(target).clear_up())
@@ -268,8 +275,8 @@ fn an_image_that_k0s_recorded_without_its_layer_is_repaired(target: &Target) {
     let daemon = node.start();
     daemon.wait_for_log("is not in the bundle");
     assert_eq!(sources(target, ONE), 0, "airgapd does not vouch for the image");
-    fs::rename(&whole, &half).expect("the same file system");
-    daemon.wait_until("it is whole", || is_settled(target, ONE, &archive));
+    fs::rename(&whole, &half).expect("both paths are on one file system");
+    daemon.wait_until("the image is whole", || is_settled(target, ONE, &archive));
     let log = daemon.finish(target);
     assert!(log.contains("repaired"), "{log}");
     assert!(target.digests().contains(layer.as_ref()));
@@ -285,12 +292,12 @@ fn a_pin_that_k0s_takes_away_comes_back_while_another_bundle_vouches(target: &Ta
     fs::copy(&first, node.images().join("b.tar")).expect("a copy");
     let daemon = node.start();
     daemon.wait_until("both vouch", || sources(target, ONE) == 2);
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
-    fs::remove_file(&first).expect("it is there");
-    daemon.wait_until("one vouches", || sources(target, ONE) == 1);
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
+    fs::remove_file(&first).expect("the file exists");
+    daemon.wait_until("one bundle vouches", || sources(target, ONE) == 1);
     k0s_unpins(target);
-    daemon.wait_until("it is pinned again", || target.is_pinned(ONE));
-    assert!(!has(target, ONE, K0S_SOURCES), "that is k0s's to decide");
+    daemon.wait_until("the image is pinned again", || target.is_pinned(ONE));
+    assert!(!has(target, ONE, K0S_SOURCES), "k0s decides about its label");
     assert!(is_settled(target, ONE, &archive));
     daemon.finish(target);
 }
@@ -302,7 +309,7 @@ fn labels_that_k0s_wipes_come_back_with_their_meaning(target: &Target) {
     let (stray, archive) = (node.path("stray.tar"), image(ONE));
     let archive = bundles::write(&stray, [archive]);
     k0s_imports(target, &stray);
-    fs::rename(&stray, node.images().join("a.tar")).expect("the same file system");
+    fs::rename(&stray, node.images().join("a.tar")).expect("both paths are on one file system");
     let mut started = None;
     let after_our_import = async |_| {
         let daemon = started.get_or_insert_with(|| node.start_unready());
@@ -314,7 +321,7 @@ fn labels_that_k0s_wipes_come_back_with_their_meaning(target: &Target) {
     let unpinned = target.block_on(other(target).unpin_as_k0s(after_our_import));
     unpinned.expect("containerd answers");
     let daemon = started.expect("k0s had something to unpin");
-    daemon.wait_until("they are back", || {
+    daemon.wait_until("the labels are back", || {
         is_settled(target, ONE, &archive) && target.is_pinned(ONE)
     });
     assert!(!has(target, ONE, K0S_SOURCES));
@@ -325,11 +332,11 @@ fn when_our_bundle_leaves_the_pin_is_left_to_k0s(target: &Target) {
     let node = Node::on(target);
     let daemon = node.start();
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
-    daemon.wait_until("it is imported", || is_settled(target, ONE, &archive));
+    daemon.wait_until("the image is imported", || is_settled(target, ONE, &archive));
     assert!(target.is_pinned(ONE));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     k0s_imports(target, &path);
-    fs::remove_file(&path).expect("it is there");
+    fs::remove_file(&path).expect("the file exists");
     daemon.wait_until("our label goes", || sources(target, ONE) == 0);
     assert!(has(target, ONE, PINNED) && has(target, ONE, K0S_SOURCES) && !has(target, ONE, OUR_PIN));
     k0s_unpins(target);
@@ -347,12 +354,14 @@ fn what_k3s_takes_away_at_its_start_comes_back(target: &Target) {
     let (path, archive) = put_bundle(&node, "a.tar", ONE);
     k3s_imports(target, &path);
     let daemon = node.start();
-    daemon.wait_until("it is vouched for", || is_settled(target, ONE, &archive));
-    daemon.wait_until("it is quiet", || target.leases().is_empty());
+    daemon.wait_until("a bundle vouches for the image", || {
+        is_settled(target, ONE, &archive)
+    });
+    daemon.wait_until("all leases are returned", || target.leases().is_empty());
     target
         .block_on(other(target).clear_as_k3s())
         .expect("containerd answers");
-    daemon.wait_until("it is pinned meanwhile", || target.is_pinned(ONE));
+    daemon.wait_until("the image is pinned in the meantime", || target.is_pinned(ONE));
     k3s_imports(target, &path);
     daemon.wait_until("everything is back", || {
         let records = bundles::records_of(ONE, &archive.images[0]);

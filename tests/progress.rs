@@ -95,7 +95,7 @@ fn nothing_is_shown_with_q_and_on_a_terminal_that_cannot_take_it_back(target: &T
         let arguments = format!("{arguments} '{bundle}'");
         let screen = on_a_terminal(&node, &arguments, environment.as_slice());
         match environment {
-            None => assert_eq!(screen, "", "it went well"),
+            None => assert_eq!(screen, "", "the command succeeded"),
             Some(_) => assert!(
                 screen.contains("bundle.tar: oci-layout, imported in"),
                 "{screen:?}"
@@ -143,7 +143,7 @@ fn a_log_is_told_now_and_then_and_with_q_nothing(target: &Target) {
         let quiet = scope.spawn(|| import("quiet", &["-q"]));
         let told = import("told", &[]);
         assert_eq!(told.stderr.matches("0 of 1 image").count(), 1, "{told:?}");
-        let quiet = quiet.join().expect("it ends");
+        let quiet = quiet.join().expect("the thread ends");
         assert_eq!(quiet.stderr, "", "{quiet:?}");
     });
 }
@@ -156,7 +156,7 @@ fn the_daemon_tells_rate_and_rest_of_an_import_that_runs(target: &Target) {
         rpc: "Content.Write",
         by: Duration::from_millis(100),
     });
-    std::fs::rename(bundle, node.images().join("bundle.tar")).expect("it is one file system");
+    std::fs::rename(bundle, node.images().join("bundle.tar")).expect("both paths are on one file system");
     let progress = || -> Value {
         let document = node.airgapd(["status", "-o", "json"]).json();
         document["bundles"][0]["progress"].clone()

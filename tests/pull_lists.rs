@@ -79,7 +79,7 @@ fn a_list_that_is_asked_for_is_pulled_and_pinned(target: &Target) {
         target.record(late).is_some() && target.is_pinned(late)
     });
     target.remove_record(first);
-    daemon.wait_until("it comes back", || {
+    daemon.wait_until("the image comes back", || {
         target.record(first).is_some() && target.is_pinned(first)
     });
     let by_digest = target
@@ -87,7 +87,7 @@ fn a_list_that_is_asked_for_is_pulled_and_pinned(target: &Target) {
         .into_iter()
         .find(|name| name.starts_with("registry.test/listed@"))
         .unwrap();
-    daemon.wait_until("so does its digest", || target.is_pinned(&by_digest));
+    daemon.wait_until("the record by digest is pinned", || target.is_pinned(&by_digest));
     daemon.finish(target);
 }
 

@@ -154,7 +154,7 @@ fn removal(node: &Node, word: &str) -> Answer {
 fn a_removal_of_the_package_says_how_many_records_stay_ours_and_neither_fails_nor_waits_long(
     target: &Target,
 ) {
-    let fake = target.as_fake().expect("it is the stand-in");
+    let fake = target.as_fake().expect("the target is the stand-in");
     let node = node_with_both(target);
     let before = target.records();
     let ours = target

@@ -14,10 +14,10 @@ const BY_HAND: &str = "registry.test/required/by-hand:1";
 /// Makes the node require the images of a list and of a manifest.
 fn require(node: &Node, listed: &[&str], of_a_pod: &str) {
     let (list, manifests) = (node.path("list.txt"), node.path("manifests"));
-    fs::write(&list, listed.join("\n")).expect("it can be written");
+    fs::write(&list, listed.join("\n")).expect("the file can be written");
     fs::create_dir(&manifests).expect("a folder");
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"image": of_a_pod}]}});
-    fs::write(manifests.join("pod.json"), pod.to_string()).expect("it can be written");
+    fs::write(manifests.join("pod.json"), pod.to_string()).expect("the file can be written");
     let (list, manifests) = (text(&list), text(&manifests));
     node.configure_also(&format!(
         "resync: 1s\nrequire:\n  images: [{list}]\n  manifests: [{manifests}]"
@@ -71,17 +71,17 @@ fn what_is_required_is_said_once_for_each_change_and_waited_for(target: &Target)
     // No bundle vouches for this image, so it is not restored. The daemon notices the removal by
     // itself.
     target.remove_record(BY_HAND);
-    daemon.wait_until("it is missed", || missing(&node) == [BY_HAND]);
+    daemon.wait_until("the daemon misses the image", || missing(&node) == [BY_HAND]);
     daemon.wait_for_log(&format!("1 of 3 required images are missing: {BY_HAND}"));
     node.import([&by_hand]).exits(0);
-    daemon.wait_until("it is there again", || missing(&node).is_empty());
+    daemon.wait_until("the image is back", || missing(&node).is_empty());
     // The daemon compares and checks every second, but logs a change only once.
     daemon.wait_until("there were more comparisons", || {
         daemon.count("all 3 required images are there") == 2
     });
     let checked_at = || required(&node)["checked_at"].as_str().map(str::to_owned);
     let before = checked_at();
-    daemon.wait_until("it was looked at once more", || checked_at() != before);
+    daemon.wait_until("another check has ended", || checked_at() != before);
     let log = daemon.finish(target);
     assert_eq!(log.matches("required images").count(), 4, "{log}");
 }
@@ -117,7 +117,7 @@ fn sources_that_cannot_be_read_are_a_problem_and_no_answer(target: &Target) {
     daemon.finish(target);
 
     require(&node, &[ONE], ONE);
-    fs::write(node.path("manifests/pod.json"), "{").expect("it can be written");
+    fs::write(node.path("manifests/pod.json"), "{").expect("the file can be written");
     let daemon = node.start();
     let answer = node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(1);
     assert!(answer.stderr.contains("pod.json"), "{answer:?}");
@@ -128,7 +128,7 @@ fn sources_that_cannot_be_read_are_a_problem_and_no_answer(target: &Target) {
     });
     assert!(!metrics().contains("airgapd_required_missing"), "{}", metrics());
     // A request of a client starts a new check, so that a correction counts at once.
-    fs::remove_file(node.path("manifests/pod.json")).expect("it is there");
+    fs::remove_file(node.path("manifests/pod.json")).expect("the file exists");
     node.airgapd(["wait", "--required", "--timeout", "20s"]).exits(4);
     daemon.finish(target);
 }
@@ -141,7 +141,7 @@ fn a_configuration_of_k0s_wants_its_release(target: &Target) {
         &k0s,
         "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\n",
     )
-    .expect("it can be written");
+    .expect("the file can be written");
     let k0s = text(&k0s);
     node.configure_also(&format!("require: {{k0sConfig: {k0s}}}"));
     assert!(

@@ -49,7 +49,7 @@ fn after_a_restart_of_the_machine_blobs_are_looked_at_and_what_is_lost_is_brough
     fs::write(node.ledger(), ledger.to_string()).unwrap();
     let daemon = node.start();
     daemon.wait_for_log("1 are lost");
-    daemon.wait_until("it is whole again", || {
+    daemon.wait_until("the blob is whole again", || {
         fake.blob_bytes(target.namespace(), &layer).as_ref() == Some(&whole)
     });
     daemon.finish(target);
@@ -82,7 +82,7 @@ fn a_bad_file_is_told_of_at_the_next_start_and_not_opened(target: &Target) {
 
     node.configure_also("platforms: [linux/amd64, linux/arm64]");
     let daemon = node.start();
-    daemon.wait_until("it is looked at under the new rules", || reads.any());
+    daemon.wait_until("the file is read under the new rules", || reads.any());
     daemon.wait_until("and still refused", || daemon.count("ERROR") >= 3);
     daemon.finish(target);
 }

@@ -44,7 +44,7 @@ fn an_upload_that_came_to_a_halt_says_why(target: &Target) {
     let text = node.airgapd(["status"]).exits(1).stdout;
     assert!(text.contains("waiting for the end of an upload"), "{text}");
     drop(open);
-    daemon.wait_until("the one that was closed", || target.record(ONE).is_some());
+    daemon.wait_until("the closed file is imported", || target.record(ONE).is_some());
     daemon.stop();
 }
 

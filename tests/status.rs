@@ -87,7 +87,7 @@ fn status_goes_on_when_it_is_asked_to(target: &Target) {
         .stderr(Stdio::null())
         .spawn()
         .expect("the program starts");
-    let mut lines = BufReader::new(watching.stdout.take().expect("it is piped")).lines();
+    let mut lines = BufReader::new(watching.stdout.take().expect("the stream is piped")).lines();
     let mut next = || -> Value {
         let line = lines.find(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
         serde_json::from_str(&line.expect("a line").expect("text")).expect("JSON")
@@ -95,8 +95,8 @@ fn status_goes_on_when_it_is_asked_to(target: &Target) {
     assert_eq!(next()["bundles"], json!([]));
     node.put("one.tar", ONE);
     while next()["bundles"].as_array().is_none_or(Vec::is_empty) {}
-    watching.kill().expect("it runs");
-    watching.wait().expect("it is our child");
+    watching.kill().expect("the process runs");
+    watching.wait().expect("waiting for the child works");
     daemon.finish(target);
 }
 
@@ -110,12 +110,12 @@ fn watching_ends_with_whoever_reads_it(target: &Target) {
         .spawn()
         .expect("the program starts");
     let mut line = String::new();
-    let mut out = BufReader::new(watching.stdout.take().expect("it is piped"));
+    let mut out = BufReader::new(watching.stdout.take().expect("the stream is piped"));
     out.read_line(&mut line).expect("text");
     drop(out);
     let mut ended = None;
-    wait_until("it ends", || {
-        ended = watching.try_wait().expect("it is our child");
+    wait_until("the command ends", || {
+        ended = watching.try_wait().expect("waiting for the child works");
         ended.is_some()
     });
     assert_eq!(ended.and_then(|status| status.code()), Some(1), "no daemon runs");
@@ -133,7 +133,7 @@ fn status_says_what_failed_and_when_it_is_tried_again(target: &Target) {
     let daemon = node.start();
     node.put("one.tar", ONE);
     let status = || node.airgapd(["status", "-o", "json"]).json();
-    daemon.wait_until("it is tried again", || {
+    daemon.wait_until("the daemon retries", || {
         status()["bundles"][0]["state"] == "retrying"
     });
     let document = status();

@@ -41,7 +41,7 @@ fn two_daemons_with_states_of_their_own_end_with_everything_in_place(target: &Ta
         assert!(target.is_pinned(name), "{name}");
     }
     // Both daemons release a bundle that leaves, and nothing is restored.
-    fs::remove_file(first.images().join("0.tar")).expect("it is there");
+    fs::remove_file(first.images().join("0.tar")).expect("the file exists");
     wait_for(Duration::from_secs(30), "the pin goes", || {
         !target.is_pinned(&names[0])
     });

@@ -41,7 +41,7 @@ fn write(node: &Node, images: impl IntoIterator<Item = Image>) -> Archive {
 
 fn drop_in(node: &Node, images: impl IntoIterator<Item = Image>) -> Archive {
     let archive = write(node, images);
-    fs::rename(node.path("b.tar"), node.images().join("b.tar")).expect("it is one file system");
+    fs::rename(node.path("b.tar"), node.images().join("b.tar")).expect("both paths are on one file system");
     archive
 }
 
@@ -173,7 +173,7 @@ fn what_is_unpacked_runs_and_outlives_the_death_of_both_sides(own: &mut Own) {
     let node = Node::on(&own.target);
     node.configure_also("unpack: before-record");
     let daemon = node.start();
-    let program = fs::read(busybox().expect("busybox")).expect("it can be read");
+    let program = fs::read(busybox().expect("busybox")).expect("the file can be read");
     let files = [
         LayerFile::folder("bin"),
         LayerFile::executable("bin/busybox", program),
@@ -186,10 +186,10 @@ fn what_is_unpacked_runs_and_outlives_the_death_of_both_sides(own: &mut Own) {
     drop_in(&node, [image]);
     daemon.wait_until("the record", || own.target.record(GOOD).is_some());
     let snapshots = own.target.snapshots();
-    assert_eq!(snapshots.len(), 1, "it was unpacked before");
+    assert_eq!(snapshots.len(), 1, "the image is already unpacked");
     daemon.kill();
-    own.containerd.kill().expect("it can be killed");
-    own.containerd.restart().expect("it starts again");
+    own.containerd.kill().expect("containerd can be killed");
+    own.containerd.restart().expect("containerd starts again");
     own.target.collect_garbage();
     assert_eq!(own.target.snapshots(), snapshots);
     let said = own.containerd.run(GOOD, &["/bin/busybox", "cat", "/word"]);

@@ -279,9 +279,15 @@ fn slowly(path: &Path, bytes: &[u8], time: Duration) -> Placed {
 fn untar(at: &Spot) -> Placed {
     let archive = at.from.with_extension("outer");
     let (folder, name) = (at.from.parent(), at.from.file_name());
-    let (folder, name) = (folder.expect("it has a folder"), name.expect("it has a name"));
-    let into = at.to.parent().expect("it has a folder");
-    let renamed = format!("s,.*,{},", at.to.file_name().expect("it has a name").display());
+    let (folder, name) = (
+        folder.expect("the path has a folder"),
+        name.expect("the path has a name"),
+    );
+    let into = at.to.parent().expect("the path has a folder");
+    let renamed = format!(
+        "s,.*,{},",
+        at.to.file_name().expect("the path has a name").display()
+    );
     succeed(
         Command::new("tar")
             .arg("-cf")
@@ -296,7 +302,7 @@ fn untar(at: &Spot) -> Placed {
 }
 
 fn nameless(at: &Spot) -> Placed {
-    let folder = at.to.parent().expect("it has a folder");
+    let folder = at.to.parent().expect("the path has a folder");
     let flags = OFlags::TMPFILE | OFlags::WRONLY;
     let mut file = File::from(rustix::fs::open(folder, flags, Mode::from_raw_mode(0o644))?);
     file.write_all(&at.bytes)?;
@@ -353,7 +359,7 @@ fn rsync(at: &Spot) -> Placed {
 fn rsync_temporary(at: &Spot) -> PathBuf {
     at.to.with_file_name(format!(
         ".{}.Xy1z2A",
-        at.to.file_name().expect("it has a name").display()
+        at.to.file_name().expect("the path has a name").display()
     ))
 }
 
@@ -412,7 +418,7 @@ fn rsync_delayed(at: &Spot) -> Placed {
     write_as_rsync(&temporary, &at.bytes)?;
     let hold = at.to.with_file_name(format!(".~tmp~{}", at.mark));
     fs::create_dir(&hold)?;
-    let held = hold.join(at.to.file_name().expect("it has a name"));
+    let held = hold.join(at.to.file_name().expect("the path has a name"));
     fs::rename(temporary, &held)?;
     thread::sleep(ms(300));
     fs::rename(held, &at.to)?;
@@ -456,7 +462,7 @@ fn write_with_stall(file: &mut File, bytes: &[u8], stall: Duration) -> Placed {
 }
 
 fn autopilot(at: &Spot) -> Placed {
-    let name = at.to.file_name().expect("it has a name").display();
+    let name = at.to.file_name().expect("the path has a name").display();
     let temporary = at.to.with_file_name(format!(".{name}.1234.tmp"));
     slowly(&temporary, &at.bytes, ms(200))?;
     File::open(&temporary)?.sync_all()?;
@@ -564,14 +570,14 @@ impl<'t> Yard<'t> {
         if way.over {
             let older = self.node.path(&format!("{mark}-older.tar"));
             bundles::write(&older, [image(&name)]);
-            fs::rename(older, &to).expect("it can be moved");
+            fs::rename(older, &to).expect("the file can be moved");
             wait_until("the older one", || self.target.record(&name).is_some());
             wait_until("its end", || self.imports(&file) == 1);
         }
         let from = self.node.path(&format!("{mark}-from.tar"));
         let archive = bundles::write(&from, [image(&name)]);
         let from_afar = self.afar.path().join(&file);
-        fs::copy(&from, &from_afar).expect("it can be copied");
+        fs::copy(&from, &from_afar).expect("the file can be copied");
         let spot = Spot {
             bytes: archive.to_bytes(),
             from,
@@ -707,7 +713,7 @@ fn every_way_of_placing_a_file_gives_one_import_of_its_final_content(target: &Ta
             .collect();
         placing
             .into_iter()
-            .map(|each| each.join().expect("it was placed"))
+            .map(|each| each.join().expect("the file was placed"))
             .collect()
     });
     yard.settle();
@@ -741,7 +747,7 @@ fn what_is_unfinished_at_the_start_is_imported_once_when_it_is_finished(target: 
     wait_until("the whole one", || target.record(&name("whole")).is_some());
     let (bundle, marker) = bundles::marker(node.path("marker.tar"));
     node.drop_in(&bundle);
-    wait_until("one that comes later", || target.record(&marker).is_some());
+    wait_until("a later bundle", || target.record(&marker).is_some());
     for what in ["written", "cut", "empty"] {
         assert!(target.record(&name(what)).is_none(), "{what} is not finished");
     }
@@ -778,7 +784,7 @@ on_the_fake!(every_way_of_placing_a_file_gives_one_import_of_its_final_content);
 /// `cargo xtask uploads`: runs the ways one after the other on a real containerd, and prints a
 /// table.
 #[test]
-#[ignore = "it prints a table for the documentation; `cargo xtask uploads` runs it"]
+#[ignore = "prints a table for the documentation: `cargo xtask uploads` runs it"]
 fn prints_the_table() {
     run_on(Place::Real(lab::Generation::V2_1), |target| {
         let yard = Yard::on(target);

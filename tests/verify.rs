@@ -751,7 +751,7 @@ on_the_fake!(
 fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
     let (target, node) = (&own.target, Node::on(&own.target));
     let name = format!("{}:1", repository());
-    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let lower = Layer::files([
         LayerFile::folder("bin/"),
         LayerFile::executable("bin/busybox", busybox),
@@ -783,7 +783,7 @@ fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
         "{found:#}"
     );
     let said = own.containerd.run(&name, &["/bin/sh", "-c", "echo hello"]);
-    assert_eq!(said.expect("it runs").trim(), "hello");
+    assert_eq!(said.expect("the container runs").trim(), "hello");
     let refused = node
         .airgapd(["export", &name, "-o", &text(&node.path("out.tar"))])
         .exits(1);
@@ -795,7 +795,7 @@ fn an_image_that_is_unpacked_needs_its_layers_no_more(own: &mut Own) {
     let (label, top) = labels
         .iter()
         .find(|(key, _)| key.starts_with("containerd.io/gc.ref.snapshot."))
-        .expect("it keeps the snapshots");
+        .expect("the label keeps the snapshots");
     let snapshotter = label.trim_start_matches("containerd.io/gc.ref.snapshot.");
     wait_until("the container has let go of the snapshot", || {
         !target.ctr(&["containers", "list", "--quiet"]).contains("airgapd")

@@ -100,8 +100,8 @@ fn content_is_waited_for_by_its_digest_whatever_its_name(target: &Target) {
     let both = ["wait", "--digest", &new, "--digest", &content, "-o", "json"];
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| node.airgapd(both).exits(0).json());
-        fs::rename(&file, node.images().join("one.tar")).expect("it is one file system");
-        let document = waiting.join().expect("it ends");
+        fs::rename(&file, node.images().join("one.tar")).expect("both paths are on one file system");
+        let document = waiting.join().expect("the thread ends");
         assert_eq!(document["outcome"], "converged");
         assert_eq!(
             bundle(&document, "one.tar")["catalog"],
@@ -160,7 +160,9 @@ fn a_containerd_that_stops_is_what_is_waited_for(own: &mut Own) {
     node.airgapd(["wait"]).exits(0);
     own.containerd.stop().unwrap();
     let status = || node.airgapd(["status", "-o", "json"]).json();
-    daemon.wait_until("it is noticed", || status()["verdict"]["health"] == "waiting");
+    daemon.wait_until("the daemon has noticed", || {
+        status()["verdict"]["health"] == "waiting"
+    });
     let answer = node.airgapd(["wait", "--timeout", "0s"]).exits(3);
     assert!(answer.stderr.contains("waiting for containerd: "), "{answer:?}");
     own.containerd.restart().unwrap();

@@ -69,12 +69,12 @@ fn without_a_watch_the_folder_is_looked_at_every_few_seconds(target: &Target) {
         is_imported(&node, target, "second.tar");
         assert!(
             seen.elapsed() > Duration::from_secs(2),
-            "it does nothing but look around"
+            "the daemon only checks at intervals"
         );
         assert_eq!(
             daemon.count("cannot watch"),
             1,
-            "it is said once:\n{}",
+            "the log has it once:\n{}",
             daemon.log()
         );
         daemon.finish(target);

@@ -232,17 +232,17 @@ impl Chaos {
         let mut ctr = self.containerd.ctr_in(KUBERNETES);
         ctr.args(["content", "ingest", "--expected-size", "1000", INGEST_OF_OTHERS]);
         let mut child = ctr.stdin(Stdio::piped()).spawn().expect("ctr starts");
-        let mut input = child.stdin.take().expect("it is piped");
+        let mut input = child.stdin.take().expect("the stream is piped");
         input.write_all(&[0; 100]).expect("ctr reads");
-        wait_until("somebody writes", || {
+        wait_until("the write of the other program has started", || {
             let ingests = self
                 .runtime
                 .block_on(self.client.ingests())
                 .expect("containerd answers");
             ingests.iter().any(|ingest| ingest.reference == INGEST_OF_OTHERS)
         });
-        child.kill().expect("it runs");
-        child.wait().expect("it is our child");
+        child.kill().expect("the process runs");
+        child.wait().expect("waiting for the child works");
     }
 
     fn images(&self) -> Vec<ImageRecord> {

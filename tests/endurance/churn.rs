@@ -34,7 +34,7 @@ struct Holdings {
 
 impl Holdings {
     fn of(pid: u32) -> Holdings {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
         let number = |key: &str| {
             let line = status
                 .lines()
@@ -44,7 +44,9 @@ impl Holdings {
             number.parse::<u64>().expect("a number")
         };
         Holdings {
-            files: fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count() as u64,
+            files: fs::read_dir(format!("/proc/{pid}/fd"))
+                .expect("the process runs")
+                .count() as u64,
             threads: number("Threads"),
             memory: number("VmRSS") * 1024,
         }
@@ -79,7 +81,7 @@ impl Churn<'_> {
                 (0..=3, Some(file)) if removed < 2 && files.len() > 6 => {
                     removed += 1;
                     self.there.remove(&file);
-                    fs::remove_file(self.node.images().join(&file)).expect("it is there");
+                    fs::remove_file(self.node.images().join(&file)).expect("the file exists");
                 }
                 (4..=5, Some(file)) => self.place(&file),
                 (6..=7, Some(file)) => deleted.push(file),
@@ -107,7 +109,7 @@ impl Churn<'_> {
 
     fn place(&mut self, file: &str) {
         let built = bundles::write(&self.node.path(file), [image(&name_of(file))]);
-        fs::rename(self.node.path(file), self.node.images().join(file)).expect("it can be moved");
+        fs::rename(self.node.path(file), self.node.images().join(file)).expect("the file can be moved");
         self.there
             .insert(file.to_owned(), built.images[0].root.to_string());
     }
@@ -149,7 +151,7 @@ fn outlast(cycles: usize, seed: u64) {
     let mut churn = Churn {
         daemon: node.start(),
         node,
-        fake: target.as_fake().expect("it is one"),
+        fake: target.as_fake().expect("the target is the stand-in"),
         target: &target,
         dice: Dice::new(seed),
         there: BTreeMap::new(),

@@ -78,9 +78,9 @@ fn crowd_in_memory(generation: Generation, count: usize, labels: usize, idle: Du
     };
     run_on_own(generation, &options, |own| {
         let Own { containerd, target } = own;
-        containerd.stop().expect("it ends");
+        containerd.stop().expect("the process ends");
         in_memory(&containerd.root());
-        containerd.restart().expect("it starts");
+        containerd.restart().expect("containerd starts");
         let began = Instant::now();
         target.put_records(records(count, labels));
         say(&format!(
@@ -88,7 +88,7 @@ fn crowd_in_memory(generation: Generation, count: usize, labels: usize, idle: Du
             containerd.version_text(),
             began.elapsed().as_secs_f32()
         ));
-        let pid = containerd.pid().expect("it runs");
+        let pid = containerd.pid().expect("the process runs");
         look_after(target, || processor_time(pid), idle);
     });
 }
@@ -102,7 +102,7 @@ fn in_memory(folder: &Path) {
 
 /// Returns the processor time that a process has used so far (proc_pid_stat(5)).
 fn processor_time(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
     let fields: Vec<&str> = stat
         .rsplit(')')
         .next()
@@ -142,7 +142,7 @@ fn look_after(target: &Target, cost: impl Fn() -> Duration, idle: Duration) {
         wait_for(PATIENCE, "the image", is_in_place);
     });
     wait_for(PATIENCE, "it is written down", || ledger().contains(OURS));
-    wait_for(PATIENCE, "leases are given back", || target.leases().is_empty());
+    wait_for(PATIENCE, "leases are returned", || target.leases().is_empty());
 
     if let Some(fake) = target.as_fake() {
         // The first comparisons after an import check labels with a list.

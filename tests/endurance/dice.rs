@@ -21,8 +21,8 @@ impl Dice {
 
     /// Returns a number of the range, which must not be empty.
     pub fn within(&mut self, range: Range<usize>) -> usize {
-        let width = u64::try_from(range.len()).expect("it fits");
-        range.start + usize::try_from(self.roll() % width).expect("it is smaller than the range")
+        let width = u64::try_from(range.len()).expect("the length fits");
+        range.start + usize::try_from(self.roll() % width).expect("the number is smaller than the range")
     }
 
     /// Returns true in one of `sides` cases on average.

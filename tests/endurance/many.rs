@@ -65,7 +65,9 @@ fn look_after(count: usize, target: &Target) {
     let changes = target.watch();
     let started = Instant::now();
     let daemon = node.start();
-    wait_for(STARTED_WITHIN, "it knows all of them", || all_in_place(&daemon));
+    wait_for(STARTED_WITHIN, "the daemon knows all bundles", || {
+        all_in_place(&daemon)
+    });
     let restarted = started.elapsed();
     let second_peak = peak_memory(daemon.pid()).unwrap();
     assert_eq!(changes.so_far(), [], "nothing was to be done");

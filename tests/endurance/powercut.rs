@@ -99,8 +99,8 @@ impl Cuts {
             .expect("a file");
         let mkfs = lab::parts::mkfs_ext4().expect("a program that makes file systems");
         run(Command::new(mkfs).args(["-q", "-F"]).arg(&disk));
-        node_containerd.stop().expect("it stops");
-        bench.stop().expect("it stops");
+        node_containerd.stop().expect("containerd stops");
+        bench.stop().expect("containerd stops");
         mount(&disk, &node_containerd.root());
         node_containerd.restart().expect("containerd starts on the disk");
         let runtime = Runtime::new().expect("threads for a client");
@@ -144,7 +144,7 @@ impl Cuts {
     /// Cuts the power right after a record appears. Everything that the record needs must survive.
     fn cut_at_a_record(&mut self) -> Result<(), String> {
         self.drop_a_bundle();
-        let (_, name) = self.dropped.back().expect("one was dropped");
+        let (_, name) = self.dropped.back().expect("a bundle was copied");
         let deadline = Instant::now() + Duration::from_secs(60);
         let is_recorded = |image: &containerd::ImageRecord| image.name == *name;
         while !self.images().iter().any(is_recorded) {
@@ -190,11 +190,11 @@ impl Cuts {
             self.files.insert(chain.clone(), content);
         }
         let place = self.node.images().join(&file);
-        fs::rename(placed, &place).expect("it can be moved");
+        fs::rename(placed, &place).expect("the file can be moved");
         self.dropped.push_back((place, name));
         if self.dropped.len() > MOST_BUNDLES {
             let (oldest, _) = self.dropped.pop_front().expect("there are several");
-            fs::remove_file(oldest).expect("it is there");
+            fs::remove_file(oldest).expect("the file exists");
             self.collect();
         }
     }
@@ -214,9 +214,9 @@ impl Cuts {
 
     /// Copies the disk at one instant. No write may happen during the copy.
     fn copy_the_disk(&mut self) -> PathBuf {
-        let pid = self.node_containerd.pid().expect("it runs");
+        let pid = self.node_containerd.pid().expect("the process runs");
         let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
-        kill_process(pid, Signal::STOP).expect("it runs");
+        kill_process(pid, Signal::STOP).expect("the process runs");
         let disk = self.folder.path().join("disk.img");
         let copy = self.folder.path().join("copy.img");
         let device = loop_device(&disk);
@@ -227,7 +227,7 @@ impl Cuts {
                 break;
             }
         }
-        kill_process(pid, Signal::CONT).expect("it runs");
+        kill_process(pid, Signal::CONT).expect("the process runs");
         copy
     }
 
@@ -322,7 +322,7 @@ fn loop_device(file: &Path) -> String {
             let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
             backing.is_ok_and(|backing| Path::new(backing.trim()) == file)
         });
-    name.expect("it is mounted")
+    name.expect("the file backs a loop device")
 }
 
 /// Returns the finished writes to a device and the running ones (sysfs, block/stat: fields 5 and
@@ -373,7 +373,7 @@ fn survive(generation: Generation, cuts: usize, seed: u64) {
             panic!("containerd {generation}, unpack {unpack}, seed {seed}, after {before} cuts: {why}");
         }
         let ledger = fs::read(series.node.ledger()).expect("the daemon has written something down");
-        let ledger = serde_json::from_slice(&ledger).expect("it is whole");
+        let ledger = serde_json::from_slice(&ledger).expect("the ledger is whole");
         super::blames_no_file(&ledger).expect("nothing is set aside");
         let Figures {
             cuts,

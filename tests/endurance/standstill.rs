@@ -52,7 +52,7 @@ fn outwait(own: &mut Own, standstill: Duration) {
     let layer = Image::new(NAME).platform(native()).layer(unique());
     let path = node.path("slow.tar");
     bundles::write(&path, [layer.with_layer(Layer::zeros(LAYER))]);
-    std::fs::rename(&path, node.images().join("slow.tar")).expect("it can be moved");
+    std::fs::rename(&path, node.images().join("slow.tar")).expect("the file can be moved");
     daemon.wait_until("all bytes of the layer are there", || {
         let ingests = target.ingests_in_full();
         ingests.iter().any(|ingest| ingest.offset >= LAYER)
@@ -65,7 +65,7 @@ fn outwait(own: &mut Own, standstill: Duration) {
     }
     drop(frozen);
     let thawed = Instant::now();
-    daemon.wait_until("it is imported", || {
+    daemon.wait_until("the image is imported", || {
         target.record(NAME).is_some() && target.is_pinned(NAME)
     });
     let log = daemon.finish(target);

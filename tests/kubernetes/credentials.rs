@@ -38,7 +38,7 @@ impl Machine<'_> {
             refused["remedy"],
             "remove the record and restart kubelet, which keeps its records in memory"
         );
-        fs::remove_file(refused["record"].as_str().expect("a path")).expect("it is there");
+        fs::remove_file(refused["record"].as_str().expect("a path")).expect("the file exists");
         self.kubelet.restart().expect("kubelet starts");
     }
 
@@ -88,7 +88,7 @@ fn an_image_whose_pull_a_crash_cut_short_is_refused_as_verify_said(machine: &mut
     machine.bundle("web.tar", APP);
     // A crash of the node during a pull leaves this file.
     let pulling = machine.kubelet.root().join("image_manager/pulling");
-    machine.kubelet.stop().expect("it ends");
+    machine.kubelet.stop().expect("the process ends");
     let intent = json!({
         "kind": "ImagePullIntent", "apiVersion": "kubelet.config.k8s.io/v1beta1", "image": APP,
     });
@@ -120,7 +120,7 @@ fn a_record_that_cannot_be_read_refuses_its_image_even_where_nothing_is_verified
     let archive = machine.bundle("web.tar", APP);
     machine.bring("web.tar", APP);
     let id = id_of(&archive.images[0]);
-    machine.kubelet.stop().expect("it ends");
+    machine.kubelet.stop().expect("the process ends");
     let record = machine
         .kubelet
         .root()

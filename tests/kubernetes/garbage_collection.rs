@@ -73,7 +73,7 @@ fn an_image_whose_bundle_has_gone_is_unpinned_and_kubelet_takes_it(machine: &mut
     let id = id_of(&ours.images[0]);
     assert_eq!(machine.count(&[REMOVING, &id]), 0);
     let before = machine.so_far();
-    std::fs::remove_file(machine.node.images().join("ours.tar")).expect("it is there");
+    std::fs::remove_file(machine.node.images().join("ours.tar")).expect("the file exists");
     machine.said_since(before, &[REMOVING, &id]);
     machine.wait("the image is gone", || {
         machine.target().image_status(OURS).is_none()

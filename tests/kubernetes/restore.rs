@@ -52,7 +52,7 @@ fn remove(machine: &Machine<'_>, name: &str) {
     machine.target().block_on(async {
         let channel = Endpoint::from_shared(socket).expect("an address").connect().await;
         let mut images = ImageServiceClient::new(channel.expect("containerd is there"));
-        images.remove_image(request).await.expect("it is removed");
+        images.remove_image(request).await.expect("the image is removed");
     });
 }
 

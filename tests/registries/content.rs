@@ -16,7 +16,7 @@ use crate::support::{Node, on_its_own_containerd, unique};
 
 /// Returns an image for three platforms. The image for this machine prints a greeting.
 fn hello() -> Image {
-    let busybox = std::fs::read(lab::parts::busybox().expect("a busybox")).expect("it can be read");
+    let busybox = std::fs::read(lab::parts::busybox().expect("a busybox")).expect("the file can be read");
     let files = |platform: &str| {
         let busybox = if platform == native() {
             busybox.clone()
@@ -161,7 +161,7 @@ fn every_form_of_image_arrives_with_the_digest_of_the_registry_and_runs(own: &mu
         let said = own
             .containerd
             .run(&name(repository), &["/bin/sh", "-c", "echo hello"]);
-        assert_eq!(said.expect("it runs").trim(), "hello", "{repository}");
+        assert_eq!(said.expect("the container runs").trim(), "hello", "{repository}");
     }
 }
 

@@ -37,17 +37,20 @@ fn begin_and_hold(reference: &str) -> Child {
 
 /// Reads the rest of both outputs.
 fn rest_of(mut child: Child) -> (i32, Vec<u8>, String) {
-    let mut stderr = child.stderr.take().expect("it is piped");
+    let mut stderr = child.stderr.take().expect("the stream is piped");
     let said = std::thread::spawn(move || {
         let mut text = String::new();
         stderr.read_to_string(&mut text).map(|_| text)
     });
     let mut bytes = Vec::new();
-    let mut stdout = child.stdout.take().expect("it is piped");
-    stdout.read_to_end(&mut bytes).expect("it can be read");
-    let status = child.wait().expect("it is our child");
-    let said = said.join().expect("it does not panic").expect("it can be read");
-    (status.code().expect("it ends by itself"), bytes, said)
+    let mut stdout = child.stdout.take().expect("the stream is piped");
+    stdout.read_to_end(&mut bytes).expect("the file can be read");
+    let status = child.wait().expect("waiting for the child works");
+    let said = said
+        .join()
+        .expect("the thread does not panic")
+        .expect("the file can be read");
+    (status.code().expect("the command was not killed"), bytes, said)
 }
 
 /// A registry is killed while it sends, and restarted. No byte is sent twice, and the bundle is the
@@ -65,7 +68,7 @@ fn a_registry_that_is_killed_in_mid_blob_is_taken_up_again_when_it_is_back() {
     let mut child = begin_and_hold(&name);
     // The rest of the layer is larger than the buffers of pipes, sockets and the program.
     let mut beginning = vec![0; MIB];
-    let stdout = child.stdout.as_mut().expect("it is piped");
+    let stdout = child.stdout.as_mut().expect("the stream is piped");
     stdout.read_exact(&mut beginning).expect("the transfer has begun");
     registry.kill();
     registry.restart();

@@ -63,7 +63,7 @@ impl Middleman {
         judge: impl Fn(&Request, usize) -> Act + Send + Sync + 'static,
     ) -> Middleman {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("it is bound").port();
+        let port = listener.local_addr().expect("the socket is bound").port();
         let (seen, is_over) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let middleman = Middleman {
             port,

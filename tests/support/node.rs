@@ -94,12 +94,12 @@ impl Node {
 
     /// Moves a file into the folder that is no bundle.
     pub fn put_broken(&self, file: &str) {
-        fs::write(self.path(file), "no bundle\n".repeat(200)).expect("it can be written");
+        fs::write(self.path(file), "no bundle\n".repeat(200)).expect("the file can be written");
         self.put_at_once(file);
     }
 
     fn put_at_once(&self, file: &str) {
-        fs::rename(self.path(file), self.images().join(file)).expect("it is one file system");
+        fs::rename(self.path(file), self.images().join(file)).expect("both paths are on one file system");
     }
 
     /// Copies a bundle into the folder, waits for its image, and returns the image's name. By then
@@ -164,7 +164,7 @@ impl Node {
     pub fn program_for_all(&self) -> PathBuf {
         let copy = self.path("airgapd");
         if !copy.exists() {
-            fs::set_permissions(self.path(""), fs::Permissions::from_mode(0o755)).expect("it is ours");
+            fs::set_permissions(self.path(""), fs::Permissions::from_mode(0o755)).expect("the test owns it");
             fs::copy(program().get_program(), &copy).expect("the program can be copied");
         }
         copy
@@ -173,16 +173,16 @@ impl Node {
     /// Sends a request on the control socket, like `curl --unix-socket`. Returns the head and the
     /// body of the answer.
     pub fn ask(&self, path: &str, headers: &[(&str, &str)]) -> (String, String) {
-        let mut stream = UnixStream::connect(self.path("run/control.sock")).expect("it listens");
+        let mut stream = UnixStream::connect(self.path("run/control.sock")).expect("the server listens");
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n");
         for (name, value) in headers {
             request = format!("{request}{name}: {value}\r\n");
         }
         stream
             .write_all(format!("{request}\r\n").as_bytes())
-            .expect("it listens");
+            .expect("the server listens");
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers with text");
+        stream.read_to_string(&mut answer).expect("the answer is text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         (head.to_owned(), body.to_owned())
     }
@@ -304,7 +304,10 @@ impl Daemon {
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let log = Arc::new(Mutex::new(String::new()));
-        let (stderr, written) = (child.stderr.take().expect("it is piped"), Arc::clone(&log));
+        let (stderr, written) = (
+            child.stderr.take().expect("the stream is piped"),
+            Arc::clone(&log),
+        );
         let reader = thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                 let mut log = written.lock().expect("no holder panics");
@@ -368,12 +371,12 @@ impl Daemon {
 
     /// Sends a signal to the daemon.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
     }
 
     /// Waits until it holds no lease or ingest in containerd, and stops it.
     pub fn finish(self, target: &Target) -> String {
-        self.wait_until("leases and ingests are given back", || {
+        self.wait_until("leases and ingests are returned", || {
             target.leases().is_empty() && target.ingests().is_empty()
         });
         self.stop()
@@ -398,7 +401,7 @@ impl Daemon {
 
     /// Kills it like a crash.
     pub fn kill(mut self) -> String {
-        self.child.kill().expect("it can be killed");
+        self.child.kill().expect("the daemon can be killed");
         self.wait();
         self.log()
     }
@@ -407,14 +410,14 @@ impl Daemon {
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         let mut ended = || {
-            status = self.child.try_wait().expect("it is our child");
+            status = self.child.try_wait().expect("waiting for the child works");
             status.is_some()
         };
         wait_until("the daemon ends", &mut ended);
         if let Some(reader) = self.reader.take() {
             reader.join().expect("reading does not panic");
         }
-        status.expect("it has ended")
+        status.expect("the daemon has ended")
     }
 }
 

@@ -15,7 +15,7 @@ use super::{tools, wait_until};
 /// Returns a port of this machine that was free a moment ago.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it has one").port()
+    listener.local_addr().expect("the socket has an address").port()
 }
 
 /// Returns the answer to a request on a port of this machine.
@@ -53,7 +53,7 @@ impl Prometheus {
             "scrape_configs": [{"job_name": "airgapd", "static_configs": [{"targets": targets}]}],
         });
         let file = folder.path().join("prometheus.yml");
-        fs::write(&file, configuration.to_string()).expect("it can be written");
+        fs::write(&file, configuration.to_string()).expect("the file can be written");
         let port = free_port();
         let child = Command::new(program)
             .arg(format!("--config.file={}", file.display()))

@@ -144,8 +144,8 @@ impl Registry {
 
     /// Kills it like a crash.
     pub fn kill(&mut self) {
-        self.child.kill().expect("it runs");
-        self.child.wait().expect("it is our child");
+        self.child.kill().expect("the process runs");
+        self.child.wait().expect("waiting for the child works");
     }
 
     /// Starts it again on the same port.
@@ -237,10 +237,10 @@ impl Registry {
         }
         stream
             .write_all(format!("{head}\r\n").as_bytes())
-            .expect("it reads");
-        stream.write_all(body).expect("it reads");
+            .expect("the other side reads");
+        stream.write_all(body).expect("the other side reads");
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("it answers");
+        stream.read_to_end(&mut answer).expect("the other side answers");
         let answer = String::from_utf8_lossy(&answer);
         let (first, rest) = answer.split_once("\r\n").expect("a status line");
         let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -274,8 +274,8 @@ fn begin(program: &Path, configuration: &Path) -> (Child, u16, Arc<Mutex<String>
         .expect("the registry starts");
     let log = Arc::new(Mutex::new(String::new()));
     let outputs: [Box<dyn Read + Send>; 2] = [
-        Box::new(child.stdout.take().expect("it is piped")),
-        Box::new(child.stderr.take().expect("it is piped")),
+        Box::new(child.stdout.take().expect("the stream is piped")),
+        Box::new(child.stderr.take().expect("the stream is piped")),
     ];
     for output in outputs {
         let log = Arc::clone(&log);

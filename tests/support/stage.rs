@@ -50,7 +50,7 @@ impl Stage {
             .stdout(Stdio::piped())
             .spawn()
             .expect("unshare comes with util-linux");
-        let said = BufReader::new(holder.stdout.take().expect("it is piped"));
+        let said = BufReader::new(holder.stdout.take().expect("the stream is piped"));
         let is_ready = said.lines().map_while(Result::ok).any(|line| line == "ready");
         assert!(is_ready, "the node could not be made");
         Stage { holder, folder }
@@ -70,7 +70,7 @@ impl Stage {
     /// Writes a file of the node, and creates its folders.
     pub fn write(&self, path: &str, contents: impl AsRef<[u8]>) {
         let path = self.at(path);
-        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+        fs::create_dir_all(path.parent().expect("the path has a folder")).expect("a folder");
         fs::write(path, contents).expect("a file");
     }
 

@@ -98,7 +98,7 @@ impl Target {
 
     /// From now on the stand-in takes this long to commit a blob.
     pub fn slow_commits(&self, by: Duration) {
-        let fake = self.as_fake().expect("it is the stand-in");
+        let fake = self.as_fake().expect("the target is the stand-in");
         fake.inject(Fault::SlowCommit { by });
     }
 
@@ -392,7 +392,7 @@ struct InMemory(Vec<u8>);
 
 impl BlobSource for InMemory {
     fn open(&self, offset: u64) -> std::io::Result<Box<dyn std::io::Read + Send>> {
-        let offset = usize::try_from(offset).expect("it fits into memory");
+        let offset = usize::try_from(offset).expect("the offset fits into memory");
         Ok(Box::new(std::io::Cursor::new(self.0[offset..].to_vec())))
     }
 }

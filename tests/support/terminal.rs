@@ -25,17 +25,17 @@ impl OnTerminal {
     /// Starts a command with its standard output and error on a terminal of this size.
     pub fn start(mut command: Command, columns: u16, lines: u16) -> OnTerminal {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
-        grantpt(&terminal).expect("it is ours");
-        unlockpt(&terminal).expect("it is ours");
-        let path = ptsname(&terminal, Vec::new()).expect("it has a name");
-        let path = path.into_string().expect("it is text");
+        grantpt(&terminal).expect("the test owns it");
+        unlockpt(&terminal).expect("the test owns it");
+        let path = ptsname(&terminal, Vec::new()).expect("the path has a name");
+        let path = path.into_string().expect("the path is text");
         resize(&terminal, columns, lines);
         let open = || {
             OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open(&path)
-                .expect("it can be opened")
+                .expect("the terminal can be opened")
         };
         command.stdin(Stdio::null()).stdout(open()).stderr(open());
         let child = command.spawn().expect("the program starts");
@@ -78,18 +78,18 @@ impl OnTerminal {
 
     /// Sends a signal to the command.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
     }
 
     /// Waits for the end of the command. Returns its exit code and its whole output.
     pub fn end(mut self) -> (Option<i32>, String) {
         let mut ended = None;
         wait_until("the command ends", || {
-            ended = self.child.try_wait().expect("it is our child");
+            ended = self.child.try_wait().expect("waiting for the child works");
             ended.is_some()
         });
         if let Some(reader) = self.reader.take() {
-            reader.join().expect("it reads to the end");
+            reader.join().expect("the reader ends");
         }
         (ended.and_then(|status| status.code()), self.shown())
     }
@@ -109,5 +109,5 @@ fn resize(terminal: &OwnedFd, columns: u16, lines: u16) {
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    tcsetwinsize(terminal, size).expect("it is a terminal");
+    tcsetwinsize(terminal, size).expect("this is a terminal");
 }

@@ -82,8 +82,8 @@ fn started(generation: Generation) -> Result<Shared> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    let alive = server.stdin.take().expect("it is piped");
-    let said = BufReader::new(server.stdout.take().expect("it is piped"));
+    let alive = server.stdin.take().expect("the stream is piped");
+    let said = BufReader::new(server.stdout.take().expect("the stream is piped"));
     let place = said
         .lines()
         .map_while(Result::ok)

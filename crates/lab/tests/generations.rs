@@ -222,7 +222,7 @@ fn a_running_container_does_not_outlive_its_containerd() {
         containerd.kill().unwrap();
         assert!(sleeping(), "a container outlives containerd's crash");
         drop(containerd);
-        assert!(!sleeping(), "it ended with the rest");
+        assert!(!sleeping(), "the container ended with its containerd");
         assert!(!is_mentioned_in_proc(&folder));
         assert!(!folder.exists());
     });

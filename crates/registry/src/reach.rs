@@ -385,7 +385,10 @@ mod tests {
     async fn a_name_that_leads_here_connects_only_where_it_was_named() {
         let guard = Guard::default();
         let resolve = |name: &str| guard.resolve(name.parse().unwrap());
-        let error = resolve("localhost").await.err().expect("it leads here");
+        let error = resolve("localhost")
+            .await
+            .err()
+            .expect("the name means this machine");
         assert!(error.to_string().contains("did not name it"), "{error}");
         guard.allow("LocalHost");
         assert!(resolve("localhost").await.is_ok());
