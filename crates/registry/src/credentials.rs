@@ -108,9 +108,9 @@ impl Credentials {
         Ok(Self { files })
     }
 
-    /// Returns the secret for a repository from the first file that has one. In a file, the entry
-    /// closest to the repository wins, and helpers come after entries. Cancel safe: a helper is
-    /// killed.
+    /// Returns the secret for a repository from the first file that has one. A helper for the host
+    /// is the only source of its file. Otherwise the entry closest to the repository comes first,
+    /// then the store for all hosts. Cancel safe: a helper is killed.
     pub(crate) async fn of(&self, location: &Location) -> Result<Option<Secret>, Error> {
         for (path, file) in &self.files {
             if let Some((server, helper)) = file.helper(location) {

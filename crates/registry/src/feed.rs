@@ -155,7 +155,7 @@ struct Pieces<'f> {
 }
 
 impl Pieces<'_> {
-    /// If the cache cannot be written, only the next run takes longer.
+    /// Stores a piece in the cache. If the cache cannot be written, only the next run takes longer.
     fn keep(&mut self) {
         if self.from_cache.load(Ordering::Relaxed) > 0 {
             return;

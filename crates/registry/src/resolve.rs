@@ -330,7 +330,8 @@ impl Walk<'_> {
         read.ok().flatten()
     }
 
-    /// If the cache cannot be written, only the next run takes longer.
+    /// Stores a document in the cache. If the cache cannot be written, only the next run takes
+    /// longer.
     async fn keep(&self, blob: &BlobRef, bytes: &[u8]) {
         let Some(cache) = self.cache.cloned() else { return };
         let (blob, bytes) = (blob.clone(), bytes.to_owned());

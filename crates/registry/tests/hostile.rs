@@ -173,7 +173,7 @@ fn manifest() -> String {
     )
 }
 
-/// A registry that behaves well.
+/// Answers like a registry that behaves well.
 fn honest(request: &Request) -> Reply {
     if request.target.contains("/manifests/") {
         reply(200, "", manifest().as_bytes())
@@ -323,7 +323,7 @@ async fn credentials_go_no_further_than_their_registry() {
     assert!(server.asked().iter().any(|host| host == "store.test"));
 }
 
-/// A registry that requires a token from `realm`.
+/// Starts a registry that requires a token from `realm`.
 fn with_tokens(realm: &'static str) -> Server {
     Server::start(move |request| {
         if request.target.contains("/token") {

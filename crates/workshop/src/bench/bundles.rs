@@ -44,17 +44,18 @@ impl Bundles {
         Ok(Self { folder })
     }
 
-    /// Six images for one platform on a common base, some 600 MB.
+    /// Writes six images for one platform on a common base, some 600 MB.
     pub(super) fn single(&self) -> Result<Bundle> {
         self.layout("single.tar", 6, || single("1"))
     }
 
-    /// The same with a tenth of its bytes changed, like the next release of one image.
+    /// Writes the same images with a tenth of the bytes changed, like the next release of one
+    /// image.
     pub(super) fn single_changed(&self) -> Result<Bundle> {
         self.layout("single-changed.tar", 6, || single("2"))
     }
 
-    /// Three images for four platforms each, some 600 MB.
+    /// Writes three images for four platforms each, some 600 MB.
     pub(super) fn platforms(&self) -> Result<Bundle> {
         self.layout("platforms.tar", 3, || {
             (0..3).fold(Layout::new(), |layout, number| {
@@ -63,7 +64,7 @@ impl Bundles {
         })
     }
 
-    /// Two hundred images of 40 KB, each with a layer, a config and a manifest of its own.
+    /// Writes two hundred images of 40 KB. Each has its own layer, config and manifest.
     pub(super) fn small(&self) -> Result<Bundle> {
         self.layout("small.tar", SMALL_IMAGES, || {
             (0..SMALL_IMAGES).fold(Layout::new(), |layout, number| {
@@ -73,8 +74,8 @@ impl Bundles {
         })
     }
 
-    /// Layers as `docker save` writes them, without compression. The whole bundle is compressed:
-    /// 600 MB before.
+    /// Writes layers like `docker save`, without compression. The whole bundle is compressed: 600
+    /// MB before.
     pub(super) fn compressed(&self, codec: Compression) -> Result<Bundle> {
         let plain = self.layout("plain-layers.tar", 4, || {
             (0..4).fold(Layout::new(), |layout, number| {
@@ -102,7 +103,7 @@ impl Bundles {
         })
     }
 
-    /// A bundle of ten small images, out of many such bundles.
+    /// Writes one of many bundles, each with ten small images.
     pub(super) fn many(&self, number: usize) -> Result<Bundle> {
         self.layout(&format!("many-{number}.tar"), 10, || {
             (0..10).fold(Layout::new(), |layout, image_number| {
@@ -112,7 +113,7 @@ impl Bundles {
         })
     }
 
-    /// 10 MB for three platforms, with images that run.
+    /// Writes 10 MB for three platforms, with images that run.
     pub(super) fn demo(&self) -> Result<Bundle> {
         let path = self.folder.join("demo.tar");
         if !path.exists() {
@@ -124,7 +125,7 @@ impl Bundles {
         })
     }
 
-    /// An image that runs, with 120 MB before compression.
+    /// Writes an image that runs, with 120 MB before compression.
     pub(super) fn runnable(&self) -> Result<Bundle> {
         let program = fs::read(lab::parts::busybox()?)?;
         let files = [

@@ -217,7 +217,7 @@ fn tars() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// 2^95 - 1 in base 256.
+/// Returns 2^95 - 1 in base 256.
 fn huge() -> [u8; 12] {
     let mut size = [0xff; 12];
     size[0] = 0x80;
