@@ -1,4 +1,5 @@
-//! Who may write where bundles lie: nothing is taken from a folder that everybody can write.
+//! The permissions of the images folder: airgapd takes nothing from a folder that every user can
+//! write.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +19,7 @@ fn a_folder_that_everybody_can_write_is_refused(target: &Target) {
     wait_until("the image, once the folder is in order", || {
         target.record("registry.test/a:1").is_some()
     });
-    daemon.wait_until("the lease is given back", || target.leases().is_empty());
+    daemon.wait_until("the lease is returned", || target.leases().is_empty());
     daemon.stop();
 }
 
