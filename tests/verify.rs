@@ -411,7 +411,12 @@ fn every_miss_says_what_comes_closest(target: &Target) {
         (&other_build, "absent", json!("digest"), "another build"),
         (&near_tag, "absent", json!("tag"), &*other),
         (&nothing, "absent", Value::Null, "add it to a bundle"),
-        ("Not A Name", "invalid_reference", Value::Null, "correct it"),
+        (
+            "Not A Name",
+            "invalid_reference",
+            Value::Null,
+            "correct the reference",
+        ),
     ] {
         let image = of(&document, reference);
         assert_eq!(image["status"], status, "{image:#}");
