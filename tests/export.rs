@@ -172,7 +172,7 @@ fn what_is_not_there_is_named_with_what_comes_closest_and_nothing_is_written(tar
     let answer = export(&node, "out.tar", &[ONE, "--images", &text(&list)]).exits(1);
     let error = answer.json()["error"].as_str().unwrap().to_owned();
     for said in [
-        "registry.test/one:2: containerd has no image of this name; there is registry.test/one:1",
+        "registry.test/one:2: containerd has no image of this name (the closest is registry.test/one:1)",
         "\"no Reference\"",
         "registry.test/nothing/like:it: containerd has no image of this name",
     ] {
