@@ -1,8 +1,8 @@
 //! airgapd: imports image bundles into containerd on airgapped Kubernetes nodes.
 //!
 //! This crate is the edge around the libraries: the command line and the configuration ([`cli`],
-//! [`config`]), the [`commands`], the answers ([`output`]) and the log ([`mod@log`]). The daemon is
-//! the library `node`.
+//! [`config`]), the [`commands`], the answers ([`output`]) and the log ([`log`]). The daemon is the
+//! library `node`.
 
 mod cli;
 mod commands;

@@ -502,8 +502,8 @@ impl InspectedPlatform {
     }
 }
 
-/// Inspects a bundle. The exit status is 0 if it is whole, 5 if it is not whole or not a bundle,
-/// and 1 if the file cannot be read.
+/// Inspects a bundle. The exit status is 0 for a whole bundle and 1 for an unreadable file. It is 5
+/// if the bundle is not whole or the file is not a bundle.
 pub(super) async fn run(args: &InspectArgs, call: &Call) -> Result<Exit, Refusal> {
     let opened = super::import::open(&args.file, &call.settings.limits).await;
     let bundle = Arc::new(opened.map_err(|error| {

@@ -118,8 +118,7 @@ impl Owners {
     }
 }
 
-/// Returns the name of an id in a table of passwd(5) or group(5), which has the id in the third
-/// field.
+/// Returns the name of an id in a table of passwd(5) or group(5). The id is the third field.
 fn name_of(table: &str, id: u32) -> Option<String> {
     let named = table.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -54,7 +54,8 @@ fn is_service_link(name: &str) -> bool {
     rest.starts_with("SERVICE_") || rest == "PORT" || rest.starts_with("PORT_")
 }
 
-/// Returns the variable of a key: `AIRGAPD_DATA_DIR` for `dataDir`, `AIRGAPD_LIMITS_JSON_DOCUMENT` for `limits.jsonDocument`.
+/// Returns the variable of a key, such as `AIRGAPD_DATA_DIR` for `dataDir` or
+/// `AIRGAPD_LIMITS_JSON_DOCUMENT` for `limits.jsonDocument`.
 pub(super) fn variable_of_key(key: &str) -> String {
     let mut variable = PREFIX.to_owned();
     for c in key.chars() {

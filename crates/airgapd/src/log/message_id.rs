@@ -5,7 +5,7 @@ use node::outcome::Outcome;
 
 use super::line::Fields;
 
-/// The subject of an event: the smallest one that its fields name.
+/// The subject of an event, which is the smallest thing that its fields name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum About {
     Image,

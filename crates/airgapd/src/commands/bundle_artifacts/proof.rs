@@ -103,8 +103,8 @@ impl BundleProof {
     ///
     /// # Errors
     ///
-    /// Returns the reason why the file is not a bundle, or every image in it that no such node
-    /// would take.
+    /// Returns an error if the file is not a bundle. Otherwise it returns every image that no such
+    /// node would take.
     pub(super) fn of_file(&self, path: &Path) -> Result<(), Refusal> {
         let bundle = Bundle::open(path, &self.limits).context("the new bundle cannot be read")?;
         let inspection = Inspection::of(&bundle, &self.policy);

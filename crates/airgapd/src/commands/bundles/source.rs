@@ -150,8 +150,7 @@ impl Sources {
     }
 
     /// Returns the images by name. Of two images with one name, the later counts. Names by digest
-    /// that each import makes from a tag are left out, since the result of an import does not
-    /// depend on them.
+    /// that each import makes from a tag are left out: they do not change the result.
     pub(super) fn by_name(&self) -> BTreeMap<&str, &Item> {
         let named = self.items.iter().flat_map(|item| {
             let made: HashSet<String> = item.names_by_digest().collect();

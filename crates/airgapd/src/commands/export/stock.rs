@@ -1,5 +1,4 @@
-//! The images and blobs of a containerd at one moment, and the lookup of images by names that a
-//! user typed.
+//! The images and blobs of a containerd at one moment, and the lookup of images by a typed name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
