@@ -215,7 +215,7 @@ impl Drop for SmallDisk {
 /// k0s has its own importer, and its label says which folder that goes by.
 fn a_second_importer_on_the_same_folder_is_found(target: &Target) {
     let node = Node::on(target);
-    assert_found(&doctor(&node), "others", "ok", &["nobody else"]);
+    assert_found(&doctor(&node), "others", "ok", &["no other importer"]);
     let bundle = node.images().join("bundle.tar");
     let name = "registry.test/of-k0s:1";
     let archive = bundles::write(&bundle, [image(name)]);

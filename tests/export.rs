@@ -417,12 +417,12 @@ fn nothing_is_written_to_a_terminal_and_mistakes_are_told_before_anything_is_don
         .expect("script is in bsdutils, which every Debian has");
     assert_eq!(script.status.code(), Some(2), "{script:?}");
     assert!(
-        String::from_utf8_lossy(&script.stdout).contains("nothing for a terminal"),
+        String::from_utf8_lossy(&script.stdout).contains("refusing to write a bundle to a terminal"),
         "{script:?}"
     );
     let file = text(&node.path("out.tar"));
     let rows: [(&[&str], &str); 4] = [
-        (&["export", "--all"], "say where"),
+        (&["export", "--all"], "--output is required"),
         (&["export", "--all", "-o", "-", "-o", "json"], "cannot both"),
         (&["export", "-o", &file], "no image is named"),
         (

@@ -104,7 +104,7 @@ fn on_machine(platform: Platform, machine: Platform) -> Platform {
         variant,
         ..
     } = machine;
-    // v7 is what arm without a variant means.
+    // arm without a variant means v7.
     let variant = variant.filter(|variant| architecture == "arm" && variant != "v7");
     Platform {
         architecture,

@@ -109,7 +109,7 @@ pub(super) fn key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// Keys that hold keys.
+/// Groups of keys.
 pub(super) const GROUPS: [&str; 3] = ["require", "limits", "log"];
 
 /// Keys that the daemon applies only at its start.

@@ -52,7 +52,7 @@ fn entry(platform: Option<Platform>, behind: What) -> Listed {
     }
 }
 
-/// Gives every entry the number of its place, depth first, and the whole an index around it.
+/// Puts the entries into an index and numbers all of them, depth first.
 fn index(entries: Vec<Listed>) -> Listed {
     let mut root = entry(None, What::Index(entries));
     number(&mut root, &mut 0);

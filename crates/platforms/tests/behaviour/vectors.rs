@@ -477,7 +477,7 @@ fn versions_count_for_windows_only_and_since_containerd_2() {
 #[test]
 fn windows_hosts_run_what_their_release_allows() {
     for (host, candidate, accepted) in [
-        // Before Server 2022: the very same build.
+        // Before Server 2022: exactly the same build.
         ("10.0.17763", "10.0.17763.999", true),
         ("10.0.17763", "10.0.14393", false),
         // Server 2022 runs itself. Later releases up to 2025 run builds down to 2022.
