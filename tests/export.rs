@@ -422,7 +422,7 @@ fn nothing_is_written_to_a_terminal_and_mistakes_are_told_before_anything_is_don
     );
     let file = text(&node.path("out.tar"));
     let rows: [(&[&str], &str); 4] = [
-        (&["export", "--all"], "--output is required"),
+        (&["export", "--all"], "--output FILE is required"),
         (&["export", "--all", "-o", "-", "-o", "json"], "cannot both"),
         (&["export", "-o", &file], "no image is named"),
         (

@@ -38,7 +38,7 @@ impl Target {
     pub(super) fn of(call: &Call) -> Result<Target, Refusal> {
         match &call.file {
             None => Err(Refusal::usage(
-                "--output is required: FILE, or - for standard output",
+                "--output FILE is required, or --output - for standard output",
             )),
             Some(file) if file.as_os_str() != "-" => Ok(Target::File(file.clone())),
             Some(_) if io::stdout().is_terminal() => Err(Refusal::usage(
