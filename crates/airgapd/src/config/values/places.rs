@@ -108,8 +108,8 @@ impl Kind for Loopback {
     }
 }
 
-/// A namespace by containerd's rules: at most 76 letters and digits, with single `-`, `_` or `.`
-/// between them.
+/// A namespace by containerd's rules: at most 76 characters, letters and digits with single `-`,
+/// `_` or `.` between them.
 pub(in crate::config) struct Namespace;
 
 impl Kind for Namespace {
