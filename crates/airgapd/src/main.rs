@@ -15,14 +15,13 @@ mod progress;
 use std::process::ExitCode;
 
 use basics::Foreign;
-use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{Exit, Refusal};
 
 fn main() -> ExitCode {
     node::sys::give_back_memory();
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => return not_understood(&printable(error)).into(),
     };
@@ -51,7 +50,7 @@ fn run(Cli { common, command }: Cli) -> Result<Exit, Refusal> {
 /// clap quotes them.
 fn printable(error: clap::Error) -> clap::Error {
     let shown = std::env::args_os().map(|argument| Foreign::file_name(&argument).to_string());
-    Cli::try_parse_from(shown).err().unwrap_or(error)
+    cli::parse_from(shown).err().unwrap_or(error)
 }
 
 /// Prints clap's help, or its error about the command line. A caller that requested JSON gets the

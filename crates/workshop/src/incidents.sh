@@ -1,9 +1,9 @@
-# Eight incidents on a node that systemd runs: each is brought about, every output says the same of
-# it, and it is mended. This is part of packaged.sh: airgapd and containerd run, and demo.tar is in
-# place.
+# Eight incidents on a node that runs under systemd. The script causes each incident, checks that
+# every output reports it, and repairs it. This is part of packaged.sh: airgapd and containerd run,
+# and demo.tar is in place.
 
-# Holds every output against a verdict: the verdict with what is waited for, and the exit status of
-# `airgapd status`.
+# Compares every output with a verdict: the verdict with the cause of waiting, and the exit status
+# of `airgapd status`.
 agree() {
     short=$1 code=$2
     says() { airgapd status > /root/said; is=$?; test $is = "$code" && grep -q "^verdict     $short\$" /root/said; }
@@ -20,7 +20,7 @@ agree() {
     eventually in_the_metrics
     in_journal "the node is $short"
 }
-# Ends with this exit status.
+# Checks the exit status of a command.
 ends_with() {
     code=$1 is=0
     shift
@@ -29,7 +29,7 @@ ends_with() {
 }
 agree healthy 0
 
-# An image that a pod needs is in no bundle.
+# No bundle has an image that a pod needs.
 printf 'registry.example/demo/missing:1\n' > /etc/airgapd/required.txt
 cp /etc/airgapd/config.yaml /root/config.yaml
 sed -i 's|^  images: \[\]|  images: [/etc/airgapd/required.txt]|' /etc/airgapd/config.yaml
@@ -48,7 +48,7 @@ agree 'waiting for the end of an upload' 1
 rm $images/cut.tar
 agree healthy 0
 
-# containerd dies, and another one with an empty root takes its place: the images come back.
+# containerd dies, and a containerd with an empty root replaces it. The daemon restores the images.
 systemctl stop containerd
 agree 'waiting for containerd' 3
 ends_with 3 airgapd wait --timeout 2s
@@ -79,10 +79,10 @@ rmdir $images
 mv /var/lib/bundles.aside $images
 agree healthy 0
 
-# A mistake in the configuration is not taken.
+# The daemon refuses a configuration with a mistake.
 echo 'resync: soon' >> /etc/airgapd/config.yaml
 systemctl reload airgapd
-eventually in_journal 'the configuration is not taken'
+eventually in_journal 'the new configuration was rejected'
 cp /root/config.yaml /etc/airgapd/config.yaml
 agree degraded 1
 systemctl reload airgapd

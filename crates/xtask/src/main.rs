@@ -1,6 +1,6 @@
 //! The program behind `cargo xtask`.
 
-// A task runner's output is what it is for.
+// A task prints its errors.
 #![allow(clippy::print_stderr)]
 
 use std::process::ExitCode;

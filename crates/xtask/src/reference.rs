@@ -1,8 +1,7 @@
-//! `docs/configuration.md`, made of `config/config.yaml`, and `docs/messages.md`, made of the
-//! source.
+//! Makes `docs/configuration.md` from `config/config.yaml`, and `docs/messages.md` from the source.
 //!
-//! A test of the program holds that file to the program's own table of keys, so what is made of it
-//! cannot drift either.
+//! A test of the program compares `config/config.yaml` with the program's table of keys. So the
+//! page cannot drift from the program either.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,15 +13,14 @@ use lab::workspace;
 use crate::messages;
 
 const HEAD: &str = "# Configuration\n\n\
-    Every key with its default and its environment variable. `cargo xtask reference` makes this page of\n\
-    `config/config.yaml`, and a test compares that file with the program.\n";
+    Every key with its default and its environment variable. `cargo xtask reference` makes this page\n\
+    from `config/config.yaml`, and a test compares that file with the program.\n";
 
 /// Writes the pages.
 ///
 /// # Errors
 ///
-/// When a file cannot be read or written, or a message of the source has no text that could be
-/// found.
+/// Returns an error if a file cannot be read or written, or if a message has no text.
 pub fn write() -> Result<()> {
     for (path, text) in [(page(), made()?), (messages::page(), messages::made()?)] {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -40,8 +38,8 @@ fn made() -> Result<String> {
     Ok(render(&text))
 }
 
-/// The page of an annotated configuration: comments in front of a key are its text, the first block
-/// is the introduction.
+/// Makes the page from an annotated configuration. The comments before a key are its text, and the
+/// first block is the introduction.
 fn render(annotated: &str) -> String {
     let mut page = HEAD.to_owned();
     let mut comment: Vec<&str> = Vec::new();
@@ -81,7 +79,8 @@ fn write_text(page: &mut String, comment: &mut Vec<&str>) {
     }
 }
 
-/// `log.level` is `AIRGAPD_LOG_LEVEL`, `dataDir` `AIRGAPD_DATA_DIR`.
+/// Returns the variable of a key: `AIRGAPD_LOG_LEVEL` for `log.level`, `AIRGAPD_DATA_DIR` for
+/// `dataDir`.
 fn variable(name: &str) -> String {
     let mut variable = "AIRGAPD_".to_owned();
     for letter in name.chars() {

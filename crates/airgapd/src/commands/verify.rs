@@ -90,7 +90,7 @@ pub(super) async fn run(args: &VerifyArgs, call: &Call) -> Result<Exit, Refusal>
     let view = gather(args, settings, runtime, &mut needs).await?;
     if needs.mistakes.is_empty() && needs.sources().is_empty() {
         needs.mistakes.push(
-            "there is nothing to verify: give --images, --k0s-config, --manifests or --static-pods, with at least one image"
+            "there is nothing to verify: name images, or give --images, --k0s-config, --manifests or --static-pods"
                 .to_owned(),
         );
     }

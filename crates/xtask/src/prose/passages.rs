@@ -212,18 +212,26 @@ fn of_rust(file: &Path, source: &str) -> Vec<Passage> {
     found
 }
 
-/// The text of a string literal that has enough words to be one.
+/// The text of a string literal that has enough words to be one. An indented line is an example.
 fn message(literal: &str, number: usize) -> Vec<Passage> {
     let text = literal
         .trim_matches('"')
         .replace("\\n", "\n\n")
         .replace("\\\"", "\"");
     let mut lines = Vec::new();
+    let mut goes_on = false;
     for (line, at) in text.split('\n').zip(number..) {
+        let is_example = line.starts_with("  ") && !goes_on;
+        let words = if is_example {
+            ""
+        } else {
+            line.trim().trim_end_matches('\\')
+        };
+        goes_on = line.ends_with('\\');
         lines.push(Line {
             number: at,
             whole: String::new(),
-            words: values(line.trim().trim_end_matches('\\')),
+            words: values(words),
         });
     }
     let mut passages = markdown(lines.into_iter());
