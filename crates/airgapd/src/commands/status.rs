@@ -1,8 +1,8 @@
-//! `airgapd status`: how bundles and images stand, with a daemon or without.
+//! `airgapd status`: shows the state of bundles and images, with or without a running daemon.
 //!
-//! The daemon says over its control socket what is under way, the ledger has the past, and
-//! containerd itself the images that are in place now. Any of the three may be away: then the rest
-//! is shown, and the answer names the part that is missing.
+//! The daemon reports its current work over the control socket. The ledger has the past, and
+//! containerd has the images that are in place now. Any of the three may be missing. The answer
+//! then has the rest, and names the missing part.
 
 mod page;
 
@@ -28,7 +28,7 @@ use node::state::ledger::{self, Entry, Ledger};
 use node::state::roster::{self, Phase, Roster, Version};
 use node::status::{self, ContainerdStatus, DiskStatus, FolderStatus, ImageStatus, Live, Status};
 
-/// How often `--watch` looks.
+/// Time between two checks of `--watch`.
 const PACE: Duration = Duration::from_secs(1);
 
 /// The document of `airgapd status -o json`.
@@ -36,14 +36,14 @@ const PACE: Duration = Duration::from_secs(1);
 pub(super) struct Document {
     #[serde(flatten)]
     pub(super) status: Status,
-    /// The images that bundles vouch for; absent when containerd could not be asked.
+    /// Images that bundles vouch for, `null` if containerd did not answer.
     pub(super) images: Option<Vec<ImageStatus>>,
-    /// Everything that is wrong, in a sentence each: the reason of exit status 1 or 3.
+    /// All problems, one sentence each: the reasons for exit status 1 or 3.
     problems: Vec<String>,
 }
 
-/// Shows how everything stands. The exit status follows from the verdict: 0 when the node is
-/// healthy or working, 3 when containerd cannot be asked, 1 otherwise.
+/// Shows the state of everything. The exit status follows from the verdict: 0 if the node is
+/// healthy or working, 3 if containerd does not answer, and 1 otherwise.
 pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal> {
     let node = call.node()?;
     call.allowed(
@@ -66,7 +66,7 @@ pub(super) async fn run(args: &StatusArgs, call: &Call) -> Result<Exit, Refusal>
     }
 }
 
-/// Prints each change below the one before, until its reader goes away.
+/// Prints each change below the previous change, until its reader closes the pipe.
 async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut shown = String::new();
     loop {
@@ -93,8 +93,8 @@ async fn watch_in_lines(node: &Place, call: &Call) -> Result<Exit, Refusal> {
     }
 }
 
-/// Fills the screen of a terminal until it is interrupted or the terminal is gone. It ends as the
-/// last look would.
+/// Fills the screen of a terminal until a signal arrives or the terminal is closed. The exit status
+/// is that of the last check.
 async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Refusal> {
     let mut resized = signal(SignalKind::window_change())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -135,7 +135,8 @@ async fn watch_on(screen: &Screen, node: &Place, call: &Call) -> Result<Exit, Re
     Ok(last)
 }
 
-/// How everything stands, by the daemon, the ledger and containerd, as far as each can be had.
+/// Reads the state of everything from the daemon, the ledger and containerd, as far as each is
+/// available.
 pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
     let (answer, runtime) = tokio::join!(
         control::ask(&settings.runtime_dir, Want::Status, None),
@@ -176,7 +177,7 @@ pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
             }
         },
         Err(error) => {
-            // Where the daemon has no connection either, the verdict says why.
+            // If the daemon has no connection either, the verdict has the reason.
             if status.containerd.reachable {
                 problems.push(error.clone());
             }
@@ -196,7 +197,7 @@ pub(super) async fn look(settings: &Settings, node: &Place) -> Document {
     }
 }
 
-/// The same form, from what is on disk.
+/// Returns the same form from the data on disk.
 fn without_daemon(
     settings: &Settings,
     node: &Place,
@@ -243,7 +244,7 @@ fn without_daemon(
     }
 }
 
-/// The disk of containerd's content store, where it can be seen.
+/// Returns the disk of containerd's content store, if it is visible.
 fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
     let space = runtime::space(settings, runtime);
     let disk = Disk::of(space.store.as_deref()?).ok()?;
@@ -254,7 +255,7 @@ fn disk(settings: &Settings, runtime: &Containerd) -> Option<DiskStatus> {
     ))
 }
 
-/// Leaves the files alone that the daemon would.
+/// Leaves out the files that the daemon would leave out.
 fn leave_alone(roster: &mut Roster, folder: &Folder, settings: &Settings, ledger: &Ledger) {
     for name in roster.names(|phase| matches!(phase, Phase::Settling { .. })) {
         let identity = roster.identity(&name);
