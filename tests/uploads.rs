@@ -724,7 +724,7 @@ fn every_way_of_placing_a_file_gives_one_import_of_its_final_content(target: &Ta
         assert_eq!(
             yard.lines(&file, "not imported"),
             0,
-            "{}: failed tries",
+            "{}: failed imports",
             outcome.name
         );
     }
@@ -789,7 +789,7 @@ fn prints_the_table() {
     run_on(Place::Real(lab::Generation::V2_1), |target| {
         let yard = Yard::on(target);
         let mut rows = vec![
-            "| method | events | imports | failed tries | from the last byte to the record |".to_owned(),
+            "| method | events | imports | failed imports | from the last byte to the record |".to_owned(),
             "|---|---|---|---|---|".to_owned(),
         ];
         for (number, way) in WAYS.iter().enumerate() {
