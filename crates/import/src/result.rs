@@ -272,9 +272,16 @@ impl BundleResult {
     /// The same with what was foreseen for containerd's disk.
     #[must_use]
     pub fn with_forecast(mut self, forecast: Option<Forecast>) -> BundleResult {
-        self.warnings.extend(forecast.iter().flat_map(Forecast::warnings));
         self.space = forecast;
         self
+    }
+
+    /// Everything that the operator should know although it stops nothing: of the archive, and of how full the disk gets.
+    #[must_use]
+    pub fn all_warnings(&self) -> Vec<String> {
+        let foreseen = self.space.iter().flat_map(Forecast::warnings);
+        let foreseen = foreseen.map(|(_, warning)| warning);
+        self.warnings.iter().cloned().chain(foreseen).collect()
     }
 
     /// What there is to tell, in the order of the bundle: each record, but for the same failure of an image's records

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use bundle::Identity;
 use import::Outcome;
 use import::result::ImageOutcome;
-use import::space::Shortage;
+use import::space::{Forecast, Shortage};
 use oci_spec::image::Digest;
 
 use super::compare::BURST;
@@ -98,6 +98,8 @@ pub(crate) struct Landed {
     pub(crate) is_bundles_fault: bool,
     /// Why it stopped before its end, where it did.
     pub(crate) stopped: Option<Stop>,
+    /// What was foreseen for containerd's disk, where anything was to be sent and that disk can be seen.
+    pub(crate) forecast: Option<Forecast>,
 }
 
 /// One image of an import.
@@ -280,6 +282,9 @@ impl State {
         let is_told = !is_bad || self.rows.refused.admits(turn.now);
         turn.act(Action::Report(name.to_owned(), is_told));
         turn.act(Action::Count(name.to_owned()));
+        if let Some(forecast) = landed.forecast.as_ref().filter(|_| landed.stopped.is_none()) {
+            self.tell_scarce(name, forecast, turn);
+        }
         if landed.has_landed || landed.outcome == Outcome::Skipped {
             let closures = std::mem::take(&mut landed.closures);
             self.write_down(&job, &landed, closures, turn);

@@ -3,11 +3,11 @@
 //!
 //! No event tells of either, so both are looked at on a timer: one statvfs(2) and one stat(2).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-use import::space::{Disk, MinFree, Shortage};
+use import::space::{Disk, Forecast, MinFree, Scarce, Shortage};
 
 use super::compare::Connection;
 use super::line::Line;
@@ -46,6 +46,8 @@ pub(crate) struct RoomState {
     /// The disk as it was looked at last; `None` where it cannot be told.
     disk: Option<Disk>,
     stamp: Option<Stamp>,
+    /// What the log says that kubelet finds scarce on the disk.
+    scarce: BTreeSet<Scarce>,
 }
 
 impl RoomState {
@@ -56,6 +58,7 @@ impl RoomState {
             below: None,
             disk: None,
             stamp: None,
+            scarce: BTreeSet::new(),
         }
     }
 
@@ -92,6 +95,9 @@ impl State {
         }
         self.room.next = turn.now + LOOK;
         self.room.disk = room.disk;
+        if let Some(disk) = room.disk {
+            self.room.scarce.retain(|what| disk.is_scarce(*what));
+        }
         if let Some(disk) = room.disk.filter(|_| !self.room.is_below()) {
             self.wake_what_fits(disk);
         }
@@ -114,6 +120,16 @@ impl State {
                 turn.say(Line::info("there is enough space on containerd's disk again"));
             }
             Some(_) | None => {}
+        }
+    }
+
+    /// Says what kubelet will find scarce on the disk once this bundle is there. Bundles that come while it is scarce have no
+    /// word of it.
+    pub(super) fn tell_scarce(&mut self, name: &OsStr, forecast: &Forecast, turn: &mut Turn) {
+        for (what, warning) in forecast.warnings() {
+            if self.room.scarce.insert(what) {
+                turn.say(Line::warn(warning).bundle(name));
+            }
         }
     }
 
