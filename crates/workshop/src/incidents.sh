@@ -1,9 +1,43 @@
 # Eight incidents on a node that systemd runs: each is brought about, every output says the same of it, and it is mended. This is
 # part of packaged.sh: airgapd and containerd run, and demo.tar is in place.
 
-# Holds every output against a verdict: the verdict with what is waited for, and the exit status of `airgapd status`.
+# Prometheus asks the daemon's port and node_exporter each second. It has the rules of the package, and a minute of theirs is a
+# second here.
+install -D -m 0644 $drop_ins/metrics.conf $own/metrics.conf
+cp /etc/airgapd/config.yaml /root/config.before
+sed -i 's/^metricsAddress: null/metricsAddress: 127.0.0.1:9799/' /etc/airgapd/config.yaml
+systemctl daemon-reload
+systemctl restart airgapd
+textfiles=/var/lib/prometheus/node-exporter
+ln -s /run/airgapd/airgapd.prom $textfiles
+cat > /etc/default/prometheus-node-exporter <<OPTIONS
+ARGS="--collector.disable-defaults --collector.textfile --collector.textfile.directory=$textfiles --collector.systemd \
+    --collector.systemd.unit-include=airgapd.service"
+OPTIONS
+cat > /etc/prometheus/prometheus.yml <<'CONFIGURATION'
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
+rule_files: [rules.yaml]
+scrape_configs:
+  - {job_name: airgapd, static_configs: [{targets: ['127.0.0.1:9799']}]}
+  - {job_name: node, static_configs: [{targets: ['127.0.0.1:9100']}]}
+CONFIGURATION
+sed -E 's/([0-9])m\>/\1s/g' /usr/share/doc/airgapd/prometheus-rules.yaml > /etc/prometheus/rules.yaml
+systemctl restart prometheus-node-exporter prometheus
+
+# These alerts fire, each for some seconds, and no other does or is about to.
+raised() {
+    promtool query instant http://127.0.0.1:9090 'group by (alertname, alertstate) (max_over_time(ALERTS[4s]))' > /root/alerts
+    wanted=
+    for alert in "$@"; do
+        wanted="$wanted{alertname=\"$alert\", alertstate=\"firing\"} "
+    done
+    test "$(sed -n 's/ =>.*//p' /root/alerts | sort | tr '\n' ' ')" = "$wanted"
+}
+# Holds every output against a verdict: the verdict with what is waited for, the exit status of `airgapd status`, and the alerts,
+# in the order of their names.
 agree() {
     short=$1 code=$2
+    shift 2
     says() { airgapd status > /root/said; is=$?; test $is = "$code" && grep -q "^verdict     $short\$" /root/said; }
     eventually says
     cat /root/said
@@ -17,6 +51,7 @@ agree() {
     in_the_metrics() { grep -q "^airgapd_verdict{state=\"${short%% *}\"} 1\$" /run/airgapd/airgapd.prom; }
     eventually in_the_metrics
     in_journal "the node is $short"
+    eventually raised "$@"
 }
 # Ends with this exit status.
 ends_with() {
@@ -32,7 +67,7 @@ printf 'registry.example/demo/missing:1\n' > /etc/airgapd/required.txt
 cp /etc/airgapd/config.yaml /root/config.yaml
 sed -i 's|^  images: \[\]|  images: [/etc/airgapd/required.txt]|' /etc/airgapd/config.yaml
 systemctl restart airgapd
-agree failed 1
+agree failed 1 AirgapdFailed
 grep 'registry.example/demo/missing:1' /root/said
 ends_with 1 airgapd wait --timeout 5s
 ends_with 4 airgapd verify --images /etc/airgapd/required.txt
@@ -43,12 +78,13 @@ agree healthy 0
 # A bundle is damaged.
 head -c 20000 /root/demo.tar > $images/cut.tar
 agree 'waiting for the end of an upload' 1
+agree failed 1 AirgapdFailed
 rm $images/cut.tar
 agree healthy 0
 
 # containerd dies, and another one with an empty root takes its place: the images come back.
 systemctl stop containerd
-agree 'waiting for containerd' 3
+agree 'waiting for containerd' 3 AirgapdContainerdDown AirgapdWaiting
 ends_with 3 airgapd wait --timeout 2s
 mount -t tmpfs -o size=60m tmpfs /var/lib/containerd
 systemctl start containerd
@@ -58,7 +94,7 @@ agree healthy 0
 
 # The disk is full.
 cp /root/wide.tar.zst $images
-agree "waiting for room on containerd's disk" 1
+agree "waiting for room on containerd's disk" 1 AirgapdDiskFull AirgapdWaiting
 ends_with 1 airgapd wait --timeout 2s
 grep 'as soon as there is room' /root/said
 mount -o remount,size=600m /var/lib/containerd
@@ -70,7 +106,7 @@ eventually in_journal 'the bundle is gone'
 # The disk of the bundles is not mounted.
 mv $images /var/lib/bundles.aside
 mkdir $images
-agree degraded 1
+agree degraded 1 AirgapdDegraded AirgapdVanishedBundles
 grep 'airgapd release --vanished' /root/said
 in_containerd $hello
 rmdir $images
@@ -82,7 +118,7 @@ echo 'resync: soon' >> /etc/airgapd/config.yaml
 systemctl reload airgapd
 eventually in_journal 'the configuration is not taken'
 cp /root/config.yaml /etc/airgapd/config.yaml
-agree degraded 1
+agree degraded 1 AirgapdDegraded AirgapdReloadRefused
 systemctl reload airgapd
 agree healthy 0
 
@@ -95,7 +131,7 @@ while comes_back; do
     test $rounds -lt 10
     ctr -n k8s.io images rm $hello
 done
-agree degraded 1
+agree degraded 1 AirgapdDegraded
 grep 'seems to remove it on purpose' /root/said
 systemctl restart airgapd
 airgapd wait --timeout 20s
@@ -108,5 +144,15 @@ airgapd status > /root/said || true
 grep '^verdict     failed' /root/said
 ends_with 1 airgapd doctor
 ends_with 7 airgapd wait --timeout 2s
+eventually raised AirgapdAbsent AirgapdNotRunning AirgapdSilent
 systemctl start airgapd
 agree healthy 0
+
+# What follows is without Prometheus.
+systemctl stop prometheus prometheus-node-exporter
+rm $textfiles/airgapd.prom $own/metrics.conf
+mv /root/config.before /root/config.yaml
+cp /root/config.yaml /etc/airgapd/config.yaml
+systemctl daemon-reload
+systemctl restart airgapd
+airgapd wait --timeout 60s
