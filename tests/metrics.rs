@@ -422,6 +422,29 @@ fn metrics_that_do_not_arrive_degrade_the_node_until_they_do(target: &Target) {
     daemon.finish(target);
 }
 
+fn metrics_that_cannot_be_written_any_more_degrade_the_node_within_five_seconds(target: &Target) {
+    let node = Node::on(target);
+    let folder = node.path("metrics");
+    fs::create_dir(&folder).unwrap();
+    node.configure_also(&format!("metricsFile: {}/airgapd.prom", folder.display()));
+    let daemon = node.start();
+    let is_written = || folder.join("airgapd.prom").exists();
+    daemon.wait_until("all is well", || {
+        is_written() && node.airgapd(["status"]).status.success()
+    });
+    for round in 1..=2 {
+        fs::remove_dir_all(&folder).unwrap();
+        let problem = || node.airgapd(["status", "-o", "json"]).json()["metrics_file_problem"].is_string();
+        wait_for(Duration::from_secs(5), "it is noticed", problem);
+        node.airgapd(["status"]).exits(1);
+        assert_eq!(daemon.count("no metrics in"), round, "{}", daemon.log());
+        fs::create_dir(&folder).unwrap();
+        wait_for(Duration::from_secs(5), "it is written again", is_written);
+        node.airgapd(["status"]).exits(0);
+    }
+    daemon.finish(target);
+}
+
 /// One node that is well, one with a bundle that failed, and one without a containerd.
 fn every_query_of_the_dashboard_is_answered_with_data_of_three_nodes(target: &Target) {
     let second = target.elsewhere();
@@ -556,6 +579,7 @@ on_the_fake!(
     the_verdict_is_in_the_file_within_seconds,
     a_bundle_that_was_restored_is_counted_and_one_that_was_imported_is_not,
     a_configuration_that_a_reload_refused_is_a_metric,
+    metrics_that_cannot_be_written_any_more_degrade_the_node_within_five_seconds,
     metrics_that_do_not_arrive_degrade_the_node_until_they_do,
     what_was_imported_before_a_restart_counts_as_the_last_success,
 );

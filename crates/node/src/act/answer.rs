@@ -19,8 +19,8 @@ use crate::state::State;
 use crate::status::{self, ContainerdStatus, DaemonStatus, FolderStatus, Live, Status, VanishedStatus};
 use crate::verdict::Health;
 
-/// How often the file of the metrics is written: as often as they are usually read.
-const METRICS_PACE: Duration = Duration::from_secs(15);
+/// How often the file of the metrics is written: a file that cannot be written changes the verdict within 5 seconds.
+const METRICS_PACE: Duration = Duration::from_secs(3);
 
 /// How often it is looked at most whether there are news: a thousand bundles are a thousand turns of the loop.
 const NEWS_PACE: Duration = Duration::from_millis(50);
