@@ -406,7 +406,7 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
             "missing_blobs": [], "pinned": true})
     };
     let verdict = json!({"health": "failed", "reasons": [{"health": "failed", "subject": "required", "name": null,
-        "waits_for": null, "text": format!("1 of 2 required images are missing: {ABSENT}"),
+        "waits_for": null, "text": format!("1 of 2 required images is missing: {ABSENT}"),
         "remedy": "`airgapd verify` names for each the bundle or name that is near"}]});
     let expected = json!({
         "verdict": verdict,
@@ -427,14 +427,14 @@ fn status_and_wait_print_documents_with_stable_keys(target: &Target) {
         "bundles": [with_disk_use],
         "ignored": [],
         "images": [image(NAME), image(&format!("registry.test/app@{}", archive.images[0].root))],
-        "problems": [format!("1 of 2 required images are missing: {ABSENT}")],
+        "problems": [format!("1 of 2 required images is missing: {ABSENT}")],
     });
     assert_eq!(document, expected);
     let waited_ms = waited["waited_ms"].clone();
     assert!(waited_ms.is_u64());
     let required = &waited["required"];
     assert_eq!(required["missing"], document["required"]["missing"]);
-    let error = format!("1 of 2 required images are missing: {ABSENT} (`airgapd verify` says what to do)");
+    let error = format!("1 of 2 required images is missing: {ABSENT} (`airgapd verify` says what to do)");
     let expected = json!({"outcome": "missing", "error": error, "verdict": {"health": "healthy", "reasons": []}, "bundles": [shown], "ignored": [],
         "required": required, "waited_ms": waited_ms});
     assert_eq!(waited, expected);

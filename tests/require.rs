@@ -47,10 +47,10 @@ fn what_is_required_is_said_once_for_each_change_and_waited_for(target: &Target)
     assert!(
         answer
             .stderr
-            .contains(&format!("1 of 3 required images are missing: {TWO}")),
+            .contains(&format!("1 of 3 required images is missing: {TWO}")),
         "{answer:?}"
     );
-    daemon.wait_for_log("1 of 3 required images are missing");
+    daemon.wait_for_log("1 of 3 required images is missing");
     let answer = node.airgapd(["status"]).exits(1);
     assert!(
         answer.stdout.contains("Pod p: spec.containers[0].image"),
@@ -71,7 +71,7 @@ fn what_is_required_is_said_once_for_each_change_and_waited_for(target: &Target)
     // Nobody vouches for this one, so it does not come back; the daemon hears of it by itself.
     target.remove_record(BY_HAND);
     daemon.wait_until("it is missed", || missing(&node) == [BY_HAND]);
-    daemon.wait_for_log(&format!("1 of 3 required images are missing: {BY_HAND}"));
+    daemon.wait_for_log(&format!("1 of 3 required images is missing: {BY_HAND}"));
     node.import([&by_hand]).exits(0);
     daemon.wait_until("it is there again", || missing(&node).is_empty());
     // It is compared and looked at every second; a change is told once all the same.

@@ -48,7 +48,7 @@ fn after_a_restart_of_the_machine_blobs_are_looked_at_and_what_is_lost_is_brough
     ledger["context"]["boot"] = "an earlier one".into();
     fs::write(node.ledger(), ledger.to_string()).unwrap();
     let daemon = node.start();
-    daemon.wait_for_log("1 are lost");
+    daemon.wait_for_log("1 is lost");
     daemon.wait_until("it is whole again", || {
         fake.blob_bytes(target.namespace(), &layer).as_ref() == Some(&whole)
     });

@@ -228,7 +228,7 @@ fn required_images_are_looked_for_while_a_bundle_is_under_way(target: &Target) {
     all_say(
         &node,
         &daemon,
-        &wrong("failed", "required", "1 of 1 required images are missing"),
+        &wrong("failed", "required", "the required image is missing"),
     );
     daemon.finish(target);
 }

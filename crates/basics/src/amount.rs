@@ -26,6 +26,19 @@ pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, thing: &str) 
     format!("{count} {thing}{plural}")
 }
 
+/// `1 file is`, `2 files are`: a number and the words that agree with it.
+#[must_use]
+pub fn numbered<N: Copy + Display + PartialEq + From<u8>>(count: N, one: &str, many: &str) -> String {
+    let words = if count == N::from(1) { one } else { many };
+    format!("{count} {words}")
+}
+
+/// `is` of one thing, and `are` of any other number of them.
+#[must_use]
+pub fn are<N: Copy + PartialEq + From<u8>>(count: N) -> &'static str {
+    if count == N::from(1) { "is" } else { "are" }
+}
+
 /// Whole milliseconds of a duration; `u64::MAX` for one of more than 584 million years.
 #[must_use]
 pub fn milliseconds(duration: Duration) -> u64 {
@@ -41,6 +54,8 @@ mod tests {
         for (count, said) in [(0_u32, "0 images"), (1, "1 image"), (2, "2 images")] {
             assert_eq!(counted(count, "image"), said);
             assert_eq!(counted(u64::from(count), "image"), said);
+            assert_eq!(numbered(count, "image", "images"), said);
+            assert_eq!(are(count), if count == 1 { "is" } else { "are" });
         }
     }
 

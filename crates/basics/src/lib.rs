@@ -9,7 +9,7 @@ pub mod foreign;
 mod amount;
 mod chain;
 
-pub use amount::{bytes, counted, milliseconds};
+pub use amount::{are, bytes, counted, milliseconds, numbered};
 pub use backoff::Backoff;
 pub use chain::chain;
 pub use foreign::{Foreign, is_visible};

@@ -223,10 +223,26 @@ impl fmt::Display for Warning {
                     "{count} entries are there more than once (first: {first}); the last ones count"
                 )
             }
+            Self::TrailingData { offset, bytes: 1 } => {
+                write!(
+                    f,
+                    "1 byte follows the end of the archive at offset {offset} and is ignored"
+                )
+            }
             Self::TrailingData { offset, bytes } => {
                 write!(
                     f,
                     "{bytes} bytes follow the end of the archive at offset {offset} and are ignored"
+                )
+            }
+            Self::TrailingGarbage {
+                codec,
+                offset,
+                bytes: 1,
+            } => {
+                write!(
+                    f,
+                    "1 byte follows the {codec} data at offset {offset} and is ignored"
                 )
             }
             Self::TrailingGarbage { codec, offset, bytes } => {
@@ -240,6 +256,12 @@ impl fmt::Display for Warning {
             Self::OciSideBroken { image, reason } => {
                 write!(f, "{image}: {reason}; manifest.json is used instead")
             }
+            Self::Delta { base, count: 1 } => {
+                write!(
+                    f,
+                    "this is a delta on {base}: 1 of its layers has to be there already"
+                )
+            }
             Self::Delta { base, count } => {
                 write!(
                     f,
@@ -252,12 +274,71 @@ impl fmt::Display for Warning {
                     "this is a delta, but its list of what it relies on is unusable: {reason}"
                 )
             }
+            Self::NotInIndex { count: 1 } => {
+                f.write_str("manifest.json lists 1 image that index.json does not; index.json counts")
+            }
             Self::NotInIndex { count } => {
                 write!(
                     f,
                     "manifest.json lists {count} images that index.json does not; index.json counts"
                 )
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_of_one_thing_has_no_plural() {
+        let codec = Compression::Gzip;
+        let (offset, base) = (512, || "base.tar".to_owned());
+        let table = [
+            (
+                Warning::TrailingData { offset, bytes: 1 },
+                "1 byte follows the end",
+            ),
+            (
+                Warning::TrailingData { offset, bytes: 2 },
+                "2 bytes follow the end",
+            ),
+            (
+                Warning::TrailingGarbage {
+                    codec,
+                    offset,
+                    bytes: 1,
+                },
+                "1 byte follows the gzip data",
+            ),
+            (
+                Warning::TrailingGarbage {
+                    codec,
+                    offset,
+                    bytes: 2,
+                },
+                "2 bytes follow the gzip data",
+            ),
+            (
+                Warning::Delta {
+                    base: base(),
+                    count: 1,
+                },
+                "1 of its layers has",
+            ),
+            (
+                Warning::Delta {
+                    base: base(),
+                    count: 2,
+                },
+                "2 of its layers have",
+            ),
+            (Warning::NotInIndex { count: 1 }, "lists 1 image that"),
+            (Warning::NotInIndex { count: 2 }, "lists 2 images that"),
+        ];
+        for (warning, words) in table {
+            assert!(warning.to_string().contains(words), "{warning}");
         }
     }
 }

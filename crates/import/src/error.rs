@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use basics::counted;
 use bundle::BlobRef;
 use containerd::{Recovery, is_disk_failure};
 
@@ -162,8 +163,8 @@ fn counted_text(census: Census, new: usize, most: usize) -> String {
     let Census { ours, others } = census;
     match others > most {
         false => format!(
-            "the namespace has {} image records, those of others included, and the bundle adds {new}",
-            ours + others
+            "the namespace has {}, those of others included, and the bundle adds {new}",
+            counted(ours + others, "image record")
         ),
         true => format!(
             "of others the namespace has more than {most} image records already, so that ours alone count: they are {ours}, and \
@@ -178,7 +179,7 @@ fn missing_text(missing: &[BlobRef]) -> String {
     let shown: Vec<_> = missing
         .iter()
         .take(SHOWN)
-        .map(|blob| format!("{} ({} bytes)", blob.digest, blob.size))
+        .map(|blob| format!("{} ({})", blob.digest, counted(blob.size, "byte")))
         .collect();
     let more = match missing.len().saturating_sub(SHOWN) {
         0 => String::new(),

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use basics::bytes;
+use basics::{bytes, counted};
 use containerd::{Client, INGEST_PREFIX, ingest_ref};
 use oci_spec::image::Digest;
 use serde::ser::SerializeStruct;
@@ -292,11 +292,11 @@ impl fmt::Display for Shortage {
         match forecast.lacking_bytes() {
             0 => write!(
                 f,
-                "{} files wanted, {} of {} inodes free: free {} inodes there",
-                demand.inodes,
+                "{} wanted, {} of {} free: free {} there",
+                counted(demand.inodes, "file"),
                 disk.free_inodes,
-                disk.inodes,
-                demand.inodes.saturating_sub(disk.free_inodes)
+                counted(disk.inodes, "inode"),
+                counted(demand.inodes.saturating_sub(disk.free_inodes), "inode")
             ),
             lacking if forecast.min_free > 0 => write!(f, "free {} there, or lower minFree", bytes(lacking)),
             lacking => write!(f, "free {} there", bytes(lacking)),
@@ -452,7 +452,7 @@ mod tests {
                 disk(500 * MB, 99),
                 none,
                 Some(
-                    "1 B wanted, 500.0 MB of 1.0 GB free in /store; 100 files wanted, 99 of 100000 inodes free: free 1 inodes there",
+                    "1 B wanted, 500.0 MB of 1.0 GB free in /store; 100 files wanted, 99 of 100000 inodes free: free 1 inode there",
                 ),
             ),
             (u64::MAX, 0, disk(500 * MB, 99), Bytes(u64::MAX), Some("wanted")),

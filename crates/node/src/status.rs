@@ -266,10 +266,12 @@ impl RequiredStatus {
             return None;
         }
         let (missing, all) = (self.missing.len(), self.references);
-        Some(match missing {
-            0 if all == 1 => "the required image is there".to_owned(),
-            0 => format!("all {all} required images are there"),
-            missing => format!("{missing} of {all} required images are missing"),
+        Some(match (missing, all) {
+            (0, 1) => "the required image is there".to_owned(),
+            (1, 1) => String::from("the required image is missing"),
+            (0, _) => format!("all {all} required images are there"),
+            (1, _) => format!("1 of {all} required images is missing"),
+            (_, _) => format!("{missing} of {all} required images are missing"),
         })
     }
 }

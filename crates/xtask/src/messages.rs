@@ -45,7 +45,7 @@ type Elsewhere = (
     Option<&'static str>,
     &'static [(&'static str, &'static str)],
 );
-const ELSEWHERE: [Elsewhere; 13] = [
+const ELSEWHERE: [Elsewhere; 14] = [
     (
         "node/src/act/errands.rs",
         "warning",
@@ -122,7 +122,11 @@ const ELSEWHERE: [Elsewhere; 13] = [
         "node/src/decide/require.rs",
         "sentence",
         Some("missing"),
-        &[("node/src/status.rs", "missing => format!")],
+        &[
+            ("node/src/status.rs", "(1, 1) => String::from"),
+            ("node/src/status.rs", "(1, _) => format!"),
+            ("node/src/status.rs", "(_, _) => format!"),
+        ],
     ),
     (
         "airgapd/src/config.rs",

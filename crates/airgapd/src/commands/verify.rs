@@ -349,9 +349,10 @@ fn text(document: &Document) -> Page {
         None => format!("in {}", document.bundles.join(", ")),
     };
     let mut summary = format!(
-        "{} of {} references are there, whole, {place}",
+        "{} of {} {} there, whole, {place}",
         present.len(),
-        document.images.len()
+        basics::counted(document.images.len(), "reference"),
+        basics::are(present.len())
     );
     match missing.len() {
         0 => {}

@@ -527,10 +527,7 @@ mod tests {
         assert_eq!(required(|_| {}), (Some(Outcome::Converged), None));
         let (outcome, why) = required(missing);
         assert_eq!(outcome, Some(Outcome::Missing));
-        assert!(
-            why.unwrap()
-                .starts_with("1 of 2 required images are missing: a:1")
-        );
+        assert!(why.unwrap().starts_with("1 of 2 required images is missing: a:1"));
         assert_eq!(required(|required| required.is_current = false).0, None);
         let unknown = required(|required| required.problem = Some("it is unreadable".to_owned()));
         assert_eq!(

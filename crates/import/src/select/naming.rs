@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use basics::counted;
 use bundle::{Image, Node};
 use oci_spec::image::{Descriptor, Digest};
 
@@ -49,9 +50,13 @@ pub(super) fn named(
     let of_manifests = policy.naming.repositories(&all) * manifests.len();
     *asked += records.len() + of_manifests;
     if *asked > policy.most_records {
-        let (names, manifests, most) = (records.len(), manifests.len(), policy.most_records);
+        let (names, manifests) = (
+            counted(records.len(), "name"),
+            counted(manifests.len(), "manifest"),
+        );
+        let most = policy.most_records;
         return Verdict::Broken(vec![Problem::of_image(format!(
-            "its {names} names and the digests of its {manifests} manifests, with those of the images before it, are {asked} \
+            "its {names} and the digests of its {manifests}, with those of the images before it, are {asked} \
              image records: that is too many (`limits.records` is {most})"
         ))]);
     }

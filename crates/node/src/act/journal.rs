@@ -60,8 +60,10 @@ pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     for warning in &report.warnings {
         tell!(is_told && row.admits(now), warn, bundle, "{warning}");
     }
-    if let Some(count) = row.rest() {
-        tell!(is_told, warn, bundle, "{count} more warnings like these");
+    match row.rest() {
+        None => {}
+        Some(1) => tell!(is_told, warn, bundle, "1 more warning like these"),
+        Some(count) => tell!(is_told, warn, bundle, "{count} more warnings like these"),
     }
     if report.retry {
         // It stopped in the middle and goes on soon: one line says why, elsewhere.
@@ -83,13 +85,15 @@ pub(super) fn log_report(name: &OsStr, report: &BundleResult, is_told: bool) {
     if let Some(more) = others.checked_sub(MOST_IMAGES).filter(|more| *more > 0) {
         info!(bundle, "{more} more of its images came to something like these");
     }
-    if let Some(count) = row.rest() {
-        tell!(
+    match row.rest() {
+        None => {}
+        Some(1) => tell!(is_told, error, bundle, "1 more of its images was not imported"),
+        Some(count) => tell!(
             is_told,
             error,
             bundle,
             "{count} more of its images were not imported"
-        );
+        ),
     }
     let (outcome, bytes, milliseconds) = (
         report.outcome.as_str(),

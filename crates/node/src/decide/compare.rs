@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
+use basics::{are, numbered};
 use containerd::{ImageChange, ImageEvent};
 use import::{Survey, bundle_id, lease};
 
@@ -269,7 +270,13 @@ impl State {
         if self.is_new_boot() {
             let (whole, lost) = (survey.blobs.len(), survey.lost.len());
             turn.say(Line::info(format!(
-                "the machine was started anew: {whole} blobs of imported bundles are there, {lost} are lost"
+                "the machine was started anew: {} there, {lost} {} lost",
+                numbered(
+                    whole,
+                    "blob of imported bundles is",
+                    "blobs of imported bundles are"
+                ),
+                are(lost)
             )));
         }
         self.ledger.context.boot.clone_from(&self.boot);

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
-use basics::Foreign;
+use basics::{Foreign, counted, numbered};
 use oci_spec::image::Digest;
 
 use crate::outcome::Outcome;
@@ -218,27 +218,38 @@ impl Rows {
         let line = |level, text: String| Line::new(level, text);
         let lines = [
             begun.map(|count| {
-                line(
-                    Level::Info,
-                    format!("{count} more files were begun with ({HINT})"),
-                )
+                let text = numbered(count, "more file was begun with", "more files were begun with");
+                line(Level::Info, format!("{text} ({HINT})"))
             }),
             delayed.map(|count| {
-                let text = format!("{count} more files are not whole yet, or wait for something ({HINT})");
-                line(Level::Info, text)
+                let text = numbered(
+                    count,
+                    "more file is not whole yet, or waits for something",
+                    "more files are not whole yet, or wait for something",
+                );
+                line(Level::Info, format!("{text} ({HINT})"))
             }),
             refused.map(|count| {
-                line(
-                    Level::Warn,
-                    format!("{count} more files were not imported ({HINT})"),
-                )
+                let text = numbered(
+                    count,
+                    "more file was not imported",
+                    "more files were not imported",
+                );
+                line(Level::Warn, format!("{text} ({HINT})"))
             }),
-            ignored.map(|count| line(Level::Info, format!("{count} more files were ignored ({HINT})"))),
-            gone.map(|count| line(Level::Info, format!("{count} more bundles are gone ({HINT})"))),
+            ignored.map(|count| {
+                let text = numbered(count, "more file was ignored", "more files were ignored");
+                line(Level::Info, format!("{text} ({HINT})"))
+            }),
+            gone.map(|count| {
+                let text = numbered(count, "more bundle is gone", "more bundles are gone");
+                line(Level::Info, format!("{text} ({HINT})"))
+            }),
             connection.map(|count| {
+                let text = counted(count, "more change");
                 line(
                     Level::Warn,
-                    format!("containerd goes on coming and going: {count} more changes"),
+                    format!("containerd goes on coming and going: {text}"),
                 )
             }),
         ];
@@ -328,7 +339,7 @@ mod tests {
         assert_eq!(rows.sum_up(now), [], "they may go on");
         let summed = rows.sum_up(now + Row::PAUSE);
         let wanted = [
-            (Level::Info, "1 more files were begun with"),
+            (Level::Info, "1 more file was begun with"),
             (Level::Info, "2 more files are not whole yet"),
             (Level::Warn, "3 more files were not imported"),
             (Level::Info, "4 more files were ignored"),

@@ -89,7 +89,8 @@ impl fmt::Display for Vanished {
         let Vanished {
             sign, missing, known, ..
         } = self;
-        write!(f, "{sign}, and {missing} of {known} bundles are not in it")
+        let (known, are) = (basics::counted(*known, "bundle"), basics::are(*missing));
+        write!(f, "{sign}, and {missing} of {known} {are} not in it")
     }
 }
 

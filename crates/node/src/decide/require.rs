@@ -422,7 +422,7 @@ mod tests {
         let stalled = Settle::Stalled { until, why };
         world.state.roster.settle(OsStr::new("a.tar"), stalled);
         world.go_on();
-        assert_eq!(said(&world, "1 of 9 required images are missing: a:0"), 1);
+        assert_eq!(said(&world, "1 of 9 required images is missing: a:0"), 1);
     }
 
     #[test]
@@ -444,14 +444,14 @@ mod tests {
         assert_eq!((status.missing.len(), status.checked_at), (0, None));
         world.go_on();
         end(&mut world, Checked::Found(found(1)));
-        assert_eq!(said(&world, "required images are missing"), 1);
+        assert_eq!(said(&world, "required images is missing"), 1);
     }
 
     #[test]
     fn a_line_names_a_few_and_counts_the_others() {
         let table = [
             (0, "all 9 required images are there"),
-            (1, "1 of 9 required images are missing: a:0"),
+            (1, "1 of 9 required images is missing: a:0"),
             (
                 7,
                 "7 of 9 required images are missing: a:0, a:1, a:2, a:3, a:4 and 2 more (`airgapd status` names them)",

@@ -122,9 +122,14 @@ impl Report {
             [blobs.added_bytes, blobs.removed_bytes, blobs.common_bytes].map(output::bytes);
         output::line!(
             text,
-            "{} of {} names differ; blobs: {} added ({added}), {} removed ({removed}), {} in both ({common})",
+            "{} of {} {}; blobs: {} added ({added}), {} removed ({removed}), {} in both ({common})",
             self.images.len(),
-            self.images.len() + self.unchanged,
+            basics::counted(self.images.len() + self.unchanged, "name"),
+            if self.images.len() == 1 {
+                "differs"
+            } else {
+                "differ"
+            },
             blobs.added,
             blobs.removed,
             blobs.common

@@ -92,7 +92,7 @@ fn a_bundle_is_gone_if_it_is_missing_in_the_same_folder_and_can_be_told_to_be() 
     );
     let (count, why) = gone((1, 2), &[], &["0.tar"]);
     assert_eq!(count, 0);
-    let text = "/images is another folder than before, and 1 of 4 bundles are not in it";
+    let text = "/images is another folder than before, and 1 of 4 bundles is not in it";
     assert_eq!(why.as_deref(), Some(text));
     assert_eq!(gone((1, 1), &[], &["0.tar", "1.tar", "2.tar"]), (3, None));
 }
